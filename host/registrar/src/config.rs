@@ -1,0 +1,182 @@
+//! What a registrar is told once, when it starts.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    layout::Layout,
+    node::{Invalid, Weight},
+    weight::Damping,
+};
+
+/// etcd refuses a longer time to live than this (`maxLeaseTTL` in its lessor), in seconds.
+const MAX_TTL_SECONDS: u64 = 9_000_000_000;
+
+/// How to reach etcd and how to register there. The defaults suit an etcd on the same network.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `http://host:port` or `https://host:port`, each a member of one etcd cluster. When one fails the next is tried.
+    pub endpoints: Vec<String>,
+    /// The user as whom to speak to an etcd with authentication.
+    pub credentials: Option<Credentials>,
+    /// How to check an `https` endpoint, and what to show it.
+    pub tls: Tls,
+    /// How long making a connection may take. Too short makes a far etcd unreachable; too long delays the next endpoint.
+    pub dial_timeout: Duration,
+    /// How long one request may wait for its answer, at most a third of the TTL. A write that is not answered by then
+    /// costs a new lease, so too short is expensive; too long delays recovery from a dead connection.
+    pub request_timeout: Duration,
+    /// How long `register` may take, its retries included.
+    pub register_timeout: Duration,
+    /// How long `stop` waits for etcd's confirmation before it says that it goes on in the background.
+    pub stop_timeout: Duration,
+    /// How long keys outlive a host that died, where `register` is not told otherwise. etcd may grant more.
+    pub ttl: Ttl,
+    /// How nodes become keys and values, where `register` is not told otherwise.
+    pub layout: Layout,
+    /// What to do about a key that belongs to somebody else, where `register` is not told otherwise.
+    pub ownership: Ownership,
+    /// Where computed weights come from.
+    pub load: LoadSource,
+    /// When a computed weight is written.
+    pub damping: Damping,
+    /// The most registrations at a time; one more is an error.
+    pub max_registrations: usize,
+    /// Seeds the jitter of retries, so that a simulation can be replayed. `None` draws a fresh seed.
+    pub jitter_seed: Option<u64>,
+}
+
+impl Options {
+    /// The defaults, for these endpoints.
+    pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            credentials: None,
+            tls: Tls::default(),
+            dial_timeout: Duration::from_secs(3),
+            request_timeout: Duration::from_secs(5),
+            register_timeout: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(5),
+            ttl: Ttl::default(),
+            layout: Layout::default(),
+            ownership: Ownership::default(),
+            load: LoadSource::default(),
+            damping: Damping::default(),
+            max_registrations: 200_000,
+            jitter_seed: None,
+        }
+    }
+}
+
+/// A user of etcd and the password. `Debug` shows the user only.
+#[derive(Clone)]
+pub struct Credentials {
+    /// The user's name.
+    pub user: String,
+    /// The password; it is sent to etcd and nowhere else.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// TLS towards `https` endpoints. `Debug` never shows the key.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// PEM certificates of the authorities that may vouch for etcd. `None` trusts none, and `https` then fails.
+    pub ca_pem: Option<Vec<u8>>,
+    /// PEM certificate chain and key that this client shows to etcd.
+    pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name that etcd's certificate must carry; by default the endpoint's host.
+    pub server_name: Option<String>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("ca", &self.ca_pem.is_some())
+            .field("identity", &self.identity_pem.is_some())
+            .field("server_name", &self.server_name)
+            .finish()
+    }
+}
+
+/// A time to live in whole seconds, 1 to 9,000,000,000. etcd raises it to its own minimum, 2 s by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ttl(u64);
+
+impl Ttl {
+    /// The time to live in seconds.
+    pub fn seconds(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self(10)
+    }
+}
+
+impl TryFrom<u64> for Ttl {
+    type Error = Invalid;
+
+    fn try_from(seconds: u64) -> Result<Self, Invalid> {
+        match seconds {
+            1..=MAX_TTL_SECONDS => Ok(Self(seconds)),
+            _ => Err(Invalid::new("ttl", format!("must be 1 to {MAX_TTL_SECONDS} seconds, not {seconds}"))),
+        }
+    }
+}
+
+/// What `register` does about a key that belongs to a live lease of somebody else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// Writes over it, once. A registration whose key is taken later does not take it back by force.
+    #[default]
+    TakeOver,
+    /// Fails with [`Error::Conflict`](crate::Error::Conflict).
+    Refuse,
+    /// Waits for the key to become free, as long as `register` may take.
+    Wait,
+}
+
+impl FromStr for Ownership {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "take-over" => Ok(Self::TakeOver),
+            "refuse" => Ok(Self::Refuse),
+            "wait" => Ok(Self::Wait),
+            _ => Err(Invalid::new("ownership", format!("must be one of: take-over, refuse, wait; not {text:?}"))),
+        }
+    }
+}
+
+/// Where the weight of a node comes from that does not bring its own.
+#[derive(Debug, Clone, Default)]
+pub enum LoadSource {
+    /// The processor and memory of this machine, or of the container's share of it.
+    #[default]
+    Machine,
+    /// Always this weight.
+    Fixed(Weight),
+    /// Whatever the embedder says.
+    Given(watch::Receiver<Weight>),
+}
+
+/// What one registration does differently from its registrar's [`Options`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// How long the key outlives a host that died.
+    pub ttl: Option<Ttl>,
+    /// How the node becomes a key and a value.
+    pub layout: Option<Layout>,
+    /// What to do about a key that belongs to somebody else.
+    pub ownership: Option<Ownership>,
+}

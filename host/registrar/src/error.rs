@@ -1,0 +1,76 @@
+//! What can go wrong for a caller, each variant a thing that the caller can act on.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{etcd::Failure, node::Invalid};
+
+/// Why a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument breaks its rule; repeating the call does not help.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+
+    /// A limit of this registrar is reached.
+    #[error("{what} is limited to {limit}")]
+    Quota {
+        /// What is limited.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+
+    /// The key belongs to a live lease of somebody else, and the ownership policy leaves it there.
+    #[error("{key} is held by lease {lease:x} of somebody else")]
+    Conflict {
+        /// The key.
+        key: Arc<str>,
+        /// The lease that holds it.
+        lease: i64,
+    },
+
+    /// This registrar already keeps that key.
+    #[error("{0} is registered here already")]
+    Duplicate(Arc<str>),
+
+    /// etcd could not be reached, or refused.
+    #[error("etcd: {0}")]
+    Unavailable(#[source] Unavailable),
+
+    /// The answer did not come in time. After `register` nothing stays registered; after `stop` the deletion goes on.
+    #[error("{what} took longer than {after:?}")]
+    Timeout {
+        /// What took too long.
+        what: &'static str,
+        /// The deadline that passed.
+        after: Duration,
+    },
+
+    /// The registration, or the whole registrar, has ended.
+    #[error("the registration has ended")]
+    Ended,
+}
+
+impl Error {
+    pub(crate) fn unavailable(failure: Failure) -> Self {
+        Self::Unavailable(Unavailable(Arc::new(failure)))
+    }
+}
+
+/// What etcd, or the way to it, said. Its text names the endpoint and never holds a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(Arc<Failure>);
+
+impl Unavailable {
+    /// Whether etcd refused the user or the password; waiting does not help.
+    pub fn is_denied(&self) -> bool {
+        matches!(*self.0, Failure::Denied(_))
+    }
+
+    /// Whether the endpoint answers, but not as etcd does.
+    pub fn is_not_etcd(&self) -> bool {
+        matches!(*self.0, Failure::NotEtcd(_))
+    }
+}

@@ -1,0 +1,145 @@
+//! What a registration's owner sees of it: its state now, and what happened.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::node::Weight;
+
+/// Where a registration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not in etcd yet.
+    Pending,
+    /// In etcd, under a lease that etcd confirmed within its time to live.
+    Registered,
+    /// The last renewal was not confirmed; the host is finding out.
+    Suspect,
+    /// Lost, or on its way to a new lease; the host writes it again until it succeeds.
+    Recovering,
+    /// Somebody else's live lease holds the key; the registration returns once the key is free.
+    Conflict,
+    /// On its way out of etcd.
+    Draining,
+    /// Out of etcd, for good.
+    Stopped,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pending => "pending",
+            Self::Registered => "registered",
+            Self::Suspect => "suspect",
+            Self::Recovering => "recovering",
+            Self::Conflict => "conflict",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// A registration at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Where it stands.
+    pub state: State,
+    /// The weight that is published, or will be as soon as it can be written.
+    pub weight: Weight,
+    /// How long the lease lasts if etcd confirms no further renewal; zero without a lease.
+    pub ttl_remaining: Duration,
+    /// Renewals that etcd confirmed since the registration began.
+    pub renewals: u64,
+    /// How many times it was lost and written again.
+    pub recoveries: u64,
+}
+
+/// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// What happened.
+    pub what: What,
+    /// The key it happened to; `None` when it happened to the lease with all its keys.
+    pub key: Option<Arc<str>>,
+    /// Why, for people.
+    pub why: String,
+    /// The lease, 0 when there is none.
+    pub lease: i64,
+    /// How long ago etcd granted that lease.
+    pub lease_age: Duration,
+    /// How long the state before this event had lasted.
+    pub since: Duration,
+}
+
+/// The kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum What {
+    /// A new key is in etcd.
+    Registered,
+    /// A new key replaced one of another live lease.
+    TookOver,
+    /// A renewal was confirmed.
+    Renewed,
+    /// A renewal was not confirmed.
+    Suspect,
+    /// A renewal was confirmed after all; nothing was lost.
+    Confirmed,
+    /// The lease is lost or given up; its keys are about to be written under a new one.
+    Recovering,
+    /// All keys are back under a new lease.
+    Recovered,
+    /// A key was missing or detached from its lease, and is back.
+    Healed,
+    /// A key is held by somebody else's live lease.
+    Conflict,
+    /// A new weight is in etcd.
+    Weighed,
+    /// A key is out of etcd, for good.
+    Stopped,
+}
+
+/// What changes with every renewal, shared by all registrations of one lease so that a renewal costs the same for one
+/// key and for a thousand.
+#[derive(Debug)]
+pub(crate) struct Vitals {
+    origin: Instant,
+    /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
+    ends: AtomicU64,
+    renewals: AtomicU64,
+}
+
+impl Vitals {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { origin: now, ends: AtomicU64::new(0), renewals: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn held_until(&self, end: Instant) {
+        let millis = end.saturating_duration_since(self.origin).as_millis();
+        self.ends.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn lost(&self) {
+        self.ends.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn renewed(&self) {
+        self.renewals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn remaining(&self, now: Instant) -> Duration {
+        let gone = now.saturating_duration_since(self.origin);
+        Duration::from_millis(self.ends.load(Ordering::Relaxed)).saturating_sub(gone)
+    }
+}
