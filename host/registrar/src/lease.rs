@@ -395,7 +395,7 @@ impl Lease {
 
     fn grant(&self, now: Instant) -> Call<Answer> {
         let (etcd, ttl) = (self.around.etcd.clone(), self.around.ttl);
-        let deadline = self.around.request_timeout.min(Duration::from_secs(ttl.seconds()));
+        let deadline = self.deadline();
         Box::pin(async move { Answer::Granted(etcd.grant(ttl, deadline).await, now) })
     }
 
@@ -805,22 +805,31 @@ impl Lease {
         self.current().map_or(Duration::from_secs(self.around.ttl.seconds()), |held| held.ttl) / 3
     }
 
-    /// No request may wait longer than until the next renewal is due.
     fn deadline(&self) -> Duration {
-        self.around.request_timeout.min(self.interval())
+        deadline(self.around.request_timeout, self.interval())
     }
 
-    /// Half a renewal interval, so that a retry and what follows from it fit into one.
     fn cap(&self) -> Duration {
-        self.interval() / 2
+        longest_backoff(self.interval())
     }
+}
+
+/// Three quarters of a renewal interval for a request, a quarter for the pause after it: whatever hung or failed when
+/// etcd came back has been tried again one interval later.
+fn deadline(request_timeout: Duration, interval: Duration) -> Duration {
+    request_timeout.min(interval * 3 / 4)
+}
+
+/// The other quarter.
+fn longest_backoff(interval: Duration) -> Duration {
+    interval / 4
 }
 
 /// Renews on the open stream; opens one if there is none, or if the open one is broken.
 fn renew(etcd: Etcd, held: &mut Held, request_timeout: Duration, now: Instant) -> Call<Renewal> {
     let lease = held.lease;
     let ttl = held.ttl;
-    let deadline = request_timeout.min(ttl / 3);
+    let deadline = deadline(request_timeout, ttl / 3);
     let mut stream = held.stream.take();
     Box::pin(async move {
         if let Some(open) = &mut stream {
