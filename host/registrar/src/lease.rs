@@ -528,7 +528,7 @@ impl Lease {
                 let before = entry.published;
                 entry.held = lease;
                 entry.published = written;
-                (entry.rival, entry.solo, entry.parked) = (0, false, false);
+                (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
                     (false, false) => Some((What::Registered, "new".to_owned())),
@@ -556,14 +556,14 @@ impl Lease {
             }
             Outcome::HeldBy(holder) if entry.visible || entry.ownership == Ownership::Wait => {
                 let news = std::mem::replace(&mut entry.rival, holder) == 0;
-                (entry.held, entry.published) = (0, None);
+                (entry.held, entry.displaces, entry.published) = (0, 0, None);
                 entry.show(self.mood);
                 if news && entry.visible {
                     self.tell(What::Conflict, Some(key), format!("lease {holder:x} of somebody else holds the key"));
                 }
             }
             Outcome::HeldBy(holder) if entry.ownership == Ownership::TakeOver => {
-                entry.held = holder;
+                entry.displaces = holder;
                 self.enqueue(key);
             }
             _ => self.withdraw(key, Error::Conflict { key: key.clone(), lease: other }),

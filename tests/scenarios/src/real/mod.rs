@@ -203,7 +203,7 @@ impl Etcd {
             return false;
         }
         if fresh && let Some((user, password)) = self.options.user.clone() {
-            self.enable_auth(&user, &password)
+            Box::pin(self.enable_auth(&user, &password))
                 .await
                 .expect("a new etcd accepts a user");
         }
@@ -256,16 +256,14 @@ impl Etcd {
         let mut alive = true;
         wait_for("etcd answers", START, async || {
             alive = self.process.as_mut().is_some_and(Process::is_running);
-            !alive || self.is_ready().await
+            !alive || Box::pin(self.is_ready()).await
         })
         .await;
         alive
     }
 
-    /// With a wrong token the member list is refused, which only ours does: only ours has the user.
     async fn is_ready(&self) -> bool {
-        let user = self.options.user.as_ref().filter(|_| self.data().exists());
-        let client = match self.connect(user).await {
+        let client = match self.connect(self.options.user.as_ref()).await {
             // Authentication is not enabled yet.
             Err(Error::GRpcStatus(_)) => self.connect(None).await,
             other => other,

@@ -140,7 +140,7 @@ type Flow = std::ops::ControlFlow<()>;
 impl Renewals {
     async fn run(mut self, mut inbound: Streaming<PbLeaseKeepAliveRequest>) {
         loop {
-            let mut line = self.connection.clone();
+            let line = self.connection.clone();
             tokio::select! {
                 biased;
                 () = self.outbound.closed() => return,
@@ -228,7 +228,7 @@ impl Renewals {
 
     /// The host may be gone; then nobody reads the reason.
     fn end(&self) {
-        let _ = self.outbound.send(Err(self.connection.broken()));
+        let _ = self.outbound.send(Err(self.connection.broken_stream()));
     }
 }
 
@@ -270,13 +270,13 @@ struct Watching {
 
 impl Watching {
     async fn run(
-        mut self,
+        self,
         mut inbound: Streaming<PbWatchRequest>,
         mut feed: UnboundedReceiver<PbWatchResponse>,
     ) {
         let mut open = true;
         loop {
-            let mut line = self.line.clone();
+            let line = self.line.clone();
             tokio::select! {
                 biased;
                 () = self.outbound.closed() => break,
@@ -320,6 +320,6 @@ impl Watching {
 
     /// The host may be gone; then nobody reads the reason.
     fn end(&self) {
-        let _ = self.outbound.send(Err(self.line.broken()));
+        let _ = self.outbound.send(Err(self.line.broken_stream()));
     }
 }
