@@ -386,7 +386,9 @@ impl Lease {
         if !ops.is_empty() {
             return Some(self.commit(lease, ops));
         }
-        if let Some(former) = self.leases.iter().find(|held| held.lease != lease) {
+        // A key that etcd refused to write under the current lease keeps the former one alive.
+        let carries = |held: &Held| self.entries.values().any(|e| e.goal == Goal::Present && e.held == held.lease);
+        if let Some(former) = self.leases.iter().find(|held| held.lease != lease && !carries(held)) {
             let former = former.lease;
             return Some(self.revoke(former));
         }
@@ -729,12 +731,11 @@ impl Lease {
 
     fn finish(&mut self, key: &Arc<str>) {
         let Some(entry) = self.entries.remove(key) else { return };
-        let was_visible = entry.visible;
-        entry.end(Error::Ended);
-        if was_visible {
+        if entry.visible {
             self.tell(What::Stopped, Some(key), "it is gone from etcd for good".to_owned());
         }
         let _ = self.around.freed.send(key.clone()); // The registrar may have ended before its leases.
+        entry.end(Error::Ended);
     }
 
     // How it goes about failures.

@@ -6,5 +6,6 @@ pub mod proxy;
 pub mod real;
 pub mod sim;
 mod wait;
+pub mod world;
 
 pub use wait::wait_for;

@@ -1,8 +1,8 @@
 //! Certificates made in the test, for etcd and for its clients.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// A certificate authority of its own.
@@ -56,10 +56,7 @@ impl Authority {
     fn issue(&self, params: &CertificateParams) -> Pair {
         let key = key();
         let certificate = params.signed_by(&key, &self.issuer);
-        Pair {
-            certificate: certificate.expect("a valid certificate").pem(),
-            key: key.serialize_pem(),
-        }
+        Pair { certificate: certificate.expect("a valid certificate").pem(), key: key.serialize_pem() }
     }
 }
 
@@ -71,9 +68,6 @@ fn params(name: &str, addresses: &[&str]) -> CertificateParams {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(addresses).expect("valid names");
     params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params
 }

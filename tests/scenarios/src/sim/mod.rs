@@ -127,9 +127,7 @@ impl SimEtcd {
 
     /// A client over such a channel, without a user.
     pub async fn client(&self, host: &str) -> Client {
-        Client::from_channel(self.channel(host), None)
-            .await
-            .expect("without a user nothing is called")
+        Client::from_channel(self.channel(host), None).await.expect("without a user nothing is called")
     }
 
     /// Kills etcd: connections are refused, streams break. Its data stays.

@@ -50,16 +50,8 @@ struct Line {
 
 impl Link {
     pub(crate) fn new(host: &str, plan: FaultPlan) -> Self {
-        let line = Line {
-            plan,
-            blackholed: false,
-            cuts: 0,
-        };
-        Self {
-            host: Arc::from(host),
-            line: Mutex::new(line),
-            changed: Notify::new(),
-        }
+        let line = Line { plan, blackholed: false, cuts: 0 };
+        Self { host: Arc::from(host), line: Mutex::new(line), changed: Notify::new() }
     }
 
     pub(crate) fn plan(&self) -> FaultPlan {
@@ -83,11 +75,7 @@ impl Link {
 
     /// One call's or one stream's view of the line.
     pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>) -> Connection {
-        Connection {
-            shared: Arc::clone(shared),
-            link: Arc::clone(self),
-            cuts: self.line().cuts,
-        }
+        Connection { shared: Arc::clone(shared), link: Arc::clone(self), cuts: self.line().cuts }
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -121,19 +109,13 @@ impl Connection {
     /// Waits until the line carries messages again.
     pub(crate) async fn clear(&self) -> Result<(), Cut> {
         self.link.wait_until(|line| !line.blackholed).await;
-        if self.link.line().cuts == self.cuts {
-            Ok(())
-        } else {
-            Err(Cut)
-        }
+        if self.link.line().cuts == self.cuts { Ok(()) } else { Err(Cut) }
     }
 
     /// Waits for the cut, as far as the host can see it.
     pub(crate) async fn cut(&self) {
         let cuts = self.cuts;
-        self.link
-            .wait_until(|line| !line.blackholed && line.cuts != cuts)
-            .await;
+        self.link.wait_until(|line| !line.blackholed && line.cuts != cuts).await;
     }
 
     /// Carries one message one way.
@@ -200,11 +182,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn cause(&self) -> Cause {
-        Cause::Call {
-            host: Arc::clone(&self.connection.link.host),
-            call: self.call,
-            late: self.late,
-        }
+        Cause::Call { host: Arc::clone(&self.connection.link.host), call: self.call, late: self.late }
     }
 }
 
@@ -245,11 +223,7 @@ impl Service<Request> for Wire {
             reply,
         };
         self.shared.spawn(delivery.run(request));
-        Box::pin(async move {
-            answer
-                .await
-                .unwrap_or_else(|_| Err(BoxError::from("the simulation has ended")))
-        })
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(BoxError::from("the simulation has ended"))) })
     }
 }
 
@@ -349,11 +323,7 @@ impl Delivery {
     }
 
     async fn apply(&mut self, mut request: Request) -> Response {
-        let caller = Caller {
-            connection: self.connection.clone(),
-            call: self.call,
-            late: self.reply.is_closed(),
-        };
+        let caller = Caller { connection: self.connection.clone(), call: self.call, late: self.reply.is_closed() };
         request.extensions_mut().insert(caller);
         self.services.route(request).await
     }
@@ -365,11 +335,8 @@ impl Delivery {
             Fate::AnswerLost => return Err(Lost::Silence),
             Fate::Clean | Fate::ErrorBefore | Fate::Late(_) => {}
         }
-        let carried = if self.call.is_stream() {
-            self.connection.clear().await
-        } else {
-            self.connection.transit().await
-        };
+        let carried =
+            if self.call.is_stream() { self.connection.clear().await } else { self.connection.transit().await };
         carried.map_err(|Cut| self.broken())?;
         Ok(response)
     }
