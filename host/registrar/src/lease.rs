@@ -386,7 +386,9 @@ impl Lease {
         if !ops.is_empty() {
             return Some(self.commit(lease, ops));
         }
-        if let Some(former) = self.leases.iter().find(|held| held.lease != lease) {
+        // A key that etcd refused to write under the current lease keeps the former one alive.
+        let carries = |held: &Held| self.entries.values().any(|e| e.goal == Goal::Present && e.held == held.lease);
+        if let Some(former) = self.leases.iter().find(|held| held.lease != lease && !carries(held)) {
             let former = former.lease;
             return Some(self.revoke(former));
         }
@@ -528,7 +530,7 @@ impl Lease {
                 let before = entry.published;
                 entry.held = lease;
                 entry.published = written;
-                (entry.rival, entry.solo, entry.parked) = (0, false, false);
+                (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
                     (false, false) => Some((What::Registered, "new".to_owned())),
@@ -556,14 +558,14 @@ impl Lease {
             }
             Outcome::HeldBy(holder) if entry.visible || entry.ownership == Ownership::Wait => {
                 let news = std::mem::replace(&mut entry.rival, holder) == 0;
-                (entry.held, entry.published) = (0, None);
+                (entry.held, entry.displaces, entry.published) = (0, 0, None);
                 entry.show(self.mood);
                 if news && entry.visible {
                     self.tell(What::Conflict, Some(key), format!("lease {holder:x} of somebody else holds the key"));
                 }
             }
             Outcome::HeldBy(holder) if entry.ownership == Ownership::TakeOver => {
-                entry.held = holder;
+                entry.displaces = holder;
                 self.enqueue(key);
             }
             _ => self.withdraw(key, Error::Conflict { key: key.clone(), lease: other }),
@@ -729,12 +731,11 @@ impl Lease {
 
     fn finish(&mut self, key: &Arc<str>) {
         let Some(entry) = self.entries.remove(key) else { return };
-        let was_visible = entry.visible;
-        entry.end(Error::Ended);
-        if was_visible {
+        if entry.visible {
             self.tell(What::Stopped, Some(key), "it is gone from etcd for good".to_owned());
         }
         let _ = self.around.freed.send(key.clone()); // The registrar may have ended before its leases.
+        entry.end(Error::Ended);
     }
 
     // How it goes about failures.

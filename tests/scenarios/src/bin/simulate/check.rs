@@ -39,7 +39,9 @@ impl Unhealthy {
     }
 
     fn covers(&self, host: &str, from: Duration, to: Duration) -> bool {
-        self.0.iter().any(|(who, start, end)| who.as_deref().is_none_or(|who| who == host) && *start <= to && from <= *end)
+        self.0
+            .iter()
+            .any(|(who, start, end)| who.as_deref().is_none_or(|who| who == host) && *start <= to && from <= *end)
     }
 }
 
@@ -92,7 +94,10 @@ impl View<'_> {
             }
             for event in of_it.filter(|event| event.at > at && event.at < until && event.host() == Some(&act.host)) {
                 if matches!(event.what, What::Put { .. }) {
-                    found.push(format!("gone: {} wrote {} at {:?} after its stop at {at:?}", act.host, act.key, event.at));
+                    found.push(format!(
+                        "gone: {} wrote {} at {:?} after its stop at {at:?}",
+                        act.host, act.key, event.at
+                    ));
                 }
             }
         }
@@ -106,12 +111,18 @@ impl View<'_> {
                 (What::Put { previous_lease: Some(previous), .. }, Some(host)) if *previous != 0 => {
                     let stranger = self.owner(*previous) != Some(host);
                     if stranger && !self.may_take_over(host, key, event.at) {
-                        found.push(format!("no clobber: {host} wrote over {key} of lease {previous:x} at {:?}", event.at));
+                        found.push(format!(
+                            "no clobber: {host} wrote over {key} of lease {previous:x} at {:?}",
+                            event.at
+                        ));
                     }
                 }
                 (What::Delete { previous_lease, .. }, Some(host)) => {
                     if self.owner(*previous_lease) != Some(host) {
-                        found.push(format!("no clobber: {host} deleted {key} of lease {previous_lease:x} at {:?}", event.at));
+                        found.push(format!(
+                            "no clobber: {host} deleted {key} of lease {previous_lease:x} at {:?}",
+                            event.at
+                        ));
                     } else if self.desires(host, key, event.at) {
                         found.push(format!("no gap: {host} deleted {key} at {:?}, which it should keep", event.at));
                     }

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
         }
     }
     if seeds == 1 {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(env::var("RUST_LOG").unwrap_or_default()).init();
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_env_filter(env::var("RUST_LOG").unwrap_or_default())
+            .init();
     }
 
     let started = Instant::now();

@@ -7,8 +7,8 @@ use std::{
 };
 
 use fastrand::Rng;
-use leasehold_scenarios::sim::{Event, FaultPlan, SimEtcd, What};
 use leasehold::{LoadSource, Options, Ownership, Registrar, Registration, ServerNode, State, Terms, Weight};
+use leasehold_scenarios::sim::{Event, FaultPlan, SimEtcd, What};
 use tokio::{
     sync::watch,
     task::AbortHandle,
@@ -410,7 +410,8 @@ impl Run {
         let now = self.etcd.now();
         let owned: BTreeSet<i64> = self.etcd.leases().into_keys().collect();
         for (key, entry) in self.etcd.keys("").iter().filter(|(_, entry)| owned.contains(&entry.lease)) {
-            self.violations.push(format!("gone: {key} is left under lease {:x} after every host ended at {now:?}", entry.lease));
+            self.violations
+                .push(format!("gone: {key} is left under lease {:x} after every host ended at {now:?}", entry.lease));
         }
         let (acts, history) = (self.ledger.acts(), self.etcd.history());
         self.violations.extend(violations(&acts, &history, &self.unhealthy));
