@@ -1,0 +1,72 @@
+#!/bin/sh
+# Builds the components that are named as arguments into target/components.
+# `check` instead says by its exit code whether this machine can; `lint` lints them.
+#
+# Two toolchains can: one that has the wasm32-wasip2 target (rustup), or Debian's, which compiles the target's
+# standard library along with the components and borrows the linkers of the first.
+set -eu
+cd "$(dirname "$0")/.."
+
+target=wasm32-wasip2
+
+# Whether the Rust toolchain on the PATH brings the target.
+ours() {
+    [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]
+}
+
+# Where the Rust toolchain keeps rust-lld and wasm-component-ld.
+linkers() {
+    for linker in "$(rustc --print sysroot)"/lib/rustlib/*/bin/wasm-component-ld; do
+        [ -x "$linker" ] && dirname "$linker" && return
+    done
+    return 1
+}
+
+# Whether Debian's rustc-web, cargo-web, rust-web-src, wasi-libc and lld are here.
+debian() {
+    [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && [ -f /usr/lib/wasm32-wasi/libc.a ] &&
+        [ -x /usr/bin/wasm-ld ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] &&
+        linkers >/dev/null
+}
+
+names() {
+    for name in "$@"; do
+        printf -- '-p %s ' "$name"
+    done
+}
+
+case ${1-} in
+check)
+    ours || debian
+    exit
+    ;;
+lint)
+    shift
+    if ! ours; then
+        echo "lint: the components are not linted: this Rust toolchain has no $target target" >&2
+        exit
+    fi
+    # shellcheck disable=SC2046 # names are words
+    exec cargo clippy --locked --profile guest --target "$target" $(names "$@") -- -D warnings
+    ;;
+esac
+
+if ours; then
+    built=target/$target/guest
+    # shellcheck disable=SC2046
+    cargo build --locked --profile guest --target "$target" $(names "$@")
+else
+    # A directory of its own: another compiler must not throw away what the first one built.
+    built=target/debian/$target/guest
+    # shellcheck disable=SC2046
+    PATH="$PATH:$(linkers)" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
+        RUSTFLAGS="-L /usr/lib/wasm32-wasi -C link-self-contained=no" \
+        /usr/bin/cargo build --locked --profile guest --target "$target" --target-dir target/debian \
+        -Z build-std=std,panic_abort $(names "$@")
+fi
+
+mkdir -p target/components
+for name in "$@"; do
+    from=$built/$(echo "$name" | tr - _).wasm
+    cmp -s "$from" "target/components/$name.wasm" || cp "$from" "target/components/$name.wasm"
+done
