@@ -1,2 +1,6 @@
-//! Placeholder.
+//! The binary `leasehold`.
+mod config;
+mod failure;
+mod units;
+mod yaml;
 fn main() {}
