@@ -1,12 +1,611 @@
-//! Skeleton.
+//! The verbs that etcd is spoken to with, each with a deadline; failures are classified here, once.
 
-/// Why.
-#[derive(Debug, thiserror::Error)]
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+#[cfg(not(feature = "simulation"))]
+use etcd_client::Channel;
+#[cfg(feature = "simulation")]
+pub use etcd_client::Channel;
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, GetOptions, Identity,
+    LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
+use tokio::{sync::OnceCell, time::timeout};
+use tonic::{Code, ConnectError, Status, transport::Endpoint as Transport};
+
+use crate::{
+    config::{Credentials, Options, Tls, Ttl},
+    error::Error,
+    node::Invalid,
+};
+
+/// The most operations in one transaction of ours. etcd counts 128 along the deepest path, and one of ours is
+/// a transaction within a transaction within the outer one.
+pub(crate) const MAX_OPS: usize = 126;
+/// The most bytes of keys and values in one transaction; etcd's default limit for a request is 1.5 MiB, and each key
+/// stands in it four times.
+pub(crate) const MAX_BYTES: usize = 256 * 1024;
+/// Keys to a page when a prefix is read; a page stays below the 4 MiB that a gRPC message may have.
+const PAGE: i64 = 1000;
+/// How often an idle connection is probed, so that a dead one is noticed. etcd tolerates one ping in 5 s.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a probe may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why etcd did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Failure {
-    /// d
+    /// No connection was made, so nothing was sent and nothing can have been applied.
+    #[error("{endpoint} cannot be reached: {reason}")]
+    Unreachable { endpoint: Arc<str>, reason: String },
+    /// Sent, and not answered in time or at all: it may have been applied, or may yet be.
+    #[error("{endpoint} did not answer: {reason}")]
+    Unanswered { endpoint: Arc<str>, reason: String },
+    /// etcd's own word that the lease does not exist.
+    #[error("the lease does not exist any more")]
+    LeaseGone,
+    /// The user, the password or the rights do not suffice.
     #[error("{0}")]
     Denied(String),
-    /// n
-    #[error("{0}")]
-    NotEtcd(String),
+    /// The endpoint speaks, but not etcd's protocol.
+    #[error("{0} does not answer as an etcd does")]
+    NotEtcd(Arc<str>),
+    /// etcd cannot at the moment, and says so: not applied.
+    #[error("{endpoint} is not able to: {message}")]
+    Busy { endpoint: Arc<str>, message: String },
+    /// Any other word of etcd's own: not applied.
+    #[error("{endpoint} refuses: {message}")]
+    Refused { endpoint: Arc<str>, message: String },
+}
+
+impl Failure {
+    /// Whether the request may still take effect, now or later.
+    pub(crate) fn may_have_been_applied(&self) -> bool {
+        matches!(self, Self::Unanswered { .. })
+    }
+
+    /// Whether repeating the very same request may help without anybody doing something about it.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Busy { .. } | Self::LeaseGone)
+    }
+}
+
+/// One conditional write. Every write of a key names the lease under which the key is believed to stand, so that a
+/// write which lands late, or meets somebody else's key, does nothing.
+#[derive(Debug)]
+pub(crate) enum Op {
+    /// Puts the key if it stands under `held`, or under no lease, or not at all.
+    Put { key: Arc<str>, value: Vec<u8>, held: i64 },
+    /// Deletes the key if it stands under `held`.
+    Delete { key: Arc<str>, held: i64 },
+}
+
+/// What became of an [`Op`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The key stands under the lease now; before, it stood under `over` (0: under none, or it did not exist).
+    Written { over: i64 },
+    /// The key did stand under `held` and is gone.
+    Deleted,
+    /// The key did not exist.
+    Absent,
+    /// Nothing was done: the key stands under another lease (0: a delete met a key without a lease).
+    HeldBy(i64),
+}
+
+/// A key as it stands in etcd.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) lease: i64,
+}
+
+/// A granted lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Granted {
+    pub(crate) lease: i64,
+    /// What etcd granted, not what was asked for.
+    pub(crate) ttl: Duration,
+}
+
+/// What etcd says about a lease.
+#[derive(Debug)]
+pub(crate) struct LeaseView {
+    pub(crate) remaining: Duration,
+    pub(crate) keys: Vec<Vec<u8>>,
+}
+
+/// A cluster of etcd, spoken to through one endpoint at a time. Cloning clones the handle.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    endpoints: Arc<[Endpoint]>,
+    current: Arc<AtomicUsize>,
+    credentials: Option<Credentials>,
+    request_timeout: Duration,
+}
+
+struct Endpoint {
+    url: Arc<str>,
+    client: Client,
+    signed_in: OnceCell<()>,
+}
+
+impl Etcd {
+    /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
+    pub(crate) async fn prepare(options: &Options) -> Result<Self, Error> {
+        let mut transports = Vec::new();
+        for text in &options.endpoints {
+            let (url, transport) = transport(text, options)?;
+            transports.push((url, Channel::Tonic(transport.connect_lazy())));
+        }
+        Self::over(options, transports).await
+    }
+
+    /// The same over given channels, each named as an endpoint would be.
+    pub(crate) async fn over(options: &Options, channels: Vec<(Arc<str>, Channel)>) -> Result<Self, Error> {
+        if channels.is_empty() {
+            return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd").into());
+        }
+        // An etcd member without a leader says so instead of answering from the past or not at all.
+        let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        let mut endpoints = Vec::new();
+        for (url, channel) in channels {
+            let client = Client::from_channel(channel, Some(connect.clone()))
+                .await
+                .map_err(|error| Error::unavailable(classify(&url, &error)))?;
+            endpoints.push(Endpoint { url, client, signed_in: OnceCell::new() });
+        }
+        Ok(Self {
+            endpoints: endpoints.into(),
+            current: Arc::new(AtomicUsize::new(0)),
+            credentials: options.credentials.clone(),
+            request_timeout: options.request_timeout,
+        })
+    }
+
+    /// Who answers, and its version.
+    pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
+        self.call(self.request_timeout, |mut client| async move { Ok(client.status().await?.version().to_owned()) })
+            .await
+            .map(|version| (self.url(), version))
+    }
+
+    /// A new lease.
+    pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
+        // Within i64: a Ttl is bounded by etcd's maximum.
+        let seconds = ttl.seconds() as i64;
+        let answer = self.call(deadline, |mut client| async move { client.lease_grant(seconds, None).await }).await?;
+        let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
+        Ok(Granted { lease: answer.id(), ttl: Duration::from_secs(granted) })
+    }
+
+    /// Ends a lease and deletes its keys. A lease that is gone already is a success.
+    pub(crate) async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Failure> {
+        match self.call(deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
+            Ok(_) | Err(Failure::LeaseGone) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// What etcd knows of a lease, with its keys where `keys` says so.
+    pub(crate) async fn look_at(&self, lease: i64, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
+        let mut options = LeaseTimeToLiveOptions::new();
+        if keys {
+            options = options.with_keys();
+        }
+        let answer = self
+            .call(deadline, |mut client| {
+                let options = options.clone();
+                async move { client.lease_time_to_live(lease, Some(options)).await }
+            })
+            .await?;
+        match u64::try_from(answer.ttl()) {
+            Ok(seconds) => Ok(LeaseView { remaining: Duration::from_secs(seconds), keys: answer.keys().to_vec() }),
+            Err(_) => Err(Failure::LeaseGone),
+        }
+    }
+
+    /// Opens a stream of renewals; its opening is the first renewal.
+    pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
+        let (keeper, answers) =
+            self.call(deadline, |client| async move { client.lease_client().keep_alive(lease).await }).await?;
+        Ok(Renewals { keeper, answers, url: self.url() })
+    }
+
+    /// Does every operation whose condition holds, in one transaction, all puts under `lease`.
+    ///
+    /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
+    pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
+        let answer = self
+            .call(deadline, |mut client| {
+                let txn = Txn::new().and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>());
+                async move { client.txn(txn).await }
+            })
+            .await?;
+        let outcomes: Option<Vec<_>> =
+            ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer)).collect();
+        match outcomes {
+            Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
+            _ => Err(Failure::NotEtcd(self.url())),
+        }
+    }
+
+    /// Every key under a prefix, as of one revision.
+    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Found>, Failure> {
+        let end = end_of(prefix.as_bytes());
+        let mut from = prefix.as_bytes().to_vec();
+        let mut revision = 0;
+        let mut all = Vec::new();
+        loop {
+            let mut page = self
+                .call(self.request_timeout, |mut client| {
+                    let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
+                    let from = from.clone();
+                    async move { client.get(from, Some(options)).await }
+                })
+                .await?;
+            revision = page.header().map_or(0, |header| header.revision());
+            let more = page.more();
+            for found in page.take_kvs() {
+                let lease = found.lease();
+                let (key, value) = found.into_key_value();
+                all.push(Found { key, value, lease });
+            }
+            match all.last() {
+                Some(last) if more => from = [&last.key[..], &[0]].concat(),
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    fn url(&self) -> Arc<str> {
+        self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()].url.clone()
+    }
+
+    /// Makes one call within `deadline`. An endpoint that cannot be reached passes the call on to the next one, each is
+    /// tried once; one that failed in any other way loses its turn for the calls to come.
+    async fn call<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let first = self.current.load(Ordering::Relaxed);
+        let attempts = async {
+            let mut outcome = None;
+            for index in (first..first + self.endpoints.len()).map(|index| index % self.endpoints.len()) {
+                self.current.store(index, Ordering::Relaxed);
+                let endpoint = &self.endpoints[index];
+                let answer = async {
+                    self.sign_in(endpoint).await?;
+                    make(endpoint.client.clone()).await
+                };
+                match answer.await.map_err(|error| classify(&endpoint.url, &error)) {
+                    Err(failure @ Failure::Unreachable { .. }) => outcome = Some(failure),
+                    answer => return answer,
+                }
+            }
+            Err(outcome.expect("there is at least one endpoint"))
+        };
+        let answer = match timeout(deadline, attempts).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Unanswered { endpoint: self.url(), reason: format!("nothing within {deadline:?}") }),
+        };
+        if let Err(
+            Failure::Unreachable { .. } | Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_),
+        ) = &answer
+        {
+            self.current.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Authenticates once per endpoint; afterwards the client renews its token by itself.
+    async fn sign_in(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
+        let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
+        endpoint
+            .signed_in
+            .get_or_try_init(|| async {
+                let mut client = endpoint.client.clone();
+                match client.update_user(Some((user.clone(), password.clone()))).await {
+                    // An etcd without authentication needs no user, as etcd's own Go client sees it.
+                    Err(ClientError::GRpcStatus(status))
+                        if status.message().contains("authentication is not enabled") =>
+                    {
+                        Ok(())
+                    }
+                    outcome => outcome,
+                }
+            })
+            .await
+            .map(|()| ())
+    }
+}
+
+/// An open stream of renewals of one lease.
+pub(crate) struct Renewals {
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+    url: Arc<str>,
+}
+
+impl Renewals {
+    /// Renews once. Ok only on etcd's answer that the lease lives on, with the TTL it has from then.
+    ///
+    /// After a failure the stream must not be used again: a late answer would be taken for the next one.
+    pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
+        let unanswered = |reason: String| Failure::Unanswered { endpoint: self.url.clone(), reason };
+        let exchange = async {
+            self.keeper.keep_alive().await?;
+            self.answers.message().await
+        };
+        match timeout(deadline, exchange).await {
+            Err(_) => Err(unanswered(format!("no renewal within {deadline:?}"))),
+            Ok(Err(error)) => Err(classify(&self.url, &error)),
+            Ok(Ok(None)) => Err(unanswered("the stream of renewals ended".to_owned())),
+            Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
+                Ok(0) | Err(_) => Err(Failure::LeaseGone),
+                Ok(seconds) => Ok(Duration::from_secs(seconds)),
+            },
+        }
+    }
+}
+
+/// A boxed call under way.
+pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Op {
+    pub(crate) fn key(&self) -> &Arc<str> {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value, .. } => 4 * key.len() + 2 * value.len(),
+            Self::Delete { key, .. } => 3 * key.len(),
+        }
+    }
+
+    fn conditional(&self, lease: i64) -> TxnOp {
+        let held_by = |key: &Arc<str>, lease| Compare::lease(key.as_bytes(), CompareOp::Equal, lease);
+        let look = |key: &Arc<str>| TxnOp::get(key.as_bytes(), Some(GetOptions::new().with_keys_only()));
+        TxnOp::txn(match self {
+            Self::Put { key, value, held } => {
+                let put = || TxnOp::put(key.as_bytes(), value.clone(), Some(PutOptions::new().with_lease(lease)));
+                // A missing key compares as one without a lease.
+                let free = Txn::new().when([held_by(key, 0)]).and_then([put()]).or_else([look(key)]);
+                match held {
+                    0 => free,
+                    held => Txn::new().when([held_by(key, *held)]).and_then([put()]).or_else([TxnOp::txn(free)]),
+                }
+            }
+            Self::Delete { key, held } => Txn::new()
+                .when([held_by(key, *held)])
+                .and_then([TxnOp::delete(key.as_bytes(), Some(DeleteOptions::new()))])
+                .or_else([look(key)]),
+        })
+    }
+
+    fn outcome(&self, answer: &TxnOpResponse) -> Option<Outcome> {
+        let TxnOpResponse::Txn(answer) = answer else { return None };
+        match self {
+            Self::Put { held, .. } => written(answer, *held),
+            Self::Delete { .. } => match answer.op_responses().first()? {
+                TxnOpResponse::Delete(gone) => {
+                    Some(if gone.deleted() > 0 { Outcome::Deleted } else { Outcome::Absent })
+                }
+                found => holder(found),
+            },
+        }
+    }
+}
+
+fn written(answer: &TxnResponse, held: i64) -> Option<Outcome> {
+    match answer.op_responses().first()? {
+        TxnOpResponse::Put(_) => Some(Outcome::Written { over: held }),
+        TxnOpResponse::Txn(free) => written(free, 0),
+        found => holder(found),
+    }
+}
+
+fn holder(answer: &TxnOpResponse) -> Option<Outcome> {
+    let TxnOpResponse::Get(found) = answer else { return None };
+    Some(found.kvs().first().map_or(Outcome::Absent, |found| Outcome::HeldBy(found.lease())))
+}
+
+/// The first key after all that begin with `prefix`, as etcd writes the end of a range.
+fn end_of(prefix: &[u8]) -> Vec<u8> {
+    match prefix.iter().rposition(|&byte| byte < u8::MAX) {
+        None => vec![0],
+        Some(last) => [&prefix[..last], &[prefix[last] + 1]].concat(),
+    }
+}
+
+fn transport(text: &str, options: &Options) -> Result<(Arc<str>, Transport), Error> {
+    let invalid = |rule: &str| Error::from(Invalid::new("endpoints", rule.to_owned()));
+    if text.contains('@') {
+        return Err(invalid("must not carry a user or a password; they have options of their own"));
+    }
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let not_a_url = || invalid(&format!("must be http://host:port or https://host:port, not {text:?}"));
+    let transport = Transport::from_shared(url.clone()).map_err(|_| not_a_url())?;
+    let secure = match transport.uri().scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(not_a_url()),
+    };
+    if transport.uri().port_u16().is_none_or(|port| port == 0) || transport.uri().path() != "/" {
+        return Err(not_a_url());
+    }
+    let transport = transport
+        .connect_timeout(options.dial_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(false);
+    let transport = if secure {
+        transport.tls_config(tls(&options.tls)).map_err(|_| {
+            Error::from(Invalid::new("tls", "must hold PEM certificates, and a PEM key that fits the certificate"))
+        })?
+    } else {
+        transport
+    };
+    Ok((url.into(), transport))
+}
+
+fn tls(tls: &Tls) -> TlsOptions {
+    let mut options = TlsOptions::new();
+    if let Some(ca) = &tls.ca_pem {
+        options = options.ca_certificate(Certificate::from_pem(ca));
+    }
+    if let Some((certificate, key)) = &tls.identity_pem {
+        options = options.identity(Identity::from_pem(certificate, key));
+    }
+    if let Some(name) = &tls.server_name {
+        options = options.domain_name(name);
+    }
+    options
+}
+
+/// What an error of the client means for what was asked. etcd's texts are matched here and nowhere else.
+fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
+    let endpoint = endpoint.clone();
+    let status = match error {
+        ClientError::GRpcStatus(status) => status,
+        ClientError::LeaseKeepAliveError(text) if text == "lease not found" => return Failure::LeaseGone,
+        error => return Failure::Unanswered { endpoint, reason: error.to_string() },
+    };
+    let message = status.message();
+    if let Some(reason) = never_connected(status) {
+        return Failure::Unreachable { endpoint, reason };
+    }
+    let said_by_etcd = message.starts_with("etcdserver: ") || message.starts_with("auth: ");
+    match status.code() {
+        Code::NotFound if message.contains("requested lease not found") => Failure::LeaseGone,
+        Code::Unauthenticated | Code::PermissionDenied => {
+            Failure::Denied(format!("{endpoint} denies access: {message}"))
+        }
+        _ if message.contains("authentication failed") || message.contains("user name is empty") => {
+            Failure::Denied(format!("{endpoint} denies access: {message}"))
+        }
+        // These two are said before anything is proposed.
+        _ if message.contains("no leader") || message.contains("too many requests") => {
+            Failure::Busy { endpoint, message: message.to_owned() }
+        }
+        // A proposal whose fate the member does not know.
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => {
+            Failure::Unanswered { endpoint, reason: described(status) }
+        }
+        _ if said_by_etcd => Failure::Refused { endpoint, message: message.to_owned() },
+        Code::Unimplemented => Failure::NotEtcd(endpoint),
+        // A server of HTTP, but not of gRPC.
+        _ if message.contains("grpc-status header missing") || message.contains("invalid compression flag") => {
+            Failure::NotEtcd(endpoint)
+        }
+        _ => Failure::Unanswered { endpoint, reason: described(status) },
+    }
+}
+
+/// The cause why no connection was made, when that is what happened.
+fn never_connected(status: &Status) -> Option<String> {
+    let mut error: &(dyn std::error::Error + 'static) = status;
+    let mut connecting = false;
+    while let Some(source) = error.source() {
+        connecting |= source.is::<ConnectError>();
+        error = source;
+    }
+    connecting.then(|| error.to_string())
+}
+
+/// The status with the innermost of its causes, which is where a transport says what happened.
+fn described(status: &Status) -> String {
+    let mut error: &(dyn std::error::Error + 'static) = status;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    match (status.message(), error.to_string()) {
+        ("", cause) => cause,
+        (message, cause) if cause.contains(message) => cause,
+        (message, _) if std::ptr::addr_eq(error, status) => message.to_owned(),
+        (message, cause) => format!("{message}: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use etcd_client::Error as ClientError;
+    use tonic::{Code, Status};
+
+    use super::{Failure, classify, end_of, transport};
+    use crate::config::Options;
+
+    fn failure(code: Code, message: &str) -> Failure {
+        classify(&Arc::from("http://e:1"), &ClientError::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn a_lost_lease_is_recognised_in_both_of_its_forms() {
+        let as_text = ClientError::LeaseKeepAliveError("lease not found".to_owned());
+        assert!(matches!(classify(&Arc::from("e"), &as_text), Failure::LeaseGone));
+        assert!(matches!(failure(Code::NotFound, "etcdserver: requested lease not found"), Failure::LeaseGone));
+    }
+
+    #[test]
+    fn an_unknown_fate_counts_as_unanswered() {
+        for (code, message) in [
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::Unavailable, "etcdserver: leader changed"),
+            (Code::Unavailable, "etcdserver: server stopped"),
+            (Code::Cancelled, ""),
+            (Code::Unknown, "transport error"),
+        ] {
+            assert!(failure(code, message).may_have_been_applied(), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_was_not_applied() {
+        for (code, message) in [
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (Code::InvalidArgument, "etcdserver: request is too large"),
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        ] {
+            assert!(!failure(code, message).may_have_been_applied(), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_etcds() {
+        assert_eq!(end_of(b"/user/"), b"/user0");
+        assert_eq!(end_of(b"a\xff"), b"b");
+        assert_eq!(end_of(b"\xff"), b"\0");
+        assert_eq!(end_of(b""), b"\0");
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url_without_secrets() {
+        let options = Options::new(["x"]);
+        for good in ["http://127.0.0.1:2379", "127.0.0.1:2379", "http://[::1]:2379/"] {
+            assert!(transport(good, &options).is_ok(), "{good}");
+        }
+        for bad in ["", "http://host", "ftp://host:1", "http://host:0", "http://host:1/path", "http://h:99999"] {
+            assert!(transport(bad, &options).is_err(), "{bad}");
+        }
+        let error = transport("http://root:hunter2@host:2379", &options).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }

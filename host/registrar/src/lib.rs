@@ -1,9 +1,28 @@
-//! Keeps service registrations alive in etcd.
+//! Keeps service registrations alive in etcd: lease, keepalive, recovery, weight and the clean end.
+//!
+//! A [`Registrar`] owns one thread, and on it every lease. [`Registrar::register`] returns once the key is in etcd; from
+//! then on the key comes back by itself from whatever happens to etcd, the network or this process, until
+//! [`Registration::stop`] has taken it out for good.
+//!
+//! ```no_run
+//! use leasehold::{Options, Registrar, ServerNode};
+//!
+//! # async fn example() -> Result<(), leasehold::Error> {
+//! let registrar = Registrar::start(Options::new(["http://127.0.0.1:2379"]))?;
+//! let user = registrar.register(ServerNode::new("user", "10.0.0.5:8080")?).await?;
+//! println!("{} is {}", user.key(), user.status().state);
+//! user.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod config;
+mod entry;
 mod error;
 mod etcd;
 mod layout;
+mod lease;
+mod load;
 mod node;
 mod registrar;
 mod status;
@@ -11,6 +30,9 @@ mod weight;
 
 pub use config::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
 pub use error::{Error, Unavailable};
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub use etcd::Channel;
 pub use layout::Layout;
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};
 pub use registrar::{EtcdStatus, Listed, Registrar, Registration};

@@ -8,13 +8,13 @@ use std::{
 };
 
 /// The longest service name, in bytes.
-pub const MAX_NAME_BYTES: usize = 253;
+const MAX_NAME_BYTES: usize = 253;
 /// The longest version, in bytes.
-pub const MAX_VERSION_BYTES: usize = 128;
+const MAX_VERSION_BYTES: usize = 128;
 /// The most pairs of metadata that a node carries.
-pub const MAX_METADATA_PAIRS: usize = 64;
+const MAX_METADATA_PAIRS: usize = 64;
 /// The most metadata that a node carries, keys and values together, in bytes.
-pub const MAX_METADATA_BYTES: usize = 16 * 1024;
+const MAX_METADATA_BYTES: usize = 16 * 1024;
 /// The longest host part of an address, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_BYTES: usize = 253;
 
@@ -165,8 +165,10 @@ impl Weight {
 
     /// The nearest weight to `value`.
     pub(crate) fn clamped(value: f64) -> Self {
-        // The cast saturates, and the value is within 1..=100 before it.
-        Self(value.clamp(1.0, 100.0) as u8)
+        // `max` turns what is not a number into the smallest weight, which `clamp` would let through.
+        #[expect(clippy::manual_clamp, reason = "it differs for what is not a number")]
+        let within = value.max(1.0).min(100.0);
+        Self(within as u8)
     }
 }
 
@@ -301,8 +303,21 @@ mod tests {
             assert_eq!(good.parse::<Addr>().unwrap().as_str(), good);
         }
         for bad in [
-            "", ":80", "host", "host:", "host:0", "host:65536", "host:+80", "::1:80", "[::1]", "[zz]:80", "a/b:80",
-            "a b:80", "http://host:80", "host:80/", "host:http",
+            "",
+            ":80",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+80",
+            "::1:80",
+            "[::1]",
+            "[zz]:80",
+            "a/b:80",
+            "a b:80",
+            "http://host:80",
+            "host:80/",
+            "host:http",
         ] {
             assert!(bad.parse::<Addr>().is_err(), "{bad:?}");
         }

@@ -1,24 +1,54 @@
 //! The public face: one thread that owns every lease, and the handles to it.
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::sync::{broadcast, watch};
-
-use crate::{
-    config::{Options, Terms},
-    error::Error,
-    node::{Invalid, ServerNode, ServiceName, Version, Weight},
-    status::{Event, State, Status},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
 };
 
-/// Keeps registrations in etcd. Cloning it clones the handle.
-#[derive(Debug, Clone)]
-pub struct Registrar {}
+use tokio::{
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
 
-/// One key in etcd, as `list` found it.
+use crate::{
+    config::{LoadSource, Options, Terms, Ttl},
+    entry::{Standing, Wish},
+    error::Error,
+    etcd::{Etcd, Failure},
+    layout::Layout,
+    lease::{Command, Lease, Surroundings},
+    load,
+    node::{Invalid, ServerNode, ServiceName, Version, Weight},
+    status::{Event, State, Status, Vitals},
+};
+
+/// Keys on one lease, at most: what is lost with it, and what an audit reads, stays bounded.
+const MAX_KEYS: usize = 1000;
+/// Requests that wait for the registrar, at most; a caller beyond waits in line.
+const MAX_REQUESTS: usize = 1024;
+/// Commands that wait for a lease, at most; a caller beyond waits in line.
+const MAX_COMMANDS: usize = 1024;
+/// Events that a slow listener may fall behind before it loses the oldest.
+const MAX_EVENTS: usize = 4096;
+
+/// Keeps registrations in etcd, on a thread of its own, until it is shut down.
+///
+/// Cloning clones the handle. When the last handle and the last [`Registration`] are dropped, every key is taken back in
+/// the background; only [`Registrar::shutdown`] waits for it.
+#[derive(Debug, Clone)]
+pub struct Registrar {
+    requests: mpsc::Sender<Request>,
+    events: broadcast::Sender<Event>,
+    ended: watch::Receiver<bool>,
+    options: Arc<Options>,
+}
+
+/// One key in etcd, as [`Registrar::list`] found it.
 #[derive(Debug, Clone)]
 pub struct Listed {
-    /// The key.
+    /// The key; bytes that are not UTF-8 are replaced.
     pub key: String,
     /// The node, or why the value is not one.
     pub node: Result<ServerNode, Invalid>,
@@ -37,68 +67,476 @@ pub struct EtcdStatus {
     pub version: String,
 }
 
+#[derive(Debug)]
+enum Request {
+    Register(Application),
+    Status(oneshot::Sender<Result<EtcdStatus, Error>>),
+    List { prefix: String, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    End,
+}
+
+#[derive(Debug)]
+struct Application {
+    node: ServerNode,
+    terms: Terms,
+    reply: oneshot::Sender<Result<Placement, Error>>,
+}
+
+/// A registration that has its place on a lease, and the news whether it is in etcd.
+type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
+
 impl Registrar {
-    /// Starts the registrar's thread. Does not wait for etcd: an etcd that is down is retried for ever.
-    pub fn start(_options: Options) -> Result<Self, Error> {
-        todo!()
+    /// Starts the registrar's thread.
+    ///
+    /// Does not wait for etcd: one that is down is tried again for ever. Fails for options that break a rule, and when
+    /// the system gives no thread.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        check(&options)?;
+        let no_thread = |_| Error::Quota { what: "the number of threads of this process", limit: 0 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
+        let (handle, keeper) = Self::halves(options);
+        let (started, outcome) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("leasehold".to_owned())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let etcd = Etcd::prepare(&keeper.options).await;
+                    let etcd = match etcd {
+                        Ok(etcd) => etcd,
+                        Err(error) => return drop(started.send(Err(error))),
+                    };
+                    drop(started.send(Ok(())));
+                    keeper.live(etcd).await;
+                });
+            })
+            .map_err(no_thread)?;
+        outcome.recv().map_err(|_| Error::Ended)??;
+        Ok(handle)
     }
+
+    /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub async fn start_over(options: Options, channels: Vec<(Arc<str>, crate::etcd::Channel)>) -> Result<Self, Error> {
+        check(&options)?;
+        let (handle, keeper) = Self::halves(options);
+        let etcd = Etcd::over(&keeper.options, channels).await?;
+        TaskTracker::new().spawn(keeper.live(etcd)); // Waited for through `ended`.
+        Ok(handle)
+    }
+
+    fn halves(options: Options) -> (Self, Keeper) {
+        let options = Arc::new(options);
+        let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
+        let (events, _) = broadcast::channel(MAX_EVENTS);
+        let (ended, has_ended) = watch::channel(false);
+        let keeper = Keeper {
+            options: options.clone(),
+            inbox,
+            events: events.clone(),
+            ended,
+            slots: Vec::new(),
+            next_slot: 0,
+            keys: HashMap::new(),
+            waiting: HashMap::new(),
+            tracker: TaskTracker::new(),
+            rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+        };
+        (Self { requests, events, ended: has_ended, options }, keeper)
+    }
+
     /// Asks etcd for its version: one round trip within the request timeout.
     pub async fn reach(&self) -> Result<EtcdStatus, Error> {
-        todo!()
+        self.ask(Request::Status).await?
     }
-    /// Registers and keeps registered. Ok: the key is in etcd.
-    pub async fn register(&self, _node: ServerNode) -> Result<Registration, Error> {
-        todo!()
+
+    /// Registers `node` on the terms of the [`Options`].
+    pub async fn register(&self, node: ServerNode) -> Result<Registration, Error> {
+        self.register_on(node, Terms::default()).await
     }
-    /// The same on other terms.
-    pub async fn register_on(&self, _node: ServerNode, _terms: Terms) -> Result<Registration, Error> {
-        todo!()
+
+    /// Registers `node` and keeps it registered until its handle is stopped or dropped.
+    ///
+    /// Ok: the key is in etcd, bound to a live lease. An error: nothing stays registered. So it is when this future is
+    /// dropped. A key that this registrar is taking back at the moment is waited for.
+    pub async fn register_on(&self, node: ServerNode, terms: Terms) -> Result<Registration, Error> {
+        let patience = self.options.register_timeout;
+        let placing = self.ask(|reply| Request::Register(Application { node, terms, reply }));
+        let placed = timeout(patience, placing).await;
+        let (registration, confirmed) =
+            placed.map_err(|_| Error::Timeout { what: "register", after: patience })???;
+        confirmed.await.map_err(|_| Error::Ended)??;
+        Ok(registration)
     }
-    /// The nodes of a service now.
-    pub async fn resolve(&self, _name: &ServiceName, _version: &Version) -> Result<Vec<ServerNode>, Error> {
-        todo!()
+
+    /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
+    ///
+    /// What is not a node under this registrar's layout is left out.
+    pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
+        let prefix = self.options.layout.prefix(name, version);
+        let found = self.ask(|reply| Request::List { prefix, ttls: false, reply }).await??;
+        Ok(found.into_iter().filter_map(|listed| listed.node.ok()).collect())
     }
-    /// All keys of one service, or of all (then only those that are nodes).
-    pub async fn list(&self, _name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
-        todo!()
+
+    /// Every key of one service, or of all, with its lease, in the order of the keys; garbage included.
+    pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
+        let prefix = name.map_or("/".to_owned(), |name| self.options.layout.prefix(name, &Version::default()));
+        self.ask(|reply| Request::List { prefix, ttls: true, reply }).await?
     }
-    /// What happens from now on.
+
+    /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        todo!()
+        self.events.subscribe()
     }
-    /// Revokes every lease and ends the thread, within `deadline`. Idempotent.
-    pub async fn shutdown(&self, _deadline: Duration) -> Result<(), Error> {
-        todo!()
+
+    /// Revokes every lease, and with them every key, and ends. Idempotent.
+    ///
+    /// After an error of [`Error::Timeout`] it goes on in the background; the keys end with their TTL in any case.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
+        let _ = self.requests.try_send(Request::End); // A full inbox is told below; a closed one has ended already.
+        let mut ended = self.ended.clone();
+        let all = async {
+            let _ = self.requests.send(Request::End).await; // Closed: it is ending already.
+            let _ = ended.wait_for(|ended| *ended).await; // Dropped: it has ended.
+        };
+        timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline })
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
+        answer.await.map_err(|_| Error::Ended)
     }
 }
 
-/// A node that is kept in etcd until `stop`. Dropping it signals the end without waiting.
+fn check(options: &Options) -> Result<(), Invalid> {
+    for (field, duration) in [
+        ("dial_timeout", options.dial_timeout),
+        ("request_timeout", options.request_timeout),
+        ("register_timeout", options.register_timeout),
+        ("stop_timeout", options.stop_timeout),
+    ] {
+        if duration < Duration::from_millis(1) || duration > Duration::from_secs(3600) {
+            return Err(Invalid::new(field, format!("must be 1 ms to 1 h, not {duration:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// The task behind the handles: it places registrations on leases.
+struct Keeper {
+    options: Arc<Options>,
+    inbox: mpsc::Receiver<Request>,
+    events: broadcast::Sender<Event>,
+    ended: watch::Sender<bool>,
+    slots: Vec<Slot>,
+    next_slot: u64,
+    keys: HashMap<Arc<str>, Place>,
+    /// Applications for keys that are being taken back.
+    waiting: HashMap<Arc<str>, Vec<Application>>,
+    tracker: TaskTracker,
+    rng: fastrand::Rng,
+}
+
+/// A lease with room on it.
+struct Slot {
+    id: u64,
+    ttl: Ttl,
+    /// No lease carries two instances of one service: losing it must not take the whole service away, and a reader of
+    /// the seed layout freezes on two events of one service in one response.
+    names: HashSet<ServiceName>,
+    commands: mpsc::Sender<Command>,
+    vitals: Arc<Vitals>,
+    nudge: Arc<Notify>,
+}
+
+struct Place {
+    slot: u64,
+    name: ServiceName,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Keeper {
+    async fn live(mut self, etcd: Etcd) {
+        let load = self.load();
+        let (freed, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
+        loop {
+            tokio::select! {
+                biased;
+                Some(key) = free.recv() => {
+                    for application in self.release(&key) {
+                        self.place(application, &etcd, &load, &freed).await;
+                    }
+                }
+                request = self.inbox.recv() => match request {
+                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
+                    Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
+                    Some(Request::List { prefix, ttls, reply }) => self.list(etcd.clone(), prefix, ttls, reply),
+                    Some(Request::End) | None => break,
+                },
+            }
+        }
+        self.inbox.close();
+        for slot in self.slots.drain(..) {
+            let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
+        }
+        drop(load);
+        let Self { tracker, ended, .. } = self;
+        tracker.close();
+        tracker.wait().await;
+        let _ = ended.send(true); // Nobody may be waiting.
+    }
+
+    fn load(&self) -> watch::Receiver<Weight> {
+        match &self.options.load {
+            LoadSource::Given(load) => load.clone(),
+            LoadSource::Fixed(weight) => watch::channel(*weight).1,
+            LoadSource::Machine => {
+                let (weight, load) = watch::channel(load::first_look());
+                self.tracker.spawn(load::sample(weight));
+                load
+            }
+        }
+    }
+
+    async fn place(
+        &mut self,
+        application: Application,
+        etcd: &Etcd,
+        load: &watch::Receiver<Weight>,
+        freed: &mpsc::UnboundedSender<Arc<str>>,
+    ) {
+        let layout = application.terms.layout.unwrap_or(self.options.layout);
+        let key: Arc<str> = layout.key(&application.node).into();
+        if let Some(place) = self.keys.get(&key)
+            && matches!(place.standing.borrow().state, State::Draining | State::Stopped)
+        {
+            return self.waiting.entry(key).or_default().push(application);
+        }
+        let Application { node, terms, reply } = application;
+        let refusal = match layout.accept(&node) {
+            Err(invalid) => Some(invalid.into()),
+            Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
+            Ok(()) if self.keys.len() >= self.options.max_registrations => {
+                Some(Error::Quota { what: "the number of registrations", limit: self.options.max_registrations })
+            }
+            Ok(()) => None,
+        };
+        if let Some(error) = refusal {
+            let _ = reply.send(Err(error)); // The caller may have given up.
+            return;
+        }
+        let ttl = terms.ttl.unwrap_or(self.options.ttl);
+        let slot = self.slot(ttl, &node.name, etcd, load, freed);
+        let weight = node.weight.unwrap_or(*load.borrow());
+        let (standing, shown) = watch::channel(Standing { state: State::Pending, weight, recoveries: 0 });
+        let alive = Arc::new(());
+        let node = Arc::new(node);
+        let (confirm, confirmed) = oneshot::channel();
+        let wish = Wish {
+            key: key.clone(),
+            node: node.clone(),
+            layout,
+            ownership: terms.ownership.unwrap_or(self.options.ownership),
+            standing,
+            owner: Arc::downgrade(&alive),
+            reply: confirm,
+        };
+        let slot = &mut self.slots[slot];
+        let registration = Registration {
+            key: key.clone(),
+            node: node.clone(),
+            standing: shown.clone(),
+            renewals_before: slot.vitals.renewals(),
+            vitals: slot.vitals.clone(),
+            commands: slot.commands.clone(),
+            stop_timeout: self.options.stop_timeout,
+            alive: Some(alive),
+            nudge: slot.nudge.clone(),
+        };
+        slot.names.insert(node.name.clone());
+        self.keys.insert(key, Place { slot: slot.id, name: node.name.clone(), standing: shown });
+        let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
+        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
+    }
+
+    /// The index of a slot that has room for another key, of a service it does not carry yet.
+    fn slot(
+        &mut self,
+        ttl: Ttl,
+        name: &ServiceName,
+        etcd: &Etcd,
+        load: &watch::Receiver<Weight>,
+        freed: &mpsc::UnboundedSender<Arc<str>>,
+    ) -> usize {
+        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !slot.names.contains(name);
+        if let Some(index) = self.slots.iter().position(has_room) {
+            return index;
+        }
+        let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+        let vitals = Arc::new(Vitals::new(Instant::now()));
+        let nudge = Arc::new(Notify::new());
+        let lease = Lease::new(Surroundings {
+            etcd: etcd.clone(),
+            ttl,
+            request_timeout: self.options.request_timeout,
+            register_timeout: self.options.register_timeout,
+            damping: self.options.damping,
+            load: load.clone(),
+            vitals: vitals.clone(),
+            events: self.events.clone(),
+            freed: freed.clone(),
+            nudge: nudge.clone(),
+            rng: self.rng.fork(),
+        });
+        self.tracker.spawn(lease.live(inbox));
+        self.next_slot += 1;
+        self.slots.push(Slot { id: self.next_slot, ttl, names: HashSet::new(), commands, vitals, nudge });
+        self.slots.len() - 1
+    }
+
+    /// Frees a key's place; gives the applications that waited for it.
+    fn release(&mut self, key: &Arc<str>) -> Vec<Application> {
+        if let Some(place) = self.keys.remove(key)
+            && let Some(index) = self.slots.iter().position(|slot| slot.id == place.slot)
+        {
+            let slot = &mut self.slots[index];
+            slot.names.remove(&place.name);
+            if slot.names.is_empty() && slot.commands.try_send(Command::End).is_ok() {
+                self.slots.swap_remove(index);
+            }
+        }
+        self.waiting.remove(key).unwrap_or_default()
+    }
+
+    fn status(&self, etcd: Etcd, reply: oneshot::Sender<Result<EtcdStatus, Error>>) {
+        self.tracker.spawn(async move {
+            let answer = etcd.status().await.map(|(url, version)| EtcdStatus { endpoint: url.to_string(), version });
+            let _ = reply.send(answer.map_err(Error::unavailable)); // The caller may have given up.
+        });
+    }
+
+    fn list(&self, etcd: Etcd, prefix: String, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>>) {
+        let (layout, deadline) = (self.options.layout, self.options.request_timeout);
+        self.tracker.spawn(async move {
+            let listed = listed(&etcd, layout, &prefix, ttls, deadline).await;
+            let _ = reply.send(listed.map_err(Error::unavailable)); // The caller may have given up.
+        });
+    }
+}
+
+async fn listed(
+    etcd: &Etcd,
+    layout: Layout,
+    prefix: &str,
+    ttls: bool,
+    deadline: Duration,
+) -> Result<Vec<Listed>, Failure> {
+    let mut remaining: HashMap<i64, Option<Duration>> = HashMap::from([(0, None)]);
+    let mut all = Vec::new();
+    for found in etcd.list(prefix).await? {
+        if ttls && !remaining.contains_key(&found.lease) {
+            let left = match etcd.look_at(found.lease, false, deadline).await {
+                Ok(view) => Some(view.remaining),
+                Err(Failure::LeaseGone) => Some(Duration::ZERO),
+                Err(failure) => return Err(failure),
+            };
+            remaining.insert(found.lease, left);
+        }
+        all.push(Listed {
+            key: String::from_utf8_lossy(&found.key).into_owned(),
+            node: layout.parse(&found.key, &found.value),
+            lease: found.lease,
+            ttl_remaining: remaining.get(&found.lease).copied().flatten(),
+        });
+    }
+    Ok(all)
+}
+
+/// A node that is kept in etcd until [`Registration::stop`].
+///
+/// Dropping it takes the node back too, in the background: it signals and does not wait.
 #[derive(Debug)]
-pub struct Registration {}
+pub struct Registration {
+    key: Arc<str>,
+    node: Arc<ServerNode>,
+    standing: watch::Receiver<Standing>,
+    vitals: Arc<Vitals>,
+    renewals_before: u64,
+    commands: mpsc::Sender<Command>,
+    stop_timeout: Duration,
+    /// The lease watches whether this is alive.
+    alive: Option<Arc<()>>,
+    nudge: Arc<Notify>,
+}
 
 impl Registration {
-    /// The key.
+    /// The key in etcd.
     pub fn key(&self) -> &Arc<str> {
-        todo!()
+        &self.key
     }
-    /// The node as it was registered.
+
+    /// The node as it was registered; [`Registration::status`] has the present weight.
     pub fn node(&self) -> &ServerNode {
-        todo!()
+        &self.node
     }
-    /// The status now.
+
+    /// Where it stands now. Never waits.
     pub fn status(&self) -> Status {
-        todo!()
+        let Standing { state, weight, recoveries } = *self.standing.borrow();
+        let is_over = matches!(state, State::Stopped | State::Pending);
+        let ttl_remaining = if is_over { Duration::ZERO } else { self.vitals.remaining(Instant::now()) };
+        // A process that was suspended finds out before it trusts.
+        let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
+        let renewals = self.vitals.renewals() - self.renewals_before;
+        Status { state, weight, ttl_remaining, renewals, recoveries }
     }
-    /// Each change of state.
-    pub fn changes(&self) -> watch::Receiver<State> {
-        todo!()
+
+    /// Returns when the status satisfies `is_met`, at once if it does already. A stopped registration fails with
+    /// [`Error::Ended`] unless that is what is waited for.
+    pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
+        let mut standing = self.standing.clone();
+        loop {
+            standing.borrow_and_update();
+            let status = self.status();
+            if is_met(&status) {
+                return Ok(status);
+            }
+            standing.changed().await.map_err(|_| Error::Ended)?;
+        }
     }
-    /// Publishes this weight instead of the computed one.
-    pub async fn set_weight(&self, _weight: Weight) -> Result<(), Error> {
-        todo!()
+
+    /// Publishes this weight from now on, instead of the computed one.
+    ///
+    /// Ok: it is taken over and will be written; an equal weight writes nothing. Fails with [`Error::Ended`] after the end.
+    pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
+        let (reply, done) = oneshot::channel();
+        let command = Command::Weigh { key: self.key.clone(), weight, reply };
+        self.commands.send(command).await.map_err(|_| Error::Ended)?;
+        done.await.map_err(|_| Error::Ended)?
     }
-    /// Takes it out of etcd; ok: gone and stays gone. Idempotent.
+
+    /// Takes the node out of etcd. Ok: the key is gone, or somebody else's by now, and nothing brings it back.
+    ///
+    /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion goes on until it is done.
     pub async fn stop(&self) -> Result<(), Error> {
-        todo!()
+        let (reply, done) = oneshot::channel();
+        let stopped = async {
+            let command = Command::Stop { key: self.key.clone(), reply };
+            match self.commands.send(command).await {
+                // A lease that has ended has taken its keys back.
+                Err(_) => Ok(()),
+                Ok(()) => done.await.unwrap_or(Ok(())),
+            }
+        };
+        let after = self.stop_timeout;
+        timeout(after, stopped).await.unwrap_or(Err(Error::Timeout { what: "stop", after }))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.alive = None;
+        self.nudge.notify_one();
     }
 }

@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	inProgress  = 256              // registrations or stops in progress at a time
-	callTimeout = 3 * time.Second  // one call to etcd
+	inProgress  = 256              // calls of `register` or `stop` in progress at a time
+	dialTimeout = 5 * time.Second  // the client also waits this long, and 1 s, for a lease's first renewal
+	callTimeout = 3 * time.Second  // one registration, one put, one stop
 	retryPause  = time.Second      // between two attempts to register again
 	giveUp      = 60 * time.Second // a first registration is retried for this long
 )
@@ -38,7 +39,7 @@ func main() {
 
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:   strings.Split(*endpoints, ","),
-		DialTimeout: callTimeout,
+		DialTimeout: dialTimeout,
 		Logger:      zap.NewNop(),
 	})
 	if err != nil {
@@ -47,7 +48,7 @@ func main() {
 	}
 	defer client.Close()
 
-	p := &peer{client: client, ttl: *ttl, slots: make(chan struct{}, inProgress)}
+	p := &peer{client: client, ttl: *ttl}
 	p.weight.Store(100)
 	go p.sampleLoad()
 
@@ -101,7 +102,6 @@ func (p *peer) command(name string, args []string) (any, error) {
 type peer struct {
 	client *clientv3.Client
 	ttl    int64
-	slots  chan struct{} // one per registration in progress
 
 	weight       atomic.Int64 // of this machine, sampled once a second
 	reregistered atomic.Int64 // registrations made again after their lease was lost
@@ -300,13 +300,11 @@ func (r *registration) keepAlive() {
 	}
 }
 
-// registerAgain returns false when the registration was stopped meanwhile.
+// registerAgain waits for nobody else, as in the libraries: each registration
+// recovers by itself. It returns false when the registration was stopped meanwhile.
 func (r *registration) registerAgain() bool {
 	for r.ctx.Err() == nil {
-		r.peer.slots <- struct{}{}
-		err := r.register()
-		<-r.peer.slots
-		if err == nil {
+		if r.register() == nil {
 			r.peer.reregistered.Add(1)
 			return true
 		}

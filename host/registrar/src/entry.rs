@@ -1,0 +1,205 @@
+//! One desired key of a lease: what should stand in etcd, what is believed to stand there, and who waits for it.
+
+use std::sync::{Arc, Weak};
+
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    config::Ownership,
+    error::Error,
+    etcd::Op,
+    layout::Layout,
+    node::{ServerNode, Weight},
+    status::State,
+};
+
+/// Answers to whoever waits for a command.
+pub(crate) type Reply = oneshot::Sender<Result<(), Error>>;
+
+/// What a registration's handle reads without asking the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) state: State,
+    pub(crate) weight: Weight,
+    pub(crate) recoveries: u64,
+}
+
+/// A wish to keep a node in etcd, on its way to a lease.
+pub(crate) struct Wish {
+    pub(crate) key: Arc<str>,
+    pub(crate) node: Arc<ServerNode>,
+    pub(crate) layout: Layout,
+    pub(crate) ownership: Ownership,
+    pub(crate) standing: watch::Sender<Standing>,
+    /// Dead once the handle is dropped.
+    pub(crate) owner: Weak<()>,
+    pub(crate) reply: Reply,
+}
+
+/// What the key should come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    Present,
+    Absent,
+    /// It has come to be absent; what remains is to be sure that no late write brings it back.
+    Gone,
+}
+
+/// How the lease as a whole is doing; every entry's state follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Steady,
+    Suspect,
+    Recovering,
+}
+
+pub(crate) struct Entry {
+    node: Arc<ServerNode>,
+    layout: Layout,
+    pub(crate) ownership: Ownership,
+    pub(crate) goal: Goal,
+    /// The lease under which the key is believed to stand; 0 for none. etcd corrects it.
+    pub(crate) held: i64,
+    /// The weight that etcd confirmed under the current lease; `None` when the key must be written.
+    pub(crate) published: Option<Weight>,
+    pub(crate) weight: Weight,
+    pub(crate) weighed_at: Instant,
+    /// The weight in the write that is under way.
+    pub(crate) in_flight: Option<Weight>,
+    /// Whether a write was ever sent, so that the key may exist.
+    touched: bool,
+    /// Whether etcd ever confirmed it.
+    pub(crate) visible: bool,
+    /// Somebody else's lease that holds the key; 0 for none.
+    pub(crate) rival: i64,
+    /// Refused by etcd as part of a batch; it is written alone.
+    pub(crate) solo: bool,
+    /// Refused by etcd even alone; it is tried again with the next audit.
+    pub(crate) parked: bool,
+    pub(crate) queued: bool,
+    pub(crate) recoveries: u64,
+    /// Who waits for it to be registered, and until when.
+    birth: Option<(Instant, Reply)>,
+    pub(crate) farewells: Vec<Reply>,
+    standing: watch::Sender<Standing>,
+    owner: Weak<()>,
+}
+
+impl Entry {
+    pub(crate) fn new(wish: Wish, load: Weight, now: Instant, deadline: Instant) -> Self {
+        Self {
+            weight: wish.node.weight.unwrap_or(load),
+            node: wish.node,
+            layout: wish.layout,
+            ownership: wish.ownership,
+            goal: Goal::Present,
+            held: 0,
+            published: None,
+            weighed_at: now,
+            in_flight: None,
+            touched: false,
+            visible: false,
+            rival: 0,
+            solo: false,
+            parked: false,
+            queued: false,
+            recoveries: 0,
+            birth: Some((deadline, wish.reply)),
+            farewells: Vec::new(),
+            standing: wish.standing,
+            owner: wish.owner,
+        }
+    }
+
+    pub(crate) fn awaits_birth_until(&self, deadline: Instant) -> bool {
+        self.birth.as_ref().is_some_and(|(until, _)| *until == deadline)
+    }
+
+    /// Tells whoever waits for the registration. Who has given up has dropped the handle, and that withdraws the key.
+    pub(crate) fn answer_birth(&mut self, outcome: Result<(), Error>) {
+        if let Some((_, reply)) = self.birth.take() {
+            let _ = reply.send(outcome);
+        }
+    }
+
+    /// Whether the weight follows the load.
+    pub(crate) fn follows_load(&self) -> bool {
+        self.node.weight.is_none()
+    }
+
+    /// From now on this weight, instead of the computed one.
+    pub(crate) fn pin_weight(&mut self, weight: Weight) {
+        let node = ServerNode { weight: Some(weight), ..(*self.node).clone() };
+        self.node = Arc::new(node);
+        self.weight = weight;
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.goal == Goal::Present && self.owner.strong_count() == 0
+    }
+
+    /// Whether etcd has to be told something.
+    pub(crate) fn is_dirty(&self) -> bool {
+        match self.goal {
+            Goal::Present => self.published != Some(self.weight),
+            Goal::Absent => true,
+            Goal::Gone => false,
+        }
+    }
+
+    /// Whether the key cannot be in etcd, since nothing was ever sent.
+    pub(crate) fn was_never_written(&self) -> bool {
+        !self.touched
+    }
+
+    /// Its next write, for a transaction that puts under `lease`.
+    pub(crate) fn op(&mut self, key: &Arc<str>, lease: i64) -> Op {
+        let key = key.clone();
+        match self.goal {
+            Goal::Present => {
+                self.touched = true;
+                self.in_flight = Some(self.weight);
+                Op::Put { key, value: self.layout.value(&self.node, self.weight), held: self.held }
+            }
+            Goal::Absent | Goal::Gone => Op::Delete { key, held: if self.held == 0 { lease } else { self.held } },
+        }
+    }
+
+    /// The lease is gone, and the key with it if it stood there.
+    pub(crate) fn lost(&mut self, lease: i64) {
+        if self.held == lease {
+            self.held = 0;
+            self.published = None;
+        }
+    }
+
+    /// Tells the handle where the registration stands.
+    pub(crate) fn show(&self, mood: Mood) {
+        let state = match self.goal {
+            Goal::Absent | Goal::Gone => State::Draining,
+            Goal::Present if !self.visible => State::Pending,
+            Goal::Present if self.rival != 0 => State::Conflict,
+            Goal::Present if self.published.is_none() || mood == Mood::Recovering => State::Recovering,
+            Goal::Present if mood == Mood::Suspect => State::Suspect,
+            Goal::Present => State::Registered,
+        };
+        self.set(state);
+    }
+
+    /// Ends it: everybody who waits is told.
+    pub(crate) fn end(mut self, birth: Error) {
+        self.set(State::Stopped);
+        self.answer_birth(Err(birth));
+        for reply in self.farewells.drain(..) {
+            let _ = reply.send(Ok(())); // The caller may have given up.
+        }
+    }
+
+    fn set(&self, state: State) {
+        let next = Standing { state, weight: self.weight, recoveries: self.recoveries };
+        self.standing.send_if_modified(|standing| std::mem::replace(standing, next) != next);
+    }
+}

@@ -1,0 +1,8 @@
+//! The harness of the scenarios: a simulated etcd, a real etcd, and a network between that fails on demand.
+
+pub mod proxy;
+pub mod real;
+pub mod sim;
+mod wait;
+
+pub use wait::wait_for;

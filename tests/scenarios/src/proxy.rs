@@ -1,0 +1,226 @@
+//! A TCP proxy between a host and etcd that fails on demand.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+
+/// What the proxy does to every connection, at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything passes. A connection that lost bytes in another mode is reset.
+    #[default]
+    Pass,
+    /// Connections are reset, new ones refused.
+    Cut,
+    /// New connections are accepted; what anyone sends is swallowed.
+    Blackhole,
+    /// Requests pass, answers are swallowed.
+    HalfOpen,
+    /// Nothing moves, nothing is lost: what waits arrives when the mode changes.
+    Hold,
+    /// Every chunk is delayed by this much, in both directions.
+    Slow(Duration),
+}
+
+/// A proxy in front of one address, gone when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    mode: watch::Sender<Mode>,
+}
+
+impl Proxy {
+    /// Listens on a free port of loopback and passes everything on.
+    ///
+    /// # Panics
+    /// When loopback has no free port.
+    pub async fn start(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+        let address = listener.local_addr().expect("a listener has an address");
+        let mode = watch::Sender::default();
+        let accept = Accept {
+            address,
+            target: target.to_owned(),
+            mode: mode.subscribe(),
+            connections: TaskTracker::new(),
+        };
+        let tracker = accept.connections.clone();
+        tracker.spawn(accept.run(listener));
+        Self { address, mode }
+    }
+
+    /// Where a host connects instead: `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The same as an endpoint: `http://127.0.0.1:port`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Switches every connection, open and to come.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+/// The task that accepts; it ends with the proxy.
+struct Accept {
+    address: SocketAddr,
+    target: String,
+    mode: watch::Receiver<Mode>,
+    connections: TaskTracker,
+}
+
+impl Accept {
+    async fn run(mut self, listener: TcpListener) {
+        let mut listener = Some(listener);
+        loop {
+            let cut = *self.mode.borrow_and_update() == Mode::Cut;
+            if cut {
+                listener = None;
+            } else if listener.is_none() {
+                listener = TcpListener::bind(self.address).await.ok();
+                if listener.is_none() {
+                    // The port lingers; it is ours again in a moment.
+                    sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            }
+            tokio::select! {
+                biased;
+                changed = self.mode.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                host = accept(listener.as_ref()) => {
+                    let target = self.target.clone();
+                    let mode = self.mode.clone();
+                    // A connection that fails is what a proxy like this is for.
+                    self.connections.spawn(async move {
+                        let _ = serve(host, &target, mode).await;
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> TcpStream {
+    if let Some(listener) = listener {
+        loop {
+            if let Ok((host, _)) = listener.accept().await {
+                return host;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Carries one connection until an end closes it or the mode resets it.
+async fn serve(mut host: TcpStream, target: &str, mode: watch::Receiver<Mode>) -> io::Result<()> {
+    let mut etcd = TcpStream::connect(target).await?;
+    host.set_nodelay(true)?;
+    etcd.set_nodelay(true)?;
+    let end = {
+        let (from_host, to_host) = host.split();
+        let (from_etcd, to_etcd) = etcd.split();
+        let requests = Pump::new(Direction::ToEtcd, mode.clone());
+        let answers = Pump::new(Direction::ToHost, mode);
+        tokio::select! {
+            end = requests.run(from_host, to_etcd) => end,
+            end = answers.run(from_etcd, to_host) => end,
+        }
+    };
+    if end == End::Reset {
+        host.set_zero_linger()?;
+        etcd.set_zero_linger()?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    ToEtcd,
+    ToHost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Closed,
+    Reset,
+}
+
+/// One direction of one connection.
+struct Pump {
+    direction: Direction,
+    mode: watch::Receiver<Mode>,
+    lost: bool,
+}
+
+impl Pump {
+    fn new(direction: Direction, mode: watch::Receiver<Mode>) -> Self {
+        Self {
+            direction,
+            mode,
+            lost: false,
+        }
+    }
+
+    async fn run(mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> End {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let mode = *self.mode.borrow_and_update();
+            if mode == Mode::Cut || (self.lost && !self.swallows(mode)) {
+                return End::Reset;
+            }
+            tokio::select! {
+                biased;
+                changed = self.mode.changed() => {
+                    if changed.is_err() {
+                        return End::Reset;
+                    }
+                }
+                read = from.read(&mut buffer), if mode != Mode::Hold => match read {
+                    Ok(0) | Err(_) => return self.end(mode).await,
+                    Ok(_) if self.swallows(mode) => self.lost = true,
+                    Ok(count) => {
+                        if let Mode::Slow(delay) = mode {
+                            sleep(delay).await;
+                        }
+                        if to.write_all(&buffer[..count]).await.is_err() {
+                            return End::Reset;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn swallows(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Blackhole => true,
+            Mode::HalfOpen => self.direction == Direction::ToHost,
+            Mode::Pass | Mode::Cut | Mode::Hold | Mode::Slow(_) => false,
+        }
+    }
+
+    /// One side closed; the other does not hear of it while its bytes are swallowed.
+    async fn end(&mut self, mode: Mode) -> End {
+        if !self.swallows(mode) {
+            return End::Closed;
+        }
+        // The proxy itself may be gone; that is a reset too.
+        let _ = self.mode.changed().await;
+        End::Reset
+    }
+}

@@ -1,0 +1,233 @@
+//! What the simulated etcd remembers for the tests: every event, and every call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// One thing that happened to a key or to a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Virtual time since the simulation began.
+    pub at: Duration,
+    /// How often the data was wiped before; revisions compare only within one era.
+    pub era: u32,
+    /// The store's revision after the event; a lease event by itself makes none.
+    pub revision: i64,
+    /// Who made it happen.
+    pub cause: Cause,
+    /// What happened.
+    pub what: What,
+}
+
+/// The kinds of event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A key was written.
+    Put {
+        /// The key, as text.
+        key: String,
+        /// The value, byte for byte.
+        value: Bytes,
+        /// The lease it is bound to now; 0 is none.
+        lease: i64,
+        /// The lease it was bound to before; none when the key did not exist.
+        previous_lease: Option<i64>,
+    },
+    /// A key was removed.
+    Delete {
+        /// The key, as text.
+        key: String,
+        /// The lease it was bound to; 0 is none.
+        previous_lease: i64,
+    },
+    /// A lease was granted.
+    Granted {
+        /// The lease.
+        lease: i64,
+        /// The time to live that was granted.
+        ttl: Duration,
+    },
+    /// A lease was renewed.
+    Renewed {
+        /// The lease.
+        lease: i64,
+        /// The time to live it has from now.
+        ttl: Duration,
+        /// What was left of it: a renewal with little left came late.
+        left: Duration,
+    },
+    /// A lease ran out; its keys are deleted at the same revision.
+    Expired {
+        /// The lease.
+        lease: i64,
+    },
+    /// A lease was revoked; its keys are deleted at the same revision.
+    Revoked {
+        /// The lease.
+        lease: i64,
+    },
+    /// A lease was lost with the data of a wiped etcd.
+    Wiped {
+        /// The lease.
+        lease: i64,
+    },
+}
+
+impl Event {
+    /// The key of a put or a delete.
+    pub fn key(&self) -> Option<&str> {
+        match &self.what {
+            What::Put { key, .. } | What::Delete { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
+    /// The host whose call caused it.
+    pub fn host(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Call { host, .. } => Some(host),
+            _ => None,
+        }
+    }
+}
+
+/// Who made an event happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A call of a host.
+    Call {
+        /// The host, by the name its channel was made with.
+        host: Arc<str>,
+        /// What it called.
+        call: Call,
+        /// Whether its caller had given up before: a late write.
+        late: bool,
+    },
+    /// A lease ran out.
+    Expiry,
+    /// The test itself, by a method of `SimEtcd`.
+    Foreign,
+    /// A restart without data.
+    Wipe,
+}
+
+/// The kinds of call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    /// `KV.Range`.
+    Range,
+    /// `KV.Put`.
+    Put,
+    /// `KV.DeleteRange`.
+    Delete,
+    /// `KV.Txn`.
+    Txn,
+    /// `KV.Compact`.
+    Compact,
+    /// `Lease.LeaseGrant`.
+    Grant,
+    /// `Lease.LeaseRevoke`.
+    Revoke,
+    /// `Lease.LeaseTimeToLive`.
+    TimeToLive,
+    /// `Lease.LeaseLeases`.
+    Leases,
+    /// `Lease.LeaseKeepAlive`: one stream opened.
+    KeepAlive,
+    /// One renewal on such a stream.
+    Renew,
+    /// `Watch.Watch`: one stream opened.
+    Watch,
+    /// `Auth.Authenticate`.
+    Authenticate,
+    /// `Maintenance.Status`.
+    Status,
+    /// Anything else.
+    Other,
+}
+
+impl Call {
+    /// Every kind, for sums over all.
+    pub const ALL: [Call; 15] = [
+        Call::Range,
+        Call::Put,
+        Call::Delete,
+        Call::Txn,
+        Call::Compact,
+        Call::Grant,
+        Call::Revoke,
+        Call::TimeToLive,
+        Call::Leases,
+        Call::KeepAlive,
+        Call::Renew,
+        Call::Watch,
+        Call::Authenticate,
+        Call::Status,
+        Call::Other,
+    ];
+
+    /// Whether it can change keys.
+    pub fn writes(self) -> bool {
+        matches!(self, Call::Put | Call::Delete | Call::Txn)
+    }
+
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Call::KeepAlive | Call::Watch)
+    }
+
+    pub(crate) fn of_path(path: &str) -> Self {
+        match path {
+            "/etcdserverpb.KV/Range" => Call::Range,
+            "/etcdserverpb.KV/Put" => Call::Put,
+            "/etcdserverpb.KV/DeleteRange" => Call::Delete,
+            "/etcdserverpb.KV/Txn" => Call::Txn,
+            "/etcdserverpb.KV/Compact" => Call::Compact,
+            "/etcdserverpb.Lease/LeaseGrant" => Call::Grant,
+            "/etcdserverpb.Lease/LeaseRevoke" => Call::Revoke,
+            "/etcdserverpb.Lease/LeaseTimeToLive" => Call::TimeToLive,
+            "/etcdserverpb.Lease/LeaseLeases" => Call::Leases,
+            "/etcdserverpb.Lease/LeaseKeepAlive" => Call::KeepAlive,
+            "/etcdserverpb.Watch/Watch" => Call::Watch,
+            "/etcdserverpb.Auth/Authenticate" => Call::Authenticate,
+            "/etcdserverpb.Maintenance/Status" => Call::Status,
+            _ => Call::Other,
+        }
+    }
+}
+
+/// One call as the network saw it leave its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallRecord {
+    /// Virtual time since the simulation began.
+    pub at: Duration,
+    /// The host, by the name its channel was made with.
+    pub host: Arc<str>,
+    /// What it called.
+    pub call: Call,
+}
+
+/// The memory itself.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    pub(crate) events: Vec<Event>,
+    pub(crate) calls: Vec<CallRecord>,
+    counts: BTreeMap<(Arc<str>, Call), u64>,
+}
+
+impl History {
+    /// Renewals are counted, not listed: their events tell the times.
+    pub(crate) fn record(&mut self, at: Duration, host: &Arc<str>, call: Call) {
+        *self.counts.entry((Arc::clone(host), call)).or_default() += 1;
+        if call != Call::Renew {
+            let host = Arc::clone(host);
+            self.calls.push(CallRecord { at, host, call });
+        }
+    }
+
+    pub(crate) fn count(&self, host: &str, call: Call) -> u64 {
+        let key = (Arc::from(host), call);
+        self.counts.get(&key).copied().unwrap_or_default()
+    }
+}

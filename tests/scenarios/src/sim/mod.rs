@@ -1,0 +1,337 @@
+//! A simulated etcd at the wire: etcd-client talks gRPC to it over a channel without sockets, under tokio's paused time.
+//!
+//! Everything is drawn from one seed. Under a current-thread runtime with paused time a run repeats exactly, as long
+//! as the code under test draws nothing of its own.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use leasehold_scenarios::sim::{FaultPlan, SimEtcd, What};
+//! # async fn example() -> Result<(), etcd_client::Error> {
+//! let etcd = SimEtcd::new(42);
+//! let mut client = etcd.client("host-1").await;
+//! let lease = client.lease_grant(10, None).await?.id();
+//! etcd.set_faults("host-1", FaultPlan { late: 0.5, ..FaultPlan::none() });
+//! etcd.blackhole("host-1");
+//! tokio::time::sleep(Duration::from_secs(11)).await;
+//! etcd.heal("host-1");
+//! assert!(etcd.history().iter().any(|event| event.what == What::Expired { lease }));
+//! # Ok(())
+//! # }
+//! ```
+
+mod apply;
+mod auth;
+mod check;
+mod failure;
+mod fault;
+mod history;
+mod lessor;
+mod service;
+mod state;
+mod store;
+mod stream;
+mod watch;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_client::{Channel, Client};
+use tokio::time::{MissedTickBehavior, interval};
+use tower::util::BoxCloneSyncService;
+
+use self::service::Services;
+use self::state::{Shared, State};
+use self::store::{Item, Range};
+use self::wire::{Link, Wire};
+
+pub use self::fault::FaultPlan;
+pub use self::history::{Call, CallRecord, Cause, Event, What};
+
+/// The handle on one simulated etcd; clones are the same etcd.
+#[derive(Clone, Debug)]
+pub struct SimEtcd {
+    shared: Arc<Shared>,
+}
+
+/// A key as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The value, byte for byte.
+    pub value: Bytes,
+    /// The lease it is bound to; 0 is none.
+    pub lease: i64,
+    /// The revision that created it.
+    pub created: i64,
+    /// The revision that wrote it last.
+    pub modified: i64,
+    /// How often it was written since it was created.
+    pub version: i64,
+}
+
+impl From<&Item> for Entry {
+    fn from(item: &Item) -> Self {
+        Self {
+            value: item.value.clone(),
+            lease: item.lease,
+            created: item.created,
+            modified: item.modified,
+            version: item.version,
+        }
+    }
+}
+
+/// A lease as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseEntry {
+    /// The time to live that was granted.
+    pub ttl: Duration,
+    /// What is left of it.
+    pub left: Duration,
+    /// The keys bound to it.
+    pub keys: BTreeSet<String>,
+}
+
+/// The etcd itself.
+impl SimEtcd {
+    /// An empty etcd, running. Everything random in it comes from the seed.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime; that runtime carries all its tasks.
+    pub fn new(seed: u64) -> Self {
+        let shared = Arc::new(Shared::new(seed));
+        let clock = Arc::downgrade(&shared);
+        shared.spawn(async move {
+            let mut ticks = interval(lessor::TICK);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(shared) = clock.upgrade() else { return };
+                shared.lock().tick();
+            }
+        });
+        Self { shared }
+    }
+
+    /// A channel for `Client::from_channel`. The name tells hosts apart: faults, counters and history are by host.
+    pub fn channel(&self, host: &str) -> Channel {
+        let wire = Wire {
+            shared: Arc::clone(&self.shared),
+            link: self.link(host),
+            services: Services::new(Arc::clone(&self.shared)),
+        };
+        Channel::Custom(BoxCloneSyncService::new(wire))
+    }
+
+    /// A client over such a channel, without a user.
+    pub async fn client(&self, host: &str) -> Client {
+        Client::from_channel(self.channel(host), None)
+            .await
+            .expect("without a user nothing is called")
+    }
+
+    /// Kills etcd: connections are refused, streams break. Its data stays.
+    pub fn stop(&self) {
+        self.lock().stop();
+    }
+
+    /// Starts it again; every lease has its full TTL, every token is forgotten.
+    pub fn start(&self) {
+        self.lock().start();
+    }
+
+    /// Kills it and starts it again; without its data it is a new etcd at revision 1 with the same users.
+    pub fn restart(&self, keep_data: bool) {
+        let mut state = self.lock();
+        state.stop();
+        if !keep_data {
+            state.wipe();
+        }
+        state.start();
+    }
+
+    /// Loses the leader. For one to two seconds everything waits, then every lease has its full TTL; some of the calls
+    /// that waited fail with "leader changed".
+    pub fn leader_change(&self) {
+        self.lock().elect();
+    }
+
+    /// Loses the quorum: until `regain_quorum` calls and renewals wait, and fail after 7 s; no lease expires.
+    pub fn lose_quorum(&self) {
+        self.lock().lose_quorum();
+    }
+
+    /// The members are back and elect a leader, as after `leader_change`.
+    pub fn regain_quorum(&self) {
+        self.lock().elect();
+    }
+
+    /// Turns authentication on, or adds a user. `token_ttl` is how long an unused token lives (etcd's default: 300 s).
+    pub fn require_user(&self, user: &str, password: &str, token_ttl: Duration) {
+        self.lock().auth.enable(user, password, token_ttl);
+    }
+
+    /// Makes every token invalid now.
+    pub fn forget_tokens(&self) {
+        self.lock().auth.forget_tokens();
+    }
+
+    /// Raises or clears the alarm NOSPACE.
+    pub fn set_no_space(&self, raised: bool) {
+        self.lock().no_space = raised;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+/// The network.
+impl SimEtcd {
+    /// How one host's network behaves from now on.
+    pub fn set_faults(&self, host: &str, plan: FaultPlan) {
+        self.link(host).set_plan(plan);
+    }
+
+    /// How every host's network behaves from now on, those that come later too.
+    pub fn set_all_faults(&self, plan: &FaultPlan) {
+        let mut state = self.lock();
+        state.plan = plan.clone();
+        for link in state.links.values() {
+            link.set_plan(plan.clone());
+        }
+    }
+
+    /// Takes one host's network away: its calls and streams hang until it is healed. Then what was on its way arrives,
+    /// except that a request whose caller gave up arrives half of the time.
+    pub fn blackhole(&self, host: &str) {
+        self.link(host).set_blackholed(true);
+    }
+
+    /// Gives it back.
+    pub fn heal(&self, host: &str) {
+        self.link(host).set_blackholed(false);
+    }
+
+    /// Cuts the connections of one host: open calls fail, streams break, new ones are fine.
+    pub fn cut(&self, host: &str) {
+        self.link(host).break_open();
+    }
+
+    fn link(&self, host: &str) -> Arc<Link> {
+        let mut state = self.lock();
+        if let Some(link) = state.links.get(host) {
+            return Arc::clone(link);
+        }
+        let link = Arc::new(Link::new(host, state.plan.clone()));
+        state.links.insert(Arc::clone(&link.host), Arc::clone(&link));
+        link
+    }
+}
+
+/// Foreign writers: at once, without a network, and whether etcd runs or not.
+impl SimEtcd {
+    /// Writes a key; lease 0 is none.
+    ///
+    /// # Panics
+    /// When the lease is unknown.
+    pub fn put(&self, key: &str, value: &str, lease: i64) {
+        let mut state = self.lock();
+        let known = lease == 0 || state.lessor.get(lease).is_some();
+        assert!(known, "lease {lease} is unknown");
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let value = Bytes::copy_from_slice(value.as_bytes());
+        state.write(&Cause::Foreign, |writer| writer.put(&key, value, lease));
+    }
+
+    /// Deletes a key; tells whether it was there.
+    pub fn delete(&self, key: &str) -> bool {
+        let range = Range::new(key.as_bytes(), b"");
+        let deleted = self.lock().write(&Cause::Foreign, |writer| writer.delete(&range));
+        deleted > 0
+    }
+
+    /// Grants a lease that nobody renews.
+    pub fn grant(&self, ttl: Duration) -> i64 {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = self.lock().grant(Cause::Foreign, 0, seconds);
+        granted.expect("a TTL below etcd's maximum").0
+    }
+
+    /// Revokes a lease; tells whether it was there.
+    pub fn revoke(&self, lease: i64) -> bool {
+        self.lock().revoke(&Cause::Foreign, lease).is_ok()
+    }
+
+    /// Compacts the history up to a revision.
+    ///
+    /// # Panics
+    /// When the revision is in the future or was compacted before.
+    pub fn compact(&self, revision: i64) {
+        let compacted = self.lock().store.compact(revision);
+        compacted.expect("a revision that can be compacted");
+    }
+}
+
+/// What the tests look at.
+impl SimEtcd {
+    /// Virtual time since the simulation began: the clock of `Event::at`.
+    pub fn now(&self) -> Duration {
+        self.lock().now
+    }
+
+    /// The revision of the store.
+    pub fn revision(&self) -> i64 {
+        self.lock().store.revision()
+    }
+
+    /// One key.
+    pub fn get(&self, key: &str) -> Option<Entry> {
+        self.lock().store.get(key.as_bytes()).map(Entry::from)
+    }
+
+    /// Every key with this prefix; "" is all.
+    pub fn keys(&self, prefix: &str) -> BTreeMap<String, Entry> {
+        let everything = Range::new(b"\0", b"\0");
+        let state = self.lock();
+        let entries = state.store.range(&everything);
+        let named = entries.map(|item| (state::text(&item.key), Entry::from(item)));
+        named.filter(|(key, _)| key.starts_with(prefix)).collect()
+    }
+
+    /// Every lease.
+    pub fn leases(&self) -> BTreeMap<i64, LeaseEntry> {
+        let state = self.lock();
+        let entry = |lease: &lessor::Lease| LeaseEntry {
+            ttl: lease.ttl,
+            left: lease.left(state.now),
+            keys: lease.keys.iter().map(state::text).collect(),
+        };
+        let leases = state.lessor.by_expiry();
+        leases.into_iter().map(|(id, lease)| (id, entry(lease))).collect()
+    }
+
+    /// Everything that ever happened, in order. Compaction and restarts take nothing from it.
+    pub fn history(&self) -> Vec<Event> {
+        self.lock().history.events.clone()
+    }
+
+    /// Every call as it left its host, in order; renewals are counted only.
+    pub fn calls(&self) -> Vec<CallRecord> {
+        self.lock().history.calls.clone()
+    }
+
+    /// How often a host made a call, whatever became of it; renewals count when they reach etcd.
+    pub fn count(&self, host: &str, call: Call) -> u64 {
+        self.lock().history.count(host, call)
+    }
+
+    /// How often a host made a call that can change keys.
+    pub fn writes(&self, host: &str) -> u64 {
+        let state = self.lock();
+        let kinds = Call::ALL.into_iter().filter(|call| call.writes());
+        kinds.map(|call| state.history.count(host, call)).sum()
+    }
+}

@@ -1,0 +1,265 @@
+//! Everything the simulated etcd knows, behind one lock that is never held across an await.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_client::proto::PbResponseHeader;
+use fastrand::Rng;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::auth::Auth;
+use super::failure::Failure;
+use super::fault::{FaultPlan, between};
+use super::history::{Cause, Event, History, What};
+use super::lessor::Lessor;
+use super::store::{Change, Range, Store, Writer};
+use super::watch::Watches;
+use super::wire::Link;
+
+/// The cluster and the member that every header names.
+const CLUSTER: u64 = 0x0cad_e000_0000_0001;
+/// The one member.
+pub(crate) const MEMBER: u64 = 0x8e9e_0000_0000_0001;
+
+/// What the handle, the channels and the tasks share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) tracker: TaskTracker,
+    pub(crate) runtime: Handle,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            runtime: Handle::current(),
+            started: Instant::now(),
+            state: Mutex::new(State::new(seed)),
+        }
+    }
+
+    /// The state as of now: an election that ended meanwhile has taken effect.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().expect("no panic while the state is held");
+        state.now = self.started.elapsed();
+        state.settle();
+        state
+    }
+
+    /// Runs a task of the simulation, whatever runtime its caller is on.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn_on(task, &self.runtime);
+    }
+}
+
+/// The one member's data, its sessions, and the memory for the tests.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Virtual time since the simulation began, as of the last lock.
+    pub(crate) now: Duration,
+    pub(crate) rng: Rng,
+    pub(crate) store: Store,
+    pub(crate) lessor: Lessor,
+    pub(crate) auth: Auth,
+    pub(crate) watches: Watches,
+    pub(crate) history: History,
+    pub(crate) links: BTreeMap<Arc<str>, Arc<Link>>,
+    pub(crate) plan: FaultPlan,
+    /// The alarm NOSPACE.
+    pub(crate) no_space: bool,
+    pub(crate) running: bool,
+    /// Counts the starts; a request does not outlive the process it was sent to.
+    pub(crate) boot: u64,
+    pub(crate) term: u64,
+    era: u32,
+    election_ends: Option<Duration>,
+}
+
+impl State {
+    fn new(seed: u64) -> Self {
+        Self {
+            now: Duration::ZERO,
+            rng: Rng::with_seed(seed),
+            store: Store::new(),
+            lessor: Lessor::default(),
+            auth: Auth::new(),
+            watches: Watches::default(),
+            history: History::default(),
+            links: BTreeMap::new(),
+            plan: FaultPlan::none(),
+            no_space: false,
+            running: true,
+            boot: 1,
+            term: 2,
+            era: 0,
+            election_ends: None,
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Some(end) = self.election_ends
+            && self.now >= end
+        {
+            self.election_ends = None;
+            self.lessor.promote(end);
+        }
+    }
+
+    pub(crate) fn header(&self) -> PbResponseHeader {
+        PbResponseHeader {
+            cluster_id: CLUSTER,
+            member_id: MEMBER,
+            revision: self.store.revision(),
+            raft_term: self.term,
+        }
+    }
+
+    /// How long there is still no leader.
+    pub(crate) fn election_left(&self) -> Option<Duration> {
+        let end = self.election_ends?;
+        Some(end.saturating_sub(self.now))
+    }
+
+    /// The old leader is gone; the next one is elected within two seconds.
+    pub(crate) fn elect(&mut self) {
+        let pause = Duration::from_secs(1)..=Duration::from_secs(2);
+        self.term += 1;
+        self.election_ends = Some(self.now + between(&pause, &mut self.rng));
+    }
+
+    /// Too few members are left to elect one.
+    pub(crate) fn lose_quorum(&mut self) {
+        self.term += 1;
+        self.election_ends = Some(Duration::MAX);
+    }
+
+    pub(crate) fn start(&mut self) {
+        if !self.running {
+            self.running = true;
+            self.boot += 1;
+            self.term += 1;
+            self.election_ends = None;
+            self.lessor.promote(self.now);
+        }
+    }
+
+    /// The process is gone; tokens and streams were in its memory.
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        self.auth.forget_tokens();
+        self.watches = Watches::default();
+        for link in self.links.values() {
+            link.break_open();
+        }
+    }
+
+    /// The data is gone too; users stay, as if the operator had set them up again.
+    pub(crate) fn wipe(&mut self) {
+        let everything = Range::new(b"\0", b"\0");
+        let mut writer = self.store.write();
+        writer.delete(&everything);
+        let lost = writer.commit();
+        self.record_changes(&Cause::Wipe, &lost);
+        let leases: Vec<i64> = self.lessor.by_expiry().iter().map(|(id, _)| *id).collect();
+        for lease in leases {
+            self.record(Cause::Wipe, What::Wiped { lease });
+        }
+        self.store = Store::new();
+        self.lessor = Lessor::default();
+        self.no_space = false;
+        self.era += 1;
+    }
+
+    /// Runs one write transaction: leases follow, the history grows, watchers are told.
+    pub(crate) fn write<T>(&mut self, cause: &Cause, apply: impl FnOnce(&mut Writer<'_>) -> T) -> T {
+        let mut writer = self.store.write();
+        let outcome = apply(&mut writer);
+        let changes = writer.commit();
+        self.publish(cause, &changes);
+        outcome
+    }
+
+    fn publish(&mut self, cause: &Cause, changes: &[Change]) {
+        self.lessor.follow(changes);
+        self.record_changes(cause, changes);
+        if !changes.is_empty() {
+            let header = self.header();
+            self.watches.notify(changes, self.store.compacted(), &header);
+        }
+    }
+
+    pub(crate) fn grant(&mut self, cause: Cause, id: i64, seconds: i64) -> Result<(i64, Duration), Failure> {
+        let id = if id == 0 { self.rng.i64(1..i64::MAX) } else { id };
+        let ttl = self.lessor.grant(id, seconds, self.now)?;
+        self.record(cause, What::Granted { lease: id, ttl });
+        Ok((id, ttl))
+    }
+
+    /// Ends a lease and deletes its keys in one revision.
+    pub(crate) fn revoke(&mut self, cause: &Cause, id: i64) -> Result<(), Failure> {
+        let what = match cause {
+            Cause::Expiry => What::Expired { lease: id },
+            _ => What::Revoked { lease: id },
+        };
+        let lease = self.lessor.remove(id).ok_or(Failure::LeaseNotFound)?;
+        let mut writer = self.store.write();
+        for key in &lease.keys {
+            writer.delete(&Range::new(key, b""));
+        }
+        let changes = writer.commit();
+        self.record(cause.clone(), what);
+        self.publish(cause, &changes);
+        Ok(())
+    }
+
+    /// The leader's look at the clock.
+    pub(crate) fn tick(&mut self) {
+        if self.running && self.election_ends.is_none() {
+            for lease in self.lessor.expired(self.now) {
+                self.revoke(&Cause::Expiry, lease)
+                    .expect("an expired lease is there until it is revoked");
+            }
+        }
+    }
+
+    pub(crate) fn record(&mut self, cause: Cause, what: What) {
+        self.history.events.push(Event {
+            at: self.now,
+            era: self.era,
+            revision: self.store.revision(),
+            cause,
+            what,
+        });
+    }
+
+    fn record_changes(&mut self, cause: &Cause, changes: &[Change]) {
+        for change in changes {
+            let key = text(&change.key);
+            let previous_lease = change.before.as_ref().map(|item| item.lease);
+            let what = match &change.after {
+                Some(item) => What::Put {
+                    key,
+                    value: item.value.clone(),
+                    lease: item.lease,
+                    previous_lease,
+                },
+                None => What::Delete {
+                    key,
+                    previous_lease: previous_lease.unwrap_or_default(),
+                },
+            };
+            self.record(cause.clone(), what);
+        }
+    }
+}
+
+/// Keys of tests are text; what is not is shown as well as it can be.
+pub(crate) fn text(key: &Bytes) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}

@@ -1,0 +1,360 @@
+//! The network between one host and the simulated etcd: a gRPC channel without sockets, with every fault.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
+use tonic::body::Body;
+use tonic::{ConnectError, Status};
+use tower::{BoxError, Service};
+
+use super::failure::Failure;
+use super::fault::{Fate, FaultPlan};
+use super::history::{Call, Cause};
+use super::service::Services;
+use super::state::Shared;
+
+type Request = http::Request<Body>;
+type Response = http::Response<Body>;
+type Answer = Result<Response, BoxError>;
+
+/// A caller without a deadline counts as gone after this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// etcd gives a request that waits for a leader 5 s and two election timeouts.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// One host's line to etcd.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) host: Arc<str>,
+    plan: Mutex<FaultPlan>,
+    line: watch::Sender<Line>,
+}
+
+/// The state of the line.
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    blackholed: bool,
+    /// Counts the cuts; what was open across one is broken.
+    cuts: u64,
+}
+
+impl Link {
+    pub(crate) fn new(host: &str, plan: FaultPlan) -> Self {
+        Self {
+            host: Arc::from(host),
+            plan: Mutex::new(plan),
+            line: watch::Sender::default(),
+        }
+    }
+
+    pub(crate) fn plan(&self) -> FaultPlan {
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        plan.clone()
+    }
+
+    pub(crate) fn set_plan(&self, plan: FaultPlan) {
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+    }
+
+    pub(crate) fn set_blackholed(&self, blackholed: bool) {
+        self.line.send_modify(|line| line.blackholed = blackholed);
+    }
+
+    /// Cuts every open call and stream; a blackholed host learns it when it is healed.
+    pub(crate) fn break_open(&self) {
+        self.line.send_modify(|line| line.cuts += 1);
+    }
+
+    /// One call's or one stream's view of the line.
+    pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>) -> Connection {
+        let line = self.line.subscribe();
+        let cuts = line.borrow().cuts;
+        Connection {
+            shared: Arc::clone(shared),
+            link: Arc::clone(self),
+            line,
+            cuts,
+        }
+    }
+}
+
+/// The connection that a call or a stream uses; it ends with the first cut.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) link: Arc<Link>,
+    line: watch::Receiver<Line>,
+    cuts: u64,
+}
+
+/// The connection is gone.
+#[derive(Debug)]
+pub(crate) struct Cut;
+
+impl Connection {
+    /// Waits until the line carries messages again.
+    pub(crate) async fn clear(&mut self) -> Result<(), Cut> {
+        let line = self.line.wait_for(|line| !line.blackholed).await;
+        match line {
+            Ok(line) if line.cuts == self.cuts => Ok(()),
+            _ => Err(Cut),
+        }
+    }
+
+    /// Waits for the cut, as far as the host can see it.
+    pub(crate) async fn cut(&mut self) {
+        let cuts = self.cuts;
+        let seen = |line: &Line| !line.blackholed && line.cuts != cuts;
+        // The sender lives in the link that this connection holds.
+        let _ = self.line.wait_for(seen).await;
+    }
+
+    /// Carries one message one way.
+    pub(crate) async fn transit(&mut self) -> Result<(), Cut> {
+        let delay = {
+            let mut state = self.shared.lock();
+            self.link.plan().transit(&mut state.rng)
+        };
+        sleep(delay).await;
+        self.clear().await
+    }
+
+    /// Whether the next message of a stream breaks it.
+    pub(crate) fn breaks(&self) -> bool {
+        let mut state = self.shared.lock();
+        self.link.plan().stream_breaks(&mut state.rng)
+    }
+
+    /// Waits until there is a leader, as long as etcd lets a request wait; true when there was none before.
+    pub(crate) async fn leader(&self) -> Result<bool, Failure> {
+        let mut patience = REQUEST_TIMEOUT;
+        let mut waited = false;
+        while let Some(left) = self.election_left() {
+            if patience.is_zero() {
+                return Err(Failure::TimedOut);
+            }
+            let pause = left.min(patience).max(Duration::from_millis(1));
+            patience = patience.saturating_sub(pause);
+            sleep(pause).await;
+            waited = true;
+        }
+        Ok(waited)
+    }
+
+    pub(crate) fn election_left(&self) -> Option<Duration> {
+        self.shared.lock().election_left()
+    }
+
+    /// What a client reads when its connection breaks, in the shapes that tonic gives it.
+    pub(crate) fn broken(&self) -> Status {
+        match self.shared.lock().rng.u8(0..3) {
+            0 => Status::unavailable("error reading a body from connection"),
+            1 => Status::unknown("h2 protocol error: error reading a body from connection"),
+            _ => Status::unknown("transport error"),
+        }
+    }
+}
+
+/// Who makes the call that a service handles; travels in the request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) connection: Connection,
+    pub(crate) call: Call,
+    late: bool,
+}
+
+impl Caller {
+    pub(crate) fn cause(&self) -> Cause {
+        Cause::Call {
+            host: Arc::clone(&self.connection.link.host),
+            call: self.call,
+            late: self.late,
+        }
+    }
+}
+
+/// The service behind `Channel::Custom`.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) services: Services,
+}
+
+impl Service<Request> for Wire {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// The request runs on its own: its caller can go away without undoing it.
+    fn call(&mut self, request: Request) -> Self::Future {
+        let (reply, answer) = oneshot::channel();
+        let call = Call::of_path(request.uri().path());
+        let (fate, boot) = {
+            let mut state = self.shared.lock();
+            let now = state.now;
+            state.history.record(now, &self.link.host, call);
+            (self.link.plan().fate(&mut state.rng), state.boot)
+        };
+        let delivery = Delivery {
+            connection: self.link.open(&self.shared),
+            services: self.services.clone(),
+            call,
+            boot,
+            needs_leader: request.headers().contains_key("hasleader"),
+            fate,
+            reply,
+        };
+        self.shared.spawn(delivery.run(request));
+        Box::pin(async move {
+            answer
+                .await
+                .unwrap_or_else(|_| Err(BoxError::from("the simulation has ended")))
+        })
+    }
+}
+
+/// One call on its way.
+struct Delivery {
+    connection: Connection,
+    services: Services,
+    call: Call,
+    boot: u64,
+    /// The client would rather be refused than wait for a leader.
+    needs_leader: bool,
+    fate: Fate,
+    reply: oneshot::Sender<Answer>,
+}
+
+/// How a delivery ends without etcd's own answer.
+enum Lost {
+    /// The host sees an error.
+    Error(BoxError),
+    /// The host sees nothing.
+    Silence,
+}
+
+impl From<Failure> for Lost {
+    fn from(failure: Failure) -> Self {
+        Self::Error(Box::new(failure.status()))
+    }
+}
+
+impl Delivery {
+    async fn run(mut self, request: Request) {
+        let outcome = match self.there().await {
+            Ok(()) => {
+                let answer = self.apply(request).await;
+                self.back(answer).await
+            }
+            Err(lost) => Err(lost),
+        };
+        match outcome {
+            // The caller may have given up.
+            Ok(response) => drop(self.reply.send(Ok(response))),
+            Err(Lost::Error(error)) => drop(self.reply.send(Err(error))),
+            Err(Lost::Silence) => {
+                let Self { mut connection, mut reply, .. } = self;
+                tokio::select! {
+                    biased;
+                    () = reply.closed() => {}
+                    () = connection.cut() => {
+                        let error = Box::new(connection.broken());
+                        drop(reply.send(Err(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The way to etcd.
+    async fn there(&mut self) -> Result<(), Lost> {
+        let carried = self.connection.transit().await;
+        if let Fate::Late(hold) = self.fate {
+            tokio::select! {
+                biased;
+                () = self.reply.closed() => {}
+                () = sleep(PATIENCE) => {}
+            }
+            sleep(hold).await;
+        } else if carried.is_err() {
+            return Err(self.broken());
+        }
+        let alone = self.connection.election_left().is_some();
+        if alone && self.needs_leader && self.running() {
+            return Err(Failure::NoLeader.into());
+        }
+        let waited = self.connection.leader().await;
+        let (running, boot, lucky) = {
+            let mut state = self.connection.shared.lock();
+            (state.running, state.boot, state.rng.bool())
+        };
+        if !running {
+            return Err(refused());
+        }
+        if boot != self.boot {
+            // It was sent to a process that is gone.
+            return Err(self.broken());
+        }
+        if self.fate == Fate::ErrorBefore {
+            return Err(if lucky { refused() } else { Failure::TimedOut.into() });
+        }
+        if self.fate == Fate::Clean && lucky && self.reply.is_closed() {
+            // A caller that goes away while the line is slow may take its request with it.
+            return Err(Lost::Silence);
+        }
+        if waited? && self.fate == Fate::Clean && lucky {
+            return Err(Failure::LeaderChanged.into());
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, mut request: Request) -> Response {
+        let caller = Caller {
+            connection: self.connection.clone(),
+            call: self.call,
+            late: self.reply.is_closed(),
+        };
+        request.extensions_mut().insert(caller);
+        self.services.route(request).await
+    }
+
+    /// The way back. The messages of a stream travel on their own.
+    async fn back(&mut self, response: Response) -> Result<Response, Lost> {
+        match self.fate {
+            Fate::ErrorAfter => return Err(Failure::TimedOut.into()),
+            Fate::AnswerLost => return Err(Lost::Silence),
+            Fate::Clean | Fate::ErrorBefore | Fate::Late(_) => {}
+        }
+        let carried = if self.call.is_stream() {
+            self.connection.clear().await
+        } else {
+            self.connection.transit().await
+        };
+        carried.map_err(|Cut| self.broken())?;
+        Ok(response)
+    }
+
+    fn running(&self) -> bool {
+        self.connection.shared.lock().running
+    }
+
+    fn broken(&self) -> Lost {
+        Lost::Error(Box::new(self.connection.broken()))
+    }
+}
+
+fn refused() -> Lost {
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    Lost::Error(Box::new(ConnectError(Box::new(refused))))
+}
