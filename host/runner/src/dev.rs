@@ -8,22 +8,26 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::AsyncReadExt,
     process::{Child, ChildStdin, Command},
     time::timeout,
 };
 
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 
 /// How long etcd may take to end once it is told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How much of etcd's log is kept for the case that it ends by itself, in bytes.
+const LAST_WORDS: usize = 1024;
+
 /// Runs etcd until standard input ends, which it does when the host ends, even by SIGKILL; then removes its folder.
 const KEEPER: &str = r#"
 folder="$1"; shift
-exec 3<&0
-"$@" 3<&- </dev/null & etcd=$!
-{ cat <&3 >/dev/null; kill -KILL $etcd; } 2>/dev/null &
+exec 3<&0 4>&2 2>/dev/null
+"$@" 3<&- </dev/null 2>&4 4>&- & etcd=$!
+exec 4>&-
+{ cat <&3 >/dev/null; kill -KILL $etcd; } &
 wait $etcd
 code=$?
 rm -rf "$folder"
@@ -81,14 +85,15 @@ impl PrivateEtcd {
 
     /// Waits until etcd ends by itself, which it should not, and says why.
     pub(crate) async fn ended(&mut self) -> Failure {
-        let mut last = String::new();
+        let mut last = Vec::new();
         if let Some(stderr) = self.keeper.stderr.as_mut() {
-            // Bounded: what a line may hold is not ours to say.
-            let mut lines = BufReader::new(stderr.take(1 << 20)).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                last = line;
+            let mut piece = [0; LAST_WORDS];
+            while let Ok(read @ 1..) = stderr.read(&mut piece).await {
+                last.extend_from_slice(&piece[..read]);
+                last.drain(..last.len().saturating_sub(LAST_WORDS));
             }
         }
+        let last = one_line(&String::from_utf8_lossy(&last));
         let status = self.keeper.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
         Failure::other(format!("the private etcd ended by itself ({status}): {last}"))
     }

@@ -31,7 +31,7 @@ use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cli::{Cli, Command, RunArgs},
+    cli::{Cli, Command, LogFormat, RunArgs},
     component::Loaded,
     config::{Config, Register, Spec},
     dev::PrivateEtcd,
@@ -50,11 +50,7 @@ const TASKS_PER_LOOK: u32 = 11;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are errors to clap; nobody reads them when stdout is closed.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
-        }
+        Err(error) => return no_command(&error),
     };
     log::init(&cli.log);
     let outcome = runtime().and_then(|runtime| {
@@ -70,6 +66,21 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Help, the version, or what is wrong with the arguments.
+fn no_command(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it when stdout is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let said = said.split("\n\nFor more").next().unwrap_or_default();
+    let failure = Failure::usage(format!("{said}; see leasehold --help"));
+    log::last_words(&failure, LogFormat::Text);
+    ExitCode::from(failure.code())
 }
 
 fn runtime() -> Result<Runtime, Failure> {
@@ -100,9 +111,11 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
     // It connects on its own thread while components are loaded.
-    let registrar = Registrar::start(config.registrar.clone()).map_err(|error| Failure::other(error.to_string()))?;
+    let registrar = reach::start(&config.registrar)?;
     let told = CancellationToken::new();
-    let teller = tasks.spawn(story::tell(registrar.events(), dev, told.clone()));
+    if dev {
+        tasks.spawn(story::tell(registrar.events(), told.clone()));
+    }
 
     let mut services = Vec::new();
     let outcome = tokio::select! {
@@ -120,8 +133,6 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     told.cancel();
-    // The teller has nothing of its own to lose.
-    let _ = teller.await;
     if let Some(etcd) = etcd {
         etcd.stop().await;
     }

@@ -1,4 +1,4 @@
-//! Waiting for etcd at the start: for ever, or as long as the configuration says.
+//! Starting the registrar and waiting for etcd: for ever, or as long as the configuration says.
 
 use std::time::Duration;
 
@@ -10,10 +10,20 @@ use crate::failure::Failure;
 /// The first pause between two attempts; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Until then nothing is said: a mistake in the configuration shall come first.
+const FIRST_WORD: Duration = Duration::from_millis(400);
 /// How often an operator is told that etcd is still not there.
 const REMIND: Duration = Duration::from_secs(10);
 /// How long a private etcd may take to come up.
 const DEV_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Starts the registrar. What it refuses is what it was told.
+pub(crate) fn start(options: &Options) -> Result<Registrar, Failure> {
+    Registrar::start(options.clone()).map_err(|error| match error {
+        Error::Quota { .. } => Failure::other(error),
+        error => Failure::usage(format!("the configuration of etcd: {error}")),
+    })
+}
 
 /// Waits until etcd answers.
 ///
@@ -23,7 +33,7 @@ pub(crate) async fn etcd(registrar: &Registrar, options: &Options, required: boo
     let begun = Instant::now();
     let deadline = if dev { DEV_DEADLINE } else { options.dial_timeout };
     let mut pause = FIRST_PAUSE;
-    let mut next_word = if dev { begun + DEV_DEADLINE } else { begun };
+    let mut next_word = begun + if dev { DEV_DEADLINE } else { FIRST_WORD };
     loop {
         let error = match attempt(registrar, options).await {
             Ok(()) => return Ok(()),

@@ -1,4 +1,4 @@
-//! What happens to registrations, told in the log; in full detail with `run --dev`.
+//! What `run --dev` shows: each renewal and weight, and what etcd really holds.
 
 use leasehold::{Event, Layout, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Spec, service::Service};
 
-/// Tells every event until the registrar ends or `done`. With `dev` each renewal is told, too.
-pub(crate) async fn tell(mut events: Receiver<Event>, dev: bool, done: CancellationToken) {
+/// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
+pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
     loop {
         let event = tokio::select! {
             biased;
@@ -15,31 +15,19 @@ pub(crate) async fn tell(mut events: Receiver<Event>, dev: bool, done: Cancellat
             () = done.cancelled() => return,
         };
         match event {
-            Ok(event) => tell_one(&event, dev),
+            Ok(event) => tell_one(&event),
             Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be told"),
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-fn tell_one(event: &Event, dev: bool) {
-    let lease = format!("{:x}", event.lease);
-    let key = event.key.as_deref().unwrap_or("all keys of the lease");
-    let why = event.why.as_str();
+fn tell_one(event: &Event) {
+    let lease = format_args!("{:x}", event.lease);
     match event.what {
-        What::Registered => tracing::info!(key, lease, "registered"),
-        What::TookOver => tracing::warn!(key, lease, why, "taken over"),
-        What::Renewed if dev => tracing::info!(lease, why, "renewed"),
-        What::Renewed => tracing::debug!(lease, why, "renewed"),
-        What::Confirmed => tracing::info!(lease, why, "renewed after all"),
-        What::Suspect => tracing::warn!(lease, why, "not renewed"),
-        What::Recovering => tracing::warn!(lease, why, "lost; registering again"),
-        What::Recovered => tracing::info!(lease, why, "registered again"),
-        What::Healed => tracing::warn!(key, lease, why, "put back"),
-        What::Conflict => tracing::warn!(key, lease, why, "taken by somebody else"),
-        What::Weighed => tracing::info!(key, why, "weight changed"),
-        What::Stopped => tracing::info!(key, "gone from etcd"),
-        _ => tracing::info!(key, lease, why, what = ?event.what),
+        What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),
+        What::Weighed => tracing::info!(key = event.key.as_deref(), "Weighed: {}", event.why),
+        _ => {}
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use leasehold::Registrar;
 use serde::Serialize;
 
 use super::{print, print_json, table};
@@ -45,7 +44,7 @@ struct Checked {
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let config = Config::load(&args.file)?;
-    let registrar = Registrar::start(config.registrar.clone()).map_err(|error| Failure::other(error.to_string()))?;
+    let registrar = reach::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;
     let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();
     let reached = reach::attempt(&registrar, &config.registrar).await;
@@ -107,9 +106,9 @@ fn text(report: &Report) -> String {
         })
         .collect();
     let etcd = match &report.etcd.problem {
-        None => "answers".to_owned(),
+        None => "etcd answers".to_owned(),
         Some(problem) if report.etcd.required => problem.clone(),
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
-    format!("{}\netcd: {etcd}\n", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
+    format!("{}\n{etcd}\n", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
 }

@@ -33,7 +33,7 @@ struct Row {
 pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
     let options = args.registrar()?;
-    let registrar = Registrar::start(options.clone()).map_err(|error| Failure::other(error.to_string()))?;
+    let registrar = reach::start(&options)?;
     let listed = read(&registrar, &options, name.as_ref()).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
