@@ -1,1 +1,67 @@
-//! Placeholder.
+//! The `leasehold:registry` WIT interfaces for any wasmtime embedder.
+//!
+//! A component that imports them says what it is (`register`) and when it ends (`stop`); a [`leasehold::Registrar`]
+//! keeps it in etcd in between. An embedder adds the imports to its linker, gives each component one [`RegistryCtx`]
+//! with a [`Policy`], and calls the component's optional [`Lifecycle`]:
+//!
+//! ```no_run
+//! use leasehold::{Options, Registrar};
+//! use leasehold_wasmtime::{Lifecycle, Policy, RegistryCtx, RegistryView};
+//! use wasmtime::component::{Component, Linker, ResourceTable};
+//! use wasmtime::{Config, Engine, Store};
+//! use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+//!
+//! struct State {
+//!     table: ResourceTable,
+//!     wasi: WasiCtx,
+//!     registry: RegistryCtx,
+//! }
+//!
+//! impl WasiView for State {
+//!     fn ctx(&mut self) -> WasiCtxView<'_> {
+//!         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let registrar = Registrar::start(Options::new(["http://127.0.0.1:2379"]))?;
+//!     let policy = Policy::serving("greeter".parse()?, "127.0.0.1:10002".parse()?);
+//!     let registry = RegistryCtx::new(registrar.clone(), policy);
+//!
+//!     let engine = Engine::new(&Config::new())?;
+//!     let mut linker = Linker::<State>::new(&engine);
+//!     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+//!     leasehold_wasmtime::add_to_linker(&mut linker, |state: &mut State| RegistryView {
+//!         ctx: &state.registry,
+//!         table: &mut state.table,
+//!     })?;
+//!
+//!     let component = linker.instantiate_pre(&Component::from_file(&engine, "greeter.wasm")?)?;
+//!     let lifecycle = Lifecycle::of(&component)?.ok_or("the component exports no lifecycle")?;
+//!     let state = State { table: ResourceTable::new(), wasi: WasiCtx::default(), registry: registry.clone() };
+//!     let mut store = Store::new(&engine, state);
+//!     let instance = component.instantiate_async(&mut store).await?;
+//!     lifecycle.start(&mut store, &instance).await??;
+//!     // Serve until it is time to end. Then:
+//!     registry.stop_all().await?;
+//!     lifecycle.stop(&mut store, &instance).await?;
+//!     Ok(registrar.shutdown(std::time::Duration::from_secs(5)).await?)
+//! }
+//! ```
+//!
+//! `examples/embed.rs` is the same as a program, with deadlines for guests that do not return.
+
+pub mod bindings;
+mod ctx;
+mod error;
+mod lifecycle;
+mod policy;
+mod slots;
+mod view;
+
+pub use ctx::RegistryCtx;
+pub use error::CallError;
+pub use lifecycle::Lifecycle;
+pub use policy::{Names, Policy};
+pub use view::{Handle, RegistryView, add_to_linker};

@@ -1,0 +1,210 @@
+//! What one component may do, and the one place where what it says is parsed and held against that.
+
+use std::time::Duration;
+
+use leasehold::{Addr, Metadata, ServerNode, ServiceName, Terms, Ttl, Version, Weight};
+
+use crate::{bindings::leasehold::registry::types, error::Refusal};
+
+/// Service names that a component may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Names {
+    /// These and no others; an empty list is none.
+    Only(Vec<ServiceName>),
+    /// Every well-formed name.
+    Any,
+}
+
+impl Names {
+    /// Whether `name` is among them.
+    pub fn allow(&self, name: &ServiceName) -> bool {
+        match self {
+            Self::Only(names) => names.contains(name),
+            Self::Any => true,
+        }
+    }
+}
+
+impl FromIterator<ServiceName> for Names {
+    fn from_iter<I: IntoIterator<Item = ServiceName>>(names: I) -> Self {
+        Self::Only(names.into_iter().collect())
+    }
+}
+
+/// What one component may do with the registry. The default allows nothing.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The names under which it may register. Outside of them `register` answers `access-denied`.
+    pub names: Names,
+    /// The names that it may look up. Outside of them `resolve` answers `access-denied`.
+    pub discover: Names,
+    /// Where the host serves the component: published when the guest leaves `addr` empty.
+    /// Without it such a guest is answered `invalid-argument`.
+    pub addr: Option<Addr>,
+    /// Further addresses that it may publish, each compared letter by letter. Others are `access-denied`.
+    pub addrs: Vec<Addr>,
+    /// The most registrations that it may have at a time, those under way included; one more is `quota-exceeded`.
+    pub max_registrations: usize,
+    /// The longest time to live that it may ask for; a longer one is `invalid-argument`.
+    /// It bounds how long the keys of a dead host stay.
+    pub max_ttl: Duration,
+    /// How long one call of the guest may wait for the registry, over and above the registrar's own deadlines.
+    /// A call that takes longer is answered `timeout`. Too short makes `register` fail on a slow etcd.
+    pub deadline: Duration,
+    /// How the component's nodes are registered; its `ttl` is what a guest gets that asks for none.
+    pub terms: Terms,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            names: Names::Only(Vec::new()),
+            discover: Names::Only(Vec::new()),
+            addr: None,
+            addrs: Vec::new(),
+            max_registrations: 16,
+            max_ttl: Duration::from_secs(60 * 60),
+            deadline: Duration::from_secs(30),
+            terms: Terms::default(),
+        }
+    }
+}
+
+impl Policy {
+    /// A component that serves `name` at `addr`, and looks nothing up.
+    pub fn serving(name: ServiceName, addr: Addr) -> Self {
+        Self { names: Names::from_iter([name]), addr: Some(addr), ..Self::default() }
+    }
+
+    /// What a guest wants to publish, as a node that it may publish.
+    pub(crate) fn admit(&self, node: types::ServerNode) -> Result<ServerNode, Refusal> {
+        let name: ServiceName = node.name.parse()?;
+        let addr = match node.addr.as_str() {
+            "" => self.addr.clone().ok_or(Refusal::NoAddr)?,
+            addr => addr.parse()?,
+        };
+        let node = ServerNode {
+            name,
+            addr,
+            version: node.version.parse()?,
+            weight: node.weight.map(Weight::try_from).transpose()?,
+            metadata: Metadata::try_from(node.metadata)?,
+        };
+        if !self.names.allow(&node.name) {
+            return Err(Refusal::ForeignName);
+        }
+        if self.addr.as_ref() != Some(&node.addr) && !self.addrs.contains(&node.addr) {
+            return Err(Refusal::ForeignAddr);
+        }
+        Ok(node)
+    }
+
+    /// The terms for a guest that asks for this time to live; 0 asks for the host's.
+    pub(crate) fn terms_for(&self, ttl_seconds: u32) -> Result<Terms, Refusal> {
+        if ttl_seconds == 0 {
+            return Ok(self.terms);
+        }
+        if Duration::from_secs(ttl_seconds.into()) > self.max_ttl {
+            return Err(Refusal::LongTtl { asked: ttl_seconds, most: self.max_ttl });
+        }
+        Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms })
+    }
+
+    /// What a guest wants to look up, as something that it may look up.
+    pub(crate) fn admit_lookup(&self, name: &str, version: &str) -> Result<(ServiceName, Version), Refusal> {
+        let asked = (name.parse()?, version.parse()?);
+        match self.discover.allow(&asked.0) {
+            true => Ok(asked),
+            false => Err(Refusal::HiddenName),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Names, Policy, types};
+
+    const OWN: &str = "127.0.0.1:10002";
+
+    fn policy() -> Policy {
+        let mut policy = Policy::serving("greeter".parse().unwrap(), OWN.parse().unwrap());
+        policy.addrs.push("greeter.example:80".parse().unwrap());
+        policy
+    }
+
+    fn node(name: &str, addr: &str) -> types::ServerNode {
+        types::ServerNode {
+            name: name.into(),
+            addr: addr.into(),
+            version: String::new(),
+            weight: None,
+            metadata: Vec::new(),
+        }
+    }
+
+    fn refused(node: types::ServerNode) -> types::Error {
+        policy().admit(node).expect_err("must be refused").into()
+    }
+
+    #[test]
+    fn an_empty_addr_is_the_hosts() {
+        assert_eq!(policy().admit(node("greeter", "")).unwrap().addr.as_str(), OWN);
+        let homeless = Policy { addr: None, ..policy() };
+        let error = homeless.admit(node("greeter", "")).expect_err("has no addr").into();
+        assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
+    }
+
+    #[test]
+    fn a_component_publishes_only_what_is_its_own() {
+        assert!(policy().admit(node("greeter", OWN)).is_ok());
+        assert!(policy().admit(node("greeter", "greeter.example:80")).is_ok());
+        for denied in [node("payments", OWN), node("greeter", "127.0.0.1:10003")] {
+            let error = refused(denied);
+            assert!(matches!(error, types::Error::AccessDenied(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_an_invalid_argument() {
+        let with = |change: fn(&mut types::ServerNode)| {
+            let mut node = node("greeter", OWN);
+            change(&mut node);
+            node
+        };
+        for bad in [
+            node("", OWN),
+            node("gre/eter", OWN),
+            node("greeter", "127.0.0.1"),
+            node("greeter", "0.0.0.0:80"),
+            with(|node| node.version = "v/1".into()),
+            with(|node| node.weight = Some(0)),
+            with(|node| node.weight = Some(101)),
+            with(|node| node.metadata = vec![("k".into(), "v".repeat(2 << 20))]),
+            with(|node| node.metadata = (0..65).map(|i| (i.to_string(), String::new())).collect()),
+        ] {
+            let error = refused(bad);
+            assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_ttl_has_its_range() {
+        let ttl = |seconds| policy().terms_for(seconds).map(|terms| terms.ttl.map(leasehold::Ttl::seconds));
+        assert_eq!(ttl(0).unwrap(), None);
+        assert_eq!(ttl(3600).unwrap(), Some(3600));
+        for long in [3601, u32::MAX] {
+            let error = ttl(long).expect_err("is too long").into();
+            assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn looking_up_needs_its_own_permission() {
+        let error = policy().admit_lookup("greeter", "").expect_err("may look nothing up").into();
+        assert!(matches!(error, types::Error::AccessDenied(_)), "{error:?}");
+        let curious = Policy { discover: Names::Any, ..policy() };
+        assert!(curious.admit_lookup("payments", "v1").is_ok());
+        let error = curious.admit_lookup("pay/ments", "").expect_err("breaks a rule").into();
+        assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
+    }
+}
