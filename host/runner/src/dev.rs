@@ -93,7 +93,7 @@ impl PrivateEtcd {
                 last.drain(..last.len().saturating_sub(LAST_WORDS));
             }
         }
-        let last = one_line(&String::from_utf8_lossy(&last));
+        let last = one_line(String::from_utf8_lossy(&last).lines().last().unwrap_or_default());
         let status = self.keeper.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
         Failure::other(format!("the private etcd ended by itself ({status}): {last}"))
     }

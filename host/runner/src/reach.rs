@@ -33,7 +33,7 @@ pub(crate) async fn etcd(registrar: &Registrar, options: &Options, required: boo
     let begun = Instant::now();
     let deadline = if dev { DEV_DEADLINE } else { options.dial_timeout };
     let mut pause = FIRST_PAUSE;
-    let mut next_word = begun + if dev { DEV_DEADLINE } else { FIRST_WORD };
+    let mut next_word = begun + FIRST_WORD;
     loop {
         let error = match attempt(registrar, options).await {
             Ok(()) => return Ok(()),
@@ -42,8 +42,9 @@ pub(crate) async fn etcd(registrar: &Registrar, options: &Options, required: boo
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
             return Err(Failure::unavailable(said(&error, options)));
         }
-        if Instant::now() >= next_word {
-            tracing::warn!("waiting for etcd: {}", said(&error, options));
+        if !required && Instant::now() >= next_word {
+            let said = said(&error, options);
+            tracing::warn!("waiting for etcd: {}", said.trim_start_matches("etcd: "));
             next_word = Instant::now() + REMIND;
         }
         sleep(pause).await;
