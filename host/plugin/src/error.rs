@@ -141,7 +141,7 @@ mod tests {
         let conflict = Error::Conflict { key: "/secret/10.0.0.1:1".into(), lease: 0xbeef };
         for error in [conflict, Error::Duplicate("/secret/10.0.0.1:1".into())] {
             let text = format!("{:?}", told(error));
-            assert!(text.starts_with("Conflict"), "{text}");
+            assert!(text.starts_with("Error::Conflict"), "{text}");
             assert!(!text.contains("secret") && !text.contains("beef"), "{text}");
         }
     }

@@ -24,7 +24,7 @@ pub struct Options {
     pub tls: Tls,
     /// How long making a connection may take. Too short makes a far etcd unreachable; too long delays the next endpoint.
     pub dial_timeout: Duration,
-    /// How long one request may wait for its answer, at most a third of the TTL. A write that is not answered by then
+    /// How long one request may wait for its answer, at most a quarter of the TTL. A write that is not answered by then
     /// costs a new lease, so too short is expensive; too long delays recovery from a dead connection.
     pub request_timeout: Duration,
     /// How long `register` may take, its retries included.

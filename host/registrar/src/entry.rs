@@ -63,6 +63,8 @@ pub(crate) struct Entry {
     pub(crate) goal: Goal,
     /// The lease under which the key is believed to stand; 0 for none. etcd corrects it.
     pub(crate) held: i64,
+    /// Somebody else's lease that the first write may take the key from; 0 for none. A delete never names it.
+    pub(crate) displaces: i64,
     /// The weight that etcd confirmed under the current lease; `None` when the key must be written.
     pub(crate) published: Option<Weight>,
     pub(crate) weight: Weight,
@@ -97,6 +99,7 @@ impl Entry {
             ownership: wish.ownership,
             goal: Goal::Present,
             held: 0,
+            displaces: 0,
             published: None,
             weighed_at: now,
             in_flight: None,
@@ -162,7 +165,8 @@ impl Entry {
             Goal::Present => {
                 self.touched = true;
                 self.in_flight = Some(self.weight);
-                Op::Put { key, value: self.layout.value(&self.node, self.weight), held: self.held }
+                let held = if self.displaces == 0 { self.held } else { self.displaces };
+                Op::Put { key, value: self.layout.value(&self.node, self.weight), held }
             }
             Goal::Absent | Goal::Gone => Op::Delete { key, held: if self.held == 0 { lease } else { self.held } },
         }

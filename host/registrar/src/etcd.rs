@@ -498,8 +498,11 @@ fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         _ if message.contains("authentication failed") || message.contains("user name is empty") => {
             Failure::Denied(format!("{endpoint} denies access: {message}"))
         }
-        // These two are said before anything is proposed.
-        _ if message.contains("no leader") || message.contains("too many requests") => {
+        // What is said before anything is proposed, and what ends once somebody has made room.
+        _ if ["no leader", "too many requests", "database space exceeded"]
+            .iter()
+            .any(|text| message.contains(text)) =>
+        {
             Failure::Busy { endpoint, message: message.to_owned() }
         }
         // A proposal whose fate the member does not know.

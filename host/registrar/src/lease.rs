@@ -386,7 +386,9 @@ impl Lease {
         if !ops.is_empty() {
             return Some(self.commit(lease, ops));
         }
-        if let Some(former) = self.leases.iter().find(|held| held.lease != lease) {
+        // A key that etcd refused to write under the current lease keeps the former one alive.
+        let carries = |held: &Held| self.entries.values().any(|e| e.goal == Goal::Present && e.held == held.lease);
+        if let Some(former) = self.leases.iter().find(|held| held.lease != lease && !carries(held)) {
             let former = former.lease;
             return Some(self.revoke(former));
         }
@@ -395,7 +397,7 @@ impl Lease {
 
     fn grant(&self, now: Instant) -> Call<Answer> {
         let (etcd, ttl) = (self.around.etcd.clone(), self.around.ttl);
-        let deadline = self.around.request_timeout.min(Duration::from_secs(ttl.seconds()));
+        let deadline = self.deadline();
         Box::pin(async move { Answer::Granted(etcd.grant(ttl, deadline).await, now) })
     }
 
@@ -528,7 +530,7 @@ impl Lease {
                 let before = entry.published;
                 entry.held = lease;
                 entry.published = written;
-                (entry.rival, entry.solo, entry.parked) = (0, false, false);
+                (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
                     (false, false) => Some((What::Registered, "new".to_owned())),
@@ -556,14 +558,14 @@ impl Lease {
             }
             Outcome::HeldBy(holder) if entry.visible || entry.ownership == Ownership::Wait => {
                 let news = std::mem::replace(&mut entry.rival, holder) == 0;
-                (entry.held, entry.published) = (0, None);
+                (entry.held, entry.displaces, entry.published) = (0, 0, None);
                 entry.show(self.mood);
                 if news && entry.visible {
                     self.tell(What::Conflict, Some(key), format!("lease {holder:x} of somebody else holds the key"));
                 }
             }
             Outcome::HeldBy(holder) if entry.ownership == Ownership::TakeOver => {
-                entry.held = holder;
+                entry.displaces = holder;
                 self.enqueue(key);
             }
             _ => self.withdraw(key, Error::Conflict { key: key.clone(), lease: other }),
@@ -729,12 +731,11 @@ impl Lease {
 
     fn finish(&mut self, key: &Arc<str>) {
         let Some(entry) = self.entries.remove(key) else { return };
-        let was_visible = entry.visible;
-        entry.end(Error::Ended);
-        if was_visible {
+        if entry.visible {
             self.tell(What::Stopped, Some(key), "it is gone from etcd for good".to_owned());
         }
         let _ = self.around.freed.send(key.clone()); // The registrar may have ended before its leases.
+        entry.end(Error::Ended);
     }
 
     // How it goes about failures.
@@ -805,22 +806,31 @@ impl Lease {
         self.current().map_or(Duration::from_secs(self.around.ttl.seconds()), |held| held.ttl) / 3
     }
 
-    /// No request may wait longer than until the next renewal is due.
     fn deadline(&self) -> Duration {
-        self.around.request_timeout.min(self.interval())
+        deadline(self.around.request_timeout, self.interval())
     }
 
-    /// Half a renewal interval, so that a retry and what follows from it fit into one.
     fn cap(&self) -> Duration {
-        self.interval() / 2
+        longest_backoff(self.interval())
     }
+}
+
+/// Three quarters of a renewal interval for a request, a quarter for the pause after it: whatever hung or failed when
+/// etcd came back has been tried again one interval later.
+fn deadline(request_timeout: Duration, interval: Duration) -> Duration {
+    request_timeout.min(interval * 3 / 4)
+}
+
+/// The other quarter.
+fn longest_backoff(interval: Duration) -> Duration {
+    interval / 4
 }
 
 /// Renews on the open stream; opens one if there is none, or if the open one is broken.
 fn renew(etcd: Etcd, held: &mut Held, request_timeout: Duration, now: Instant) -> Call<Renewal> {
     let lease = held.lease;
     let ttl = held.ttl;
-    let deadline = request_timeout.min(ttl / 3);
+    let deadline = deadline(request_timeout, ttl / 3);
     let mut stream = held.stream.take();
     Box::pin(async move {
         if let Some(open) = &mut stream {

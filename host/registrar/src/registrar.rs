@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -254,6 +254,14 @@ struct Place {
     slot: u64,
     name: ServiceName,
     standing: watch::Receiver<Standing>,
+    owner: Weak<()>,
+}
+
+impl Place {
+    /// Whether the key is being taken back, or about to be since its handle was dropped.
+    fn is_leaving(&self) -> bool {
+        self.owner.strong_count() == 0 || matches!(self.standing.borrow().state, State::Draining | State::Stopped)
+    }
 }
 
 impl Keeper {
@@ -309,7 +317,7 @@ impl Keeper {
         let layout = application.terms.layout.unwrap_or(self.options.layout);
         let key: Arc<str> = layout.key(&application.node).into();
         if let Some(place) = self.keys.get(&key)
-            && matches!(place.standing.borrow().state, State::Draining | State::Stopped)
+            && place.is_leaving()
         {
             return self.waiting.entry(key).or_default().push(application);
         }
@@ -355,7 +363,8 @@ impl Keeper {
             nudge: slot.nudge.clone(),
         };
         slot.names.insert(node.name.clone());
-        self.keys.insert(key, Place { slot: slot.id, name: node.name.clone(), standing: shown });
+        let place = Place { slot: slot.id, name: node.name.clone(), standing: shown, owner: wish.owner.clone() };
+        self.keys.insert(key, place);
         let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
         let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
     }

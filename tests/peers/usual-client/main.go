@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -327,6 +328,9 @@ func (r *registration) stop() error {
 	defer cancel()
 	_, deleteErr := r.peer.client.Delete(ctx, r.key)
 	_, revokeErr := r.peer.client.Revoke(ctx, r.lease)
+	if errors.Is(revokeErr, rpctypes.ErrLeaseNotFound) {
+		revokeErr = nil // it is gone, which is what stop wants
+	}
 	return errors.Join(deleteErr, revokeErr)
 }
 

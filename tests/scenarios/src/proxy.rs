@@ -45,12 +45,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("a listener has an address");
         let mode = watch::Sender::default();
-        let accept = Accept {
-            address,
-            target: target.to_owned(),
-            mode: mode.subscribe(),
-            connections: TaskTracker::new(),
-        };
+        let accept =
+            Accept { address, target: target.to_owned(), mode: mode.subscribe(), connections: TaskTracker::new() };
         let tracker = accept.connections.clone();
         tracker.spawn(accept.run(listener));
         Self { address, mode }
@@ -169,11 +165,7 @@ struct Pump {
 
 impl Pump {
     fn new(direction: Direction, mode: watch::Receiver<Mode>) -> Self {
-        Self {
-            direction,
-            mode,
-            lost: false,
-        }
+        Self { direction, mode, lost: false }
     }
 
     async fn run(mut self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> End {

@@ -111,12 +111,7 @@ impl Cluster {
     fn new(size: usize) -> Self {
         let member = |index: usize| {
             let [client, peer] = free_ports();
-            Member {
-                name: format!("member-{index}-{client}"),
-                client,
-                peer,
-                process: None,
-            }
+            Member { name: format!("member-{index}-{client}"), client, peer, process: None }
         };
         Self {
             directory: TempDir::with_prefix("leasehold-cluster-").expect("a temporary directory"),

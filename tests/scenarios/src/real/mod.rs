@@ -173,15 +173,7 @@ impl Etcd {
     fn new(options: Options) -> Self {
         let [port, control, peer] = free_ports();
         let directory = TempDir::with_prefix("leasehold-etcd-").expect("a temporary directory");
-        Self {
-            options,
-            name: format!("alone-{port}"),
-            directory,
-            process: None,
-            port,
-            control,
-            peer,
-        }
+        Self { options, name: format!("alone-{port}"), directory, process: None, port, control, peer }
     }
 
     fn running(&self) -> &Process {
@@ -203,9 +195,7 @@ impl Etcd {
             return false;
         }
         if fresh && let Some((user, password)) = self.options.user.clone() {
-            self.enable_auth(&user, &password)
-                .await
-                .expect("a new etcd accepts a user");
+            Box::pin(self.enable_auth(&user, &password)).await.expect("a new etcd accepts a user");
         }
         true
     }
@@ -219,10 +209,7 @@ impl Etcd {
             flag("name", self.name.clone()),
             flag("data-dir", self.data().display().to_string()),
             flag("logger", "zap".to_owned()),
-            flag(
-                "listen-client-urls",
-                format!("{host}:{},http://127.0.0.1:{}", self.port, self.control),
-            ),
+            flag("listen-client-urls", format!("{host}:{},http://127.0.0.1:{}", self.port, self.control)),
             flag("advertise-client-urls", format!("{host}:{}", self.port)),
             flag("listen-peer-urls", peer.clone()),
             flag("initial-advertise-peer-urls", peer.clone()),
@@ -256,25 +243,24 @@ impl Etcd {
         let mut alive = true;
         wait_for("etcd answers", START, async || {
             alive = self.process.as_mut().is_some_and(Process::is_running);
-            !alive || self.is_ready().await
+            !alive || Box::pin(self.is_ready()).await
         })
         .await;
         alive
     }
 
-    /// With a wrong token the member list is refused, which only ours does: only ours has the user.
     async fn is_ready(&self) -> bool {
-        let user = self.options.user.as_ref().filter(|_| self.data().exists());
-        let client = match self.connect(user).await {
+        let client = match self.connect(self.options.user.as_ref()).await {
             // Authentication is not enabled yet.
             Err(Error::GRpcStatus(_)) => self.connect(None).await,
             other => other,
         };
         let Ok(mut client) = client else { return false };
         let led = client.status().await.is_ok_and(|status| status.leader() != 0);
-        led && client.member_list().await.is_ok_and(|list| {
-            list.members().iter().any(|member| member.name() == self.name)
-        })
+        led && client
+            .member_list()
+            .await
+            .is_ok_and(|list| list.members().iter().any(|member| member.name() == self.name))
     }
 
     async fn connect(&self, user: Option<&(String, String)>) -> Result<Client, Error> {
@@ -297,13 +283,9 @@ impl Etcd {
 }
 
 /// A client with a deadline on every call.
-async fn connect(
-    endpoints: &[String],
-    user: Option<&(String, String)>,
-) -> Result<Client, Error> {
-    let mut options = ConnectOptions::new()
-        .with_timeout(Duration::from_secs(10))
-        .with_connect_timeout(Duration::from_secs(5));
+async fn connect(endpoints: &[String], user: Option<&(String, String)>) -> Result<Client, Error> {
+    let mut options =
+        ConnectOptions::new().with_timeout(Duration::from_secs(10)).with_connect_timeout(Duration::from_secs(5));
     if let Some((name, password)) = user {
         options = options.with_user(name, password).with_auto_token_refresh(true);
     }

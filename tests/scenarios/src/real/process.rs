@@ -19,11 +19,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts etcd with these arguments; its log goes to the end of a file.
     pub(super) fn spawn(arguments: &[String], log: &Path) -> Self {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("the log file is in our own directory");
+        let log = File::options().create(true).append(true).open(log).expect("the log file is in our own directory");
         let second = log.try_clone().expect("a file handle can be doubled");
         let mut etcd = Command::new(binary());
         // etcd reads its flags from such variables too; a test means what it says.

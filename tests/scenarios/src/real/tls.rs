@@ -1,8 +1,8 @@
 //! Certificates made in the test, for etcd and for its clients.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// A certificate authority of its own.
@@ -37,7 +37,7 @@ impl Authority {
 
     /// A certificate for an etcd on loopback. etcd uses it as a client too, towards itself.
     pub fn server(&self) -> Pair {
-        self.issue(params("etcd", &["localhost", "127.0.0.1"]))
+        self.issue(&params("etcd", &["localhost", "127.0.0.1"]))
     }
 
     /// The same, run out twenty years ago.
@@ -45,21 +45,18 @@ impl Authority {
         let mut params = params("etcd", &["localhost", "127.0.0.1"]);
         params.not_before = date_time_ymd(2004, 1, 1);
         params.not_after = date_time_ymd(2005, 1, 1);
-        self.issue(params)
+        self.issue(&params)
     }
 
     /// A certificate for a client; etcd takes the name for its user.
     pub fn client(&self, name: &str) -> Pair {
-        self.issue(params(name, &[]))
+        self.issue(&params(name, &[]))
     }
 
-    fn issue(&self, params: CertificateParams) -> Pair {
+    fn issue(&self, params: &CertificateParams) -> Pair {
         let key = key();
         let certificate = params.signed_by(&key, &self.issuer);
-        Pair {
-            certificate: certificate.expect("a valid certificate").pem(),
-            key: key.serialize_pem(),
-        }
+        Pair { certificate: certificate.expect("a valid certificate").pem(), key: key.serialize_pem() }
     }
 }
 
@@ -71,9 +68,6 @@ fn params(name: &str, addresses: &[&str]) -> CertificateParams {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(addresses).expect("valid names");
     params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params
 }

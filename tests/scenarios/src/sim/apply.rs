@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 use etcd_client::proto::{
-    PbCompare, PbDeleteRequest, PbDeleteResponse, PbKeyValue, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest,
-    PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
+    PbCompare, PbDeleteRequest, PbDeleteResponse, PbKeyValue, PbPutRequest, PbPutResponse, PbRangeRequest,
+    PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest,
+    PbTxnRequestOp, PbTxnResponse,
 };
 
 use super::failure::Failure;
@@ -24,32 +24,19 @@ mod target {
 
 /// Inside a transaction etcd fills in the revision alone.
 fn header(revision: i64) -> Option<PbResponseHeader> {
-    Some(PbResponseHeader {
-        revision,
-        ..PbResponseHeader::default()
-    })
+    Some(PbResponseHeader { revision, ..PbResponseHeader::default() })
 }
 
 /// Answers a read; `revision` is the one that the answer carries.
-pub(crate) fn range(
-    store: &Store,
-    request: &PbRangeRequest,
-    revision: i64,
-) -> Result<PbRangeResponse, Failure> {
+pub(crate) fn range(store: &Store, request: &PbRangeRequest, revision: i64) -> Result<PbRangeResponse, Failure> {
     let range = Range::new(&request.key, &request.range_end);
     let found = store.range_at(&range, request.revision)?;
     let count = i64::try_from(found.len()).expect("fewer keys than i64 counts");
-    let mut response = PbRangeResponse {
-        header: header(revision),
-        count,
-        ..PbRangeResponse::default()
-    };
+    let mut response = PbRangeResponse { header: header(revision), count, ..PbRangeResponse::default() };
     if request.count_only {
         return Ok(response);
     }
-    let within = |value: i64, least: i64, most: i64| {
-        (least == 0 || value >= least) && (most == 0 || value <= most)
-    };
+    let within = |value: i64, least: i64, most: i64| (least == 0 || value >= least) && (most == 0 || value <= most);
     let mut items: Vec<&Item> = found
         .into_iter()
         .filter(|item| {
@@ -90,11 +77,7 @@ fn sort(items: &mut [&Item], request: &PbRangeRequest) {
 }
 
 /// Whether a put can be applied: a named lease must live, an `ignore_` flag needs a key.
-pub(crate) fn check_put(
-    store: &Store,
-    lessor: &Lessor,
-    request: &PbPutRequest,
-) -> Result<(), Failure> {
+pub(crate) fn check_put(store: &Store, lessor: &Lessor, request: &PbPutRequest) -> Result<(), Failure> {
     if request.lease != 0 && lessor.get(request.lease).is_none() {
         return Err(Failure::LeaseNotFound);
     }
@@ -118,26 +101,16 @@ pub(crate) fn put(writer: &mut Writer<'_>, request: &PbPutRequest) -> PbPutRespo
     };
     writer.put(&Bytes::copy_from_slice(&request.key), value, lease);
     let shown = previous.filter(|_| request.prev_kv);
-    PbPutResponse {
-        header: header(writer.revision()),
-        prev_kv: shown.as_ref().map(Item::to_proto),
-    }
+    PbPutResponse { header: header(writer.revision()), prev_kv: shown.as_ref().map(Item::to_proto) }
 }
 
 /// Applies a delete.
 pub(crate) fn delete(writer: &mut Writer<'_>, request: &PbDeleteRequest) -> PbDeleteResponse {
     let range = Range::new(&request.key, &request.range_end);
-    let prev_kvs: Vec<PbKeyValue> = if request.prev_kv {
-        writer.store().range(&range).map(Item::to_proto).collect()
-    } else {
-        Vec::new()
-    };
+    let prev_kvs: Vec<PbKeyValue> =
+        if request.prev_kv { writer.store().range(&range).map(Item::to_proto).collect() } else { Vec::new() };
     let deleted = writer.delete(&range);
-    PbDeleteResponse {
-        header: header(writer.revision()),
-        deleted,
-        prev_kvs,
-    }
+    PbDeleteResponse { header: header(writer.revision()), deleted, prev_kvs }
 }
 
 /// Which branch a transaction takes, and which ones its nested transactions take.
@@ -149,11 +122,7 @@ pub(crate) struct Branches {
 }
 
 /// Evaluates the comparisons and checks the operations that will run.
-pub(crate) fn decide(
-    store: &Store,
-    lessor: &Lessor,
-    request: &PbTxnRequest,
-) -> Result<Branches, Failure> {
+pub(crate) fn decide(store: &Store, lessor: &Lessor, request: &PbTxnRequest) -> Result<Branches, Failure> {
     let branches = compare_all(store, request);
     check(store, lessor, request, &branches)?;
     Ok(branches)
@@ -161,35 +130,22 @@ pub(crate) fn decide(
 
 fn compare_all(store: &Store, request: &PbTxnRequest) -> Branches {
     let succeeded = request.compare.iter().all(|one| holds(store, one));
-    let nested = nested_of(branch(request, succeeded))
-        .map(|txn| compare_all(store, txn))
-        .collect();
+    let nested = nested_of(branch(request, succeeded)).map(|txn| compare_all(store, txn)).collect();
     Branches { succeeded, nested }
 }
 
 fn branch(request: &PbTxnRequest, succeeded: bool) -> &[PbTxnRequestOp] {
-    if succeeded {
-        &request.success
-    } else {
-        &request.failure
-    }
+    if succeeded { &request.success } else { &request.failure }
 }
 
 fn nested_of(operations: &[PbTxnRequestOp]) -> impl Iterator<Item = &PbTxnRequest> {
-    operations
-        .iter()
-        .filter_map(|operation| match &operation.request {
-            Some(PbTxnOpRequest::RequestTxn(nested)) => Some(nested),
-            _ => None,
-        })
+    operations.iter().filter_map(|operation| match &operation.request {
+        Some(PbTxnOpRequest::RequestTxn(nested)) => Some(nested),
+        _ => None,
+    })
 }
 
-fn check(
-    store: &Store,
-    lessor: &Lessor,
-    request: &PbTxnRequest,
-    branches: &Branches,
-) -> Result<(), Failure> {
+fn check(store: &Store, lessor: &Lessor, request: &PbTxnRequest, branches: &Branches) -> Result<(), Failure> {
     let mut nested = branches.nested.iter();
     for operation in branch(request, branches.succeeded) {
         match &operation.request {
@@ -268,12 +224,10 @@ pub(crate) fn txn(
                 let response = range(writer.store(), request, revision)?;
                 Some(PbTxnOpResponse::ResponseRange(response))
             }
-            Some(PbTxnOpRequest::RequestPut(request)) => {
-                Some(PbTxnOpResponse::ResponsePut(put(writer, request)))
+            Some(PbTxnOpRequest::RequestPut(request)) => Some(PbTxnOpResponse::ResponsePut(put(writer, request))),
+            Some(PbTxnOpRequest::RequestDeleteRange(request)) => {
+                Some(PbTxnOpResponse::ResponseDeleteRange(delete(writer, request)))
             }
-            Some(PbTxnOpRequest::RequestDeleteRange(request)) => Some(
-                PbTxnOpResponse::ResponseDeleteRange(delete(writer, request)),
-            ),
             Some(PbTxnOpRequest::RequestTxn(request)) => {
                 let branches = nested.next().expect("every nested transaction was decided");
                 let mut response = txn(writer, request, branches)?;
@@ -284,9 +238,5 @@ pub(crate) fn txn(
         };
         responses.push(PbResponseOp { response });
     }
-    Ok(PbTxnResponse {
-        header: header(writer.revision()),
-        succeeded: branches.succeeded,
-        responses,
-    })
+    Ok(PbTxnResponse { header: header(writer.revision()), succeeded: branches.succeeded, responses })
 }

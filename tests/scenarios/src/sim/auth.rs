@@ -21,12 +21,7 @@ pub(crate) struct Auth {
 
 impl Auth {
     pub(crate) fn new() -> Self {
-        Self {
-            users: BTreeMap::new(),
-            tokens: BTreeMap::new(),
-            token_ttl: TOKEN_TTL,
-            issued: 0,
-        }
+        Self { users: BTreeMap::new(), tokens: BTreeMap::new(), token_ttl: TOKEN_TTL, issued: 0 }
     }
 
     pub(crate) fn enable(&mut self, user: &str, password: &str, token_ttl: Duration) {

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use etcd_client::proto::{
-    PbDeleteRequest, PbPutRequest, PbRangeRequest, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp,
-};
+use etcd_client::proto::{PbDeleteRequest, PbPutRequest, PbRangeRequest, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp};
 use tonic_prost::prost::Message;
 
 use super::failure::{Failure, MESSAGE_LIMIT};
@@ -54,11 +52,7 @@ pub(crate) fn put(request: &PbPutRequest) -> Result<(), Failure> {
 }
 
 pub(crate) fn delete(request: &PbDeleteRequest) -> Result<(), Failure> {
-    if request.key.is_empty() {
-        Err(Failure::EmptyKey)
-    } else {
-        Ok(())
-    }
+    if request.key.is_empty() { Err(Failure::EmptyKey) } else { Ok(()) }
 }
 
 /// The whole check of a transaction, as etcd's `kvServer.Txn` does it.
@@ -71,11 +65,7 @@ pub(crate) fn txn(request: &PbTxnRequest) -> Result<(), Failure> {
 
 /// A nested transaction may use what its parent leaves of the budget.
 fn operations(request: &PbTxnRequest, budget: usize) -> Result<(), Failure> {
-    let count = request
-        .compare
-        .len()
-        .max(request.success.len())
-        .max(request.failure.len());
+    let count = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = budget.checked_sub(count) else {
         return Err(Failure::TooManyOperations);
     };
@@ -149,9 +139,7 @@ pub(crate) fn cost(request: &PbTxnRequest) -> usize {
         operations
             .iter()
             .map(|operation| match &operation.request {
-                Some(PbTxnOpRequest::RequestPut(put)) => {
-                    PUT_OVERHEAD + put.key.len() + put.value.len()
-                }
+                Some(PbTxnOpRequest::RequestPut(put)) => PUT_OVERHEAD + put.key.len() + put.value.len(),
                 Some(PbTxnOpRequest::RequestTxn(nested)) => cost(nested),
                 _ => 0,
             })
@@ -165,13 +153,8 @@ mod tests {
     use super::*;
 
     fn put_of(key: &str) -> PbTxnRequestOp {
-        let request = PbTxnOpRequest::RequestPut(PbPutRequest {
-            key: key.into(),
-            ..PbPutRequest::default()
-        });
-        PbTxnRequestOp {
-            request: Some(request),
-        }
+        let request = PbTxnOpRequest::RequestPut(PbPutRequest { key: key.into(), ..PbPutRequest::default() });
+        PbTxnRequestOp { request: Some(request) }
     }
 
     fn delete_of(key: &str, end: &str) -> PbTxnRequestOp {
@@ -180,22 +163,15 @@ mod tests {
             range_end: end.into(),
             prev_kv: false,
         });
-        PbTxnRequestOp {
-            request: Some(request),
-        }
+        PbTxnRequestOp { request: Some(request) }
     }
 
     fn then(operations: Vec<PbTxnRequestOp>) -> PbTxnRequest {
-        PbTxnRequest {
-            success: operations,
-            ..PbTxnRequest::default()
-        }
+        PbTxnRequest { success: operations, ..PbTxnRequest::default() }
     }
 
     fn nested(request: PbTxnRequest) -> PbTxnRequestOp {
-        PbTxnRequestOp {
-            request: Some(PbTxnOpRequest::RequestTxn(request)),
-        }
+        PbTxnRequestOp { request: Some(PbTxnOpRequest::RequestTxn(request)) }
     }
 
     #[test]
@@ -204,10 +180,7 @@ mod tests {
         assert_eq!(txn(&then(keys(128))), Ok(()));
         assert_eq!(txn(&then(keys(129))), Err(Failure::TooManyOperations));
         assert_eq!(txn(&then(vec![nested(then(keys(127)))])), Ok(()));
-        assert_eq!(
-            txn(&then(vec![nested(then(keys(128)))])),
-            Err(Failure::TooManyOperations)
-        );
+        assert_eq!(txn(&then(vec![nested(then(keys(128)))])), Err(Failure::TooManyOperations));
     }
 
     #[test]
@@ -220,11 +193,8 @@ mod tests {
         assert_eq!(txn(&beside), Ok(()));
         let below = then(vec![put_of("a"), nested(then(vec![put_of("a")]))]);
         assert_eq!(txn(&below), Err(Failure::DuplicateKey));
-        let branches = PbTxnRequest {
-            success: vec![put_of("a")],
-            failure: vec![put_of("a")],
-            ..PbTxnRequest::default()
-        };
+        let branches =
+            PbTxnRequest { success: vec![put_of("a")], failure: vec![put_of("a")], ..PbTxnRequest::default() };
         assert_eq!(txn(&then(vec![nested(branches)])), Ok(()));
     }
 }

@@ -43,35 +43,22 @@ impl Failure {
             Self::KeyNotFound => (Code::InvalidArgument, "key not found"),
             Self::ValueProvided => (Code::InvalidArgument, "value is provided"),
             Self::LeaseProvided => (Code::InvalidArgument, "lease is provided"),
-            Self::TooManyOperations => {
-                (Code::InvalidArgument, "too many operations in txn request")
-            }
+            Self::TooManyOperations => (Code::InvalidArgument, "too many operations in txn request"),
             Self::DuplicateKey => (Code::InvalidArgument, "duplicate key given in txn request"),
             Self::InvalidSort => (Code::InvalidArgument, "invalid sort option"),
-            Self::Compacted => {
-                (Code::OutOfRange, "mvcc: required revision has been compacted")
-            }
-            Self::FutureRevision => {
-                (Code::OutOfRange, "mvcc: required revision is a future revision")
-            }
+            Self::Compacted => (Code::OutOfRange, "mvcc: required revision has been compacted"),
+            Self::FutureRevision => (Code::OutOfRange, "mvcc: required revision is a future revision"),
             Self::NoSpace => (Code::ResourceExhausted, "mvcc: database space exceeded"),
             Self::TooLarge => (Code::InvalidArgument, "request is too large"),
             Self::MessageTooLarge(size) => {
-                let text = format!(
-                    "grpc: received message larger than max ({size} vs. {MESSAGE_LIMIT})"
-                );
+                let text = format!("grpc: received message larger than max ({size} vs. {MESSAGE_LIMIT})");
                 return Status::resource_exhausted(text);
             }
             Self::LeaseNotFound => (Code::NotFound, "requested lease not found"),
             Self::LeaseExists => (Code::FailedPrecondition, "lease already exists"),
             Self::TtlTooLarge => (Code::OutOfRange, "too large lease TTL"),
-            Self::AuthNotEnabled => {
-                (Code::FailedPrecondition, "authentication is not enabled")
-            }
-            Self::WrongPassword => (
-                Code::InvalidArgument,
-                "authentication failed, invalid user ID or password",
-            ),
+            Self::AuthNotEnabled => (Code::FailedPrecondition, "authentication is not enabled"),
+            Self::WrongPassword => (Code::InvalidArgument, "authentication failed, invalid user ID or password"),
             Self::InvalidToken => (Code::Unauthenticated, "invalid auth token"),
             Self::NoUser => (Code::InvalidArgument, "user name is empty"),
             Self::LeaderChanged => (Code::Unavailable, "leader changed"),

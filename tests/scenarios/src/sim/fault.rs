@@ -84,11 +84,7 @@ impl FaultPlan {
 
     /// One way through the network.
     pub(crate) fn transit(&self, rng: &mut Rng) -> Duration {
-        let held = if rng.f64() < self.slow {
-            between(&self.slow_for, rng)
-        } else {
-            Duration::ZERO
-        };
+        let held = if rng.f64() < self.slow { between(&self.slow_for, rng) } else { Duration::ZERO };
         held + between(&self.latency, rng)
     }
 }

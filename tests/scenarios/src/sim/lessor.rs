@@ -37,7 +37,10 @@ impl Lease {
 /// What a renewal comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Renewal {
-    Renewed { ttl: Duration, left: Duration },
+    Renewed {
+        ttl: Duration,
+        left: Duration,
+    },
     /// Ran out, and the tick that revokes it is still to come: etcd lets the renewal wait for it.
     Expiring,
     Unknown,
@@ -61,12 +64,7 @@ impl Lessor {
         all
     }
 
-    pub(crate) fn grant(
-        &mut self,
-        id: i64,
-        seconds: i64,
-        now: Duration,
-    ) -> Result<Duration, Failure> {
+    pub(crate) fn grant(&mut self, id: i64, seconds: i64, now: Duration) -> Result<Duration, Failure> {
         if seconds > MAX_TTL_SECONDS {
             return Err(Failure::TtlTooLarge);
         }
@@ -75,11 +73,7 @@ impl Lessor {
         }
         let seconds = seconds.max(MIN_TTL_SECONDS).unsigned_abs();
         let ttl = Duration::from_secs(seconds);
-        let lease = Lease {
-            ttl,
-            expiry: now + ttl,
-            keys: BTreeSet::new(),
-        };
+        let lease = Lease { ttl, expiry: now + ttl, keys: BTreeSet::new() };
         self.leases.insert(id, lease);
         Ok(ttl)
     }
@@ -154,10 +148,7 @@ mod tests {
     fn a_lease_that_ran_out_is_not_renewed() {
         let mut lessor = Lessor::default();
         lessor.grant(1, 2, Duration::ZERO).unwrap();
-        let renewed = Renewal::Renewed {
-            ttl: 2 * SECOND,
-            left: SECOND,
-        };
+        let renewed = Renewal::Renewed { ttl: 2 * SECOND, left: SECOND };
         assert_eq!(lessor.renew(1, SECOND), renewed);
         assert!(lessor.expired(2 * SECOND).is_empty());
         assert_eq!(lessor.renew(1, 3 * SECOND), Renewal::Expiring);

@@ -1,7 +1,7 @@
 //! A simulated etcd at the wire: etcd-client talks gRPC to it over a channel without sockets, under tokio's paused time.
 //!
-//! Everything is drawn from one seed. Under a current-thread runtime with paused time a run repeats exactly, as long
-//! as the code under test draws nothing of its own.
+//! Everything is drawn from one seed. In a fresh current-thread runtime with paused time a run repeats exactly, as long
+//! as the code under test draws nothing of its own (tokio's `select!` does unless it is `biased`).
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -127,9 +127,7 @@ impl SimEtcd {
 
     /// A client over such a channel, without a user.
     pub async fn client(&self, host: &str) -> Client {
-        Client::from_channel(self.channel(host), None)
-            .await
-            .expect("without a user nothing is called")
+        Client::from_channel(self.channel(host), None).await.expect("without a user nothing is called")
     }
 
     /// Kills etcd: connections are refused, streams break. Its data stays.

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use etcd_client::proto::{
-    PbAlarmMember, PbAlarmRequest, PbAlarmResponse, PbAuthenticateRequest, PbAuthenticateResponse,
-    PbCompactionRequest, PbCompactionResponse, PbDefragmentRequest, PbDefragmentResponse,
-    PbDeleteRequest, PbDeleteResponse, PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest,
-    PbHashKvResponse, PbHashRequest, PbHashResponse, PbKvServer, PbKvService, PbLeaseServer,
-    PbMaintenanceServer, PbMaintenanceService, PbMoveLeaderRequest, PbMoveLeaderResponse,
-    PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
-    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest,
-    PbTxnResponse, PbWatchServer,
+    PbAlarmMember, PbAlarmRequest, PbAlarmResponse, PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest,
+    PbCompactionResponse, PbDefragmentRequest, PbDefragmentResponse, PbDeleteRequest, PbDeleteResponse,
+    PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
+    PbKvServer, PbKvService, PbLeaseServer, PbMaintenanceServer, PbMaintenanceService, PbMoveLeaderRequest,
+    PbMoveLeaderResponse, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest, PbTxnResponse,
+    PbWatchServer,
 };
 use tokio_stream::Empty;
 use tonic::body::Body;
@@ -130,19 +129,13 @@ impl Member {
         let mut state = self.shared.lock();
         let State { auth, rng, now, .. } = &mut *state;
         let token = auth.authenticate(&request.name, &request.password, rng, *now)?;
-        Ok(PbAuthenticateResponse {
-            header: Some(state.header()),
-            token,
-        })
+        Ok(PbAuthenticateResponse { header: Some(state.header()), token })
     }
 }
 
 #[async_trait]
 impl PbKvService for Member {
-    async fn range(
-        &self,
-        request: Request<PbRangeRequest>,
-    ) -> Result<Response<PbRangeResponse>, Status> {
+    async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         check::range(request.get_ref())?;
         let session = Session::of(&request);
         let mut state = self.shared.lock();
@@ -155,17 +148,11 @@ impl PbKvService for Member {
 
     type RangeStreamStream = Empty<Result<PbRangeStreamResponse, Status>>;
 
-    async fn range_stream(
-        &self,
-        _: Request<PbRangeRequest>,
-    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+    async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
         Err(Failure::NotSupported.into())
     }
 
-    async fn put(
-        &self,
-        request: Request<PbPutRequest>,
-    ) -> Result<Response<PbPutResponse>, Status> {
+    async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
         let session = Session::of(&request);
         let request = request.into_inner();
         check::put(&request)?;
@@ -181,10 +168,7 @@ impl PbKvService for Member {
         Ok(Response::new(response))
     }
 
-    async fn delete_range(
-        &self,
-        request: Request<PbDeleteRequest>,
-    ) -> Result<Response<PbDeleteResponse>, Status> {
+    async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
         let session = Session::of(&request);
         let request = request.into_inner();
         check::delete(&request)?;
@@ -196,10 +180,7 @@ impl PbKvService for Member {
         Ok(Response::new(response))
     }
 
-    async fn txn(
-        &self,
-        request: Request<PbTxnRequest>,
-    ) -> Result<Response<PbTxnResponse>, Status> {
+    async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         let session = Session::of(&request);
         let request = request.into_inner();
         check::txn(&request)?;
@@ -210,33 +191,23 @@ impl PbKvService for Member {
             return Err(Failure::NoSpace.into());
         }
         let branches = apply::decide(&state.store, &state.lessor, &request)?;
-        let mut response = state.write(&session.cause(), |writer| {
-            apply::txn(writer, &request, &branches)
-        })?;
+        let mut response = state.write(&session.cause(), |writer| apply::txn(writer, &request, &branches))?;
         response.header = Some(state.header());
         Ok(Response::new(response))
     }
 
-    async fn compact(
-        &self,
-        request: Request<PbCompactionRequest>,
-    ) -> Result<Response<PbCompactionResponse>, Status> {
+    async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
         let session = Session::of(&request);
         let mut state = self.shared.lock();
         session.check(&mut state)?;
         state.store.compact(request.get_ref().revision)?;
-        Ok(Response::new(PbCompactionResponse {
-            header: Some(state.header()),
-        }))
+        Ok(Response::new(PbCompactionResponse { header: Some(state.header()) }))
     }
 }
 
 #[async_trait]
 impl PbMaintenanceService for Member {
-    async fn alarm(
-        &self,
-        request: Request<PbAlarmRequest>,
-    ) -> Result<Response<PbAlarmResponse>, Status> {
+    async fn alarm(&self, request: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
         const ACTIVATE: i32 = 1;
         const DEACTIVATE: i32 = 2;
         let request = request.into_inner();
@@ -248,20 +219,14 @@ impl PbMaintenanceService for Member {
                 _ => {}
             }
         }
-        let alarm = PbAlarmMember {
-            member_id: MEMBER,
-            alarm: NO_SPACE,
-        };
+        let alarm = PbAlarmMember { member_id: MEMBER, alarm: NO_SPACE };
         Ok(Response::new(PbAlarmResponse {
             header: Some(state.header()),
             alarms: state.no_space.then_some(alarm).into_iter().collect(),
         }))
     }
 
-    async fn status(
-        &self,
-        _: Request<PbStatusRequest>,
-    ) -> Result<Response<PbStatusResponse>, Status> {
+    async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
         let state = self.shared.lock();
         let leader = if state.election_left().is_none() { MEMBER } else { 0 };
         let mut errors = Vec::new();
@@ -281,10 +246,7 @@ impl PbMaintenanceService for Member {
         }))
     }
 
-    async fn defragment(
-        &self,
-        _: Request<PbDefragmentRequest>,
-    ) -> Result<Response<PbDefragmentResponse>, Status> {
+    async fn defragment(&self, _: Request<PbDefragmentRequest>) -> Result<Response<PbDefragmentResponse>, Status> {
         let header = Some(self.shared.lock().header());
         Ok(Response::new(PbDefragmentResponse { header }))
     }
@@ -293,33 +255,21 @@ impl PbMaintenanceService for Member {
         Err(Failure::NotSupported.into())
     }
 
-    async fn hash_kv(
-        &self,
-        _: Request<PbHashKvRequest>,
-    ) -> Result<Response<PbHashKvResponse>, Status> {
+    async fn hash_kv(&self, _: Request<PbHashKvRequest>) -> Result<Response<PbHashKvResponse>, Status> {
         Err(Failure::NotSupported.into())
     }
 
     type SnapshotStream = Empty<Result<PbSnapshotResponse, Status>>;
 
-    async fn snapshot(
-        &self,
-        _: Request<PbSnapshotRequest>,
-    ) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         Err(Failure::NotSupported.into())
     }
 
-    async fn move_leader(
-        &self,
-        _: Request<PbMoveLeaderRequest>,
-    ) -> Result<Response<PbMoveLeaderResponse>, Status> {
+    async fn move_leader(&self, _: Request<PbMoveLeaderRequest>) -> Result<Response<PbMoveLeaderResponse>, Status> {
         Err(Failure::NotSupported.into())
     }
 
-    async fn downgrade(
-        &self,
-        _: Request<PbDowngradeRequest>,
-    ) -> Result<Response<PbDowngradeResponse>, Status> {
+    async fn downgrade(&self, _: Request<PbDowngradeRequest>) -> Result<Response<PbDowngradeResponse>, Status> {
         Err(Failure::NotSupported.into())
     }
 }

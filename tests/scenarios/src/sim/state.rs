@@ -222,20 +222,13 @@ impl State {
     pub(crate) fn tick(&mut self) {
         if self.running && self.election_ends.is_none() {
             for lease in self.lessor.expired(self.now) {
-                self.revoke(&Cause::Expiry, lease)
-                    .expect("an expired lease is there until it is revoked");
+                self.revoke(&Cause::Expiry, lease).expect("an expired lease is there until it is revoked");
             }
         }
     }
 
     pub(crate) fn record(&mut self, cause: Cause, what: What) {
-        self.history.events.push(Event {
-            at: self.now,
-            era: self.era,
-            revision: self.store.revision(),
-            cause,
-            what,
-        });
+        self.history.events.push(Event { at: self.now, era: self.era, revision: self.store.revision(), cause, what });
     }
 
     fn record_changes(&mut self, cause: &Cause, changes: &[Change]) {
@@ -243,16 +236,8 @@ impl State {
             let key = text(&change.key);
             let previous_lease = change.before.as_ref().map(|item| item.lease);
             let what = match &change.after {
-                Some(item) => What::Put {
-                    key,
-                    value: item.value.clone(),
-                    lease: item.lease,
-                    previous_lease,
-                },
-                None => What::Delete {
-                    key,
-                    previous_lease: previous_lease.unwrap_or_default(),
-                },
+                Some(item) => What::Put { key, value: item.value.clone(), lease: item.lease, previous_lease },
+                None => What::Delete { key, previous_lease: previous_lease.unwrap_or_default() },
             };
             self.record(cause.clone(), what);
         }

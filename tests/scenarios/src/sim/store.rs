@@ -50,10 +50,7 @@ pub(crate) struct Range {
 
 impl Range {
     pub(crate) fn new(start: &[u8], end: &[u8]) -> Self {
-        Self {
-            start: Bytes::copy_from_slice(start),
-            end: Bytes::copy_from_slice(end),
-        }
+        Self { start: Bytes::copy_from_slice(start), end: Bytes::copy_from_slice(end) }
     }
 
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
@@ -103,12 +100,7 @@ pub(crate) struct Store {
 impl Store {
     /// A fresh etcd answers with revision 1.
     pub(crate) fn new() -> Self {
-        Self {
-            revision: 1,
-            compacted: -1,
-            keys: BTreeMap::new(),
-            log: VecDeque::new(),
-        }
+        Self { revision: 1, compacted: -1, keys: BTreeMap::new(), log: VecDeque::new() }
     }
 
     pub(crate) fn revision(&self) -> i64 {
@@ -126,10 +118,7 @@ impl Store {
     /// The keys of a range, in order, as they are now.
     pub(crate) fn range(&self, range: &Range) -> impl Iterator<Item = &Item> + use<'_> {
         let found = (!range.is_empty()).then(|| self.keys.range::<[u8], _>(range.bounds()));
-        found
-            .into_iter()
-            .flatten()
-            .filter_map(|(_, versions)| versions.last()?.item.as_ref())
+        found.into_iter().flatten().filter_map(|(_, versions)| versions.last()?.item.as_ref())
     }
 
     /// Whether a read at this revision can be answered; 0 is now.
@@ -157,9 +146,7 @@ impl Store {
             newer.checked_sub(1)
         };
         let found = self.keys.range::<[u8], _>(range.bounds());
-        Ok(found
-            .filter_map(|(_, versions)| versions[at(versions)?].item.as_ref())
-            .collect())
+        Ok(found.filter_map(|(_, versions)| versions[at(versions)?].item.as_ref()).collect())
     }
 
     /// Everything that happened from a revision on, as far as it is not compacted.
@@ -179,9 +166,7 @@ impl Store {
         self.keys.retain(|_, versions| {
             let newer = versions.partition_point(|version| version.revision <= revision);
             versions.drain(..newer.saturating_sub(1));
-            let dead = versions.first().is_some_and(|first| {
-                first.item.is_none() && first.revision <= revision
-            });
+            let dead = versions.first().is_some_and(|first| first.item.is_none() && first.revision <= revision);
             if dead {
                 versions.remove(0);
             }
@@ -195,10 +180,7 @@ impl Store {
 
     /// Opens the one write transaction of the next revision.
     pub(crate) fn write(&mut self) -> Writer<'_> {
-        Writer {
-            store: self,
-            changes: Vec::new(),
-        }
+        Writer { store: self, changes: Vec::new() }
     }
 }
 
@@ -247,16 +229,8 @@ impl Writer<'_> {
     fn change(&mut self, key: &Bytes, before: Option<Item>, after: Option<Item>) {
         let revision = self.store.revision + 1;
         let versions = self.store.keys.entry(key.clone()).or_default();
-        versions.push(Version {
-            revision,
-            item: after.clone(),
-        });
-        self.changes.push(Change {
-            revision,
-            key: key.clone(),
-            before,
-            after,
-        });
+        versions.push(Version { revision, item: after.clone() });
+        self.changes.push(Change { revision, key: key.clone(), before, after });
     }
 
     /// Ends the transaction; without a change there is no new revision.

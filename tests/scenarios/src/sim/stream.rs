@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use etcd_client::proto::{
-    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
-    PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse,
-    PbLeaseService, PbLeaseStatus, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
-    PbWatchRequest, PbWatchResponse, PbWatchService,
+    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse, PbLeaseLeasesRequest,
+    PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService, PbLeaseStatus,
+    PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbWatchRequest, PbWatchResponse, PbWatchService,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::sleep;
@@ -57,9 +56,7 @@ impl PbLeaseService for Member {
             session.check(&mut state)?;
         }
         state.revoke(&session.cause(), id)?;
-        Ok(Response::new(PbLeaseRevokeResponse {
-            header: Some(state.header()),
-        }))
+        Ok(Response::new(PbLeaseRevokeResponse { header: Some(state.header()) }))
     }
 
     type LeaseKeepAliveStream = Body<PbLeaseKeepAliveResponse>;
@@ -117,10 +114,7 @@ impl PbLeaseService for Member {
         session.check_given(&mut state)?;
         let leases = state.lessor.by_expiry();
         let leases = leases.iter().map(|(id, _)| PbLeaseStatus { id: *id }).collect();
-        Ok(Response::new(PbLeaseLeasesResponse {
-            header: Some(state.header()),
-            leases,
-        }))
+        Ok(Response::new(PbLeaseLeasesResponse { header: Some(state.header()), leases }))
     }
 }
 
@@ -140,7 +134,7 @@ type Flow = std::ops::ControlFlow<()>;
 impl Renewals {
     async fn run(mut self, mut inbound: Streaming<PbLeaseKeepAliveRequest>) {
         loop {
-            let mut line = self.connection.clone();
+            let line = self.connection.clone();
             tokio::select! {
                 biased;
                 () = self.outbound.closed() => return,
@@ -205,11 +199,8 @@ impl Renewals {
                 let now = state.now;
                 let ttl = match state.lessor.renew(id, now) {
                     Renewal::Renewed { ttl, left } => {
-                        let cause = Cause::Call {
-                            host: Arc::clone(&host),
-                            call: Call::Renew,
-                            late: self.outbound.is_closed(),
-                        };
+                        let cause =
+                            Cause::Call { host: Arc::clone(&host), call: Call::Renew, late: self.outbound.is_closed() };
                         let renewed = What::Renewed { lease: id, ttl, left };
                         state.record(cause, renewed);
                         Some(seconds(ttl.as_secs()))
@@ -228,7 +219,7 @@ impl Renewals {
 
     /// The host may be gone; then nobody reads the reason.
     fn end(&self) {
-        let _ = self.outbound.send(Err(self.connection.broken()));
+        let _ = self.outbound.send(Err(self.connection.broken_stream()));
     }
 }
 
@@ -237,22 +228,14 @@ impl PbWatchService for Member {
     type WatchStream = Body<PbWatchResponse>;
 
     /// As with etcd, the answer begins with the first response, not before.
-    async fn watch(
-        &self,
-        request: Request<Streaming<PbWatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let session = Session::of(&request);
         let mut inbound = request.into_inner();
         let (outbound, body) = mpsc::unbounded_channel();
         if let Some(first) = inbound.message().await? {
             let (outlet, feed) = mpsc::unbounded_channel();
             let stream = self.shared.lock().watches.open(outlet);
-            let watching = Watching {
-                line: session.caller.connection.clone(),
-                session,
-                stream,
-                outbound,
-            };
+            let watching = Watching { line: session.caller.connection.clone(), session, stream, outbound };
             watching.request(first);
             self.shared.spawn(watching.run(inbound, feed));
         }
@@ -269,14 +252,10 @@ struct Watching {
 }
 
 impl Watching {
-    async fn run(
-        mut self,
-        mut inbound: Streaming<PbWatchRequest>,
-        mut feed: UnboundedReceiver<PbWatchResponse>,
-    ) {
+    async fn run(self, mut inbound: Streaming<PbWatchRequest>, mut feed: UnboundedReceiver<PbWatchResponse>) {
         let mut open = true;
         loop {
-            let mut line = self.line.clone();
+            let line = self.line.clone();
             tokio::select! {
                 biased;
                 () = self.outbound.closed() => break,
@@ -320,6 +299,6 @@ impl Watching {
 
     /// The host may be gone; then nobody reads the reason.
     fn end(&self) {
-        let _ = self.outbound.send(Err(self.line.broken()));
+        let _ = self.outbound.send(Err(self.line.broken_stream()));
     }
 }

@@ -42,11 +42,7 @@ struct Watcher {
 impl Watches {
     pub(crate) fn open(&mut self, outlet: Outlet) -> u64 {
         self.next += 1;
-        let stream = Stream {
-            outlet,
-            watchers: BTreeMap::new(),
-            next: 0,
-        };
+        let stream = Stream { outlet, watchers: BTreeMap::new(), next: 0 };
         self.streams.insert(self.next, stream);
         self.next
     }
@@ -82,9 +78,7 @@ impl Watches {
                 };
                 stream.create(wanted, watcher, permitted, store, header);
             }
-            Some(PbWatchRequestUnion::CancelRequest(cancel))
-                if stream.watchers.remove(&cancel.watch_id).is_some() =>
-            {
+            Some(PbWatchRequestUnion::CancelRequest(cancel)) if stream.watchers.remove(&cancel.watch_id).is_some() => {
                 stream.send(PbWatchResponse {
                     header: Some(*header),
                     watch_id: cancel.watch_id,
@@ -122,12 +116,7 @@ impl Stream {
 
     fn events(&self, watch_id: i64, events: Vec<PbEvent>, header: &PbResponseHeader) {
         if !events.is_empty() {
-            self.send(PbWatchResponse {
-                header: Some(*header),
-                watch_id,
-                events,
-                ..PbWatchResponse::default()
-            });
+            self.send(PbWatchResponse { header: Some(*header), watch_id, events, ..PbWatchResponse::default() });
         }
     }
 
@@ -150,18 +139,9 @@ impl Stream {
         } else {
             None
         };
-        let created = PbWatchResponse {
-            header: Some(*header),
-            created: true,
-            ..PbWatchResponse::default()
-        };
+        let created = PbWatchResponse { header: Some(*header), created: true, ..PbWatchResponse::default() };
         if let Some(cancel_reason) = refusal {
-            self.send(PbWatchResponse {
-                watch_id: NO_WATCH,
-                canceled: true,
-                cancel_reason,
-                ..created
-            });
+            self.send(PbWatchResponse { watch_id: NO_WATCH, canceled: true, cancel_reason, ..created });
             return;
         }
         let id = wanted.unwrap_or_else(|| {
@@ -171,10 +151,7 @@ impl Stream {
             self.next += 1;
             self.next - 1
         });
-        self.send(PbWatchResponse {
-            watch_id: id,
-            ..created
-        });
+        self.send(PbWatchResponse { watch_id: id, ..created });
         let past = watcher.from > 0 && watcher.from <= store.revision();
         if past && watcher.from < store.compacted() {
             self.send(PbWatchResponse {
@@ -201,11 +178,7 @@ impl Stream {
 }
 
 impl Watcher {
-    fn events<'a>(
-        &self,
-        changes: impl Iterator<Item = &'a Change>,
-        compacted: i64,
-    ) -> Vec<PbEvent> {
+    fn events<'a>(&self, changes: impl Iterator<Item = &'a Change>, compacted: i64) -> Vec<PbEvent> {
         const DELETE: i32 = 1;
         changes
             .filter(|change| {
@@ -219,20 +192,12 @@ impl Watcher {
                     Some(item) => (0, item.to_proto()),
                     None => (DELETE, tombstone(change)),
                 };
-                PbEvent {
-                    r#type,
-                    kv: Some(kv),
-                    prev_kv: before.map(Item::to_proto),
-                }
+                PbEvent { r#type, kv: Some(kv), prev_kv: before.map(Item::to_proto) }
             })
             .collect()
     }
 }
 
 fn tombstone(change: &Change) -> PbKeyValue {
-    PbKeyValue {
-        key: change.key.to_vec(),
-        mod_revision: change.revision,
-        ..PbKeyValue::default()
-    }
+    PbKeyValue { key: change.key.to_vec(), mod_revision: change.revision, ..PbKeyValue::default() }
 }

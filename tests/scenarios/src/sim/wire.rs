@@ -1,12 +1,14 @@
 //! The network between one host and the simulated etcd: a gRPC channel without sockets, with every fault.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::{ConnectError, Status};
@@ -32,13 +34,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) host: Arc<str>,
-    plan: Mutex<FaultPlan>,
-    line: watch::Sender<Line>,
+    line: Mutex<Line>,
+    /// Wakes in the order of waiting. A `watch` channel would wake in a random order, and no seed would repeat.
+    changed: Notify,
 }
 
 /// The state of the line.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug)]
 struct Line {
+    plan: FaultPlan,
     blackholed: bool,
     /// Counts the cuts; what was open across one is broken.
     cuts: u64,
@@ -46,40 +50,45 @@ struct Line {
 
 impl Link {
     pub(crate) fn new(host: &str, plan: FaultPlan) -> Self {
-        Self {
-            host: Arc::from(host),
-            plan: Mutex::new(plan),
-            line: watch::Sender::default(),
-        }
+        let line = Line { plan, blackholed: false, cuts: 0 };
+        Self { host: Arc::from(host), line: Mutex::new(line), changed: Notify::new() }
     }
 
     pub(crate) fn plan(&self) -> FaultPlan {
-        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        plan.clone()
+        self.line().plan.clone()
     }
 
     pub(crate) fn set_plan(&self, plan: FaultPlan) {
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+        self.line().plan = plan;
     }
 
     pub(crate) fn set_blackholed(&self, blackholed: bool) {
-        self.line.send_modify(|line| line.blackholed = blackholed);
+        self.line().blackholed = blackholed;
+        self.changed.notify_waiters();
     }
 
     /// Cuts every open call and stream; a blackholed host learns it when it is healed.
     pub(crate) fn break_open(&self) {
-        self.line.send_modify(|line| line.cuts += 1);
+        self.line().cuts += 1;
+        self.changed.notify_waiters();
     }
 
     /// One call's or one stream's view of the line.
     pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>) -> Connection {
-        let line = self.line.subscribe();
-        let cuts = line.borrow().cuts;
-        Connection {
-            shared: Arc::clone(shared),
-            link: Arc::clone(self),
-            line,
-            cuts,
+        Connection { shared: Arc::clone(shared), link: Arc::clone(self), cuts: self.line().cuts }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn wait_until(&self, seen: impl Fn(&Line) -> bool + Send) {
+        loop {
+            let changed = self.changed.notified();
+            if seen(&self.line()) {
+                return;
+            }
+            changed.await;
         }
     }
 }
@@ -89,7 +98,6 @@ impl Link {
 pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: Arc<Link>,
-    line: watch::Receiver<Line>,
     cuts: u64,
 }
 
@@ -99,24 +107,19 @@ pub(crate) struct Cut;
 
 impl Connection {
     /// Waits until the line carries messages again.
-    pub(crate) async fn clear(&mut self) -> Result<(), Cut> {
-        let line = self.line.wait_for(|line| !line.blackholed).await;
-        match line {
-            Ok(line) if line.cuts == self.cuts => Ok(()),
-            _ => Err(Cut),
-        }
+    pub(crate) async fn clear(&self) -> Result<(), Cut> {
+        self.link.wait_until(|line| !line.blackholed).await;
+        if self.link.line().cuts == self.cuts { Ok(()) } else { Err(Cut) }
     }
 
     /// Waits for the cut, as far as the host can see it.
-    pub(crate) async fn cut(&mut self) {
+    pub(crate) async fn cut(&self) {
         let cuts = self.cuts;
-        let seen = |line: &Line| !line.blackholed && line.cuts != cuts;
-        // The sender lives in the link that this connection holds.
-        let _ = self.line.wait_for(seen).await;
+        self.link.wait_until(|line| !line.blackholed && line.cuts != cuts).await;
     }
 
     /// Carries one message one way.
-    pub(crate) async fn transit(&mut self) -> Result<(), Cut> {
+    pub(crate) async fn transit(&self) -> Result<(), Cut> {
         let delay = {
             let mut state = self.shared.lock();
             self.link.plan().transit(&mut state.rng)
@@ -151,11 +154,19 @@ impl Connection {
         self.shared.lock().election_left()
     }
 
-    /// What a client reads when its connection breaks, in the shapes that tonic gives it.
-    pub(crate) fn broken(&self) -> Status {
+    /// How an open stream ends when its connection does, in the shapes that tonic gives it.
+    pub(crate) fn broken_stream(&self) -> Status {
         match self.shared.lock().rng.u8(0..3) {
-            0 => Status::unavailable("error reading a body from connection"),
-            1 => Status::unknown("h2 protocol error: error reading a body from connection"),
+            0 => Status::unavailable("etcdserver: server stopped"),
+            _ => Status::unknown("h2 protocol error: error reading a body from connection"),
+        }
+    }
+
+    /// How a call under way ends.
+    fn broken_call(&self) -> Status {
+        match self.shared.lock().rng.u8(0..4) {
+            0 => Status::unavailable("etcdserver: server stopped"),
+            1 => Status::cancelled("operation was canceled"),
             _ => Status::unknown("transport error"),
         }
     }
@@ -171,11 +182,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn cause(&self) -> Cause {
-        Cause::Call {
-            host: Arc::clone(&self.connection.link.host),
-            call: self.call,
-            late: self.late,
-        }
+        Cause::Call { host: Arc::clone(&self.connection.link.host), call: self.call, late: self.late }
     }
 }
 
@@ -216,11 +223,7 @@ impl Service<Request> for Wire {
             reply,
         };
         self.shared.spawn(delivery.run(request));
-        Box::pin(async move {
-            answer
-                .await
-                .unwrap_or_else(|_| Err(BoxError::from("the simulation has ended")))
-        })
+        Box::pin(async move { answer.await.unwrap_or_else(|_| Err(BoxError::from("the simulation has ended"))) })
     }
 }
 
@@ -264,12 +267,12 @@ impl Delivery {
             Ok(response) => drop(self.reply.send(Ok(response))),
             Err(Lost::Error(error)) => drop(self.reply.send(Err(error))),
             Err(Lost::Silence) => {
-                let Self { mut connection, mut reply, .. } = self;
+                let Self { connection, mut reply, .. } = self;
                 tokio::select! {
                     biased;
                     () = reply.closed() => {}
                     () = connection.cut() => {
-                        let error = Box::new(connection.broken());
+                        let error = Box::new(connection.broken_call());
                         drop(reply.send(Err(error)));
                     }
                 }
@@ -320,11 +323,7 @@ impl Delivery {
     }
 
     async fn apply(&mut self, mut request: Request) -> Response {
-        let caller = Caller {
-            connection: self.connection.clone(),
-            call: self.call,
-            late: self.reply.is_closed(),
-        };
+        let caller = Caller { connection: self.connection.clone(), call: self.call, late: self.reply.is_closed() };
         request.extensions_mut().insert(caller);
         self.services.route(request).await
     }
@@ -336,11 +335,8 @@ impl Delivery {
             Fate::AnswerLost => return Err(Lost::Silence),
             Fate::Clean | Fate::ErrorBefore | Fate::Late(_) => {}
         }
-        let carried = if self.call.is_stream() {
-            self.connection.clear().await
-        } else {
-            self.connection.transit().await
-        };
+        let carried =
+            if self.call.is_stream() { self.connection.clear().await } else { self.connection.transit().await };
         carried.map_err(|Cut| self.broken())?;
         Ok(response)
     }
@@ -350,11 +346,28 @@ impl Delivery {
     }
 
     fn broken(&self) -> Lost {
-        Lost::Error(Box::new(self.connection.broken()))
+        Lost::Error(Box::new(self.connection.broken_call()))
     }
 }
 
+/// What hyper says of a port where nobody listens.
+#[derive(Debug)]
+struct TcpConnectError(io::Error);
+
+impl fmt::Display for TcpConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tcp connect error")
+    }
+}
+
+impl Error for TcpConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// The connection was never made: the one failure after which nothing can have arrived.
 fn refused() -> Lost {
-    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    let refused = TcpConnectError(io::Error::from(io::ErrorKind::ConnectionRefused));
     Lost::Error(Box::new(ConnectError(Box::new(refused))))
 }

@@ -1,0 +1,97 @@
+//! A greeter: registers itself in etcd, greets whoever asks, and says who it is.
+
+mod bindings;
+
+use bindings::{
+    exports::leasehold::registry::lifecycle,
+    leasehold::registry::{
+        registrar,
+        types::{ServerNode, State},
+    },
+    wasi::config::store,
+};
+use serde_json::json;
+use wstd::http::{Body, Error, Method, Request, Response, StatusCode};
+
+/// How long etcd remembers this service when its host dies.
+const TTL_SECONDS: u32 = 10;
+
+struct Greeter;
+
+impl lifecycle::Guest for Greeter {
+    /// Called once, when the listener is bound: the host keeps what is registered here until `stop`.
+    fn start() -> Result<(), String> {
+        let node = ServerNode {
+            name: config("name")?.unwrap_or_else(|| "greeter".into()),
+            // Without one, the host fills in the address at which it serves this component.
+            addr: config("addr")?.unwrap_or_default(),
+            version: config("version")?.unwrap_or_default(),
+            // None: the host computes it from the load of the machine.
+            weight: None,
+            metadata: vec![],
+        };
+        registrar::register(&node, TTL_SECONDS).map_err(|why| format!("register {}: {why:?}", node.name))?;
+        Ok(())
+    }
+
+    /// Called once, when the last request is answered.
+    fn stop() {
+        for registration in registrar::current() {
+            let _ = registration.stop(); // After a timeout the host goes on until the key is gone.
+        }
+    }
+}
+
+#[wstd::http_server]
+async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/") => greet(),
+        (&Method::GET, "/whoami") => whoami(),
+        _ => answer(StatusCode::NOT_FOUND, "text/plain", "There is nothing here.\n".into()),
+    }
+}
+
+fn greet() -> Result<Response<Body>, Error> {
+    let greeting = config("greeting").map_err(Error::msg)?.unwrap_or_else(|| "hello".into());
+    answer(StatusCode::OK, "text/plain", greeting + "\n")
+}
+
+/// Requests are served by instances of their own, so what `start` registered is asked for here.
+fn whoami() -> Result<Response<Body>, Error> {
+    let Some(registration) = registrar::current().into_iter().next() else {
+        return answer(StatusCode::SERVICE_UNAVAILABLE, "application/json", json!({ "state": "stopped" }).to_string());
+    };
+    let (node, status) = (registration.node(), registration.status());
+    let body = json!({
+        "key": registration.key(),
+        "name": node.name,
+        "addr": node.addr,
+        "version": node.version,
+        "weight": status.weight,
+        "state": name_of(status.state),
+        "ttl_remaining_ms": status.ttl_remaining_ms,
+        "renewals": status.renewals,
+        "recoveries": status.recoveries,
+    });
+    answer(StatusCode::OK, "application/json", body.to_string())
+}
+
+fn answer(status: StatusCode, content_type: &str, body: String) -> Result<Response<Body>, Error> {
+    Ok(Response::builder().status(status).header("content-type", content_type).body(body.into())?)
+}
+
+fn config(key: &str) -> Result<Option<String>, String> {
+    store::get(key).map_err(|why| format!("configuration {key}: {why:?}"))
+}
+
+fn name_of(state: State) -> &'static str {
+    match state {
+        State::Pending => "pending",
+        State::Registered => "registered",
+        State::Suspect => "suspect",
+        State::Recovering => "recovering",
+        State::Conflict => "conflict",
+        State::Draining => "draining",
+        State::Stopped => "stopped",
+    }
+}

@@ -1,0 +1,133 @@
+//! A minimal plugin platform: runs one component, and lets it register itself.
+//!
+//! `cargo run --release -p leasehold-wasmtime --example embed -- COMPONENT ETCD ADDR`, for instance
+//! `target/components/greeter.wasm http://127.0.0.1:2379 127.0.0.1:10002`.
+
+use std::{env, time::Duration};
+
+use leasehold::{Addr, Options, Registrar};
+use leasehold_wasmtime::{Lifecycle, Names, Policy, RegistryCtx, RegistryView};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use wasmtime::{
+    Config, Engine, Result, Store,
+    component::{Component, Instance, Linker, ResourceTable},
+    error::Context,
+    format_err,
+};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+
+/// How often a guest hands the thread back, so that the deadlines below hold for a guest that loops.
+const TICK: Duration = Duration::from_millis(10);
+/// How long `lifecycle.start` and `lifecycle.stop` may take, and how long etcd may take at the end.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What this platform keeps for each store.
+struct State {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    config: WasiConfigVariables,
+    registry: RegistryCtx,
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut args = env::args().skip(1);
+    let mut next = |what: &str| args.next().with_context(|| format!("usage: embed COMPONENT ETCD ADDR; no {what}"));
+    let (component, etcd, addr) = (next("COMPONENT")?, next("ETCD")?, next("ADDR")?.parse::<Addr>()?);
+
+    tracing_subscriber::fmt().init();
+    let registrar = Registrar::start(Options::new([etcd]))?;
+    // This platform lets a component choose its name, but not its address.
+    let policy = Policy { names: Names::Any, addr: Some(addr), ..Policy::default() };
+    let registry = RegistryCtx::new(registrar.clone(), policy);
+
+    let outcome = serve(&component, registry.clone()).await;
+
+    // Whatever happened, nothing stays behind.
+    let gone = registry.stop_all().await;
+    registrar.shutdown(DEADLINE).await?;
+    outcome?;
+    Ok(gone?)
+}
+
+/// The component's life, from its file to its `stop`.
+async fn serve(path: &str, registry: RegistryCtx) -> Result<()> {
+    let engine = engine()?;
+    let component = Component::from_file(&engine, path)?;
+    let pre = linker(&engine)?.instantiate_pre(&component)?;
+    let lifecycle = Lifecycle::of(&pre)?.with_context(|| format!("{path} exports no lifecycle"))?;
+
+    let mut store = Store::new(&engine, state(registry.clone()));
+    store.epoch_deadline_async_yield_and_update(1);
+    let instance = pre.instantiate_async(&mut store).await?;
+    start(&lifecycle, &mut store, &instance).await?;
+    for registration in registry.registrations() {
+        tracing::info!(key = %registration.key(), "registered");
+    }
+
+    // A platform with a network serves the component here, in instances of their own, with clones of `registry`.
+    ended().await?;
+
+    registry.stop_all().await?;
+    timeout(DEADLINE, lifecycle.stop(&mut store, &instance)).await.context("lifecycle.stop does not return")??;
+    Ok(())
+}
+
+async fn start(lifecycle: &Lifecycle, store: &mut Store<State>, instance: &Instance) -> Result<()> {
+    let started = timeout(DEADLINE, lifecycle.start(store, instance)).await;
+    started.context("lifecycle.start does not return")??.map_err(|why| format_err!("lifecycle.start: {why}"))
+}
+
+fn engine() -> Result<Engine> {
+    let engine = Engine::new(Config::new().epoch_interruption(true))?;
+    let ticker = engine.weak();
+    std::thread::spawn(move || {
+        while let Some(engine) = ticker.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            std::thread::sleep(TICK);
+        }
+    });
+    Ok(engine)
+}
+
+fn linker(engine: &Engine) -> Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config))?;
+    leasehold_wasmtime::add_to_linker(&mut linker, |state: &mut State| RegistryView {
+        ctx: &state.registry,
+        table: &mut state.table,
+    })?;
+    Ok(linker)
+}
+
+/// A component of this platform has a terminal to write to, its configuration and the registry, and nothing else.
+fn state(registry: RegistryCtx) -> State {
+    State {
+        table: ResourceTable::new(),
+        wasi: WasiCtxBuilder::new().inherit_stdout().inherit_stderr().build(),
+        config: WasiConfigVariables::from_iter([("name", "greeter"), ("version", "v1")]),
+        registry,
+    }
+}
+
+/// Returns on Ctrl-C or SIGTERM.
+async fn ended() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! The acts: each one call, or a few, that a host must survive and answer well.
+
+use std::{hint::black_box, thread, time::Duration};
+
+use crate::{
+    bindings::leasehold::registry::{
+        discovery,
+        registrar::{self, Registration},
+        types::{Error, ServerNode},
+    },
+    config,
+};
+
+/// An act's good end, in words a test can compare.
+pub(crate) type Outcome = Result<String, Error>;
+
+/// Does the act of that name. Some never return.
+pub(crate) fn act(name: &str) -> Outcome {
+    match name {
+        "" | "idle" => Ok(String::new()),
+
+        "register" => register(own()).map(|registration| registration.key()),
+        "foreign-name" => refused(ServerNode { name: "somebody-else".into(), ..own() }),
+        "foreign-addr" => refused(ServerNode { addr: "192.0.2.1:80".into(), ..own() }),
+        "slash-in-name" => refused(ServerNode { name: "a/b".into(), ..own() }),
+        "empty-name" => refused(ServerNode { name: String::new(), ..own() }),
+        "no-port" => refused(ServerNode { addr: "127.0.0.1".into(), ..own() }),
+        "wildcard" => refused(ServerNode { addr: "0.0.0.0:8080".into(), ..own() }),
+        "huge-metadata" => refused(ServerNode { metadata: vec![("k".into(), "v".repeat(2 << 20))], ..own() }),
+        "weight-0" => refused(ServerNode { weight: Some(0), ..own() }),
+        "weight-101" => refused(ServerNode { weight: Some(101), ..own() }),
+        "ttl-max" => registrar::register(&own(), u32::MAX).map(|registration| registration.key()),
+        "thousand" => thousand(),
+        "twice" => twice(),
+        "stop-twice" => stop_twice(),
+        "weight-after-stop" => weight_after_stop(),
+        "node-after-stop" => node_after_stop(),
+        "resolve-foreign" => discovery::resolve("somebody-else", "").map(|nodes| nodes.len().to_string()),
+
+        "trap" => panic!("told to trap"),
+        "spin" => loop {
+            black_box(());
+        },
+        "sleep" => loop {
+            thread::sleep(Duration::from_secs(1));
+        },
+        "slow" => {
+            thread::sleep(Duration::from_secs(2));
+            Ok("slow".into())
+        }
+        "grow" => grow(),
+        "fail" => Err(Error::Other("told to fail".into())),
+        "register-and-trap" => {
+            register(own())?;
+            panic!("told to trap");
+        }
+        "register-and-fail" => {
+            register(own())?;
+            Err(Error::Other("told to fail".into()))
+        }
+        unknown => Err(Error::Other(format!("no act is named {unknown:?}"))),
+    }
+}
+
+/// A node that this component may register: its configured name, and its host's address.
+fn own() -> ServerNode {
+    ServerNode {
+        name: config("name").unwrap_or_else(|| "hostile".into()),
+        addr: String::new(),
+        version: String::new(),
+        weight: None,
+        metadata: vec![],
+    }
+}
+
+fn register(node: ServerNode) -> Result<Registration, Error> {
+    registrar::register(&node, 10)
+}
+
+/// A node that the host must not take; the key, where it does.
+fn refused(node: ServerNode) -> Outcome {
+    register(node).map(|registration| registration.key())
+}
+
+/// Registers until the host has had enough.
+fn thousand() -> Outcome {
+    for i in 0..1000 {
+        register(ServerNode { version: format!("v{i}"), ..own() })?;
+    }
+    Ok("1000".into())
+}
+
+/// The number of registrations, and the weight, after registering one key twice.
+fn twice() -> Outcome {
+    let first = register(own())?;
+    let second = register(ServerNode { weight: Some(42), ..own() })?;
+    let same = first.key() == second.key();
+    Ok(format!("{} {same} {}", registrar::current().len(), first.status().weight))
+}
+
+fn stop_twice() -> Outcome {
+    let registration = register(own())?;
+    registration.stop()?;
+    registration.stop()?;
+    Ok(format!("{:?} {}", registration.status().state, registrar::current().len()))
+}
+
+fn weight_after_stop() -> Outcome {
+    let registration = register(own())?;
+    registration.stop()?;
+    registration.set_weight(50)?;
+    Ok("set".into())
+}
+
+/// What a handle tells after the end must not trap.
+fn node_after_stop() -> Outcome {
+    let registration = register(own())?;
+    registration.stop()?;
+    Ok(format!("{} {}", registration.key(), registration.node().name))
+}
+
+/// Takes memory until there is none.
+fn grow() -> Outcome {
+    let mut hoard = Vec::new();
+    loop {
+        hoard.push(black_box(vec![1_u8; 1 << 20]));
+    }
+}

@@ -1,0 +1,13 @@
+//! What `generate!` makes of `wit/world.wit`: the registry, the configuration, and the lifecycle to export.
+
+#![expect(unsafe_code, reason = "generated")]
+
+use crate::Hostile;
+
+wit_bindgen::generate!({
+    path: "wit",
+    world: "hostile",
+    generate_all,
+});
+
+export!(Hostile);

@@ -1,0 +1,65 @@
+//! A component that does what it must not, one act at a time, and tells what its host said.
+//!
+//! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
+//! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
+//! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused; `GET /` answers `hostile`.
+
+mod act;
+mod bindings;
+
+use bindings::{exports::leasehold::registry::lifecycle, leasehold::registry::types, wasi::config::store};
+use serde_json::json;
+use wstd::http::{Body, Error, Request, Response};
+
+use act::{Outcome, act};
+
+struct Hostile;
+
+impl lifecycle::Guest for Hostile {
+    fn start() -> Result<(), String> {
+        let outcome = act(&config("start").unwrap_or_default());
+        outcome.map(drop).map_err(|error| {
+            let (case, text) = told(error);
+            format!("{case}: {text}")
+        })
+    }
+
+    fn stop() {
+        let _ = act(&config("stop").unwrap_or_default()); // `stop` has no answer.
+    }
+}
+
+#[wstd::http_server]
+async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
+    let body = match request.uri().path().strip_prefix("/act/") {
+        Some(name) => report(act(name)),
+        None => "hostile\n".into(),
+    };
+    Ok(Response::new(body.into()))
+}
+
+fn report(outcome: Outcome) -> String {
+    let (case, text) = outcome.map_or_else(told, |text| ("ok", text));
+    json!({ "case": case, "text": text }).to_string()
+}
+
+/// An error as its case in the WIT and its text.
+fn told(error: types::Error) -> (&'static str, String) {
+    use types::Error;
+
+    match error {
+        Error::InvalidArgument(text) => ("invalid-argument", text),
+        Error::AccessDenied(text) => ("access-denied", text),
+        Error::QuotaExceeded(text) => ("quota-exceeded", text),
+        Error::Conflict(text) => ("conflict", text),
+        Error::Unavailable(text) => ("unavailable", text),
+        Error::Timeout => ("timeout", String::new()),
+        Error::NotRegistered => ("not-registered", String::new()),
+        Error::Other(text) => ("other", text),
+    }
+}
+
+/// The value of a configuration key, where it has one.
+fn config(key: &str) -> Option<String> {
+    store::get(key).ok().flatten()
+}

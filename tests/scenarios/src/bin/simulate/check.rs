@@ -1,0 +1,168 @@
+//! The promises as predicates over the ledger and etcd's complete history.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use leasehold_scenarios::sim::{Cause, Event, What};
+
+use crate::ledger::{Act, Asked};
+
+/// How long after its call ended a take-over may still land: the longest that the simulated network holds a request.
+const LATE: Duration = Duration::from_secs(60);
+
+/// Every promise that the history breaks, a sentence each.
+pub(crate) fn violations(acts: &[Act], history: &[Event], unhealthy: &Unhealthy) -> Vec<String> {
+    let mut owners: BTreeMap<i64, String> = BTreeMap::new();
+    for event in history {
+        if let (What::Granted { lease, .. }, Some(host)) = (&event.what, event.host()) {
+            owners.insert(*lease, host.to_owned());
+        }
+    }
+    let view = View { acts, history, owners, unhealthy };
+    let mut found = Vec::new();
+    view.visible(&mut found);
+    view.gone(&mut found);
+    view.no_clobber_and_no_gap(&mut found);
+    found
+}
+
+/// When which host could not be expected to keep its leases.
+#[derive(Debug, Default)]
+pub(crate) struct Unhealthy(Vec<(Option<String>, Duration, Duration)>);
+
+impl Unhealthy {
+    /// `None` is every host.
+    pub(crate) fn add(&mut self, host: Option<&str>, from: Duration, to: Duration) {
+        self.0.push((host.map(str::to_owned), from, to));
+    }
+
+    fn covers(&self, host: &str, from: Duration, to: Duration) -> bool {
+        self.0
+            .iter()
+            .any(|(who, start, end)| who.as_deref().is_none_or(|who| who == host) && *start <= to && from <= *end)
+    }
+}
+
+struct View<'a> {
+    acts: &'a [Act],
+    history: &'a [Event],
+    owners: BTreeMap<i64, String>,
+    unhealthy: &'a Unhealthy,
+}
+
+impl View<'_> {
+    fn owner(&self, lease: i64) -> Option<&str> {
+        self.owners.get(&lease).map(String::as_str)
+    }
+
+    /// Promise 1: when register returns ok, the key is in etcd under a live lease of that host.
+    fn visible(&self, found: &mut Vec<String>) {
+        for act in self.acts {
+            let (Asked::Register { .. }, Some((at, true))) = (&act.asked, act.answer) else { continue };
+            let before: Vec<&Event> = self.history.iter().take_while(|event| event.at <= at).collect();
+            let disturbed = before.iter().rev().take_while(|event| event.at >= act.from).any(|event| {
+                event.host() != Some(&act.host) && (event.key() == Some(&act.key) || event.key().is_none())
+            });
+            let last = before.iter().rev().find(|event| event.key() == Some(&act.key));
+            let stands = match last.map(|event| &event.what) {
+                Some(What::Put { lease, .. }) => self.owner(*lease) == Some(&act.host),
+                _ => false,
+            };
+            if !stands && !disturbed {
+                found.push(format!("visible: {} registered {} at {at:?}, and it is not there", act.host, act.key));
+            }
+        }
+    }
+
+    /// Promise 2: after a stop returned ok, that host never writes the key again, unless it is asked to.
+    fn gone(&self, found: &mut Vec<String>) {
+        for (index, act) in self.acts.iter().enumerate() {
+            let (Asked::Stop, Some((at, true))) = (&act.asked, act.answer) else { continue };
+            let again = self.acts[index..].iter().find(|later| {
+                later.host == act.host && later.key == act.key && matches!(later.asked, Asked::Register { .. })
+            });
+            let until = again.map_or(Duration::MAX, |later| later.from);
+            let of_it = self.history.iter().filter(|event| event.key() == Some(&act.key));
+            let last_before = of_it.clone().take_while(|event| event.at <= at).last();
+            if let Some(What::Put { lease, .. }) = last_before.map(|event| &event.what)
+                && self.owner(*lease) == Some(&act.host)
+                && until > at
+            {
+                found.push(format!("gone: {} stopped {} at {at:?}, and it is still there", act.host, act.key));
+            }
+            for event in of_it.filter(|event| event.at > at && event.at < until && event.host() == Some(&act.host)) {
+                if matches!(event.what, What::Put { .. }) {
+                    found.push(format!(
+                        "gone: {} wrote {} at {:?} after its stop at {at:?}",
+                        act.host, act.key, event.at
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Promises 5 and 6, and that no healthy host loses a lease.
+    fn no_clobber_and_no_gap(&self, found: &mut Vec<String>) {
+        for event in self.history {
+            let Some(key) = event.key() else { continue };
+            match (&event.what, event.host()) {
+                (What::Put { previous_lease: Some(previous), .. }, Some(host)) if *previous != 0 => {
+                    let stranger = self.owner(*previous) != Some(host);
+                    if stranger && !self.may_take_over(host, key, event.at) {
+                        found.push(format!(
+                            "no clobber: {host} wrote over {key} of lease {previous:x} at {:?}",
+                            event.at
+                        ));
+                    }
+                }
+                (What::Delete { previous_lease, .. }, Some(host)) => {
+                    if self.owner(*previous_lease) != Some(host) {
+                        found.push(format!(
+                            "no clobber: {host} deleted {key} of lease {previous_lease:x} at {:?}",
+                            event.at
+                        ));
+                    } else if self.desires(host, key, event.at) {
+                        found.push(format!("no gap: {host} deleted {key} at {:?}, which it should keep", event.at));
+                    }
+                }
+                (What::Delete { previous_lease, .. }, None) if event.cause == Cause::Expiry => {
+                    let Some(host) = self.owner(*previous_lease) else { continue };
+                    let window = event.at.saturating_sub(Duration::from_secs(40));
+                    if self.desires(host, key, event.at) && !self.unhealthy.covers(host, window, event.at) {
+                        found.push(format!("kept: healthy {host} let the lease of {key} expire at {:?}", event.at));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn may_take_over(&self, host: &str, key: &str, at: Duration) -> bool {
+        self.acts.iter().any(|act| {
+            let ended = act.answer.map_or(Duration::MAX, |(end, _)| end.saturating_add(LATE));
+            act.host == host
+                && act.key == key
+                && act.asked == Asked::Register { may_take_over: true }
+                && (act.from..=ended).contains(&at)
+        })
+    }
+
+    /// Whether the host has been told that the key is registered, and has not been told to stop.
+    fn desires(&self, host: &str, key: &str, at: Duration) -> bool {
+        let mut desires = false;
+        let mut crashed = BTreeSet::new();
+        for act in self.acts.iter().filter(|act| act.host == host && (act.key == key || act.asked == Asked::Crash)) {
+            match act.asked {
+                Asked::Register { .. } if act.answer.is_some_and(|(end, ok)| ok && end <= at) => desires = true,
+                Asked::Stop | Asked::Drop if act.from <= at => desires = false,
+                Asked::Crash if act.from <= at => {
+                    crashed.insert(&act.host);
+                }
+                _ => {}
+            }
+        }
+        desires && crashed.is_empty()
+    }
+}

@@ -1,0 +1,428 @@
+//! The hour itself: what happens is drawn from the seed, in storms and calms.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use leasehold::{LoadSource, Options, Ownership, Registrar, Registration, ServerNode, State, Terms, Weight};
+use leasehold_scenarios::sim::{Event, FaultPlan, SimEtcd, What};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, sleep},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    check::{Unhealthy, violations},
+    ledger::{Asked, Ledger},
+    seed::{Tally, Verdict},
+};
+
+/// A run goes on until this much virtual time has passed.
+const AT_LEAST: Duration = Duration::from_secs(3600);
+/// The longest election of the simulated etcd.
+const ELECTION: Duration = Duration::from_millis(2500);
+/// What a recovery needs besides the renewal interval: the jitter before a new grant, and a few round trips.
+const ROUND_TRIPS: Duration = Duration::from_millis(600);
+/// How long nothing may be written once everything is calm.
+const QUIET: Duration = Duration::from_secs(30);
+/// Longest time that `register` and `stop` take by their own deadlines.
+const PATIENCE: Duration = Duration::from_secs(16);
+
+const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
+
+pub(crate) async fn run(seed: u64) -> Verdict {
+    let mut run = Run::new(seed);
+    while run.etcd.now() < AT_LEAST {
+        run.storm().await;
+        run.calm().await;
+    }
+    run.end().await
+}
+
+struct Host {
+    name: String,
+    registrar: Registrar,
+    load: watch::Sender<Weight>,
+    desk: Arc<Desk>,
+    crashed: Option<Duration>,
+}
+
+/// What a host's callers hold: registrations, and calls under way.
+#[derive(Default)]
+struct Desk {
+    held: Mutex<BTreeMap<String, Arc<Registration>>>,
+    busy: Mutex<BTreeMap<String, AbortHandle>>,
+}
+
+struct Run {
+    seed: u64,
+    rng: Rng,
+    etcd: SimEtcd,
+    hosts: Vec<Host>,
+    born: usize,
+    ttl: Duration,
+    ledger: Ledger,
+    calls: TaskTracker,
+    unhealthy: Unhealthy,
+    storm_from: Duration,
+    /// Foreign leases that hold keys on purpose.
+    strangers: Vec<i64>,
+    faults: u64,
+    violations: Vec<String>,
+    extended: Duration,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let ttl = Duration::from_secs(*rng.choice([4, 6, 10, 15].iter()).expect("not empty"));
+        Self {
+            seed,
+            etcd: SimEtcd::new(rng.u64(..)),
+            rng,
+            hosts: Vec::new(),
+            born: 0,
+            ttl,
+            ledger: Ledger::default(),
+            calls: TaskTracker::new(),
+            unhealthy: Unhealthy::default(),
+            storm_from: Duration::ZERO,
+            strangers: Vec::new(),
+            faults: 0,
+            violations: Vec::new(),
+            extended: Duration::ZERO,
+        }
+    }
+
+    async fn start_host(&mut self) {
+        self.born += 1;
+        let name = format!("host-{}", self.born);
+        let fifty = Weight::try_from(50).expect("a weight");
+        let (load, given) = watch::channel(fifty);
+        let options = Options {
+            ttl: self.ttl.as_secs().try_into().expect("a TTL"),
+            load: LoadSource::Given(given),
+            jitter_seed: Some(self.rng.u64(..)),
+            ..Options::new(["sim"])
+        };
+        let channels = vec![(Arc::from("sim"), self.etcd.channel(&name))];
+        let registrar = Registrar::start_over(options, channels).await.expect("good options");
+        self.hosts.push(Host { name, registrar, load, desk: Arc::default(), crashed: None });
+    }
+
+    fn living(&mut self) -> Option<usize> {
+        let living: Vec<usize> = (0..self.hosts.len()).filter(|&index| self.hosts[index].crashed.is_none()).collect();
+        self.rng.choice(living)
+    }
+
+    /// Half a minute to four minutes of acts and faults.
+    async fn storm(&mut self) {
+        self.storm_from = self.etcd.now();
+        while self.hosts.iter().filter(|host| host.crashed.is_none()).count() < 3 {
+            self.start_host().await;
+        }
+        let end = Instant::now() + Duration::from_secs(self.rng.u64(30..240));
+        while Instant::now() < end {
+            for _ in 0..self.rng.usize(1..4) {
+                self.act().await;
+            }
+            if self.rng.f64() < 0.5 {
+                self.fault();
+            }
+            sleep(Duration::from_millis(self.rng.u64(1..20_000))).await;
+        }
+    }
+
+    async fn act(&mut self) {
+        let Some(index) = self.living() else { return };
+        match self.rng.u32(0..100) {
+            0..50 => self.register(index),
+            50..75 => self.stop(index),
+            75..80 => self.drop_one(index),
+            80..86 => self.give_up(index),
+            86..94 => self.weigh(index).await,
+            94..97 => {
+                let weight = Weight::try_from(self.rng.u32(1..=100)).expect("in range");
+                let _ = self.hosts[index].load.send(weight); // A crashed host does not listen.
+            }
+            _ => self.crash(index),
+        }
+    }
+
+    fn register(&mut self, index: usize) {
+        let name = *self.rng.choice(SERVICES.iter()).expect("not empty");
+        // Mostly an address of its own; sometimes one that the hosts fight for.
+        let addr = match self.rng.u32(0..4) {
+            0 => "10.9.9.9:1".to_owned(),
+            n => format!("10.0.0.{}:{n}", index + 1),
+        };
+        let ownership =
+            *self.rng.choice([Ownership::TakeOver, Ownership::Refuse, Ownership::Wait].iter()).expect("not empty");
+        let weight = self.rng.bool().then(|| Weight::try_from(self.rng.u32(1..=100)).expect("in range"));
+        let node = ServerNode { weight, ..ServerNode::new(name, &addr).expect("good node") };
+        let key = format!("/{name}/{addr}");
+        let host = &self.hosts[index];
+        let desk = host.desk.clone();
+        let busy = desk.busy.lock().expect("unpoisoned").contains_key(&key);
+        if busy || desk.held.lock().expect("unpoisoned").contains_key(&key) {
+            return;
+        }
+        let asked = Asked::Register { may_take_over: ownership == Ownership::TakeOver };
+        let number = self.ledger.asks(&host.name, &key, asked, self.etcd.now());
+        let (registrar, ledger, etcd) = (host.registrar.clone(), self.ledger.clone(), self.etcd.clone());
+        let terms = Terms { ownership: Some(ownership), ..Terms::default() };
+        let (at_desk, at_key) = (desk.clone(), key.clone());
+        let task = self.calls.spawn(async move {
+            let outcome = registrar.register_on(node, terms).await;
+            ledger.answered(number, etcd.now(), outcome.is_ok());
+            if let Ok(registration) = outcome {
+                at_desk.held.lock().expect("unpoisoned").insert(at_key.clone(), Arc::new(registration));
+            }
+            at_desk.busy.lock().expect("unpoisoned").remove(&at_key);
+        });
+        desk.busy.lock().expect("unpoisoned").insert(key, task.abort_handle());
+    }
+
+    fn pick_held(&mut self, index: usize) -> Option<(String, Arc<Registration>)> {
+        let held = self.hosts[index].desk.held.lock().expect("unpoisoned").clone();
+        self.rng.choice(held)
+    }
+
+    fn stop(&mut self, index: usize) {
+        let Some((key, registration)) = self.pick_held(index) else { return };
+        let host = &self.hosts[index];
+        let desk = host.desk.clone();
+        desk.held.lock().expect("unpoisoned").remove(&key);
+        let number = self.ledger.asks(&host.name, &key, Asked::Stop, self.etcd.now());
+        let (ledger, etcd) = (self.ledger.clone(), self.etcd.clone());
+        let (at_desk, at_key) = (desk.clone(), key.clone());
+        let task = self.calls.spawn(async move {
+            let outcome = registration.stop().await;
+            ledger.answered(number, etcd.now(), outcome.is_ok());
+            at_desk.busy.lock().expect("unpoisoned").remove(&at_key);
+        });
+        desk.busy.lock().expect("unpoisoned").insert(key, task.abort_handle());
+    }
+
+    fn drop_one(&mut self, index: usize) {
+        let Some((key, registration)) = self.pick_held(index) else { return };
+        let host = &self.hosts[index];
+        self.ledger.asks(&host.name, &key, Asked::Drop, self.etcd.now());
+        host.desk.held.lock().expect("unpoisoned").remove(&key);
+        drop(registration);
+    }
+
+    /// A caller drops the call that it waits for.
+    fn give_up(&mut self, index: usize) {
+        let host = &self.hosts[index];
+        let busy = host.desk.busy.lock().expect("unpoisoned").clone();
+        let Some((key, task)) = self.rng.choice(busy) else { return };
+        self.ledger.asks(&host.name, &key, Asked::Drop, self.etcd.now());
+        task.abort();
+        host.desk.busy.lock().expect("unpoisoned").remove(&key);
+    }
+
+    async fn weigh(&mut self, index: usize) {
+        let Some((_, registration)) = self.pick_held(index) else { return };
+        let weight = Weight::try_from(self.rng.u32(1..=100)).expect("in range");
+        let _ = registration.set_weight(weight).await; // It may be stopping.
+    }
+
+    /// The host is gone from one moment to the next: nothing of it reaches etcd any more.
+    fn crash(&mut self, index: usize) {
+        if self.hosts.iter().filter(|host| host.crashed.is_none()).count() < 2 || self.rng.bool() {
+            return;
+        }
+        let now = self.etcd.now();
+        let host = &mut self.hosts[index];
+        self.etcd.set_faults(&host.name, FaultPlan { error_before: 1.0, ..FaultPlan::none() });
+        self.etcd.cut(&host.name);
+        self.etcd.blackhole(&host.name);
+        self.ledger.asks(&host.name, "", Asked::Crash, now);
+        host.crashed = Some(now);
+        for task in std::mem::take(&mut *host.desk.busy.lock().expect("unpoisoned")).into_values() {
+            task.abort();
+        }
+        host.desk.held.lock().expect("unpoisoned").clear();
+        self.faults += 1;
+    }
+
+    fn fault(&mut self) {
+        self.faults += 1;
+        let Some(index) = self.living() else { return };
+        let name = self.hosts[index].name.clone();
+        match self.rng.u32(0..100) {
+            0..25 => {
+                let plan = FaultPlan::all(self.rng.f64() * 0.15);
+                self.etcd.set_faults(&name, plan);
+            }
+            25..35 => self.etcd.set_faults(&name, FaultPlan::none()),
+            35..45 => self.etcd.blackhole(&name),
+            45..55 => self.etcd.heal(&name),
+            55..60 => self.etcd.cut(&name),
+            60..65 => self.etcd.leader_change(),
+            65..69 => self.etcd.restart(true),
+            69..73 => self.etcd.restart(false),
+            73..76 => self.etcd.stop(),
+            76..80 => self.etcd.start(),
+            80..82 => self.etcd.lose_quorum(),
+            82..84 => self.etcd.regain_quorum(),
+            84..87 => {
+                if let Some(lease) = self.rng.choice(self.etcd.leases().into_keys().collect::<Vec<_>>()) {
+                    self.etcd.revoke(lease);
+                }
+            }
+            87..91 => {
+                if let Some(key) = self.any_key() {
+                    self.etcd.delete(&key);
+                }
+            }
+            91..95 => {
+                if let Some(key) = self.any_key() {
+                    self.etcd.put(&key, "foreign", 0);
+                }
+            }
+            _ => {
+                if let Some(key) = self.any_key() {
+                    let lease = self.etcd.grant(Duration::from_secs(self.rng.u64(5..60)));
+                    self.etcd.put(&key, "foreign", lease);
+                    self.strangers.push(lease);
+                }
+            }
+        }
+        if matches!(self.rng.u32(0..10), 0) {
+            self.etcd.set_no_space(self.rng.bool());
+        }
+    }
+
+    fn any_key(&mut self) -> Option<String> {
+        self.rng.choice(self.etcd.keys("").into_keys().collect::<Vec<_>>())
+    }
+
+    /// All faults cease; one renewal interval later everything must be as it should, and then stay quiet.
+    async fn calm(&mut self) {
+        for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
+            self.etcd.set_faults(&host.name, FaultPlan::none());
+            self.etcd.heal(&host.name);
+        }
+        self.etcd.set_no_space(false);
+        for lease in std::mem::take(&mut self.strangers) {
+            self.etcd.revoke(lease);
+        }
+        self.etcd.start();
+        self.etcd.regain_quorum();
+        sleep(ELECTION).await;
+        self.extended = self.etcd.now();
+        self.unhealthy.add(None, self.storm_from, self.etcd.now());
+
+        sleep(self.ttl / 3 + ROUND_TRIPS).await;
+        self.everything_stands("one renewal interval after the faults");
+        self.settle_calls().await;
+        let before = self.etcd.now();
+        sleep(QUIET).await;
+        self.nothing_was_written_since(before);
+        self.the_dead_are_gone();
+        self.everything_stands("after the quiet time");
+    }
+
+    /// Calls under way come to their end by their own deadlines.
+    async fn settle_calls(&mut self) {
+        sleep(PATIENCE).await;
+        for host in &self.hosts {
+            if let Some(key) = host.desk.busy.lock().expect("unpoisoned").keys().next() {
+                self.violations.push(format!("bounded: {} still waits for {key} after {PATIENCE:?}", host.name));
+            }
+        }
+        // Keys that somebody waited for may have been written within the last interval.
+        sleep(self.ttl).await;
+    }
+
+    fn everything_stands(&mut self, when: &str) {
+        let leases = self.etcd.leases();
+        for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
+            for (key, registration) in host.desk.held.lock().expect("unpoisoned").iter() {
+                let status = registration.status();
+                let found = self.etcd.get(key);
+                let stands = found.as_ref().is_some_and(|found| leases.contains_key(&found.lease));
+                let fine = match status.state {
+                    State::Registered => stands,
+                    // Two hosts of the simulation may want the same key; one of them has it.
+                    State::Conflict => stands,
+                    _ => false,
+                };
+                if !fine {
+                    let now = self.etcd.now();
+                    let held = found.map(|found| found.lease);
+                    self.violations.push(format!(
+                        "self-healing: {when}, at {now:?}, {key} of {} is {} and stands under {held:x?}",
+                        host.name, status.state
+                    ));
+                }
+            }
+        }
+    }
+
+    fn nothing_was_written_since(&mut self, before: Duration) {
+        let history = self.etcd.history();
+        let recent = history.iter().rev().take_while(|event| event.at > before);
+        let written: Vec<&Event> = recent.filter(|event| event.key().is_some() && event.host().is_some()).collect();
+        if let Some(event) = written.first() {
+            self.violations.push(format!("quiet: {} writes in a calm, the last: {event:?}", written.len()));
+        }
+    }
+
+    /// No key outlives a dead host by more than a TTL and etcd's tick, not counting what an election adds.
+    fn the_dead_are_gone(&mut self) {
+        let now = self.etcd.now();
+        let history = self.etcd.history();
+        let owner = |lease: i64| {
+            history.iter().find_map(|event| match event.what {
+                What::Granted { lease: granted, .. } if granted == lease => event.host(),
+                _ => None,
+            })
+        };
+        let keys = self.etcd.keys("");
+        for host in &self.hosts {
+            let Some(crashed) = host.crashed else { continue };
+            if now < crashed.max(self.extended) + self.ttl + Duration::from_secs(2) {
+                continue;
+            }
+            for (key, _) in keys.iter().filter(|(_, entry)| owner(entry.lease) == Some(&host.name)) {
+                self.violations.push(format!("ttl: {key} outlives {}, which died at {crashed:?}", host.name));
+            }
+        }
+    }
+
+    async fn end(mut self) -> Verdict {
+        for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
+            for key in host.desk.held.lock().expect("unpoisoned").keys() {
+                self.ledger.asks(&host.name, key, Asked::Drop, self.etcd.now());
+            }
+            if host.registrar.shutdown(PATIENCE).await.is_err() {
+                self.violations.push(format!("gone: {} could not shut down", host.name));
+            }
+        }
+        let now = self.etcd.now();
+        let owned: BTreeSet<i64> = self.etcd.leases().into_keys().collect();
+        for (key, entry) in self.etcd.keys("").iter().filter(|(_, entry)| owned.contains(&entry.lease)) {
+            self.violations
+                .push(format!("gone: {key} is left under lease {:x} after every host ended at {now:?}", entry.lease));
+        }
+        let (acts, history) = (self.ledger.acts(), self.etcd.history());
+        self.violations.extend(violations(&acts, &history, &self.unhealthy));
+        let leases = history.iter().filter(|event| matches!(event.what, What::Granted { .. })).count();
+        let tally = Tally {
+            seconds: now.as_secs(),
+            acts: acts.len() as u64,
+            faults: self.faults,
+            events: history.len() as u64,
+            leases: leases as u64,
+        };
+        Verdict { seed: self.seed, violations: self.violations, tally }
+    }
+}

@@ -1,0 +1,56 @@
+//! One seed of the randomized simulation: several hosts, one etcd, an hour of whatever can happen to them.
+//!
+//! The run keeps a ledger of what was asked and answered; `check` then holds the promises against it and against etcd's
+//! complete history.
+
+use std::fmt;
+
+use crate::run;
+
+/// What one seed came to.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// The seed, which replays the run.
+    pub(crate) seed: u64,
+    /// Promises that were broken, a sentence each.
+    pub(crate) violations: Vec<String>,
+    /// What happened, in numbers.
+    pub(crate) tally: Tally,
+}
+
+/// What happened in a run.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    /// Virtual seconds.
+    pub(crate) seconds: u64,
+    /// Calls to the registrar: registers, stops, weights.
+    pub(crate) acts: u64,
+    /// Faults of etcd, the network, or foreign writers.
+    pub(crate) faults: u64,
+    /// Events in etcd's history.
+    pub(crate) events: u64,
+    /// Leases granted.
+    pub(crate) leases: u64,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, acts, faults, events, leases } = self;
+        write!(f, "{seconds} s, {acts} acts, {faults} faults, {events} events, {leases} leases")
+    }
+}
+
+/// Runs one seed to its end, in virtual time.
+///
+/// # Panics
+/// When the runtime cannot be built.
+pub(crate) fn simulate(seed: u64) -> Verdict {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without threads needs nothing");
+    let verdict = runtime.block_on(run::run(seed));
+    runtime.shutdown_background();
+    verdict
+}

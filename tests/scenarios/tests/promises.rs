@@ -1,0 +1,435 @@
+//! The promises, each as scenarios that run on the simulated etcd and on the real one.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold::{Error, LoadSource, Options, Ownership, ServerNode, State, Terms, Weight, What};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
+use tokio::{sync::watch, time::sleep};
+
+/// Every scenario below, on both.
+macro_rules! on_both {
+    ($($scenario:ident),* $(,)?) => {
+        mod simulated {
+            $(#[tokio::test(start_paused = true)]
+            async fn $scenario() {
+                super::$scenario(super::World::simulated()).await;
+            })*
+        }
+
+        mod real {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario(super::World::real().await).await;
+            })*
+        }
+    };
+}
+
+on_both!(
+    visible_key_and_value_byte_for_byte,
+    visible_under_a_lease_with_the_granted_ttl,
+    visible_after_three_ttls,
+    gone_key_and_lease_after_stop,
+    gone_stays_gone_through_a_restart_of_etcd,
+    gone_when_the_handle_is_dropped,
+    gone_when_the_caller_gives_up,
+    gone_all_at_shutdown,
+    self_healing_after_the_lease_is_revoked,
+    self_healing_after_the_key_is_deleted,
+    self_healing_after_the_key_is_detached,
+    self_healing_after_etcd_restarts_with_its_data,
+    self_healing_after_etcd_restarts_without_its_data,
+    no_clobber_stop_leaves_a_successor_alone,
+    no_clobber_take_over_replaces_the_holder,
+    no_clobber_refuse_leaves_the_holder,
+    no_clobber_wait_comes_after_the_holder,
+    no_clobber_a_taken_key_is_a_conflict_until_it_is_free,
+    bounded_an_etcd_that_is_down_is_an_error_in_time,
+    bounded_a_stop_without_etcd_times_out_and_goes_on,
+    bounded_registrations_are_limited,
+    quiet_a_renewal_creates_no_revision,
+    quiet_a_small_move_of_the_load_is_not_written,
+    weight_follows_the_load_and_a_set_weight_wins,
+    cheap_many_services_share_one_lease,
+    cheap_instances_of_one_service_never_share_a_lease,
+    a_key_can_be_registered_again_right_after_its_stop,
+    the_same_key_twice_is_refused,
+    a_foreign_prefix_is_refused,
+    events_tell_each_change_once,
+);
+
+fn user() -> ServerNode {
+    ServerNode::new("user", "127.0.0.1:10002").unwrap()
+}
+
+const KEY: &str = "/user/127.0.0.1:10002";
+const VALUE: &str = r#"{"name":"user","addr":"127.0.0.1:10002","version":"","weight":"73"}"#;
+
+fn weight(value: u32) -> Weight {
+    Weight::try_from(value).unwrap()
+}
+
+async fn visible_key_and_value_byte_for_byte(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    assert_eq!(&**registration.key(), KEY);
+    assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+    let versioned = ServerNode { version: "v1".parse().unwrap(), ..user() };
+    let versioned = registrar.register(versioned).await.unwrap();
+    let found = world.get("/user/v1/127.0.0.1:10002").await.unwrap();
+    assert_eq!(found.value, r#"{"name":"user","addr":"127.0.0.1:10002","version":"v1","weight":"73"}"#);
+    assert_eq!(versioned.status().state, State::Registered);
+}
+
+async fn visible_under_a_lease_with_the_granted_ttl(world: World) {
+    let registrar = world.registrar("host").await;
+    let ten = Terms { ttl: Some(10.try_into().unwrap()), ..Terms::default() };
+    let _registration = registrar.register_on(user(), ten).await.unwrap();
+    let lease = world.get(KEY).await.unwrap().lease;
+    let answer = world.client().await.lease_time_to_live(lease, None).await.unwrap();
+    assert_eq!(answer.granted_ttl(), 10);
+}
+
+async fn visible_after_three_ttls(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let before = world.get(KEY).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.get(KEY).await.unwrap(), before);
+    let status = registration.status();
+    assert_eq!(status.state, State::Registered);
+    assert!(status.renewals >= 9, "{status:?}");
+    assert_eq!(status.recoveries, 0);
+    assert!(status.ttl_remaining <= Duration::from_secs(3) && !status.ttl_remaining.is_zero(), "{status:?}");
+}
+
+async fn gone_key_and_lease_after_stop(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    registration.stop().await.unwrap();
+    assert_eq!(world.get(KEY).await, None);
+    assert_eq!(registration.status().state, State::Stopped);
+    wait_for("the lease is revoked", SOON, async || world.leases().await.is_empty()).await;
+    registration.stop().await.unwrap();
+    assert!(matches!(registration.set_weight(weight(5)).await, Err(Error::Ended)));
+}
+
+async fn gone_stays_gone_through_a_restart_of_etcd(mut world: World) {
+    let registrar = world.registrar("host").await;
+    let gone = registrar.register(user()).await.unwrap();
+    let stays = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
+    gone.stop().await.unwrap();
+    world.restart(false).await;
+    world.stands(stays.key()).await;
+    assert_eq!(world.get(KEY).await, None);
+}
+
+async fn gone_when_the_handle_is_dropped(world: World) {
+    let registrar = world.registrar("host").await;
+    drop(registrar.register(user()).await.unwrap());
+    world.key_is(KEY, "gone", |found| found.is_none()).await;
+}
+
+async fn gone_when_the_caller_gives_up(mut world: World) {
+    let registrar = world.registrar("host").await;
+    world.kill();
+    assert!(tokio::time::timeout(Duration::from_millis(500), registrar.register(user())).await.is_err());
+    world.restart(true).await;
+    // Registered meanwhile, it would be there; another registration proves that the registrar is through.
+    let other = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
+    assert_eq!(world.get(KEY).await, None);
+    other.stop().await.unwrap();
+}
+
+async fn gone_all_at_shutdown(world: World) {
+    let registrar = world.registrar("host").await;
+    let mut registrations = Vec::new();
+    for port in 1..=20 {
+        let node = ServerNode::new("user", &format!("127.0.0.1:{port}")).unwrap();
+        registrations.push(registrar.register(node).await.unwrap());
+    }
+    assert_eq!(world.count().await, 20);
+    registrar.shutdown(SOON).await.unwrap();
+    assert_eq!(world.count().await, 0);
+    assert_eq!(world.leases().await, Vec::<i64>::new());
+    assert!(matches!(registrar.register(user()).await, Err(Error::Ended)));
+    assert!(registrations.iter().all(|registration| registration.status().state == State::Stopped));
+    registrar.shutdown(SOON).await.unwrap();
+}
+
+async fn self_healing_after_the_lease_is_revoked(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let lease = world.get(KEY).await.unwrap().lease;
+    world.revoke(lease).await;
+    let again = world.stands(KEY).await;
+    assert_ne!(again.lease, lease);
+    assert_eq!(again.value, VALUE);
+    let status = registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+    assert_eq!(status.recoveries, 1);
+}
+
+async fn self_healing_after_the_key_is_deleted(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let before = world.get(KEY).await.unwrap();
+    world.delete(KEY).await;
+    assert_eq!(world.stands(KEY).await.lease, before.lease);
+    let status = registration.wait_for(|status| status.recoveries == 1).await.unwrap();
+    assert_eq!(status.state, State::Registered);
+}
+
+async fn self_healing_after_the_key_is_detached(world: World) {
+    let registrar = world.registrar("host").await;
+    let _registration = registrar.register(user()).await.unwrap();
+    world.put(KEY, "garbage", 0).await;
+    assert_eq!(world.stands(KEY).await.value, VALUE);
+}
+
+async fn self_healing_after_etcd_restarts_with_its_data(mut world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    world.kill();
+    let status = registration.wait_for(|status| status.state != State::Registered).await.unwrap();
+    assert_eq!(status.state, State::Suspect);
+    world.restart(true).await;
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+    assert_eq!(world.stands(KEY).await.value, VALUE);
+}
+
+async fn self_healing_after_etcd_restarts_without_its_data(mut world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    world.restart(false).await;
+    assert_eq!(world.stands(KEY).await.value, VALUE);
+    registration.wait_for(|status| status.state == State::Registered && status.recoveries == 1).await.unwrap();
+}
+
+async fn no_clobber_stop_leaves_a_successor_alone(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let keeper = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
+    let lease = world.grant(60).await;
+    world.put(KEY, "successor", lease).await;
+    registration.stop().await.unwrap();
+    assert_eq!(world.get(KEY).await.unwrap().value, "successor");
+    keeper.stop().await.unwrap();
+    assert_eq!(world.get(KEY).await.unwrap().value, "successor");
+}
+
+async fn no_clobber_take_over_replaces_the_holder(world: World) {
+    let lease = world.grant(60).await;
+    world.put(KEY, "holder", lease).await;
+    let registrar = world.registrar("host").await;
+    let _registration = registrar.register(user()).await.unwrap();
+    let taken = world.get(KEY).await.unwrap();
+    assert_eq!(taken.value, VALUE);
+    world.revoke(lease).await;
+    assert_eq!(world.get(KEY).await.unwrap(), taken);
+}
+
+async fn no_clobber_refuse_leaves_the_holder(world: World) {
+    let lease = world.grant(60).await;
+    world.put(KEY, "holder", lease).await;
+    let registrar = world.registrar("host").await;
+    let refuse = Terms { ownership: Some(Ownership::Refuse), ..Terms::default() };
+    let error = registrar.register_on(user(), refuse).await.unwrap_err();
+    assert!(matches!(&error, Error::Conflict { lease: holder, .. } if *holder == lease), "{error}");
+    assert_eq!(world.get(KEY).await.unwrap().value, "holder");
+    world.revoke(lease).await;
+    let _registration = registrar.register_on(user(), refuse).await.unwrap();
+    assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+}
+
+async fn no_clobber_wait_comes_after_the_holder(world: World) {
+    let lease = world.grant(60).await;
+    world.put(KEY, "holder", lease).await;
+    let registrar = world.registrar("host").await;
+    let wait = Terms { ownership: Some(Ownership::Wait), ..Terms::default() };
+    let free = async {
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(world.get(KEY).await.unwrap().value, "holder");
+        world.revoke(lease).await;
+    };
+    let (registration, ()) = tokio::join!(registrar.register_on(user(), wait), free);
+    let registration = registration.unwrap();
+    assert_eq!(registration.status().state, State::Registered);
+    assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+}
+
+async fn no_clobber_a_taken_key_is_a_conflict_until_it_is_free(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let lease = world.grant(60).await;
+    world.put(KEY, "rival", lease).await;
+    registration.wait_for(|status| status.state == State::Conflict).await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.get(KEY).await.unwrap().value, "rival");
+    world.revoke(lease).await;
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+    assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+}
+
+async fn bounded_an_etcd_that_is_down_is_an_error_in_time(mut world: World) {
+    let options = Options { register_timeout: Duration::from_secs(2), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    world.kill();
+    let error = registrar.register(user()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    world.restart(true).await;
+    let other = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
+    assert_eq!(world.get(KEY).await, None, "a failed registration came back");
+    drop(other);
+}
+
+async fn bounded_a_stop_without_etcd_times_out_and_goes_on(mut world: World) {
+    let options = Options { stop_timeout: Duration::from_secs(1), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let registration = registrar.register(user()).await.unwrap();
+    world.kill();
+    assert!(matches!(registration.stop().await, Err(Error::Timeout { .. })));
+    assert_eq!(registration.status().state, State::Draining);
+    world.restart(true).await;
+    registration.wait_for(|status| status.state == State::Stopped).await.unwrap();
+    assert_eq!(world.get(KEY).await, None);
+}
+
+async fn bounded_registrations_are_limited(world: World) {
+    let options = Options { max_registrations: 1, ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let first = registrar.register(user()).await.unwrap();
+    let second = ServerNode::new("order", "127.0.0.1:2").unwrap();
+    assert!(matches!(registrar.register(second.clone()).await, Err(Error::Quota { limit: 1, .. })));
+    first.stop().await.unwrap();
+    assert!(registrar.register(second).await.is_ok());
+}
+
+async fn quiet_a_renewal_creates_no_revision(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let before = world.revision().await;
+    registration.set_weight(weight(73)).await.unwrap();
+    sleep(Duration::from_secs(6)).await;
+    assert!(registration.status().renewals >= 5);
+    assert_eq!(world.revision().await, before);
+}
+
+async fn quiet_a_small_move_of_the_load_is_not_written(world: World) {
+    let (load, given) = watch::channel(weight(50));
+    let options = Options { load: LoadSource::Given(given), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let registration = registrar.register(user()).await.unwrap();
+    let before = world.revision().await;
+    load.send(weight(90)).unwrap(); // Too soon after the last write.
+    sleep(Duration::from_secs(2)).await;
+    load.send(weight(54)).unwrap(); // Too small.
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.revision().await, before);
+    assert_eq!(registration.status().weight, weight(50));
+}
+
+async fn weight_follows_the_load_and_a_set_weight_wins(world: World) {
+    let (load, given) = watch::channel(weight(50));
+    let damping = leasehold::Damping { dead_band: 5, min_interval: Duration::from_millis(100) };
+    let options = Options { load: LoadSource::Given(given), damping, ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let registration = registrar.register(user()).await.unwrap();
+    let lease = world.get(KEY).await.unwrap().lease;
+    sleep(Duration::from_millis(200)).await;
+    load.send(weight(20)).unwrap();
+    world
+        .key_is(KEY, "at weight 20", |found| found.is_some_and(|found| found.value.contains(r#""weight":"20""#)))
+        .await;
+    registration.set_weight(weight(99)).await.unwrap();
+    world
+        .key_is(KEY, "at weight 99", |found| found.is_some_and(|found| found.value.contains(r#""weight":"99""#)))
+        .await;
+    let settled = world.get(KEY).await.unwrap();
+    load.send(weight(1)).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.get(KEY).await.unwrap(), settled);
+    assert_eq!(settled.lease, lease);
+}
+
+async fn cheap_many_services_share_one_lease(world: World) {
+    let registrar = Arc::new(world.registrar("host").await);
+    let mut registrations = Vec::new();
+    for index in 0..300 {
+        let registrar = registrar.clone();
+        registrations.push(tokio::spawn(async move {
+            registrar.register(ServerNode::new(&format!("service-{index}"), "127.0.0.1:1").unwrap()).await.unwrap()
+        }));
+    }
+    let mut held = Vec::new();
+    for registration in registrations {
+        held.push(registration.await.unwrap());
+    }
+    assert_eq!(world.count().await, 300);
+    assert_eq!(world.leases().await.len(), 1);
+}
+
+async fn cheap_instances_of_one_service_never_share_a_lease(world: World) {
+    let registrar = world.registrar("host").await;
+    let mut leases = Vec::new();
+    let mut held = Vec::new();
+    for port in 1..=3 {
+        let registration =
+            registrar.register(ServerNode::new("user", &format!("127.0.0.1:{port}")).unwrap()).await.unwrap();
+        leases.push(world.get(registration.key()).await.unwrap().lease);
+        held.push(registration);
+    }
+    leases.dedup();
+    assert_eq!(leases.len(), 3);
+}
+
+async fn a_key_can_be_registered_again_right_after_its_stop(world: World) {
+    let registrar = world.registrar("host").await;
+    for _ in 0..5 {
+        let registration = registrar.register(user()).await.unwrap();
+        registration.stop().await.unwrap();
+        drop(registrar.register(user()).await.unwrap());
+        let again = registrar.register(user()).await.unwrap();
+        assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+        again.stop().await.unwrap();
+        assert_eq!(world.get(KEY).await, None);
+    }
+}
+
+async fn the_same_key_twice_is_refused(world: World) {
+    let registrar = world.registrar("host").await;
+    let first = registrar.register(user()).await.unwrap();
+    assert!(matches!(registrar.register(user()).await, Err(Error::Duplicate(_))));
+    assert_eq!(first.status().state, State::Registered);
+    assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+}
+
+async fn a_foreign_prefix_is_refused(world: World) {
+    let registrar = world.registrar("host").await;
+    let error = registrar.register(ServerNode::new("microservices", "127.0.0.1:1").unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("kratos"), "{error}");
+}
+
+async fn events_tell_each_change_once(mut world: World) {
+    let registrar = world.registrar("host").await;
+    let mut events = registrar.events();
+    let registration = registrar.register(user()).await.unwrap();
+    world.kill();
+    registration.wait_for(|status| status.state == State::Suspect).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    world.restart(false).await;
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+    registration.stop().await.unwrap();
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        assert!(!event.why.is_empty());
+        if event.what != What::Renewed {
+            told.push(event.what);
+        }
+    }
+    assert_eq!(told, [What::Registered, What::Suspect, What::Recovering, What::Recovered, What::Stopped]);
+}
