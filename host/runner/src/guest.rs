@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use leasehold::{Addr, Registrar, ServiceName};
 use leasehold_wasmtime::{Policy, RegistryCtx};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use wasmtime::{StoreLimits, StoreLimitsBuilder, component::ResourceTable};
 use wasmtime_wasi::WasiCtx;
 use wasmtime_wasi_config::WasiConfigVariables;
@@ -32,6 +33,8 @@ pub(crate) struct Guest {
     memory: usize,
     /// The registrations of the service, which outlive its instances.
     pub(crate) registry: RegistryCtx,
+    /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
+    pub(crate) ended: CancellationToken,
     slots: Arc<Semaphore>,
 }
 
@@ -68,6 +71,7 @@ impl Guest {
             outbound: Outbound::new(&spec.allow.outbound, spec.limits.request_timeout),
             memory: spec.limits.memory,
             registry: RegistryCtx::new(registrar, policy),
+            ended: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
         }
     }

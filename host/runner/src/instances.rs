@@ -53,6 +53,7 @@ impl HandlerState for Instances {
             expiration: Expiration { request_timeout: self.request_timeout, sleep: Box::pin(sleep(IDLE)) },
             state: Worker {
                 name: self.name.clone(),
+                guest: Arc::clone(&self.guest),
                 reuse: Reuse::of(&self.pre),
                 request_timeout: self.request_timeout,
             },
@@ -100,6 +101,7 @@ impl WorkerExpiration for Expiration {
 /// One instance as `ProxyHandler` drives it.
 pub(crate) struct Worker {
     name: ServiceName,
+    guest: Arc<Guest>,
     reuse: Reuse,
     request_timeout: Duration,
 }
@@ -128,7 +130,9 @@ impl WorkerState for Worker {
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.guest.ended.is_cancelled()
+        {
             tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
         }
         drop(store);

@@ -162,6 +162,7 @@ impl Service {
                 Err(_) => tracing::warn!(service = %name, "lifecycle.stop took longer than {deadline:?}"),
             }
         }
+        self.guest.ended.cancel();
         tracing::info!(service = %name, "ended");
     }
 }

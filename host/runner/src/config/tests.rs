@@ -33,7 +33,7 @@ fn the_smallest_file_has_defaults() {
     assert_eq!(spec.register, Register::Component);
     assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "127.0.0.1:10002");
     assert_eq!(spec.limits.memory, 64 << 20);
-    assert!(matches!(&spec.allow.names, Names::Only(names) if names == &[spec.name.clone()]));
+    assert!(matches!(&spec.allow.names, Names::Only(names) if names == std::slice::from_ref(&spec.name)));
     assert!(matches!(&spec.allow.discover, Names::Only(names) if names.is_empty()));
 }
 
