@@ -33,6 +33,8 @@ use crate::{
 /// Leases that one task may hold at a time while writes keep going unanswered. At the bound it goes on under the newest
 /// until the older ones are revoked.
 const MAX_HELD: usize = 4;
+/// Audits, and looks at the load, come with every renewal, and at least this often under a long TTL.
+const MAX_AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 /// The first backoff is drawn from zero to this.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Commands taken up before the next write is made of them.
@@ -109,7 +111,6 @@ enum Wake {
     Answer(Answer),
     Renewal(i64, Renewal),
     HandleDropped,
-    Load,
     Time,
     Deserted,
 }
@@ -187,7 +188,6 @@ impl Lease {
             () = sleep_until(alarm) => Wake::Time,
             command = commands.recv(), if !*ending => command.map_or(Wake::Deserted, Wake::Command),
             () = around.nudge.notified() => Wake::HandleDropped,
-            Ok(()) = around.load.changed() => Wake::Load,
         }
     }
 
@@ -200,7 +200,6 @@ impl Lease {
             Wake::Answer(answer) => self.answered(answer),
             Wake::Renewal(lease, renewal) => self.renewal(lease, renewal),
             Wake::HandleDropped => self.drop_abandoned(),
-            Wake::Load => self.follow_load(),
             Wake::Time => {}
         }
     }
@@ -276,7 +275,7 @@ impl Lease {
     }
 
     fn follow_load(&mut self) {
-        let load = *self.around.load.borrow_and_update();
+        let load = *self.around.load.borrow();
         let now = Instant::now();
         let damping = self.around.damping;
         let mut moved = Vec::new();
@@ -447,8 +446,8 @@ impl Lease {
 
     fn audit(&mut self, lease: i64, now: Instant) -> Call<Answer> {
         let (etcd, deadline) = (self.around.etcd.clone(), self.deadline());
-        self.audit_at = now + self.interval();
-        self.follow_load(); // What the minimum interval held back may be due by now.
+        self.audit_at = now + self.interval().min(MAX_AUDIT_INTERVAL);
+        self.follow_load();
         Box::pin(async move { Answer::Audited { lease, outcome: etcd.look_at(lease, true, deadline).await } })
     }
 
@@ -508,7 +507,7 @@ impl Lease {
             renewal: None,
         });
         self.around.vitals.held_until(asked_at + granted.ttl);
-        self.audit_at = asked_at + self.interval();
+        self.audit_at = asked_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for entry in self.entries.values_mut() {
             entry.published = None;
         }
