@@ -200,7 +200,9 @@ impl RunArgs {
             self.single.config(self.file)?
         } else {
             if let Some(flag) = self.single.first_given() {
-                return Err(Failure::usage(format!("{flag} goes with a component (.wasm); a configuration file says it itself")));
+                return Err(Failure::usage(format!(
+                    "{flag} goes with a component (.wasm); a configuration file says it itself"
+                )));
             }
             Config::load(&self.file)?
         };
@@ -230,9 +232,8 @@ impl SingleArgs {
     }
 
     fn config(self, component: PathBuf) -> Result<Config, Failure> {
-        let missing = |flag: &str| {
-            Failure::usage(format!("{} needs {flag}; try leasehold run --help", component.display()))
-        };
+        let missing =
+            |flag: &str| Failure::usage(format!("{} needs {flag}; try leasehold run --help", component.display()));
         let name: ServiceName = parse("--name", &self.name.ok_or_else(|| missing("--name"))?)?;
         let Listen(listen) = parse::<Listen>("--listen", &self.listen.ok_or_else(|| missing("--listen"))?)?;
         let mut spec = Spec::new(name, component, listen);
@@ -325,8 +326,21 @@ mod tests {
     #[test]
     fn a_component_runs_from_arguments_alone() {
         let config = run(&[
-            "g.wasm", "--name", "g", "--listen", "127.0.0.1:8080", "--etcd", "http://a:1", "--etcd", "http://b:2",
-            "--config", "greeting=a=b", "--version", "v1", "--register", "host",
+            "g.wasm",
+            "--name",
+            "g",
+            "--listen",
+            "127.0.0.1:8080",
+            "--etcd",
+            "http://a:1",
+            "--etcd",
+            "http://b:2",
+            "--config",
+            "greeting=a=b",
+            "--version",
+            "v1",
+            "--register",
+            "host",
         ])
         .unwrap();
         assert_eq!(config.registrar.endpoints, ["http://a:1", "http://b:2"]);

@@ -18,7 +18,9 @@ use crate::failure::Failure;
 fn print(text: &str) -> Result<(), Failure> {
     let written = stdout().lock().write_all(text.as_bytes()).and_then(|()| stdout().flush());
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::other(format!("cannot write: {error}"))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::other(format!("cannot write: {error}")))
+        }
         _ => Ok(()),
     }
 }

@@ -98,7 +98,8 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
 
 fn compile(engine: &Engine, path: &Path) -> Result<Component, Failure> {
     let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     match bytes.get(..8) {
         // The binary format's version, then its layer: 0 for a core module, 1 for a component.
         Some(b"\0asm\x01\0\0\0") => {

@@ -221,10 +221,9 @@ impl Spec {
     /// The rule that a wildcard listener needs an address that clients can dial.
     pub(crate) fn check_advertise(&self) -> Result<(), String> {
         match self.advertise {
-            None if self.listen.ip().is_unspecified() && self.register != Register::Off => Err(format!(
-                "no client can dial {}; say with advertise which address to publish",
-                self.listen
-            )),
+            None if self.listen.ip().is_unspecified() && self.register != Register::Off => {
+                Err(format!("no client can dial {}; say with advertise which address to publish", self.listen))
+            }
             _ => Ok(()),
         }
     }
@@ -234,14 +233,19 @@ impl Config {
     /// Reads and checks a file. Paths in it are relative to it.
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
         Self::parse(&file, &text, path.parent().unwrap_or(Path::new(""))).map_err(Failure::usage)
     }
 
     fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, String> {
         let parsed = yaml::parse(file, text)?;
         if let Some(admin) = parsed.admin {
-            return Err(at_line(file, admin.referenced.line(), "admin: there is no admin endpoint in this version yet"));
+            return Err(at_line(
+                file,
+                admin.referenced.line(),
+                "admin: there is no admin endpoint in this version yet",
+            ));
         }
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
@@ -267,13 +271,19 @@ impl Reader<'_> {
     fn registrar(&self, etcd: yaml::Etcd, registry: yaml::Registry) -> Result<Options, String> {
         let endpoints = match etcd.endpoints {
             None => vec![DEFAULT_ENDPOINT.to_owned()],
-            Some(listed) if listed.value.is_empty() => return Err(self.wrong(&listed, "endpoints: must name at least one")),
+            Some(listed) if listed.value.is_empty() => {
+                return Err(self.wrong(&listed, "endpoints: must name at least one"));
+            }
             Some(listed) => listed.value.into_iter().map(|Parsed(Endpoint(url))| url).collect(),
         };
         let mut options = Options::new(endpoints);
         options.tls = self.tls(etcd.tls)?;
         if options.tls.ca_pem.is_none() && options.endpoints.iter().any(|url| url.starts_with("https:")) {
-            return Err(at_line(self.file, 0, "an https endpoint needs etcd.tls.ca, the certificate that vouches for it"));
+            return Err(at_line(
+                self.file,
+                0,
+                "an https endpoint needs etcd.tls.ca, the certificate that vouches for it",
+            ));
         }
         options.credentials = self.credentials(etcd.user, etcd.password, etcd.password_file)?;
         set(&mut options.dial_timeout, etcd.dial_timeout.map(|Parsed(span)| span.0));
@@ -298,7 +308,9 @@ impl Reader<'_> {
             (None, Some(at), _) => Err(self.wrong(&at, "password: needs etcd.user")),
             (None, None, Some(at)) => Err(self.wrong(&at, "password_file: needs etcd.user")),
             (Some(at), None, None) => Err(self.wrong(&at, "user: needs etcd.password or etcd.password_file")),
-            (Some(_), Some(_), Some(at)) => Err(self.wrong(&at, "password_file: stands beside password; one of them is enough")),
+            (Some(_), Some(_), Some(at)) => {
+                Err(self.wrong(&at, "password_file: stands beside password; one of them is enough"))
+            }
             (Some(user), Some(password), None) => {
                 Ok(Some(Credentials { user: user.value, password: password.value.0.0 }))
             }
@@ -323,7 +335,8 @@ impl Reader<'_> {
 
     fn read(&self, key: &str, path: &Spanned<String>) -> Result<Vec<u8>, String> {
         let full = self.folder.join(&path.value);
-        std::fs::read(&full).map_err(|error| self.wrong(path, format!("{key}: cannot read {}: {error}", full.display())))
+        std::fs::read(&full)
+            .map_err(|error| self.wrong(path, format!("{key}: cannot read {}: {error}", full.display())))
     }
 
     fn services(&self, listed: Spanned<Vec<yaml::Service>>) -> Result<Vec<Spec>, String> {
@@ -378,7 +391,9 @@ impl Reader<'_> {
         set(&mut spec.limits.drain_timeout, limits.drain_timeout.map(|Parsed(span)| span.0));
         if let Some(concurrency) = limits.concurrency {
             if !(1..=100_000).contains(&concurrency.value) {
-                return Err(self.wrong(&concurrency, format!("concurrency: must be 1 to 100000, not {}", concurrency.value)));
+                return Err(
+                    self.wrong(&concurrency, format!("concurrency: must be 1 to 100000, not {}", concurrency.value))
+                );
             }
             spec.limits.concurrency = concurrency.value;
         }

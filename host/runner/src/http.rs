@@ -1,12 +1,6 @@
 //! The listener of one service: connections, their limits, and their orderly end.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -58,7 +52,8 @@ pub(crate) struct Server {
 impl Server {
     /// Serves `listener` through `door` until `close`.
     pub(crate) fn start(listener: TcpListener, door: Arc<Door>) -> Self {
-        let server = Self { closing: CancellationToken::new(), cut: CancellationToken::new(), tasks: TaskTracker::new() };
+        let server =
+            Self { closing: CancellationToken::new(), cut: CancellationToken::new(), tasks: TaskTracker::new() };
         let connections = Connections {
             door,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -157,7 +152,11 @@ impl Connections {
     /// HTTP/1.1 and h2c on one port: the first bytes tell them apart.
     fn protocols(&self) -> auto::Builder<Tracked> {
         let mut builder = auto::Builder::new(Tracked(self.tasks.clone()));
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES as usize);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES as usize);
         builder
             .http2()
             .timer(TokioTimer::new())

@@ -45,7 +45,8 @@ impl HandlerState for Instances {
             wasmtime::error::Ok((store, proxy))
         };
         let made = timeout(self.request_timeout, made).await;
-        let (store, proxy) = made.map_err(|_| format_err!("instantiation took longer than {:?}", self.request_timeout))??;
+        let (store, proxy) =
+            made.map_err(|_| format_err!("instantiation took longer than {:?}", self.request_timeout))??;
         Ok(Instance {
             store,
             proxy,

@@ -20,7 +20,11 @@ use crate::{
 };
 
 /// Libraries speak up at warnings only; what they say below that is of no use to an operator.
-const FILTERS: [&str; 3] = ["warn,leasehold=info,leasehold_wasmtime=info", "info,leasehold=debug,leasehold_wasmtime=debug", "debug,leasehold=trace"];
+const FILTERS: [&str; 3] = [
+    "warn,leasehold=info,leasehold_wasmtime=info",
+    "info,leasehold=debug,leasehold_wasmtime=debug",
+    "debug,leasehold=trace",
+];
 
 /// Starts logging. Called once.
 pub(crate) fn init(args: &LogArgs) {

@@ -94,7 +94,9 @@ impl Service {
         let path = self.spec.component.clone();
         let proxy = self.loaded.proxy(&path)?;
         let lifecycle = Lifecycle::of(&self.loaded.pre);
-        if let Some(lifecycle) = lifecycle.map_err(|error| Failure::usage(format!("{}: {}", path.display(), cause(&error))))? {
+        if let Some(lifecycle) =
+            lifecycle.map_err(|error| Failure::usage(format!("{}: {}", path.display(), cause(&error))))?
+        {
             let deadline = self.spec.limits.start_timeout;
             // A component that computes for ever yields at every tick, and is dropped here.
             let started = timeout(deadline, Life::start(&self.engine, &self.guest, &self.loaded, lifecycle)).await;

@@ -100,7 +100,11 @@ enum Goal {
 const FIGURES: [Figure; 8] = [
     Figure { name: "register 10,000 (s)", of: |m| m.register_seconds, goal: Goal::TimesLess(12.0) },
     Figure { name: "lost of 10,000 just registered", of: |m| m.lost, goal: Goal::AtMost(0.0) },
-    Figure { name: "processor while it holds 10,000 (% of a core)", of: |m| m.cpu_percent, goal: Goal::TimesLess(50.0) },
+    Figure {
+        name: "processor while it holds 10,000 (% of a core)",
+        of: |m| m.cpu_percent,
+        goal: Goal::TimesLess(50.0),
+    },
     Figure {
         name: "etcd revisions while nothing changes (/s)",
         of: |m| m.revisions_per_second,
@@ -243,7 +247,8 @@ impl Side {
 
     async fn ask(&mut self, command: &str) -> Result<Answer> {
         self.commands.write_all(format!("{command}\n").as_bytes()).await?;
-        let line = timeout(PATIENCE, self.answers.next_line()).await.with_context(|| format!("{command}: no answer"))??;
+        let line =
+            timeout(PATIENCE, self.answers.next_line()).await.with_context(|| format!("{command}: no answer"))??;
         let line = line.with_context(|| format!("{command}: the process ended"))?;
         let answer: Value = serde_json::from_str(&line)?;
         if let Some(error) = answer.get("error") {

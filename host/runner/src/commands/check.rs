@@ -58,7 +58,11 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     };
     let failure = verdict(&services, &etcd);
     let report = Report { ok: failure.is_none(), etcd, services };
-    if args.json { print_json(&report)? } else { print(&text(&report))? }
+    if args.json {
+        print_json(&report)?
+    } else {
+        print(&text(&report))?
+    }
     failure.map_or(Ok(()), Err)
 }
 

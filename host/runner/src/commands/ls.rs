@@ -41,7 +41,10 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     if args.json {
         print_json(&rows)?;
     } else {
-        print(&table(["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"], &rows.iter().map(cells).collect::<Vec<_>>()))?;
+        print(&table(
+            ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"],
+            &rows.iter().map(cells).collect::<Vec<_>>(),
+        ))?;
     }
     if others > 0 {
         tracing::warn!("{others} {} not a node", if others == 1 { "key is" } else { "keys are" });

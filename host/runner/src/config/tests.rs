@@ -115,7 +115,10 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("etcd:\n  required: maybe\n", "c.yaml:6: required: must be"),
         ("etcd:\n  password: hunter2\n", "c.yaml:6: password: needs etcd.user"),
         ("etcd:\n  user: root\n", "c.yaml:6: user: needs etcd.password"),
-        ("etcd:\n  user: root\n  password_file: /does/not/exist\n", "c.yaml:7: password_file: cannot read /does/not/exist"),
+        (
+            "etcd:\n  user: root\n  password_file: /does/not/exist\n",
+            "c.yaml:7: password_file: cannot read /does/not/exist",
+        ),
         ("etcd: { tls: { ca: nope.pem } }\n", "c.yaml:5: ca: cannot read /conf/nope.pem"),
         ("etcd: { tls: { key: nope.pem } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
         ("admin: { listen: 127.0.0.1:9090 }\n", "c.yaml:5: admin: there is no admin endpoint"),
