@@ -19,16 +19,22 @@ use wasmtime::{
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::{
+    WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
+    p2::bindings::{LinkOptions, http::types},
+};
 
 /// How often a guest hands the thread back, so that the deadlines below hold for a guest that loops.
 const TICK: Duration = Duration::from_millis(10);
-/// How long `lifecycle.start` and `lifecycle.stop` may take, and how long etcd may take at the end.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long `lifecycle.start` and `lifecycle.stop` may take, and how long etcd may take at the end;
+/// longer than the registrar tries, so that a guest has its answer first.
+const DEADLINE: Duration = Duration::from_secs(15);
 
 /// What this platform keeps for each store.
 struct State {
     table: ResourceTable,
     wasi: WasiCtx,
+    http: WasiHttpCtx,
     config: WasiConfigVariables,
     registry: RegistryCtx,
 }
@@ -36,6 +42,12 @@ struct State {
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: Default::default() }
     }
 }
 
@@ -109,6 +121,8 @@ fn linker(engine: &Engine) -> Result<Linker<State>> {
         ctx: &state.registry,
         table: &mut state.table,
     })?;
+    // What a component needs to serve HTTP. Without `outgoing-handler` it cannot send any.
+    types::add_to_linker::<_, WasiHttp>(&mut linker, &LinkOptions::default().into(), State::http)?;
     Ok(linker)
 }
 
@@ -117,6 +131,7 @@ fn state(registry: RegistryCtx) -> State {
     State {
         table: ResourceTable::new(),
         wasi: WasiCtxBuilder::new().inherit_stdout().inherit_stderr().build(),
+        http: WasiHttpCtx::new(),
         config: WasiConfigVariables::from_iter([("name", "greeter"), ("version", "v1")]),
         registry,
     }

@@ -26,7 +26,7 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let registrar = Registrar::start(Options::new(["http://127.0.0.1:2379"]))?;
-//!     let policy = Policy::serving("greeter".parse()?, "127.0.0.1:10002".parse()?);
+//!     let policy = Policy::serving("worker".parse()?, "127.0.0.1:10002".parse()?);
 //!     let registry = RegistryCtx::new(registrar.clone(), policy);
 //!
 //!     let engine = Engine::new(&Config::new())?;
@@ -37,11 +37,11 @@
 //!         table: &mut state.table,
 //!     })?;
 //!
-//!     let component = linker.instantiate_pre(&Component::from_file(&engine, "greeter.wasm")?)?;
-//!     let lifecycle = Lifecycle::of(&component)?.ok_or("the component exports no lifecycle")?;
+//!     let worker = linker.instantiate_pre(&Component::from_file(&engine, "worker.wasm")?)?;
+//!     let lifecycle = Lifecycle::of(&worker)?.ok_or("the worker exports no lifecycle")?;
 //!     let state = State { table: ResourceTable::new(), wasi: WasiCtx::default(), registry: registry.clone() };
 //!     let mut store = Store::new(&engine, state);
-//!     let instance = component.instantiate_async(&mut store).await?;
+//!     let instance = worker.instantiate_async(&mut store).await?;
 //!     lifecycle.start(&mut store, &instance).await??;
 //!     // Serve until it is time to end. Then:
 //!     registry.stop_all().await?;
