@@ -10,8 +10,6 @@ use crate::run;
 /// What one seed came to.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// The seed, which replays the run.
-    pub(crate) seed: u64,
     /// Promises that were broken, a sentence each.
     pub(crate) violations: Vec<String>,
     /// What happened, in numbers.
