@@ -2,10 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     config::Ownership,
@@ -13,19 +10,11 @@ use crate::{
     etcd::Op,
     layout::Layout,
     node::{ServerNode, Weight},
-    status::State,
+    status::{Board, Standing, State, Vitals},
 };
 
 /// Answers to whoever waits for a command.
 pub(crate) type Reply = oneshot::Sender<Result<(), Error>>;
-
-/// What a registration's handle reads without asking the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
-    pub(crate) state: State,
-    pub(crate) weight: Weight,
-    pub(crate) recoveries: u64,
-}
 
 /// A wish to keep a node in etcd, on its way to a lease.
 pub(crate) struct Wish {
@@ -33,9 +22,8 @@ pub(crate) struct Wish {
     pub(crate) node: Arc<ServerNode>,
     pub(crate) layout: Layout,
     pub(crate) ownership: Ownership,
-    pub(crate) standing: watch::Sender<Standing>,
     /// Dead once the handle is dropped.
-    pub(crate) owner: Weak<()>,
+    pub(crate) board: Weak<Board>,
     pub(crate) reply: Reply,
 }
 
@@ -82,16 +70,16 @@ pub(crate) struct Entry {
     /// Refused by etcd even alone; it is tried again with the next audit.
     pub(crate) parked: bool,
     pub(crate) queued: bool,
-    pub(crate) recoveries: u64,
+    pub(crate) recoveries: u32,
     /// Who waits for it to be registered, and until when.
     birth: Option<(Instant, Reply)>,
     pub(crate) farewells: Vec<Reply>,
-    standing: watch::Sender<Standing>,
-    owner: Weak<()>,
+    board: Weak<Board>,
+    vitals: Arc<Vitals>,
 }
 
 impl Entry {
-    pub(crate) fn new(wish: Wish, load: Weight, now: Instant, deadline: Instant) -> Self {
+    pub(crate) fn new(wish: Wish, vitals: Arc<Vitals>, load: Weight, now: Instant, deadline: Instant) -> Self {
         Self {
             weight: wish.node.weight.unwrap_or(load),
             node: wish.node,
@@ -112,8 +100,8 @@ impl Entry {
             recoveries: 0,
             birth: Some((deadline, wish.reply)),
             farewells: Vec::new(),
-            standing: wish.standing,
-            owner: wish.owner,
+            board: wish.board,
+            vitals,
         }
     }
 
@@ -141,7 +129,7 @@ impl Entry {
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.goal == Goal::Present && self.owner.strong_count() == 0
+        self.goal == Goal::Present && self.board.strong_count() == 0
     }
 
     /// Whether etcd has to be told something.
@@ -204,6 +192,8 @@ impl Entry {
 
     fn set(&self, state: State) {
         let next = Standing { state, weight: self.weight, recoveries: self.recoveries };
-        self.standing.send_if_modified(|standing| std::mem::replace(standing, next) != next);
+        if self.board.upgrade().is_some_and(|board| board.write(next)) {
+            self.vitals.changed.notify_waiters();
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,7 +20,11 @@ use etcd_client::{
     LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
     TxnResponse,
 };
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::timeout,
+};
+use tokio_stream::Stream;
 use tonic::{Code, ConnectError, Status, transport::Endpoint as Transport};
 
 use crate::{
@@ -130,8 +135,16 @@ pub(crate) struct LeaseView {
 pub(crate) struct Etcd {
     endpoints: Arc<[Endpoint]>,
     current: Arc<AtomicUsize>,
+    reach: Arc<Reach>,
     credentials: Option<Credentials>,
     request_timeout: Duration,
+}
+
+/// Whether any endpoint can be reached, and who waits for that.
+#[derive(Default)]
+struct Reach {
+    lost: AtomicBool,
+    back: Notify,
 }
 
 struct Endpoint {
@@ -168,9 +181,15 @@ impl Etcd {
         Ok(Self {
             endpoints: endpoints.into(),
             current: Arc::new(AtomicUsize::new(0)),
+            reach: Arc::default(),
             credentials: options.credentials.clone(),
             request_timeout: options.request_timeout,
         })
+    }
+
+    /// Returns when an endpoint answers after none could be reached.
+    pub(crate) async fn is_back(&self) {
+        self.reach.back.notified().await;
     }
 
     /// Who answers, and its version.
@@ -236,7 +255,11 @@ impl Etcd {
             ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer)).collect();
         match outcomes {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
-            _ => Err(Failure::NotEtcd(self.url())),
+            // It was applied, and we do not know how.
+            _ => Err(Failure::Unanswered {
+                endpoint: self.url(),
+                reason: "its answer does not fit the request".to_owned(),
+            }),
         }
     }
 
@@ -299,6 +322,11 @@ impl Etcd {
             Ok(answer) => answer,
             Err(_) => Err(Failure::Unanswered { endpoint: self.url(), reason: format!("nothing within {deadline:?}") }),
         };
+        match &answer {
+            Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
+            Ok(_) if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
+            _ => {}
+        }
         if let Err(
             Failure::Unreachable { .. } | Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_),
         ) = &answer
@@ -338,6 +366,14 @@ pub(crate) struct Renewals {
 }
 
 impl Renewals {
+    /// Ready once the stream has broken although nothing is asked on it.
+    pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        Pin::new(&mut self.answers).poll_next(cx).map(|answer| match answer {
+            Some(Err(error)) => classify(&self.url, &error),
+            _ => Failure::Unanswered { endpoint: self.url.clone(), reason: "the stream of renewals ended".to_owned() },
+        })
+    }
+
     /// Renews once. Ok only on etcd's answer that the lease lives on, with the TTL it has from then.
     ///
     /// After a failure the stream must not be used again: a late answer would be taken for the next one.

@@ -120,6 +120,8 @@ enum Wake {
     Answer(Answer),
     Renewal(i64, Renewal),
     HandleDropped,
+    /// etcd can be reached again, as somebody else on this host found out.
+    EtcdIsBack,
     Time,
     Deserted,
 }
@@ -197,6 +199,7 @@ impl Lease {
             () = sleep_until(alarm) => Wake::Time,
             command = commands.recv(), if !*ending => command.map_or(Wake::Deserted, Wake::Command),
             () = around.nudge.notified() => Wake::HandleDropped,
+            () = around.etcd.is_back() => Wake::EtcdIsBack,
         }
     }
 
@@ -209,6 +212,7 @@ impl Lease {
             Wake::Answer(answer) => self.answered(answer),
             Wake::Renewal(lease, renewal) => self.renewal(lease, renewal),
             Wake::HandleDropped => self.drop_abandoned(),
+            Wake::EtcdIsBack => self.retry_soon(),
             Wake::Time => {}
         }
     }
@@ -223,7 +227,7 @@ impl Lease {
         let (key, now, load) = (wish.key.clone(), Instant::now(), *self.around.load.borrow());
         let deadline = now + self.around.register_timeout;
         self.births.push_back((deadline, key.clone()));
-        self.entries.insert(key.clone(), Entry::new(wish, load, now, deadline));
+        self.entries.insert(key.clone(), Entry::new(wish, self.around.vitals.clone(), load, now, deadline));
         self.present += 1;
         self.enqueue(&key);
     }
@@ -773,6 +777,15 @@ impl Lease {
         self.last_failure = Some(failure);
     }
 
+    /// What failed is tried again at once, all but a little jitter.
+    fn retry_soon(&mut self) {
+        let soon = Instant::now() + FIRST_BACKOFF.mul_f64(self.around.rng.f64() / 4.0);
+        self.not_before = self.not_before.min(soon);
+        for held in self.leases.iter_mut().filter(|held| held.failures > 0) {
+            held.renew_at = held.renew_at.min(soon);
+        }
+    }
+
     fn feel(&mut self, mood: Mood, what: What, why: String) {
         if self.mood == mood {
             return;
@@ -890,12 +903,20 @@ async fn under_way(call: &mut Option<Call<Answer>>) -> Answer {
     }
 }
 
+/// A renewal that came to its end, or a stream that broke while nothing was asked on it.
 async fn renewed(leases: &mut [Held]) -> (i64, Renewal) {
     poll_fn(|cx| {
         for held in leases.iter_mut() {
-            if let Some(renewal) = &mut held.renewal
-                && let Poll::Ready(renewal) = renewal.as_mut().poll(cx)
-            {
+            let renewal = match (&mut held.renewal, &mut held.stream) {
+                (Some(renewal), _) => renewal.as_mut().poll(cx),
+                (None, Some(stream)) => stream.poll_broken(cx).map(|failure| Renewal {
+                    asked_at: Instant::now(),
+                    outcome: Err(failure),
+                    stream: None,
+                }),
+                (None, None) => Poll::Pending,
+            };
+            if let Poll::Ready(renewal) = renewal {
                 return Poll::Ready((held.lease, renewal));
             }
         }

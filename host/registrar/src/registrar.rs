@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -14,14 +15,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{LoadSource, Options, Terms, Ttl},
-    entry::{Standing, Wish},
+    entry::Wish,
     error::Error,
     etcd::{Etcd, Failure},
     layout::Layout,
     lease::{Command, Lease, Surroundings},
     load,
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
-    status::{Event, State, Status, Vitals},
+    status::{Board, Event, Standing, State, Status, Vitals},
 };
 
 /// Keys on one lease, at most: what is lost with it, and what an audit reads, stays bounded.
@@ -253,14 +254,13 @@ struct Slot {
 struct Place {
     slot: u64,
     name: ServiceName,
-    standing: watch::Receiver<Standing>,
-    owner: Weak<()>,
+    board: Weak<Board>,
 }
 
 impl Place {
     /// Whether the key is being taken back, or about to be since its handle was dropped.
     fn is_leaving(&self) -> bool {
-        self.owner.strong_count() == 0 || matches!(self.standing.borrow().state, State::Draining | State::Stopped)
+        self.board.upgrade().is_none_or(|board| matches!(board.read().state, State::Draining | State::Stopped))
     }
 }
 
@@ -337,8 +337,7 @@ impl Keeper {
         let ttl = terms.ttl.unwrap_or(self.options.ttl);
         let slot = self.slot(ttl, &node.name, etcd, load, freed);
         let weight = node.weight.unwrap_or(*load.borrow());
-        let (standing, shown) = watch::channel(Standing { state: State::Pending, weight, recoveries: 0 });
-        let alive = Arc::new(());
+        let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
         let node = Arc::new(node);
         let (confirm, confirmed) = oneshot::channel();
         let wish = Wish {
@@ -346,24 +345,22 @@ impl Keeper {
             node: node.clone(),
             layout,
             ownership: terms.ownership.unwrap_or(self.options.ownership),
-            standing,
-            owner: Arc::downgrade(&alive),
+            board: Arc::downgrade(&board),
             reply: confirm,
         };
         let slot = &mut self.slots[slot];
         let registration = Registration {
             key: key.clone(),
             node: node.clone(),
-            standing: shown.clone(),
             renewals_before: slot.vitals.renewals(),
             vitals: slot.vitals.clone(),
             commands: slot.commands.clone(),
             stop_timeout: self.options.stop_timeout,
-            alive: Some(alive),
+            board: Some(board),
             nudge: slot.nudge.clone(),
         };
         slot.names.insert(node.name.clone());
-        let place = Place { slot: slot.id, name: node.name.clone(), standing: shown, owner: wish.owner.clone() };
+        let place = Place { slot: slot.id, name: node.name.clone(), board: wish.board.clone() };
         self.keys.insert(key, place);
         let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
         let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
@@ -469,13 +466,12 @@ async fn listed(
 pub struct Registration {
     key: Arc<str>,
     node: Arc<ServerNode>,
-    standing: watch::Receiver<Standing>,
+    /// Present until the drop; the lease watches whether it is alive.
+    board: Option<Arc<Board>>,
     vitals: Arc<Vitals>,
     renewals_before: u64,
     commands: mpsc::Sender<Command>,
     stop_timeout: Duration,
-    /// The lease watches whether this is alive.
-    alive: Option<Arc<()>>,
     nudge: Arc<Notify>,
 }
 
@@ -492,7 +488,7 @@ impl Registration {
 
     /// Where it stands now. Never waits.
     pub fn status(&self) -> Status {
-        let Standing { state, weight, recoveries } = *self.standing.borrow();
+        let Standing { state, weight, recoveries } = self.board.as_ref().expect("present until the drop").read();
         let is_over = matches!(state, State::Stopped | State::Pending);
         let ttl_remaining = if is_over { Duration::ZERO } else { self.vitals.remaining(Instant::now()) };
         // A process that was suspended finds out before it trusts.
@@ -504,14 +500,17 @@ impl Registration {
     /// Returns when the status satisfies `is_met`, at once if it does already. A stopped registration fails with
     /// [`Error::Ended`] unless that is what is waited for.
     pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
-        let mut standing = self.standing.clone();
         loop {
-            standing.borrow_and_update();
+            let mut changed = pin!(self.vitals.changed.notified());
+            changed.as_mut().enable();
             let status = self.status();
             if is_met(&status) {
                 return Ok(status);
             }
-            standing.changed().await.map_err(|_| Error::Ended)?;
+            if status.state == State::Stopped {
+                return Err(Error::Ended);
+            }
+            changed.await;
         }
     }
 
@@ -545,7 +544,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.alive = None;
+        self.board = None;
         self.nudge.notify_one();
     }
 }

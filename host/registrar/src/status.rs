@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::node::Weight;
 
@@ -58,7 +58,7 @@ pub struct Status {
     /// Renewals that etcd confirmed since the registration began.
     pub renewals: u64,
     /// How many times it was lost and written again.
-    pub recoveries: u64,
+    pub recoveries: u32,
 }
 
 /// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.
@@ -106,6 +106,56 @@ pub enum What {
     Stopped,
 }
 
+/// What a lease tells the handle of one registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) state: State,
+    pub(crate) weight: Weight,
+    pub(crate) recoveries: u32,
+}
+
+/// Where a lease writes a registration's standing and its handle reads it: eight bytes, since there may be many. As long
+/// as it lives, so does the handle.
+#[derive(Debug)]
+pub(crate) struct Board(AtomicU64);
+
+impl Board {
+    pub(crate) fn new(standing: Standing) -> Self {
+        Self(AtomicU64::new(packed(standing)))
+    }
+
+    /// Writes; tells whether that changed anything.
+    pub(crate) fn write(&self, standing: Standing) -> bool {
+        let next = packed(standing);
+        self.0.swap(next, Ordering::Relaxed) != next
+    }
+
+    pub(crate) fn read(&self) -> Standing {
+        let bits = self.0.load(Ordering::Relaxed);
+        let [state, weight, ..] = bits.to_le_bytes();
+        Standing {
+            state: STATES[usize::from(state)],
+            weight: Weight::try_from(u32::from(weight)).unwrap_or(Weight::MIN),
+            recoveries: (bits >> 32) as u32,
+        }
+    }
+}
+
+/// In the order of their numbers.
+const STATES: [State; 7] = [
+    State::Pending,
+    State::Registered,
+    State::Suspect,
+    State::Recovering,
+    State::Conflict,
+    State::Draining,
+    State::Stopped,
+];
+
+fn packed(Standing { state, weight, recoveries }: Standing) -> u64 {
+    u64::from(recoveries) << 32 | u64::from(weight.value()) << 8 | state as u64
+}
+
 /// What changes with every renewal, shared by all registrations of one lease so that a renewal costs the same for one
 /// key and for a thousand.
 #[derive(Debug)]
@@ -114,11 +164,13 @@ pub(crate) struct Vitals {
     /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
     ends: AtomicU64,
     renewals: AtomicU64,
+    /// Told whenever a registration of the lease changes its standing.
+    pub(crate) changed: Notify,
 }
 
 impl Vitals {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { origin: now, ends: AtomicU64::new(0), renewals: AtomicU64::new(0) }
+        Self { origin: now, ends: AtomicU64::new(0), renewals: AtomicU64::new(0), changed: Notify::new() }
     }
 
     pub(crate) fn held_until(&self, end: Instant) {
@@ -141,5 +193,21 @@ impl Vitals {
     pub(crate) fn remaining(&self, now: Instant) -> Duration {
         let gone = now.saturating_duration_since(self.origin);
         Duration::from_millis(self.ends.load(Ordering::Relaxed)).saturating_sub(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Board, STATES, Standing};
+
+    #[test]
+    fn a_board_shows_what_was_written() {
+        for (number, state) in STATES.into_iter().enumerate() {
+            let standing = Standing { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
+            let board = Board::new(Standing { recoveries: 0, ..standing });
+            assert!(board.write(standing));
+            assert!(!board.write(standing));
+            assert_eq!(board.read(), standing);
+        }
     }
 }
