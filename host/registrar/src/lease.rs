@@ -33,6 +33,8 @@ use crate::{
 /// Leases that one task may hold at a time while writes keep going unanswered. At the bound it goes on under the newest
 /// until the older ones are revoked.
 const MAX_HELD: usize = 4;
+/// Audits, and looks at the load, come with every renewal, and at least this often under a long TTL.
+const MAX_AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 /// The first backoff is drawn from zero to this.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Commands taken up before the next write is made of them.
@@ -82,10 +84,19 @@ struct Held {
     failures: u32,
     /// A write under it was not answered and may still land.
     tainted: bool,
-    /// Its revocation was asked for, so it is not renewed any more.
+    /// It ended by etcd's word, or its revocation was asked for; see `doom`.
     doomed: bool,
     stream: Option<Renewals>,
     renewal: Option<Call<Renewal>>,
+}
+
+impl Held {
+    /// It is on its way out: nothing is written under it or renewed any more, only its revocation is left.
+    fn doom(&mut self) {
+        self.doomed = true;
+        self.renewal = None;
+        self.stream = None;
+    }
 }
 
 /// A renewal that was tried: when, with which outcome, and the stream if it is still good.
@@ -109,7 +120,6 @@ enum Wake {
     Answer(Answer),
     Renewal(i64, Renewal),
     HandleDropped,
-    Load,
     Time,
     Deserted,
 }
@@ -187,7 +197,6 @@ impl Lease {
             () = sleep_until(alarm) => Wake::Time,
             command = commands.recv(), if !*ending => command.map_or(Wake::Deserted, Wake::Command),
             () = around.nudge.notified() => Wake::HandleDropped,
-            Ok(()) = around.load.changed() => Wake::Load,
         }
     }
 
@@ -200,7 +209,6 @@ impl Lease {
             Wake::Answer(answer) => self.answered(answer),
             Wake::Renewal(lease, renewal) => self.renewal(lease, renewal),
             Wake::HandleDropped => self.drop_abandoned(),
-            Wake::Load => self.follow_load(),
             Wake::Time => {}
         }
     }
@@ -276,7 +284,7 @@ impl Lease {
     }
 
     fn follow_load(&mut self) {
-        let load = *self.around.load.borrow_and_update();
+        let load = *self.around.load.borrow();
         let now = Instant::now();
         let damping = self.around.damping;
         let mut moved = Vec::new();
@@ -377,7 +385,13 @@ impl Lease {
             let lease = self.leases.first()?.lease;
             return Some(self.revoke(lease));
         }
-        let Some(current) = self.current() else { return Some(self.grant(now)) };
+        let Some(current) = self.current() else {
+            let oldest = self.leases.first().filter(|_| self.leases.len() >= MAX_HELD).map(|held| held.lease);
+            return Some(match oldest {
+                Some(oldest) => self.revoke(oldest),
+                None => self.grant(now),
+            });
+        };
         let (lease, tainted) = (current.lease, current.tainted);
         if tainted && self.leases.len() < MAX_HELD {
             return Some(self.grant(now));
@@ -438,17 +452,15 @@ impl Lease {
     fn revoke(&mut self, lease: i64) -> Call<Answer> {
         let (etcd, deadline) = (self.around.etcd.clone(), self.deadline());
         for held in self.leases.iter_mut().filter(|held| held.lease == lease) {
-            held.doomed = true;
-            held.renewal = None;
-            held.stream = None;
+            held.doom();
         }
         Box::pin(async move { Answer::Revoked { lease, outcome: etcd.revoke(lease, deadline).await } })
     }
 
     fn audit(&mut self, lease: i64, now: Instant) -> Call<Answer> {
         let (etcd, deadline) = (self.around.etcd.clone(), self.deadline());
-        self.audit_at = now + self.interval();
-        self.follow_load(); // What the minimum interval held back may be due by now.
+        self.audit_at = now + self.interval().min(MAX_AUDIT_INTERVAL);
+        self.follow_load();
         Box::pin(async move { Answer::Audited { lease, outcome: etcd.look_at(lease, true, deadline).await } })
     }
 
@@ -465,8 +477,8 @@ impl Lease {
                 }
                 self.back_off(failure);
             }
-            // Its keys went with it, whatever the answer was that came after the news.
-            Answer::Committed { lease, ops, .. } if !self.is_ours(lease) => {
+            // Its keys go with it, whatever the answer was that came after the news.
+            Answer::Committed { lease, ops, outcome: Ok(_) } if !self.is_alive(lease) => {
                 self.not_committed(lease, &ops, Failure::LeaseGone);
             }
             Answer::Committed { lease, ops, outcome: Ok(outcomes) } => {
@@ -508,7 +520,7 @@ impl Lease {
             renewal: None,
         });
         self.around.vitals.held_until(asked_at + granted.ttl);
-        self.audit_at = asked_at + self.interval();
+        self.audit_at = asked_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for entry in self.entries.values_mut() {
             entry.published = None;
         }
@@ -681,22 +693,27 @@ impl Lease {
         }
     }
 
-    /// etcd's own word: the lease is gone, and its keys with it.
+    /// etcd's own word that the lease has ended. Its keys may still stand for a while, since etcd takes them back in a
+    /// second step; only its revocation proves that they are gone and that no late write can land.
     fn lose(&mut self, lease: i64) {
         let was_current = self.current().is_some_and(|held| held.lease == lease);
-        let lived = self.leases.iter().find(|held| held.lease == lease).map(|held| held.granted_at.elapsed());
-        let Some(lived) = lived else { return };
+        let Some(held) = self.leases.iter_mut().find(|held| held.lease == lease) else { return };
+        let lived = held.granted_at.elapsed();
+        held.doom();
+        if was_current {
+            self.around.vitals.lost();
+        }
         if was_current && self.present > 0 {
-            self.feel(
-                Mood::Recovering,
-                What::Recovering,
-                format!("etcd does not know the lease any more after {lived:.1?}"),
-            );
+            self.feel(Mood::Recovering, What::Recovering, format!("etcd ended the lease after {lived:.1?}"));
             // Hosts that lost their leases at the same moment must not come back in the same moment.
             let cap = self.cap();
             self.not_before = Instant::now() + backoff(&mut self.around.rng, 1, cap);
         }
-        self.forget(lease);
+        for entry in self.entries.values_mut().filter(|entry| entry.held == lease) {
+            entry.published = None;
+            entry.show(self.mood);
+        }
+        self.enqueue_all();
     }
 
     /// The lease does not exist any more; no write under it can land.
@@ -791,6 +808,10 @@ impl Lease {
                 self.queue.push_back(key.clone());
             }
         }
+    }
+
+    fn is_alive(&self, lease: i64) -> bool {
+        self.leases.iter().any(|held| held.lease == lease && !held.doomed)
     }
 
     fn is_ours(&self, lease: i64) -> bool {

@@ -1,2 +1,204 @@
-//! Placeholder.
-fn main() {}
+//! The binary `leasehold`: the whole story of the process.
+
+mod cli;
+mod commands;
+mod component;
+mod config;
+mod dev;
+mod door;
+mod engine;
+mod failure;
+mod guest;
+mod http;
+mod instances;
+mod log;
+mod outbound;
+mod output;
+mod reach;
+mod service;
+mod shutdown;
+mod story;
+mod units;
+mod yaml;
+
+use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use futures::future::{join_all, try_join, try_join_all};
+use leasehold::Registrar;
+use tokio::runtime::Runtime;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cli::{Cli, Command, LogFormat, RunArgs},
+    component::Loaded,
+    config::{Config, Register, Spec},
+    dev::PrivateEtcd,
+    engine::Engine,
+    failure::Failure,
+    service::Service,
+};
+
+/// How long leases may take to be revoked at the end; what is left ends with its time to live.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Enough threads for the system to share out fairly when components compute.
+const MIN_THREADS: usize = 4;
+/// Tasks between two looks at the network. Each may be a component that computes for a whole tick.
+const TASKS_PER_LOOK: u32 = 11;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return no_command(&error),
+    };
+    log::init(&cli.log);
+    let outcome = runtime().and_then(|runtime| {
+        let outcome = runtime.block_on(dispatch(cli.command));
+        // A component that computes for ever ends here.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log::last_words(&failure, cli.log.log_format);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Help, the version, or what is wrong with the arguments.
+fn no_command(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it when stdout is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let said = said.split("\n\nFor more").next().unwrap_or_default();
+    let failure = Failure::usage(format!("{said}; see leasehold --help"));
+    log::last_words(&failure, LogFormat::Text);
+    ExitCode::from(failure.code())
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    let threads = std::thread::available_parallelism().map_or(MIN_THREADS, |cores| cores.get().max(MIN_THREADS));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).event_interval(TASKS_PER_LOOK).thread_name("leasehold").enable_all();
+    Ok(builder.build().context("cannot start the runtime")?)
+}
+
+async fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run(args).await,
+        Command::Ls(args) => commands::ls(args).await,
+        Command::Check(args) => commands::check(args).await,
+        Command::Inspect(args) => commands::inspect(&args),
+    }
+}
+
+/// Everything from the configuration to the last revoked lease.
+async fn run(args: RunArgs) -> Result<(), Failure> {
+    let dev = args.dev;
+    let mut config = args.config()?;
+    let tasks = TaskTracker::new();
+    let ending = shutdown::on_signal(&tasks)?;
+
+    let mut etcd = if dev { Some(PrivateEtcd::start()?) } else { None };
+    if let Some(etcd) = &etcd {
+        config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
+    }
+    // It connects on its own thread while components are loaded.
+    let registrar = reach::start(&config.registrar)?;
+    let told = CancellationToken::new();
+    if dev {
+        tasks.spawn(story::tell(registrar.events(), told.clone()));
+    }
+
+    let mut services = Vec::new();
+    let outcome = tokio::select! {
+        biased;
+        failure = ended(etcd.as_mut()) => Err(failure),
+        () = ending.cancelled() => Ok(()),
+        outcome = live(&config, dev, &registrar, &tasks, &mut services) => outcome,
+    };
+
+    join_all(services.into_iter().map(Service::drain)).await;
+    if dev && outcome.is_ok() {
+        story::show_gone(&registrar, &config.services).await;
+    }
+    if let Err(error) = registrar.shutdown(REVOKE_TIMEOUT).await {
+        tracing::warn!("leases were not revoked and end with their time to live: {error}");
+    }
+    told.cancel();
+    if let Some(etcd) = etcd {
+        etcd.stop().await;
+    }
+    outcome
+}
+
+/// Starts the services and serves them for ever. What is in `services` at the end, however it comes, is to be drained.
+async fn live(
+    config: &Config,
+    dev: bool,
+    registrar: &Registrar,
+    tasks: &TaskTracker,
+    services: &mut Vec<Service>,
+) -> Result<(), Failure> {
+    let registers = config.services.iter().any(|spec| spec.register != Register::Off);
+    let etcd = async {
+        match registers || config.etcd_required {
+            true => reach::etcd(registrar, &config.registrar, config.etcd_required, dev).await,
+            false => Ok(()),
+        }
+    };
+    let bound = async {
+        for (spec, loaded) in load(&config.services, tasks).await? {
+            services.push(Service::bind(spec, loaded.0, &loaded.1, registrar)?);
+        }
+        Ok(())
+    };
+    try_join(bound, etcd).await?;
+    try_join_all(services.iter_mut().map(Service::start)).await?;
+    if dev {
+        story::show(registrar, config.registrar.layout, services).await;
+    }
+    tracing::info!(services = services.len(), "ready");
+    std::future::pending().await
+}
+
+/// Compiles each component once, all at the same time.
+async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded, Engine))>, Failure> {
+    let all: Arc<[Spec]> = specs.into();
+    let making = tasks.spawn_blocking(move || Engine::new(&all));
+    let engine = making.await.context("the component engine could not be started")??;
+    let mut compiling = HashMap::<PathBuf, _>::new();
+    for path in specs.iter().map(|spec| &spec.component) {
+        if !compiling.contains_key(path) {
+            let (engine, file) = (engine.clone(), path.clone());
+            compiling.insert(path.clone(), tasks.spawn_blocking(move || Loaded::load(&engine, &file)));
+        }
+    }
+    let mut loaded = HashMap::new();
+    for (path, compiled) in compiling {
+        let compiled = compiled.await.with_context(|| format!("{} could not be compiled", path.display()))??;
+        compiled.proxy(&path)?;
+        loaded.insert(path, compiled);
+    }
+    let mut services = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let component = loaded[&spec.component].clone();
+        component.check_register(&spec.component, spec.register)?;
+        services.push((spec.clone(), (component, engine.clone())));
+    }
+    Ok(services)
+}
+
+async fn ended(etcd: Option<&mut PrivateEtcd>) -> Failure {
+    match etcd {
+        Some(etcd) => etcd.ended().await,
+        None => std::future::pending().await,
+    }
+}

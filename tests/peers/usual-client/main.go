@@ -179,7 +179,8 @@ func (p *peer) stopAll() any {
 func (p *peer) lost(registrations []*registration) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*callTimeout)
 	defer cancel()
-	keys, err := p.client.Get(ctx, "/svc-", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	// Not keys only: etcd 3.7 then leaves the lease out.
+	keys, err := p.client.Get(ctx, "/svc-", clientv3.WithPrefix())
 	if err != nil {
 		return 0, err
 	}

@@ -1,0 +1,369 @@
+//! The command line, and help that teaches it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use leasehold::{Addr, Options, ServiceName, Version};
+
+use crate::{
+    config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables},
+    failure::Failure,
+    yaml::Listen,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  leasehold run --dev greeter.yaml      try it: a private etcd, gone with the host
+  leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
+  leasehold ls greeter                  who is registered under that name
+  leasehold check greeter.yaml          would it run? starts nothing
+  leasehold inspect greeter.wasm        what a component imports, exports and lacks
+
+Exit codes:
+  0   clean
+  64  bad configuration, arguments or component file
+  69  etcd is unavailable although it is required
+  1   anything else
+  130 a second Ctrl-C, which does not wait
+
+RUST_LOG chooses what is logged in the usual way, for example RUST_LOG=leasehold=debug.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  leasehold run --dev greeter.yaml
+  leasehold run greeter.wasm --name greeter --listen 127.0.0.1:8080 --etcd http://127.0.0.1:2379
+  leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
+
+A configuration file:
+  etcd: { endpoints: [http://127.0.0.1:2379] }
+  registry: { ttl: 10s, ownership: take-over }
+  services:
+    - name: greeter
+      component: greeter.wasm            # relative to this file
+      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port
+      advertise: 127.0.0.1:10002         # what clients are told; by default where it listens
+      version: v1
+      register: component                # or host: for a component that knows nothing of Leasehold; or off
+      config: { greeting: hello }        # what wasi:config/store shows the component
+      allow: { names: [greeter], discover: [], outbound: [] }
+      limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
+
+The end (SIGTERM, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are stopped,
+leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases.";
+
+/// Runs WebAssembly service components and keeps them findable in etcd.
+#[derive(Parser, Debug)]
+#[command(name = "leasehold", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// How much is logged, and how.
+#[derive(Args, Debug)]
+pub(crate) struct LogArgs {
+    /// How log lines are written, on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+
+    /// Log errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run services until SIGTERM or Ctrl-C
+    Run(RunArgs),
+    /// List what is registered in etcd
+    #[command(after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379")]
+    Ls(LsArgs),
+    /// Say whether a configuration would run; starts nothing
+    #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
+    Check(CheckArgs),
+    /// Say what a component imports, exports and lacks
+    #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
+    Inspect(InspectArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// A configuration file (YAML), or one component (.wasm) with --name and --listen
+    pub(crate) file: PathBuf,
+
+    /// Start a private etcd on loopback, with a temporary folder, gone with this process
+    #[arg(long)]
+    pub(crate) dev: bool,
+
+    #[command(flatten)]
+    pub(crate) single: SingleArgs,
+}
+
+/// What a configuration file would say of the one service of `run X.wasm`.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "For one component (.wasm)")]
+pub(crate) struct SingleArgs {
+    /// The service's name
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Where to accept HTTP, as ip:port
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+
+    /// An etcd endpoint; repeat it for each member of the cluster
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+
+    /// The version to publish, where the host registers
+    #[arg(long)]
+    version: Option<String>,
+
+    /// The address to publish, as host:port [default: where it listens]
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<String>,
+
+    /// A pair that wasi:config/store shows the component
+    #[arg(long, value_name = "KEY=VALUE")]
+    config: Vec<String>,
+
+    /// An environment variable of the component
+    #[arg(long, value_name = "KEY=VALUE")]
+    env: Vec<String>,
+
+    /// Who registers the service: component, host or off [default: component]
+    #[arg(long, value_name = "WHO")]
+    register: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LsArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// An etcd endpoint; repeat it for each member of the cluster [default: http://127.0.0.1:2379]
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    etcd: Vec<String>,
+
+    /// Take etcd's endpoints, user and TLS from this configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// A configuration file (YAML)
+    pub(crate) file: PathBuf,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// A component (.wasm)
+    pub(crate) file: PathBuf,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl RunArgs {
+    /// What to run, from the file or from the arguments.
+    pub(crate) fn config(self) -> Result<Config, Failure> {
+        let mut config = if self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm") {
+            self.single.config(self.file)?
+        } else {
+            if let Some(flag) = self.single.first_given() {
+                return Err(Failure::usage(format!(
+                    "{flag} goes with a component (.wasm); a configuration file says it itself"
+                )));
+            }
+            Config::load(&self.file)?
+        };
+        if self.dev {
+            // The private etcd has neither users nor certificates.
+            config.registrar.credentials = None;
+            config.registrar.tls = leasehold::Tls::default();
+            config.etcd_required = true;
+        }
+        Ok(config)
+    }
+}
+
+impl SingleArgs {
+    fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--name", self.name.is_some()),
+            ("--listen", self.listen.is_some()),
+            ("--etcd", !self.etcd.is_empty()),
+            ("--version", self.version.is_some()),
+            ("--advertise", self.advertise.is_some()),
+            ("--config", !self.config.is_empty()),
+            ("--env", !self.env.is_empty()),
+            ("--register", self.register.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    fn config(self, component: PathBuf) -> Result<Config, Failure> {
+        let missing =
+            |flag: &str| Failure::usage(format!("{} needs {flag}; try leasehold run --help", component.display()));
+        let name: ServiceName = parse("--name", &self.name.ok_or_else(|| missing("--name"))?)?;
+        let Listen(listen) = parse::<Listen>("--listen", &self.listen.ok_or_else(|| missing("--listen"))?)?;
+        let mut spec = Spec::new(name, component, listen);
+        spec.advertise = self.advertise.map(|text| parse::<Addr>("--advertise", &text)).transpose()?;
+        if let Some(text) = self.version {
+            spec.version = parse::<Version>("--version", &text)?;
+        }
+        if let Some(text) = self.register {
+            spec.register = parse::<Register>("--register", &text)?;
+        }
+        spec.config = pairs("--config", &self.config)?;
+        spec.env = pairs("--env", &self.env)?;
+        spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
+        Ok(Config { registrar: options(&self.etcd)?, etcd_required: false, services: vec![spec] })
+    }
+}
+
+impl LsArgs {
+    /// How to reach etcd.
+    pub(crate) fn registrar(&self) -> Result<Options, Failure> {
+        match &self.config {
+            Some(file) => Ok(Config::load(Path::new(file))?.registrar),
+            None => options(&self.etcd),
+        }
+    }
+}
+
+fn options(urls: &[String]) -> Result<Options, Failure> {
+    let mut endpoints = Vec::with_capacity(urls.len().max(1));
+    for url in urls {
+        let Endpoint(url) = parse("--etcd", url)?;
+        if url.starts_with("https:") {
+            let said = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
+            return Err(Failure::usage(said));
+        }
+        endpoints.push(url);
+    }
+    if endpoints.is_empty() {
+        endpoints.push(DEFAULT_ENDPOINT.to_owned());
+    }
+    Ok(Options::new(endpoints))
+}
+
+/// Parses an argument; the error names its flag.
+pub(crate) fn parse<T>(flag: &str, text: &str) -> Result<T, Failure>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")))
+}
+
+fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
+    let mut variables = Variables::default();
+    for pair in given {
+        match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                variables.0.insert(key.to_owned(), value.to_owned());
+            }
+            // Not repeated: it may be half of a secret.
+            _ => return Err(Failure::usage(format!("{flag}: must be KEY=VALUE"))),
+        }
+    }
+    Ok(variables)
+}
+
+/// The URL at which a listener answers.
+pub(crate) fn url(bound: SocketAddr) -> String {
+    format!("http://{bound}/")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, Command};
+    use crate::{config::Config, failure::Failure};
+
+    fn run(arguments: &[&str]) -> Result<Config, Failure> {
+        let cli = Cli::try_parse_from(["leasehold", "run"].iter().chain(arguments)).unwrap();
+        let Command::Run(args) = cli.command else { panic!("run") };
+        args.config()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_component_runs_from_arguments_alone() {
+        let config = run(&[
+            "g.wasm",
+            "--name",
+            "g",
+            "--listen",
+            "127.0.0.1:8080",
+            "--etcd",
+            "http://a:1",
+            "--etcd",
+            "http://b:2",
+            "--config",
+            "greeting=a=b",
+            "--version",
+            "v1",
+            "--register",
+            "host",
+        ])
+        .unwrap();
+        assert_eq!(config.registrar.endpoints, ["http://a:1", "http://b:2"]);
+        assert_eq!(config.services[0].config.0["greeting"], "a=b");
+        assert_eq!(config.services[0].version.as_str(), "v1");
+    }
+
+    #[test]
+    fn wrong_arguments_are_one_sentence_and_64() {
+        let cases: [(&[&str], &str); 8] = [
+            (&["g.wasm"], "g.wasm needs --name"),
+            (&["g.wasm", "--name", "a/b", "--listen", "127.0.0.1:1"], "--name: name must be visible"),
+            (&["g.wasm", "--name", "g", "--listen", "8080"], "--listen: must be an IP address and a port"),
+            (&["g.wasm", "--name", "g", "--listen", "0.0.0.0:80"], "--listen: no client can dial"),
+            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--env", "x"], "--env: must be KEY=VALUE"),
+            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--etcd", "a:1"], "--etcd: must be http://"),
+            (&["g.yaml", "--name", "g"], "--name goes with a component"),
+            (&["/does/not/exist.yaml"], "cannot read /does/not/exist.yaml"),
+        ];
+        for (arguments, start) in cases {
+            let failure = run(arguments).unwrap_err();
+            assert_eq!(failure.code(), 64);
+            assert!(failure.sentence().starts_with(start), "{}", failure.sentence());
+        }
+    }
+}

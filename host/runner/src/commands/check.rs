@@ -1,0 +1,118 @@
+//! `leasehold check`: whether a configuration would run, without running it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{print, print_json, table};
+use crate::{
+    cli::CheckArgs,
+    component::{Facts, Loaded},
+    config::{Config, Spec},
+    engine::Engine,
+    failure::Failure,
+    http, reach,
+};
+
+/// How long the registrar's thread may take to end; it holds no lease.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    etcd: Etcd,
+    services: Vec<Checked>,
+}
+
+#[derive(Serialize)]
+struct Etcd {
+    endpoints: Vec<String>,
+    required: bool,
+    /// Why it did not answer, if it did not.
+    problem: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Checked {
+    name: String,
+    component: String,
+    listen: String,
+    facts: Option<Facts>,
+    problems: Vec<String>,
+}
+
+/// Reports on stdout; the exit code says what would be that of `run`.
+pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.file)?;
+    let registrar = reach::start(&config.registrar)?;
+    let engine = Engine::new(&config.services)?;
+    let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();
+    let reached = reach::attempt(&registrar, &config.registrar).await;
+    // Nothing is registered, so nothing is lost when the thread does not end in time.
+    let _ = registrar.shutdown(END_TIMEOUT).await;
+
+    let etcd = Etcd {
+        endpoints: config.registrar.endpoints.clone(),
+        required: config.etcd_required,
+        problem: reached.err().map(|error| reach::said(&error, &config.registrar)),
+    };
+    let failure = verdict(&services, &etcd);
+    let report = Report { ok: failure.is_none(), etcd, services };
+    if args.json {
+        print_json(&report)?
+    } else {
+        print(&text(&report))?
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn verdict(services: &[Checked], etcd: &Etcd) -> Option<Failure> {
+    let bad = services.iter().filter(|service| !service.problems.is_empty()).count();
+    match (&etcd.problem, bad) {
+        (Some(problem), 0) if etcd.required => Some(Failure::unavailable(problem)),
+        (_, 0) => None,
+        (_, bad) => Some(Failure::usage(format!("{bad} of {} services would not run", services.len()))),
+    }
+}
+
+fn look(engine: &Engine, spec: &Spec) -> Checked {
+    let mut problems = Vec::new();
+    let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
+    let facts = match Loaded::load(engine, &spec.component) {
+        Ok(loaded) => {
+            note(loaded.proxy(&spec.component).map(drop));
+            note(loaded.check_register(&spec.component, spec.register));
+            Some(loaded.facts)
+        }
+        Err(failure) => {
+            note(Err(failure));
+            None
+        }
+    };
+    let bound = http::bind(spec.listen).map(drop);
+    note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
+    Checked {
+        name: spec.name.to_string(),
+        component: spec.component.display().to_string(),
+        listen: spec.listen.to_string(),
+        facts,
+        problems,
+    }
+}
+
+fn text(report: &Report) -> String {
+    let rows: Vec<[String; 4]> = report
+        .services
+        .iter()
+        .map(|service| {
+            let said = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
+            [service.name.clone(), service.component.clone(), service.listen.clone(), said]
+        })
+        .collect();
+    let etcd = match &report.etcd.problem {
+        None => "etcd answers".to_owned(),
+        Some(problem) if report.etcd.required => problem.clone(),
+        Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
+    };
+    format!("{}\n{etcd}\n", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
+}

@@ -1,0 +1,96 @@
+//! `leasehold ls`: what is registered in etcd.
+
+use std::time::Duration;
+
+use leasehold::{Error, Listed, Options, Registrar, ServiceName};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{print, print_json, table};
+use crate::{
+    cli::{LsArgs, parse},
+    failure::Failure,
+    reach,
+};
+
+/// How long the registrar's thread may take to end; it holds no lease.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One node as `--json` shows it.
+#[derive(Serialize)]
+struct Row {
+    key: String,
+    name: String,
+    version: String,
+    addr: String,
+    weight: Option<u32>,
+    /// As etcdctl writes it; null for a key that outlives its host.
+    lease: Option<String>,
+    ttl_seconds: Option<u64>,
+}
+
+/// Lists nodes on stdout; keys that are not nodes are counted on stderr.
+pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
+    let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
+    let options = args.registrar()?;
+    let registrar = reach::start(&options)?;
+    let listed = read(&registrar, &options, name.as_ref()).await;
+    // Nothing is registered, so nothing is lost when the thread does not end in time.
+    let _ = registrar.shutdown(END_TIMEOUT).await;
+    let (rows, others) = rows(listed?);
+    if args.json {
+        print_json(&rows)?;
+    } else {
+        print(&table(
+            ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"],
+            &rows.iter().map(cells).collect::<Vec<_>>(),
+        ))?;
+    }
+    if others > 0 {
+        tracing::warn!("{others} {} not a node", if others == 1 { "key is" } else { "keys are" });
+    }
+    Ok(())
+}
+
+async fn read(registrar: &Registrar, options: &Options, name: Option<&ServiceName>) -> Result<Vec<Listed>, Failure> {
+    // A first answer says whether etcd is there at all; the list itself may take longer than one request.
+    let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
+    reach::attempt(registrar, options).await.map_err(unavailable)?;
+    let deadline = options.register_timeout;
+    let listed = timeout(deadline, registrar.list(name)).await;
+    listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)
+}
+
+fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
+    let all = listed.len();
+    let mut rows: Vec<Row> = listed
+        .into_iter()
+        .filter_map(|found| {
+            let node = found.node.ok()?;
+            Some(Row {
+                key: found.key,
+                name: node.name.to_string(),
+                version: node.version.to_string(),
+                addr: node.addr.to_string(),
+                weight: node.weight.map(leasehold::Weight::value),
+                lease: (found.lease != 0).then(|| format!("{:x}", found.lease)),
+                ttl_seconds: found.ttl_remaining.map(|left| left.as_secs()),
+            })
+        })
+        .collect();
+    rows.sort_by(|a, b| a.key.cmp(&b.key));
+    let others = all - rows.len();
+    (rows, others)
+}
+
+fn cells(row: &Row) -> [String; 6] {
+    let dash = || "-".to_owned();
+    [
+        row.name.clone(),
+        if row.version.is_empty() { dash() } else { row.version.clone() },
+        row.addr.clone(),
+        row.weight.map_or_else(dash, |weight| weight.to_string()),
+        row.lease.clone().unwrap_or_else(dash),
+        row.ttl_seconds.map_or_else(dash, |seconds| format!("{seconds}s")),
+    ]
+}

@@ -1,0 +1,423 @@
+//! What to run: the configuration, read from a file or from arguments, checked once and trusted afterwards.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use leasehold::{Addr, Credentials, LoadSource, Options, ServiceName, Tls, Version};
+use leasehold_wasmtime::Names;
+use serde_saphyr::Spanned;
+
+use crate::{
+    failure::Failure,
+    units::{Parsed, Secret},
+    yaml::{self, Listen, at_line},
+};
+
+/// Where etcd listens unless it is told otherwise.
+pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+
+/// Everything that one process runs.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// etcd and the defaults of registrations.
+    pub(crate) registrar: Options,
+    /// Whether a start without etcd is a failure; otherwise etcd is waited for.
+    pub(crate) etcd_required: bool,
+    /// The services, in the file's order.
+    pub(crate) services: Vec<Spec>,
+}
+
+/// One service.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    /// Its name, in etcd and in the log.
+    pub(crate) name: ServiceName,
+    /// The component's file.
+    pub(crate) component: PathBuf,
+    /// Where the host accepts HTTP/1.1 and HTTP/2 (h2c). Port 0 takes a free one.
+    pub(crate) listen: SocketAddr,
+    /// What is published; `None` for the listener's address.
+    pub(crate) advertise: Option<Addr>,
+    /// Its version, where the host registers it.
+    pub(crate) version: Version,
+    /// Who registers it.
+    pub(crate) register: Register,
+    /// What `wasi:config/store` shows the component.
+    pub(crate) config: Variables,
+    /// Its environment variables.
+    pub(crate) env: Variables,
+    /// What it may do.
+    pub(crate) allow: Allow,
+    /// What it may use.
+    pub(crate) limits: Limits,
+}
+
+/// Who puts a service into etcd.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Register {
+    /// The component, by calling `register`.
+    #[default]
+    Component,
+    /// The host, for a component that knows nothing of Leasehold.
+    Host,
+    /// Nobody.
+    Off,
+}
+
+impl FromStr for Register {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "component" => Ok(Self::Component),
+            "host" => Ok(Self::Host),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("must be one of: component, host, off; not {text:?}")),
+        }
+    }
+}
+
+/// Pairs for the component's eyes only. `Debug` shows the keys.
+#[derive(Clone, Default)]
+pub(crate) struct Variables(pub(crate) BTreeMap<String, String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// What a component may do beyond answering requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Allow {
+    /// The names it may register. By default the service's own.
+    pub(crate) names: Names,
+    /// The names it may look up. By default none.
+    pub(crate) discover: Names,
+    /// The hosts it may send HTTP requests to. By default none.
+    pub(crate) outbound: Vec<Host>,
+}
+
+/// What a service may use, with its defaults.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Linear memory of one instance, in bytes. Too little and the component's allocations fail.
+    pub(crate) memory: usize,
+    /// How long a request may take until its answer begins, and again until the answer ends.
+    pub(crate) request_timeout: Duration,
+    /// Requests at a time; as many again wait for their turn.
+    pub(crate) concurrency: u32,
+    /// How long `lifecycle.start` may take, its registration included.
+    pub(crate) start_timeout: Duration,
+    /// How long `lifecycle.stop` may take.
+    pub(crate) stop_timeout: Duration,
+    /// How long requests in flight may go on once the service ends.
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: 64 << 20,
+            request_timeout: Duration::from_secs(30),
+            concurrency: 200,
+            start_timeout: Duration::from_secs(20),
+            stop_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A service name, or `*` for any.
+pub(crate) enum Pattern {
+    Any,
+    Name(ServiceName),
+}
+
+impl FromStr for Pattern {
+    type Err = leasehold::Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "*" { Ok(Self::Any) } else { text.parse().map(Self::Name) }
+    }
+}
+
+/// A host that requests may go to: `host` for every port of it, or `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// In lower case; an IPv6 address in brackets.
+    pub(crate) name: String,
+    /// `None` for every port.
+    pub(crate) port: Option<u16>,
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<http::uri::Authority>() {
+            Ok(authority) if !authority.host().is_empty() && !text.contains('@') => {
+                Ok(Self { name: authority.host().to_ascii_lowercase(), port: authority.port_u16() })
+            }
+            _ => Err(format!("must be host or host:port, not {text:?}")),
+        }
+    }
+}
+
+/// One member of the etcd cluster, as `http://host:port` or `https://host:port`.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint(pub(crate) String);
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || Err(format!("must be http://host:port or https://host:port, not {text:?}"));
+        if text.contains('@') {
+            // Not repeated: it may hold a password.
+            return Err("must not hold a user or password; they go to etcd.user and etcd.password_file".to_owned());
+        }
+        let Ok(uri) = text.parse::<http::Uri>() else { return wrong() };
+        let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        match (uri.scheme_str(), uri.port_u16()) {
+            (Some("http" | "https"), Some(1..)) if plain => Ok(Self(text.trim_end_matches('/').to_owned())),
+            _ => wrong(),
+        }
+    }
+}
+
+impl Spec {
+    /// A service with the defaults of everything that has one.
+    pub(crate) fn new(name: ServiceName, component: PathBuf, listen: SocketAddr) -> Self {
+        Self {
+            allow: Allow {
+                names: Names::Only(vec![name.clone()]),
+                discover: Names::Only(Vec::new()),
+                outbound: Vec::new(),
+            },
+            name,
+            component,
+            listen,
+            advertise: None,
+            version: Version::default(),
+            register: Register::default(),
+            config: Variables::default(),
+            env: Variables::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// What clients are told, given where the listener really is. Total: a wildcard was refused without `advertise`.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> Option<Addr> {
+        self.advertise.clone().or_else(|| bound.to_string().parse().ok())
+    }
+
+    /// The rule that a wildcard listener needs an address that clients can dial.
+    pub(crate) fn check_advertise(&self) -> Result<(), String> {
+        match self.advertise {
+            None if self.listen.ip().is_unspecified() && self.register != Register::Off => {
+                Err(format!("no client can dial {}; say with advertise which address to publish", self.listen))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. Paths in it are relative to it.
+    pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
+        let file = path.display().to_string();
+        let text =
+            std::fs::read_to_string(path).map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
+        Self::parse(&file, &text, path.parent().unwrap_or(Path::new(""))).map_err(Failure::usage)
+    }
+
+    fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, String> {
+        let parsed = yaml::parse(file, text)?;
+        if let Some(admin) = parsed.admin {
+            return Err(at_line(
+                file,
+                admin.referenced.line(),
+                "admin: there is no admin endpoint in this version yet",
+            ));
+        }
+        let reader = Reader { file, folder };
+        let etcd_required = parsed.etcd.required;
+        Ok(Self {
+            registrar: reader.registrar(parsed.etcd, parsed.registry)?,
+            etcd_required,
+            services: reader.services(parsed.services)?,
+        })
+    }
+}
+
+/// Turns what is written into what is meant.
+struct Reader<'a> {
+    file: &'a str,
+    folder: &'a Path,
+}
+
+impl Reader<'_> {
+    fn wrong<T>(&self, at: &Spanned<T>, said: impl fmt::Display) -> String {
+        at_line(self.file, at.referenced.line(), &said.to_string())
+    }
+
+    fn registrar(&self, etcd: yaml::Etcd, registry: yaml::Registry) -> Result<Options, String> {
+        let endpoints = match etcd.endpoints {
+            None => vec![DEFAULT_ENDPOINT.to_owned()],
+            Some(listed) if listed.value.is_empty() => {
+                return Err(self.wrong(&listed, "endpoints: must name at least one"));
+            }
+            Some(listed) => listed.value.into_iter().map(|Parsed(Endpoint(url))| url).collect(),
+        };
+        let mut options = Options::new(endpoints);
+        options.tls = self.tls(etcd.tls)?;
+        if options.tls.ca_pem.is_none() && options.endpoints.iter().any(|url| url.starts_with("https:")) {
+            return Err(at_line(
+                self.file,
+                0,
+                "an https endpoint needs etcd.tls.ca, the certificate that vouches for it",
+            ));
+        }
+        options.credentials = self.credentials(etcd.user, etcd.password, etcd.password_file)?;
+        set(&mut options.dial_timeout, etcd.dial_timeout.map(|Parsed(span)| span.0));
+        set(&mut options.request_timeout, etcd.request_timeout.map(|Parsed(span)| span.0));
+        set(&mut options.layout, registry.layout.map(|Parsed(layout)| layout));
+        set(&mut options.ttl, registry.ttl.map(|Parsed(ttl)| ttl.0));
+        set(&mut options.ownership, registry.ownership.map(|Parsed(ownership)| ownership));
+        set(&mut options.load, registry.weight.fixed.map(|Parsed(weight)| LoadSource::Fixed(weight.0)));
+        set(&mut options.damping.dead_band, registry.weight.dead_band);
+        set(&mut options.damping.min_interval, registry.weight.min_interval.map(|Parsed(span)| span.0));
+        Ok(options)
+    }
+
+    fn credentials(
+        &self,
+        user: Option<Spanned<String>>,
+        password: Option<Spanned<Parsed<Secret>>>,
+        password_file: Option<Spanned<String>>,
+    ) -> Result<Option<Credentials>, String> {
+        match (user, password, password_file) {
+            (None, None, None) => Ok(None),
+            (None, Some(at), _) => Err(self.wrong(&at, "password: needs etcd.user")),
+            (None, None, Some(at)) => Err(self.wrong(&at, "password_file: needs etcd.user")),
+            (Some(at), None, None) => Err(self.wrong(&at, "user: needs etcd.password or etcd.password_file")),
+            (Some(_), Some(_), Some(at)) => {
+                Err(self.wrong(&at, "password_file: stands beside password; one of them is enough"))
+            }
+            (Some(user), Some(password), None) => {
+                Ok(Some(Credentials { user: user.value, password: password.value.0.0 }))
+            }
+            (Some(user), None, Some(file)) => {
+                let bytes = self.read("password_file", &file)?;
+                let text = String::from_utf8(bytes).map_err(|_| self.wrong(&file, "password_file: must be UTF-8"))?;
+                Ok(Some(Credentials { user: user.value, password: text.trim_end_matches(['\r', '\n']).to_owned() }))
+            }
+        }
+    }
+
+    fn tls(&self, tls: yaml::Tls) -> Result<Tls, String> {
+        let identity_pem = match (&tls.cert, &tls.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((self.read("cert", cert)?, self.read("key", key)?)),
+            (Some(alone), None) => return Err(self.wrong(alone, "cert: needs etcd.tls.key")),
+            (None, Some(alone)) => return Err(self.wrong(alone, "key: needs etcd.tls.cert")),
+        };
+        let ca_pem = tls.ca.as_ref().map(|ca| self.read("ca", ca)).transpose()?;
+        Ok(Tls { ca_pem, identity_pem, server_name: tls.server_name })
+    }
+
+    fn read(&self, key: &str, path: &Spanned<String>) -> Result<Vec<u8>, String> {
+        let full = self.folder.join(&path.value);
+        std::fs::read(&full)
+            .map_err(|error| self.wrong(path, format!("{key}: cannot read {}: {error}", full.display())))
+    }
+
+    fn services(&self, listed: Spanned<Vec<yaml::Service>>) -> Result<Vec<Spec>, String> {
+        if listed.value.is_empty() {
+            return Err(self.wrong(&listed, "services: must list at least one"));
+        }
+        let mut listeners = HashMap::new();
+        let mut published = HashMap::new();
+        let mut specs = Vec::with_capacity(listed.value.len());
+        for written in listed.value {
+            let name_line = written.name.referenced.line();
+            let listen_line = written.listen.referenced.line();
+            let spec = self.service(written)?;
+            spec.check_advertise().map_err(|said| at_line(self.file, listen_line, &format!("listen: {said}")))?;
+            if spec.listen.port() != 0
+                && let Some(line) = listeners.insert(spec.listen, listen_line)
+            {
+                let said = format!("listen: {} is the listener of line {line} already", spec.listen);
+                return Err(at_line(self.file, listen_line, &said));
+            }
+            if let Some(addr) = spec.advertised(spec.listen)
+                && let Some(line) = published.insert((spec.name.clone(), addr.clone()), name_line)
+            {
+                let said = format!("name: {} at {addr} is the service of line {line} already", spec.name);
+                return Err(at_line(self.file, name_line, &said));
+            }
+            specs.push(spec);
+        }
+        Ok(specs)
+    }
+
+    fn service(&self, written: yaml::Service) -> Result<Spec, String> {
+        let Parsed(name) = written.name.value;
+        let Parsed(Listen(listen)) = written.listen.value;
+        let mut spec = Spec::new(name, self.folder.join(written.component.value), listen);
+        spec.advertise = written.advertise.map(|at| at.value.0);
+        set(&mut spec.version, written.version.map(|Parsed(version)| version));
+        set(&mut spec.register, written.register.map(|Parsed(register)| register));
+        spec.config = Variables(written.config);
+        spec.env = Variables(written.env);
+        set(&mut spec.allow.names, written.allow.names.map(names));
+        set(&mut spec.allow.discover, written.allow.discover.map(names));
+        set(
+            &mut spec.allow.outbound,
+            written.allow.outbound.map(|hosts| hosts.into_iter().map(|Parsed(host)| host).collect()),
+        );
+        let limits = written.limits;
+        set(&mut spec.limits.memory, limits.memory.map(|Parsed(size)| size.0));
+        set(&mut spec.limits.request_timeout, limits.request_timeout.map(|Parsed(span)| span.0));
+        set(&mut spec.limits.start_timeout, limits.start_timeout.map(|Parsed(span)| span.0));
+        set(&mut spec.limits.stop_timeout, limits.stop_timeout.map(|Parsed(span)| span.0));
+        set(&mut spec.limits.drain_timeout, limits.drain_timeout.map(|Parsed(span)| span.0));
+        if let Some(concurrency) = limits.concurrency {
+            if !(1..=100_000).contains(&concurrency.value) {
+                return Err(
+                    self.wrong(&concurrency, format!("concurrency: must be 1 to 100000, not {}", concurrency.value))
+                );
+            }
+            spec.limits.concurrency = concurrency.value;
+        }
+        Ok(spec)
+    }
+}
+
+/// Replaces a default by what was written, if anything was.
+fn set<T>(field: &mut T, written: Option<T>) {
+    if let Some(value) = written {
+        *field = value;
+    }
+}
+
+fn names(patterns: Vec<Parsed<Pattern>>) -> Names {
+    let mut only = Vec::with_capacity(patterns.len());
+    for Parsed(pattern) in patterns {
+        match pattern {
+            Pattern::Any => return Names::Any,
+            Pattern::Name(name) => only.push(name),
+        }
+    }
+    Names::Only(only)
+}
+
+#[cfg(test)]
+mod tests;

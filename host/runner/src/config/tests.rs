@@ -1,0 +1,189 @@
+//! What a configuration file may say, and what is said of one that is wrong.
+
+use std::{path::Path, time::Duration};
+
+use leasehold::{LoadSource, Ownership};
+use leasehold_wasmtime::Names;
+
+use super::{Config, Register};
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse("c.yaml", text, Path::new("/conf"))
+}
+
+fn error(text: &str) -> String {
+    let error = parse(text).expect_err(text);
+    assert!(!error.contains('\n'), "{error}");
+    error
+}
+
+const SMALLEST: &str = "services:\n  - name: greeter\n    component: greeter.wasm\n    listen: 127.0.0.1:10002\n";
+
+fn with(lines: &str) -> String {
+    format!("{SMALLEST}{lines}")
+}
+
+#[test]
+fn the_smallest_file_has_defaults() {
+    let config = parse(SMALLEST).unwrap();
+    assert_eq!(config.registrar.endpoints, ["http://127.0.0.1:2379"]);
+    assert!(!config.etcd_required);
+    let [spec] = config.services.as_slice() else { panic!("one service") };
+    assert_eq!(spec.component, Path::new("/conf/greeter.wasm"));
+    assert_eq!(spec.register, Register::Component);
+    assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "127.0.0.1:10002");
+    assert_eq!(spec.limits.memory, 64 << 20);
+    assert!(matches!(&spec.allow.names, Names::Only(names) if names == std::slice::from_ref(&spec.name)));
+    assert!(matches!(&spec.allow.discover, Names::Only(names) if names.is_empty()));
+}
+
+#[test]
+fn every_key_has_its_place() {
+    let config = parse(
+        r#"
+etcd:
+  endpoints: [http://10.0.0.1:2379, "http://10.0.0.2:2379/"]
+  dial_timeout: 1s
+  request_timeout: 2500ms
+  user: root
+  password: 12345
+  tls: { server_name: etcd.local }
+  required: true
+registry: { layout: seed, ttl: 1m, ownership: refuse, weight: { fixed: 50, dead_band: 3, min_interval: 20s } }
+services:
+  - name: greeter
+    component: /abs/greeter.wasm
+    listen: 0.0.0.0:10002
+    advertise: 10.0.0.9:10002
+    version: v1
+    register: host
+    config: { greeting: hello, number: 5, flag: true }
+    env: { LANG: C }
+    allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
+    limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, drain_timeout: 6s }
+"#,
+    )
+    .unwrap();
+    let options = &config.registrar;
+    assert_eq!(options.endpoints, ["http://10.0.0.1:2379", "http://10.0.0.2:2379"]);
+    assert_eq!(options.dial_timeout, Duration::from_secs(1));
+    assert_eq!(options.request_timeout, Duration::from_millis(2500));
+    assert_eq!(options.credentials.as_ref().unwrap().password, "12345");
+    assert_eq!(options.ttl.seconds(), 60);
+    assert_eq!(options.ownership, Ownership::Refuse);
+    assert!(matches!(options.load, LoadSource::Fixed(weight) if weight.value() == 50));
+    assert_eq!((options.damping.dead_band, options.damping.min_interval), (3, Duration::from_secs(20)));
+    assert!(config.etcd_required);
+    let spec = &config.services[0];
+    assert_eq!(spec.component, Path::new("/abs/greeter.wasm"));
+    assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "10.0.0.9:10002");
+    assert_eq!(spec.register, Register::Host);
+    assert_eq!(spec.config.0["number"], "5");
+    assert_eq!(spec.config.0["flag"], "true");
+    assert!(matches!(spec.allow.discover, Names::Any));
+    assert_eq!((spec.allow.outbound[1].name.as_str(), spec.allow.outbound[1].port), ("[::1]", Some(8080)));
+    assert_eq!((spec.limits.memory, spec.limits.concurrency), (16 << 20, 7));
+    assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let said = error(&with("    memroy: 5\n"));
+    assert!(said.starts_with("c.yaml:5: unknown key \"memroy\"; known here: name, component, listen"), "{said}");
+    let said = error(&with("    limits:\n      memroy: 5\n"));
+    assert!(said.starts_with("c.yaml:6: unknown key \"memroy\"; known here: memory"), "{said}");
+    let said = error(&with("colour: red\n"));
+    assert!(said.starts_with("c.yaml:5: unknown key \"colour\""), "{said}");
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_key_and_line() {
+    let cases = [
+        ("    limits: { memory: 1MiB, request_timeout: 10 }\n", "c.yaml:5: request_timeout: must be a duration"),
+        ("    limits:\n      memory: lots\n", "c.yaml:6: memory: must be a size"),
+        ("    limits: { concurrency: 0 }\n", "c.yaml:5: concurrency: must be 1 to 100000, not 0"),
+        ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be"),
+        ("    register: maybe\n", "c.yaml:5: register: must be one of: component, host, off"),
+        ("    advertise: 0.0.0.0:80\n", "c.yaml:5: advertise: addr must be an address that a client can dial"),
+        ("    version: a/b\n", "c.yaml:5: version must be visible ASCII"),
+        ("    config: [a]\n", "c.yaml:5: config: must be"),
+        ("registry: { ttl: 500ms }\n", "c.yaml:5: ttl: must be whole seconds"),
+        ("registry:\n  layout: consul\n", "c.yaml:6: layout"),
+        ("registry:\n  weight: { fixed: 101 }\n", "c.yaml:6: fixed: weight must be 1 to 100"),
+        ("etcd: { endpoints: [127.0.0.1:2379] }\n", "c.yaml:5: endpoints: must be http://host:port"),
+        ("etcd: { endpoints: [] }\n", "c.yaml:5: endpoints: must name at least one"),
+        ("etcd:\n  required: maybe\n", "c.yaml:6: required: must be"),
+        ("etcd:\n  password: hunter2\n", "c.yaml:6: password: needs etcd.user"),
+        ("etcd:\n  user: root\n", "c.yaml:6: user: needs etcd.password"),
+        (
+            "etcd:\n  user: root\n  password_file: /does/not/exist\n",
+            "c.yaml:7: password_file: cannot read /does/not/exist",
+        ),
+        ("etcd: { tls: { ca: nope.pem } }\n", "c.yaml:5: ca: cannot read /conf/nope.pem"),
+        ("etcd: { tls: { key: nope.pem } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
+        ("admin: { listen: 127.0.0.1:9090 }\n", "c.yaml:5: admin: there is no admin endpoint"),
+    ];
+    for (lines, start) in cases {
+        let said = error(&with(lines));
+        assert!(said.starts_with(start), "{lines}: {said}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    let said = error("services:\n  - name: greeter\n    listen: 127.0.0.1:1\n");
+    assert!(said.contains("the key \"component\" is missing"), "{said}");
+    assert!(said.starts_with("c.yaml:3:"), "{said}");
+    let said = error("etcd: {}\n");
+    assert!(said.contains("the key \"services\" is missing"), "{said}");
+    assert!(error("services: []\n").starts_with("c.yaml:1: services: must list at least one"));
+}
+
+#[test]
+fn what_is_not_yaml_is_said_with_its_line() {
+    let said = error("services:\n  - name: [\n");
+    assert!(said.starts_with("c.yaml:"), "{said}");
+    assert!(error("").starts_with("c.yaml"));
+    assert!(error("- a\n").starts_with("c.yaml:1"));
+}
+
+#[test]
+fn a_bad_listener_is_refused() {
+    let service = |listen: &str, more: &str| {
+        format!("services:\n  - name: a\n    component: a.wasm\n    listen: {listen}\n{more}")
+    };
+    assert!(error(&service("localhost:80", "")).starts_with("c.yaml:4: listen: must be an IP address and a port"));
+    let wildcard = error(&service("0.0.0.0:80", ""));
+    assert!(wildcard.starts_with("c.yaml:4: listen: no client can dial 0.0.0.0:80"), "{wildcard}");
+    assert!(parse(&service("0.0.0.0:80", "    register: off\n")).is_ok());
+    assert!(parse(&service("\"[::]:80\"", "    advertise: a:80\n")).is_ok());
+    assert!(parse(&service("127.0.0.1:0", "")).is_ok());
+}
+
+#[test]
+fn two_services_share_neither_listener_nor_key() {
+    let two = |name: &str, listen: &str, more: &str| {
+        with(&format!("  - name: {name}\n    component: b.wasm\n    listen: {listen}\n{more}"))
+    };
+    assert!(parse(&two("other", "127.0.0.1:10003", "")).is_ok());
+    let said = error(&two("other", "127.0.0.1:10002", ""));
+    assert_eq!(said, "c.yaml:7: listen: 127.0.0.1:10002 is the listener of line 4 already");
+    let said = error(&two("greeter", "127.0.0.1:10003", "    advertise: 127.0.0.1:10002\n"));
+    assert_eq!(said, "c.yaml:5: name: greeter at 127.0.0.1:10002 is the service of line 2 already");
+}
+
+#[test]
+fn a_secret_is_shown_by_nothing() {
+    let config = parse(&with("    config: { token: hunter2 }\netcd: { user: root, password: hunter2 }\n")).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    for bad in [
+        "etcd: { user: root, password: [hunter2] }\n",
+        "etcd:\n  user: root\n  password: hunter2\n  pasword: hunter2\n",
+        "etcd: { endpoints: [\"http://root:hunter2@h:2379\"] }\n",
+        "etcd: { user: root, password: hunter2, required: hunter3 }\n",
+        "    config: { token: [hunter2] }\n",
+    ] {
+        let said = error(&with(bad));
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}

@@ -1,0 +1,154 @@
+//! The one wasmtime engine of the process, and the one linker that says what components can import.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context, anyhow};
+use leasehold_wasmtime::RegistryView;
+use wasmtime::{
+    Cache, CacheConfig, Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    component::{Linker, ResourceTable},
+};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_config::WasiConfig;
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::{
+    config::Spec,
+    guest::{Guest, Host},
+};
+
+/// How long a component computes before it yields to its neighbours; also how exact its deadlines are.
+const TICK: Duration = Duration::from_millis(5);
+
+/// More slots than this do not fit into the address space; memory is then reserved per instance.
+const MAX_POOLED_SLOTS: u64 = 4096;
+
+/// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
+const CORES_PER_COMPONENT: u32 = 8;
+
+/// The engine with its linker.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    pub(crate) wasmtime: wasmtime::Engine,
+    pub(crate) linker: Linker<Host>,
+}
+
+impl Engine {
+    /// An engine with room for these services, none for a look at components only.
+    pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
+        let wasmtime = match pool(services) {
+            None => wasmtime::Engine::new(&config()),
+            Some(pool) => {
+                let mut pooled = config();
+                pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+                wasmtime::Engine::new(&pooled).or_else(|error| {
+                    tracing::debug!(%error, "no pool can be reserved; memory is reserved per instance");
+                    wasmtime::Engine::new(&config())
+                })
+            }
+        };
+        let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
+        let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
+        tick(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
+        Ok(Self { wasmtime, linker })
+    }
+
+    /// A store for one instance of `guest`, which yields at every tick.
+    pub(crate) fn store(&self, host: Host) -> Store<Host> {
+        let mut store = Store::new(&self.wasmtime, host);
+        store.limiter(|host| &mut host.limits);
+        store.epoch_deadline_async_yield_and_update(1);
+        store.set_epoch_deadline(1);
+        store
+    }
+}
+
+/// wasmtime has an error type of its own.
+#[expect(clippy::needless_pass_by_value, reason = "as map_err wants it")]
+fn foreign(error: wasmtime::Error) -> anyhow::Error {
+    anyhow!("{error:#}")
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config.wasm_component_model_async(true);
+    config.epoch_interruption(true);
+    config.cache(cache());
+    config
+}
+
+/// Compiled components, kept in the user's cache folder. Only this host writes there.
+fn cache() -> Option<Cache> {
+    let opened = cache_folder().context("neither XDG_CACHE_HOME nor HOME is an absolute path").and_then(|folder| {
+        let mut config = CacheConfig::new();
+        config.with_directory(folder);
+        Cache::new(config).map_err(foreign)
+    });
+    opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
+}
+
+fn cache_folder() -> Option<PathBuf> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| {
+            let home = absolute("HOME")?;
+            Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
+        })
+        .map(|folder| folder.join("leasehold"))
+}
+
+/// A pool with a slot for every instance that the services may have at a time; `None` when it would not fit.
+fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
+    let slots: u64 = services.iter().map(|spec| u64::from(Guest::slots(&spec.limits)) + 1).sum();
+    let slots = u32::try_from(slots).ok().filter(|&slots| slots > 0 && u64::from(slots) <= MAX_POOLED_SLOTS)?;
+    let memory = services.iter().map(|spec| spec.limits.memory).max()?;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots * CORES_PER_COMPONENT)
+        .total_tables(slots * CORES_PER_COMPONENT)
+        .total_memories(slots * 2)
+        .total_stacks(slots * 2)
+        .max_memory_size(memory);
+    Some(pool)
+}
+
+fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    // All of WASI is linked because a plain Rust component imports most of it; what it may use of it is in `Guest`.
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(host.config.as_ref()))?;
+    leasehold_wasmtime::add_to_linker(&mut linker, |host: &mut Host| RegistryView {
+        ctx: &host.registry,
+        table: &mut host.table,
+    })?;
+    Ok(linker)
+}
+
+/// Advances the epoch until the engine is gone.
+fn tick(engine: EngineWeak) -> std::io::Result<()> {
+    let ticks = move || {
+        while let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            thread::sleep(TICK);
+        }
+    };
+    thread::Builder::new().name("epoch".to_owned()).spawn(ticks).map(drop)
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
+        WasiCtxView { ctx, table }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        let ctx: &mut WasiHttpCtx = &mut self.http;
+        WasiHttpCtxView { ctx, table: &mut self.table, hooks: &mut self.outbound }
+    }
+}

@@ -1,0 +1,112 @@
+//! What one service's component is given: nothing but what its policy says.
+
+use std::{sync::Arc, time::Duration};
+
+use leasehold::{Addr, Registrar, ServiceName};
+use leasehold_wasmtime::{Policy, RegistryCtx};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use wasmtime::{StoreLimits, StoreLimitsBuilder, component::ResourceTable};
+use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi_config::WasiConfigVariables;
+use wasmtime_wasi_http::WasiHttpCtx;
+
+use crate::{
+    config::{Limits, Spec},
+    outbound::Outbound,
+    output::Output,
+};
+
+/// The most registrations of one component.
+const MAX_REGISTRATIONS: usize = 100;
+/// The longest time to live that a component may ask for.
+const MAX_TTL: Duration = Duration::from_secs(3600);
+/// The most elements in one table of a component.
+const MAX_TABLE_ELEMENTS: usize = 20_000;
+
+/// What all instances of one service share.
+pub(crate) struct Guest {
+    name: ServiceName,
+    env: Vec<(String, String)>,
+    config: Arc<WasiConfigVariables>,
+    outbound: Outbound,
+    memory: usize,
+    /// The registrations of the service, which outlive its instances.
+    pub(crate) registry: RegistryCtx,
+    /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
+    pub(crate) ended: CancellationToken,
+    slots: Arc<Semaphore>,
+}
+
+/// What the store of one instance carries.
+pub(crate) struct Host {
+    pub(crate) wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    pub(crate) http: WasiHttpCtx,
+    pub(crate) outbound: Outbound,
+    pub(crate) config: Arc<WasiConfigVariables>,
+    pub(crate) registry: RegistryCtx,
+    pub(crate) limits: StoreLimits,
+    /// Given back when the store is dropped.
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Guest {
+    /// `published` is the address under which clients find the service.
+    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar) -> Self {
+        let policy = Policy {
+            names: spec.allow.names.clone(),
+            discover: spec.allow.discover.clone(),
+            addr: published.first().cloned(),
+            addrs: published.to_vec(),
+            max_registrations: MAX_REGISTRATIONS,
+            max_ttl: MAX_TTL,
+            ..Policy::default()
+        };
+        let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
+        Self {
+            name: spec.name.clone(),
+            env: pairs(&spec.env),
+            config: Arc::new(pairs(&spec.config).into_iter().collect()),
+            outbound: Outbound::new(&spec.allow.outbound, spec.limits.request_timeout),
+            memory: spec.limits.memory,
+            registry: RegistryCtx::new(registrar, policy),
+            ended: CancellationToken::new(),
+            slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
+        }
+    }
+
+    /// How many instances answer requests at a time. More than requests at a time, since an instance may outlive the
+    /// request whose client went away.
+    pub(crate) fn slots(limits: &Limits) -> u32 {
+        limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
+    }
+
+    /// The host side of an instance that answers requests, once there is a slot for it.
+    pub(crate) async fn host_for_requests(&self) -> Host {
+        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
+        self.host(Some(slot))
+    }
+
+    /// The host side of the one instance that lives as long as the service.
+    pub(crate) fn host_for_life(&self) -> Host {
+        self.host(None)
+    }
+
+    fn host(&self, slot: Option<OwnedSemaphorePermit>) -> Host {
+        let mut wasi = WasiCtx::builder();
+        wasi.envs(&self.env);
+        wasi.stdout(Output::stdout(self.name.clone()));
+        wasi.stderr(Output::stderr(self.name.clone()));
+        Host {
+            wasi: wasi.build(),
+            table: ResourceTable::new(),
+            http: WasiHttpCtx::new(),
+            outbound: self.outbound.clone(),
+            config: Arc::clone(&self.config),
+            registry: self.registry.clone(),
+            limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
+            _slot: slot,
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The listener of one service: connections, their limits, and their orderly end.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::door::Door;
+
+/// Connections of one service at a time; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 4096;
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: u32 = 1024;
+/// How long a client may take to send a request's headers, and how long an idle connection is kept.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a silent HTTP/2 connection is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// What a client may send as headers, at most.
+const MAX_HEADER_BYTES: u32 = 64 * 1024;
+/// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long connections that were cut may take to notice.
+const CUT: Duration = Duration::from_secs(1);
+
+/// Binds a listener; the error is for the operator.
+pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    // A port whose last owner just ended is free; one that is in use is still refused.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+/// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
+pub(crate) struct Server {
+    /// No further connections.
+    closing: CancellationToken,
+    /// No further patience.
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Serves `listener` through `door` until `close`.
+    pub(crate) fn start(listener: TcpListener, door: Arc<Door>) -> Self {
+        let server =
+            Self { closing: CancellationToken::new(), cut: CancellationToken::new(), tasks: TaskTracker::new() };
+        let connections = Connections {
+            door,
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            graceful: GracefulShutdown::new(),
+            cut: server.cut.clone(),
+            tasks: server.tasks.clone(),
+        };
+        server.tasks.spawn(connections.accept(listener, server.closing.clone()));
+        server
+    }
+
+    /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
+    pub(crate) async fn close(self, deadline: Duration) -> bool {
+        self.closing.cancel();
+        self.tasks.close();
+        let all = timeout(deadline, self.tasks.wait()).await.is_ok();
+        if !all {
+            self.cut.cancel();
+            // What does not notice in time ends with the process.
+            let _ = timeout(CUT, self.tasks.wait()).await;
+        }
+        all
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        if !self.tasks.is_closed() {
+            self.cut.cancel();
+        }
+    }
+}
+
+/// The accepting task.
+struct Connections {
+    door: Arc<Door>,
+    permits: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Connections {
+    async fn accept(self, listener: TcpListener, closing: CancellationToken) {
+        loop {
+            let next = async {
+                let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
+                listener.accept().await.map(|(stream, _)| (stream, permit))
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = closing.cancelled() => break,
+                accepted = next => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => self.connection(stream, permit),
+                Err(error) => {
+                    tracing::warn!(service = %self.door.name(), %error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        let cut = self.cut.clone();
+        tokio::select! {
+            () = cut.cancelled() => {}
+            () = self.graceful.shutdown() => {}
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        // Small pieces of an answer are not held back for larger ones.
+        let _ = stream.set_nodelay(true);
+        let door = Arc::clone(&self.door);
+        let requests = service_fn(move |request: hyper::Request<Incoming>| {
+            let door = Arc::clone(&door);
+            async move { Ok::<_, Infallible>(door.answer(request).await) }
+        });
+        let connection = self.protocols().serve_connection(TokioIo::new(stream), requests).into_owned();
+        let connection = self.graceful.watch(connection);
+        let (cut, name) = (self.cut.clone(), self.door.name().clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cut.cancelled() => {}
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(service = %name, error, "a connection broke");
+                    }
+                }
+            }
+            drop(permit);
+        });
+    }
+
+    /// HTTP/1.1 and h2c on one port: the first bytes tell them apart.
+    fn protocols(&self) -> auto::Builder<Tracked> {
+        let mut builder = auto::Builder::new(Tracked(self.tasks.clone()));
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES as usize);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_streams(self.door.most_requests());
+        builder
+    }
+}
+
+/// hyper's way to spawn the streams of an HTTP/2 connection, through the tracker like everything else.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}

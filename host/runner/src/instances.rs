@@ -1,0 +1,141 @@
+//! The instances that answer the requests of one service: made when needed, reused where that is safe, ended in time.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use leasehold::ServiceName;
+use tokio::time::{Sleep, sleep, timeout};
+use wasmtime::{Store, StoreContextMut, component::GuestTaskId, format_err};
+use wasmtime_wasi_http::{
+    WasiHttpView,
+    handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus},
+};
+
+use crate::{
+    component::cause,
+    engine::Engine,
+    guest::{Guest, Host},
+};
+
+/// How long an idle instance is kept for a further request.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What `ProxyHandler` asks for when it needs an instance.
+pub(crate) struct Instances {
+    pub(crate) name: ServiceName,
+    pub(crate) engine: Engine,
+    pub(crate) pre: ProxyPre<Host>,
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) request_timeout: Duration,
+}
+
+impl HandlerState for Instances {
+    type StoreData = Host;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<Host, Expiration, Worker>> {
+        let made = async {
+            let mut store = self.engine.store(self.guest.host_for_requests().await);
+            let proxy = self.pre.instantiate_async(&mut store).await?;
+            wasmtime::error::Ok((store, proxy))
+        };
+        let made = timeout(self.request_timeout, made).await;
+        let (store, proxy) =
+            made.map_err(|_| format_err!("instantiation took longer than {:?}", self.request_timeout))??;
+        Ok(Instance {
+            store,
+            proxy,
+            view: WasiHttpView::http,
+            expiration: Expiration { request_timeout: self.request_timeout, sleep: Box::pin(sleep(IDLE)) },
+            state: Worker {
+                name: self.name.clone(),
+                guest: Arc::clone(&self.guest),
+                reuse: Reuse::of(&self.pre),
+                request_timeout: self.request_timeout,
+            },
+        })
+    }
+}
+
+/// How many requests one instance answers, as `wasmtime serve` has it: a 0.2 component may count on a fresh start.
+#[derive(Clone, Copy)]
+struct Reuse {
+    total: usize,
+    concurrent: usize,
+}
+
+impl Reuse {
+    fn of(pre: &ProxyPre<Host>) -> Self {
+        match pre {
+            ProxyPre::P2(_) => Self { total: 1, concurrent: 1 },
+            ProxyPre::P3(_) => Self { total: 128, concurrent: 16 },
+        }
+    }
+}
+
+/// The end of an instance that idles, or whose last request is overdue. It is polled outside of the component, so that
+/// one that computes for ever ends as well.
+pub(crate) struct Expiration {
+    request_timeout: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        let allowed = match status {
+            WorkerStatus::Idle => IDLE,
+            WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_timeout,
+        };
+        let deadline = (start + allowed).into();
+        if self.sleep.deadline() != deadline {
+            self.sleep.as_mut().reset(deadline);
+        }
+        self.sleep.as_mut().poll(cx)
+    }
+}
+
+/// One instance as `ProxyHandler` drives it.
+pub(crate) struct Worker {
+    name: ServiceName,
+    guest: Arc<Guest>,
+    reuse: Reuse,
+    request_timeout: Duration,
+}
+
+impl WorkerState for Worker {
+    type StoreData = Host;
+    type RequestData = ();
+
+    fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
+        if total >= self.reuse.total {
+            ShouldAccept::Never
+        } else if concurrent >= self.reuse.concurrent {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    fn on_request_start(
+        &self,
+        _: StoreContextMut<'_, Host>,
+        (): (),
+        _: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        Box::pin(sleep(self.request_timeout))
+    }
+
+    fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
+        if let Err(error) = result
+            && !self.guest.ended.is_cancelled()
+        {
+            tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
+        }
+        drop(store);
+    }
+}

@@ -1,0 +1,92 @@
+//! Which hosts a component may send HTTP requests to: those that its policy lists, and no other.
+
+use std::{sync::Arc, time::Duration};
+
+use http::uri::{Authority, Scheme};
+use http_body_util::BodyExt;
+use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks, default_send_request};
+
+use crate::config::Host;
+
+/// The outbound part of a policy, as a hook of `wasi:http`.
+#[derive(Clone)]
+pub(crate) struct Outbound {
+    hosts: Arc<[Host]>,
+    /// No outgoing request waits longer than this for anything.
+    timeout: Duration,
+}
+
+type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+
+impl Outbound {
+    pub(crate) fn new(hosts: &[Host], timeout: Duration) -> Self {
+        Self { hosts: hosts.into(), timeout }
+    }
+
+    fn allows(&self, authority: &Authority, scheme: Option<&Scheme>) -> bool {
+        let default_port = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
+        let port = authority.port_u16().unwrap_or(default_port);
+        let name = authority.host();
+        self.hosts.iter().any(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
+    }
+
+    fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
+        let bound = |asked: Option<Duration>| Some(asked.map_or(self.timeout, |asked| asked.min(self.timeout)));
+        let asked = options.unwrap_or_default();
+        RequestOptions {
+            connect_timeout: bound(asked.connect_timeout),
+            first_byte_timeout: bound(asked.first_byte_timeout),
+            between_bytes_timeout: bound(asked.between_bytes_timeout),
+        }
+    }
+}
+
+impl WasiHttpHooks for Outbound {
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Io,
+    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Io)>> + Send> {
+        let uri = request.uri();
+        let allowed = uri.authority().is_some_and(|authority| {
+            // A user in the authority would be parsed by others in other ways.
+            !authority.as_str().contains('@') && self.allows(authority, uri.scheme())
+        });
+        if !allowed {
+            let authority = uri.authority().map_or("", Authority::as_str);
+            tracing::debug!(to = authority, "an outgoing request is not in allow.outbound");
+            return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
+        }
+        let options = self.bounded(options);
+        Box::new(async move {
+            let (response, io) = default_send_request(request, Some(options)).await?;
+            Ok((response.map(BodyExt::boxed_unsync), Box::new(io) as Io))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::uri::Scheme;
+
+    use super::Outbound;
+
+    #[test]
+    fn only_listed_hosts_are_reached() {
+        let hosts = ["api.example", "127.0.0.1:8080", "[::1]:80"].map(|host| host.parse().unwrap());
+        let outbound = Outbound::new(&hosts, Duration::from_secs(1));
+        let allows = |authority: &str, scheme| outbound.allows(&authority.parse().unwrap(), Some(&scheme));
+        assert!(allows("api.example", Scheme::HTTPS));
+        assert!(allows("API.example:8443", Scheme::HTTP));
+        assert!(allows("127.0.0.1:8080", Scheme::HTTP));
+        assert!(allows("[::1]", Scheme::HTTP));
+        assert!(!allows("[::1]", Scheme::HTTPS));
+        assert!(!allows("127.0.0.1", Scheme::HTTP));
+        assert!(!allows("127.0.0.1:8081", Scheme::HTTP));
+        assert!(!allows("evil.api.example", Scheme::HTTP));
+        assert!(!allows("api.example.evil", Scheme::HTTP));
+    }
+}

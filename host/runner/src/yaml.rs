@@ -1,0 +1,194 @@
+//! The configuration file as it is written: its keys, and where in it a mistake stands.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
+use serde::Deserialize;
+use serde_saphyr::{Error, Spanned};
+
+use crate::{
+    config::{Endpoint, Host, Pattern, Register},
+    units::{Parsed, Secret, Size, Span},
+};
+
+/// The whole file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct File {
+    #[serde(default)]
+    pub(crate) etcd: Etcd,
+    #[serde(default)]
+    pub(crate) registry: Registry,
+    pub(crate) admin: Option<Spanned<serde::de::IgnoredAny>>,
+    pub(crate) services: Spanned<Vec<Service>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Etcd {
+    pub(crate) endpoints: Option<Spanned<Vec<Parsed<Endpoint>>>>,
+    pub(crate) dial_timeout: Option<Parsed<Span>>,
+    pub(crate) request_timeout: Option<Parsed<Span>>,
+    pub(crate) user: Option<Spanned<String>>,
+    pub(crate) password: Option<Spanned<Parsed<Secret>>>,
+    pub(crate) password_file: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(crate) tls: Tls,
+    #[serde(default)]
+    pub(crate) required: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub(crate) ca: Option<Spanned<String>>,
+    pub(crate) cert: Option<Spanned<String>>,
+    pub(crate) key: Option<Spanned<String>>,
+    pub(crate) server_name: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Registry {
+    pub(crate) layout: Option<Parsed<Layout>>,
+    pub(crate) ttl: Option<Parsed<WholeSeconds>>,
+    pub(crate) ownership: Option<Parsed<Ownership>>,
+    #[serde(default)]
+    pub(crate) weight: Weight,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Weight {
+    pub(crate) fixed: Option<Parsed<FixedWeight>>,
+    pub(crate) dead_band: Option<u32>,
+    pub(crate) min_interval: Option<Parsed<Span>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Service {
+    pub(crate) name: Spanned<Parsed<ServiceName>>,
+    pub(crate) component: Spanned<String>,
+    pub(crate) listen: Spanned<Parsed<Listen>>,
+    pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
+    pub(crate) version: Option<Parsed<Version>>,
+    pub(crate) register: Option<Parsed<Register>>,
+    #[serde(default)]
+    pub(crate) config: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(crate) allow: Allow,
+    #[serde(default)]
+    pub(crate) limits: Limits,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Allow {
+    pub(crate) names: Option<Vec<Parsed<Pattern>>>,
+    pub(crate) discover: Option<Vec<Parsed<Pattern>>>,
+    pub(crate) outbound: Option<Vec<Parsed<Host>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) memory: Option<Parsed<Size>>,
+    pub(crate) request_timeout: Option<Parsed<Span>>,
+    pub(crate) concurrency: Option<Spanned<u32>>,
+    pub(crate) start_timeout: Option<Parsed<Span>>,
+    pub(crate) stop_timeout: Option<Parsed<Span>>,
+    pub(crate) drain_timeout: Option<Parsed<Span>>,
+}
+
+/// The address of a listener.
+#[derive(Clone, Copy)]
+pub(crate) struct Listen(pub(crate) SocketAddr);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| format!("must be an IP address and a port such as 127.0.0.1:8080, not {text:?}"))
+    }
+}
+
+/// A time to live, written as a duration.
+pub(crate) struct WholeSeconds(pub(crate) Ttl);
+
+impl std::str::FromStr for WholeSeconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        if span.subsec_nanos() != 0 {
+            return Err(format!("must be whole seconds, not {text:?}"));
+        }
+        Ttl::try_from(span.as_secs()).map(Self).map_err(|invalid| invalid.to_string())
+    }
+}
+
+/// A weight that does not follow the load.
+pub(crate) struct FixedWeight(pub(crate) leasehold::Weight);
+
+impl std::str::FromStr for FixedWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number: u32 = text.parse().map_err(|_| format!("must be 1 to 100, not {text:?}"))?;
+        number.try_into().map(Self).map_err(|invalid: leasehold::Invalid| invalid.to_string())
+    }
+}
+
+/// Reads the text of a configuration file. The error says which line and key, never the text around it, which may
+/// hold a secret.
+pub(crate) fn parse(file: &str, text: &str) -> Result<File, String> {
+    serde_saphyr::from_str(text).map_err(|error| explain(file, text, &error))
+}
+
+fn explain(file: &str, text: &str, error: &Error) -> String {
+    let error = error.without_snippet();
+    let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+    let said = match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            return at_line(file, line, &format!("unknown key {field:?}; known here: {}", expected.join(", ")));
+        }
+        Error::SerdeMissingField { field, .. } => return at_line(file, line, &format!("the key {field:?} is missing")),
+        Error::Message { msg, .. } => msg.clone(),
+        Error::SerdeInvalidType { expected, .. } => format!("must be {expected}"),
+        Error::SerdeInvalidValue { expected, .. } => format!("must be {expected}"),
+        Error::InvalidScalar { ty, .. } => format!("must be {ty}"),
+        Error::InvalidBooleanStrict { .. } => "must be true or false".to_owned(),
+        Error::Unexpected { expected, .. } => format!("must be {expected}"),
+        other => {
+            let said = other.to_string();
+            said.split(" at line ").next().unwrap_or(&said).to_owned()
+        }
+    };
+    match key_at(text, line, column) {
+        Some(key) if !said.starts_with(&format!("{key} ")) => at_line(file, line, &format!("{key}: {said}")),
+        _ => at_line(file, line, &said),
+    }
+}
+
+/// A mistake with the place where it stands.
+pub(crate) fn at_line(file: &str, line: u64, said: &str) -> String {
+    match line {
+        0 => format!("{file}: {said}"),
+        line => format!("{file}:{line}: {said}"),
+    }
+}
+
+/// The key whose value stands at this place: the last `key:` before it on its line.
+fn key_at(text: &str, line: u64, column: u64) -> Option<String> {
+    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
+    let before: String = line.chars().take(usize::try_from(column).ok()?).collect();
+    let head = before.rsplit_once(':').map_or(before.as_str(), |(head, _)| head);
+    let key = head.rsplit(|c: char| c.is_whitespace() || "{,-".contains(c)).next()?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    (!key.is_empty() && key.chars().all(legal) && before.contains(':')).then(|| key.to_owned())
+}
