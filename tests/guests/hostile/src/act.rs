@@ -19,16 +19,16 @@ pub(crate) fn act(name: &str) -> Outcome {
     match name {
         "" | "idle" => Ok(String::new()),
 
-        "register" => register(own()).map(|registration| registration.key()),
-        "foreign-name" => refused(ServerNode { name: "somebody-else".into(), ..own() }),
-        "foreign-addr" => refused(ServerNode { addr: "192.0.2.1:80".into(), ..own() }),
-        "slash-in-name" => refused(ServerNode { name: "a/b".into(), ..own() }),
-        "empty-name" => refused(ServerNode { name: String::new(), ..own() }),
-        "no-port" => refused(ServerNode { addr: "127.0.0.1".into(), ..own() }),
-        "wildcard" => refused(ServerNode { addr: "0.0.0.0:8080".into(), ..own() }),
-        "huge-metadata" => refused(ServerNode { metadata: vec![("k".into(), "v".repeat(2 << 20))], ..own() }),
-        "weight-0" => refused(ServerNode { weight: Some(0), ..own() }),
-        "weight-101" => refused(ServerNode { weight: Some(101), ..own() }),
+        "register" => register(&own()).map(|registration| registration.key()),
+        "foreign-name" => refused(&ServerNode { name: "somebody-else".into(), ..own() }),
+        "foreign-addr" => refused(&ServerNode { addr: "192.0.2.1:80".into(), ..own() }),
+        "slash-in-name" => refused(&ServerNode { name: "a/b".into(), ..own() }),
+        "empty-name" => refused(&ServerNode { name: String::new(), ..own() }),
+        "no-port" => refused(&ServerNode { addr: "127.0.0.1".into(), ..own() }),
+        "wildcard" => refused(&ServerNode { addr: "0.0.0.0:8080".into(), ..own() }),
+        "huge-metadata" => refused(&ServerNode { metadata: vec![("k".into(), "v".repeat(2 << 20))], ..own() }),
+        "weight-0" => refused(&ServerNode { weight: Some(0), ..own() }),
+        "weight-101" => refused(&ServerNode { weight: Some(101), ..own() }),
         "ttl-max" => registrar::register(&own(), u32::MAX).map(|registration| registration.key()),
         "thousand" => thousand(),
         "twice" => twice(),
@@ -51,11 +51,11 @@ pub(crate) fn act(name: &str) -> Outcome {
         "grow" => grow(),
         "fail" => Err(Error::Other("told to fail".into())),
         "register-and-trap" => {
-            register(own())?;
+            register(&own())?;
             panic!("told to trap");
         }
         "register-and-fail" => {
-            register(own())?;
+            register(&own())?;
             Err(Error::Other("told to fail".into()))
         }
         unknown => Err(Error::Other(format!("no act is named {unknown:?}"))),
@@ -73,34 +73,34 @@ fn own() -> ServerNode {
     }
 }
 
-fn register(node: ServerNode) -> Result<Registration, Error> {
-    registrar::register(&node, 10)
+fn register(node: &ServerNode) -> Result<Registration, Error> {
+    registrar::register(node, 10)
 }
 
 /// A node that the host must not take; the key, where it does.
-fn refused(node: ServerNode) -> Outcome {
+fn refused(node: &ServerNode) -> Outcome {
     register(node).map(|registration| registration.key())
 }
 
 /// Registers until the host has had enough.
 fn thousand() -> Outcome {
     for i in 0..1000 {
-        register(ServerNode { version: format!("v{i}"), ..own() })?;
+        register(&ServerNode { version: format!("v{i}"), ..own() })?;
     }
     Ok("1000".into())
 }
 
 /// The number of registrations, and the weight, after registering one key twice.
 fn twice() -> Outcome {
-    let first = register(own())?;
-    let second = register(ServerNode { weight: Some(42), ..own() })?;
+    let first = register(&own())?;
+    let second = register(&ServerNode { weight: Some(42), ..own() })?;
     let same = first.key() == second.key();
     Ok(format!("{} {same} {}", registrar::current().len(), first.status().weight))
 }
 
 /// Whether the registration is stopped, and how many are left, after stopping it twice.
 fn stop_twice() -> Outcome {
-    let registration = register(own())?;
+    let registration = register(&own())?;
     registration.stop()?;
     registration.stop()?;
     let stopped = registration.status().state == State::Stopped;
@@ -108,7 +108,7 @@ fn stop_twice() -> Outcome {
 }
 
 fn weight_after_stop() -> Outcome {
-    let registration = register(own())?;
+    let registration = register(&own())?;
     registration.stop()?;
     registration.set_weight(50)?;
     Ok("set".into())
@@ -116,7 +116,7 @@ fn weight_after_stop() -> Outcome {
 
 /// What a handle tells after the end must not trap.
 fn node_after_stop() -> Outcome {
-    let registration = register(own())?;
+    let registration = register(&own())?;
     registration.stop()?;
     Ok(format!("{} {}", registration.key(), registration.node().name))
 }
