@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that cannot go on ends"))]
 
+pub mod fleet;
 pub mod proxy;
 pub mod real;
 pub mod sim;

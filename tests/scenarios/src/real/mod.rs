@@ -1,5 +1,6 @@
 //! A real etcd for one test: its own process, ports, data and certificates, gone with the test.
 
+mod changes;
 mod cluster;
 mod process;
 mod tls;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use self::process::{Process, free_ports};
 use crate::wait::wait_for;
 
+pub use self::changes::{Change, changes, revision};
 pub use self::cluster::Cluster;
 pub use self::tls::{Authority, Pair};
 
@@ -30,6 +32,7 @@ pub struct Options {
     server: Option<Pair>,
     client_authority: Option<String>,
     quota: Option<u64>,
+    max_request: Option<u64>,
 }
 
 impl Options {
@@ -65,6 +68,13 @@ impl Options {
     #[must_use]
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = Some(bytes);
+        self
+    }
+
+    /// Refuses requests beyond so many bytes (`--max-request-bytes`); etcd's default is 1.5 MiB.
+    #[must_use]
+    pub fn max_request(mut self, bytes: u64) -> Self {
+        self.max_request = Some(bytes);
         self
     }
 
@@ -220,6 +230,9 @@ impl Etcd {
         }
         if let Some(quota) = self.options.quota {
             arguments.push(flag("quota-backend-bytes", quota.to_string()));
+        }
+        if let Some(bytes) = self.options.max_request {
+            arguments.push(flag("max-request-bytes", bytes.to_string()));
         }
         if let Some(server) = &self.options.server {
             arguments.push(flag("cert-file", self.file("server.pem", &server.certificate)));

@@ -1,0 +1,283 @@
+//! Users, passwords, tokens and certificates of a real etcd, and endpoints that are no etcd.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::time::Duration;
+
+use etcd_client::Permission;
+use leasehold::{Credentials, Error, Options, Registrar, ServerNode, State, Tls, Unavailable, What};
+use leasehold_scenarios::{
+    fleet::{Fleet, options},
+    real::{Authority, Etcd, Pair},
+    world::SOON,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::{Instant, sleep},
+};
+use tonic::{service::Routes, transport::Server};
+
+/// How long a registration may try.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A machine that does other things too.
+const SLACK: Duration = Duration::from_secs(2);
+/// Nobody ever prints this.
+const PASSWORD: &str = "correct-horse";
+
+fn user() -> ServerNode {
+    ServerNode::new("user", "127.0.0.1:10002").unwrap()
+}
+
+fn as_user(name: &str, password: &str) -> Option<Credentials> {
+    Some(Credentials { user: name.to_owned(), password: password.to_owned() })
+}
+
+/// The way in which registering fails, within the time that it may take.
+async fn failure(options: Options) -> (Unavailable, Duration) {
+    let endpoint = options.endpoints[0].clone();
+    let most = options.register_timeout + SLACK;
+    let registrar = Registrar::start(options).unwrap();
+    let begun = Instant::now();
+    let error = registrar.register(user()).await.unwrap_err();
+    let took = begun.elapsed();
+    assert!(took <= most, "{error}: after {took:?}");
+    assert!(error.to_string().contains(&endpoint), "{error} does not name {endpoint}");
+    report(&error, took);
+    match error {
+        Error::Unavailable(unavailable) => (unavailable, took),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "error texts are for whoever reads the run")]
+fn report(error: &Error, took: Duration) {
+    println!("{error} (after {took:.2?})");
+}
+
+fn impatient(endpoint: String) -> Options {
+    Options { register_timeout: PATIENCE, ..options([endpoint]) }
+}
+
+// Users and tokens.
+
+#[tokio::test]
+async fn self_healing_with_tokens_that_last_five_seconds() {
+    let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).token_ttl(Duration::from_secs(5)).start()).await;
+    let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
+    let mut fleet = Fleet::start(options, etcd.client().await).await;
+    fleet.events();
+    sleep(Duration::from_secs(20)).await;
+    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    assert_eq!(fleet.changes().await, [], "watchers were told of these");
+    let late = fleet.registrar.register(user()).await.unwrap();
+    late.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn self_healing_after_an_etcd_with_users_lost_its_data() {
+    let mut etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
+    let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
+    let mut fleet = Fleet::start(options, etcd.client().await).await;
+    for keep_data in [true, false] {
+        // Tokens live in etcd's memory: those from before are worth nothing.
+        Box::pin(etcd.restart(keep_data)).await;
+        fleet.stands().await;
+        fleet.is_renewed(1).await;
+    }
+}
+
+#[tokio::test]
+async fn bounded_a_wrong_password_is_told_at_once_and_never_printed() {
+    let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
+    let secret = "wrong-battery";
+    for credentials in [as_user("alice", secret), as_user("nobody", secret), None] {
+        let options = Options { credentials, ..options([etcd.endpoint()]) };
+        let (denied, took) = failure(options.clone()).await;
+        assert!(denied.is_denied() && !denied.is_not_etcd(), "{denied}");
+        assert!(took <= SLACK, "a wrong password is told at once, not after {took:?}");
+        let registrar = Registrar::start(options.clone()).unwrap();
+        let unreached = registrar.reach().await.unwrap_err();
+        assert!(matches!(&unreached, Error::Unavailable(why) if why.is_denied()), "{unreached}");
+        let texts = [
+            denied.to_string(),
+            format!("{denied:?}"),
+            format!("{:?}", Error::Unavailable(denied)),
+            format!("{unreached:?} {unreached}"),
+            format!("{options:?}"),
+            format!("{registrar:?}"),
+        ];
+        for text in texts {
+            assert!(!text.contains(secret), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
+    let etcd = Box::pin(Etcd::options().user("root", PASSWORD).start()).await;
+    let mut root = etcd.client().await;
+    root.role_add("users").await.unwrap();
+    root.role_grant_permission("users", Permission::read_write("/user/").with_prefix()).await.unwrap();
+    root.user_add("guest", PASSWORD, None).await.unwrap();
+    root.user_grant_role("guest", "users").await.unwrap();
+    let options = Options { credentials: as_user("guest", PASSWORD), ..options([etcd.endpoint()]) };
+    let registrar = Registrar::start(options).unwrap();
+    let (allowed, denied) =
+        tokio::join!(registrar.register(user()), registrar.register(ServerNode::new("order", "127.0.0.1:1").unwrap()));
+    let denied = denied.unwrap_err();
+    assert!(matches!(&denied, Error::Unavailable(why) if why.is_denied()), "{denied}");
+    let allowed = allowed.unwrap();
+    let again = registrar.register(ServerNode::new("order", "127.0.0.1:1").unwrap()).await.unwrap_err();
+    assert!(matches!(&again, Error::Unavailable(why) if why.is_denied()), "{again}");
+    // The key that may not be written does not stand in the way of the other one.
+    root.delete(&**allowed.key(), None).await.unwrap();
+    allowed.wait_for(|status| status.recoveries == 1 && status.state == State::Registered).await.unwrap();
+    allowed.stop().await.unwrap();
+    registrar.shutdown(SOON).await.unwrap();
+}
+
+// Certificates.
+
+fn trusting(authority: &Authority, shows: Option<Pair>) -> Tls {
+    Tls {
+        ca_pem: Some(authority.certificate().into_bytes()),
+        identity_pem: shows.map(|pair| (pair.certificate.into_bytes(), pair.key.into_bytes())),
+        server_name: None,
+    }
+}
+
+#[tokio::test]
+async fn visible_over_tls() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let etcd = Box::pin(Etcd::options().tls(ours.server()).start()).await;
+    let secure = |tls| Options { tls, ..impatient(etcd.endpoint()) };
+    let mut fleet = Fleet::start(secure(trusting(&ours, None)), etcd.client().await).await;
+    fleet.stands().await;
+    // The certificate names the address too.
+    let by_address = Options { endpoints: vec![format!("https://{}", etcd.address())], ..secure(trusting(&ours, None)) };
+    assert!(Registrar::start(by_address).unwrap().reach().await.is_ok());
+    let (wrong_authority, _) = failure(secure(trusting(&theirs, None))).await;
+    assert!(wrong_authority.to_string().contains("certificate"), "{wrong_authority}");
+    let (no_authority, _) = failure(secure(Tls::default())).await;
+    assert!(no_authority.to_string().contains("certificate"), "{no_authority}");
+    let wrong_name = Tls { server_name: Some("elsewhere".to_owned()), ..trusting(&ours, None) };
+    let (wrong_name, _) = failure(secure(wrong_name)).await;
+    assert!(wrong_name.to_string().contains("certificate"), "{wrong_name}");
+    failure(impatient(format!("http://{}", etcd.address()))).await;
+}
+
+#[tokio::test]
+async fn bounded_an_expired_certificate_is_an_error() {
+    let ours = Authority::new("ours");
+    let etcd = Box::pin(Etcd::options().tls(ours.expired_server()).start()).await;
+    let (expired, _) = failure(Options { tls: trusting(&ours, None), ..impatient(etcd.endpoint()) }).await;
+    assert!(expired.to_string().contains("expired"), "{expired}");
+}
+
+#[tokio::test]
+async fn visible_over_mutual_tls() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let etcd = Box::pin(Etcd::options().tls(ours.server()).mutual_tls(ours.certificate()).start()).await;
+    let showing = |pair| Options { tls: trusting(&ours, pair), ..impatient(etcd.endpoint()) };
+    let mut fleet = Fleet::start(showing(Some(ours.client("host"))), etcd.client().await).await;
+    fleet.stands().await;
+    for shown in [None, Some(theirs.client("host"))] {
+        let (refused, _) = failure(showing(shown)).await;
+        assert!(refused.to_string().contains("certificate"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn bounded_an_endpoint_without_tls_is_not_spoken_to_with_it() {
+    let etcd = Box::pin(Etcd::start()).await;
+    let ours = Authority::new("ours");
+    let options = impatient(format!("https://localhost:{}", etcd.address().rsplit_once(':').unwrap().1));
+    failure(Options { tls: trusting(&ours, None), ..options }).await;
+}
+
+// What is no etcd.
+
+/// Listens on loopback and does this to every connection.
+async fn listener<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> String
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(serve(connection));
+        }
+    });
+    endpoint
+}
+
+#[tokio::test]
+async fn bounded_a_port_that_nobody_listens_on_is_an_error() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    failure(impatient(format!("http://{closed}"))).await;
+}
+
+#[tokio::test]
+async fn bounded_a_web_server_is_no_etcd() {
+    let endpoint = listener(async |mut connection: TcpStream| {
+        let mut request = [0; 1024];
+        let _ = connection.read(&mut request).await;
+        let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+    })
+    .await;
+    let (not_etcd, _) = failure(impatient(endpoint)).await;
+    assert!(not_etcd.is_not_etcd() && !not_etcd.is_denied(), "{not_etcd}");
+}
+
+#[tokio::test]
+async fn bounded_a_port_that_closes_at_once_is_an_error() {
+    let endpoint = listener(async |connection| drop(connection)).await;
+    failure(impatient(endpoint)).await;
+}
+
+#[tokio::test]
+async fn bounded_a_port_that_never_speaks_is_an_error() {
+    let endpoint = listener(async |mut connection: TcpStream| {
+        let mut swallowed = [0; 1024];
+        while connection.read(&mut swallowed).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
+    failure(impatient(endpoint)).await;
+}
+
+#[tokio::test]
+async fn bounded_a_grpc_server_of_something_else_is_no_etcd() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(incoming));
+    let (not_etcd, took) = failure(impatient(endpoint)).await;
+    assert!(not_etcd.is_not_etcd(), "{not_etcd}");
+    assert!(took <= SLACK, "what is no etcd is told at once, not after {took:?}");
+}
+
+#[tokio::test]
+async fn self_healing_past_an_endpoint_that_is_no_etcd() {
+    let etcd = Box::pin(Etcd::start()).await;
+    let silent = listener(async |mut connection: TcpStream| {
+        let mut swallowed = [0; 1024];
+        while connection.read(&mut swallowed).await.is_ok_and(|count| count > 0) {}
+    })
+    .await;
+    let closing = listener(async |connection| drop(connection)).await;
+    let options = options([silent, closing, etcd.endpoint()]);
+    let begun = Instant::now();
+    let mut fleet = Fleet::start(options, etcd.client().await).await;
+    assert!(begun.elapsed() <= 2 * SLACK + SOON / 4, "{:?}", begun.elapsed());
+    fleet.is_renewed(2).await;
+    fleet.saw_no_delete().await;
+}
+
+#[tokio::test]
+async fn visible_on_an_etcd_without_users_for_a_host_that_has_one() {
+    let etcd = Box::pin(Etcd::start()).await;
+    let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
+    Fleet::start(options, etcd.client().await).await.stands().await;
+}
