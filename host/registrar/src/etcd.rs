@@ -324,7 +324,9 @@ impl Etcd {
         };
         match &answer {
             Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
-            Ok(_) if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
+            Err(Failure::Unanswered { .. }) => {}
+            // An answer, be it a refusal.
+            _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}
         }
         if let Err(

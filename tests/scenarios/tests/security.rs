@@ -155,7 +155,8 @@ async fn visible_over_tls() {
     let mut fleet = Fleet::start(secure(trusting(&ours, None)), etcd.client().await).await;
     fleet.stands().await;
     // The certificate names the address too.
-    let by_address = Options { endpoints: vec![format!("https://{}", etcd.address())], ..secure(trusting(&ours, None)) };
+    let by_address =
+        Options { endpoints: vec![format!("https://{}", etcd.address())], ..secure(trusting(&ours, None)) };
     assert!(Registrar::start(by_address).unwrap().reach().await.is_ok());
     let (wrong_authority, _) = failure(secure(trusting(&theirs, None))).await;
     assert!(wrong_authority.to_string().contains("certificate"), "{wrong_authority}");
@@ -224,7 +225,8 @@ async fn bounded_a_web_server_is_no_etcd() {
     let endpoint = listener(async |mut connection: TcpStream| {
         let mut request = [0; 1024];
         let _ = connection.read(&mut request).await;
-        let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+        let _ =
+            connection.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
     })
     .await;
     let (not_etcd, _) = failure(impatient(endpoint)).await;

@@ -14,11 +14,14 @@ use tokio::{
 };
 
 /// Calls in progress at a time. Many callers are what group commits are for; the peer gets worse beyond its 256.
-const AT_A_TIME: usize = 2048;
+const AT_A_TIME: usize = 1024;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    // Silent unless RUST_LOG asks.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
     let endpoint = std::env::args().nth(1).context("usage: subject ENDPOINT")?;
     // A fixed weight, so that what is measured while nothing changes is what it costs when nothing changes.
     let options = Options {
