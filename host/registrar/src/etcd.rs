@@ -356,7 +356,7 @@ impl Etcd {
                 }
             })
             .await
-            .map(|()| ())
+            .copied()
     }
 }
 

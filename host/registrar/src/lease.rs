@@ -115,6 +115,7 @@ enum Answer {
 }
 
 /// Everything that can wake the task.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack, for a moment")]
 enum Wake {
     Command(Command),
     Answer(Answer),
@@ -503,7 +504,7 @@ impl Lease {
             Answer::Audited { lease, outcome: Ok(view) } => self.audited(lease, &view),
             Answer::Audited { lease, outcome: Err(Failure::LeaseGone) } => self.lose(lease),
             Answer::Audited { outcome: Err(failure), .. } => {
-                debug!(%failure, "the audit failed; the next one is due as planned")
+                debug!(%failure, "the audit failed; the next one is due as planned");
             }
         }
     }

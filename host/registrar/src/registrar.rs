@@ -494,7 +494,7 @@ impl Registration {
         // A process that was suspended finds out before it trusts.
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
         let renewals = self.vitals.renewals() - self.renewals_before;
-        Status { state, weight, ttl_remaining, renewals, recoveries }
+        Status { state, weight, ttl_remaining, renewals, recoveries: recoveries.into() }
     }
 
     /// Returns when the status satisfies `is_met`, at once if it does already. A stopped registration fails with

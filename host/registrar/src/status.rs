@@ -58,7 +58,7 @@ pub struct Status {
     /// Renewals that etcd confirmed since the registration began.
     pub renewals: u64,
     /// How many times it was lost and written again.
-    pub recoveries: u32,
+    pub recoveries: u64,
 }
 
 /// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.

@@ -1,7 +1,5 @@
 //! Faults of a real etcd of three members.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold::{Options, What};

@@ -59,9 +59,9 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let failure = verdict(&services, &etcd);
     let report = Report { ok: failure.is_none(), etcd, services };
     if args.json {
-        print_json(&report)?
+        print_json(&report)?;
     } else {
-        print(&text(&report))?
+        print(&text(&report))?;
     }
     failure.map_or(Ok(()), Err)
 }

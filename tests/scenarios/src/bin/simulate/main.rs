@@ -56,7 +56,7 @@ fn main() -> ExitCode {
                     virtual_seconds.fetch_add(tally.seconds, Ordering::Relaxed);
                     if seeds == 1 {
                         println!("seed {seed}: {tally}");
-                    } else if (seed - from + 1) % 500 == 0 {
+                    } else if (seed - from + 1).is_multiple_of(500) {
                         println!("... {} seeds, {:.0} s", seed - from + 1, started.elapsed().as_secs_f64());
                     }
                     if !violations.is_empty() {
