@@ -10,10 +10,10 @@ LARGE ?= yes
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests run test lint simulate bench clean
+.PHONY: help setup build guests examples run test lint simulate bench bench-startup clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 setup: ## install what is missing, and nothing else
 	@sh scripts/setup.sh
@@ -24,11 +24,17 @@ build: setup ## target/release/leasehold
 guests: setup ## target/components/*.wasm
 	sh scripts/guests.sh $(GUESTS)
 
+examples: setup ## the plugin in an embedder, and the registrar in a plain service
+	cargo build --locked --release -p leasehold-wasmtime --example embed -p leasehold --example native
+
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml
 
-test: build guests ## every test, on a real etcd
-	cargo test --locked --release $(HOSTS)
+# What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
+test: build guests examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
+	cargo test --locked --release -p leasehold -p leasehold-wasmtime -p leasehold-cli
+	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
+	target/release/simulate --seeds $(SEEDS)
 
 lint: setup ## formatting, clippy, documentation; warnings are errors
 	cargo fmt --all --check
@@ -44,6 +50,9 @@ bench: setup ## the registrar beside the usual client, a line a figure; ROUNDS=n
 	cargo build --locked --release -p leasehold-bench
 	cd tests/peers/usual-client && go build -trimpath -o ../../../target/peers/usual-client .
 	target/release/bench --rounds $(ROUNDS) --large $(LARGE)
+
+bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
+	cargo run --locked --release -p leasehold-end-to-end --bin startup
 
 clean: ## remove what was built
 	cargo clean

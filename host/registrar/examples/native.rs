@@ -5,7 +5,15 @@
 use std::{env, time::Duration};
 
 use leasehold::{Options, Registrar, ServerNode};
-use tokio::{io::AsyncWriteExt, net::TcpListener, select, signal};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpListener,
+    select,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+};
 
 #[expect(clippy::print_stdout, reason = "an example speaks to its reader")]
 #[tokio::main]
@@ -15,6 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = arguments.next().unwrap_or("user".to_owned());
     let addr = arguments.next().unwrap_or("127.0.0.1:10002".to_owned());
 
+    let mut terminate = signal(SignalKind::terminate())?;
     // Serve first, then announce: nobody is sent to a closed port.
     let listener = TcpListener::bind(&addr).await?;
     let registrar = Registrar::start(Options::new([endpoint]))?;
@@ -27,7 +36,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let (mut client, _) = accepted?;
                 client.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n").await?;
             }
-            _ = signal::ctrl_c() => break,
+            _ = ctrl_c() => break,
+            _ = terminate.recv() => break,
         }
     }
 

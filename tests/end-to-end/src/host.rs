@@ -1,0 +1,112 @@
+//! `leasehold run`, with a configuration and a folder of its own.
+
+use std::{fs, path::Path};
+
+use leasehold_scenarios::world::World;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    config::config,
+    paths,
+    program::{Ended, Program},
+};
+
+/// A running host, killed with the test.
+#[derive(Debug)]
+pub struct Host {
+    program: Program,
+    folder: TempDir,
+}
+
+impl Host {
+    /// Runs these services on the world's etcd, and waits until all are ready.
+    pub async fn of(world: &World, services: impl IntoIterator<Item = Value>) -> Self {
+        Self::ready(&config(world, services)).await
+    }
+
+    /// Runs a configuration, and waits until all of its services are ready.
+    pub async fn ready(config: &Value) -> Self {
+        let mut host = Self::spawn(config, &[]);
+        host.says("ready").await;
+        host
+    }
+
+    /// Runs a configuration with further arguments.
+    pub fn spawn(config: &Value, arguments: &[&str]) -> Self {
+        let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
+        let file = folder.path().join("services.yaml");
+        fs::write(&file, config.to_string()).expect("the directory is our own");
+        fs::create_dir(temporary(folder.path())).expect("the directory is our own");
+        let file = file.to_str().expect("a temporary directory has a plain name");
+        let run = ["--log-format", "json", "run", file].into_iter().chain(arguments.iter().copied());
+        let program = Program::spawn(&paths::leasehold(), run, &temporary(folder.path()));
+        Self { program, folder }
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        self.program.signal(name);
+    }
+
+    /// Waits until the message of a log line starts so, and gives the line.
+    pub async fn says(&mut self, start: &str) -> Value {
+        let fits = |line: &str| message(&parse(line)).starts_with(start);
+        parse(&self.program.line(&format!("{start:?}"), fits).await)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.program.stderr().iter().map(|line| parse(line)).collect()
+    }
+
+    /// Where a service that is ready answers, with a `/` at the end.
+    ///
+    /// # Panics
+    /// When it is not served.
+    pub fn url(&self, service: &str) -> String {
+        let log = self.log();
+        let serving = log.iter().find(|line| message(line) == "serving" && line["service"] == service);
+        serving.expect("it is served")["url"].as_str().expect("a URL is text").to_owned()
+    }
+
+    /// The address of a service, as it is published.
+    pub fn addr(&self, service: &str) -> String {
+        self.url(service).trim_start_matches("http://").trim_end_matches('/').to_owned()
+    }
+
+    /// Where it may keep temporary files.
+    pub fn temporary(&self) -> std::path::PathBuf {
+        temporary(self.folder.path())
+    }
+
+    /// Tells it to end as a supervisor does, and waits for that.
+    pub async fn stop(self) -> Ended {
+        self.signal("TERM");
+        self.ends().await
+    }
+
+    /// Waits for its end, after which nothing of it may be left in the folder for temporary files.
+    ///
+    /// # Panics
+    /// When it does not end, or leaves something behind.
+    pub async fn ends(self) -> Ended {
+        let ended = self.program.ends().await;
+        let left: Vec<_> = fs::read_dir(temporary(self.folder.path())).expect("it was made by us").collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        ended
+    }
+}
+
+/// The message of a log line.
+pub(crate) fn message(line: &Value) -> &str {
+    line["message"].as_str().unwrap_or_default()
+}
+
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("a log line is not JSON ({error}): {line}"))
+}
+
+fn temporary(folder: &Path) -> std::path::PathBuf {
+    folder.join("temporary")
+}

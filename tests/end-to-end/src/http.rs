@@ -1,0 +1,113 @@
+//! A client of the services: one request, one connection.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{
+    client::legacy::{Client, Error},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// How long an answer may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 in plain text, with prior knowledge.
+    Http2,
+}
+
+/// Both, on every port.
+pub const BOTH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
+
+/// An answer, its body read to the end.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
+    }
+}
+
+/// `GET` over HTTP/1.1.
+///
+/// # Panics
+/// When there is no answer.
+pub async fn get(url: &str) -> Answer {
+    get_over(Protocol::Http1, url).await.unwrap_or_else(|error| panic!("{url} does not answer: {error:?}"))
+}
+
+/// `GET` over either protocol. The error says that there was no connection, or no answer.
+///
+/// # Panics
+/// When neither comes, or the answer breaks off.
+pub async fn get_over(protocol: Protocol, url: &str) -> Result<Answer, Error> {
+    let uri: Uri = url.parse().expect("a URL");
+    let client: Client<_, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(protocol == Protocol::Http2).build_http();
+    let asking = async {
+        let response = client.get(uri).await?;
+        let expected = if protocol == Protocol::Http2 { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
+        assert_eq!(response.version(), expected);
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("an answer does not break off").to_bytes();
+        Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+    };
+    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not answer within {PATIENCE:?}"))
+}
+
+/// A request that is on its way.
+#[derive(Debug)]
+pub struct Pending(TcpStream);
+
+/// Sends `GET` and does not wait for the answer. Returns once the service has accepted the connection: it has answered a
+/// later one.
+///
+/// # Panics
+/// When it does not answer that.
+pub async fn begin(url: &str) -> Pending {
+    let uri: Uri = url.parse().expect("a URL");
+    let authority = uri.authority().expect("a URL names a host").as_str();
+    let mut stream = TcpStream::connect(authority).await.expect("the service listens");
+    // 1.0, so that the answer ends with the connection.
+    let request = format!("GET {} HTTP/1.0\r\nhost: {authority}\r\n\r\n", uri.path());
+    stream.write_all(request.as_bytes()).await.expect("the service reads");
+    get(&format!("http://{authority}/")).await;
+    Pending(stream)
+}
+
+impl Pending {
+    /// Waits for the answer; none when the connection is cut before it comes.
+    ///
+    /// # Panics
+    /// When neither happens.
+    pub async fn answer(mut self) -> Option<Answer> {
+        let mut text = String::new();
+        let read = timeout(PATIENCE, self.0.read_to_string(&mut text)).await.expect("an answer or its end");
+        read.ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some(Answer { status, body: body.to_owned() })
+    }
+}

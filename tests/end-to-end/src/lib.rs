@@ -1,0 +1,11 @@
+//! The harness of the end-to-end tests: programs as their users run them, and clients as theirs reach them.
+
+pub mod config;
+mod host;
+pub mod http;
+pub mod paths;
+mod program;
+pub mod startup;
+
+pub use host::Host;
+pub use program::{Ended, Program};

@@ -1,0 +1,52 @@
+//! What was built, and where it stands.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The binary under test: `$LEASEHOLD_BIN`, or where `make build` leaves it.
+///
+/// # Panics
+/// When it has not been built.
+pub fn leasehold() -> PathBuf {
+    let named = env::var_os("LEASEHOLD_BIN").filter(|named| !named.is_empty());
+    built(named.map_or_else(|| target().join("release/leasehold"), PathBuf::from), "make build")
+}
+
+/// An example of the workspace, from beside the binary.
+///
+/// # Panics
+/// When it has not been built.
+pub fn example(name: &str) -> PathBuf {
+    let folder = leasehold().parent().expect("a file stands in a folder").join("examples");
+    built(folder.join(name), "make examples")
+}
+
+/// A component.
+///
+/// # Panics
+/// When it has not been built.
+pub fn component(name: &str) -> PathBuf {
+    built(target().join("components").join(name).with_extension("wasm"), "make guests")
+}
+
+/// Where the hosts of these tests keep what they compiled; a user's own cache is left alone.
+pub fn cache() -> PathBuf {
+    target().join("end-to-end-cache")
+}
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    root.canonicalize().expect("the sources are where they were compiled")
+}
+
+fn target() -> PathBuf {
+    workspace().join("target")
+}
+
+fn built(path: PathBuf, how: &str) -> PathBuf {
+    assert!(path.is_file(), "{} is not there; build it with `{how}`", path.display());
+    path
+}

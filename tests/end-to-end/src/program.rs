@@ -1,0 +1,159 @@
+//! A program as a user or a supervisor runs it: started, listened to, signalled, waited for.
+
+use std::{
+    ffi::OsStr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use leasehold_scenarios::{wait_for, world::SOON};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::paths;
+
+/// How long a program may take to end, a drain of all that it has to drain included.
+const END: Duration = Duration::from_secs(60);
+
+/// A running program, killed with the test.
+#[derive(Debug)]
+pub struct Program {
+    child: Child,
+    pid: u32,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+/// A program that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Whether a text stands anywhere in what it wrote.
+    pub fn wrote(&self, text: &str) -> bool {
+        self.stdout.contains(text) || self.stderr.contains(text)
+    }
+}
+
+impl Program {
+    /// Starts it, with `folder` for temporary files and without settings of the caller's environment.
+    pub fn spawn<A: AsRef<OsStr>>(path: &Path, arguments: impl IntoIterator<Item = A>, folder: &Path) -> Self {
+        let mut child = Command::new(path)
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .env("XDG_CACHE_HOME", paths::cache())
+            .env("TMPDIR", folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program can be started");
+        let pid = child.id().expect("it was just started");
+        let stdout = Lines::of(child.stdout.take().expect("it is piped"));
+        let stderr = Lines::of(child.stderr.take().expect("it is piped"));
+        Self { child, pid, stdout, stderr }
+    }
+
+    /// Sends a signal by its name: `TERM`, `INT`, `KILL`.
+    pub fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("sh")
+            .args(["-c", "kill -s \"$0\" \"$1\"", name, &self.pid.to_string()])
+            .status()
+            .expect("a shell can be started");
+        assert!(sent.success(), "the program is not there to be signalled");
+    }
+
+    /// What it has written to standard output so far, line by line.
+    pub fn stdout(&self) -> Vec<String> {
+        self.stdout.so_far()
+    }
+
+    /// What it has written to standard error so far, line by line.
+    pub fn stderr(&self) -> Vec<String> {
+        self.stderr.so_far()
+    }
+
+    /// Waits until a line of either stream fits, and gives it.
+    ///
+    /// # Panics
+    /// When the program ends without it, or it does not come soon.
+    pub async fn line(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        let mut found = None;
+        wait_for(&format!("the program says {what}"), SOON, async || {
+            let over = self.child.try_wait().expect("a child can be asked").is_some();
+            if over {
+                self.stderr.end().await;
+                self.stdout.end().await;
+            }
+            found = self.stderr().into_iter().chain(self.stdout()).find(|line| fits(line));
+            assert!(found.is_some() || !over, "it ended without {what}:\n{}", self.stderr().join("\n"));
+            found.is_some()
+        })
+        .await;
+        found.expect("it was just found")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn ends(mut self) -> Ended {
+        let status = timeout(END, self.child.wait()).await;
+        let Ok(status) = status else { panic!("it does not end:\n{}", self.stderr().join("\n")) };
+        let status = status.expect("a child can be waited for");
+        self.stdout.end().await;
+        self.stderr.end().await;
+        Ended { code: status.code(), stdout: self.stdout.text(), stderr: self.stderr.text() }
+    }
+}
+
+/// What comes out of one stream.
+#[derive(Debug)]
+struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Lines {
+    fn of(stream: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let sink = Arc::clone(&lines);
+        let reader = tokio::spawn(async move {
+            let mut stream = BufReader::new(stream).lines();
+            while let Ok(Some(line)) = stream.next_line().await {
+                sink.lock().expect("pushing does not panic").push(line);
+            }
+        });
+        Self { lines, reader: Some(reader) }
+    }
+
+    fn so_far(&self) -> Vec<String> {
+        self.lines.lock().expect("pushing does not panic").clone()
+    }
+
+    fn text(&self) -> String {
+        self.so_far().into_iter().map(|line| line + "\n").collect()
+    }
+
+    /// Waits until all has been read. A process that was left behind would hold the stream open: that is a failure.
+    async fn end(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let all = timeout(SOON, reader).await;
+            all.expect("nothing that the program started outlives it").expect("reading does not panic");
+        }
+    }
+}

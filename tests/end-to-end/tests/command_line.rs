@@ -1,0 +1,395 @@
+//! The command line: what is wrong is one sentence and its exit code, and leaves nothing behind.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{fs, net::TcpListener, path::Path, time::Duration};
+
+use leasehold_end_to_end::{
+    Ended, Host, Program,
+    config::{config, endpoint, greeter, hostile, plain, service, with},
+    paths,
+};
+use leasehold_scenarios::{real::Etcd, world::World};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// An address at which nobody listens: the port is the discard protocol's.
+const NOBODY: &str = "http://127.0.0.1:9";
+
+/// Runs the binary to its end, in a folder in which it must leave nothing.
+async fn leasehold<const N: usize>(arguments: [&str; N]) -> Ended {
+    let folder = TempDir::new().unwrap();
+    let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{arguments:?} left {left:?}");
+    ended
+}
+
+/// Holds that it ended with that code and one sentence, which starts so.
+#[track_caller]
+fn one_sentence(ended: &Ended, code: i32, start: &str) {
+    assert_eq!(ended.code, Some(code), "{start}: {ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{start}: {ended:?}");
+    assert!(ended.stderr.starts_with(&format!("leasehold: {start}")), "{start}: {ended:?}");
+}
+
+/// A configuration file in a folder of its own.
+struct File {
+    folder: TempDir,
+}
+
+impl File {
+    fn of(text: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("services.yaml"), text).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> String {
+        self.folder.path().join("services.yaml").display().to_string()
+    }
+
+    fn beside(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+}
+
+fn component(name: &str) -> String {
+    paths::component(name).display().to_string()
+}
+
+#[tokio::test]
+async fn a_component_file_that_cannot_run_is_one_sentence_and_64() {
+    let world = World::real().await;
+    let files = File::of("");
+    fs::write(files.beside("text.wasm"), "hello").unwrap();
+    fs::write(files.beside("core.wasm"), b"\0asm\x01\0\0\0").unwrap();
+    fs::write(files.beside("broken.wasm"), b"\0asm\x0d\0\x01\0broken").unwrap();
+    fs::write(files.beside("empty.wasm"), b"").unwrap();
+    let (missing, text, core, broken, empty) = (
+        files.beside("missing.wasm"),
+        files.beside("text.wasm"),
+        files.beside("core.wasm"),
+        files.beside("broken.wasm"),
+        files.beside("empty.wasm"),
+    );
+    let (nothing, plain) = (component("nothing"), component("plain"));
+    for (file, start) in [
+        (&missing, format!("cannot read {missing}: No such file")),
+        (&text, format!("{text}: not WebAssembly")),
+        (&core, format!("{core}: a core module, not a component; build it for wasm32-wasip2")),
+        (&broken, format!("{broken}: not a valid component: ")),
+        (&empty, format!("{empty}: not WebAssembly")),
+        (&nothing, format!("{nothing}: the component exports nothing that can be served; it needs wasi:http/")),
+        (&plain, format!("{plain}: the component does not import leasehold:registry/registrar")),
+    ] {
+        let etcd = endpoint(&world);
+        let ended = leasehold(["run", file, "--name", "x", "--listen", "127.0.0.1:0", "--etcd", &etcd]).await;
+        one_sentence(&ended, 64, &start);
+        assert_eq!(ended.stdout, "");
+    }
+    assert_eq!(world.count().await, 0);
+    assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_mistake_in_a_configuration_is_one_sentence_with_its_line_and_64() {
+    let greeter = component("greeter");
+    let smallest = format!("services:\n  - name: greeter\n    component: {greeter}\n    listen: 127.0.0.1:10002\n");
+    for (text, start) in [
+        (format!("{smallest}    memroy: 5\n"), ":5: unknown key \"memroy\"; known here: name, component, listen"),
+        (format!("{smallest}etcd:\n  endpionts: []\n"), ":6: unknown key \"endpionts\"; known here: endpoints"),
+        (format!("{smallest}    advertise: 0.0.0.0:80\n"), ":5: advertise: addr must be an address that a client"),
+        (smallest.replace("127.0.0.1:10002", "0.0.0.0:10002"), ":4: listen: no client can dial 0.0.0.0:10002"),
+        (
+            format!("{smallest}  - name: other\n    component: {greeter}\n    listen: 127.0.0.1:10002\n"),
+            ":7: listen: 127.0.0.1:10002 is the listener of line 4 already",
+        ),
+        (smallest.replace("name: greeter", "name: a/b"), ":2: name must"),
+        ("services: []\n".to_owned(), ":1: services: must list at least one"),
+        ("services: [\n".to_owned(), ":"),
+        ("".to_owned(), ":"),
+    ] {
+        let file = File::of(&text);
+        for command in ["run", "check"] {
+            one_sentence(&leasehold([command, &file.path()]).await, 64, &format!("{}{start}", file.path()));
+        }
+    }
+    let missing = File::of("").beside("missing.yaml");
+    one_sentence(&leasehold(["run", &missing]).await, 64, &format!("cannot read {missing}: No such file"));
+    one_sentence(&leasehold(["check", &missing]).await, 64, &format!("cannot read {missing}: No such file"));
+}
+
+#[tokio::test]
+async fn a_mistake_beside_a_password_does_not_repeat_it() {
+    let smallest = "services:\n  - { name: a, component: a.wasm, listen: \"127.0.0.1:1\" }\n";
+    for etcd in [
+        "etcd:\n  user: root\n  password: hunter2-secret\n  passwrd: hunter2-secret\n",
+        "etcd: { user: root, password: hunter2-secret, unknown: 1 }\n",
+        "etcd: { password: hunter2-secret }\n",
+        "etcd: { user: root, password: [hunter2-secret] }\n",
+        "etcd: { user: root, password: hunter2-secret, required: hunter2-secret }\n",
+        "etcd: { endpoints: [\"http://root:hunter2-secret@127.0.0.1:2379\"] }\n",
+        "etcd: { user: root, password: hunter2-secret\n",
+    ] {
+        let file = File::of(&format!("{smallest}{etcd}"));
+        let ended = leasehold(["run", &file.path()]).await;
+        one_sentence(&ended, 64, &file.path());
+        assert!(!ended.wrote("hunter2"), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn bad_arguments_are_one_sentence_and_64() {
+    let greeter = component("greeter");
+    let listen = "127.0.0.1:0";
+    for (arguments, start) in [
+        (vec![], "'leasehold' requires a subcommand"),
+        (vec!["fly"], "unrecognized subcommand 'fly'"),
+        (vec!["run"], "the following required arguments were not provided: <FILE>"),
+        (vec!["run", "a.yaml", "--no-such-flag"], "unexpected argument '--no-such-flag' found"),
+        (vec!["run", "a.yaml", "--name", "x"], "--name goes with a component"),
+        (vec!["run", &greeter], &format!("{greeter} needs --name")),
+        (vec!["run", &greeter, "--name", "a/b", "--listen", listen], "--name: name must"),
+        (vec!["run", &greeter, "--name", "x", "--listen", "8080"], "--listen: must be an IP address and a port"),
+        (vec!["run", &greeter, "--name", "x", "--listen", "0.0.0.0:80"], "--listen: no client can dial 0.0.0.0:80"),
+        (
+            vec!["run", &greeter, "--name", "x", "--listen", listen, "--advertise", "0.0.0.0:80"],
+            "--advertise: addr must be an address that a client can dial",
+        ),
+        (vec!["run", &greeter, "--name", "x", "--listen", listen, "--register", "me"], "--register: must be one of"),
+        (vec!["run", &greeter, "--name", "x", "--listen", listen, "--etcd", "a:1"], "--etcd: must be http://"),
+        (vec!["ls", "a/b"], "NAME: name must"),
+        (vec!["--log-format", "xml", "ls"], "invalid value 'xml' for '--log-format"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let ended = Program::spawn(&paths::leasehold(), &arguments, folder.path()).ends().await;
+        one_sentence(&ended, 64, start);
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_one_sentence_and_1() {
+    let world = World::real().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let greeter = component("greeter");
+    let ended = leasehold(["run", &greeter, "--name", "g", "--listen", &addr, "--etcd", &endpoint(&world)]).await;
+    one_sentence(&ended, 1, &format!("g: cannot listen on {addr}: Address already in use"));
+    assert_eq!(world.count().await, 0);
+    assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_required_and_silent_is_one_sentence_and_69() {
+    let unreachable = json!({ "etcd": { "endpoints": [NOBODY], "required": true, "dial_timeout": "500ms" } });
+    let file = File::of(&with(json!({ "services": [greeter()] }), unreachable).to_string());
+    one_sentence(&leasehold(["run", &file.path()]).await, 69, &format!("etcd: {NOBODY}"));
+    one_sentence(&leasehold(["ls", "--etcd", NOBODY]).await, 69, &format!("etcd: {NOBODY}"));
+    // Something else that listens is not etcd.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("http://{}", other.local_addr().unwrap());
+    let mute_etcd = json!({ "etcd": { "endpoints": [mute], "request_timeout": "500ms" } });
+    let file = File::of(&with(with(json!({ "services": [greeter()] }), json!({ "etcd": { "required": true, "dial_timeout": "500ms" } })), mute_etcd).to_string());
+    let ended = leasehold(["run", &file.path()]).await;
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(ended.stderr.contains(&mute), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_69_and_never_printed() {
+    let etcd = Etcd::options().user("root", "right-password").start().await;
+    let world = World::Real(Box::new(etcd));
+    let wrong = json!({ "etcd": { "user": "root", "password": "hunter2-secret", "required": true } });
+    let file = File::of(&with(config(&world, [greeter()]), wrong).to_string());
+    for verbosity in ["-q", "-vv"] {
+        let ended = leasehold(["run", &file.path(), verbosity]).await;
+        assert_eq!(ended.code, Some(69), "{ended:?}");
+        let last = ended.stderr.lines().last().unwrap();
+        assert!(last.starts_with("leasehold: etcd: ") && last.contains(&endpoint(&world)), "{last}");
+        assert!(!ended.wrote("hunter2-secret"), "{ended:?}");
+    }
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_not_required_is_waited_for_until_the_end() {
+    let waiting = json!({ "etcd": { "endpoints": [NOBODY] }, "services": [greeter()] });
+    let mut host = Host::spawn(&waiting, &[]);
+    let said = host.says("waiting for etcd").await;
+    assert!(said["message"].as_str().unwrap().contains(NOBODY), "{said}");
+    assert_eq!(said["level"], "WARN");
+    let ended = host.stop().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_component_runs_from_arguments_alone() {
+    let world = World::real().await;
+    let folder = TempDir::new().unwrap();
+    let (etcd, greeter) = (endpoint(&world), component("greeter"));
+    let arguments = [
+        "run", &greeter, "--name", "g", "--listen", "127.0.0.1:0", "--etcd", &etcd, "--config", "name=g", "--config",
+        "greeting=moin=moin", "--advertise", "g.example:80",
+    ];
+    let mut program = Program::spawn(&paths::leasehold(), arguments, folder.path());
+    let serving = program.line("where it is served", |line| line.contains("serving")).await;
+    assert!(world.get("/g/g.example:80").await.is_some());
+    let url = serving.split("url=").nth(1).unwrap().trim_matches('"');
+    assert_eq!(leasehold_end_to_end::http::get(url).await.body, "moin=moin\n");
+    program.signal("TERM");
+    assert_eq!(program.ends().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn ls_lists_what_is_registered() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let nobody = leasehold(["ls", "--etcd", &etcd]).await;
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (Some(0), "NAME  VERSION  ADDR  WEIGHT  LEASE  TTL\n"));
+
+    let host = Host::of(&world, [greeter(), plain("plain")]).await;
+    world.put("/stranger", "not a node", 0).await;
+    let lease = format!("{:x}", world.get(&format!("/greeter/v1/{}", host.addr("greeter"))).await.unwrap().lease);
+    let table = leasehold(["ls", "--etcd", &etcd]).await;
+    assert_eq!(table.code, Some(0), "{table:?}");
+    let rows: Vec<Vec<&str>> = table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"]);
+    assert_eq!(rows[1][..5], ["greeter", "v1", &host.addr("greeter"), "73", &lease]);
+    assert_eq!(rows[2][..4], ["plain", "-", &host.addr("plain"), "73"]);
+    assert_eq!(rows.len(), 3);
+    assert!(table.stderr.contains("1 key is not a node"), "{table:?}");
+
+    let one = leasehold(["ls", "plain", "--etcd", &etcd]).await;
+    assert_eq!(one.stdout.lines().count(), 2, "{one:?}");
+    let json = leasehold(["ls", "greeter", "--json", "--etcd", &etcd]).await;
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let row = &json[0];
+    assert_eq!(json.as_array().unwrap().len(), 1);
+    assert_eq!(row["key"], format!("/greeter/v1/{}", host.addr("greeter")));
+    assert_eq!((&row["name"], &row["version"], &row["weight"]), (&json!("greeter"), &json!("v1"), &json!(73)));
+    assert_eq!(row["lease"], lease);
+    assert!((1..=10).contains(&row["ttl_seconds"].as_u64().unwrap()), "{row}");
+    let none = leasehold(["ls", "nobody", "--json", "--etcd", &etcd]).await;
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), "[]\n"));
+}
+
+#[tokio::test]
+async fn check_says_whether_it_would_run_and_starts_nothing() {
+    let world = World::real().await;
+    let good = File::of(&config(&world, [greeter(), plain("plain")]).to_string());
+    let ended = leasehold(["check", &good.path()]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.stdout.ends_with("etcd answers\n"), "{ended:?}");
+    let ended = leasehold(["check", &good.path(), "--json"]).await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((ended.code, &report["ok"]), (Some(0), &json!(true)));
+    assert_eq!(report["services"][0]["facts"]["http"], "0.2");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bad = [
+        with(plain("plain"), json!({ "register": "component" })),
+        with(greeter(), json!({ "listen": taken.local_addr().unwrap().to_string() })),
+        service("nothing", "nothing"),
+        hostile("fine"),
+    ];
+    let bad = File::of(&config(&world, bad).to_string());
+    let ended = leasehold(["check", &bad.path()]).await;
+    one_sentence(&ended, 64, "3 of 4 services would not run");
+    let ended = leasehold(["check", &bad.path(), "--json"]).await;
+    one_sentence(&ended, 64, "3 of 4 services would not run");
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["ok"], false);
+    let problem = |index: usize| report["services"][index]["problems"][0].as_str().unwrap_or_default();
+    assert!(problem(0).contains("say register: host"), "{report}");
+    assert!(problem(1).contains("Address already in use"), "{report}");
+    assert!(problem(2).contains("exports nothing that can be served"), "{report}");
+    assert_eq!(problem(3), "");
+
+    let unreachable = json!({ "etcd": { "endpoints": [NOBODY], "required": true } });
+    let unreachable = File::of(&with(json!({ "services": [greeter()] }), unreachable).to_string());
+    one_sentence(&leasehold(["check", &unreachable.path()]).await, 69, &format!("etcd: {NOBODY}"));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn inspect_shows_what_a_component_wants_and_lacks() {
+    let ended = leasehold(["inspect", &component("greeter")]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    for line in [
+        "  leasehold:registry/registrar@0.1.0",
+        "  wasi:config/store@",
+        "served      over wasi:http 0.2",
+        "registered  by itself",
+        "lifecycle   started and stopped by the host",
+    ] {
+        assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
+    }
+    let facts = |ended: Ended| serde_json::from_str::<Value>(&ended.stdout).unwrap();
+    let greeter = facts(leasehold(["inspect", &component("greeter"), "--json"]).await);
+    assert_eq!((&greeter["http"], &greeter["lifecycle"], &greeter["missing"]), (&json!("0.2"), &json!(true), &json!([])));
+    let p3 = facts(leasehold(["inspect", &component("plain-p3"), "--json"]).await);
+    assert_eq!((&p3["http"], &p3["lifecycle"], &p3["leasehold"]), (&json!("0.3"), &json!(false), &json!([])));
+    let nothing = facts(leasehold(["inspect", &component("nothing"), "--json"]).await);
+    assert!(nothing["http"].is_null());
+    assert!(nothing["missing"][0].as_str().unwrap().contains("nothing that can be served"), "{nothing}");
+    one_sentence(&leasehold(["inspect", "/does/not/exist.wasm"]).await, 64, "cannot read /does/not/exist.wasm");
+}
+
+#[tokio::test]
+async fn help_shows_how_by_example() {
+    for command in ["", "run", "ls", "check", "inspect"] {
+        let arguments = [command, "--help"].into_iter().filter(|argument| !argument.is_empty());
+        let folder = TempDir::new().unwrap();
+        let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{command}");
+        let example = format!("Examples:\n  leasehold {command}");
+        assert!(ended.stdout.contains(example.trim_end()), "{command}: {}", ended.stdout);
+        assert!(ended.stdout.lines().all(|line| line.chars().count() <= 120), "{command}: {}", ended.stdout);
+    }
+    let version = leasehold(["--version"]).await;
+    assert_eq!((version.code, version.stdout.as_str()), (Some(0), "leasehold 0.1.0\n"));
+}
+
+#[tokio::test]
+async fn logs_are_json_where_that_is_asked_for() {
+    let world = World::real().await;
+    let host = Host::spawn(&config(&world, [greeter()]), &["-vv"]);
+    let mut host = host;
+    host.says("ready").await;
+    // Each line was parsed to come here; each says when, how grave and what.
+    for line in host.log() {
+        for field in ["timestamp", "level", "message"] {
+            assert!(line[field].is_string(), "{field}: {line}");
+        }
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+    let failing = leasehold(["--log-format", "json", "run", "/does/not/exist.yaml"]).await;
+    let last: Value = serde_json::from_str(&failing.stderr).unwrap();
+    assert_eq!((&last["level"], &last["exit_code"]), (&json!("ERROR"), &json!(64)));
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_is_no_failure() {
+    let greeter = component("greeter");
+    let script = r#""$0" inspect "$1" | head -n 1; "$0" --help | head -n 1"#;
+    let folder = TempDir::new().unwrap();
+    let binary = paths::leasehold().display().to_string();
+    let ended = Program::spawn(Path::new("/bin/sh"), ["-c", script, &binary, &greeter], folder.path()).ends().await;
+    assert_eq!(ended.code, Some(0));
+    assert_eq!(ended.stderr, "");
+    assert_eq!(ended.stdout.lines().next(), Some("imports"));
+}
+
+#[tokio::test]
+async fn bounded_each_failure_comes_soon() {
+    // A firewall that drops everything looks like this: a port that never accepts, its backlog full, or no route.
+    let begun = std::time::Instant::now();
+    let silent = json!({ "etcd": { "endpoints": ["http://192.0.2.1:2379"], "required": true, "dial_timeout": "1s" } });
+    let file = File::of(&with(json!({ "services": [greeter()] }), silent).to_string());
+    let ended = leasehold(["run", &file.path()]).await;
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    assert!(ended.stderr.contains("http://192.0.2.1:2379"), "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+}

@@ -1,0 +1,72 @@
+//! `run --dev`: a private etcd that shows everything, and is gone with the host however the host ends.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{fs, io, path::Path, process::Command};
+
+use leasehold_end_to_end::{Host, config::greeter, http::get};
+use leasehold_scenarios::{wait_for, world::SOON};
+use serde_json::json;
+
+/// Whether a process has that folder among its arguments, as the private etcd has.
+fn somebody_uses(folder: &Path) -> bool {
+    let folder = folder.to_str().unwrap();
+    if Path::new("/proc/self/cmdline").exists() {
+        let of_process = |entry: io::Result<fs::DirEntry>| fs::read(entry.unwrap().path().join("cmdline"));
+        let mut all = fs::read_dir("/proc").unwrap().filter_map(|entry| of_process(entry).ok());
+        return all.any(|arguments| String::from_utf8_lossy(&arguments).contains(folder));
+    }
+    let all = Command::new("ps").args(["-A", "-ww", "-o", "args"]).output().unwrap();
+    assert!(all.status.success(), "ps does not work");
+    String::from_utf8_lossy(&all.stdout).contains(folder)
+}
+
+async fn dev() -> Host {
+    let mut host = Host::spawn(&json!({ "services": [greeter()] }), &["--dev"]);
+    host.says("ready").await;
+    host
+}
+
+#[tokio::test]
+async fn visible_and_gone_for_who_tries_it() {
+    let mut host = dev().await;
+    let (addr, url) = (host.addr("greeter"), host.url("greeter"));
+    assert!(somebody_uses(&host.temporary()));
+    host.says(&format!("open {url}")).await;
+    assert_eq!(get(&url).await.body, "hello\n");
+    let shown = host.says("in etcd: /greeter/v1/").await;
+    let shown = shown["message"].as_str().unwrap();
+    let start = format!(r#"in etcd: /greeter/v1/{addr} = {{"name":"greeter","addr":"{addr}","version":"v1","weight":""#);
+    assert!(shown.starts_with(&start), "{shown}");
+    host.says("Renewed").await;
+    host.signal("INT");
+    host.says("in etcd: no key of greeter").await;
+    let temporary = host.temporary();
+    assert_eq!(host.ends().await.code, Some(0));
+    assert!(!somebody_uses(&temporary));
+}
+
+#[tokio::test]
+async fn gone_with_a_host_that_is_killed() {
+    let host = dev().await;
+    let temporary = host.temporary();
+    assert!(somebody_uses(&temporary));
+    host.signal("KILL");
+    wait_for("etcd and its folder are gone", SOON, async || {
+        !somebody_uses(&temporary) && fs::read_dir(&temporary).unwrap().next().is_none()
+    })
+    .await;
+    assert_eq!(host.ends().await.code, None);
+}
+
+#[tokio::test]
+async fn gone_after_a_start_that_fails() {
+    let mut failing = greeter();
+    failing["allow"] = json!({ "names": ["somebody-else"] });
+    let host = Host::spawn(&json!({ "services": [failing] }), &["--dev"]);
+    let temporary = host.temporary();
+    let ended = host.ends().await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("lifecycle.start failed: register greeter"), "{ended:?}");
+    assert!(!somebody_uses(&temporary));
+}

@@ -1,0 +1,78 @@
+//! Drained: keys first, then requests in flight, then the rest; nobody who follows etcd sees a failure.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::time::{Duration, Instant};
+
+use leasehold_end_to_end::{
+    Host,
+    config::{hostile, with},
+    http::{Protocol, begin, get, get_over},
+};
+use leasehold_scenarios::world::World;
+use serde_json::json;
+use tokio::net::TcpStream;
+
+/// A client that looked at etcd no longer ago than this is answered: so long the host gives watchers to hear of the end.
+const FRESH: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn drained_requests_in_flight_are_answered() {
+    let world = World::real().await;
+    let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;
+    let slow = format!("{}act/slow", host.url("hostile"));
+    let over_http2 = tokio::spawn({
+        let slow = slow.clone();
+        async move { get_over(Protocol::Http2, &slow).await }
+    });
+    let over_http1 = begin(&slow).await;
+    let begun = Instant::now();
+    let ended = host.stop().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stderr.contains("cut off"), "{ended:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it ended before its requests");
+    let expected = json!({ "case": "ok", "text": "slow" });
+    assert_eq!(over_http1.answer().await.unwrap().json(), expected);
+    assert_eq!(over_http2.await.unwrap().unwrap().json(), expected);
+}
+
+#[tokio::test]
+async fn drained_the_key_is_gone_before_the_listener_closes() {
+    let world = World::real().await;
+    let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;
+    let (url, addr) = (host.url("hostile"), host.addr("hostile"));
+    let key = format!("/hostile/{addr}");
+    // Keeps the process there after the listener is closed.
+    let slow = begin(&format!("{url}act/slow")).await;
+    host.signal("TERM");
+    let mut answered = 0;
+    loop {
+        if TcpStream::connect(&addr).await.is_err() {
+            assert_eq!(world.get(&key).await, None, "the listener closed first");
+            break;
+        }
+        let looked = Instant::now();
+        if world.get(&key).await.is_some() && looked.elapsed() < FRESH {
+            let answer = get_over(Protocol::Http1, &url).await;
+            assert!(answer.is_ok() || looked.elapsed() >= FRESH, "{answer:?}");
+            answered += 1;
+        }
+    }
+    assert_eq!(slow.answer().await.unwrap().status, 200, "after {answered} others");
+    assert_eq!(host.ends().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn drained_what_takes_too_long_is_cut_off() {
+    let world = World::real().await;
+    let limits = json!({ "register": "host", "limits": { "drain_timeout": "1s" } });
+    let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
+    let stuck = begin(&format!("{}act/sleep", host.url("hostile"))).await;
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    let begun = Instant::now();
+    let ended = host.stop().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("requests were cut off after 1s"), "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert_eq!(stuck.answer().await, None);
+}

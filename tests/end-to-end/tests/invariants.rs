@@ -1,0 +1,152 @@
+//! The invariants of ARCHITECTURE.md, as a plain scan of the sources.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use leasehold_end_to_end::paths;
+
+/// A Rust file: where it stands in the workspace, and its text.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The lines that are code, without those of its unit tests, numbered from 1.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let tests = |line: &&str| line.trim() == "#[cfg(test)]";
+        let lines = self.text.lines().take_while(move |line| !tests(line)).zip(1..);
+        lines.filter(|(line, _)| !line.trim_start().starts_with("//")).map(|(line, number)| (number, line))
+    }
+
+    /// Where one of these words stands in its code.
+    fn naming(&self, words: &[&str]) -> Vec<String> {
+        let named = self.code().filter(|(_, line)| words.iter().any(|word| has_word(line, word)));
+        named.map(|(number, line)| format!("{}:{number}: {}", self.path, line.trim())).collect()
+    }
+}
+
+/// Whether a line has that word, not as a part of a longer one.
+fn has_word(line: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(start, _)| {
+        let (before, after) = (&line[..start], &line[start + word.len()..]);
+        !before.ends_with(part) && !after.starts_with(part)
+    })
+}
+
+/// Every Rust file under a folder of the workspace.
+fn sources(under: &str) -> Vec<Source> {
+    let root = paths::workspace();
+    let mut files = Vec::new();
+    walk(&root.join(under), &mut files);
+    assert!(!files.is_empty(), "there is nothing under {under}");
+    let source = |file: PathBuf| Source {
+        path: file.strip_prefix(&root).unwrap().display().to_string(),
+        text: fs::read_to_string(&file).unwrap(),
+    };
+    files.into_iter().map(source).collect()
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|name| name != "target") {
+                walk(&path, files);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// Holds that no file under the folder names one of these words, but for the files that may.
+fn named_nowhere(words: &[&str], under: &str, but: &[&str]) {
+    let all = sources(under);
+    for may in but {
+        assert!(all.iter().any(|source| source.path == *may), "{may} is not there any more");
+    }
+    let named: Vec<_> = all
+        .iter()
+        .filter(|source| !but.contains(&source.path.as_str()))
+        .flat_map(|source| source.naming(words))
+        .collect();
+    assert!(named.is_empty(), "{words:?}:\n{}", named.join("\n"));
+}
+
+#[test]
+fn the_client_of_etcd_is_named_in_one_file() {
+    named_nowhere(&["etcd_client"], "host", &["host/registrar/src/etcd.rs"]);
+}
+
+#[test]
+fn the_registrar_knows_nothing_of_wasm() {
+    named_nowhere(&["wasmtime", "leasehold_wasmtime"], "host/registrar", &[]);
+}
+
+#[test]
+fn the_plugin_knows_nothing_of_the_runner() {
+    named_nowhere(&["hyper", "hyper_util"], "host/plugin", &[]);
+}
+
+#[test]
+fn tasks_are_spawned_only_through_a_tracker() {
+    for host in ["host/registrar/src", "host/plugin/src", "host/runner/src"] {
+        for source in sources(host) {
+            let spawned: Vec<_> = source.code().filter(|(_, line)| spawns(line)).collect();
+            assert!(spawned.is_empty(), "{}: {spawned:?}", source.path);
+        }
+    }
+}
+
+/// Whether a line spawns a task that nobody waits for. A tracker's own `spawn` is a method.
+fn spawns(line: &str) -> bool {
+    ["spawn(", "spawn_blocking(", "spawn_local("].iter().any(|call| {
+        ["tokio::", "task::"].iter().any(|path| line.contains(&format!("{path}{call}")))
+    }) || (line.trim_start().starts_with("use tokio") && has_word(line, "spawn"))
+}
+
+#[test]
+fn the_pure_files_do_no_io_and_read_no_clock() {
+    let impure =
+        ["fs", "tokio", "Instant", "SystemTime", "TcpStream", "TcpListener", "UdpSocket", "ToSocketAddrs", "thread"];
+    for pure in ["node", "layout", "weight"] {
+        let path = format!("host/registrar/src/{pure}.rs");
+        let all = sources("host/registrar/src");
+        let source = all.iter().find(|source| source.path == path).unwrap();
+        assert_eq!(source.naming(&impure), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn error_text_for_a_component_is_made_in_one_file() {
+    let made = |source: &Source| source.code().any(|(_, line)| line.contains("types::Error::"));
+    let all = sources("host/plugin/src");
+    let makers: Vec<_> = all.iter().filter(|source| made(source)).map(|source| source.path.as_str()).collect();
+    assert_eq!(makers, ["host/plugin/src/error.rs"]);
+}
+
+#[test]
+fn every_file_opens_with_the_sentence_that_says_what_it_is() {
+    for under in ["host", "guest-example", "tests"] {
+        for source in sources(under) {
+            assert!(source.text.starts_with("//! "), "{}", source.path);
+        }
+    }
+}
+
+#[test]
+fn a_word_is_not_a_part_of_another() {
+    assert!(has_word("use hyper::body;", "hyper"));
+    assert!(has_word("use std::{fs, io};", "fs"));
+    assert!(!has_word("offset", "fs"));
+    assert!(!has_word("hyper_util::rt", "hyper"));
+    assert!(spawns("    tokio::spawn(async {"));
+    assert!(spawns("    tokio::task::spawn_blocking(f)"));
+    assert!(!spawns("    self.tasks.spawn(async {"));
+}

@@ -1,0 +1,183 @@
+//! Sandboxed: a component that does what it must not is told so, learns nothing, and leaves nothing in etcd.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use leasehold_end_to_end::{
+    Host,
+    config::{config, endpoint, hostile, with},
+    http::get,
+};
+use leasehold_scenarios::world::World;
+use serde_json::{Value, json};
+
+/// A secret in the host's configuration, of which a component hears nothing.
+const SECRET: &str = "hunter2-and-more";
+
+async fn act(host: &Host, act: &str) -> (String, String) {
+    let answer = get(&format!("{}act/{act}", host.url("hostile"))).await;
+    assert_eq!(answer.status, 200, "{act}: {answer:?}");
+    let answer = answer.json();
+    (answer["case"].as_str().unwrap().to_owned(), answer["text"].as_str().unwrap().to_owned())
+}
+
+/// What a component is told speaks of its own arguments and limits, never of what lies behind the host.
+fn tells_nothing(world: &World, text: &str) {
+    let endpoint = endpoint(world);
+    let port = endpoint.rsplit(':').next().unwrap();
+    for hidden in ["etcd", "grpc", "endpoint", "lease ", "root", "/srv", "src/", SECRET, port] {
+        assert!(!text.to_lowercase().contains(hidden), "{hidden:?} in {text:?}");
+    }
+}
+
+#[tokio::test]
+async fn sandboxed_each_refusal_has_its_case_and_nothing_is_registered() {
+    let world = World::real().await;
+    let host = Host::of(&world, [hostile("hostile")]).await;
+    for (name, case, start) in [
+        ("foreign-name", "access-denied", "name must be one that this component may publish"),
+        ("foreign-addr", "access-denied", "addr must be this component's own"),
+        ("slash-in-name", "invalid-argument", "name must"),
+        ("empty-name", "invalid-argument", "name must"),
+        ("no-port", "invalid-argument", "addr must"),
+        ("wildcard", "invalid-argument", "addr must"),
+        ("huge-metadata", "invalid-argument", "metadata must"),
+        ("weight-0", "invalid-argument", "weight must"),
+        ("weight-101", "invalid-argument", "weight must"),
+        ("ttl-max", "invalid-argument", "ttl-seconds must be at most 3600"),
+        ("resolve-foreign", "access-denied", "name must be one that this component may look up"),
+    ] {
+        let told = act(&host, name).await;
+        assert_eq!(told.0, case, "{name}: {told:?}");
+        assert!(told.1.starts_with(start), "{name}: {told:?}");
+        assert!(told.1.len() < 200, "{name}: {told:?}");
+        tells_nothing(&world, &told.1);
+        assert_eq!(world.count().await, 0, "{name}");
+    }
+    assert!(world.leases().await.is_empty());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn sandboxed_a_thousand_registrations_end_at_the_quota_and_all_go() {
+    let world = World::real().await;
+    let host = Host::of(&world, [hostile("hostile")]).await;
+    let told = act(&host, "thousand").await;
+    assert_eq!(told, ("quota-exceeded".to_owned(), "this component may have 100 registrations at a time".to_owned()));
+    assert_eq!(world.count().await, 100);
+    // What it has is not lost for that.
+    assert_eq!(act(&host, "foreign-name").await.0, "access-denied");
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+    assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn sandboxed_an_etcd_that_is_down_is_unavailable_and_no_more() {
+    let mut world = World::real().await;
+    let host = Host::of(&world, [hostile("hostile")]).await;
+    world.kill();
+    let (case, text) = act(&host, "register").await;
+    assert!(case == "unavailable" || case == "timeout", "{case}: {text}");
+    tells_nothing(&world, &text);
+    world.restart(true).await;
+    assert_eq!(world.count().await, 0);
+    assert_eq!(act(&host, "register").await.0, "ok");
+    assert_eq!(world.count().await, 1);
+}
+
+#[tokio::test]
+async fn sandboxed_a_request_that_traps_or_grows_fails_alone() {
+    let world = World::real().await;
+    let host = Host::of(&world, [hostile("hostile")]).await;
+    for name in ["trap", "grow", "register-and-trap"] {
+        let answer = get(&format!("{}act/{name}", host.url("hostile"))).await;
+        assert_eq!((answer.status, answer.body.as_str()), (500, "the service failed\n"), "{name}");
+        assert_eq!(get(&host.url("hostile")).await.status, 200, "{name}");
+    }
+    // A registration belongs to the component, not to the instance that trapped.
+    assert_eq!(world.count().await, 1);
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn sandboxed_the_password_of_etcd_is_nobodys_business() {
+    let etcd = leasehold_scenarios::real::Etcd::options().user("root", SECRET).start().await;
+    let world = World::Real(Box::new(etcd));
+    let user = json!({ "etcd": { "user": "root", "password": SECRET } });
+    let config = with(config(&world, [hostile("hostile")]), user);
+    let mut host = Host::spawn(&config, &["-vv"]);
+    host.says("ready").await;
+    assert_eq!(act(&host, "register").await.0, "ok");
+    assert_eq!(world.count().await, 1);
+    tells_nothing(&world, &act(&host, "foreign-addr").await.1);
+    let ended = host.stop().await;
+    assert_eq!(ended.code, Some(0));
+    assert!(!ended.wrote(SECRET), "{ended:?}");
+    assert_eq!(world.count().await, 0);
+}
+
+/// The acts of a start that fails, each with what the host says of it.
+const FAILING_STARTS: [(&str, &str); 17] = [
+    ("trap", "hostile: lifecycle.start trapped: "),
+    ("spin", "hostile: lifecycle.start took longer than 1s"),
+    ("sleep", "hostile: lifecycle.start took longer than 1s"),
+    ("grow", "hostile: lifecycle.start trapped: "),
+    ("fail", "hostile: lifecycle.start failed: other: told to fail"),
+    ("register-and-trap", "hostile: lifecycle.start trapped: "),
+    ("register-and-fail", "hostile: lifecycle.start failed: other: told to fail"),
+    ("foreign-name", "hostile: lifecycle.start failed: access-denied: name must"),
+    ("foreign-addr", "hostile: lifecycle.start failed: access-denied: addr must"),
+    ("slash-in-name", "hostile: lifecycle.start failed: invalid-argument: name must"),
+    ("empty-name", "hostile: lifecycle.start failed: invalid-argument: name must"),
+    ("no-port", "hostile: lifecycle.start failed: invalid-argument: addr must"),
+    ("wildcard", "hostile: lifecycle.start failed: invalid-argument: addr must"),
+    ("huge-metadata", "hostile: lifecycle.start failed: invalid-argument: metadata must"),
+    ("weight-0", "hostile: lifecycle.start failed: invalid-argument: weight must"),
+    ("ttl-max", "hostile: lifecycle.start failed: invalid-argument: ttl-seconds must"),
+    ("thousand", "hostile: lifecycle.start failed: quota-exceeded: this component may have 100"),
+];
+
+#[tokio::test]
+async fn sandboxed_a_start_that_fails_is_one_sentence_and_exit_code_1() {
+    let world = World::real().await;
+    for (name, start) in FAILING_STARTS {
+        let patience = if ["spin", "sleep"].contains(&name) { "1s" } else { "20s" };
+        let failing =
+            with(hostile("hostile"), json!({ "config": { "start": name }, "limits": { "start_timeout": patience } }));
+        let ended = Host::spawn(&config(&world, [failing]), &[]).ends().await;
+        assert_eq!(ended.code, Some(1), "{name}: {ended:?}");
+        let last: Value = serde_json::from_str(ended.stderr.lines().last().unwrap()).unwrap();
+        assert!(last["message"].as_str().unwrap().starts_with(start), "{name}: {last}");
+        assert_eq!(last["exit_code"], 1, "{name}: {last}");
+        let errors = ended.stderr.lines().filter(|line| line.contains("\"ERROR\"")).count();
+        assert_eq!(errors, 1, "{name}: {ended:?}");
+        assert_eq!(world.count().await, 0, "{name}");
+        assert!(world.leases().await.is_empty(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn sandboxed_a_start_that_fails_takes_its_neighbours_back() {
+    let world = World::real().await;
+    let failing = with(hostile("hostile"), json!({ "config": { "start": "register-and-fail" } }));
+    let ended = Host::spawn(&config(&world, [leasehold_end_to_end::config::greeter(), failing]), &[]).ends().await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(world.count().await, 0);
+    assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn sandboxed_a_stop_that_traps_or_never_returns_does_not_keep_the_host() {
+    let world = World::real().await;
+    for name in ["trap", "spin", "sleep", "fail", "register", "stop-twice"] {
+        let failing =
+            with(hostile("hostile"), json!({ "config": { "stop": name }, "limits": { "stop_timeout": "1s" } }));
+        let host = Host::of(&world, [failing]).await;
+        assert_eq!(act(&host, "register").await.0, "ok", "{name}");
+        let ended = host.stop().await;
+        assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
+        assert_eq!(world.count().await, 0, "{name}");
+        assert!(world.leases().await.is_empty(), "{name}");
+    }
+}

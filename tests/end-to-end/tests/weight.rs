@@ -1,0 +1,104 @@
+//! Quiet: the weight follows the load, and etcd hears of nothing else. Alone, and one after the other: these burn every
+//! core, and count what etcd writes.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{
+    hint::spin_loop,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use leasehold_end_to_end::{
+    Host,
+    config::{config, greeter, plain},
+    http::get,
+};
+use leasehold_scenarios::{wait_for, world::World};
+use serde_json::{Value, json};
+use tokio::{sync::Mutex, time::sleep};
+
+/// Held by the test that runs.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// How long the load may take to show; on an idle machine it is about three seconds.
+const BURN: Duration = Duration::from_secs(40);
+
+/// How much a weight has to move before it is written, by default.
+const DEAD_BAND: u32 = 5;
+
+/// Keeps every core busy until it is dropped.
+struct Burning(Arc<AtomicBool>);
+
+impl Burning {
+    fn every_core() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..thread::available_parallelism().unwrap().get() {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    spin_loop();
+                }
+            });
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Burning {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn weight_of(value: &str) -> u32 {
+    serde_json::from_str::<Value>(value).unwrap()["weight"].as_str().unwrap().parse().unwrap()
+}
+
+fn measured(world: &World, services: impl IntoIterator<Item = Value>, weight: Value) -> Value {
+    let mut config = config(world, services);
+    config["registry"]["weight"] = weight;
+    config
+}
+
+/// A registration begins at the weight of an idle processor, so the drop is there to see on a busy machine, too.
+#[tokio::test]
+async fn quiet_but_for_a_weight_that_moved() {
+    let _alone = ALONE.lock().await;
+    let world = World::real().await;
+    let host = Host::ready(&measured(&world, [plain("plain")], json!({ "min_interval": "1s" }))).await;
+    let key = format!("/plain/{}", host.addr("plain"));
+    let idle = world.get(&key).await.unwrap();
+    let before = weight_of(&idle.value);
+    let burning = Burning::every_core();
+    let mut busy = None;
+    wait_for("the weight drops with the load", BURN, async || {
+        busy = world.get(&key).await;
+        busy.as_ref().is_some_and(|busy| weight_of(&busy.value) + DEAD_BAND <= before)
+    })
+    .await;
+    drop(burning);
+    // The same registration, written once more: nothing was lost under the load.
+    assert_eq!(busy.unwrap().lease, idle.lease);
+}
+
+/// With a dead-band that swallows every move, so that a noisy machine cannot write for good reason: what is held quiet
+/// are renewals, audits and computed weights.
+#[tokio::test]
+async fn quiet_no_revision_in_thirty_idle_seconds() {
+    let _alone = ALONE.lock().await;
+    let world = World::real().await;
+    let weight = json!({ "dead_band": 100, "min_interval": "1s" });
+    let host = Host::ready(&measured(&world, [greeter(), plain("plain")], weight)).await;
+    let whoami = format!("{}whoami", host.url("greeter"));
+    let before = world.revision().await;
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(world.revision().await, before);
+    let who = get(&whoami).await.json();
+    assert!(who["renewals"].as_u64().unwrap() >= 7, "{who}");
+    assert_eq!(who["state"], "registered");
+}
