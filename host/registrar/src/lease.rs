@@ -477,6 +477,7 @@ impl Lease {
         match answer {
             Answer::Granted(Ok(granted), asked_at) => self.granted(granted, asked_at),
             Answer::Granted(Err(failure), _) => {
+                debug!(%failure, "no lease");
                 if !failure.is_transient() {
                     self.fail_births(&failure);
                 }
@@ -603,6 +604,7 @@ impl Lease {
     }
 
     fn not_committed(&mut self, lease: i64, ops: &[Op], failure: Failure) {
+        debug!(lease = format_args!("{lease:x}"), ops = ops.len(), %failure, "not written");
         let refused = matches!(failure, Failure::Refused { .. });
         if let [op] = ops
             && refused

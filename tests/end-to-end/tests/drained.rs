@@ -1,7 +1,5 @@
 //! Drained: keys first, then requests in flight, then the rest; nobody who follows etcd sees a failure.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::{Duration, Instant};
 
 use leasehold_end_to_end::{

@@ -1,7 +1,5 @@
 //! Isolated: what one component does with the processor is its own trouble.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::{Duration, Instant};
 
 use leasehold_end_to_end::{
