@@ -80,7 +80,8 @@ impl Door {
     }
 
     fn failed(&self, error: &wasmtime::Error, after: Duration) -> Response<Answer> {
-        if error.is::<ExpirationError>() || (error.is::<TrapOrPanicError>() && after >= self.request_timeout) {
+        // An instance that is ended for being late fails in more than one way.
+        if error.is::<ExpirationError>() || after >= self.request_timeout {
             return self.late();
         }
         if let Some(failed) = error.downcast_ref::<InstantiationError<()>>() {

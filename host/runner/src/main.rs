@@ -24,7 +24,7 @@ mod yaml;
 use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, error::ErrorKind};
 use futures::future::{join_all, try_join, try_join_all};
 use leasehold::Registrar;
 use tokio::runtime::Runtime;
@@ -75,7 +75,11 @@ fn no_command(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
+    let text = match error.kind() {
+        // clap would show all of its help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "say what to do: run, ls, check or inspect".to_owned(),
+        _ => error.to_string(),
+    };
     let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
     let said = said.split("\n\nFor more").next().unwrap_or_default();
     let failure = Failure::usage(format!("{said}; see leasehold --help"));

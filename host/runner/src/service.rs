@@ -147,7 +147,9 @@ impl Service {
             Ok(Err(error)) => tracing::warn!(service = %name, "a key may stay until its lease ends: {error}"),
             Err(_) => tracing::warn!(service = %name, "a key may stay until its lease ends: etcd does not answer"),
         }
-        if let Some(server) = self.server.take() {
+        let served = self.server.take();
+        let was_served = served.is_some();
+        if let Some(server) = served {
             if announced {
                 sleep(SETTLE).await;
             }
@@ -165,7 +167,9 @@ impl Service {
             }
         }
         self.guest.ended.cancel();
-        tracing::info!(service = %name, "ended");
+        if was_served {
+            tracing::info!(service = %name, "ended");
+        }
     }
 }
 
