@@ -571,7 +571,8 @@ impl Lease {
                 self.enqueue(key);
             }
             Outcome::HeldBy(holder) if ours => {
-                entry.held = holder;
+                // Our own write took it over, and its answer was lost.
+                (entry.held, entry.displaces) = (holder, 0);
                 self.enqueue(key);
             }
             Outcome::HeldBy(holder) if entry.visible || entry.ownership == Ownership::Wait => {
