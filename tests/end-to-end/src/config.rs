@@ -23,7 +23,10 @@ pub fn service(name: &str, component: &str) -> Value {
 
 /// The example, as its own configuration has it.
 pub fn greeter() -> Value {
-    with(service("greeter", "greeter"), json!({ "config": { "name": "greeter", "version": "v1", "greeting": "hello" } }))
+    with(
+        service("greeter", "greeter"),
+        json!({ "config": { "name": "greeter", "version": "v1", "greeting": "hello" } }),
+    )
 }
 
 /// A service that knows nothing of Leasehold and is registered by the host.

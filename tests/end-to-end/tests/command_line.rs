@@ -144,7 +144,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     let greeter = component("greeter");
     let listen = "127.0.0.1:0";
     for (arguments, start) in [
-        (vec![], "'leasehold' requires a subcommand"),
+        (vec![], "say what to do: run, ls, check or inspect; see leasehold --help"),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
         (vec!["run", "a.yaml", "--no-such-flag"], "unexpected argument '--no-such-flag' found"),
@@ -190,7 +190,13 @@ async fn an_etcd_that_is_required_and_silent_is_one_sentence_and_69() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("http://{}", other.local_addr().unwrap());
     let mute_etcd = json!({ "etcd": { "endpoints": [mute], "request_timeout": "500ms" } });
-    let file = File::of(&with(with(json!({ "services": [greeter()] }), json!({ "etcd": { "required": true, "dial_timeout": "500ms" } })), mute_etcd).to_string());
+    let file = File::of(
+        &with(
+            with(json!({ "services": [greeter()] }), json!({ "etcd": { "required": true, "dial_timeout": "500ms" } })),
+            mute_etcd,
+        )
+        .to_string(),
+    );
     let ended = leasehold(["run", &file.path()]).await;
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(ended.stderr.contains(&mute), "{ended:?}");
@@ -230,8 +236,20 @@ async fn a_component_runs_from_arguments_alone() {
     let folder = TempDir::new().unwrap();
     let (etcd, greeter) = (endpoint(&world), component("greeter"));
     let arguments = [
-        "run", &greeter, "--name", "g", "--listen", "127.0.0.1:0", "--etcd", &etcd, "--config", "name=g", "--config",
-        "greeting=moin=moin", "--advertise", "g.example:80",
+        "run",
+        &greeter,
+        "--name",
+        "g",
+        "--listen",
+        "127.0.0.1:0",
+        "--etcd",
+        &etcd,
+        "--config",
+        "name=g",
+        "--config",
+        "greeting=moin=moin",
+        "--advertise",
+        "g.example:80",
     ];
     let mut program = Program::spawn(&paths::leasehold(), arguments, folder.path());
     let serving = program.line("where it is served", |line| line.contains("serving")).await;
@@ -328,7 +346,10 @@ async fn inspect_shows_what_a_component_wants_and_lacks() {
     }
     let facts = |ended: Ended| serde_json::from_str::<Value>(&ended.stdout).unwrap();
     let greeter = facts(leasehold(["inspect", &component("greeter"), "--json"]).await);
-    assert_eq!((&greeter["http"], &greeter["lifecycle"], &greeter["missing"]), (&json!("0.2"), &json!(true), &json!([])));
+    assert_eq!(
+        (&greeter["http"], &greeter["lifecycle"], &greeter["missing"]),
+        (&json!("0.2"), &json!(true), &json!([]))
+    );
     let p3 = facts(leasehold(["inspect", &component("plain-p3"), "--json"]).await);
     assert_eq!((&p3["http"], &p3["lifecycle"], &p3["leasehold"]), (&json!("0.3"), &json!(false), &json!([])));
     let nothing = facts(leasehold(["inspect", &component("nothing"), "--json"]).await);

@@ -36,7 +36,8 @@ async fn visible_and_gone_for_who_tries_it() {
     assert_eq!(get(&url).await.body, "hello\n");
     let shown = host.says("in etcd: /greeter/v1/").await;
     let shown = shown["message"].as_str().unwrap();
-    let start = format!(r#"in etcd: /greeter/v1/{addr} = {{"name":"greeter","addr":"{addr}","version":"v1","weight":""#);
+    let start =
+        format!(r#"in etcd: /greeter/v1/{addr} = {{"name":"greeter","addr":"{addr}","version":"v1","weight":""#);
     assert!(shown.starts_with(&start), "{shown}");
     host.says("Renewed").await;
     host.signal("INT");

@@ -106,9 +106,10 @@ fn tasks_are_spawned_only_through_a_tracker() {
 
 /// Whether a line spawns a task that nobody waits for. A tracker's own `spawn` is a method.
 fn spawns(line: &str) -> bool {
-    ["spawn(", "spawn_blocking(", "spawn_local("].iter().any(|call| {
-        ["tokio::", "task::"].iter().any(|path| line.contains(&format!("{path}{call}")))
-    }) || (line.trim_start().starts_with("use tokio") && has_word(line, "spawn"))
+    ["spawn(", "spawn_blocking(", "spawn_local("]
+        .iter()
+        .any(|call| ["tokio::", "task::"].iter().any(|path| line.contains(&format!("{path}{call}"))))
+        || (line.trim_start().starts_with("use tokio") && has_word(line, "spawn"))
 }
 
 #[test]
