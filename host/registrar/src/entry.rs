@@ -59,8 +59,8 @@ pub(crate) struct Entry {
     pub(crate) weighed_at: Instant,
     /// The weight in the write that is under way.
     pub(crate) in_flight: Option<Weight>,
-    /// Whether a write was ever sent, so that the key may exist.
-    touched: bool,
+    /// Whether etcd ever confirmed a write, or left one unanswered.
+    pub(crate) may_exist: bool,
     /// Whether etcd ever confirmed it.
     pub(crate) visible: bool,
     /// Somebody else's lease that holds the key; 0 for none.
@@ -91,7 +91,7 @@ impl Entry {
             published: None,
             weighed_at: now,
             in_flight: None,
-            touched: false,
+            may_exist: false,
             visible: false,
             rival: 0,
             solo: false,
@@ -141,9 +141,9 @@ impl Entry {
         }
     }
 
-    /// Whether the key cannot be in etcd, since nothing was ever sent.
+    /// Whether the key cannot be in etcd, since nothing was ever sent that etcd did not refuse.
     pub(crate) fn was_never_written(&self) -> bool {
-        !self.touched
+        !self.may_exist && self.in_flight.is_none()
     }
 
     /// Its next write, for a transaction that puts under `lease`.
@@ -151,7 +151,6 @@ impl Entry {
         let key = key.clone();
         match self.goal {
             Goal::Present => {
-                self.touched = true;
                 self.in_flight = Some(self.weight);
                 let held = if self.displaces == 0 { self.held } else { self.displaces };
                 Op::Put { key, value: self.layout.value(&self.node, self.weight), held }

@@ -64,9 +64,9 @@ impl Error {
 pub struct Unavailable(Arc<Failure>);
 
 impl Unavailable {
-    /// Whether etcd refused the user or the password; waiting does not help.
+    /// Whether etcd refused the user, the password, the certificate or the key; waiting does not help.
     pub fn is_denied(&self) -> bool {
-        matches!(*self.0, Failure::Denied(_))
+        matches!(*self.0, Failure::Denied(_) | Failure::Forbidden { .. })
     }
 
     /// Whether the endpoint answers, but not as etcd does.

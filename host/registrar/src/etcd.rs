@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -22,7 +22,7 @@ use etcd_client::{
 };
 use tokio::{
     sync::{Notify, OnceCell},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::Stream;
 use tonic::{Code, ConnectError, Status, transport::Endpoint as Transport};
@@ -45,6 +45,9 @@ const PAGE: i64 = 1000;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a probe may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a sign-in is trusted through calls without an answer. Hashing a password is dear for etcd, and an etcd that
+/// is slow to answer must not be asked for it all the time.
+const TRUST: Duration = Duration::from_secs(10);
 
 /// Why etcd did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,9 +61,12 @@ pub(crate) enum Failure {
     /// etcd's own word that the lease does not exist.
     #[error("the lease does not exist any more")]
     LeaseGone,
-    /// The user, the password or the rights do not suffice.
+    /// The user, the password or the client's certificate does not suffice for anything.
     #[error("{0}")]
     Denied(String),
+    /// The user is known, but this key is not the user's to touch: not applied.
+    #[error("{endpoint} denies access: {message}")]
+    Forbidden { endpoint: Arc<str>, message: String },
     /// The endpoint speaks, but not etcd's protocol.
     #[error("{0} does not answer as an etcd does")]
     NotEtcd(Arc<str>),
@@ -73,9 +79,15 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether the request may still take effect, now or later.
+    /// Whether the request may still take effect, now or later. What does not answer as an etcd does may stand in
+    /// front of one.
     pub(crate) fn may_have_been_applied(&self) -> bool {
-        matches!(self, Self::Unanswered { .. })
+        matches!(self, Self::Unanswered { .. } | Self::NotEtcd(_))
+    }
+
+    /// Whether etcd has refused what the request says, so that a part of it may be accepted.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Forbidden { .. })
     }
 
     /// Whether repeating the very same request may help without anybody doing something about it.
@@ -150,7 +162,22 @@ struct Reach {
 struct Endpoint {
     url: Arc<str>,
     client: Client,
-    signed_in: OnceCell<()>,
+    /// When the client signed in; replaced when that is in doubt.
+    signed_in: Mutex<Arc<OnceCell<Instant>>>,
+}
+
+impl Endpoint {
+    fn signed_in(&self) -> Arc<OnceCell<Instant>> {
+        self.signed_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// An etcd that lost its data does not refuse a token from before: it waits until it has written as much as the
+    /// etcd that issued the token. So whoever gets no answer signs in again.
+    fn doubt(&self) {
+        if self.signed_in().get().is_some_and(|since| since.elapsed() >= TRUST) {
+            *self.signed_in.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        }
+    }
 }
 
 impl Etcd {
@@ -176,7 +203,7 @@ impl Etcd {
             let client = Client::from_channel(channel, Some(connect.clone()))
                 .await
                 .map_err(|error| Error::unavailable(classify(&url, &error)))?;
-            endpoints.push(Endpoint { url, client, signed_in: OnceCell::new() });
+            endpoints.push(Endpoint { url, client, signed_in: Mutex::default() });
         }
         Ok(Self {
             endpoints: endpoints.into(),
@@ -291,8 +318,12 @@ impl Etcd {
         }
     }
 
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
+    }
+
     fn url(&self) -> Arc<str> {
-        self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()].url.clone()
+        self.endpoint().url.clone()
     }
 
     /// Makes one call within `deadline`. An endpoint that cannot be reached passes the call on to the next one, each is
@@ -324,7 +355,7 @@ impl Etcd {
         };
         match &answer {
             Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
-            Err(Failure::Unanswered { .. }) => {}
+            Err(Failure::Unanswered { .. }) => self.endpoint().doubt(),
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}
@@ -338,11 +369,11 @@ impl Etcd {
         answer
     }
 
-    /// Authenticates once per endpoint; afterwards the client renews its token by itself.
+    /// Authenticates once per endpoint; afterwards the client renews by itself a token that etcd refuses.
     async fn sign_in(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
         let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
         endpoint
-            .signed_in
+            .signed_in()
             .get_or_try_init(|| async {
                 let mut client = endpoint.client.clone();
                 match client.update_user(Some((user.clone(), password.clone()))).await {
@@ -350,13 +381,13 @@ impl Etcd {
                     Err(ClientError::GRpcStatus(status))
                         if status.message().contains("authentication is not enabled") =>
                     {
-                        Ok(())
+                        Ok(Instant::now())
                     }
-                    outcome => outcome,
+                    outcome => outcome.map(|()| Instant::now()),
                 }
             })
             .await
-            .copied()
+            .map(|_| ())
     }
 }
 
@@ -525,15 +556,17 @@ fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         error => return Failure::Unanswered { endpoint, reason: error.to_string() },
     };
     let message = status.message();
+    if let Some(alert) = certificate_refused(status) {
+        return Failure::Denied(format!("{endpoint} denies access: this host's certificate: {alert}"));
+    }
     if let Some(reason) = never_connected(status) {
         return Failure::Unreachable { endpoint, reason };
     }
     let said_by_etcd = message.starts_with("etcdserver: ") || message.starts_with("auth: ");
     match status.code() {
         Code::NotFound if message.contains("requested lease not found") => Failure::LeaseGone,
-        Code::Unauthenticated | Code::PermissionDenied => {
-            Failure::Denied(format!("{endpoint} denies access: {message}"))
-        }
+        Code::PermissionDenied => Failure::Forbidden { endpoint, message: message.to_owned() },
+        Code::Unauthenticated => Failure::Denied(format!("{endpoint} denies access: {message}")),
         _ if message.contains("authentication failed") || message.contains("user name is empty") => {
             Failure::Denied(format!("{endpoint} denies access: {message}"))
         }
@@ -554,6 +587,8 @@ fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         _ if message.contains("grpc-status header missing") || message.contains("invalid compression flag") => {
             Failure::NotEtcd(endpoint)
         }
+        // What HTTP/1 looks like to a client of HTTP/2.
+        _ if innermost(status).to_string().contains("frame with invalid size") => Failure::NotEtcd(endpoint),
         _ => Failure::Unanswered { endpoint, reason: described(status) },
     }
 }
@@ -569,12 +604,34 @@ fn never_connected(status: &Status) -> Option<String> {
     connecting.then(|| error.to_string())
 }
 
-/// The status with the innermost of its causes, which is where a transport says what happened.
-fn described(status: &Status) -> String {
+/// The alert with which an endpoint turned down the certificate that this client showed, or did not show.
+fn certificate_refused(status: &Status) -> Option<String> {
+    const ALERTS: [&str; 6] = [
+        "BadCertificate",
+        "CertificateExpired",
+        "CertificateRequired",
+        "CertificateRevoked",
+        "CertificateUnknown",
+        "UnknownCA",
+    ];
+    let text = innermost(status).to_string();
+    let (_, alert) = text.split_once("received fatal alert: ")?;
+    let alert = alert.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
+    ALERTS.contains(&alert).then(|| alert.to_owned())
+}
+
+/// The innermost cause, which is where a transport says what happened.
+fn innermost(status: &Status) -> &(dyn std::error::Error + 'static) {
     let mut error: &(dyn std::error::Error + 'static) = status;
     while let Some(source) = error.source() {
         error = source;
     }
+    error
+}
+
+/// The status with its innermost cause.
+fn described(status: &Status) -> String {
+    let error = innermost(status);
     match (status.message(), error.to_string()) {
         ("", cause) => cause,
         (message, cause) if cause.contains(message) => cause,
@@ -628,6 +685,24 @@ mod tests {
         ] {
             assert!(!failure(code, message).may_have_been_applied(), "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_no_etcd_may_stand_in_front_of_one() {
+        let unimplemented = failure(Code::Unimplemented, "");
+        let error_page = failure(Code::Internal, "grpc-status header missing, mapped from HTTP status code 500");
+        let http_1 = failure(Code::Internal, "h2 protocol error: frame with invalid size");
+        for failure in [unimplemented, error_page, http_1] {
+            assert!(matches!(failure, Failure::NotEtcd(_)) && failure.may_have_been_applied(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_refused_certificate_is_denied() {
+        let refused = failure(Code::Unknown, "received fatal alert: CertificateRequired");
+        assert!(matches!(refused, Failure::Denied(_)), "{refused}");
+        let broken = failure(Code::Unknown, "received fatal alert: BadRecordMac");
+        assert!(broken.may_have_been_applied(), "{broken}");
     }
 
     #[test]

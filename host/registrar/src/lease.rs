@@ -485,6 +485,11 @@ impl Lease {
             }
             // Its keys go with it, whatever the answer was that came after the news.
             Answer::Committed { lease, ops, outcome: Ok(_) } if !self.is_alive(lease) => {
+                for op in &ops {
+                    if let Some(entry) = self.entries.get_mut(op.key()) {
+                        entry.may_exist = true;
+                    }
+                }
                 self.not_committed(lease, &ops, Failure::LeaseGone);
             }
             Answer::Committed { lease, ops, outcome: Ok(outcomes) } => {
@@ -548,6 +553,7 @@ impl Lease {
                 let before = entry.published;
                 entry.held = lease;
                 entry.published = written;
+                entry.may_exist = true;
                 (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
@@ -606,7 +612,8 @@ impl Lease {
 
     fn not_committed(&mut self, lease: i64, ops: &[Op], failure: Failure) {
         debug!(lease = format_args!("{lease:x}"), ops = ops.len(), %failure, "not written");
-        let refused = matches!(failure, Failure::Refused { .. });
+        let refused = failure.is_refusal();
+        let in_doubt = failure.may_have_been_applied();
         if let [op] = ops
             && refused
         {
@@ -614,6 +621,7 @@ impl Lease {
         }
         for op in ops.iter().rev() {
             let Some(entry) = self.entries.get_mut(op.key()) else { continue };
+            entry.may_exist |= in_doubt && entry.in_flight.is_some();
             entry.in_flight = None;
             entry.solo |= refused;
             if !std::mem::replace(&mut entry.queued, true) {
@@ -622,9 +630,9 @@ impl Lease {
         }
         match failure {
             Failure::LeaseGone => self.lose(lease),
-            Failure::Refused { .. } => {}
+            _ if refused => {}
             failure => {
-                if failure.may_have_been_applied() {
+                if in_doubt {
                     for held in self.leases.iter_mut().filter(|held| held.lease == lease) {
                         held.tainted = true;
                     }
@@ -640,7 +648,10 @@ impl Lease {
     /// etcd refuses this one key: a new one fails, an old one waits for the next audit.
     fn refused(&mut self, key: &Arc<str>, failure: Failure) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        if entry.visible || entry.goal != Goal::Present {
+        entry.in_flight = None;
+        if entry.was_never_written() && entry.goal != Goal::Present {
+            self.gone(key);
+        } else if entry.visible || entry.goal != Goal::Present {
             if !std::mem::replace(&mut entry.parked, true) {
                 warn!(%key, %failure, "etcd refuses the key; it is tried again at every renewal");
             }
@@ -777,7 +788,9 @@ impl Lease {
     fn back_off(&mut self, failure: Failure) {
         self.failures += 1;
         let cap = self.cap();
-        self.not_before = Instant::now() + backoff(&mut self.around.rng, self.failures, cap);
+        let pause = backoff(&mut self.around.rng, self.failures, cap);
+        debug!(%failure, failures = self.failures, ?pause, "etcd is tried again");
+        self.not_before = Instant::now() + pause;
         self.last_failure = Some(failure);
     }
 
