@@ -7,6 +7,11 @@ SEEDS ?= 500
 ROUNDS ?= 5
 LARGE ?= yes
 
+# The etcd that tests run, instead of the one on the PATH: `make test ETCD=/path/to/etcd`.
+ifdef ETCD
+export ETCD
+endif
+
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
