@@ -79,6 +79,8 @@ async fn serve(path: &str, registry: RegistryCtx) -> Result<()> {
     let pre = linker(&engine)?.instantiate_pre(&component)?;
     let lifecycle = Lifecycle::of(&pre)?.with_context(|| format!("{path} exports no lifecycle"))?;
 
+    // A signal that comes while the component starts ends it in order, too.
+    let ended = ended()?;
     let mut store = Store::new(&engine, state(registry.clone()));
     store.epoch_deadline_async_yield_and_update(1);
     let instance = pre.instantiate_async(&mut store).await?;
@@ -88,7 +90,7 @@ async fn serve(path: &str, registry: RegistryCtx) -> Result<()> {
     }
 
     // A platform with a network serves the component here, in instances of their own, with clones of `registry`.
-    ended().await?;
+    ended.await;
 
     registry.stop_all().await?;
     timeout(DEADLINE, lifecycle.stop(&mut store, &instance)).await.context("lifecycle.stop does not return")??;
@@ -137,12 +139,13 @@ fn state(registry: RegistryCtx) -> State {
     }
 }
 
-/// Returns on Ctrl-C or SIGTERM.
-async fn ended() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed?,
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+/// Listens from now on, and returns on Ctrl-C or SIGTERM.
+fn ended() -> Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

@@ -199,8 +199,7 @@ async fn visible_and_gone_in_a_plain_service() {
 async fn visible_and_gone(example: &str, arguments: [String; 3], world: &World, key: &str) {
     let folder = TempDir::new().unwrap();
     let mut program = Program::spawn(&paths::example(example), arguments, folder.path());
-    let line = program.line("its key", |line| line.contains(key)).await;
-    assert!(line.contains("registered"), "{line}");
+    program.line("its key", |line| line.contains(key) && line.contains("registered")).await;
     let found: Value = serde_json::from_str(&world.stands(key).await.value).unwrap();
     assert!(key.ends_with(found["addr"].as_str().unwrap()), "{found}");
     program.signal("TERM");
