@@ -5,6 +5,8 @@ use std::time::Duration;
 use etcd_client::{Client, EventType, WatchOptions};
 use tokio::time::timeout;
 
+use crate::wait::wait_for;
+
 /// A watcher that gets nothing for so long will not get it any more.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -26,8 +28,15 @@ pub struct Change {
 /// # Panics
 /// When etcd does not answer.
 pub async fn revision(client: &mut Client) -> i64 {
-    let answer = client.get("/", None).await.expect("etcd answers");
-    answer.header().expect("an answer has a header").revision()
+    let mut revision = None;
+    // One of several endpoints may be down.
+    wait_for("etcd answers", PATIENCE, async || {
+        let answer = client.get("/", None).await;
+        revision = answer.ok().and_then(|answer| answer.header().map(|header| header.revision()));
+        revision.is_some()
+    })
+    .await;
+    revision.expect("it was just there")
 }
 
 /// Every event after a revision, of all keys, up to now.
@@ -44,7 +53,15 @@ pub async fn changes(client: &mut Client, after: i64) -> Vec<Change> {
         return changes;
     }
     let options = WatchOptions::new().with_all_keys().with_start_revision(after + 1);
-    let mut stream = client.watch("", Some(options)).await.expect("etcd takes a watcher");
+    // The events of one response may hold large values.
+    let mut watching = client.watch_client().max_decoding_message_size(usize::MAX);
+    let mut stream = None;
+    wait_for("etcd takes a watcher", PATIENCE, async || {
+        stream = watching.watch("", Some(options.clone())).await.ok();
+        stream.is_some()
+    })
+    .await;
+    let mut stream = stream.expect("it was just there");
     loop {
         let told = timeout(PATIENCE, stream.message()).await.expect("etcd tells its watchers in time");
         let told = told.expect("the watch lives").expect("the watch does not end");

@@ -1,0 +1,141 @@
+//! Fifty hosts of a hundred registrations each, that lose a real etcd and all its data at the same moment.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use etcd_client::GetOptions;
+use leasehold::{Options, Registrar, Registration, ServerNode, State, What};
+use leasehold_scenarios::{fleet::options, real::Etcd, wait_for};
+use tokio::{
+    sync::Mutex,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+const HOSTS: usize = 50;
+const KEYS: usize = 100;
+/// What the hosts ask for, the default of [`Options`].
+const TTL_SECONDS: u64 = 10;
+/// A renewal interval, within which every host has noticed, and as much again to write all on a loaded machine.
+const PROMPT: Duration = Duration::from_secs(7);
+
+/// The moments at which one host lost its lease, and had everything back.
+#[derive(Debug, Default)]
+struct Moments {
+    lost: Vec<Instant>,
+    back: Vec<Instant>,
+}
+
+struct Host {
+    registrations: Vec<Registration>,
+    moments: Arc<Mutex<Moments>>,
+    _registrar: Registrar,
+}
+
+async fn host(options: Options, index: usize) -> Host {
+    let registrar = Registrar::start(options).unwrap();
+    let mut registering = JoinSet::new();
+    for service in 0..KEYS {
+        let registrar = registrar.clone();
+        let node = ServerNode::new(&format!("service-{service}"), &format!("10.0.0.{index}:1")).unwrap();
+        registering.spawn(async move { registrar.register(node).await.unwrap() });
+    }
+    let registrations = registering.join_all().await;
+    let mut events = registrar.events();
+    let moments = Arc::new(Mutex::new(Moments::default()));
+    let written = moments.clone();
+    tokio::spawn(async move {
+        while let Ok(event) = events.recv().await {
+            match event.what {
+                What::Recovering => written.lock().await.lost.push(Instant::now()),
+                What::Recovered => written.lock().await.back.push(Instant::now()),
+                _ => {}
+            }
+        }
+    });
+    Host { registrations, moments, _registrar: registrar }
+}
+
+/// How moments lie after the first of all, in milliseconds.
+#[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
+fn spread(what: &str, from: Instant, moments: &[Instant]) -> BTreeMap<u128, usize> {
+    let mut buckets = BTreeMap::new();
+    let mut tenths = BTreeMap::new();
+    for moment in moments {
+        let after = moment.duration_since(from).as_millis();
+        *buckets.entry(after).or_insert(0) += 1;
+        *tenths.entry(after / 100).or_insert(0_usize) += 1;
+    }
+    let [first, last] = [buckets.keys().min().unwrap(), buckets.keys().max().unwrap()];
+    let most = buckets.values().max().unwrap();
+    println!("{what}: {} from {first} to {last} ms, at most {most} in one millisecond", moments.len());
+    for (tenth, count) in tenths {
+        println!("  {:>5} ms {}", tenth * 100, "#".repeat(count));
+    }
+    buckets
+}
+
+#[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn self_healing_of_a_herd_is_spread_and_leaves_etcd_responsive() {
+    let mut etcd = Box::pin(Etcd::start()).await;
+    let options = Options { ttl: TTL_SECONDS.try_into().unwrap(), ..options([etcd.endpoint()]) };
+    let mut starting = JoinSet::new();
+    for index in 0..HOSTS {
+        starting.spawn(host(options.clone(), index));
+    }
+    let hosts = starting.join_all().await;
+    let mut client = etcd.client().await;
+    let all = || Some(GetOptions::new().with_prefix().with_count_only());
+    assert_eq!(client.get("/service-", all()).await.unwrap().count(), (HOSTS * KEYS) as i64);
+    assert_eq!(client.leases().await.unwrap().leases().len(), HOSTS);
+
+    Box::pin(etcd.restart(false)).await;
+    let answers = Instant::now();
+    // Somebody else who uses etcd meanwhile.
+    let mut stranger = etcd.client().await;
+    let waits = tokio::spawn(async move {
+        let mut waits = Vec::new();
+        while answers.elapsed() < PROMPT {
+            let begun = Instant::now();
+            stranger.put("stranger", "", None).await.unwrap();
+            waits.push(begun.elapsed());
+            sleep(Duration::from_millis(10)).await;
+        }
+        waits.sort_unstable();
+        waits
+    });
+    let mut client = etcd.client().await;
+    wait_for("every key is back", PROMPT, async || {
+        client.get("/service-", all()).await.is_ok_and(|found| found.count() == (HOSTS * KEYS) as i64)
+    })
+    .await;
+    println!("all {} keys are back {:.2?} after etcd answers", HOSTS * KEYS, answers.elapsed());
+    wait_for("every host knows", PROMPT, async || {
+        let registered = |one: &Registration| one.status().state == State::Registered;
+        hosts.iter().all(|host| host.registrations.iter().all(registered))
+    })
+    .await;
+    let (mut lost, mut back) = (Vec::new(), Vec::new());
+    for host in &hosts {
+        let moments = host.moments.lock().await;
+        assert_eq!((moments.lost.len(), moments.back.len()), (1, 1), "one loss, one recovery: {moments:?}");
+        lost.push(moments.lost[0]);
+        back.push(moments.back[0]);
+    }
+    let from = *lost.iter().min().unwrap();
+    spread("lost", from, &lost);
+    let buckets = spread("back", from, &back);
+    assert!(buckets.values().all(|&count| count < 10), "ten hosts came back within a millisecond");
+    assert!(buckets.len() >= HOSTS / 2, "half of the hosts came back each in a millisecond of its own");
+    let took = back.iter().max().unwrap().duration_since(from);
+    assert!(took >= Duration::from_millis(100), "all came back within {took:?}");
+
+    let waits = waits.await.unwrap();
+    let [median, most] = [waits[waits.len() / 2], *waits.last().unwrap()];
+    println!("a stranger's put takes {median:.1?} (median of {}), {most:.1?} at most", waits.len());
+    assert!(most <= Duration::from_secs(1), "etcd kept a stranger waiting for {most:?}");
+    let leases = client.leases().await.unwrap().leases().len();
+    assert_eq!(leases, HOSTS, "each host asked for one lease");
+}
