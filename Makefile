@@ -30,7 +30,8 @@ guests: setup ## target/components/*.wasm
 	sh scripts/guests.sh $(GUESTS)
 
 examples: setup ## the plugin in an embedder, and the registrar in a plain service
-	cargo build --locked --release -p leasehold-wasmtime --example embed -p leasehold --example native
+	# All three host crates at once, so that their dependencies are built as for the binary.
+	cargo build --locked --release --examples
 
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml
