@@ -1,6 +1,9 @@
 //! `leasehold run`, with a configuration and a folder of its own.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use leasehold_scenarios::world::World;
 use serde_json::Value;
@@ -76,7 +79,7 @@ impl Host {
     }
 
     /// Where it may keep temporary files.
-    pub fn temporary(&self) -> std::path::PathBuf {
+    pub fn temporary(&self) -> PathBuf {
         temporary(self.folder.path())
     }
 
@@ -107,6 +110,6 @@ fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("a log line is not JSON ({error}): {line}"))
 }
 
-fn temporary(folder: &Path) -> std::path::PathBuf {
+fn temporary(folder: &Path) -> PathBuf {
     folder.join("temporary")
 }

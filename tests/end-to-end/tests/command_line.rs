@@ -2,11 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{config, endpoint, greeter, hostile, plain, service, with},
+    http::get,
     paths,
 };
 use leasehold_scenarios::{real::Etcd, world::World};
@@ -189,14 +195,9 @@ async fn an_etcd_that_is_required_and_silent_is_one_sentence_and_69() {
     // Something else that listens is not etcd.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("http://{}", other.local_addr().unwrap());
-    let mute_etcd = json!({ "etcd": { "endpoints": [mute], "request_timeout": "500ms" } });
-    let file = File::of(
-        &with(
-            with(json!({ "services": [greeter()] }), json!({ "etcd": { "required": true, "dial_timeout": "500ms" } })),
-            mute_etcd,
-        )
-        .to_string(),
-    );
+    let mute_etcd =
+        json!({ "endpoints": [mute], "required": true, "dial_timeout": "500ms", "request_timeout": "500ms" });
+    let file = File::of(&json!({ "etcd": mute_etcd, "services": [greeter()] }).to_string());
     let ended = leasehold(["run", &file.path()]).await;
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(ended.stderr.contains(&mute), "{ended:?}");
@@ -255,7 +256,7 @@ async fn a_component_runs_from_arguments_alone() {
     let serving = program.line("where it is served", |line| line.contains("serving")).await;
     assert!(world.get("/g/g.example:80").await.is_some());
     let url = serving.split("url=").nth(1).unwrap().trim_matches('"');
-    assert_eq!(leasehold_end_to_end::http::get(url).await.body, "moin=moin\n");
+    assert_eq!(get(url).await.body, "moin=moin\n");
     program.signal("TERM");
     assert_eq!(program.ends().await.code, Some(0));
 }
@@ -376,8 +377,7 @@ async fn help_shows_how_by_example() {
 #[tokio::test]
 async fn logs_are_json_where_that_is_asked_for() {
     let world = World::real().await;
-    let host = Host::spawn(&config(&world, [greeter()]), &["-vv"]);
-    let mut host = host;
+    let mut host = Host::spawn(&config(&world, [greeter()]), &["-vv"]);
     host.says("ready").await;
     // Each line was parsed to come here; each says when, how grave and what.
     for line in host.log() {
@@ -405,8 +405,8 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 
 #[tokio::test]
 async fn bounded_each_failure_comes_soon() {
-    // A firewall that drops everything looks like this: a port that never accepts, its backlog full, or no route.
-    let begun = std::time::Instant::now();
+    // An address for documentation: packets to it are lost, or there is no route.
+    let begun = Instant::now();
     let silent = json!({ "etcd": { "endpoints": ["http://192.0.2.1:2379"], "required": true, "dial_timeout": "1s" } });
     let file = File::of(&with(json!({ "services": [greeter()] }), silent).to_string());
     let ended = leasehold(["run", &file.path()]).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use leasehold_end_to_end::{
     Host,
     config::{TTL, hostile, plain, with},
-    http::get,
+    http::{begin, get},
 };
 use leasehold_scenarios::world::World;
 use serde_json::json;
@@ -57,7 +57,7 @@ async fn isolated_a_component_that_spins_does_not_keep_the_host_from_its_end() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "drain_timeout": "1s" } });
     let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
-    let stuck = leasehold_end_to_end::http::begin(&format!("{}act/spin", host.url("hostile"))).await;
+    let stuck = begin(&format!("{}act/spin", host.url("hostile"))).await;
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stderr.contains("requests were cut off"), "{ended:?}");

@@ -4,10 +4,11 @@
 
 use leasehold_end_to_end::{
     Host,
-    config::{config, endpoint, hostile, with},
+    config::{config, endpoint, greeter, hostile, with},
     http::get,
+    paths,
 };
-use leasehold_scenarios::world::World;
+use leasehold_scenarios::{real::Etcd, world::World};
 use serde_json::{Value, json};
 
 /// A secret in the host's configuration, of which a component hears nothing.
@@ -24,7 +25,8 @@ async fn act(host: &Host, act: &str) -> (String, String) {
 fn tells_nothing(world: &World, text: &str) {
     let endpoint = endpoint(world);
     let port = endpoint.rsplit(':').next().unwrap();
-    for hidden in ["etcd", "grpc", "endpoint", "lease ", "root", "/srv", "src/", SECRET, port] {
+    let sources = paths::workspace().display().to_string();
+    for hidden in ["etcd", "grpc", "endpoint", "lease ", "root", "src/", &sources, SECRET, port] {
         assert!(!text.to_lowercase().contains(hidden), "{hidden:?} in {text:?}");
     }
 }
@@ -102,7 +104,7 @@ async fn sandboxed_a_request_that_traps_or_grows_fails_alone() {
 
 #[tokio::test]
 async fn sandboxed_the_password_of_etcd_is_nobodys_business() {
-    let etcd = leasehold_scenarios::real::Etcd::options().user("root", SECRET).start().await;
+    let etcd = Etcd::options().user("root", SECRET).start().await;
     let world = World::Real(Box::new(etcd));
     let user = json!({ "etcd": { "user": "root", "password": SECRET } });
     let config = with(config(&world, [hostile("hostile")]), user);
@@ -161,7 +163,7 @@ async fn sandboxed_a_start_that_fails_is_one_sentence_and_exit_code_1() {
 async fn sandboxed_a_start_that_fails_takes_its_neighbours_back() {
     let world = World::real().await;
     let failing = with(hostile("hostile"), json!({ "config": { "start": "register-and-fail" } }));
-    let ended = Host::spawn(&config(&world, [leasehold_end_to_end::config::greeter(), failing]), &[]).ends().await;
+    let ended = Host::spawn(&config(&world, [greeter(), failing]), &[]).ends().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_eq!(world.count().await, 0);
     assert!(world.leases().await.is_empty());
