@@ -347,14 +347,14 @@ impl Lease {
 
     /// Registrations that were not confirmed in time fail, with the reason if there is one.
     fn expire_births(&mut self, now: Instant) {
-        while let Some((deadline, key)) = self.births.front()
-            && *deadline <= now
-        {
+        while let Some((deadline, key)) = self.births.front() {
             let (deadline, key) = (*deadline, key.clone());
+            let waits = self.entries.get(&key).filter(|entry| entry.awaits_birth_until(deadline));
+            if waits.is_some() && deadline > now {
+                return;
+            }
             self.births.pop_front();
-            let Some(entry) = self.entries.get(&key).filter(|entry| entry.awaits_birth_until(deadline)) else {
-                continue;
-            };
+            let Some(entry) = waits else { continue };
             let error = match (entry.rival, &self.last_failure) {
                 (0, Some(failure)) => Error::unavailable(failure.clone()),
                 (0, None) => Error::Timeout { what: "register", after: self.around.register_timeout },
@@ -523,7 +523,8 @@ impl Lease {
             ttl: granted.ttl,
             granted_at: asked_at,
             confirmed_at: asked_at,
-            renew_at: asked_at + jittered_interval(&mut self.around.rng, granted.ttl),
+            // At once: from then on there is a stream, and a connection that breaks is noticed when it breaks.
+            renew_at: asked_at,
             failures: 0,
             tainted: false,
             doomed: false,

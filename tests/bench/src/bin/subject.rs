@@ -13,8 +13,8 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Calls in progress at a time. Many callers are what group commits are for; the peer gets worse beyond its 256.
-const AT_A_TIME: usize = 1024;
+/// Registrations in progress at a time. Many callers are what group commits are for; the peer gets worse beyond its 256.
+const AT_A_TIME: usize = 1500;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
 #[tokio::main(flavor = "current_thread")]
@@ -59,6 +59,7 @@ impl Subject {
     async fn register(&mut self, count: usize, instances: usize) -> Result<Value> {
         let started = Instant::now();
         let mut calls = JoinSet::new();
+        self.held.reserve_exact(count);
         for index in 0..count {
             if calls.len() == AT_A_TIME {
                 self.held.push(calls.join_next().await.context("a call")???);
@@ -91,9 +92,6 @@ impl Subject {
         let stopped = self.held.len();
         let mut calls = JoinSet::new();
         for registration in self.held.drain(..) {
-            if calls.len() == AT_A_TIME {
-                calls.join_next().await.context("a call")???;
-            }
             calls.spawn(async move { registration.stop().await });
         }
         while let Some(call) = calls.join_next().await {
