@@ -5,6 +5,7 @@ GUESTS = greeter hostile nothing plain plain-p3
 HOSTS = --workspace $(GUESTS:%=--exclude %)
 SEEDS ?= 500
 ROUNDS ?= 5
+MINUTES ?= 10
 LARGE ?= yes
 
 # The etcd that tests run, instead of the one on the PATH: `make test ETCD=/path/to/etcd`.
@@ -15,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests examples run test lint simulate bench bench-startup clean
+.PHONY: help setup build guests examples run test lint simulate bench bench-startup isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -59,6 +60,9 @@ bench: setup ## the registrar beside the usual client, a line a figure; ROUNDS=n
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup
+
+isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
+	cargo run --locked --release -p leasehold-end-to-end --bin isolation -- $(MINUTES)
 
 clean: ## remove what was built
 	cargo clean
