@@ -30,7 +30,7 @@ struct Shared {
     registrations: Slots<Identity, Arc<Registration>>,
 }
 
-/// What makes two nodes one registration: every layout makes its key of these.
+/// What makes two nodes one registration: layouts make their keys of these.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     name: String,
@@ -82,7 +82,7 @@ impl RegistryCtx {
     /// [`stop_all`](Self::stop_all). In each case nothing is registered.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
         let most = self.shared.policy.max_registrations;
-        match self.keep(node, self.shared.policy.terms).await {
+        match self.keep(node, self.shared.policy.terms.clone()).await {
             Ok(registration) => Ok(registration),
             Err(Vacant::Full) => Err(Error::Quota { what: "the number of a component's registrations", limit: most }),
             Err(Vacant::Closed) => Err(Error::Ended),

@@ -102,12 +102,12 @@ impl Policy {
     /// The terms for a guest that asks for this time to live; 0 asks for the host's.
     pub(crate) fn terms_for(&self, ttl_seconds: u32) -> Result<Terms, Refusal> {
         if ttl_seconds == 0 {
-            return Ok(self.terms);
+            return Ok(self.terms.clone());
         }
         if Duration::from_secs(ttl_seconds.into()) > self.max_ttl {
             return Err(Refusal::LongTtl { asked: ttl_seconds, most: self.max_ttl });
         }
-        Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms })
+        Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms.clone() })
     }
 
     /// What a guest wants to look up, as something that it may look up.

@@ -33,8 +33,9 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// How long keys outlive a host that died, where `register` is not told otherwise. etcd may grant more.
     pub ttl: Ttl,
-    /// How nodes become keys and values, where `register` is not told otherwise.
-    pub layout: Layout,
+    /// How nodes become keys and values, where `register` is not told otherwise: under each of these, 1 to 8. All of them
+    /// are read by [`Registrar::resolve`](crate::Registrar::resolve) and [`list`](crate::Registrar::list).
+    pub layouts: Vec<Layout>,
     /// What to do about a key that belongs to somebody else, where `register` is not told otherwise.
     pub ownership: Ownership,
     /// Where computed weights come from.
@@ -59,7 +60,7 @@ impl Options {
             register_timeout: Duration::from_secs(10),
             stop_timeout: Duration::from_secs(5),
             ttl: Ttl::default(),
-            layout: Layout::default(),
+            layouts: vec![Layout::default()],
             ownership: Ownership::default(),
             load: LoadSource::default(),
             damping: Damping::default(),
@@ -171,12 +172,12 @@ pub enum LoadSource {
 }
 
 /// What one registration does differently from its registrar's [`Options`].
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Terms {
     /// How long the key outlives a host that died.
     pub ttl: Option<Ttl>,
-    /// How the node becomes a key and a value.
-    pub layout: Option<Layout>,
+    /// How the node becomes a key and a value, under each of these.
+    pub layouts: Option<Vec<Layout>>,
     /// What to do about a key that belongs to somebody else.
     pub ownership: Option<Ownership>,
 }

@@ -293,7 +293,8 @@ impl Etcd {
     /// Every key under a prefix, as of one revision.
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Found>, Failure> {
         let end = end_of(prefix.as_bytes());
-        let mut from = prefix.as_bytes().to_vec();
+        // etcd takes an empty key for none, and the byte 0 for the first of all.
+        let mut from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
         let mut revision = 0;
         let mut all = Vec::new();
         loop {

@@ -26,6 +26,7 @@ mod load;
 mod node;
 mod registrar;
 mod status;
+mod template;
 mod weight;
 
 pub use config::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};

@@ -1,12 +1,12 @@
 //! The public face: one thread that owns every lease, and the handles to it.
 
 use std::{
-    collections::{HashMap, HashSet},
-    pin::pin,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures::future::{join_all, select_all, try_join_all};
 use tokio::{
     sync::{Notify, broadcast, mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{LoadSource, Options, Terms, Ttl},
+    config::{LoadSource, Options, Ownership, Terms, Ttl},
     entry::Wish,
     error::Error,
     etcd::{Etcd, Failure},
@@ -51,6 +51,8 @@ pub struct Registrar {
 pub struct Listed {
     /// The key; bytes that are not UTF-8 are replaced.
     pub key: String,
+    /// The value as it stands there.
+    pub value: Vec<u8>,
     /// The node, or why the value is not one.
     pub node: Result<ServerNode, Invalid>,
     /// The lease, 0 for none: such a key outlives its host.
@@ -72,14 +74,19 @@ pub struct EtcdStatus {
 enum Request {
     Register(Application),
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
-    List { prefix: String, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    List { what: Range, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
     End,
 }
+
+/// Which keys of the layouts are read: all, or those of one service, or of one version of it.
+type Range = Option<(ServiceName, Version)>;
 
 #[derive(Debug)]
 struct Application {
     node: ServerNode,
-    terms: Terms,
+    layout: Layout,
+    ttl: Ttl,
+    ownership: Ownership,
     reply: oneshot::Sender<Result<Placement, Error>>,
 }
 
@@ -158,11 +165,33 @@ impl Registrar {
 
     /// Registers `node` and keeps it registered until its handle is stopped or dropped.
     ///
-    /// Ok: the key is in etcd, bound to a live lease. An error: nothing stays registered. So it is when this future is
-    /// dropped. A key that this registrar is taking back at the moment is waited for.
+    /// Ok: its key is in etcd, bound to a live lease, or its keys with several layouts. An error: nothing stays
+    /// registered. So it is when this future is dropped. A key that this registrar is taking back at the moment is waited
+    /// for.
     pub async fn register_on(&self, node: ServerNode, terms: Terms) -> Result<Registration, Error> {
+        let layouts = terms.layouts.as_ref().unwrap_or(&self.options.layouts);
+        Layout::check_together(layouts)?;
+        if let [layout] = layouts.as_slice() {
+            return self.register_key(node, layout, &terms).await;
+        }
+        let all = layouts.iter().map(|layout| self.register_key(node.clone(), layout, &terms));
+        let mut all = try_join_all(all).await?.into_iter();
+        let mut registration = all.next().ok_or(Error::Ended)?;
+        registration.others = all.collect();
+        Ok(registration)
+    }
+
+    async fn register_key(&self, node: ServerNode, layout: &Layout, terms: &Terms) -> Result<Registration, Error> {
         let patience = self.options.register_timeout;
-        let placing = self.ask(|reply| Request::Register(Application { node, terms, reply }));
+        let placing = self.ask(|reply| {
+            Request::Register(Application {
+                node,
+                layout: layout.clone(),
+                ttl: terms.ttl.unwrap_or(self.options.ttl),
+                ownership: terms.ownership.unwrap_or(self.options.ownership),
+                reply,
+            })
+        });
         let placed = timeout(patience, placing).await;
         let (registration, confirmed) =
             placed.map_err(|_| Error::Timeout { what: "register", after: patience })???;
@@ -172,17 +201,26 @@ impl Registrar {
 
     /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
     ///
-    /// What is not a node under this registrar's layout is left out.
+    /// What is not a node under one of this registrar's layouts is left out. An instance that stands under several of
+    /// them is one node, as the first of them has it.
     pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
-        let prefix = self.options.layout.prefix(name, version);
-        let found = self.ask(|reply| Request::List { prefix, ttls: false, reply }).await??;
-        Ok(found.into_iter().filter_map(|listed| listed.node.ok()).collect())
+        let what = Some((name.clone(), version.clone()));
+        let found = self.ask(|reply| Request::List { what, ttls: false, reply }).await??;
+        let mut seen = HashSet::new();
+        let mut nodes: Vec<_> = found.into_iter().filter_map(|listed| listed.node.ok()).collect();
+        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
+        nodes.retain(|node| node.name == *name && (version.as_str().is_empty() || node.version == *version));
+        nodes.retain(|node| self.options.layouts.len() == 1 || seen.insert((node.version.clone(), node.addr.clone())));
+        Ok(nodes)
     }
 
-    /// Every key of one service, or of all, with its lease, in the order of the keys; garbage included.
+    /// Every key of one service, or of all, under each layout of this registrar, with its lease, in the order of the keys;
+    /// garbage included.
     pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
-        let prefix = name.map_or("/".to_owned(), |name| self.options.layout.prefix(name, &Version::default()));
-        self.ask(|reply| Request::List { prefix, ttls: true, reply }).await?
+        let what = name.map(|name| (name.clone(), Version::default()));
+        let mut listed = self.ask(|reply| Request::List { what, ttls: true, reply }).await??;
+        listed.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(listed)
     }
 
     /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
@@ -221,7 +259,7 @@ fn check(options: &Options) -> Result<(), Invalid> {
             return Err(Invalid::new(field, format!("must be 1 ms to 1 h, not {duration:?}")));
         }
     }
-    Ok(())
+    Layout::check_together(&options.layouts)
 }
 
 /// The task behind the handles: it places registrations on leases.
@@ -279,7 +317,7 @@ impl Keeper {
                 request = self.inbox.recv() => match request {
                     Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
                     Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
-                    Some(Request::List { prefix, ttls, reply }) => self.list(etcd.clone(), prefix, ttls, reply),
+                    Some(Request::List { what, ttls, reply }) => self.list(etcd.clone(), what, ttls, reply),
                     Some(Request::End) | None => break,
                 },
             }
@@ -314,14 +352,13 @@ impl Keeper {
         load: &watch::Receiver<Weight>,
         freed: &mpsc::UnboundedSender<Arc<str>>,
     ) {
-        let layout = application.terms.layout.unwrap_or(self.options.layout);
-        let key: Arc<str> = layout.key(&application.node).into();
+        let key: Arc<str> = application.layout.key(&application.node).into();
         if let Some(place) = self.keys.get(&key)
             && place.is_leaving()
         {
             return self.waiting.entry(key).or_default().push(application);
         }
-        let Application { node, terms, reply } = application;
+        let Application { node, layout, ttl, ownership, reply } = application;
         let refusal = match layout.accept(&node) {
             Err(invalid) => Some(invalid.into()),
             Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
@@ -334,7 +371,6 @@ impl Keeper {
             let _ = reply.send(Err(error)); // The caller may have given up.
             return;
         }
-        let ttl = terms.ttl.unwrap_or(self.options.ttl);
         let slot = self.slot(ttl, &node.name, etcd, load, freed);
         let weight = node.weight.unwrap_or(*load.borrow());
         let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
@@ -344,7 +380,7 @@ impl Keeper {
             key: key.clone(),
             node: node.clone(),
             layout,
-            ownership: terms.ownership.unwrap_or(self.options.ownership),
+            ownership,
             board: Arc::downgrade(&board),
             reply: confirm,
         };
@@ -358,6 +394,7 @@ impl Keeper {
             stop_timeout: self.options.stop_timeout,
             board: Some(board),
             nudge: slot.nudge.clone(),
+            others: Vec::new(),
         };
         slot.names.insert(node.name.clone());
         let place = Place { slot: slot.id, name: node.name.clone(), board: wish.board.clone() };
@@ -422,10 +459,10 @@ impl Keeper {
         });
     }
 
-    fn list(&self, etcd: Etcd, prefix: String, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>>) {
-        let (layout, deadline) = (self.options.layout, self.options.request_timeout);
+    fn list(&self, etcd: Etcd, what: Range, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>>) {
+        let options = self.options.clone();
         self.tracker.spawn(async move {
-            let listed = listed(&etcd, layout, &prefix, ttls, deadline).await;
+            let listed = listed(&etcd, &options, what.as_ref(), ttls).await;
             let _ = reply.send(listed.map_err(Error::unavailable)); // The caller may have given up.
         });
     }
@@ -433,28 +470,44 @@ impl Keeper {
 
 async fn listed(
     etcd: &Etcd,
-    layout: Layout,
-    prefix: &str,
+    options: &Options,
+    what: Option<&(ServiceName, Version)>,
     ttls: bool,
-    deadline: Duration,
 ) -> Result<Vec<Listed>, Failure> {
     let mut remaining: HashMap<i64, Option<Duration>> = HashMap::from([(0, None)]);
-    let mut all = Vec::new();
-    for found in etcd.list(prefix).await? {
-        if ttls && !remaining.contains_key(&found.lease) {
-            let left = match etcd.look_at(found.lease, false, deadline).await {
-                Ok(view) => Some(view.remaining),
-                Err(Failure::LeaseGone) => Some(Duration::ZERO),
-                Err(failure) => return Err(failure),
-            };
-            remaining.insert(found.lease, left);
+    let mut all: Vec<Listed> = Vec::new();
+    let mut places: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for layout in &options.layouts {
+        let prefix = what.map_or_else(|| layout.root(), |(name, version)| layout.prefix(name, version));
+        for found in etcd.list(&prefix).await? {
+            let node = layout.parse(&found.key, &found.value);
+            if let Some(place) = places.get(&found.key) {
+                // Garbage to one layout may be a node to another that shares its prefix.
+                let listed = &mut all[*place];
+                if listed.node.is_err() && node.is_ok() {
+                    listed.node = node;
+                }
+                continue;
+            }
+            if ttls && !remaining.contains_key(&found.lease) {
+                let left = match etcd.look_at(found.lease, false, options.request_timeout).await {
+                    Ok(view) => Some(view.remaining),
+                    Err(Failure::LeaseGone) => Some(Duration::ZERO),
+                    Err(failure) => return Err(failure),
+                };
+                remaining.insert(found.lease, left);
+            }
+            if options.layouts.len() > 1 {
+                places.insert(found.key.clone(), all.len());
+            }
+            all.push(Listed {
+                key: String::from_utf8_lossy(&found.key).into_owned(),
+                value: found.value,
+                node,
+                lease: found.lease,
+                ttl_remaining: remaining.get(&found.lease).copied().flatten(),
+            });
         }
-        all.push(Listed {
-            key: String::from_utf8_lossy(&found.key).into_owned(),
-            node: layout.parse(&found.key, &found.value),
-            lease: found.lease,
-            ttl_remaining: remaining.get(&found.lease).copied().flatten(),
-        });
     }
     Ok(all)
 }
@@ -473,12 +526,23 @@ pub struct Registration {
     commands: mpsc::Sender<Command>,
     stop_timeout: Duration,
     nudge: Arc<Notify>,
+    /// The same node under further layouts.
+    others: Vec<Registration>,
 }
 
 impl Registration {
-    /// The key in etcd.
+    /// The key in etcd; with several layouts that of the first.
     pub fn key(&self) -> &Arc<str> {
         &self.key
+    }
+
+    /// Every key in etcd: one for each layout, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.parts().map(|part| &part.key)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
     }
 
     /// The node as it was registered; [`Registration::status`] has the present weight.
@@ -487,7 +551,13 @@ impl Registration {
     }
 
     /// Where it stands now. Never waits.
+    ///
+    /// With several layouts the state is that of the key which is worst off, and so are time left and renewals.
     pub fn status(&self) -> Status {
+        self.others.iter().map(Self::status_of_key).fold(self.status_of_key(), Status::with)
+    }
+
+    fn status_of_key(&self) -> Status {
         let Standing { state, weight, recoveries } = self.board.as_ref().expect("present until the drop").read();
         let is_over = matches!(state, State::Stopped | State::Pending);
         let ttl_remaining = if is_over { Duration::ZERO } else { self.vitals.remaining(Instant::now()) };
@@ -501,8 +571,10 @@ impl Registration {
     /// [`Error::Ended`] unless that is what is waited for.
     pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
         loop {
-            let mut changed = pin!(self.vitals.changed.notified());
-            changed.as_mut().enable();
+            let mut changes: Vec<_> = self.parts().map(|part| Box::pin(part.vitals.changed.notified())).collect();
+            for change in &mut changes {
+                change.as_mut().enable();
+            }
             let status = self.status();
             if is_met(&status) {
                 return Ok(status);
@@ -510,7 +582,7 @@ impl Registration {
             if status.state == State::Stopped {
                 return Err(Error::Ended);
             }
-            changed.await;
+            select_all(changes).await;
         }
     }
 
@@ -518,27 +590,31 @@ impl Registration {
     ///
     /// Ok: it is taken over and will be written; an equal weight writes nothing. Fails with [`Error::Ended`] after the end.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        let (reply, done) = oneshot::channel();
-        let command = Command::Weigh { key: self.key.clone(), weight, reply };
-        self.commands.send(command).await.map_err(|_| Error::Ended)?;
-        done.await.map_err(|_| Error::Ended)?
+        let set = self.parts().map(|part| async {
+            let (reply, done) = oneshot::channel();
+            let command = Command::Weigh { key: part.key.clone(), weight, reply };
+            part.commands.send(command).await.map_err(|_| Error::Ended)?;
+            done.await.map_err(|_| Error::Ended)?
+        });
+        join_all(set).await.into_iter().collect()
     }
 
-    /// Takes the node out of etcd. Ok: the key is gone, or somebody else's by now, and nothing brings it back.
+    /// Takes the node out of etcd. Ok: its keys are gone, or somebody else's by now, and nothing brings them back.
     ///
     /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion goes on until it is done.
     pub async fn stop(&self) -> Result<(), Error> {
-        let (reply, done) = oneshot::channel();
-        let stopped = async {
-            let command = Command::Stop { key: self.key.clone(), reply };
-            match self.commands.send(command).await {
+        let stopped = self.parts().map(|part| async {
+            let (reply, done) = oneshot::channel();
+            let command = Command::Stop { key: part.key.clone(), reply };
+            match part.commands.send(command).await {
                 // A lease that has ended has taken its keys back.
                 Err(_) => Ok(()),
                 Ok(()) => done.await.unwrap_or(Ok(())),
             }
-        };
+        });
         let after = self.stop_timeout;
-        timeout(after, stopped).await.unwrap_or(Err(Error::Timeout { what: "stop", after }))
+        let all = timeout(after, join_all(stopped)).await;
+        all.map_err(|_| Error::Timeout { what: "stop", after })?.into_iter().collect()
     }
 }
 

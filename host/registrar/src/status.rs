@@ -61,6 +61,28 @@ pub struct Status {
     pub recoveries: u64,
 }
 
+impl Status {
+    /// This and that of another key of the same node as one: what is worst, and what was lost in all.
+    pub(crate) fn with(self, other: Self) -> Self {
+        let rank = |status: &Self| match status.state {
+            State::Stopped => 0,
+            State::Registered => 1,
+            State::Suspect => 2,
+            State::Recovering => 3,
+            State::Conflict => 4,
+            State::Draining => 5,
+            State::Pending => 6,
+        };
+        Self {
+            state: if rank(&other) > rank(&self) { other.state } else { self.state },
+            weight: self.weight,
+            ttl_remaining: self.ttl_remaining.min(other.ttl_remaining),
+            renewals: self.renewals.min(other.renewals),
+            recoveries: self.recoveries + other.recoveries,
+        }
+    }
+}
+
 /// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.
 #[derive(Debug, Clone)]
 pub struct Event {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use leasehold::{Addr, Options, ServiceName, Version};
+use leasehold::{Addr, Layout, Options, ServiceName, Version};
 
 use crate::{
     config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables},
@@ -20,6 +20,7 @@ Examples:
   leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
   leasehold ls greeter                  who is registered under that name
   leasehold check greeter.yaml          would it run? starts nothing
+  leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
 
 Exit codes:
@@ -39,7 +40,7 @@ Examples:
 
 A configuration file:
   etcd: { endpoints: [http://127.0.0.1:2379] }
-  registry: { ttl: 10s, ownership: take-over }
+  registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
@@ -53,6 +54,25 @@ A configuration file:
 
 The end (SIGTERM, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are stopped,
 leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases.";
+
+const EXPLAIN_HELP: &str = "\
+Examples:
+  leasehold explain greeter.yaml
+  leasehold explain greeter.yaml --json
+
+How a node becomes a key and a value is its layout; in the configuration, for all services or for one:
+  registry: { layout: kratos }
+  registry: { layout: [seed, kratos] }                    # under both, while clients migrate
+  registry: { layout: { name: kratos, prefix: /prod, scheme: http } }
+  registry:
+    layout:                                               # your own, as templates
+      key: /svc/{name}/{addr}
+      value: '{\"addr\":\"{addr}\",\"weight\":\"{weight:number}\",\"tags\":\"{metadata|null}\"}'
+
+Built in: seed, grpc-todolist, kratos, go-zero, kitex, hertz, go-micro, rpcx, goframe, etcd-naming.
+Placeholders: {name}, {addr}, {version}, {weight}, {id} (a number, the same at every start of one instance);
+{version|latest} has a word for no version, {version/} takes its slash with it. In a value, \"{weight:number}\" is a
+number, \"{metadata}\" an object, \"{metadata|null}\" null when there is none.";
 
 /// Runs WebAssembly service components and keeps them findable in etcd.
 #[derive(Parser, Debug)]
@@ -94,11 +114,16 @@ pub(crate) enum Command {
     /// Run services until SIGTERM or Ctrl-C
     Run(RunArgs),
     /// List what is registered in etcd
-    #[command(after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379")]
+    #[command(
+        after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
+    )]
     Ls(LsArgs),
     /// Say whether a configuration would run; starts nothing
     #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
     Check(CheckArgs),
+    /// Print the exact keys and values that a configuration would write to etcd
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
@@ -160,6 +185,14 @@ pub(crate) struct LsArgs {
     /// Only this service
     pub(crate) name: Option<String>,
 
+    /// How the keys and values are laid out; repeat it for several [default: seed]
+    #[arg(long, conflicts_with = "config")]
+    layout: Vec<String>,
+
+    /// The prefix of the keys, where it is not the usual one of the layout
+    #[arg(long, conflicts_with = "config")]
+    prefix: Option<String>,
+
     /// One JSON array
     #[arg(long)]
     pub(crate) json: bool,
@@ -168,7 +201,7 @@ pub(crate) struct LsArgs {
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     etcd: Vec<String>,
 
-    /// Take etcd's endpoints, user and TLS from this configuration file
+    /// Take etcd's endpoints, user, TLS and the layouts from this configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -179,6 +212,16 @@ pub(crate) struct CheckArgs {
     pub(crate) file: PathBuf,
 
     /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// A configuration file (YAML)
+    pub(crate) file: PathBuf,
+
+    /// One JSON array
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -256,7 +299,19 @@ impl LsArgs {
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         match &self.config {
             Some(file) => Ok(Config::load(Path::new(file))?.registrar),
-            None => options(&self.etcd),
+            None => {
+                let mut options = options(&self.etcd)?;
+                if !self.layout.is_empty() {
+                    options.layouts =
+                        self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
+                }
+                if let Some(prefix) = &self.prefix {
+                    let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
+                    options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
+                }
+                Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
+                Ok(options)
+            }
         }
     }
 }
@@ -283,7 +338,11 @@ where
     T: std::str::FromStr,
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")))
+    text.parse().map_err(|error| wrong(flag, error))
+}
+
+fn wrong(flag: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::usage(format!("{flag}: {error}"))
 }
 
 fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {

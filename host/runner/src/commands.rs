@@ -1,6 +1,7 @@
-//! The commands that look and run nothing: `ls`, `check`, `inspect`.
+//! The commands that look and run nothing: `ls`, `check`, `explain`, `inspect`.
 
 mod check;
+mod explain;
 mod inspect;
 mod ls;
 
@@ -9,6 +10,7 @@ use std::io::{self, Write, stdout};
 use serde::Serialize;
 
 pub(crate) use check::check;
+pub(crate) use explain::explain;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
 

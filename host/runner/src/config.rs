@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Addr, Credentials, LoadSource, Options, ServiceName, Tls, Version};
+use leasehold::{Addr, Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Tls, Version};
 use leasehold_wasmtime::Names;
 use serde_saphyr::Spanned;
 
@@ -52,6 +52,10 @@ pub(crate) struct Spec {
     pub(crate) config: Variables,
     /// Its environment variables.
     pub(crate) env: Variables,
+    /// The layouts it is published under, where they are not those of the registry.
+    pub(crate) layouts: Option<Vec<Layout>>,
+    /// What else is published where the host registers.
+    pub(crate) metadata: Metadata,
     /// What it may do.
     pub(crate) allow: Allow,
     /// What it may use.
@@ -141,7 +145,7 @@ pub(crate) enum Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = leasehold::Invalid;
+    type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "*" { Ok(Self::Any) } else { text.parse().map(Self::Name) }
@@ -207,6 +211,8 @@ impl Spec {
             advertise: None,
             version: Version::default(),
             register: Register::default(),
+            layouts: None,
+            metadata: Metadata::default(),
             config: Variables::default(),
             env: Variables::default(),
             limits: Limits::default(),
@@ -288,13 +294,19 @@ impl Reader<'_> {
         options.credentials = self.credentials(etcd.user, etcd.password, etcd.password_file)?;
         set(&mut options.dial_timeout, etcd.dial_timeout.map(|Parsed(span)| span.0));
         set(&mut options.request_timeout, etcd.request_timeout.map(|Parsed(span)| span.0));
-        set(&mut options.layout, registry.layout.map(|Parsed(layout)| layout));
+        set(&mut options.layouts, self.layouts(registry.layout)?);
         set(&mut options.ttl, registry.ttl.map(|Parsed(ttl)| ttl.0));
         set(&mut options.ownership, registry.ownership.map(|Parsed(ownership)| ownership));
         set(&mut options.load, registry.weight.fixed.map(|Parsed(weight)| LoadSource::Fixed(weight.0)));
         set(&mut options.damping.dead_band, registry.weight.dead_band);
         set(&mut options.damping.min_interval, registry.weight.min_interval.map(|Parsed(span)| span.0));
         Ok(options)
+    }
+
+    fn layouts(&self, written: Option<Spanned<yaml::Layouts>>) -> Result<Option<Vec<Layout>>, String> {
+        let Some(at) = written else { return Ok(None) };
+        Layout::check_together(&at.value.0).map_err(|invalid| self.wrong(&at, format!("layout: {invalid}")))?;
+        Ok(Some(at.value.0))
     }
 
     fn credentials(
@@ -375,6 +387,14 @@ impl Reader<'_> {
         spec.advertise = written.advertise.map(|at| at.value.0);
         set(&mut spec.version, written.version.map(|Parsed(version)| version));
         set(&mut spec.register, written.register.map(|Parsed(register)| register));
+        spec.layouts = self.layouts(written.layout)?;
+        if let Some(at) = written.metadata {
+            if spec.register != Register::Host {
+                return Err(self.wrong(&at, "metadata: is for register: host; a component declares its own"));
+            }
+            let pairs: Vec<_> = at.value.clone().into_iter().collect();
+            spec.metadata = pairs.try_into().map_err(|invalid: Invalid| self.wrong(&at, invalid))?;
+        }
         spec.config = Variables(written.config);
         spec.env = Variables(written.env);
         set(&mut spec.allow.names, written.allow.names.map(names));

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold::{Addr, Registrar, ServiceName};
+use leasehold::{Addr, Registrar, ServiceName, Terms};
 use leasehold_wasmtime::{Policy, RegistryCtx};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,7 @@ impl Guest {
             addr: published.first().cloned(),
             addrs: published.to_vec(),
             max_registrations: MAX_REGISTRATIONS,
+            terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
             max_ttl: MAX_TTL,
             ..Policy::default()
         };

@@ -77,7 +77,9 @@ fn no_command(error: &clap::Error) -> ExitCode {
     }
     let text = match error.kind() {
         // clap would show all of its help.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "say what to do: run, ls, check or inspect".to_owned(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "say what to do: run, ls, check, explain or inspect".to_owned()
+        }
         _ => error.to_string(),
     };
     let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
@@ -99,6 +101,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run(args).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Check(args) => commands::check(args).await,
+        Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),
     }
 }
@@ -167,7 +170,7 @@ async fn live(
     try_join(bound, etcd).await?;
     try_join_all(services.iter_mut().map(Service::start)).await?;
     if dev {
-        story::show(registrar, config.registrar.layout, services).await;
+        story::show(registrar, services).await;
     }
     tracing::info!(services = services.len(), "ready");
     std::future::pending().await

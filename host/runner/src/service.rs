@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
-use leasehold::{Metadata, Registrar, ServerNode};
+use leasehold::{Registrar, ServerNode};
 use leasehold_wasmtime::Lifecycle;
 use tokio::{
     net::TcpListener,
@@ -63,7 +63,7 @@ impl Service {
             addr,
             version: spec.version.clone(),
             weight: None,
-            metadata: Metadata::default(),
+            metadata: spec.metadata.clone(),
         });
         let guest = Arc::new(Guest::new(&spec, &own, registrar.clone()));
         Ok(Self {

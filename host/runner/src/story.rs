@@ -1,10 +1,10 @@
 //! What `run --dev` shows: each renewal and weight, and what etcd really holds.
 
-use leasehold::{Event, Layout, Registrar, What};
+use leasehold::{Event, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Spec, service::Service};
+use crate::{config::Spec, failure::shown, service::Service};
 
 /// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
 pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
@@ -32,16 +32,14 @@ fn tell_one(event: &Event) {
 }
 
 /// Shows what etcd holds of these services, read back from it.
-pub(crate) async fn show(registrar: &Registrar, layout: Layout, services: &[Service]) {
+pub(crate) async fn show(registrar: &Registrar, services: &[Service]) {
     for service in services {
         tracing::info!(service = %service.spec().name, "open {}", service.url());
         match registrar.list(Some(&service.spec().name)).await {
             Ok(listed) => {
                 for found in listed {
-                    let Ok(node) = found.node else { continue };
-                    let Some(weight) = node.weight else { continue };
-                    let value = String::from_utf8_lossy(&layout.value(&node, weight)).into_owned();
-                    tracing::info!("in etcd: {} = {value}", found.key);
+                    let value = String::from_utf8_lossy(&found.value);
+                    tracing::info!("in etcd: {} = {}", shown(&found.key), shown(&value));
                 }
             }
             Err(error) => tracing::warn!("etcd cannot be read: {error}"),

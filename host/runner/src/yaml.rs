@@ -1,9 +1,12 @@
 //! The configuration file as it is written: its keys, and where in it a mistake stands.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_saphyr::{Error, Spanned};
 
 use crate::{
@@ -19,7 +22,7 @@ pub(crate) struct File {
     pub(crate) etcd: Etcd,
     #[serde(default)]
     pub(crate) registry: Registry,
-    pub(crate) admin: Option<Spanned<serde::de::IgnoredAny>>,
+    pub(crate) admin: Option<Spanned<de::IgnoredAny>>,
     pub(crate) services: Spanned<Vec<Service>>,
 }
 
@@ -50,7 +53,7 @@ pub(crate) struct Tls {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Registry {
-    pub(crate) layout: Option<Parsed<Layout>>,
+    pub(crate) layout: Option<Spanned<Layouts>>,
     pub(crate) ttl: Option<Parsed<WholeSeconds>>,
     pub(crate) ownership: Option<Parsed<Ownership>>,
     #[serde(default)]
@@ -74,6 +77,8 @@ pub(crate) struct Service {
     pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
     pub(crate) version: Option<Parsed<Version>>,
     pub(crate) register: Option<Parsed<Register>>,
+    pub(crate) layout: Option<Spanned<Layouts>>,
+    pub(crate) metadata: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
     pub(crate) config: BTreeMap<String, String>,
     #[serde(default)]
@@ -101,6 +106,65 @@ pub(crate) struct Limits {
     pub(crate) start_timeout: Option<Parsed<Span>>,
     pub(crate) stop_timeout: Option<Parsed<Span>>,
     pub(crate) drain_timeout: Option<Parsed<Span>>,
+}
+
+/// One layout or a list of them; each is the name of one that is built in, or says more in a map.
+pub(crate) struct Layouts(pub(crate) Vec<Layout>);
+
+/// A layout that is built in, under another prefix or scheme; or one of the user's own, as templates.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Described {
+    name: Option<String>,
+    prefix: Option<String>,
+    scheme: Option<String>,
+    key: Option<String>,
+    value: Option<String>,
+}
+
+impl Described {
+    fn layout(self) -> Result<Layout, String> {
+        let said = |error: leasehold::Invalid| error.to_string();
+        let mut layout = match (self.name, self.key, self.value) {
+            (Some(name), None, None) => name.parse().map_err(said)?,
+            (None, Some(key), Some(value)) => Layout::custom(&key, &value).map_err(said)?,
+            _ => return Err("needs a name, or a key and a value as templates".to_owned()),
+        };
+        if let Some(prefix) = self.prefix {
+            layout = layout.with_prefix(&prefix).map_err(said)?;
+        }
+        if let Some(scheme) = self.scheme {
+            layout = layout.with_scheme(&scheme).map_err(said)?;
+        }
+        Ok(layout)
+    }
+}
+
+impl<'de> Deserialize<'de> for Layouts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Several;
+        impl<'de> Visitor<'de> for Several {
+            type Value = Layouts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a layout, a map that describes one, or a list of these")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Layouts, E> {
+                text.parse().map(|layout| Layouts(vec![layout])).map_err(E::custom)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Layouts, A::Error> {
+                let described = Described::deserialize(MapAccessDeserializer::new(map))?;
+                described.layout().map(|layout| Layouts(vec![layout])).map_err(de::Error::custom)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Layouts, A::Error> {
+                let mut all = Vec::new();
+                while let Some(Layouts(layouts)) = items.next_element()? {
+                    all.extend(layouts);
+                }
+                Ok(Layouts(all))
+            }
+        }
+        deserializer.deserialize_any(Several)
+    }
 }
 
 /// The address of a listener.

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold::{Error, LoadSource, Options, Ownership, ServerNode, State, Terms, Weight, What};
+use leasehold::{Error, Layout, LoadSource, Options, Ownership, ServerNode, State, Terms, Weight, What};
 use leasehold_scenarios::{
     wait_for,
     world::{SOON, World},
@@ -61,6 +61,9 @@ on_both!(
     the_same_key_twice_is_refused,
     a_foreign_prefix_is_refused,
     events_tell_each_change_once,
+    layouts_of_one_node_are_one_registration,
+    layouts_of_a_refused_node_leave_nothing,
+    layouts_are_read_together,
 );
 
 fn user() -> ServerNode {
@@ -238,7 +241,7 @@ async fn no_clobber_refuse_leaves_the_holder(world: World) {
     world.put(KEY, "holder", lease).await;
     let registrar = world.registrar("host").await;
     let refuse = Terms { ownership: Some(Ownership::Refuse), ..Terms::default() };
-    let error = registrar.register_on(user(), refuse).await.unwrap_err();
+    let error = registrar.register_on(user(), refuse.clone()).await.unwrap_err();
     assert!(matches!(&error, Error::Conflict { lease: holder, .. } if *holder == lease), "{error}");
     assert_eq!(world.get(KEY).await.unwrap().value, "holder");
     world.revoke(lease).await;
@@ -432,4 +435,77 @@ async fn events_tell_each_change_once(mut world: World) {
         }
     }
     assert_eq!(told, [What::Registered, What::Suspect, What::Recovering, What::Recovered, What::Stopped]);
+}
+
+fn layouts(names: &[&str]) -> Vec<Layout> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+async fn layouts_of_one_node_are_one_registration(mut world: World) {
+    let names = ["seed", "kratos", "etcd-naming"];
+    let options = Options { layouts: layouts(&names), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let registration = registrar.register(user()).await.unwrap();
+    let keys: Vec<_> = registration.keys().cloned().collect();
+    assert_eq!((keys.len(), &*keys[0], &*keys[2]), (3, KEY, "user/127.0.0.1:10002"));
+    let mut leases = Vec::new();
+    for key in &keys {
+        leases.push(world.stands(key).await.lease);
+    }
+    registration.set_weight(weight(5)).await.unwrap();
+    world.key_is(&keys[1], "weighed", |found| found.is_some_and(|found| found.value.contains(r#""weight":"5""#))).await;
+    world.key_is(&keys[0], "weighed", |found| found.is_some_and(|found| found.value.contains(r#""weight":"5""#))).await;
+
+    // What happens to one of the keys shows in the status of all.
+    let theirs = world.grant(60).await;
+    world.put(&keys[1], "taken", theirs).await;
+    registration.wait_for(|status| status.state == State::Conflict).await.unwrap();
+    world.revoke(theirs).await;
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+
+    world.restart(false).await;
+    for key in &keys {
+        world.stands(key).await;
+    }
+    registration.wait_for(|status| status.state == State::Registered && status.recoveries >= 3).await.unwrap();
+    registration.stop().await.unwrap();
+    for key in &keys {
+        assert_eq!(world.get(key).await, None, "{key}");
+    }
+    assert_eq!(registration.status().state, State::Stopped);
+    wait_for("no lease is left", SOON, async || world.leases().await.is_empty()).await;
+}
+
+async fn layouts_of_a_refused_node_leave_nothing(world: World) {
+    let options = Options { layouts: layouts(&["seed", "kitex"]), ownership: Ownership::Refuse, ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let theirs = world.grant(60).await;
+    let taken = "kitex/registry-etcd/user/127.0.0.1:10002";
+    world.put(taken, "theirs", theirs).await;
+    assert!(matches!(registrar.register(user()).await, Err(Error::Conflict { .. })));
+    world.key_is(KEY, "gone", |found| found.is_none()).await;
+    assert_eq!(world.get(taken).await.unwrap().value, "theirs");
+    let none = Terms { layouts: Some(Vec::new()), ..Terms::default() };
+    assert!(matches!(registrar.register_on(user(), none).await, Err(Error::Invalid(_))));
+}
+
+async fn layouts_are_read_together(world: World) {
+    let options = Options { layouts: layouts(&["seed", "go-zero", "kitex"]), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let _registration = registrar.register(user()).await.unwrap();
+    world.put("user/7587848943239875124", "127.0.0.2:80", 0).await;
+    world.put("kitex/registry-etcd/user/127.0.0.3:80", r#"{"network":"tcp","address":"127.0.0.3:80"}"#, 0).await;
+    world.put("/user/garbage", "}", 0).await;
+    world.put("/user/v1/127.0.0.1:9", r#"{"name":"user","addr":"127.0.0.1:9","version":"v1","weight":"1"}"#, 0).await;
+    let found = registrar.resolve(&"user".parse().unwrap(), &"".parse().unwrap()).await.unwrap();
+    let mut addrs: Vec<_> = found.iter().map(|node| node.addr.as_str()).collect();
+    addrs.sort_unstable();
+    assert_eq!(addrs, ["127.0.0.1:10002", "127.0.0.1:9", "127.0.0.2:80", "127.0.0.3:80"]);
+    let found = registrar.resolve(&"user".parse().unwrap(), &"v1".parse().unwrap()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    let listed = registrar.list(None).await.unwrap();
+    // One of ours under each layout, three of others, one of another version, and garbage.
+    assert_eq!(listed.len(), 7, "{listed:?}");
+    assert_eq!(listed.iter().filter(|listed| listed.node.is_err()).count(), 1, "{listed:?}");
+    assert!(listed.is_sorted_by_key(|listed| &listed.key));
 }

@@ -108,7 +108,21 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    version: a/b\n", "c.yaml:5: version must be visible ASCII"),
         ("    config: [a]\n", "c.yaml:5: config: must be"),
         ("registry: { ttl: 500ms }\n", "c.yaml:5: ttl: must be whole seconds"),
-        ("registry:\n  layout: consul\n", "c.yaml:6: layout"),
+        ("registry:\n  layout: consul\n", "c.yaml:6: layout must be one of: seed, grpc-todolist, kratos"),
+        (
+            "registry:\n  layout: { name: seed, scheme: http }\n",
+            "c.yaml:6: layout: scheme has no place in the layout seed",
+        ),
+        (
+            "registry:\n  layout: { key: \"/{name}/{adr}\", value: \"{addr}\" }\n",
+            "c.yaml:6: layout: key has the unknown",
+        ),
+        ("registry:\n  layout: { prefix: /x }\n", "c.yaml:6: layout: needs a name, or a key and a value"),
+        ("registry:\n  layout: { nam: kratos }\n", "c.yaml:6: unknown key \"nam\"; known here: name, prefix, scheme"),
+        ("registry:\n  layout: [seed, grpc-todolist]\n", "c.yaml:6: layout: layouts must not write the same keys"),
+        ("    layout: []\n", "c.yaml:5: layout: layouts must be 1 to 8, not 0"),
+        ("    metadata: { zone: b }\n", "c.yaml:5: metadata: is for register: host"),
+        ("    register: host\n    metadata: { \"\": b }\n", "c.yaml:6: metadata must not have an empty key"),
         ("registry:\n  weight: { fixed: 101 }\n", "c.yaml:6: fixed: weight must be 1 to 100"),
         ("etcd: { endpoints: [127.0.0.1:2379] }\n", "c.yaml:5: endpoints: must be http://host:port"),
         ("etcd: { endpoints: [] }\n", "c.yaml:5: endpoints: must name at least one"),
@@ -127,6 +141,20 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         let said = error(&with(lines));
         assert!(said.starts_with(start), "{lines}: {said}");
     }
+}
+
+#[test]
+fn layouts_are_named_described_or_listed() {
+    let layouts = |text: &str| {
+        let config = parse(&with(&format!("registry: {{ layout: {text} }}\n"))).unwrap();
+        config.registrar.layouts.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(layouts("kratos"), ["kratos"]);
+    assert_eq!(layouts("[seed, { name: kratos, prefix: /x, scheme: http }]"), ["seed", "kratos"]);
+    assert_eq!(layouts("{ key: \"/x/{name}/{addr}\", value: \"{addr}\" }"), ["custom"]);
+    let own = parse(&with("    layout: kitex\n    register: host\n    metadata: { zone: b }\n")).unwrap();
+    assert_eq!(own.services[0].layouts.as_ref().unwrap()[0].to_string(), "kitex");
+    assert_eq!(own.services[0].metadata.pairs(), [("zone".to_owned(), "b".to_owned())]);
 }
 
 #[test]

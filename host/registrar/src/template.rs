@@ -1,0 +1,575 @@
+//! The language of layouts: texts and JSON with placeholders, written byte-exact and read back.
+//!
+//! A placeholder is `{field}`, `{field|default}` for a field that may be empty, or `{field/}` for one that takes a `/`
+//! with it when it is there. The fields are name, addr, version, weight and id, and within values metadata.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::node::Invalid;
+
+/// The longest run of characters that one placeholder reads.
+const MAX_RUN: usize = 253;
+/// What Go's `url.QueryEscape` leaves as it is.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b' ');
+/// The key of an object, or of a query, into which the metadata is merged.
+const SPREAD: &str = "...";
+
+/// What a placeholder stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Field {
+    Name,
+    Addr,
+    Version,
+    Weight,
+    /// A number made of name, version and address: the same at every start, and another for every instance.
+    Id,
+}
+
+const FIELDS: [(&str, Field); 5] = [
+    ("name", Field::Name),
+    ("addr", Field::Addr),
+    ("version", Field::Version),
+    ("weight", Field::Weight),
+    ("id", Field::Id),
+];
+
+/// The parts of a node that is being written.
+pub(crate) struct Parts<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) addr: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) weight: u32,
+    pub(crate) metadata: &'a [(String, String)],
+}
+
+impl Parts<'_> {
+    fn of(&self, field: Field) -> String {
+        match field {
+            Field::Name => self.name.to_owned(),
+            Field::Addr => self.addr.to_owned(),
+            Field::Version => self.version.to_owned(),
+            Field::Weight => self.weight.to_string(),
+            Field::Id => self.id().to_string(),
+        }
+    }
+
+    /// FNV-1a of 64 bits (Fowler, Noll, Vo; RFC 9923), without the sign bit, so that Go's `int64` holds it.
+    fn id(&self) -> u64 {
+        let bytes = [self.name, "/", self.version, "/", self.addr].into_iter().flat_map(str::bytes);
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+            & (u64::MAX >> 1)
+    }
+}
+
+/// The parts of a node that was read, as far as they were there.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: Option<String>,
+    pub(crate) addr: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) weight: Option<String>,
+    pub(crate) metadata: Vec<(String, String)>,
+}
+
+impl Found {
+    /// Takes a part over; false when another is there already.
+    fn bind(&mut self, field: Field, text: &str) -> bool {
+        let place = match field {
+            Field::Name => &mut self.name,
+            Field::Addr => &mut self.addr,
+            Field::Version => &mut self.version,
+            Field::Weight => &mut self.weight,
+            Field::Id => return true, // Others have their own way to make one.
+        };
+        match place {
+            Some(there) => there == text,
+            None => {
+                *place = Some(text.to_owned());
+                true
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Piece {
+    Text(String),
+    Field { field: Field, default: String, slash: bool },
+}
+
+/// A text with placeholders.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Text(Vec<Piece>);
+
+impl Text {
+    /// Reads a template. A brace that no small letter follows is text.
+    pub(crate) fn parse(source: &str) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut text = String::new();
+        let mut rest = source;
+        while let Some(at) = rest.find('{') {
+            text.push_str(&rest[..at]);
+            let after = &rest[at + 1..];
+            if !after.starts_with(|c: char| c.is_ascii_lowercase()) {
+                text.push('{');
+                rest = after;
+                continue;
+            }
+            let Some((inside, after)) = after.split_once('}') else {
+                return Err(format!("has a placeholder that is not closed: {{{after}"));
+            };
+            if !text.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut text)));
+            }
+            pieces.push(placeholder(inside)?);
+            rest = after;
+        }
+        text.push_str(rest);
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        Ok(Self(pieces))
+    }
+
+    pub(crate) fn has(&self, wanted: Field) -> bool {
+        self.0.iter().any(|piece| matches!(piece, Piece::Field { field, .. } if *field == wanted))
+    }
+
+    pub(crate) fn write(&self, parts: &Parts<'_>) -> String {
+        let mut written = String::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => written.push_str(text),
+                Piece::Field { field, default, slash } => {
+                    let part = parts.of(*field);
+                    written.push_str(if part.is_empty() { default } else { &part });
+                    if *slash && !part.is_empty() {
+                        written.push('/');
+                    }
+                }
+            }
+        }
+        written
+    }
+
+    /// What every text of this name, and of this version unless that is empty, begins with; of every name without one.
+    pub(crate) fn prefix(&self, name: Option<&str>, version: &str) -> String {
+        let mut prefix = String::new();
+        for piece in &self.0 {
+            match (piece, name) {
+                (Piece::Text(text), _) => prefix.push_str(text),
+                (Piece::Field { field: Field::Name, .. }, Some(name)) => prefix.push_str(name),
+                (Piece::Field { field: Field::Version, slash, .. }, Some(_)) if !version.is_empty() => {
+                    prefix.push_str(version);
+                    if *slash {
+                        prefix.push('/');
+                    }
+                }
+                _ => break,
+            }
+        }
+        prefix
+    }
+
+    /// Reads a text back; false when it does not fit, or says something else than what was found before.
+    pub(crate) fn read(&self, text: &str, found: &mut Found) -> bool {
+        read(&self.0, text, found)
+    }
+}
+
+fn placeholder(inside: &str) -> Result<Piece, String> {
+    let (name, default) = inside.split_once('|').unwrap_or((inside, ""));
+    let (name, slash) = name.strip_suffix('/').map_or((name, false), |name| (name, true));
+    match FIELDS.iter().find(|(known, _)| *known == name) {
+        Some((_, field)) => Ok(Piece::Field { field: *field, default: default.to_owned(), slash }),
+        None => {
+            let known: Vec<_> = FIELDS.iter().map(|(known, _)| *known).collect();
+            Err(format!("has the unknown placeholder {{{inside}}}; known are {}", known.join(", ")))
+        }
+    }
+}
+
+/// Fits pieces to a text, the longest runs first. A run has no `/`, as no part of a node has.
+fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
+    match pieces.split_first() {
+        None => text.is_empty(),
+        Some((Piece::Text(piece), pieces)) => {
+            text.strip_prefix(piece.as_str()).is_some_and(|text| read(pieces, text, found))
+        }
+        Some((Piece::Field { field, default, slash }, pieces)) => {
+            let run = text.bytes().take(MAX_RUN).take_while(|byte| *byte != b'/').count();
+            for end in (1..=run).rev().filter(|end| text.is_char_boundary(*end)) {
+                let (part, rest) = text.split_at(end);
+                let rest = if *slash { rest.strip_prefix('/') } else { Some(rest) };
+                let part = if part == default { "" } else { part };
+                let mut attempt = found.clone();
+                if rest.is_some_and(|rest| attempt.bind(*field, part) && read(pieces, rest, &mut attempt)) {
+                    *found = attempt;
+                    return true;
+                }
+            }
+            let may_be_absent = *slash || *field == Field::Version;
+            may_be_absent && found.bind(*field, "") && read(pieces, text, found)
+        }
+    }
+}
+
+/// The shape of a value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Shape {
+    /// A JSON object, as Go writes it.
+    Json(Node),
+    /// A query as in a URL, sorted as Go sorts it; written as `?key={field}&...`.
+    Query { pairs: Vec<(String, Text)>, spread: bool },
+    /// Plain text.
+    Text(Text),
+}
+
+impl Shape {
+    pub(crate) fn parse(source: &str) -> Result<Self, String> {
+        if source.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with(['"', '}'])) {
+            let node: Node = serde_json::from_str(source).map_err(|error| format!("must be JSON: {error}"))?;
+            return node.checked().map(Self::Json);
+        }
+        let Some(query) = source.strip_prefix('?') else { return Text::parse(source).map(Self::Text) };
+        let (mut pairs, mut spread) = (Vec::new(), false);
+        for pair in query.split('&') {
+            match pair.split_once('=') {
+                None if pair == SPREAD => spread = true,
+                Some((key, value)) => pairs.push((key.to_owned(), Text::parse(value)?)),
+                None => return Err(format!("has the part {pair:?}, which is not key=value")),
+            }
+        }
+        Ok(Self::Query { pairs, spread })
+    }
+
+    pub(crate) fn has(&self, field: Field) -> bool {
+        match self {
+            Self::Json(node) => node.has(field),
+            Self::Query { pairs, .. } => pairs.iter().any(|(_, text)| text.has(field)),
+            Self::Text(text) => text.has(field),
+        }
+    }
+
+    pub(crate) fn write(&self, parts: &Parts<'_>) -> Vec<u8> {
+        match self {
+            Self::Json(node) => {
+                let mut json = String::new();
+                node.write(parts, &mut json);
+                json.into_bytes()
+            }
+            Self::Query { pairs, spread } => {
+                let own = pairs.iter().map(|(key, text)| (key.clone(), text.write(parts)));
+                let all = merged(own.collect(), parts.metadata.iter().filter(|_| *spread));
+                let encode = |text: &str| utf8_percent_encode(text, QUERY).to_string().replace(' ', "+");
+                let all: Vec<_> = all.iter().map(|(key, text)| format!("{}={}", encode(key), encode(text))).collect();
+                all.join("&").into_bytes()
+            }
+            Self::Text(text) => text.write(parts).into_bytes(),
+        }
+    }
+
+    /// Reads a value back, or says what is wrong with it.
+    pub(crate) fn read(&self, value: &[u8], found: &mut Found) -> Result<(), Invalid> {
+        let invalid = |rule: String| Invalid::new("value", rule);
+        let utf8 = |value| std::str::from_utf8(value).map_err(|_| invalid("must be UTF-8".to_owned()));
+        match self {
+            Self::Json(node) => {
+                let json = serde_json::from_slice(value).map_err(|error| invalid(format!("must be JSON: {error}")))?;
+                node.read("", &json, found).map_err(invalid)
+            }
+            Self::Query { pairs, spread } => {
+                let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+                for pair in utf8(value)?.split('&').filter(|pair| !pair.is_empty()) {
+                    let (key, text) = pair.split_once('=').unwrap_or((pair, ""));
+                    let (key, text) = (decode(key), decode(text));
+                    match pairs.iter().find(|(known, _)| *known == key) {
+                        Some((_, template)) if !template.read(&text, found) => {
+                            return Err(invalid(format!("must have another {key} than {text:?}")));
+                        }
+                        None if *spread => found.metadata.push((key, text)),
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+            Self::Text(text) if text.read(utf8(value)?, found) => Ok(()),
+            Self::Text(_) => Err(invalid("must fit its layout".to_owned())),
+        }
+    }
+}
+
+/// A part of a JSON template.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Node {
+    /// Written as it stands, and not looked at when read.
+    Fixed(String),
+    /// A string.
+    Text(Text),
+    /// `"{weight:number}"`.
+    Number,
+    /// `"{metadata}"`: an object; `"{metadata|null}"`: null when there is none.
+    Metadata {
+        or_null: bool,
+    },
+    /// Its keys in this order, or, with the key `...`, sorted together with the metadata, as Go sorts a map.
+    Object {
+        fields: Vec<(String, Self)>,
+        spread: bool,
+    },
+    List(Vec<Self>),
+    /// Where a string was no good template.
+    Wrong(String),
+}
+
+impl Node {
+    fn checked(self) -> Result<Self, String> {
+        match self {
+            Self::Wrong(why) => Err(why),
+            Self::Object { fields, spread } => {
+                let fields = fields.into_iter().map(|(key, node)| Ok((key, node.checked()?)));
+                Ok(Self::Object { fields: fields.collect::<Result<_, String>>()?, spread })
+            }
+            Self::List(nodes) => Ok(Self::List(nodes.into_iter().map(Self::checked).collect::<Result<_, _>>()?)),
+            node => Ok(node),
+        }
+    }
+
+    fn has(&self, field: Field) -> bool {
+        match self {
+            Self::Text(text) => text.has(field),
+            Self::Number => field == Field::Weight,
+            Self::Object { fields, .. } => fields.iter().any(|(_, node)| node.has(field)),
+            Self::List(nodes) => nodes.iter().any(|node| node.has(field)),
+            Self::Fixed(_) | Self::Metadata { .. } | Self::Wrong(_) => false,
+        }
+    }
+
+    fn write(&self, parts: &Parts<'_>, json: &mut String) {
+        match self {
+            Self::Fixed(text) => json.push_str(text),
+            Self::Text(text) => go_string(&text.write(parts), json),
+            Self::Number => json.push_str(&parts.weight.to_string()),
+            Self::Metadata { or_null: true } if parts.metadata.is_empty() => json.push_str("null"),
+            Self::Metadata { .. } => write_object(&merged(Vec::new(), parts.metadata.iter()), json, go_string_of),
+            Self::Object { fields, spread: false } => {
+                write_object(fields, json, |node, json| node.write(parts, json));
+            }
+            Self::Object { fields, spread: true } => {
+                let own = fields.iter().map(|(key, node)| {
+                    let mut json = String::new();
+                    node.write(parts, &mut json);
+                    (key.clone(), json)
+                });
+                let quoted: Vec<_> = parts
+                    .metadata
+                    .iter()
+                    .map(|(key, text)| {
+                        let mut json = String::new();
+                        go_string(text, &mut json);
+                        (key.clone(), json)
+                    })
+                    .collect();
+                write_object(&merged(own.collect(), quoted.iter()), json, |text, json| json.push_str(text));
+            }
+            Self::List(nodes) => {
+                json.push('[');
+                for (index, node) in nodes.iter().enumerate() {
+                    if index > 0 {
+                        json.push(',');
+                    }
+                    node.write(parts, json);
+                }
+                json.push(']');
+            }
+            Self::Wrong(_) => {}
+        }
+    }
+
+    /// Takes what it knows out of `json`; `at` says where in the value that stands.
+    fn read(&self, at: &str, json: &serde_json::Value, found: &mut Found) -> Result<(), String> {
+        use serde_json::Value;
+        let place = if at.is_empty() { "it" } else { at };
+        match (self, json) {
+            (Self::Fixed(_), _) | (Self::Metadata { .. }, Value::Null) => Ok(()),
+            (Self::Text(template), Value::String(text)) if template.read(text, found) => Ok(()),
+            (Self::Text(_), Value::String(text)) => Err(format!("must have another {place} than {text:?}")),
+            (Self::Text(_), _) => Err(format!("must have a string as {place}")),
+            (Self::Number, Value::Number(number)) if found.bind(Field::Weight, &number.to_string()) => Ok(()),
+            (Self::Number, _) => Err(format!("must have a number as {place}")),
+            (Self::Metadata { .. }, Value::Object(pairs)) => {
+                found.metadata.extend(pairs.iter().map(|(key, value)| (key.clone(), plain(value))));
+                Ok(())
+            }
+            (Self::Object { fields, spread }, Value::Object(pairs)) => {
+                for (key, node) in fields {
+                    match pairs.get(key) {
+                        Some(json) => node.read(key, json, found)?,
+                        // What may stand among metadata may be missing there.
+                        None if *spread || !node.is_needed() => {}
+                        None => return Err(format!("must have {key}")),
+                    }
+                }
+                if *spread {
+                    let rest = pairs.iter().filter(|(key, _)| !fields.iter().any(|(own, _)| own == *key));
+                    found.metadata.extend(rest.map(|(key, value)| (key.clone(), plain(value))));
+                }
+                Ok(())
+            }
+            (Self::Object { spread: true, .. }, Value::Null) => Ok(()),
+            (Self::List(nodes), Value::Array(items)) => nodes.iter().try_for_each(|node| {
+                let mut fits = items.iter().filter_map(|item| {
+                    let mut attempt = found.clone();
+                    node.read(at, item, &mut attempt).is_ok().then_some(attempt)
+                });
+                match fits.next() {
+                    Some(attempt) => {
+                        *found = attempt;
+                        Ok(())
+                    }
+                    None => Err(format!("must have an item of the layout's form in {place}")),
+                }
+            }),
+            (Self::Metadata { .. } | Self::Object { .. }, _) => Err(format!("must have an object as {place}")),
+            (Self::List(_), _) => Err(format!("must have a list as {place}")),
+            (Self::Wrong(why), _) => Err(why.clone()),
+        }
+    }
+
+    /// Whether a value without it is no node. Many write no weight, and none of them the version they do not have.
+    fn is_needed(&self) -> bool {
+        self.has(Field::Name) || self.has(Field::Addr)
+    }
+}
+
+/// A value of foreign metadata as text.
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Own pairs and metadata, which wins, sorted by key as Go sorts maps.
+fn merged<'a>(
+    mut own: Vec<(String, String)>,
+    metadata: impl Iterator<Item = &'a (String, String)>,
+) -> Vec<(String, String)> {
+    for pair in metadata {
+        own.retain(|(key, _)| *key != pair.0);
+        own.push(pair.clone());
+    }
+    own.sort();
+    own
+}
+
+fn write_object<T>(fields: &[(String, T)], json: &mut String, mut write: impl FnMut(&T, &mut String)) {
+    json.push('{');
+    for (index, (key, value)) in fields.iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        go_string(key, json);
+        json.push(':');
+        write(value, json);
+    }
+    json.push('}');
+}
+
+#[expect(clippy::ptr_arg, reason = "it is called through `write_object`")]
+fn go_string_of(text: &String, json: &mut String) {
+    go_string(text, json);
+}
+
+/// A string as Go's `encoding/json` writes it: with these five characters escaped, too.
+fn go_string(text: &str, json: &mut String) {
+    for c in serde_json::to_string(text).expect("strings always serialise").chars() {
+        match c {
+            '<' => json.push_str("\\u003c"),
+            '>' => json.push_str("\\u003e"),
+            '&' => json.push_str("\\u0026"),
+            '\u{2028}' => json.push_str("\\u2028"),
+            '\u{2029}' => json.push_str("\\u2029"),
+            c => json.push(c),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reading)
+    }
+}
+
+/// Reads a JSON template with its keys in order, and a key that stands twice as a mistake.
+struct Reading;
+
+impl<'de> Visitor<'de> for Reading {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Fixed("null".to_owned()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Fixed(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Fixed(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Fixed(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Fixed(value.to_string()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(match text {
+            "{weight:number}" => Node::Number,
+            "{metadata}" => Node::Metadata { or_null: false },
+            "{metadata|null}" => Node::Metadata { or_null: true },
+            text => match Text::parse(text) {
+                Ok(template) if template.0.iter().any(|piece| matches!(piece, Piece::Field { .. })) => {
+                    Node::Text(template)
+                }
+                Ok(_) => {
+                    let mut json = String::new();
+                    go_string(text, &mut json);
+                    Node::Fixed(json)
+                }
+                Err(why) => Node::Wrong(why),
+            },
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut nodes = Vec::new();
+        while let Some(node) = items.next_element()? {
+            nodes.push(node);
+        }
+        Ok(Node::List(nodes))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
+        let mut fields: Vec<(String, Node)> = Vec::new();
+        let mut spread = false;
+        while let Some((key, node)) = entries.next_entry::<String, Node>()? {
+            if key == SPREAD {
+                spread = true;
+            } else if fields.iter().any(|(there, _)| *there == key) {
+                return Ok(Node::Wrong(format!("has the key {key:?} twice")));
+            } else {
+                fields.push((key, node));
+            }
+        }
+        Ok(Node::Object { fields, spread })
+    }
+}
