@@ -83,7 +83,7 @@ type Range = Option<(ServiceName, Version)>;
 
 #[derive(Debug)]
 struct Application {
-    node: ServerNode,
+    node: Arc<ServerNode>,
     layout: Layout,
     ttl: Ttl,
     ownership: Ownership,
@@ -160,7 +160,7 @@ impl Registrar {
 
     /// Registers `node` on the terms of the [`Options`].
     pub async fn register(&self, node: ServerNode) -> Result<Registration, Error> {
-        self.register_on(node, Terms::default()).await
+        self.register_all(Arc::new(node), Terms::default()).await
     }
 
     /// Registers `node` and keeps it registered until its handle is stopped or dropped.
@@ -169,19 +169,33 @@ impl Registrar {
     /// registered. So it is when this future is dropped. A key that this registrar is taking back at the moment is waited
     /// for.
     pub async fn register_on(&self, node: ServerNode, terms: Terms) -> Result<Registration, Error> {
+        self.register_all(Arc::new(node), terms).await
+    }
+
+    async fn register_all(&self, node: Arc<ServerNode>, terms: Terms) -> Result<Registration, Error> {
         let layouts = terms.layouts.as_ref().unwrap_or(&self.options.layouts);
         Layout::check_together(layouts)?;
-        if let [layout] = layouts.as_slice() {
-            return self.register_key(node, layout, &terms).await;
+        match layouts.as_slice() {
+            [layout] => self.register_key(node, layout, &terms).await,
+            // Boxed, so that the usual case does not pay for it.
+            layouts => Box::pin(self.register_keys(node, layouts, &terms)).await,
         }
-        let all = layouts.iter().map(|layout| self.register_key(node.clone(), layout, &terms));
+    }
+
+    async fn register_keys(
+        &self,
+        node: Arc<ServerNode>,
+        layouts: &[Layout],
+        terms: &Terms,
+    ) -> Result<Registration, Error> {
+        let all = layouts.iter().map(|layout| self.register_key(node.clone(), layout, terms));
         let mut all = try_join_all(all).await?.into_iter();
         let mut registration = all.next().ok_or(Error::Ended)?;
         registration.others = all.collect();
         Ok(registration)
     }
 
-    async fn register_key(&self, node: ServerNode, layout: &Layout, terms: &Terms) -> Result<Registration, Error> {
+    async fn register_key(&self, node: Arc<ServerNode>, layout: &Layout, terms: &Terms) -> Result<Registration, Error> {
         let patience = self.options.register_timeout;
         let placing = self.ask(|reply| {
             Request::Register(Application {
@@ -374,7 +388,6 @@ impl Keeper {
         let slot = self.slot(ttl, &node.name, etcd, load, freed);
         let weight = node.weight.unwrap_or(*load.borrow());
         let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
-        let node = Arc::new(node);
         let (confirm, confirmed) = oneshot::channel();
         let wish = Wish {
             key: key.clone(),
