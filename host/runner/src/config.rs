@@ -121,6 +121,9 @@ pub(crate) struct Limits {
     pub(crate) start_timeout: Duration,
     /// How long `lifecycle.stop` may take.
     pub(crate) stop_timeout: Duration,
+    /// How long new requests are still taken once the keys are gone, for clients that have yet to hear of it. Too short
+    /// fails their requests.
+    pub(crate) settle_time: Duration,
     /// How long requests in flight may go on once the service ends.
     pub(crate) drain_timeout: Duration,
 }
@@ -133,6 +136,7 @@ impl Default for Limits {
             concurrency: 200,
             start_timeout: Duration::from_secs(20),
             stop_timeout: Duration::from_secs(5),
+            settle_time: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -408,6 +412,7 @@ impl Reader<'_> {
         set(&mut spec.limits.request_timeout, limits.request_timeout.map(|Parsed(span)| span.0));
         set(&mut spec.limits.start_timeout, limits.start_timeout.map(|Parsed(span)| span.0));
         set(&mut spec.limits.stop_timeout, limits.stop_timeout.map(|Parsed(span)| span.0));
+        set(&mut spec.limits.settle_time, limits.settle_time.map(|Parsed(span)| span.0));
         set(&mut spec.limits.drain_timeout, limits.drain_timeout.map(|Parsed(span)| span.0));
         if let Some(concurrency) = limits.concurrency {
             if !(1..=100_000).contains(&concurrency.value) {

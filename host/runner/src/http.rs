@@ -1,11 +1,12 @@
 //! The listener of one service: connections, their limits, and their orderly end.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use http::{HeaderValue, Response, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -42,6 +43,8 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 
 /// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
 pub(crate) struct Server {
+    /// Clients are asked to go elsewhere.
+    leaving: CancellationToken,
     /// No further connections.
     closing: CancellationToken,
     /// No further patience.
@@ -52,17 +55,27 @@ pub(crate) struct Server {
 impl Server {
     /// Serves `listener` through `door` until `close`.
     pub(crate) fn start(listener: TcpListener, door: Arc<Door>) -> Self {
-        let server =
-            Self { closing: CancellationToken::new(), cut: CancellationToken::new(), tasks: TaskTracker::new() };
+        let server = Self {
+            leaving: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
         let connections = Connections {
             door,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            graceful: GracefulShutdown::new(),
+            leaving: server.leaving.clone(),
+            closing: server.closing.clone(),
             cut: server.cut.clone(),
             tasks: server.tasks.clone(),
         };
-        server.tasks.spawn(connections.accept(listener, server.closing.clone()));
+        server.tasks.spawn(connections.accept(listener));
         server
+    }
+
+    /// Serves on, and asks clients with each answer to take their next request elsewhere.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
     }
 
     /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
@@ -92,13 +105,14 @@ impl Drop for Server {
 struct Connections {
     door: Arc<Door>,
     permits: Arc<Semaphore>,
-    graceful: GracefulShutdown,
+    leaving: CancellationToken,
+    closing: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Connections {
-    async fn accept(self, listener: TcpListener, closing: CancellationToken) {
+    async fn accept(self, listener: TcpListener) {
         loop {
             let next = async {
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
@@ -106,7 +120,7 @@ impl Connections {
             };
             let accepted = tokio::select! {
                 biased;
-                () = closing.cancelled() => break,
+                () = self.closing.cancelled() => break,
                 accepted = next => accepted,
             };
             match accepted {
@@ -117,29 +131,42 @@ impl Connections {
                 }
             }
         }
-        drop(listener);
-        let cut = self.cut.clone();
-        tokio::select! {
-            () = cut.cancelled() => {}
-            () = self.graceful.shutdown() => {}
-        }
     }
 
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let door = Arc::clone(&self.door);
-        let requests = service_fn(move |request: hyper::Request<Incoming>| {
-            let door = Arc::clone(&door);
-            async move { Ok::<_, Infallible>(door.answer(request).await) }
+        let (door, leaving) = (Arc::clone(&self.door), self.leaving.clone());
+        // The client's last requests on this connection are those that it has sent.
+        let last = self.closing.child_token();
+        let requests = service_fn({
+            let last = last.clone();
+            move |request: hyper::Request<Incoming>| {
+                let (door, leaving, last) = (Arc::clone(&door), leaving.clone(), last.clone());
+                async move {
+                    let version = request.version();
+                    let mut response = door.answer(request).await;
+                    if leaving.is_cancelled() {
+                        farewell(version, &mut response, &last);
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            }
         });
         let connection = self.protocols().serve_connection(TokioIo::new(stream), requests).into_owned();
-        let connection = self.graceful.watch(connection);
         let (cut, name) = (self.cut.clone(), self.door.name().clone());
         self.tasks.spawn(async move {
+            let mut connection = pin!(connection);
+            let served = async {
+                tokio::select! {
+                    ended = connection.as_mut() => return ended,
+                    () = last.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                connection.await
+            };
             tokio::select! {
                 () = cut.cancelled() => {}
-                ended = connection => {
+                ended = served => {
                     if let Err(error) = ended {
                         tracing::debug!(service = %name, error, "a connection broke");
                     }
@@ -164,6 +191,14 @@ impl Connections {
             .max_header_list_size(MAX_HEADER_BYTES)
             .max_concurrent_streams(self.door.most_requests());
         builder
+    }
+}
+
+/// Asks a client to go elsewhere: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
+fn farewell<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
+    match version {
+        Version::HTTP_2 => last.cancel(),
+        _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
     }
 }
 

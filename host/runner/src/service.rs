@@ -22,8 +22,6 @@ use crate::{
     instances::Instances,
 };
 
-/// How long clients that watch etcd are given to hear that a key is gone, before its listener closes.
-const SETTLE: Duration = Duration::from_millis(200);
 /// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -151,7 +149,9 @@ impl Service {
         let was_served = served.is_some();
         if let Some(server) = served {
             if announced {
-                sleep(SETTLE).await;
+                // Who watches etcd hears of it now, and until then is answered as ever.
+                server.leave();
+                sleep(self.spec.limits.settle_time).await;
             }
             let deadline = self.spec.limits.drain_timeout;
             if !server.close(deadline).await {

@@ -105,6 +105,7 @@ pub(crate) struct Limits {
     pub(crate) concurrency: Option<Spanned<u32>>,
     pub(crate) start_timeout: Option<Parsed<Span>>,
     pub(crate) stop_timeout: Option<Parsed<Span>>,
+    pub(crate) settle_time: Option<Parsed<Span>>,
     pub(crate) drain_timeout: Option<Parsed<Span>>,
 }
 

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Uri;
+use http::{Request, Uri, header::CONNECTION};
 use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::{http1, http2};
 use hyper_util::{
     client::legacy::{Client, Error},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioIo},
 };
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -109,5 +111,66 @@ impl Pending {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some(Answer { status, body: body.to_owned() })
+    }
+}
+
+/// A connection that is kept from one request to the next.
+#[derive(Debug)]
+pub struct Kept {
+    sender: Sender,
+    connection: JoinHandle<hyper::Result<()>>,
+}
+
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Kept {
+    /// Connects.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    pub async fn open(protocol: Protocol, addr: &str) -> Self {
+        let stream = TokioIo::new(TcpStream::connect(addr).await.expect("the service listens"));
+        match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::handshake(stream).await.expect("nothing is said yet");
+                Self { sender: Sender::Http1(sender), connection: tokio::spawn(connection) }
+            }
+            Protocol::Http2 => {
+                let made = http2::handshake(TokioExecutor::new(), stream).await;
+                let (sender, connection) = made.expect("the service speaks HTTP/2");
+                Self { sender: Sender::Http2(sender), connection: tokio::spawn(connection) }
+            }
+        }
+    }
+
+    /// `GET`: the status, and what the service says of the connection.
+    ///
+    /// # Panics
+    /// When there is no whole answer.
+    pub async fn get(&mut self, url: &str) -> (u16, Option<String>) {
+        let uri: Uri = url.parse().expect("a URL");
+        let host = uri.authority().expect("a URL names a host").to_string();
+        let request = Request::get(uri).header("host", host).body(Empty::new()).expect("a request");
+        let answer = match &mut self.sender {
+            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http2(sender) => sender.send_request(request).await,
+        };
+        let (head, body) = answer.expect("the service answers").into_parts();
+        body.collect().await.expect("an answer does not break off");
+        let said = head.headers.get(CONNECTION).map(|said| String::from_utf8_lossy(said.as_bytes()).into_owned());
+        (head.status.as_u16(), said)
+    }
+
+    /// Waits until the service has closed it in good order.
+    ///
+    /// # Panics
+    /// When it does not, or breaks it.
+    pub async fn is_closed(self) {
+        let closed = timeout(PATIENCE, self.connection).await.expect("the service closes the connection");
+        closed.expect("a connection does not panic").expect("it ends in good order");
     }
 }

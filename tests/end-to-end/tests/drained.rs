@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use leasehold_end_to_end::{
     Host,
     config::{hostile, with},
-    http::{Protocol, begin, get, get_over},
+    http::{Kept, Protocol, begin, get, get_over},
 };
 use leasehold_scenarios::world::World;
 use serde_json::json;
 use tokio::net::TcpStream;
 
 /// A client that looked at etcd no longer ago than this is answered: so long the host gives watchers to hear of the end.
-const FRESH: Duration = Duration::from_millis(200);
+const FRESH: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn drained_requests_in_flight_are_answered() {
@@ -57,6 +57,26 @@ async fn drained_the_key_is_gone_before_the_listener_closes() {
         }
     }
     assert_eq!(slow.answer().await.unwrap().status, 200, "after {answered} others");
+    assert_eq!(host.ends().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn drained_clients_are_asked_to_go_elsewhere_and_answered_until_then() {
+    let world = World::real().await;
+    let limits = json!({ "register": "host", "limits": { "settle_time": "3s" } });
+    let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
+    let (url, addr) = (host.url("hostile"), host.addr("hostile"));
+    let (mut over_http1, mut over_http2) =
+        (Kept::open(Protocol::Http1, &addr).await, Kept::open(Protocol::Http2, &addr).await);
+    assert_eq!(over_http1.get(&url).await, (200, None));
+    assert_eq!(over_http2.get(&url).await, (200, None));
+    host.signal("TERM");
+    world.key_is(&format!("/hostile/{addr}"), "gone", |found| found.is_none()).await;
+    assert_eq!(over_http1.get(&url).await, (200, Some("close".to_owned())));
+    assert_eq!(over_http2.get(&url).await, (200, None));
+    over_http1.is_closed().await;
+    over_http2.is_closed().await;
+    assert_eq!(get(&url).await.status, 200, "who has not heard of it is answered");
     assert_eq!(host.ends().await.code, Some(0));
 }
 

@@ -60,7 +60,7 @@ services:
     config: { greeting: hello, number: 5, flag: true }
     env: { LANG: C }
     allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
-    limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, drain_timeout: 6s }
+    limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s }
 "#,
     )
     .unwrap();
@@ -83,6 +83,7 @@ services:
     assert!(matches!(spec.allow.discover, Names::Any));
     assert_eq!((spec.allow.outbound[1].name.as_str(), spec.allow.outbound[1].port), ("[::1]", Some(8080)));
     assert_eq!((spec.limits.memory, spec.limits.concurrency), (16 << 20, 7));
+    assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
 }
 

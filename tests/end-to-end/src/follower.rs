@@ -1,0 +1,173 @@
+//! A client that follows etcd: it knows the instances of one service as a watch tells them, and calls them in turn.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use etcd_client::{EventType, GetOptions, WatchOptions};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use leasehold_scenarios::world::World;
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause between two requests of one caller.
+const PACE: Duration = Duration::from_millis(5);
+
+/// The addresses of one service.
+#[derive(Clone, Debug, Default)]
+pub struct Instances(Arc<Mutex<BTreeSet<String>>>);
+
+impl Instances {
+    /// Those that are known now.
+    pub fn known(&self) -> BTreeSet<String> {
+        self.0.lock().expect("nothing panics while it holds the addresses").clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<String>)) {
+        change(&mut self.0.lock().expect("nothing panics while it holds the addresses"));
+    }
+}
+
+/// What a caller saw.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Requests with a good answer.
+    pub answered: usize,
+    /// What went wrong, a line each.
+    pub failures: Vec<String>,
+}
+
+/// How a caller speaks.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    /// `GET` over HTTP/1.1, on connections that are kept.
+    Http1,
+    /// `GET` over one HTTP/2 connection for each instance.
+    Http2,
+    /// What a gRPC client sends, over the same.
+    Grpc,
+}
+
+/// The client.
+#[derive(Debug)]
+pub struct Follower {
+    instances: Instances,
+    watch: JoinHandle<()>,
+    callers: JoinSet<Tally>,
+    over: tokio::sync::watch::Sender<bool>,
+}
+
+impl Follower {
+    /// Follows a service. Whatever etcd tells is acted upon so much later, as in a client that has other things to do.
+    ///
+    /// # Panics
+    /// When etcd does not answer.
+    pub async fn of(world: &World, name: &str, lag: Duration) -> Self {
+        let prefix = format!("/{name}/");
+        let mut client = world.client().await;
+        let options = GetOptions::new().with_prefix();
+        let found = client.get(prefix.as_str(), Some(options)).await.expect("etcd answers");
+        let next = found.header().expect("an answer has a header").revision() + 1;
+        let instances = Instances::default();
+        instances.change(|known| known.extend(found.kvs().iter().map(|kv| addr(kv.key()))));
+        let options = WatchOptions::new().with_prefix().with_start_revision(next);
+        let mut changes = client.watch(prefix, Some(options)).await.expect("etcd can be watched");
+        let sink = instances.clone();
+        let watch = tokio::spawn(async move {
+            while let Ok(Some(news)) = changes.message().await {
+                sleep(lag).await;
+                sink.change(|known| {
+                    for event in news.events() {
+                        let addr = addr(event.kv().expect("an event has a key").key());
+                        match event.event_type() {
+                            EventType::Put => drop(known.insert(addr)),
+                            EventType::Delete => drop(known.remove(&addr)),
+                        }
+                    }
+                });
+            }
+        });
+        Self { instances, watch, callers: JoinSet::new(), over: tokio::sync::watch::Sender::new(false) }
+    }
+
+    /// The instances as this client knows them.
+    pub fn instances(&self) -> &Instances {
+        &self.instances
+    }
+
+    /// Calls the instances in turn, one request after the other, until the end.
+    pub fn calls(&mut self, call: Call) {
+        let (instances, over) = (self.instances.clone(), self.over.subscribe());
+        let client = Client::builder(TokioExecutor::new()).http2_only(!matches!(call, Call::Http1)).build_http();
+        self.callers.spawn(async move {
+            let mut tally = Tally::default();
+            for turn in 0_usize.. {
+                if *over.borrow() {
+                    break;
+                }
+                let known: Vec<String> = instances.known().into_iter().collect();
+                match known.get(turn % known.len().max(1)) {
+                    None => tally.failures.push("no instance is known".to_owned()),
+                    Some(addr) => match ask(&client, call, addr).await {
+                        Ok(()) => tally.answered += 1,
+                        Err(said) => tally.failures.push(format!("{call:?} to {addr}: {said}")),
+                    },
+                }
+                sleep(PACE).await;
+            }
+            tally
+        });
+    }
+
+    /// Ends, and says what all callers saw together.
+    ///
+    /// # Panics
+    /// When a caller did.
+    pub async fn ends(self) -> Tally {
+        self.over.send_replace(true);
+        let tallies = self.callers.join_all().await;
+        self.watch.abort();
+        tallies.into_iter().fold(Tally::default(), |mut all, one| {
+            all.answered += one.answered;
+            all.failures.extend(one.failures);
+            all
+        })
+    }
+}
+
+/// The last part of a key.
+fn addr(key: &[u8]) -> String {
+    let key = String::from_utf8_lossy(key);
+    key.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, call: Call, addr: &str) -> Result<(), String> {
+    let mut request = Request::builder().uri(format!("http://{addr}/"));
+    if let Call::Grpc = call {
+        request = request.method(Method::POST).header("content-type", "application/grpc").header("te", "trailers");
+    }
+    let asking = async {
+        let response = client.request(request.body(Empty::new()).expect("a request")).await;
+        let (head, body) = response.map_err(|error| format!("{error:?}"))?.into_parts();
+        let body = body.collect().await.map_err(|error| format!("the answer broke off: {error:?}"))?;
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        let grpc = head.headers.get("grpc-status").or(trailers.get("grpc-status"));
+        match (head.status.as_u16(), grpc.map(http::HeaderValue::as_bytes)) {
+            (200, None | Some(b"0")) => Ok(()),
+            (status, grpc) => Err(format!("{status}, gRPC {grpc:?}, {:?}", body.to_bytes())),
+        }
+    };
+    timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+}
