@@ -1,9 +1,13 @@
 //! A component's side of the registrar: its policy and its registrations, shared by all of its instances.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::future::join_all;
-use leasehold::{Error, Registrar, Registration, ServerNode, State, Terms};
+use leasehold::{Error, Registrar, Registration, ServerNode, ServiceName, State, Terms, Version, View};
 
 use crate::{
     bindings::leasehold::registry::types,
@@ -11,6 +15,9 @@ use crate::{
     policy::Policy,
     slots::{Occupant, Occupied, Slots, Vacant},
 };
+
+/// The most services that one component watches at a time.
+const MAX_VIEWS: usize = 1000;
 
 /// What one component has in the registry. Clones share it; give one to every store that runs the component.
 ///
@@ -28,6 +35,13 @@ struct Shared {
     registrar: Registrar,
     policy: Policy,
     registrations: Slots<Identity, Arc<Registration>>,
+    views: Mutex<HashMap<(ServiceName, Version), View>>,
+}
+
+impl Shared {
+    fn views(&self) -> MutexGuard<'_, HashMap<(ServiceName, Version), View>> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What makes two nodes one registration: layouts make their keys of these.
@@ -59,7 +73,7 @@ impl RegistryCtx {
     /// A component without registrations, under `policy`.
     pub fn new(registrar: Registrar, policy: Policy) -> Self {
         let registrations = Slots::new(policy.max_registrations);
-        Self { shared: Arc::new(Shared { registrar, policy, registrations }) }
+        Self { shared: Arc::new(Shared { registrar, policy, registrations, views: Mutex::default() }) }
     }
 
     /// What the component may do.
@@ -123,10 +137,36 @@ impl RegistryCtx {
     /// A guest's `resolve`.
     pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Vec<ServerNode>, Refusal> {
         let (name, version) = self.shared.policy.admit_lookup(name, version)?;
-        match within(self.shared.policy.deadline, self.shared.registrar.resolve(&name, &version)).await? {
+        let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
+        match view {
             Err(Error::Ended) => Err(Refusal::Ending),
-            outcome => Ok(outcome?),
+            view => Ok(view?.nodes().iter().map(|node| ServerNode::clone(node)).collect()),
         }
+    }
+
+    /// The component's view of a service, followed from the first look on until the component ends.
+    ///
+    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 views of one component. The policy
+    /// is the caller's to ask.
+    pub async fn view(&self, name: ServiceName, version: Version) -> Result<View, Error> {
+        let place = (name, version);
+        let known = self.shared.views().get(&place).cloned();
+        let view = match known {
+            Some(view) => view,
+            None => {
+                let view = self.shared.registrar.watch(&place.0, &place.1).await?;
+                let mut views = self.shared.views();
+                if views.len() >= MAX_VIEWS && !views.contains_key(&place) {
+                    return Err(Error::Quota {
+                        what: "the number of services that a component watches",
+                        limit: MAX_VIEWS,
+                    });
+                }
+                views.entry(place).or_insert(view).clone()
+            }
+        };
+        view.ready().await?;
+        Ok(view)
     }
 
     /// Waits for what a guest asked of one of its registrations, as long as its policy allows.

@@ -54,7 +54,13 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn unavailable(failure: Failure) -> Self {
-        Self::Unavailable(Unavailable(Arc::new(failure)))
+        Self::Unavailable(failure.into())
+    }
+}
+
+impl From<Failure> for Unavailable {
+    fn from(failure: Failure) -> Self {
+        Self(Arc::new(failure))
     }
 }
 

@@ -16,9 +16,9 @@ use etcd_client::Channel;
 #[cfg(feature = "simulation")]
 pub use etcd_client::Channel;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, GetOptions, Identity,
-    LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, EventType,
+    GetOptions, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, TlsOptions,
+    Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
 use tokio::{
     sync::{Notify, OnceCell},
@@ -125,6 +125,22 @@ pub(crate) struct Found {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) lease: i64,
+    /// The revision that created it: another one after it was deleted and put again.
+    pub(crate) created: i64,
+}
+
+/// Every key under a prefix, as of one revision.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) found: Vec<Found>,
+    pub(crate) revision: i64,
+}
+
+/// What happened to one key.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Put(Found),
+    Deleted(Vec<u8>),
 }
 
 /// A granted lease.
@@ -291,7 +307,7 @@ impl Etcd {
     }
 
     /// Every key under a prefix, as of one revision.
-    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Found>, Failure> {
+    pub(crate) async fn read(&self, prefix: &str) -> Result<Reading, Failure> {
         let end = end_of(prefix.as_bytes());
         // etcd takes an empty key for none, and the byte 0 for the first of all.
         let mut from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
@@ -307,15 +323,41 @@ impl Etcd {
                 .await?;
             revision = page.header().map_or(0, |header| header.revision());
             let more = page.more();
-            for found in page.take_kvs() {
-                let lease = found.lease();
-                let (key, value) = found.into_key_value();
-                all.push(Found { key, value, lease });
-            }
+            all.extend(page.take_kvs().into_iter().map(Found::from));
             match all.last() {
                 Some(last) if more => from = [&last.key[..], &[0]].concat(),
-                _ => return Ok(all),
+                _ => return Ok(Reading { found: all, revision }),
             }
+        }
+    }
+
+    /// The revision that had created the key that stood at `revision`; refused when that is compacted.
+    pub(crate) async fn created(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Failure> {
+        let answer = self.call(self.request_timeout, |mut client| async move {
+            client.get(key, Some(GetOptions::new().with_revision(revision))).await
+        });
+        Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
+    }
+
+    /// Opens a stream of what happens to the keys under a prefix from `revision` on. Ok once etcd has confirmed it.
+    pub(crate) async fn open_changes(
+        &self,
+        prefix: &str,
+        revision: i64,
+        deadline: Duration,
+    ) -> Result<Changes, Failure> {
+        let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let opened = self.call(deadline, |mut client| {
+            // In fragments: etcd may have more to say at a time than fits into one message.
+            let options =
+                WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
+            let key = key.clone();
+            async move { client.watch(key, Some(options)).await }
+        });
+        let mut changes = Changes { stream: opened.await?, url: self.url(), asked: false };
+        match timeout(deadline, changes.message()).await {
+            Ok(confirmed) => confirmed.map(|_| changes),
+            Err(_) => Err(changes.unanswered(format!("no watch within {deadline:?}"))),
         }
     }
 
@@ -426,6 +468,67 @@ impl Renewals {
                 Ok(seconds) => Ok(Duration::from_secs(seconds)),
             },
         }
+    }
+}
+
+/// An open stream of what happens under a prefix.
+pub(crate) struct Changes {
+    stream: WatchStream,
+    url: Arc<str>,
+    /// Whether etcd was asked for a sign of life.
+    asked: bool,
+}
+
+impl Changes {
+    /// What happened next. Nothing is etcd's word that nothing has: it is asked for one after `silence`.
+    ///
+    /// After a failure the stream must not be used again. May be dropped and called again.
+    pub(crate) async fn next(&mut self, silence: Duration, deadline: Duration) -> Result<Vec<Change>, Failure> {
+        if !self.asked {
+            match timeout(silence, self.message()).await {
+                Ok(changes) => return changes,
+                Err(_) => self.stream.request_progress().await.map_err(|error| classify(&self.url, &error))?,
+            }
+            self.asked = true;
+        }
+        let answer = timeout(deadline, self.message()).await;
+        let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {deadline:?}")))?;
+        self.asked = false;
+        changes
+    }
+
+    async fn message(&mut self) -> Result<Vec<Change>, Failure> {
+        let message = self.stream.message().await.map_err(|error| classify(&self.url, &error))?;
+        let Some(message) = message else { return Err(self.unanswered("the watch ended".to_owned())) };
+        if message.compact_revision() > 0 {
+            let message = format!("has compacted what came before revision {}", message.compact_revision());
+            return Err(Failure::Refused { endpoint: self.url.clone(), message });
+        }
+        if message.canceled() {
+            let reason = message.cancel_reason();
+            let code = if reason.contains("permission denied") { Code::PermissionDenied } else { Code::Cancelled };
+            return Err(classify(&self.url, &ClientError::GRpcStatus(Status::new(code, reason))));
+        }
+        let changes = message.events().iter().filter_map(|event| {
+            let kv = event.kv()?;
+            Some(match event.event_type() {
+                EventType::Put => Change::Put(kv.clone().into()),
+                EventType::Delete => Change::Deleted(kv.key().to_vec()),
+            })
+        });
+        Ok(changes.collect())
+    }
+
+    fn unanswered(&self, reason: String) -> Failure {
+        Failure::Unanswered { endpoint: self.url.clone(), reason }
+    }
+}
+
+impl From<KeyValue> for Found {
+    fn from(found: KeyValue) -> Self {
+        let (lease, created) = (found.lease(), found.create_revision());
+        let (key, value) = found.into_key_value();
+        Self { key, value, lease, created }
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    backoff::{FIRST_BACKOFF, backoff},
     config::{Ownership, Ttl},
     entry::{Entry, Goal, Mood, Reply, Wish},
     error::Error,
@@ -35,8 +36,6 @@ use crate::{
 const MAX_HELD: usize = 4;
 /// Audits, and looks at the load, come with every renewal, and at least this often under a long TTL.
 const MAX_AUDIT_INTERVAL: Duration = Duration::from_secs(10);
-/// The first backoff is drawn from zero to this.
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Commands taken up before the next write is made of them.
 const MAX_GATHERED: usize = 1024;
 
@@ -901,12 +900,6 @@ fn renew(etcd: Etcd, held: &mut Held, request_timeout: Duration, now: Instant) -
             Err(failure) => Renewal { asked_at, outcome: Err(failure), stream: None },
         }
     })
-}
-
-/// Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
-fn backoff(rng: &mut fastrand::Rng, failures: u32, cap: Duration) -> Duration {
-    let ceiling = FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(cap);
-    ceiling.mul_f64(rng.f64())
 }
 
 /// A third of the TTL, up to a tenth sooner, so that hosts that started together do not renew together.

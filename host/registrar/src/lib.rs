@@ -16,7 +16,10 @@
 //! # }
 //! ```
 
+mod backoff;
+mod balance;
 mod config;
+mod discovery;
 mod entry;
 mod error;
 mod etcd;
@@ -29,7 +32,9 @@ mod status;
 mod template;
 mod weight;
 
+pub use balance::{Balancer, Choice, Pick};
 pub use config::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
+pub use discovery::{NodeEvent, Nodes, View};
 pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

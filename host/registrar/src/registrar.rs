@@ -11,10 +11,11 @@ use tokio::{
     sync::{Notify, broadcast, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{LoadSource, Options, Ownership, Terms, Ttl},
+    discovery::{self, Picture, View},
     entry::Wish,
     error::Error,
     etcd::{Etcd, Failure},
@@ -31,6 +32,8 @@ const MAX_KEYS: usize = 1000;
 const MAX_REQUESTS: usize = 1024;
 /// Commands that wait for a lease, at most; a caller beyond waits in line.
 const MAX_COMMANDS: usize = 1024;
+/// Views at a time, at most.
+const MAX_VIEWS: usize = 10_000;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
@@ -75,6 +78,7 @@ enum Request {
     Register(Application),
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
     List { what: Range, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    Watch { name: ServiceName, version: Version, reply: oneshot::Sender<Result<View, Error>> },
     End,
 }
 
@@ -147,6 +151,8 @@ impl Registrar {
             next_slot: 0,
             keys: HashMap::new(),
             waiting: HashMap::new(),
+            views: HashMap::new(),
+            ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
             rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
         };
@@ -228,6 +234,15 @@ impl Registrar {
         Ok(nodes)
     }
 
+    /// A view of the nodes of `name`, and of `version` unless it is empty, that follows etcd in the background until the last
+    /// of its handles is dropped. Views of the same are one.
+    ///
+    /// Does not wait for etcd: [`View::ready`] does. Fails with [`Error::Quota`] when there are 10,000 already.
+    pub async fn watch(&self, name: &ServiceName, version: &Version) -> Result<View, Error> {
+        let (name, version) = (name.clone(), version.clone());
+        self.ask(|reply| Request::Watch { name, version, reply }).await?
+    }
+
     /// Every key of one service, or of all, under each layout of this registrar, with its lease, in the order of the keys;
     /// garbage included.
     pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
@@ -287,6 +302,10 @@ struct Keeper {
     keys: HashMap<Arc<str>, Place>,
     /// Applications for keys that are being taken back.
     waiting: HashMap<Arc<str>, Vec<Application>>,
+    /// Views that somebody holds, or did until lately.
+    views: HashMap<(ServiceName, Version), Arc<Picture>>,
+    /// Ends the views.
+    ending: CancellationToken,
     tracker: TaskTracker,
     rng: fastrand::Rng,
 }
@@ -332,11 +351,15 @@ impl Keeper {
                     Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
                     Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
                     Some(Request::List { what, ttls, reply }) => self.list(etcd.clone(), what, ttls, reply),
+                    Some(Request::Watch { name, version, reply }) => {
+                        let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
+                    }
                     Some(Request::End) | None => break,
                 },
             }
         }
         self.inbox.close();
+        self.ending.cancel();
         for slot in self.slots.drain(..) {
             let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
         }
@@ -465,6 +488,33 @@ impl Keeper {
         self.waiting.remove(key).unwrap_or_default()
     }
 
+    fn view(&mut self, etcd: &Etcd, name: ServiceName, version: Version) -> Result<View, Error> {
+        let what = (name, version);
+        if let Some(view) = self.views.get(&what).and_then(|picture| picture.view()) {
+            return Ok(view);
+        }
+        if self.views.len() >= MAX_VIEWS {
+            self.views.retain(|_, picture| !picture.is_over());
+        }
+        if self.views.len() >= MAX_VIEWS {
+            return Err(Error::Quota { what: "the number of views", limit: MAX_VIEWS });
+        }
+        let layouts = &self.options.layouts;
+        let patience = self.options.request_timeout;
+        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), layouts.len(), patience));
+        let view = picture.view().ok_or(Error::Ended)?;
+        for (index, layout) in layouts.iter().enumerate() {
+            let (picture, ending) = (picture.clone(), self.ending.clone());
+            let following = discovery::follow(picture.clone(), index, layout.clone(), etcd.clone(), self.rng.fork());
+            self.tracker.spawn(async move {
+                ending.run_until_cancelled(following).await;
+                picture.end();
+            });
+        }
+        self.views.insert(what, picture);
+        Ok(view)
+    }
+
     fn status(&self, etcd: Etcd, reply: oneshot::Sender<Result<EtcdStatus, Error>>) {
         self.tracker.spawn(async move {
             let answer = etcd.status().await.map(|(url, version)| EtcdStatus { endpoint: url.to_string(), version });
@@ -492,7 +542,7 @@ async fn listed(
     let mut places: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
     for layout in &options.layouts {
         let prefix = what.map_or_else(|| layout.root(), |(name, version)| layout.prefix(name, version));
-        for found in etcd.list(&prefix).await? {
+        for found in etcd.read(&prefix).await?.found {
             let node = layout.parse(&found.key, &found.value);
             if let Some(place) = places.get(&found.key) {
                 // Garbage to one layout may be a node to another that shares its prefix.

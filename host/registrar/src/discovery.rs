@@ -1,0 +1,443 @@
+//! A watched view of the nodes of one service: read once, followed from there, read again after a break.
+//!
+//! Whatever happens to etcd, a view keeps what it knows: an outage takes no node out of it. Two things do: etcd's word
+//! that a key was deleted, and a reading after a break that lacks it. To an etcd that lost its data services are about to
+//! return: what was known stays in the view beside what it has for a [`GRACE`].
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tracing::{debug, info};
+
+use crate::{
+    backoff::backoff,
+    error::{Error, Unavailable},
+    etcd::{Change, Etcd, Failure, Found},
+    layout::Layout,
+    node::{ServerNode, ServiceName, Version},
+};
+
+/// How long what was known is kept after etcd lost its data: more than four renewal intervals at the default TTL, and it
+/// takes a service one to come back.
+const GRACE: Duration = Duration::from_secs(15);
+/// A stream that is silent for so long is asked for a sign of life.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The longest wait between two tries.
+const MAX_BACKOFF: Duration = Duration::from_secs(3);
+
+/// The nodes of one service as etcd has them, followed in the background for as long as a handle lives.
+///
+/// Cloning clones the handle; each has its own [`changed`](Self::changed).
+#[derive(Debug, Clone)]
+pub struct View {
+    picture: Arc<Picture>,
+    generations: watch::Receiver<()>,
+}
+
+/// Nodes at one time, in the order of their keys.
+pub type Nodes = Arc<[Arc<ServerNode>]>;
+
+/// One difference between two looks at a [`View`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// A node came.
+    Joined(Arc<ServerNode>),
+    /// It changed: its weight, its metadata.
+    Changed(Arc<ServerNode>),
+    /// It went.
+    Left(Arc<ServerNode>),
+}
+
+/// What a view is told, and what its handles read.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    name: ServiceName,
+    version: Version,
+    patience: Duration,
+    /// Counts changes of the nodes; for whoever only wants to know whether there was one.
+    generation: AtomicU64,
+    told: watch::Sender<()>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    sights: Vec<Sight>,
+    /// Made when asked for, so that a burst of changes costs one.
+    nodes: Option<Nodes>,
+    ended: bool,
+}
+
+/// What stands under the prefix of one layout.
+#[derive(Debug, Default)]
+struct Sight {
+    known: Keys,
+    /// Known from before the data of etcd were lost, until the time.
+    kept: Option<(Instant, Keys)>,
+    revision: i64,
+    /// etcd's last word.
+    heard: Option<Instant>,
+    trouble: Option<Unavailable>,
+}
+
+type Keys = BTreeMap<Box<[u8]>, Known>;
+
+#[derive(Debug, Clone)]
+struct Known {
+    created: i64,
+    /// `None`: what stands there is no node, or one of another service.
+    node: Option<Arc<ServerNode>>,
+    is_garbage: bool,
+}
+
+impl View {
+    /// The service.
+    pub fn name(&self) -> &ServiceName {
+        &self.picture.name
+    }
+
+    /// The version; empty for all.
+    pub fn version(&self) -> &Version {
+        &self.picture.version
+    }
+
+    /// Returns once etcd was read for the first time; at once if it was.
+    ///
+    /// Fails with [`Error::Unavailable`] when etcd refuses the user, or when it was not read within the request timeout,
+    /// and with [`Error::Ended`] when the registrar has ended before. The view goes on trying.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let mut told = self.generations.clone();
+        let reading = async {
+            loop {
+                told.borrow_and_update();
+                if let Some(outcome) = self.picture.reading() {
+                    return outcome;
+                }
+                if told.changed().await.is_err() {
+                    return Err(Error::Ended);
+                }
+            }
+        };
+        let after = self.picture.patience;
+        match timeout(after, reading).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.trouble().map_or(Error::Timeout { what: "resolve", after }, Error::Unavailable)),
+        }
+    }
+
+    /// The nodes as last known, in the order of their keys; none before the view is ready. Never waits.
+    ///
+    /// A node that stands under several layouts is there once, as the first of them has it.
+    pub fn nodes(&self) -> Nodes {
+        self.picture.nodes()
+    }
+
+    /// How long ago etcd confirmed what is known; `None` before the view is ready. Up to about 5 s while all is well.
+    pub fn age(&self) -> Option<Duration> {
+        let seen = self.picture.seen();
+        let heard = seen.sights.iter().map(|sight| sight.heard).min()??;
+        Some(heard.elapsed())
+    }
+
+    /// Why the view is not kept up to date at the moment; `None` when it is.
+    pub fn trouble(&self) -> Option<Unavailable> {
+        self.picture.seen().sights.iter().find_map(|sight| sight.trouble.clone())
+    }
+
+    /// How many keys stand where the nodes do and are not ones.
+    pub fn garbage(&self) -> usize {
+        let seen = self.picture.seen();
+        seen.sights.iter().map(|sight| sight.known.values().filter(|known| known.is_garbage).count()).sum()
+    }
+
+    /// Returns when something has changed since this handle was made, or since this last returned: the nodes, or whether
+    /// they are up to date. Fails with [`Error::Ended`] when the registrar has.
+    pub async fn changed(&mut self) -> Result<(), Error> {
+        if self.picture.seen().ended {
+            return Err(Error::Ended);
+        }
+        self.generations.changed().await.map_err(|_| Error::Ended)?;
+        if self.picture.seen().ended { Err(Error::Ended) } else { Ok(()) }
+    }
+
+    /// What differs from an earlier look at the nodes: those that went, then those that came or changed.
+    pub fn events_since(&self, before: &Nodes) -> Vec<NodeEvent> {
+        let now = self.nodes();
+        let by_place = |nodes: &Nodes| -> BTreeMap<_, _> {
+            nodes.iter().map(|node| ((node.version.clone(), node.addr.clone()), node.clone())).collect()
+        };
+        let (was, is) = (by_place(before), by_place(&now));
+        let left = was.iter().filter(|(place, _)| !is.contains_key(place));
+        let left = left.map(|(_, node)| NodeEvent::Left(node.clone()));
+        let came = is.iter().filter_map(|(place, node)| match was.get(place) {
+            None => Some(NodeEvent::Joined(node.clone())),
+            Some(old) if old != node => Some(NodeEvent::Changed(node.clone())),
+            Some(_) => None,
+        });
+        left.chain(came).collect()
+    }
+
+    /// Differs after every change of the nodes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.picture.generation.load(Ordering::Acquire)
+    }
+}
+
+impl Picture {
+    pub(crate) fn new(name: ServiceName, version: Version, layouts: usize, patience: Duration) -> Self {
+        let sights = (0..layouts).map(|_| Sight::default()).collect();
+        let seen = Mutex::new(Seen { sights, nodes: None, ended: false });
+        Self { name, version, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
+    }
+
+    /// A handle; `None` when the tasks behind it have ended, or are about to.
+    pub(crate) fn view(self: &Arc<Self>) -> Option<View> {
+        let seen = self.seen();
+        (!seen.ended).then(|| View { picture: self.clone(), generations: self.told.subscribe() })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.seen().ended
+    }
+
+    /// Whether all is read; what etcd refused for good is an error.
+    fn reading(&self) -> Option<Result<(), Error>> {
+        let seen = self.seen();
+        if seen.sights.iter().all(|sight| sight.heard.is_some()) {
+            return Some(Ok(()));
+        }
+        if seen.ended {
+            return Some(Err(Error::Ended));
+        }
+        let refused = |sight: &Sight| sight.trouble.clone().filter(Unavailable::is_denied);
+        seen.sights.iter().find_map(refused).map(|refused| Err(Error::Unavailable(refused)))
+    }
+
+    fn nodes(&self) -> Nodes {
+        let mut seen = self.seen();
+        if let Some(nodes) = &seen.nodes {
+            return nodes.clone();
+        }
+        let nodes = seen.merged();
+        seen.nodes = Some(nodes.clone());
+        nodes
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known of one layout; `change` says whether that changed a node. Whoever follows is told the news.
+    fn tell(&self, layout: usize, change: impl FnOnce(&mut Sight) -> bool) {
+        let mut seen = self.seen();
+        let sight = &mut seen.sights[layout];
+        let was_troubled = sight.trouble.is_some();
+        let changed = change(sight);
+        let is_news = changed || sight.trouble.is_some() != was_troubled;
+        if changed {
+            seen.nodes = None;
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+        drop(seen);
+        if is_news {
+            self.told.send_replace(());
+        }
+    }
+
+    /// A key that is known, when it was created, and a revision at which it stood.
+    fn witness(&self, layout: usize) -> Option<(Box<[u8]>, i64, i64)> {
+        let seen = self.seen();
+        let sight = &seen.sights[layout];
+        let (key, known) = sight.known.first_key_value()?;
+        Some((key.clone(), known.created, sight.revision.max(known.created)))
+    }
+
+    /// Ends if nobody holds a handle any more; none is given out afterwards.
+    fn end_unless_wanted(&self) -> bool {
+        let mut seen = self.seen();
+        if self.told.is_closed() {
+            seen.ended = true;
+            seen.nodes = None;
+            seen.sights.clear();
+        }
+        seen.ended
+    }
+
+    pub(crate) fn end(&self) {
+        self.seen().ended = true;
+        self.told.send_replace(());
+    }
+}
+
+impl Seen {
+    fn merged(&self) -> Nodes {
+        let of = |sight: &Sight| -> Vec<Arc<ServerNode>> {
+            let kept = sight.kept.iter().flat_map(|(_, kept)| kept.iter());
+            let all = sight.known.iter().chain(kept.filter(|(key, _)| !sight.known.contains_key(*key)));
+            all.filter_map(|(_, known)| known.node.clone()).collect()
+        };
+        match self.sights.as_slice() {
+            [sight] => of(sight).into(),
+            sights => {
+                let mut places = HashSet::new();
+                let all = sights.iter().flat_map(of);
+                all.filter(|node| places.insert((node.version.clone(), node.addr.clone()))).collect()
+            }
+        }
+    }
+}
+
+impl Sight {
+    /// Takes over a reading: of the etcd that was known, or of one that has lost its data.
+    fn read(&mut self, now: Instant, revision: i64, keys: Keys, is_the_same: bool) {
+        let before = std::mem::replace(&mut self.known, keys);
+        if !is_the_same {
+            info!(keys = before.len(), "etcd has lost its data; what was known is kept for {GRACE:?}");
+            let mut kept = self.kept.take().map(|(_, kept)| kept).unwrap_or_default();
+            kept.extend(before);
+            self.kept = Some((now + GRACE, kept));
+        }
+        self.revision = revision;
+        self.heard = Some(now);
+        self.trouble = None;
+    }
+
+    /// Whether that changed a node.
+    fn apply(&mut self, now: Instant, changes: Vec<(Box<[u8]>, Option<Known>)>) -> bool {
+        self.heard = Some(now);
+        let mut changed = self.kept.take_if(|(until, _)| *until <= now).is_some();
+        for (key, known) in changes {
+            // Deleted, it is not coming back; put, it has.
+            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(&key));
+            let is = known.as_ref().and_then(|known| known.node.clone());
+            let was = match known {
+                Some(known) => self.known.insert(key, known),
+                None => self.known.remove(&key),
+            };
+            let was = was.or(kept).and_then(|known| known.node);
+            changed |= was != is;
+        }
+        changed
+    }
+}
+
+/// Follows one layout of a view, for as long as a handle lives.
+pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, etcd: Etcd, mut rng: fastrand::Rng) {
+    let follower = Follower { picture: &picture, index, layout: &layout, etcd: &etcd, patience: picture.patience };
+    let mut failures = 0;
+    let life = async {
+        loop {
+            let failure = match follower.read().await {
+                Ok(revision) => {
+                    failures = 0;
+                    follower.watch(revision + 1).await
+                }
+                Err(failure) => failure,
+            };
+            debug!(service = %picture.name, %failure, "a view has to be read again");
+            picture.tell(index, |sight| {
+                sight.trouble = Some(failure.into());
+                false
+            });
+            failures += 1;
+            let pause = backoff(&mut rng, failures, MAX_BACKOFF);
+            let _ = timeout(pause, etcd.is_back()).await; // Either way it is time.
+        }
+    };
+    let unwanted = async {
+        loop {
+            picture.told.closed().await;
+            if picture.end_unless_wanted() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        never = life => never,
+        () = unwanted => {}
+    }
+}
+
+/// What follows one layout of a view needs.
+struct Follower<'a> {
+    picture: &'a Picture,
+    index: usize,
+    layout: &'a Layout,
+    etcd: &'a Etcd,
+    patience: Duration,
+}
+
+impl Follower<'_> {
+    /// Reads everything anew; gives the revision of it.
+    async fn read(&self) -> Result<i64, Failure> {
+        let reading = self.etcd.read(&self.layout.prefix(&self.picture.name, &self.picture.version)).await?;
+        let revision = reading.revision;
+        let is_the_same = self.recognises(revision).await?;
+        let keys = reading.found.into_iter().map(|found| self.known(found)).collect();
+        self.picture.tell(self.index, |sight| {
+            sight.read(Instant::now(), revision, keys, is_the_same);
+            true
+        });
+        Ok(revision)
+    }
+
+    /// Whether etcd, at `revision` now, has the data that it had: one that lost them is behind, or does not remember a key.
+    async fn recognises(&self, revision: i64) -> Result<bool, Failure> {
+        let Some((key, created, at)) = self.picture.witness(self.index) else { return Ok(true) };
+        if revision < at {
+            return Ok(false);
+        }
+        match self.etcd.created(&key, at).await {
+            Ok(remembered) => Ok(remembered == Some(created)),
+            // Compacted: it has gone on from there.
+            Err(Failure::Refused { .. }) => Ok(true),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Follows what happens from `revision` on, until that fails.
+    async fn watch(&self, revision: i64) -> Failure {
+        let prefix = self.layout.prefix(&self.picture.name, &self.picture.version);
+        let mut stream = match self.etcd.open_changes(&prefix, revision, self.patience).await {
+            Ok(stream) => stream,
+            Err(failure) => return failure,
+        };
+        loop {
+            let changes = match stream.next(SILENCE, self.patience).await {
+                Ok(changes) => changes,
+                Err(failure) => return failure,
+            };
+            let changes: Vec<_> = changes
+                .into_iter()
+                .map(|change| match change {
+                    Change::Put(found) => {
+                        let (key, known) = self.known(found);
+                        (key, Some(known))
+                    }
+                    Change::Deleted(key) => (key.into(), None),
+                })
+                .collect();
+            self.picture.tell(self.index, |sight| sight.apply(Instant::now(), changes));
+        }
+    }
+
+    fn known(&self, found: Found) -> (Box<[u8]>, Known) {
+        let parsed = self.layout.parse(&found.key, &found.value);
+        let is_garbage = parsed.is_err();
+        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
+        let Picture { name, version, .. } = self.picture;
+        let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
+        let node = parsed.ok().filter(ours).map(|node| Arc::new(ServerNode { name: name.clone(), ..node }));
+        (found.key.into(), Known { created: found.created, node, is_garbage })
+    }
+}
