@@ -257,6 +257,11 @@ impl Registrar {
         self.events.subscribe()
     }
 
+    /// Whether it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
+    pub fn has_ended(&self) -> bool {
+        self.requests.is_closed()
+    }
+
     /// Revokes every lease, and with them every key, and ends. Idempotent.
     ///
     /// After an error of [`Error::Timeout`] it goes on in the background; the keys end with their TTL in any case.

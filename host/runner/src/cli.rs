@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use leasehold::{Addr, Layout, Options, ServiceName, Version};
 
 use crate::{
+    ask,
     config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables},
     failure::Failure,
     yaml::Listen,
@@ -22,6 +23,7 @@ Examples:
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
+  leasehold drain greeter               take one service of a running host out, in order
 
 Exit codes:
   0   clean
@@ -41,6 +43,7 @@ Examples:
 A configuration file:
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
+  admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
@@ -124,6 +127,11 @@ pub(crate) enum Command {
     /// Print the exact keys and values that a configuration would write to etcd
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
+    /// End one service of a running host, in order; the others go on
+    #[command(
+        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. The service stays out until the host starts again."
+    )]
+    Drain(DrainArgs),
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
@@ -236,6 +244,20 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct DrainArgs {
+    /// The service
+    pub(crate) name: String,
+
+    /// The host's admin endpoint
+    #[arg(long, value_name = "URL", default_value = ask::DEFAULT)]
+    pub(crate) admin: String,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 impl RunArgs {
     /// What to run, from the file or from the arguments.
     pub(crate) fn config(self) -> Result<Config, Failure> {
@@ -290,7 +312,7 @@ impl SingleArgs {
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
-        Ok(Config { registrar: options(&self.etcd)?, etcd_required: false, services: vec![spec] })
+        Ok(Config { registrar: options(&self.etcd)?, etcd_required: false, admin: None, services: vec![spec] })
     }
 }
 

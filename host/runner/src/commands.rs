@@ -1,6 +1,7 @@
-//! The commands that look and run nothing: `ls`, `check`, `explain`, `inspect`.
+//! The commands beside `run`: those that look and run nothing, and those that ask a running host.
 
 mod check;
+mod drain;
 mod explain;
 mod inspect;
 mod ls;
@@ -10,6 +11,7 @@ use std::io::{self, Write, stdout};
 use serde::Serialize;
 
 pub(crate) use check::check;
+pub(crate) use drain::drain;
 pub(crate) use explain::explain;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;

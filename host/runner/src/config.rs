@@ -29,8 +29,19 @@ pub(crate) struct Config {
     pub(crate) registrar: Options,
     /// Whether a start without etcd is a failure; otherwise etcd is waited for.
     pub(crate) etcd_required: bool,
+    /// Where operators ask, if anywhere.
+    pub(crate) admin: Option<Admin>,
     /// The services, in the file's order.
     pub(crate) services: Vec<Spec>,
+}
+
+/// The admin endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Admin {
+    /// Where it listens. Whoever reaches it can drain services.
+    pub(crate) listen: SocketAddr,
+    /// Whether it may be reached from other machines.
+    pub(crate) remote: bool,
 }
 
 /// One service.
@@ -250,18 +261,12 @@ impl Config {
 
     fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, String> {
         let parsed = yaml::parse(file, text)?;
-        if let Some(admin) = parsed.admin {
-            return Err(at_line(
-                file,
-                admin.referenced.line(),
-                "admin: there is no admin endpoint in this version yet",
-            ));
-        }
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
         Ok(Self {
             registrar: reader.registrar(parsed.etcd, parsed.registry)?,
             etcd_required,
+            admin: parsed.admin.map(|admin| reader.admin(&admin)).transpose()?,
             services: reader.services(parsed.services)?,
         })
     }
@@ -305,6 +310,17 @@ impl Reader<'_> {
         set(&mut options.damping.dead_band, registry.weight.dead_band);
         set(&mut options.damping.min_interval, registry.weight.min_interval.map(|Parsed(span)| span.0));
         Ok(options)
+    }
+
+    fn admin(&self, admin: &yaml::Admin) -> Result<Admin, String> {
+        let Parsed(Listen(listen)) = admin.listen.value;
+        if !listen.ip().is_loopback() && !admin.remote {
+            let said = format!(
+                "listen: whoever reaches {listen} could drain services; say admin.remote: true if other machines may"
+            );
+            return Err(self.wrong(&admin.listen, said));
+        }
+        Ok(Admin { listen, remote: admin.remote })
     }
 
     fn layouts(&self, written: Option<Spanned<yaml::Layouts>>) -> Result<Option<Vec<Layout>>, String> {

@@ -23,7 +23,12 @@ use wasmtime_wasi_http::{
     handler::{ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError},
 };
 
-use crate::{component::cause, config::Limits, instances::Instances};
+use crate::{
+    component::cause,
+    config::Limits,
+    instances::Instances,
+    stats::{Hit, Stats},
+};
 
 /// How long a request waits for its turn, at most.
 const QUEUE_WAIT: Duration = Duration::from_secs(5);
@@ -33,6 +38,7 @@ pub(crate) struct Door {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
     request_timeout: Duration,
+    stats: Arc<Stats>,
     most: u32,
     /// Requests that are answered or wait.
     hall: Arc<Semaphore>,
@@ -45,6 +51,7 @@ impl Door {
         let most = limits.concurrency.saturating_mul(2);
         Self {
             name,
+            stats: Arc::clone(&instances.guest.stats),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
             most,
@@ -64,9 +71,18 @@ impl Door {
 
     /// The component's answer, or what is said in its place: a status and a sentence that tells nothing of the host.
     pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
-        let Ok(entered) = Arc::clone(&self.hall).try_acquire_owned() else { return busy() };
+        let begun = Instant::now();
+        let response = self.turn(request).await;
+        self.stats.answered(response.status(), begun.elapsed());
+        response
+    }
+
+    async fn turn(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
+        let Ok(entered) = Arc::clone(&self.hall).try_acquire_owned() else { return self.busy(Hit::Full) };
         let wait = QUEUE_WAIT.min(self.request_timeout);
-        let Ok(Ok(turn)) = timeout(wait, Arc::clone(&self.room).acquire_owned()).await else { return busy() };
+        let Ok(Ok(turn)) = timeout(wait, Arc::clone(&self.room).acquire_owned()).await else {
+            return self.busy(Hit::Waited);
+        };
         if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
             return plain(StatusCode::BAD_REQUEST, "the request names no host\n");
         }
@@ -86,27 +102,32 @@ impl Door {
         }
         if let Some(failed) = error.downcast_ref::<InstantiationError<()>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
-                return busy();
+                return self.busy(Hit::Waited);
             }
+            self.stats.hit(Hit::Instantiation);
             tracing::warn!(service = %self.name, "the component could not be instantiated: {}", cause(&failed.error));
         } else if error.is::<TrapOrPanicError>() {
+            self.stats.hit(Hit::Failed);
             tracing::debug!(service = %self.name, "a request ended with its instance");
         } else {
+            self.stats.hit(Hit::Failed);
             tracing::warn!(service = %self.name, "the component failed: {}", cause(error));
         }
         plain(StatusCode::INTERNAL_SERVER_ERROR, "the service failed\n")
     }
 
+    fn busy(&self, hit: Hit) -> Response<Answer> {
+        self.stats.hit(hit);
+        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "the service is busy\n");
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+    }
+
     fn late(&self) -> Response<Answer> {
+        self.stats.hit(Hit::Late);
         tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
         plain(StatusCode::GATEWAY_TIMEOUT, "the service took too long\n")
     }
-}
-
-fn busy() -> Response<Answer> {
-    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "the service is busy\n");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Answer> {

@@ -15,6 +15,7 @@ use crate::{
     config::{Limits, Spec},
     outbound::Outbound,
     output::Output,
+    stats::Stats,
 };
 
 /// The most registrations of one component.
@@ -35,7 +36,9 @@ pub(crate) struct Guest {
     pub(crate) registry: RegistryCtx,
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
     pub(crate) ended: CancellationToken,
+    pub(crate) stats: Arc<Stats>,
     slots: Arc<Semaphore>,
+    most_instances: u32,
 }
 
 /// What the store of one instance carries.
@@ -53,7 +56,7 @@ pub(crate) struct Host {
 
 impl Guest {
     /// `published` is the address under which clients find the service.
-    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar) -> Self {
+    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar, stats: Arc<Stats>) -> Self {
         let policy = Policy {
             names: spec.allow.names.clone(),
             discover: spec.allow.discover.clone(),
@@ -73,7 +76,9 @@ impl Guest {
             memory: spec.limits.memory,
             registry: RegistryCtx::new(registrar, policy),
             ended: CancellationToken::new(),
+            stats,
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
+            most_instances: Self::slots(&spec.limits),
         }
     }
 
@@ -81,6 +86,15 @@ impl Guest {
     /// request whose client went away.
     pub(crate) fn slots(limits: &Limits) -> u32 {
         limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
+    }
+
+    /// How many there may be, and how many there are, idle ones included.
+    pub(crate) fn most_instances(&self) -> u32 {
+        self.most_instances
+    }
+
+    pub(crate) fn instances(&self) -> usize {
+        (self.most_instances as usize).saturating_sub(self.slots.available_permits())
     }
 
     /// The host side of an instance that answers requests, once there is a slot for it.

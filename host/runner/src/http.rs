@@ -79,7 +79,9 @@ impl Server {
     }
 
     /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
-    pub(crate) async fn close(self, deadline: Duration) -> bool {
+    ///
+    /// May be asked for again when it was broken off.
+    pub(crate) async fn close(&self, deadline: Duration) -> bool {
         self.closing.cancel();
         self.tasks.close();
         let all = timeout(deadline, self.tasks.wait()).await.is_ok();

@@ -9,7 +9,7 @@ use std::{
 
 use leasehold::ServiceName;
 use tokio::time::{Sleep, sleep, timeout};
-use wasmtime::{Store, StoreContextMut, component::GuestTaskId, format_err};
+use wasmtime::{Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
 use wasmtime_wasi_http::{
     WasiHttpView,
     handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus},
@@ -19,6 +19,7 @@ use crate::{
     component::cause,
     engine::Engine,
     guest::{Guest, Host},
+    stats::Hit,
 };
 
 /// How long an idle instance is kept for a further request.
@@ -134,6 +135,9 @@ impl WorkerState for Worker {
         if let Err(error) = result
             && !self.guest.ended.is_cancelled()
         {
+            if error.is::<Trap>() {
+                self.guest.stats.hit(Hit::Trap);
+            }
             tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
         }
         drop(store);

@@ -1,5 +1,7 @@
 //! The binary `leasehold`: the whole story of the process.
 
+mod admin;
+mod ask;
 mod cli;
 mod commands;
 mod component;
@@ -12,11 +14,14 @@ mod guest;
 mod http;
 mod instances;
 mod log;
+mod metrics;
 mod outbound;
 mod output;
 mod reach;
+mod roster;
 mod service;
 mod shutdown;
+mod stats;
 mod story;
 mod units;
 mod yaml;
@@ -25,18 +30,21 @@ use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, tim
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
-use futures::future::{join_all, try_join, try_join_all};
+use futures::future::{join_all, select_all, try_join, try_join_all};
 use leasehold::Registrar;
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin::{Admin, Desk},
     cli::{Cli, Command, LogFormat, RunArgs},
     component::Loaded,
     config::{Config, Register, Spec},
     dev::PrivateEtcd,
     engine::Engine,
     failure::Failure,
+    metrics::Events,
+    roster::Roster,
     service::Service,
 };
 
@@ -78,7 +86,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "say what to do: run, ls, check, explain or inspect".to_owned()
+            "say what to do: run, ls, check, explain, inspect or drain".to_owned()
         }
         _ => error.to_string(),
     };
@@ -103,6 +111,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),
+        Command::Drain(args) => commands::drain(args).await,
     }
 }
 
@@ -123,16 +132,26 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
     if dev {
         tasks.spawn(story::tell(registrar.events(), told.clone()));
     }
+    let roster = Arc::new(Roster::new(ending.clone()));
+    let admin = config.admin.map(|admin| {
+        let events = Arc::<Events>::default();
+        tasks.spawn(Arc::clone(&events).count(registrar.events(), told.clone()));
+        let roster = Arc::clone(&roster);
+        Admin::start(admin, Desk { roster, events, registrar: registrar.clone(), remote: admin.remote })
+    });
+    let admin = admin.transpose()?;
 
     let mut services = Vec::new();
     let outcome = tokio::select! {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        outcome = live(&config, dev, &registrar, &tasks, &mut services) => outcome,
+        outcome = live(&config, dev, &registrar, &tasks, &roster, &mut services) => outcome,
     };
 
-    join_all(services.into_iter().map(Service::drain)).await;
+    // Whatever it was that ended.
+    roster.ending.cancel();
+    join_all(services.iter_mut().map(Service::drain)).await;
     if dev && outcome.is_ok() {
         story::show_gone(&registrar, &config.services).await;
     }
@@ -140,6 +159,9 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     told.cancel();
+    if let Some(admin) = admin {
+        admin.close().await;
+    }
     if let Some(etcd) = etcd {
         etcd.stop().await;
     }
@@ -152,6 +174,7 @@ async fn live(
     dev: bool,
     registrar: &Registrar,
     tasks: &TaskTracker,
+    roster: &Roster,
     services: &mut Vec<Service>,
 ) -> Result<(), Failure> {
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
@@ -165,6 +188,7 @@ async fn live(
         for (spec, loaded) in load(&config.services, tasks).await? {
             services.push(Service::bind(spec, loaded.0, &loaded.1, registrar)?);
         }
+        roster.fill(services.iter().map(Service::face).collect());
         Ok(())
     };
     try_join(bound, etcd).await?;
@@ -173,7 +197,8 @@ async fn live(
         story::show(registrar, services).await;
     }
     tracing::info!(services = services.len(), "ready");
-    std::future::pending().await
+    let (never, ..) = select_all(services.iter_mut().map(|service| Box::pin(service.live()))).await;
+    match never {}
 }
 
 /// Compiles each component once, all at the same time.

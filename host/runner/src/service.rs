@@ -1,11 +1,12 @@
 //! One service, in the order it is lived: bound, started, served, drained.
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
 use leasehold::{Registrar, ServerNode};
 use leasehold_wasmtime::Lifecycle;
 use tokio::{
     net::TcpListener,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use wasmtime::{Store, component::Instance};
@@ -20,6 +21,8 @@ use crate::{
     guest::{Guest, Host},
     http::{self, Server},
     instances::Instances,
+    roster::{Command, Drained, Face, MAX_COMMANDS, Phase, Present},
+    stats::Stats,
 };
 
 /// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
@@ -28,6 +31,9 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 /// A service whose listener is bound.
 pub(crate) struct Service {
     spec: Spec,
+    /// What others see of it.
+    present: watch::Sender<Present>,
+    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     engine: Engine,
     loaded: Loaded,
     guest: Arc<Guest>,
@@ -37,6 +43,8 @@ pub(crate) struct Service {
     /// The instance that lives as long as the service, if the component asks for one.
     life: Option<Life>,
     server: Option<Server>,
+    /// Whether clients may have found it in etcd.
+    announced: bool,
 }
 
 /// The long-lived instance.
@@ -63,9 +71,11 @@ impl Service {
             weight: None,
             metadata: spec.metadata.clone(),
         });
-        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone()));
+        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), Arc::new(Stats::new())));
         Ok(Self {
             spec,
+            present: watch::Sender::new(Present { phase: Phase::Starting, guest: Arc::clone(&guest) }),
+            commands: mpsc::channel(MAX_COMMANDS),
             engine: engine.clone(),
             loaded,
             guest,
@@ -74,6 +84,7 @@ impl Service {
             bound,
             life: None,
             server: None,
+            announced: false,
         })
     }
 
@@ -83,6 +94,25 @@ impl Service {
 
     pub(crate) fn url(&self) -> String {
         url(self.bound)
+    }
+
+    /// The service as others see it, for as long as it is there.
+    pub(crate) fn face(&self) -> Face {
+        Face {
+            name: self.spec.name.clone(),
+            version: self.spec.version.clone(),
+            listen: self.bound.to_string(),
+            url: self.url(),
+            component: self.spec.component.display().to_string(),
+            register: self.spec.register,
+            stats: Arc::clone(&self.guest.stats),
+            present: self.present.subscribe(),
+            commands: self.commands.0.clone(),
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.present.send_modify(|present| present.phase = phase);
     }
 
     /// Starts the component, serves it, and registers it where that is the host's task.
@@ -105,8 +135,23 @@ impl Service {
         if self.spec.register == Register::Host {
             self.register().await?;
         }
+        self.enter(Phase::Serving);
         tracing::info!(service = %self.spec.name, url = self.url(), "serving");
         Ok(())
+    }
+
+    /// Does what it is told while it is served, for ever. When this is dropped halfway the caller's `drain` goes on.
+    pub(crate) async fn live(&mut self) -> Infallible {
+        loop {
+            match self.commands.1.recv().await.expect("it holds a sender itself") {
+                Command::Drain(reply) => {
+                    tracing::info!(service = %self.spec.name, "draining, as asked");
+                    let drained = self.drain().await;
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(drained);
+                }
+            }
+        }
     }
 
     fn serve(&mut self, pre: wasmtime_wasi_http::handler::ProxyPre<Host>) {
@@ -135,26 +180,34 @@ impl Service {
         Failure::other(format!("{}: {said}", self.spec.name))
     }
 
-    /// Ends the service in order, from whatever point it had reached. Every step has a deadline, and none of them
-    /// keeps the next one from happening.
-    pub(crate) async fn drain(mut self) {
-        let name = &self.spec.name;
-        let announced = !self.guest.registry.registrations().is_empty();
-        match timeout(DELETE_TIMEOUT, self.guest.registry.stop_all()).await {
+    /// Ends the service in order, from whatever point it had reached, an earlier `drain` included. Every step has a
+    /// deadline, and none of them keeps the next one from happening.
+    pub(crate) async fn drain(&mut self) -> Drained {
+        let name = self.spec.name.clone();
+        let mut drained = Drained { keys_gone: true, all_answered: true };
+        if self.present.borrow().phase == Phase::Drained {
+            return drained;
+        }
+        self.enter(Phase::Draining);
+        self.announced |= !self.guest.registry.registrations().is_empty();
+        let deleted = timeout(DELETE_TIMEOUT, self.guest.registry.stop_all()).await;
+        drained.keys_gone = matches!(deleted, Ok(Ok(())));
+        match deleted {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(service = %name, "a key may stay until its lease ends: {error}"),
             Err(_) => tracing::warn!(service = %name, "a key may stay until its lease ends: etcd does not answer"),
         }
-        let served = self.server.take();
-        let was_served = served.is_some();
-        if let Some(server) = served {
-            if announced {
+        // Let go of where nobody was served yet.
+        self.listener = None;
+        if let Some(server) = &self.server {
+            if self.announced {
                 // Who watches etcd hears of it now, and until then is answered as ever.
                 server.leave();
                 sleep(self.spec.limits.settle_time).await;
             }
             let deadline = self.spec.limits.drain_timeout;
-            if !server.close(deadline).await {
+            drained.all_answered = server.close(deadline).await;
+            if !drained.all_answered {
                 tracing::warn!(service = %name, "requests were cut off after {deadline:?}");
             }
         }
@@ -167,9 +220,11 @@ impl Service {
             }
         }
         self.guest.ended.cancel();
-        if was_served {
+        if self.server.take().is_some() {
             tracing::info!(service = %name, "ended");
         }
+        self.enter(Phase::Drained);
+        drained
     }
 }
 

@@ -22,8 +22,16 @@ pub(crate) struct File {
     pub(crate) etcd: Etcd,
     #[serde(default)]
     pub(crate) registry: Registry,
-    pub(crate) admin: Option<Spanned<de::IgnoredAny>>,
+    pub(crate) admin: Option<Admin>,
     pub(crate) services: Spanned<Vec<Service>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Admin {
+    pub(crate) listen: Spanned<Parsed<Listen>>,
+    #[serde(default)]
+    pub(crate) remote: bool,
 }
 
 #[derive(Deserialize, Default)]

@@ -37,13 +37,18 @@ impl Host {
 
     /// Runs a configuration with further arguments.
     pub fn spawn(config: &Value, arguments: &[&str]) -> Self {
+        Self::spawn_with(config, arguments, &[])
+    }
+
+    /// Runs a configuration with further arguments and environment variables.
+    pub fn spawn_with(config: &Value, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
         let file = folder.path().join("services.yaml");
         fs::write(&file, config.to_string()).expect("the directory is our own");
         fs::create_dir(temporary(folder.path())).expect("the directory is our own");
         let file = file.to_str().expect("a temporary directory has a plain name");
         let run = ["--log-format", "json", "run", file].into_iter().chain(arguments.iter().copied());
-        let program = Program::spawn(&paths::leasehold(), run, &temporary(folder.path()));
+        let program = Program::spawn_with(&paths::leasehold(), run, &temporary(folder.path()), variables);
         Self { program, folder }
     }
 
@@ -71,6 +76,16 @@ impl Host {
         let log = self.log();
         let serving = log.iter().find(|line| message(line) == "serving" && line["service"] == service);
         serving.expect("it is served")["url"].as_str().expect("a URL is text").to_owned()
+    }
+
+    /// Where its admin endpoint answers, with a `/` at the end.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn admin(&self) -> String {
+        let log = self.log();
+        let admin = log.iter().find(|line| message(line) == "admin").expect("it has an admin endpoint");
+        admin["url"].as_str().expect("a URL is text").to_owned()
     }
 
     /// The address of a service, as it is published.

@@ -79,6 +79,26 @@ pub async fn get_over(protocol: Protocol, url: &str) -> Result<Answer, Error> {
     timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not answer within {PATIENCE:?}"))
 }
 
+/// Any request without a body, over HTTP/1.1.
+///
+/// # Panics
+/// When there is no answer.
+pub async fn ask(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let asking = async {
+        let response = client.request(request.body(Empty::new()).expect("a request")).await;
+        let response = response.unwrap_or_else(|error| panic!("{url} does not answer: {error:?}"));
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("an answer does not break off").to_bytes();
+        Answer { status, body: String::from_utf8_lossy(&body).into_owned() }
+    };
+    timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not answer within {PATIENCE:?}"))
+}
+
 /// A request that is on its way.
 #[derive(Debug)]
 pub struct Pending(TcpStream);

@@ -51,11 +51,22 @@ impl Ended {
 impl Program {
     /// Starts it, with `folder` for temporary files and without settings of the caller's environment.
     pub fn spawn<A: AsRef<OsStr>>(path: &Path, arguments: impl IntoIterator<Item = A>, folder: &Path) -> Self {
+        Self::spawn_with(path, arguments, folder, &[])
+    }
+
+    /// Starts it with further environment variables.
+    pub fn spawn_with<A: AsRef<OsStr>>(
+        path: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        folder: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut child = Command::new(path)
             .args(arguments)
             .env_remove("RUST_LOG")
             .env("XDG_CACHE_HOME", paths::cache())
             .env("TMPDIR", folder)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -49,6 +49,7 @@ etcd:
   password: 12345
   tls: { server_name: etcd.local }
   required: true
+admin: { listen: 10.0.0.9:9090, remote: true }
 registry: { layout: seed, ttl: 1m, ownership: refuse, weight: { fixed: 50, dead_band: 3, min_interval: 20s } }
 services:
   - name: greeter
@@ -74,6 +75,7 @@ services:
     assert!(matches!(options.load, LoadSource::Fixed(weight) if weight.value() == 50));
     assert_eq!((options.damping.dead_band, options.damping.min_interval), (3, Duration::from_secs(20)));
     assert!(config.etcd_required);
+    assert_eq!(config.admin.unwrap().listen.to_string(), "10.0.0.9:9090");
     let spec = &config.services[0];
     assert_eq!(spec.component, Path::new("/abs/greeter.wasm"));
     assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "10.0.0.9:10002");
@@ -136,7 +138,9 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ),
         ("etcd: { tls: { ca: nope.pem } }\n", "c.yaml:5: ca: cannot read /conf/nope.pem"),
         ("etcd: { tls: { key: nope.pem } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
-        ("admin: { listen: 127.0.0.1:9090 }\n", "c.yaml:5: admin: there is no admin endpoint"),
+        ("admin: { listen: 0.0.0.0:9090 }\n", "c.yaml:5: listen: whoever reaches 0.0.0.0:9090 could drain services"),
+        ("admin: { listen: here }\n", "c.yaml:5: listen: must be an IP address and a port"),
+        ("admin: {}\n", "c.yaml:5: the key \"listen\" is missing"),
     ];
     for (lines, start) in cases {
         let said = error(&with(lines));

@@ -1,0 +1,33 @@
+//! `leasehold drain`: one service of a running host ends, the others go on.
+
+use serde::Deserialize;
+
+use super::{print, print_json};
+use crate::{ask, cli::DrainArgs, failure::Failure};
+
+/// How one drain went.
+#[derive(Deserialize)]
+struct Drained {
+    service: String,
+    listen: String,
+    keys_gone: bool,
+    all_answered: bool,
+}
+
+/// Asks for it, waits, and reports on stdout.
+pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
+    let answer = ask::post(&args.admin, &format!("/drain/{}", ask::part(&args.name))).await?;
+    if args.json {
+        return print_json(&answer);
+    }
+    let drained: Vec<Drained> = serde_json::from_value(answer)
+        .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
+    let lines: String = drained.iter().map(line).collect();
+    print(&lines)
+}
+
+fn line(drained: &Drained) -> String {
+    let keys = if drained.keys_gone { "" } else { "; its keys go with their lease" };
+    let requests = if drained.all_answered { "" } else { "; requests were cut off" };
+    format!("{} on {} is drained{keys}{requests}\n", drained.service, drained.listen)
+}

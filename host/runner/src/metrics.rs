@@ -1,0 +1,241 @@
+//! What a scrape of `/metrics` is told, read at that moment.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use leasehold::{Event, Registrar, Registration, State, What};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+    },
+    registry::Registry,
+};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::roster::{Face, PHASES, Readiness, Roster};
+
+/// What the text is, for who reads it.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long etcd may take to answer one scrape.
+const ETCD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The states of a registration that has not ended, in the order in which they are shown.
+const STATES: [State; 6] =
+    [State::Pending, State::Registered, State::Suspect, State::Recovering, State::Conflict, State::Draining];
+
+/// The kinds of events, and what metrics call them.
+const EVENTS: [(What, &str); 11] = [
+    (What::Registered, "registered"),
+    (What::TookOver, "took_over"),
+    (What::Renewed, "renewed"),
+    (What::Suspect, "suspect"),
+    (What::Confirmed, "confirmed"),
+    (What::Recovering, "recovering"),
+    (What::Recovered, "recovered"),
+    (What::Healed, "healed"),
+    (What::Conflict, "conflict"),
+    (What::Weighed, "weighed"),
+    (What::Stopped, "stopped"),
+];
+
+/// What has happened to leases and keys, counted.
+#[derive(Debug, Default)]
+pub(crate) struct Events([Counter; EVENTS.len()]);
+
+impl Events {
+    /// Counts until the registrar ends, or `done`.
+    pub(crate) async fn count(self: Arc<Self>, mut events: Receiver<Event>, done: CancellationToken) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                () = done.cancelled() => return,
+            };
+            match event {
+                Ok(event) => {
+                    let counted = EVENTS.iter().position(|(what, _)| *what == event.what);
+                    counted.map(|kind| self.0[kind].inc());
+                }
+                Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be counted"),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+/// The text of a scrape. Asks etcd once, and does not wait for it for long.
+pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar: &Registrar) -> String {
+    let begun = Instant::now();
+    let answered = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
+    let etcd = answered.then(|| begun.elapsed());
+    let mut registry = Registry::with_prefix("leasehold");
+    registry.register_collector(Box::new(Scrape { roster: Arc::clone(roster), events: Arc::clone(events), etcd }));
+    let mut page = String::new();
+    text::encode(&mut page, &registry).expect("a string takes all that is written");
+    page
+}
+
+struct Scrape {
+    roster: Arc<Roster>,
+    events: Arc<Events>,
+    /// How long etcd took to answer, if it did.
+    etcd: Option<Duration>,
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scrape").finish_non_exhaustive()
+    }
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        self.process(&mut page)?;
+        self.phases(&mut page)?;
+        self.requests(&mut page)?;
+        self.instances(&mut page)?;
+        self.registrations(&mut page)
+    }
+}
+
+impl Scrape {
+    fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge("build", "Always 1", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])?;
+        let up = if self.etcd.is_some() { 1.0 } else { 0.0 };
+        page.gauge("etcd_up", "Whether etcd answered this scrape", [(vec![], up)])?;
+        let took = self.etcd.map(|took| (vec![], took.as_secs_f64()));
+        page.gauge("etcd_answer_seconds", "How long etcd took to answer this scrape", took)?;
+        let counts = EVENTS.iter().zip(&self.events.0);
+        let counts = counts.map(|((_, name), count)| (vec![("what", *name)], count.get()));
+        page.counter("lease_events", "What happened to leases and keys", counts)
+    }
+
+    fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
+        let names = PHASES.map(|phase| (phase, phase.to_string()));
+        let phases = self.faces().flat_map(|face| {
+            let now = face.phase();
+            let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
+            shown.map(move |(is, name)| (with(labels(face), "phase", name), f64::from(u8::from(is))))
+        });
+        page.gauge("service_phase", "1 for the phase of its life that the service is in", phases)?;
+        let ready = self.faces().map(|face| {
+            let is_out = matches!(face.readiness(), Readiness::NotReady(_));
+            (labels(face), f64::from(u8::from(!is_out)))
+        });
+        page.gauge("service_ready", "Whether clients find the service and are answered", ready)
+    }
+
+    fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
+        let classes = self.faces().flat_map(|face| {
+            let classes = face.stats.classes();
+            classes.map(|(class, count)| (with(labels(face), "class", class), count.get()))
+        });
+        page.counter("requests", "Answers by the class of their status, the host's own included", classes)?;
+        let hits = self.faces().flat_map(|face| {
+            let hits = face.stats.hits();
+            hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
+        });
+        page.counter("hits", "What requests and instances ran into", hits)?;
+        let help = "Time until the answer begins";
+        let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
+        for face in self.faces() {
+            face.stats.duration.encode(family.encode_family(&labels(face))?)?;
+        }
+        Ok(())
+    }
+
+    fn instances(&self, page: &mut Page<'_>) -> fmt::Result {
+        let used = self.faces().map(|face| (labels(face), whole(face.guest().instances())));
+        page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
+        let most = self.faces().map(|face| (labels(face), f64::from(face.guest().most_instances())));
+        page.gauge("instances_limit", "Instances at a time, at most", most)
+    }
+
+    fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
+        let all: Vec<(&Face, Vec<Arc<Registration>>)> =
+            self.faces().map(|face| (face, face.guest().registry.registrations())).collect();
+        let names = STATES.map(|state| (state, state.to_string()));
+        let states = all.iter().flat_map(|(face, kept)| {
+            names.iter().map(move |(state, name)| {
+                let count = kept.iter().filter(|registration| registration.status().state == *state).count();
+                (with(labels(face), "state", name), whole(count))
+            })
+        });
+        page.gauge("registrations", "Registrations by state", states)?;
+        let each = || {
+            let each = all.iter().flat_map(|(face, kept)| kept.iter().map(move |one| (*face, one)));
+            each.map(|(face, one)| (with(labels(face), "key", one.key()), one.status()))
+        };
+        let weights = each().map(|(labels, status)| (labels, f64::from(status.weight.value())));
+        page.gauge("weight", "The weight that is published", weights)?;
+        let left = each().map(|(labels, status)| (labels, status.ttl_remaining.as_secs_f64()));
+        page.gauge("ttl_remaining_seconds", "How long the key stays if no renewal is confirmed any more", left)?;
+        let renewals = each().map(|(labels, status)| (labels, status.renewals));
+        page.counter("renewals", "Renewals that etcd confirmed", renewals)?;
+        let recoveries = each().map(|(labels, status)| (labels, status.recoveries));
+        page.counter("recoveries", "How often the key was lost and written again", recoveries)
+    }
+
+    fn faces(&self) -> impl Iterator<Item = &Face> {
+        self.roster.services().iter()
+    }
+}
+
+fn labels(face: &Face) -> Labels<'_> {
+    vec![("service", face.name.as_str()), ("listen", &face.listen)]
+}
+
+fn with<'a>(mut labels: Labels<'a>, name: &'static str, value: &'a str) -> Labels<'a> {
+    labels.push((name, value));
+    labels
+}
+
+fn whole(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
+/// The page that is being written.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'l>, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

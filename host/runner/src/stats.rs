@@ -1,0 +1,95 @@
+//! What is counted of one service: the requests it answers, how long they take, and what it runs into.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+
+/// Upper bounds of the times in which answers begin, in seconds.
+const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The counters of one service. They outlive its instances and its versions.
+#[derive(Debug)]
+pub(crate) struct Stats {
+    /// By the first digit of the status, from 1.
+    classes: [Counter; 5],
+    /// Until the answer begins.
+    pub(crate) duration: Histogram,
+    hits: [Counter; HITS.len()],
+}
+
+/// What a request or an instance can run into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hit {
+    /// Refused, since as many are answered and wait as may.
+    Full,
+    /// Refused after it had waited for its turn, or for an instance, too long.
+    Waited,
+    /// Given up, since the component took longer than `request_timeout`.
+    Late,
+    /// The component failed to answer: it trapped, or broke off.
+    Failed,
+    /// An instance trapped.
+    Trap,
+    /// An instance could not be made.
+    Instantiation,
+}
+
+/// All of them, as they are called in metrics.
+pub(crate) const HITS: [(Hit, &str); 6] = [
+    (Hit::Full, "full"),
+    (Hit::Waited, "waited"),
+    (Hit::Late, "late"),
+    (Hit::Failed, "failed"),
+    (Hit::Trap, "trap"),
+    (Hit::Instantiation, "instantiation"),
+];
+
+impl Stats {
+    pub(crate) fn new() -> Self {
+        Self { classes: Default::default(), duration: Histogram::new(BOUNDS), hits: Default::default() }
+    }
+
+    /// A request whose answer begins, whoever gives it.
+    pub(crate) fn answered(&self, status: StatusCode, after: Duration) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, self.classes.len());
+        self.classes[class - 1].inc();
+        self.duration.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn hit(&self, hit: Hit) {
+        self.hits[hit as usize].inc();
+    }
+
+    /// Answers by class: `2xx` and so on.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(&self.classes)
+    }
+
+    pub(crate) fn hits(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        HITS.iter().map(|(hit, name)| (*name, &self.hits[*hit as usize]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+
+    use super::{HITS, Stats};
+
+    #[test]
+    fn what_happened_is_counted_under_its_own_name() {
+        let stats = Stats::new();
+        stats.answered(StatusCode::NOT_FOUND, Duration::from_millis(3));
+        stats.answered(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
+        let classes: Vec<_> = stats.classes().map(|(class, count)| (class, count.get())).collect();
+        assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
+        for (number, (hit, name)) in HITS.into_iter().enumerate() {
+            assert_eq!(hit as usize, number);
+            stats.hit(hit);
+            assert!(stats.hits().any(|(found, count)| found == name && count.get() == 1));
+        }
+    }
+}

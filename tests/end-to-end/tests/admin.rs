@@ -1,0 +1,171 @@
+//! The admin endpoint: what a running host says of itself, and what it does when it is asked.
+
+use std::path::Path;
+
+use leasehold_end_to_end::{
+    Ended, Host, Program,
+    config::{config, greeter, hostile, plain, with},
+    http::{ask, begin, get},
+    paths,
+};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+async fn host(world: &World, services: impl IntoIterator<Item = Value>) -> Host {
+    Host::ready(&with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
+}
+
+/// The value of one sample of `/metrics`, given all that stands before it.
+async fn sample(admin: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let page = get(&format!("{admin}metrics")).await;
+    assert_eq!(page.status, 200);
+    assert!(page.body.ends_with("# EOF\n"), "{}", page.body);
+    let fits = |line: &&str| {
+        let (series, _) = line.rsplit_once(' ').unwrap_or_default();
+        let named = series.split('{').next() == Some(name);
+        named && labels.iter().all(|(label, value)| series.contains(&format!("{label}=\"{value}\"")))
+    };
+    let line = page.body.lines().find(fits).unwrap_or_else(|| panic!("no {name} {labels:?} in:\n{}", page.body));
+    line.rsplit_once(' ').expect("it was found so").1.parse().expect("a sample is a number")
+}
+
+async fn drain(arguments: &[&str]) -> Ended {
+    let folder = TempDir::with_prefix("leasehold-drain-").expect("a temporary directory");
+    let run = ["drain"].iter().chain(arguments);
+    Program::spawn(Path::new(&paths::leasehold()), run, folder.path()).ends().await
+}
+
+#[tokio::test]
+async fn admin_shows_what_is_served() {
+    let world = World::real().await;
+    let host = host(&world, [greeter(), plain("plain")]).await;
+    let admin = host.admin();
+    for _ in 0..3 {
+        assert_eq!(get(&host.url("plain")).await.status, 200);
+    }
+    assert_eq!(get(&format!("{admin}healthz")).await.body, "ok\n");
+    assert_eq!(get(&format!("{admin}readyz")).await.body, "ready\n");
+    let services = get(&format!("{admin}services")).await.json();
+    assert_eq!(services[0]["service"], "greeter");
+    let row = &services[1];
+    assert_eq!((&row["phase"], &row["readiness"]), (&json!("serving"), &json!("ready")));
+    assert_eq!(row["registrations"][0]["key"], format!("/plain/{}", host.addr("plain")));
+    assert_eq!(row["registrations"][0]["state"], "registered");
+
+    let served = sample(&admin, "leasehold_requests_total", &[("service", "plain"), ("class", "2xx")]);
+    assert_eq!(served.await, 3.0);
+    let timed = sample(&admin, "leasehold_request_duration_seconds_count", &[("service", "plain")]);
+    assert_eq!(timed.await, 3.0);
+    let registered = sample(&admin, "leasehold_registrations", &[("service", "plain"), ("state", "registered")]);
+    assert_eq!(registered.await, 1.0);
+    assert_eq!(sample(&admin, "leasehold_service_ready", &[("service", "greeter")]).await, 1.0);
+    assert_eq!(sample(&admin, "leasehold_etcd_up", &[]).await, 1.0);
+    let key = format!("/plain/{}", host.addr("plain"));
+    let left = sample(&admin, "leasehold_ttl_remaining_seconds", &[("key", &key)]).await;
+    assert!((0.1..=3.1).contains(&left), "{left}");
+    wait_for("a renewal is counted", SOON, async || sample(&admin, "leasehold_renewals_total", &[]).await >= 1.0).await;
+    assert!(sample(&admin, "leasehold_lease_events_total", &[("what", "registered")]).await >= 2.0);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn admin_counts_what_requests_run_into() {
+    let world = World::real().await;
+    let limits = json!({ "register": "host", "limits": { "request_timeout": "1s", "concurrency": 1 } });
+    let host = host(&world, [with(hostile("hostile"), limits)]).await;
+    let (admin, url) = (host.admin(), host.url("hostile"));
+    let hits = async |what| sample(&admin, "leasehold_hits_total", &[("service", "hostile"), ("what", what)]).await;
+    assert_eq!(get(&format!("{url}act/trap")).await.status, 500);
+    assert_eq!((hits("failed").await, hits("late").await), (1.0, 0.0));
+    wait_for("the trap is counted", SOON, async || hits("trap").await == 1.0).await;
+    assert_eq!(get(&format!("{url}act/spin")).await.status, 504);
+    assert_eq!((hits("failed").await, hits("late").await), (1.0, 1.0));
+    assert_eq!(hits("trap").await, 1.0, "one that is ended for being late did not trap");
+    let failed = sample(&admin, "leasehold_requests_total", &[("class", "5xx")]);
+    assert_eq!(failed.await, 2.0);
+}
+
+#[tokio::test]
+async fn admin_says_what_it_does_not_know() {
+    let mut world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let readyz = format!("{}readyz", host.admin());
+    assert_eq!(get(&readyz).await.body, "ready\n");
+    world.kill();
+    wait_for("it says so", SOON, async || get(&readyz).await.body.starts_with("unknown\nplain: etcd has not")).await;
+    assert_eq!(get(&readyz).await.status, 200, "clients still find it, as far as is known");
+    assert_eq!(sample(&host.admin(), "leasehold_etcd_up", &[]).await, 0.0);
+    world.restart(true).await;
+    wait_for("it knows again", SOON, async || get(&readyz).await.body == "ready\n").await;
+}
+
+#[tokio::test]
+async fn admin_drains_one_service_and_it_stays_out() {
+    let world = World::real().await;
+    let host = host(&world, [with(hostile("hostile"), json!({ "register": "host" })), plain("plain")]).await;
+    let admin = host.admin();
+    let slow = begin(&format!("{}act/slow", host.url("hostile"))).await;
+    let ended = drain(&["hostile", "--admin", &admin]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, format!("hostile on {} is drained\n", host.addr("hostile")));
+    assert_eq!(slow.answer().await.expect("it was in flight").status, 200);
+    assert_eq!(world.get(&format!("/hostile/{}", host.addr("hostile"))).await, None);
+    assert!(TcpStream::connect(host.addr("hostile")).await.is_err());
+    assert_eq!(get(&host.url("plain")).await.status, 200);
+    world.stands(&format!("/plain/{}", host.addr("plain"))).await;
+
+    let readyz = get(&format!("{admin}readyz")).await;
+    assert_eq!((readyz.status, readyz.body.as_str()), (503, "not ready\nhostile: it is drained\n"));
+    let again = drain(&["hostile", "--admin", &admin, "--json"]).await;
+    let rows: Value = serde_json::from_str(&again.stdout).expect("JSON");
+    assert_eq!((&rows[0]["phase"], &rows[0]["keys_gone"]), (&json!("drained"), &json!(true)));
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn admin_who_asks_wrongly_is_told() {
+    let world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let admin = host.admin();
+    let unknown = drain(&["plane", "--admin", &admin]).await;
+    assert_eq!(
+        (unknown.code, unknown.stderr.as_str()),
+        (Some(64), "leasehold: no service is named plane; there is plain\n")
+    );
+    let nobody = drain(&["plain", "--admin", "http://127.0.0.1:1"]).await;
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.starts_with("leasehold: no host answers at http://127.0.0.1:1 ("), "{nobody:?}");
+    let service = drain(&["plain", "--admin", host.url("plain").trim_end_matches('/')]).await;
+    assert!(service.stderr.contains("what answers is no host"), "{service:?}");
+
+    assert_eq!(ask("GET", &format!("{admin}drain/plain"), &[]).await.status, 405);
+    assert_eq!(ask("POST", &format!("{admin}services"), &[]).await.status, 405);
+    assert_eq!(get(&format!("{admin}nothing")).await.status, 404);
+    // A page in an operator's browser.
+    let page = [("origin", "http://evil.example")];
+    assert_eq!(ask("POST", &format!("{admin}drain/plain"), &page).await.status, 403);
+    assert_eq!(ask("GET", &format!("{admin}services"), &[("host", "evil.example")]).await.status, 403);
+    assert_eq!(get(&format!("{admin}readyz")).await.body, "ready\n");
+}
+
+#[tokio::test]
+async fn admin_clients_that_say_nothing_are_not_waited_for() {
+    let world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let addr = host.admin().trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(&addr).await.expect("it listens"));
+    }
+    assert_eq!(get(&format!("{}healthz", host.admin())).await.body, "ok\n");
+    for mut silent in silent {
+        let end = timeout(SOON, silent.read(&mut [0])).await.expect("it is closed");
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+}
