@@ -68,6 +68,8 @@ impl PrivateEtcd {
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
             // One member elects itself, and needs neither patience for that nor its data after a power cut.
             .args(["--heartbeat-interval", "10", "--election-timeout", "100", "--unsafe-no-fsync"])
+            // etcd would tell systemd that it is ready, in our name.
+            .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -23,6 +23,7 @@ mod service;
 mod shutdown;
 mod stats;
 mod story;
+mod systemd;
 mod units;
 mod yaml;
 
@@ -140,6 +141,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         Admin::start(admin, Desk { roster, events, registrar: registrar.clone(), remote: admin.remote })
     });
     let admin = admin.transpose()?;
+    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
 
     let mut services = Vec::new();
     let outcome = tokio::select! {
@@ -151,6 +153,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
 
     // Whatever it was that ended.
     roster.ending.cancel();
+    systemd::stopping(&tasks);
     join_all(services.iter_mut().map(Service::drain)).await;
     if dev && outcome.is_ok() {
         story::show_gone(&registrar, &config.services).await;
@@ -197,6 +200,7 @@ async fn live(
         story::show(registrar, services).await;
     }
     tracing::info!(services = services.len(), "ready");
+    systemd::ready(tasks);
     let (never, ..) = select_all(services.iter_mut().map(|service| Box::pin(service.live()))).await;
     match never {}
 }

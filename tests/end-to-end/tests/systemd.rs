@@ -1,0 +1,39 @@
+//! What systemd is told, held against a socket in its place.
+
+use std::time::Duration;
+
+use leasehold_end_to_end::{
+    Host,
+    config::{config, plain},
+};
+use leasehold_scenarios::world::{SOON, World};
+use tempfile::TempDir;
+use tokio::{net::UnixDatagram, time::timeout};
+
+/// The interval of the watchdog.
+const INTERVAL: Duration = Duration::from_millis(400);
+
+#[tokio::test]
+async fn systemd_hears_of_the_start_the_life_and_the_end() {
+    let world = World::real().await;
+    let folder = TempDir::with_prefix("leasehold-systemd-").expect("a temporary directory");
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("the directory is our own");
+    let hear = async || {
+        let mut bytes = [0; 256];
+        let heard = timeout(SOON, socket.recv(&mut bytes)).await.expect("it says something");
+        String::from_utf8_lossy(&bytes[..heard.expect("a socket can be read")]).trim_end().to_owned()
+    };
+    let interval = INTERVAL.as_micros().to_string();
+    let path = path.to_str().expect("a temporary directory has a plain name");
+    let variables = [("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", interval.as_str())];
+    let mut host = Host::spawn_with(&config(&world, [plain("plain")]), &[], &variables);
+    while hear().await != "READY=1" {}
+    host.says("ready").await;
+    for _ in 0..5 {
+        assert_eq!(timeout(INTERVAL * 5, hear()).await.expect("the watchdog is fed"), "WATCHDOG=1");
+    }
+    host.signal("TERM");
+    while hear().await != "STOPPING=1" {}
+    assert_eq!(host.ends().await.code, Some(0));
+}
