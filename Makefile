@@ -1,7 +1,7 @@
 # What is built, run and tested here. `make` lists it.
 
-# The components: the example, and those that the tests need.
-GUESTS = greeter hostile nothing plain plain-p3
+# The components: the examples, and those that the tests need.
+GUESTS = greeter grpc-greeter hostile nothing plain plain-p3
 HOSTS = --workspace $(GUESTS:%=--exclude %)
 SEEDS ?= 500
 ROUNDS ?= 5
@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests examples run test lint simulate bench bench-startup isolation clean
+.PHONY: help setup build guests clients examples run test lint simulate bench bench-startup isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -30,6 +30,9 @@ build: setup ## target/release/leasehold
 guests: setup ## target/components/*.wasm
 	sh scripts/guests.sh $(GUESTS)
 
+clients: setup ## target/clients: gRPC's own, which call components in the tests
+	sh scripts/clients.sh
+
 examples: setup ## the plugin in an embedder, and the registrar in a plain service
 	# All three host crates at once, so that their dependencies are built as for the binary.
 	cargo build --locked --release --examples
@@ -38,7 +41,7 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml
 
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
-test: build guests examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
+test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release -p leasehold -p leasehold-wasmtime -p leasehold-cli
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)

@@ -29,6 +29,11 @@ have_protoc() {
     return $found
 }
 
+# Whether Python is here and can make environments with pip, which Debian packages apart from it.
+have_venv() {
+    have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null
+}
+
 # Says that a package is missing and why, and puts it on the list.
 need() {
     package=$1
@@ -44,6 +49,7 @@ look() {
     have_protoc || need "$2" "etcd's API is generated from its .proto files"
     have etcd || need "$3" "\`leasehold run --dev\` and the tests run a real etcd"
     have etcdctl || need "$4" "the tests look into etcd from outside"
+    have_venv || need "$5" "the tests call gRPC services from Python"
 }
 
 as_root() {
@@ -69,11 +75,11 @@ apt_install() {
 
 native() {
     if have apt-get; then
-        set -- "gcc libc6-dev" "protobuf-compiler libprotobuf-dev" etcd-server etcd-client
+        set -- "gcc libc6-dev" "protobuf-compiler libprotobuf-dev" etcd-server etcd-client python3-venv
     elif have brew; then
-        set -- xcode-select protobuf etcd etcd
+        set -- xcode-select protobuf etcd etcd python
     else
-        set -- "a C compiler" "protoc with its include files" etcd etcdctl
+        set -- "a C compiler" "protoc with its include files" etcd etcdctl "Python with venv"
     fi
     look "$@"
     [ -n "$missing" ] || return 0

@@ -1,31 +1,27 @@
 //! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http::{Response, header};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use leasehold::ServiceName;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    sync::Semaphore,
+    time::{Instant, timeout_at},
 };
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
-    Error, WasiBody,
+    Error,
     handler::{ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError},
 };
 
 use crate::{
+    answer::{Answer, Refusal, Waiting},
+    call::Call,
     component::cause,
     config::Limits,
+    grpc,
     instances::Instances,
     stats::{Hit, Stats},
 };
@@ -69,38 +65,51 @@ impl Door {
         self.most
     }
 
-    /// The component's answer, or what is said in its place: a status and a sentence that tells nothing of the host.
+    /// The component's answer, or what is said in its place.
     pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
         let begun = Instant::now();
-        let response = self.turn(request).await;
-        self.stats.answered(response.status(), begun.elapsed());
+        let grpc = grpc::is_spoken(request.headers());
+        let (status, response) = match self.attempt(request, grpc).await {
+            Ok(response) => (response.status(), response),
+            // Where gRPC is spoken, a failure is a 200.
+            Err(refusal) => (refusal.status(), refusal.response(grpc)),
+        };
+        self.stats.answered(status, begun.elapsed());
         response
     }
 
-    async fn turn(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
-        let Ok(entered) = Arc::clone(&self.hall).try_acquire_owned() else { return self.busy(Hit::Full) };
-        let wait = QUEUE_WAIT.min(self.request_timeout);
-        let Ok(Ok(turn)) = timeout(wait, Arc::clone(&self.room).acquire_owned()).await else {
-            return self.busy(Hit::Waited);
+    async fn attempt(&self, request: hyper::Request<Incoming>, grpc: bool) -> Result<Response<Answer>, Refusal> {
+        let arrived = Instant::now();
+        // A caller may wait shorter than the host does, not longer.
+        let asked = if grpc { grpc::timeout(request.headers()) } else { None };
+        let deadline = asked.and_then(|asked| arrived.checked_add(asked));
+        let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
+
+        let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| self.busy(Hit::Full))?;
+        let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
+        let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&self.room).acquire_owned()).await else {
+            let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            return Err(if theirs { self.late(arrived) } else { self.busy(Hit::Waited) });
         };
         if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
-            return plain(StatusCode::BAD_REQUEST, "the request names no host\n");
+            return Err(Refusal::NoHost);
         }
         let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
+        let waiting = Waiting::begin();
         let begun = Instant::now();
-        match timeout(self.request_timeout, self.handler.handle((), request)).await {
-            Ok(Ok(response)) => response.map(|body| Answer { body, _permits: Some((entered, turn)) }),
-            Ok(Err(error)) => self.failed(&error, begun.elapsed()),
-            Err(_) => self.late(),
+        let end = by(begun + self.request_timeout);
+        let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
+        match answered {
+            Ok(Ok(response)) => Ok(Answer::component(response, waiting, (entered, turn), deadline)),
+            // An instance that is ended for being late fails in more than one way.
+            Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),
+            Ok(Err(error)) => Err(self.failed(&error)),
+            Err(_) => Err(self.late(begun)),
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error, after: Duration) -> Response<Answer> {
-        // An instance that is ended for being late fails in more than one way.
-        if error.is::<ExpirationError>() || after >= self.request_timeout {
-            return self.late();
-        }
-        if let Some(failed) = error.downcast_ref::<InstantiationError<()>>() {
+    fn failed(&self, error: &wasmtime::Error) -> Refusal {
+        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
                 return self.busy(Hit::Waited);
             }
@@ -113,50 +122,21 @@ impl Door {
             self.stats.hit(Hit::Failed);
             tracing::warn!(service = %self.name, "the component failed: {}", cause(error));
         }
-        plain(StatusCode::INTERNAL_SERVER_ERROR, "the service failed\n")
+        Refusal::Failed
     }
 
-    fn busy(&self, hit: Hit) -> Response<Answer> {
+    fn busy(&self, hit: Hit) -> Refusal {
         self.stats.hit(hit);
-        let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "the service is busy\n");
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        response
+        Refusal::Busy
     }
 
-    fn late(&self) -> Response<Answer> {
+    fn late(&self, begun: Instant) -> Refusal {
         self.stats.hit(Hit::Late);
-        tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
-        plain(StatusCode::GATEWAY_TIMEOUT, "the service took too long\n")
-    }
-}
-
-fn plain(status: StatusCode, text: &'static str) -> Response<Answer> {
-    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
-    let mut response = Response::new(Answer { body, _permits: None });
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
-/// An answer's body, which holds its place in the room until it has been sent.
-pub(crate) struct Answer {
-    body: WasiBody,
-    _permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if begun.elapsed() >= self.request_timeout {
+            tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
+        } else {
+            tracing::debug!(service = %self.name, "a request took longer than its caller waits");
+        }
+        Refusal::Late
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
+    call::{Call, Calls, End},
     component::cause,
     engine::Engine,
     guest::{Guest, Host},
@@ -48,16 +49,22 @@ impl HandlerState for Instances {
         let made = timeout(self.request_timeout, made).await;
         let (store, proxy) =
             made.map_err(|_| format_err!("instantiation took longer than {:?}", self.request_timeout))??;
+        let calls = Arc::new(Calls::default());
         Ok(Instance {
             store,
             proxy,
             view: WasiHttpView::http,
-            expiration: Expiration { request_timeout: self.request_timeout, sleep: Box::pin(sleep(IDLE)) },
+            expiration: Expiration {
+                request_timeout: self.request_timeout,
+                sleep: Box::pin(sleep(IDLE)),
+                calls: Arc::clone(&calls),
+            },
             state: Worker {
                 name: self.name.clone(),
                 guest: Arc::clone(&self.guest),
                 reuse: Reuse::of(&self.pre),
                 request_timeout: self.request_timeout,
+                calls,
             },
         })
     }
@@ -79,15 +86,20 @@ impl Reuse {
     }
 }
 
-/// The end of an instance that idles, or whose last request is overdue. It is polled outside of the component, so that
-/// one that computes for ever ends as well.
+/// The end of an instance that idles, whose last request is overdue, or whose clients have all left. It is polled outside
+/// of the component, so that one that computes for ever ends as well.
 pub(crate) struct Expiration {
     request_timeout: Duration,
     sleep: Pin<Box<Sleep>>,
+    calls: Arc<Calls>,
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        if self.calls.poll_abandoned(cx).is_ready() {
+            self.calls.ended(End::Abandoned);
+            return Poll::Ready(());
+        }
         let allowed = match status {
             WorkerStatus::Idle => IDLE,
             WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_timeout,
@@ -96,7 +108,11 @@ impl WorkerExpiration for Expiration {
         if self.sleep.deadline() != deadline {
             self.sleep.as_mut().reset(deadline);
         }
-        self.sleep.as_mut().poll(cx)
+        ready!(self.sleep.as_mut().poll(cx));
+        if !matches!(status, WorkerStatus::Idle) {
+            self.calls.ended(End::Late);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -106,11 +122,12 @@ pub(crate) struct Worker {
     guest: Arc<Guest>,
     reuse: Reuse,
     request_timeout: Duration,
+    calls: Arc<Calls>,
 }
 
 impl WorkerState for Worker {
     type StoreData = Host;
-    type RequestData = ();
+    type RequestData = Arc<Call>;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
         if total >= self.reuse.total {
@@ -125,21 +142,25 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, Host>,
-        (): (),
+        call: Arc<Call>,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        call.enter(&self.calls);
         Box::pin(sleep(self.request_timeout))
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
-        if let Err(error) = result
-            && !self.guest.ended.is_cancelled()
-        {
-            if error.is::<Trap>() {
-                self.guest.stats.hit(Hit::Trap);
+        if let Err(error) = result {
+            if self.calls.ended(End::Failed) == End::Abandoned {
+                tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
+            } else if !self.guest.ended.is_cancelled() {
+                if error.is::<Trap>() {
+                    self.guest.stats.hit(Hit::Trap);
+                }
+                tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
             }
-            tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
         }
+        // Answers that are not whole yet break off here, and then ask how the instance ended.
         drop(store);
     }
 }

@@ -1,7 +1,9 @@
 //! The binary `leasehold`: the whole story of the process.
 
 mod admin;
+mod answer;
 mod ask;
+mod call;
 mod cli;
 mod commands;
 mod component;
@@ -10,6 +12,7 @@ mod dev;
 mod door;
 mod engine;
 mod failure;
+mod grpc;
 mod guest;
 mod http;
 mod instances;

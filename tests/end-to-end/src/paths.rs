@@ -31,6 +31,14 @@ pub fn component(name: &str) -> PathBuf {
     built(target().join("components").join(name).with_extension("wasm"), "make guests")
 }
 
+/// A file of the clients in other languages: a program, or what it needs.
+///
+/// # Panics
+/// When it has not been built.
+pub fn client(name: &str) -> PathBuf {
+    built(target().join("clients").join(name), "make clients")
+}
+
 /// Where the hosts of these tests keep what they compiled; a user's own cache is left alone.
 pub fn cache() -> PathBuf {
     target().join("end-to-end-cache")

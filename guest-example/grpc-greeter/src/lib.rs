@@ -1,0 +1,51 @@
+//! A greeter in gRPC: tonic's generated code over `wasi:http` 0.3, which takes the place of tonic's own transport.
+
+mod generated;
+mod greeter;
+
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Service, http},
+    server::NamedService,
+};
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+use wasip3::{
+    exports::http::handler::Guest,
+    http::types::{ErrorCode, Request, Response},
+    http_compat::{IncomingRequestBody, http_from_wasi_request, http_into_wasi_response},
+};
+
+use generated::greeter_server::GreeterServer;
+use greeter::Greeter;
+
+struct Component;
+
+wasip3::http::service::export!(Component);
+
+impl Guest for Component {
+    async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        http_into_wasi_response(route(http_from_wasi_request(request)?).await)
+    }
+}
+
+/// Calls the service that the path names.
+async fn route(request: http::Request<IncomingRequestBody>) -> http::Response<Body> {
+    let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+    let Ok(response) = match service {
+        <GreeterServer<Greeter> as NamedService>::NAME => GreeterServer::new(Greeter).call(request).await,
+        <HealthServer<HealthService> as NamedService>::NAME => health().await.call(request).await,
+        _ => Ok(Status::unimplemented("there is no such service").into_http()),
+    };
+    response
+}
+
+/// `grpc.health.v1`: whoever can answer, serves.
+async fn health() -> HealthServer<HealthService> {
+    let reporter = HealthReporter::new();
+    reporter.set_serving::<GreeterServer<Greeter>>().await;
+    HealthServer::new(HealthService::from_health_reporter(reporter))
+}

@@ -1,0 +1,162 @@
+//! gRPC: its own clients call components, and what a host adds to an answer reaches them as gRPC has it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Version, header};
+use http_body_util::{BodyExt, Channel, Full, channel::Sender};
+use hyper::body::Incoming;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use leasehold_end_to_end::{
+    Host, Program,
+    config::{config, hostile, service, with},
+    http::{BOTH, begin, get, get_over},
+    paths,
+};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
+use serde_json::{Value, json};
+
+/// Longer than any deadline of a caller in these tests.
+const LONG: Duration = Duration::from_secs(20);
+
+fn greeter() -> Value {
+    with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }))
+}
+
+/// One request at a time, a second that waits, and a second for each.
+fn failing() -> Value {
+    let limits = json!({ "concurrency": 1, "request_timeout": "1s" });
+    with(hostile("hostile"), json!({ "register": "host", "limits": limits }))
+}
+
+fn plain_p3() -> Value {
+    with(service("plain-p3", "plain-p3"), json!({ "register": "host" }))
+}
+
+/// Runs a client in another language, which says what it has checked.
+async fn client(program: &str, arguments: &[&str], host: &Host) {
+    let descriptors = paths::client("greeter.binpb");
+    let (greeter, failing) = (host.addr("grpc-greeter"), host.addr("hostile"));
+    let arguments = arguments.iter().copied().chain([descriptors.to_str().unwrap(), &greeter, &failing]);
+    let ended = Program::spawn(&paths::client(program), arguments, &host.temporary()).ends().await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(ended.stdout.lines().count(), 12, "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn grpc_go_makes_every_kind_of_call() {
+    let world = World::real().await;
+    let host = Host::of(&world, [greeter(), failing()]).await;
+    client("grpc-go", &[], &host).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn grpc_python_makes_every_kind_of_call() {
+    let world = World::real().await;
+    let host = Host::of(&world, [greeter(), failing()]).await;
+    let script = paths::workspace().join("tests/clients/grpc-python/client.py");
+    client("python/bin/python", &[script.to_str().unwrap()], &host).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// A request whose body is still to be sent.
+async fn open(url: &str) -> (Sender<Bytes>, Response<Incoming>) {
+    let client: Client<HttpConnector, Channel<Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let (body, channel) = Channel::new(1);
+    let request = Request::post(url).version(Version::HTTP_2).body(channel).unwrap();
+    (body, client.request(request).await.unwrap())
+}
+
+/// A gRPC call with one message, whose caller says how long it waits but then waits for ever.
+async fn patient(url: &str, message: &'static [u8], timeout: &str) -> (HeaderMap, HeaderMap) {
+    let client: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let request = Request::post(url).version(Version::HTTP_2).header(header::CONTENT_TYPE, "application/grpc+proto");
+    let request = request.header(header::TE, "trailers").header("grpc-timeout", timeout);
+    let response = client.request(request.body(Bytes::from_static(message).into()).unwrap()).await.unwrap();
+    let headers = response.headers().clone();
+    let collected = response.into_body().collect().await.unwrap();
+    (headers, collected.trailers().cloned().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_callers_deadline_holds_where_the_caller_does_not_keep_it() {
+    let world = World::real().await;
+    let host = Host::of(&world, [greeter(), with(hostile("hostile"), json!({ "register": "host" }))]).await;
+    let begun = Instant::now();
+    let (headers, _) = patient(&format!("{}act/sleep", host.url("hostile")), b"", "300m").await;
+    assert_eq!(headers["grpc-status"], "4", "{headers:?}");
+    // `Repeat` for Ada, a hundred times, a second apart: the answer has begun when the time is over.
+    let repeat = b"\0\0\0\0\x0a\x0a\x03Ada\x10\x64\x18\xe8\x07";
+    let (headers, trailers) =
+        patient(&format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter")), repeat, "1500m").await;
+    assert!(!headers.contains_key("grpc-status"), "{headers:?}");
+    assert_eq!(trailers["grpc-status"], "4", "{trailers:?}");
+    assert!(begun.elapsed() < LONG, "it took {:?}", begun.elapsed());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_body_and_its_trailers_pass_in_both_directions_while_both_are_open() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3()]).await;
+    let (mut body, response) = open(&format!("{}echo", host.url("plain-p3"))).await;
+    assert_eq!(response.status(), 200);
+    let mut answer = response.into_body();
+    for word in ["one", "two", "three"] {
+        body.send_data(word.into()).await.unwrap();
+        let frame = answer.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), word);
+    }
+    let trailers: HeaderMap = [("checksum".parse().unwrap(), "abc".parse().unwrap())].into_iter().collect();
+    body.send_trailers(trailers.clone()).await.unwrap();
+    drop(body);
+    let last = answer.frame().await.unwrap().unwrap();
+    assert_eq!(last.into_trailers().unwrap(), trailers);
+    assert!(answer.frame().await.is_none());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3()]).await;
+    for protocol in BOTH {
+        let url = host.url("plain-p3");
+        assert_eq!(get_over(protocol, &url).await.unwrap().body, "hello\n");
+        let client: Client<HttpConnector, Full<Bytes>> =
+            Client::builder(TokioExecutor::new()).http2_only(protocol != BOTH[0]).build_http();
+        // Over HTTP/1.1 it may break off before it has left the host.
+        let whole = match client.get(format!("{url}break").parse().unwrap()).await {
+            Ok(response) => response.into_body().collect().await.is_ok(),
+            Err(_) => false,
+        };
+        assert!(!whole, "{protocol:?}");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn an_instance_for_which_nobody_waits_any_more_ends() {
+    let world = World::real().await;
+    let patient = with(hostile("hostile"), json!({ "register": "host" }));
+    let mut host = Host::spawn(&config(&world, [patient]), &["-v"]);
+    host.says("ready").await;
+    for act in ["spin", "sleep"] {
+        drop(begin(&format!("{}act/{act}", host.url("hostile"))).await);
+    }
+    let ended = |line: &&Value| line["message"] == "an instance ended: nobody waits for it any more";
+    wait_for("the instances end", SOON, async || host.log().iter().filter(ended).count() == 2).await;
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
