@@ -483,6 +483,9 @@ mod tests {
         let micro = r#"{"name":"user","version":"latest","metadata":{"a":"b"},"endpoints":[{"name":"X"}],"nodes":[{"metadata":{"protocol":"grpc"},"id":"user-aa-bb","address":"h:1"}]}"#;
         let found = read("go-micro", "/micro/registry/user/user-aa-bb", micro).unwrap();
         assert_eq!((found.addr.as_str(), found.metadata.pairs()[0].0.as_str()), ("h:1", "protocol"));
+        let micro = r#"{"name":"user","version":"v1","metadata":null,"endpoints":null,"nodes":[{"metadata":null,"id":"user-1","address":"h:1"}]}"#;
+        let found = read("go-micro", "/micro/registry/user/user-1", micro).unwrap();
+        assert_eq!((found.addr.as_str(), found.version.as_str()), ("h:1", "v1"));
         let found = read("rpcx", "/rpcx/Arith/tcp@h:1", "").unwrap();
         assert_eq!((found.addr.as_str(), found.weight), ("h:1", None));
         let kitex = r#"{"network":"tcp","address":"h:1","weight":250,"tags":{"zone":"b"}}"#;

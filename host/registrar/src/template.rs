@@ -420,6 +420,8 @@ impl Node {
                 Ok(())
             }
             (Self::Object { spread: true, .. }, Value::Null) => Ok(()),
+            // Go writes an empty list so, where nobody has made it.
+            (Self::List(nodes), Value::Null) if nodes.is_empty() => Ok(()),
             (Self::List(nodes), Value::Array(items)) => nodes.iter().try_for_each(|node| {
                 let mut fits = items.iter().filter_map(|item| {
                     let mut attempt = found.clone();

@@ -1,6 +1,6 @@
 //! `leasehold ls`: what is registered in etcd.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use leasehold::{Error, Listed, Options, Registrar, ServiceName};
 use serde::Serialize;
@@ -27,6 +27,7 @@ struct Row {
     /// As etcdctl writes it; null for a key that outlives its host.
     lease: Option<String>,
     ttl_seconds: Option<u64>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// Lists nodes on stdout; keys that are not nodes are counted on stderr.
@@ -75,6 +76,7 @@ fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
                 weight: node.weight.map(leasehold::Weight::value),
                 lease: (found.lease != 0).then(|| format!("{:x}", found.lease)),
                 ttl_seconds: found.ttl_remaining.map(|left| left.as_secs()),
+                metadata: node.metadata.pairs().iter().cloned().collect(),
             })
         })
         .collect();
