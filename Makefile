@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test lint simulate bench bench-startup isolation clean
+.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-startup isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -54,6 +54,14 @@ lint: setup ## formatting, clippy, documentation; warnings are errors
 
 simulate: setup ## SEEDS=n seeds on the simulated etcd; SEED=n replays one
 	cargo run --locked --release -p leasehold-scenarios --bin simulate -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+interop: build guests ## services against the libraries of others; LIBRARIES="kratos rpcx" runs these alone
+	@command -v go >/dev/null || { echo "interop: needs Go 1.26 or newer, for the libraries: https://go.dev/dl" >&2; exit 1; }
+	cd tests/interop && go build -trimpath -o ../../target/interop/ ./...
+	cd tests/interop/go-zero && go build -trimpath -o ../../../target/interop/ .
+	python3 -m venv target/interop/python
+	target/interop/python/bin/pip install --quiet --disable-pip-version-check -r tests/interop/python/requirements.txt
+	cargo run --locked --release -p leasehold-end-to-end --bin interop -- $(LIBRARIES)
 
 bench: setup ## the registrar beside the usual client, a line a figure; ROUNDS=n (5), LARGE=no leaves out 100,000
 	@command -v go >/dev/null || { echo "bench: needs Go, for the peer: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }

@@ -1,0 +1,221 @@
+//! The ecosystems: which library, what it carries, how it calls, and what it is known to get wrong.
+
+use std::path::PathBuf;
+
+use leasehold_end_to_end::paths;
+use serde_json::{Value, json};
+
+use crate::step::Step;
+
+/// How a library calls what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// `GET /` over HTTP.
+    Http,
+    /// Its wire is its own, so it finds and does not call.
+    Own,
+}
+
+/// What its program is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Language {
+    Go,
+    Python,
+}
+
+/// One library, and what is expected of it.
+#[derive(Debug)]
+pub(crate) struct Ecosystem {
+    /// The name of its row, and of its program under `tests/interop`.
+    pub(crate) name: &'static str,
+    pub(crate) language: Language,
+    /// The module whose version is under test, as `go.mod` or `requirements.txt` has it.
+    pub(crate) module: &'static str,
+    /// The layout that it reads and writes.
+    pub(crate) layout: &'static str,
+    /// The scheme of the addresses, where the layout publishes one that is not its default.
+    pub(crate) scheme: Option<&'static str>,
+    pub(crate) transport: Transport,
+    /// The version that its services have; empty where it has no place for one.
+    pub(crate) version: &'static str,
+    pub(crate) weight: bool,
+    pub(crate) metadata: bool,
+    /// How long its client may take to act upon a change in etcd, so that a service has to settle so long.
+    pub(crate) settle_time: &'static str,
+    /// What it gets wrong by itself: the step, and why. A step that succeeds all the same is an error, too.
+    pub(crate) known: &'static [(Step, &'static str)],
+}
+
+impl Ecosystem {
+    /// Its layout, as a configuration has it.
+    pub(crate) fn layout(&self) -> Value {
+        match self.scheme {
+            Some(scheme) => json!({ "name": self.layout, "scheme": scheme }),
+            None => json!(self.layout),
+        }
+    }
+
+    /// Its program, and the arguments before those of every peer.
+    pub(crate) fn program(&self) -> (PathBuf, Option<PathBuf>) {
+        let (built, sources) = (paths::workspace().join("target/interop"), paths::workspace().join("tests/interop"));
+        match self.language {
+            Language::Go => (built.join(self.name), None),
+            Language::Python => {
+                let script = sources.join("python").join(format!("{}_peer.py", self.name));
+                (built.join("python/bin/python"), Some(script))
+            }
+        }
+    }
+
+    /// Why a step is known to fail, if it is.
+    pub(crate) fn known(&self, step: Step) -> Option<&'static str> {
+        self.known.iter().find(|(of, _)| *of == step).map(|(_, why)| *why)
+    }
+}
+
+/// All of them, in the order of the table.
+pub(crate) const ALL: [Ecosystem; 11] = [
+    Ecosystem {
+        name: "etcd-naming",
+        language: Language::Go,
+        module: "go.etcd.io/etcd/client/v3",
+        layout: "etcd-naming",
+        scheme: None,
+        transport: Transport::Own,
+        version: "",
+        weight: false,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "kratos",
+        language: Language::Go,
+        module: "github.com/go-kratos/kratos/v2",
+        layout: "kratos",
+        scheme: Some("http"),
+        transport: Transport::Http,
+        version: "v1",
+        weight: true,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[(Step::Forgets, "its HTTP client refuses an empty list and keeps the last one")],
+    },
+    Ecosystem {
+        name: "go-zero",
+        language: Language::Go,
+        module: "github.com/zeromicro/go-zero",
+        layout: "go-zero",
+        scheme: None,
+        transport: Transport::Own,
+        version: "",
+        weight: false,
+        metadata: false,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "kitex",
+        language: Language::Go,
+        module: "github.com/cloudwego/kitex",
+        layout: "kitex",
+        scheme: None,
+        transport: Transport::Own,
+        version: "",
+        weight: true,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "hertz",
+        language: Language::Go,
+        module: "github.com/cloudwego/hertz",
+        layout: "hertz",
+        scheme: None,
+        transport: Transport::Http,
+        version: "",
+        weight: true,
+        metadata: true,
+        settle_time: "6s",
+        known: &[],
+    },
+    Ecosystem {
+        name: "go-micro",
+        language: Language::Go,
+        module: "go-micro.dev/v4",
+        layout: "go-micro",
+        scheme: None,
+        transport: Transport::Http,
+        version: "v1",
+        weight: false,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "rpcx",
+        language: Language::Go,
+        module: "github.com/smallnest/rpcx",
+        layout: "rpcx",
+        scheme: None,
+        transport: Transport::Own,
+        version: "",
+        weight: true,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "goframe",
+        language: Language::Go,
+        module: "github.com/gogf/gf/v2",
+        layout: "goframe",
+        scheme: None,
+        transport: Transport::Http,
+        version: "latest",
+        weight: false,
+        metadata: true,
+        settle_time: "2s",
+        known: &[(Step::Forgets, "its HTTP client refuses an empty list and keeps the last one")],
+    },
+    Ecosystem {
+        name: "etcd3",
+        language: Language::Python,
+        module: "etcd3",
+        layout: "seed",
+        scheme: None,
+        transport: Transport::Http,
+        version: "v1",
+        weight: true,
+        metadata: false,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "etcd3gw",
+        language: Language::Python,
+        module: "etcd3gw",
+        layout: "seed",
+        scheme: None,
+        transport: Transport::Http,
+        version: "v1",
+        weight: true,
+        metadata: false,
+        settle_time: "500ms",
+        known: &[],
+    },
+    Ecosystem {
+        name: "aetcd",
+        language: Language::Python,
+        module: "aetcd",
+        layout: "seed",
+        scheme: None,
+        transport: Transport::Http,
+        version: "v1",
+        weight: true,
+        metadata: false,
+        settle_time: "500ms",
+        known: &[],
+    },
+];

@@ -1,0 +1,284 @@
+//! What is done with each library, step by step.
+
+use std::time::Duration;
+
+use leasehold_end_to_end::{
+    Host,
+    config::{TTL, WEIGHT, config, endpoint, hostile, plain, with},
+    http::get,
+    paths,
+};
+use leasehold_scenarios::world::{SOON, World};
+use serde_json::{Value, json};
+use tokio::{
+    process::Command,
+    sync::oneshot,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    ecosystem::{Ecosystem, Transport},
+    peer::{Instance, Peer},
+};
+
+/// What the service under test answers.
+const HELLO: &str = "hello\n";
+/// Calls that must all succeed where nothing changes: enough to meet each instance.
+const CALLS: usize = 20;
+/// The pause between those. A client that begins to watch at its first call is to be done with that after the last one.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How often the one instance is replaced by another under calls.
+const RESTARTS: usize = 3;
+/// How long a client may go on calling an instance that is gone: longer than any of them polls.
+const FORGETTING: Duration = Duration::from_secs(8);
+/// What an error says when it was a connection that failed.
+const DIALLED: [&str; 2] = ["refused", "connection has been closed by peer"];
+/// What the component sets as its second weight.
+const MOVED: u64 = 42;
+
+/// A step, and the column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Its resolver shows the instance, with all that the layout carries.
+    Finds,
+    /// Its client reaches the instance.
+    Calls,
+    /// Its resolver shows a weight that changes.
+    Weight,
+    /// Its resolver follows a rolling restart, and its client sees no failed call.
+    Rolling,
+    /// Its resolver shows that the last instance is gone.
+    Gone,
+    /// Its client does not call an instance that is gone.
+    Forgets,
+    /// Its resolver and its client come to the instance that starts after there was none.
+    Returns,
+    /// What it registers is what `leasehold ls` shows, until it deregisters.
+    Registers,
+}
+
+impl Step {
+    /// All, in the order in which they are done.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Finds,
+        Self::Calls,
+        Self::Weight,
+        Self::Rolling,
+        Self::Gone,
+        Self::Forgets,
+        Self::Returns,
+        Self::Registers,
+    ];
+}
+
+/// One library on its way through the steps.
+#[derive(Debug)]
+pub(crate) struct Stage<'a> {
+    pub(crate) ecosystem: &'static Ecosystem,
+    pub(crate) world: &'a World,
+    pub(crate) peer: Peer,
+    host: Option<Host>,
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) fn new(ecosystem: &'static Ecosystem, world: &'a World, peer: Peer) -> Self {
+        Self { ecosystem, world, peer, host: None }
+    }
+
+    /// Does a step; none when the library has nothing that it could be done with.
+    pub(crate) async fn take(&mut self, step: Step) -> Option<Result<(), String>> {
+        let calls = self.ecosystem.transport != Transport::Own;
+        match step {
+            Step::Calls | Step::Forgets if !calls => None,
+            Step::Weight if !self.ecosystem.weight => None,
+            Step::Finds => Some(self.finds().await),
+            Step::Calls => Some(self.calls().await),
+            Step::Weight => Some(self.weight().await),
+            Step::Rolling => Some(self.rolling(calls).await),
+            Step::Gone => Some(self.gone().await),
+            Step::Forgets => Some(self.forgets().await),
+            Step::Returns => Some(self.returns(calls).await),
+            Step::Registers => Some(self.registers().await),
+        }
+    }
+
+    async fn finds(&mut self) -> Result<(), String> {
+        let name = self.name();
+        let host = self.start(plain(&name)).await;
+        let addr = host.addr(&name);
+        self.host = Some(host);
+        self.peer.watch(&name).await?;
+        let expected = Instance {
+            addr,
+            version: self.ecosystem.version.to_owned(),
+            weight: if self.ecosystem.weight { u64::from(WEIGHT) } else { 0 },
+            ..Instance::default()
+        };
+        let zone = self.ecosystem.metadata.then(|| "b".to_owned());
+        let is_expected = |seen: &Instance| {
+            // Further metadata is the library's own, as GoFrame has its protocol there.
+            let bare = Instance { metadata: expected.metadata.clone(), ..seen.clone() };
+            bare == expected && seen.metadata.get("zone") == zone.as_ref()
+        };
+        self.peer.sees(&name, |seen| seen.len() == 1 && is_expected(&seen[0])).await
+    }
+
+    async fn calls(&mut self) -> Result<(), String> {
+        let name = self.name();
+        for _ in 0..CALLS {
+            self.call(&name).await?;
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn weight(&mut self) -> Result<(), String> {
+        let name = format!("{}-moving", self.ecosystem.name);
+        let host = self.start(hostile(&name)).await;
+        let act = async |name_of: &str| get(&format!("{}act/{name_of}", host.url(&name))).await.json();
+        act("register").await;
+        self.peer.watch(&name).await?;
+        let weighs = |weight: u64| move |seen: &[Instance]| seen.len() == 1 && seen[0].weight == weight;
+        self.peer.sees(&name, weighs(WEIGHT.into())).await?;
+        act("twice").await;
+        self.peer.sees(&name, weighs(MOVED)).await?;
+        host.stop().await;
+        Ok(())
+    }
+
+    async fn rolling(&mut self, calls: bool) -> Result<(), String> {
+        let name = self.name();
+        let mut failed = Vec::new();
+        for _ in 0..RESTARTS {
+            let next = self.start(plain(&name)).await;
+            let addr = next.addr(&name);
+            let before = self.host.replace(next).expect("an earlier step started it");
+            self.peer.sees(&name, |seen| seen.len() == 2).await?;
+            let (over, mut is_over) = oneshot::channel();
+            let stopping = async {
+                before.stop().await;
+                let _ = over.send(()); // The calls end with an error of their own at most.
+            };
+            let calling = async {
+                while calls && is_over.try_recv().is_err() {
+                    if let Err(error) = answered(&mut self.peer, &name).await {
+                        failed.push(error);
+                    }
+                }
+            };
+            tokio::join!(stopping, calling);
+            self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
+        }
+        match failed.first() {
+            None => Ok(()),
+            Some(first) => Err(format!("{} calls failed, the first: {first}", failed.len())),
+        }
+    }
+
+    async fn gone(&mut self) -> Result<(), String> {
+        let name = self.name();
+        self.host.take().expect("an earlier step started it").stop().await;
+        self.peer.sees(&name, <[_]>::is_empty).await
+    }
+
+    async fn forgets(&mut self) -> Result<(), String> {
+        let name = self.name();
+        let deadline = Instant::now() + FORGETTING;
+        loop {
+            match self.peer.call(&name).await {
+                Err(error) if !DIALLED.iter().any(|word| error.contains(word)) => return Ok(()),
+                called if Instant::now() > deadline => return Err(format!("it still calls it: {called:?}")),
+                _ => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn returns(&mut self, calls: bool) -> Result<(), String> {
+        let name = self.name();
+        let host = self.start(plain(&name)).await;
+        let addr = host.addr(&name);
+        self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
+        if calls {
+            // A client may come to it later than its resolver.
+            let deadline = Instant::now() + SOON;
+            while let Err(error) = self.call(&name).await {
+                if Instant::now() > deadline {
+                    return Err(error);
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            self.calls().await?;
+        }
+        host.stop().await;
+        Ok(())
+    }
+
+    async fn registers(&mut self) -> Result<(), String> {
+        let name = format!("{}-own", self.ecosystem.name);
+        let own = Instance {
+            addr: "127.0.0.1:4567".to_owned(),
+            version: self.ecosystem.version.to_owned(),
+            weight: 30,
+            metadata: [("zone".to_owned(), "c".to_owned())].into(),
+        };
+        self.peer.register(&name, &own).await?;
+        // GoFrame's word for no version.
+        let version = own.version.trim_start_matches("latest");
+        let is_own = |row: &Value| {
+            let weight = if self.ecosystem.weight { json!(own.weight) } else { Value::Null };
+            let zone = if self.ecosystem.metadata { json!("c") } else { Value::Null };
+            row["addr"] == own.addr
+                && row["version"] == version
+                && row["weight"] == weight
+                && row["metadata"]["zone"] == zone
+                && row["lease"].is_string()
+        };
+        self.listed(&name, |rows| rows.len() == 1 && is_own(&rows[0])).await?;
+        self.peer.deregister().await?;
+        self.listed(&name, <[_]>::is_empty).await
+    }
+
+    /// The name of the service that it follows.
+    fn name(&self) -> String {
+        format!("{}-user", self.ecosystem.name)
+    }
+
+    /// A host with that service, published as the library knows it.
+    async fn start(&self, service: Value) -> Host {
+        let limits = json!({ "settle_time": self.ecosystem.settle_time });
+        let mut published = json!({ "layout": self.ecosystem.layout(), "limits": limits });
+        if service["register"] == "host" {
+            published["version"] = json!(self.ecosystem.version);
+            published["metadata"] = json!({ "zone": "b" });
+        }
+        Host::ready(&config(self.world, [with(service, published)])).await
+    }
+
+    async fn call(&mut self, name: &str) -> Result<(), String> {
+        answered(&mut self.peer, name).await
+    }
+
+    /// Waits until what `leasehold ls` shows of a service fits.
+    async fn listed(&self, name: &str, fits: impl Fn(&[Value]) -> bool) -> Result<(), String> {
+        let etcd = endpoint(self.world);
+        let deadline = Instant::now() + SOON;
+        loop {
+            let mut ls = Command::new(paths::leasehold());
+            let asked = ls.args(["ls", name, "--json", "--etcd", &etcd, "--layout", self.ecosystem.layout]).output();
+            let listed = asked.await.map_err(|error| error.to_string())?;
+            let rows: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+            if fits(&rows) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("ls shows {} {}", json!(rows), String::from_utf8_lossy(&listed.stderr)));
+            }
+            sleep(Duration::from_secs(TTL) / 10).await;
+        }
+    }
+}
+
+async fn answered(peer: &mut Peer, name: &str) -> Result<(), String> {
+    let answer = peer.call(name).await?;
+    if answer == HELLO { Ok(()) } else { Err(format!("it answered {answer:?}")) }
+}

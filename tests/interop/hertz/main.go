@@ -1,0 +1,85 @@
+// Hertz is hertz with its etcd registry, and its HTTP client.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/cloudwego/hertz/pkg/app/client"
+	"github.com/cloudwego/hertz/pkg/app/client/discovery"
+	"github.com/cloudwego/hertz/pkg/app/middlewares/client/sd"
+	"github.com/cloudwego/hertz/pkg/app/server/registry"
+	"github.com/cloudwego/hertz/pkg/common/config"
+	"github.com/cloudwego/hertz/pkg/common/hlog"
+	"github.com/cloudwego/hertz/pkg/common/utils"
+	"github.com/hertz-contrib/registry/etcd"
+
+	"interop/peer"
+)
+
+type library struct {
+	registry registry.Registry
+	resolver discovery.Resolver
+	client   *client.Client
+}
+
+func main() {
+	hlog.SetOutput(io.Discard)
+	peer.Run(func(address string) (peer.Library, error) {
+		registry, err := etcd.NewEtcdRegistry([]string{address})
+		if err != nil {
+			return nil, err
+		}
+		resolver, err := etcd.NewEtcdResolver([]string{address})
+		if err != nil {
+			return nil, err
+		}
+		client, err := client.NewClient(client.WithDialTimeout(peer.Timeout))
+		if err != nil {
+			return nil, err
+		}
+		client.Use(sd.Discovery(resolver))
+		return &library{registry, resolver, client}, nil
+	})
+}
+
+// Watch asks the resolver again and again, as the balancer of hertz does.
+func (l *library) Watch(name string, tell func([]peer.Instance)) error {
+	go peer.Poll(func() ([]peer.Instance, error) {
+		result, err := l.resolver.Resolve(context.Background(), name)
+		var found []peer.Instance
+		for _, instance := range result.Instances {
+			found = append(found, shown(instance))
+		}
+		return found, err
+	}, tell)
+	return nil
+}
+
+func shown(instance discovery.Instance) peer.Instance {
+	zone, has := instance.Tag("zone")
+	found := peer.Instance{Addr: instance.Address().String(), Weight: instance.Weight()}
+	if has {
+		found.Metadata = map[string]string{"zone": zone}
+	}
+	return found
+}
+
+func (l *library) Call(name string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), peer.Timeout)
+	defer cancel()
+	status, body, err := l.client.Get(ctx, nil, "http://"+name+"/", config.WithSD(true))
+	if err == nil && status != 200 {
+		err = fmt.Errorf("status %d", status)
+	}
+	return string(body), err
+}
+
+func (l *library) Register(node peer.Node) (func() error, error) {
+	info := &registry.Info{
+		ServiceName: node.Name, Addr: utils.NewNetAddr("tcp", node.Addr), Weight: node.Weight, Tags: node.Metadata,
+	}
+	err := l.registry.Register(info)
+	return func() error { return l.registry.Deregister(info) }, err
+}
