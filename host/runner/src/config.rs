@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,6 +16,7 @@ use serde_saphyr::Spanned;
 
 use crate::{
     failure::Failure,
+    mesh::SUFFIX,
     units::{Parsed, Secret},
     yaml::{self, Listen, at_line},
 };
@@ -69,6 +71,8 @@ pub(crate) struct Spec {
     pub(crate) metadata: Metadata,
     /// What it may do.
     pub(crate) allow: Allow,
+    /// What follows a service's name in the host of a request that goes to it by name.
+    pub(crate) suffix: Arc<str>,
     /// What it may use.
     pub(crate) limits: Limits,
 }
@@ -113,7 +117,7 @@ impl fmt::Debug for Variables {
 pub(crate) struct Allow {
     /// The names it may register. By default the service's own.
     pub(crate) names: Names,
-    /// The names it may look up. By default none.
+    /// The names it may look up, and call by name. By default none.
     pub(crate) discover: Names,
     /// The hosts it may send HTTP requests to. By default none.
     pub(crate) outbound: Vec<Host>,
@@ -230,6 +234,7 @@ impl Spec {
             metadata: Metadata::default(),
             config: Variables::default(),
             env: Variables::default(),
+            suffix: SUFFIX.into(),
             limits: Limits::default(),
         }
     }
@@ -263,12 +268,14 @@ impl Config {
         let parsed = yaml::parse(file, text)?;
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
-        Ok(Self {
-            registrar: reader.registrar(parsed.etcd, parsed.registry)?,
-            etcd_required,
-            admin: parsed.admin.map(|admin| reader.admin(&admin)).transpose()?,
-            services: reader.services(parsed.services)?,
-        })
+        let admin = parsed.admin.map(|admin| reader.admin(&admin)).transpose()?;
+        let suffix = parsed.registry.suffix.as_ref().map(|Parsed(suffix)| suffix.0.clone());
+        let registrar = reader.registrar(parsed.etcd, parsed.registry)?;
+        let mut services = reader.services(parsed.services)?;
+        for spec in &mut services {
+            set(&mut spec.suffix, suffix.clone());
+        }
+        Ok(Self { registrar, etcd_required, admin, services })
     }
 }
 

@@ -13,6 +13,7 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
+    mesh::Mesh,
     outbound::Outbound,
     output::Output,
     stats::Stats,
@@ -67,14 +68,16 @@ impl Guest {
             max_ttl: MAX_TTL,
             ..Policy::default()
         };
+        let registry = RegistryCtx::new(registrar, policy);
+        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix);
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
-            outbound: Outbound::new(&spec.allow.outbound, spec.limits.request_timeout),
+            outbound: Outbound::new(&spec.allow.outbound, mesh, spec.limits.request_timeout),
             memory: spec.limits.memory,
-            registry: RegistryCtx::new(registrar, policy),
+            registry,
             ended: CancellationToken::new(),
             stats,
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::door::Door;
+use crate::{door::Door, tracked::Tracked};
 
 /// Connections of one service at a time; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
@@ -201,19 +201,5 @@ fn farewell<B>(version: Version, response: &mut Response<B>, last: &Cancellation
     match version {
         Version::HTTP_2 => last.cancel(),
         _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
-    }
-}
-
-/// hyper's way to spawn the streams of an HTTP/2 connection, through the tracker like everything else.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F> hyper::rt::Executor<F> for Tracked
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        self.0.spawn(stream);
     }
 }

@@ -17,6 +17,7 @@ mod guest;
 mod http;
 mod instances;
 mod log;
+mod mesh;
 mod metrics;
 mod outbound;
 mod output;
@@ -27,6 +28,7 @@ mod shutdown;
 mod stats;
 mod story;
 mod systemd;
+mod tracked;
 mod units;
 mod yaml;
 

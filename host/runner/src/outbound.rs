@@ -1,17 +1,23 @@
-//! Which hosts a component may send HTTP requests to: those that its policy lists, and no other.
+//! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use http::uri::{Authority, Scheme};
+use http_body::Body;
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks, default_send_request};
 
-use crate::config::Host;
+use crate::{config::Host, mesh::Mesh};
+
+/// How long the rest of a request that goes nowhere is taken.
+const DRAIN: Duration = Duration::from_millis(100);
 
 /// The outbound part of a policy, as a hook of `wasi:http`.
 #[derive(Clone)]
 pub(crate) struct Outbound {
     hosts: Arc<[Host]>,
+    mesh: Arc<Mesh>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
 }
@@ -19,15 +25,8 @@ pub(crate) struct Outbound {
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl Outbound {
-    pub(crate) fn new(hosts: &[Host], timeout: Duration) -> Self {
-        Self { hosts: hosts.into(), timeout }
-    }
-
-    fn allows(&self, authority: &Authority, scheme: Option<&Scheme>) -> bool {
-        let default_port = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
-        let port = authority.port_u16().unwrap_or(default_port);
-        let name = authority.host();
-        self.hosts.iter().any(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
+    pub(crate) fn new(hosts: &[Host], mesh: Mesh, timeout: Duration) -> Self {
+        Self { hosts: hosts.into(), mesh: Arc::new(mesh), timeout }
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
@@ -49,16 +48,26 @@ impl WasiHttpHooks for Outbound {
         _: Io,
     ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Io)>> + Send> {
         let uri = request.uri();
+        let options = self.bounded(options);
+        if let Some(target) = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme())) {
+            let mesh = Arc::clone(&self.mesh);
+            return Box::new(async move {
+                let response = mesh.send(target, request, options).await?;
+                Ok((response, Box::new(ready(Ok(()))) as Io))
+            });
+        }
         let allowed = uri.authority().is_some_and(|authority| {
             // A user in the authority would be parsed by others in other ways.
-            !authority.as_str().contains('@') && self.allows(authority, uri.scheme())
+            !authority.as_str().contains('@') && allow(&self.hosts, authority, uri.scheme())
         });
         if !allowed {
             let authority = uri.authority().map_or("", Authority::as_str);
-            tracing::debug!(to = authority, "an outgoing request is not in allow.outbound");
-            return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
+            tracing::debug!(to = authority, "an outgoing request is in neither allow.outbound nor allow.discover");
+            return Box::new(async move {
+                drain(request.into_body()).await;
+                Err(Error::HttpRequestDenied)
+            });
         }
-        let options = self.bounded(options);
         Box::new(async move {
             let (response, io) = default_send_request(request, Some(options)).await?;
             Ok((response.map(BodyExt::boxed_unsync), Box::new(io) as Io))
@@ -66,19 +75,30 @@ impl WasiHttpHooks for Outbound {
     }
 }
 
+/// Takes what a component writes of a request that goes nowhere, for a moment. Many components write it before they look
+/// at the answer, and would be told that the writing broke off, and not why.
+pub(crate) async fn drain(mut body: impl Body + Unpin) {
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = timeout(DRAIN, all).await; // What has not come by then is not waited for.
+}
+
+fn allow(hosts: &[Host], authority: &Authority, scheme: Option<&Scheme>) -> bool {
+    let default_port = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    let port = authority.port_u16().unwrap_or(default_port);
+    let name = authority.host();
+    hosts.iter().any(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::uri::Scheme;
 
-    use super::Outbound;
+    use super::allow;
 
     #[test]
     fn only_listed_hosts_are_reached() {
         let hosts = ["api.example", "127.0.0.1:8080", "[::1]:80"].map(|host| host.parse().unwrap());
-        let outbound = Outbound::new(&hosts, Duration::from_secs(1));
-        let allows = |authority: &str, scheme| outbound.allows(&authority.parse().unwrap(), Some(&scheme));
+        let allows = |authority: &str, scheme| allow(&hosts, &authority.parse().unwrap(), Some(&scheme));
         assert!(allows("api.example", Scheme::HTTPS));
         assert!(allows("API.example:8443", Scheme::HTTP));
         assert!(allows("127.0.0.1:8080", Scheme::HTTP));

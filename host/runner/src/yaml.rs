@@ -1,6 +1,6 @@
 //! The configuration file as it is written: its keys, and where in it a mistake stands.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
 use serde::{
@@ -64,6 +64,7 @@ pub(crate) struct Registry {
     pub(crate) layout: Option<Spanned<Layouts>>,
     pub(crate) ttl: Option<Parsed<WholeSeconds>>,
     pub(crate) ownership: Option<Parsed<Ownership>>,
+    pub(crate) suffix: Option<Parsed<Suffix>>,
     #[serde(default)]
     pub(crate) weight: Weight,
 }
@@ -202,6 +203,21 @@ impl std::str::FromStr for WholeSeconds {
             return Err(format!("must be whole seconds, not {text:?}"));
         }
         Ttl::try_from(span.as_secs()).map(Self).map_err(|invalid| invalid.to_string())
+    }
+}
+
+/// What follows a service's name in the host of a request.
+pub(crate) struct Suffix(pub(crate) Arc<str>);
+
+impl std::str::FromStr for Suffix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let legal = |label: &str| !label.is_empty() && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+        if text.len() > 253 || !text.split('.').all(legal) {
+            return Err(format!("must be a domain such as leasehold or svc.local, not {text:?}"));
+        }
+        Ok(Self(text.into()))
     }
 }
 

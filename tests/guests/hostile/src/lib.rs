@@ -2,14 +2,15 @@
 //!
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
-//! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused; `GET /` answers `hostile`.
+//! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
+//! to that host and answers likewise, with the case `failed`. `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
 
 use bindings::{exports::leasehold::registry::lifecycle, leasehold::registry::types, wasi::config::store};
 use serde_json::json;
-use wstd::http::{Body, Error, Request, Response};
+use wstd::http::{Body, Client, Error, Request, Response};
 
 use act::{Outcome, act};
 
@@ -31,11 +32,23 @@ impl lifecycle::Guest for Hostile {
 
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
-    let body = match request.uri().path().strip_prefix("/act/") {
-        Some(name) => report(act(name)),
-        None => "hostile\n".into(),
+    let path = request.uri().path();
+    let body = if let Some(name) = path.strip_prefix("/act/") {
+        report(act(name))
+    } else if let Some(host) = path.strip_prefix("/call/") {
+        let (case, text) = call(host).await.map_or_else(|error| ("failed", format!("{error:?}")), |text| ("ok", text));
+        json!({ "case": case, "text": text }).to_string()
+    } else {
+        "hostile\n".into()
     };
     Ok(Response::new(body.into()))
+}
+
+/// What a host answers.
+async fn call(host: &str) -> Result<String, Error> {
+    let request = Request::get(format!("http://{host}/")).body(Body::empty())?;
+    let mut response = Client::new().send(request).await?;
+    Ok(response.body_mut().str_contents().await?.to_owned())
 }
 
 fn report(outcome: Outcome) -> String {

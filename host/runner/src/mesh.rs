@@ -1,0 +1,319 @@
+//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as etcd has them.
+//!
+//! `VERSION.NAME.leasehold` is a node of that version. A node that takes no connection is passed over, which is safe
+//! with any request: nothing of it was sent.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, Uri, Version as HttpVersion,
+    header::{CONTENT_TYPE, HOST, TE},
+    request::Parts,
+    uri::{Authority, Scheme},
+};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioTimer,
+};
+use leasehold::{Addr, Balancer, Pick, ServiceName, Version};
+use leasehold_wasmtime::{Names, RegistryCtx};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
+
+use crate::{failure::one_line, outbound::drain, tracked::Tracked};
+
+/// What follows a service's name in a host, unless the configuration says otherwise.
+pub(crate) const SUFFIX: &str = "leasehold";
+/// Nodes that one request is tried on, at most.
+const MAX_NODES: usize = 3;
+/// A node that takes no connection within this time is passed over.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
+const IDLE: Duration = Duration::from_secs(10);
+/// Idle connections to one node, at most.
+const MAX_IDLE: usize = 16;
+
+/// The services that one component may call by name.
+pub(crate) struct Mesh {
+    registry: RegistryCtx,
+    names: Names,
+    /// With a dot before it.
+    suffix: String,
+    http1: Client<HttpConnector, Attempt>,
+    /// For gRPC, which exists over HTTP/2 only.
+    http2: Client<HttpConnector, Attempt>,
+    balancers: Mutex<HashMap<Target, Arc<Balancer>>>,
+}
+
+/// Which nodes a request may go to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    name: ServiceName,
+    version: Version,
+}
+
+impl Mesh {
+    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let mut builder = Client::builder(Tracked(TaskTracker::new()));
+        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
+        builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
+        let http1 = builder.build(connector.clone());
+        let http2 = builder.http2_only(true).build(connector);
+        Self { registry, names, suffix: format!(".{suffix}"), http1, http2, balancers: Mutex::default() }
+    }
+
+    /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
+    pub(crate) fn target(&self, authority: &Authority, scheme: Option<&Scheme>) -> Option<Target> {
+        let named = authority.as_str().strip_suffix(&self.suffix)?;
+        if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
+            return None;
+        }
+        let target = |version: &str, name: &str| {
+            let target = Target { name: name.parse().ok()?, version: version.parse().ok()? };
+            self.names.allow(&target.name).then_some(target)
+        };
+        // Names may have dots too, and so may versions.
+        let versions = || named.match_indices('.').find_map(|(dot, _)| target(&named[..dot], &named[dot + 1..]));
+        target("", named).or_else(versions)
+    }
+
+    /// Sends a request to a node of the service. Errors are those of `wasi:http`; the log says more.
+    pub(crate) async fn send(
+        &self,
+        target: Target,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>, Error> {
+        let (parts, body) = request.into_parts();
+        let body = Arc::new(Mutex::new(body));
+        let sent = async {
+            let balancer = self.balancer(&target).await?;
+            self.try_nodes(&target, &balancer, &parts, &body).await
+        };
+        let response = match options.first_byte_timeout {
+            None => sent.await,
+            Some(limit) => timeout(limit, sent).await.unwrap_or(Err(Error::HttpResponseTimeout)),
+        };
+        let (response, pick) = match response {
+            Ok(response) => response,
+            Err(error) => {
+                drain(Attempt(body)).await;
+                return Err(error);
+            }
+        };
+        let between_bytes = options.between_bytes_timeout;
+        Ok(response.map(|body| Answer { body, between_bytes, silence: None, _pick: pick }.boxed_unsync()))
+    }
+
+    async fn try_nodes(
+        &self,
+        target: &Target,
+        balancer: &Balancer,
+        parts: &Parts,
+        body: &Arc<Mutex<WasiBody>>,
+    ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
+        let mut tried: Vec<Addr> = Vec::new();
+        while tried.len() < MAX_NODES
+            && let Some(pick) = balancer.pick(&tried)
+        {
+            let addr = pick.node().addr.clone();
+            let (client, request) = self.attempt(parts, body, &addr)?;
+            let begun = Instant::now();
+            match client.request(request).await {
+                Ok(response) => {
+                    pick.succeeded(begun.elapsed());
+                    return Ok((response, pick));
+                }
+                Err(error) => {
+                    pick.failed();
+                    let connects = error.is_connect();
+                    tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(&chain(&error)));
+                    if !connects {
+                        // The node may have begun to act on it.
+                        return Err(Error::ConnectionTerminated);
+                    }
+                    tried.push(addr);
+                }
+            }
+        }
+        if !tried.is_empty() {
+            return Err(Error::ConnectionRefused);
+        }
+        let version = match target.version.as_str() {
+            "" => String::new(),
+            version => format!(" in version {version}"),
+        };
+        Err(not_found(format!("nobody is registered as {}{version}", target.name)))
+    }
+
+    fn attempt(
+        &self,
+        parts: &Parts,
+        body: &Arc<Mutex<WasiBody>>,
+        addr: &Addr,
+    ) -> Result<(&Client<HttpConnector, Attempt>, Request<Attempt>), Error> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
+        let mut request = Request::new(Attempt(Arc::clone(body)));
+        *request.uri_mut() = uri.map_err(|_| Error::HttpRequestUriInvalid)?;
+        *request.method_mut() = parts.method.clone();
+        *request.headers_mut() = parts.headers.clone();
+        let is_grpc =
+            parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc {
+            *request.version_mut() = HttpVersion::HTTP_2;
+            // gRPC over HTTP/2 asks for it, and `wasi:http` keeps it from components.
+            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            return Ok((&self.http2, request));
+        }
+        if let Some(authority) = parts.uri.authority()
+            && let Ok(host) = HeaderValue::from_str(authority.as_str())
+        {
+            request.headers_mut().entry(HOST).or_insert(host);
+        }
+        Ok((&self.http1, request))
+    }
+
+    async fn balancer(&self, target: &Target) -> Result<Arc<Balancer>, Error> {
+        let known = self.balancers().get(target).cloned();
+        if let Some(balancer) = known {
+            return Ok(balancer);
+        }
+        let view = self.registry.view(target.name.clone(), target.version.clone()).await;
+        let view = view.map_err(|error| {
+            tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
+            not_found(format!("{} cannot be looked up now", target.name))
+        })?;
+        // As many as there are views, which are limited.
+        Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(|| Arc::new(Balancer::new(view)))))
+    }
+
+    fn balancers(&self) -> MutexGuard<'_, HashMap<Target, Arc<Balancer>>> {
+        self.balancers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The error of `wasi:http` that has room for a sentence.
+fn not_found(said: String) -> Error {
+    Error::DnsError { rcode: Some(said), info_code: None }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
+/// The body of a request, lent to one attempt after the other. One that made no connection has not touched it.
+struct Attempt(Arc<Mutex<WasiBody>>);
+
+impl Attempt {
+    fn body(&self) -> MutexGuard<'_, WasiBody> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Body for Attempt {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut *self.body()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body().size_hint()
+    }
+}
+
+/// The body of an answer. The node counts as busy until its end.
+struct Answer {
+    body: hyper::body::Incoming,
+    between_bytes: Option<Duration>,
+    silence: Option<Pin<Box<Sleep>>>,
+    _pick: Pick,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Error::Hyper)));
+        }
+        let Some(limit) = self.between_bytes else { return Poll::Pending };
+        ready!(self.silence.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::uri::Scheme;
+    use leasehold::{Options, Registrar};
+    use leasehold_wasmtime::{Names, Policy, RegistryCtx};
+
+    use super::Mesh;
+
+    fn mesh(names: Names) -> Mesh {
+        // Nobody listens there, and nobody is asked.
+        let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
+        Mesh::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold")
+    }
+
+    #[tokio::test]
+    async fn a_host_names_a_service_and_perhaps_its_version() {
+        let only = mesh(["user", "user.rpc"].iter().map(|name| name.parse().unwrap()).collect());
+        let target = |mesh: &Mesh, authority: &str, scheme| {
+            let target = mesh.target(&authority.parse().unwrap(), Some(&scheme))?;
+            Some((target.version.to_string(), target.name.to_string()))
+        };
+        let named = |version: &str, name: &str| Some((version.to_owned(), name.to_owned()));
+        for (authority, expected) in [
+            ("user.leasehold", named("", "user")),
+            ("user.rpc.leasehold", named("", "user.rpc")),
+            ("v1.user.leasehold", named("v1", "user")),
+            ("v1.2.user.leasehold", named("v1.2", "user")),
+            ("v1.user.rpc.leasehold", named("v1", "user.rpc")),
+            ("order.leasehold", None),
+            ("user.leasehold:80", None),
+            ("user.leasehold.evil", None),
+            ("a@user.leasehold", None),
+            ("leasehold", None),
+            ("user", None),
+        ] {
+            assert_eq!(target(&only, authority, Scheme::HTTP), expected, "{authority}");
+        }
+        assert_eq!(target(&only, "user.leasehold", Scheme::HTTPS), None);
+        assert_eq!(target(&mesh(Names::Any), "v1.user.leasehold", Scheme::HTTP), named("", "v1.user"));
+    }
+}
