@@ -3,6 +3,8 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +14,7 @@ use crate::{
     ask,
     config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables},
     failure::Failure,
+    units::Span,
     yaml::Listen,
 };
 
@@ -20,6 +23,8 @@ Examples:
   leasehold run --dev greeter.yaml      try it: a private etcd, gone with the host
   leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
   leasehold ls greeter                  who is registered under that name
+  leasehold watch                       the same, live
+  leasehold doctor                      what is wrong with what is registered, and the cure
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
@@ -121,6 +126,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
     )]
     Ls(LsArgs),
+    /// Show what is registered in etcd and what changes, until Ctrl-C
+    #[command(
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 200ms\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt reads etcd once an interval, so what comes and goes in between is not seen."
+    )]
+    Watch(WatchArgs),
+    /// Say what is wrong with what is registered in etcd, and the cure
+    #[command(
+        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, and an etcd that is slow. The exit code is 1 when it finds something.\nIt changes nothing."
+    )]
+    Doctor(DoctorArgs),
     /// Say whether a configuration would run; starts nothing
     #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
     Check(CheckArgs),
@@ -193,6 +208,48 @@ pub(crate) struct LsArgs {
     /// Only this service
     pub(crate) name: Option<String>,
 
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WatchArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// One JSON object a line for each change
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// How often etcd is read, 100ms or more
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub(crate) every: Every,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Do not try to connect to the nodes
+    #[arg(long)]
+    pub(crate) no_dial: bool,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+/// Which etcd to look at, and for what.
+#[derive(Args, Debug)]
+pub(crate) struct EtcdArgs {
     /// How the keys and values are laid out; repeat it for several [default: seed]
     #[arg(long, conflicts_with = "config")]
     layout: Vec<String>,
@@ -201,10 +258,6 @@ pub(crate) struct LsArgs {
     #[arg(long, conflicts_with = "config")]
     prefix: Option<String>,
 
-    /// One JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-
     /// An etcd endpoint; repeat it for each member of the cluster [default: http://127.0.0.1:2379]
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     etcd: Vec<String>,
@@ -212,6 +265,22 @@ pub(crate) struct LsArgs {
     /// Take etcd's endpoints, user, TLS and the layouts from this configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// The interval of `watch`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Every(pub(crate) Duration);
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        if span < Duration::from_millis(100) {
+            return Err(format!("must be 100ms or more, not {text:?}"));
+        }
+        Ok(Self(span))
+    }
 }
 
 #[derive(Args, Debug)]
@@ -316,7 +385,7 @@ impl SingleArgs {
     }
 }
 
-impl LsArgs {
+impl EtcdArgs {
     /// How to reach etcd.
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         match &self.config {
@@ -357,7 +426,7 @@ fn options(urls: &[String]) -> Result<Options, Failure> {
 /// Parses an argument; the error names its flag.
 pub(crate) fn parse<T>(flag: &str, text: &str) -> Result<T, Failure>
 where
-    T: std::str::FromStr,
+    T: FromStr,
     T::Err: std::fmt::Display,
 {
     text.parse().map_err(|error| wrong(flag, error))

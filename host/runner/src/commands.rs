@@ -1,20 +1,24 @@
 //! The commands beside `run`: those that look and run nothing, and those that ask a running host.
 
 mod check;
+mod doctor;
 mod drain;
 mod explain;
 mod inspect;
 mod ls;
+mod watch;
 
 use std::io::{self, Write, stdout};
 
 use serde::Serialize;
 
 pub(crate) use check::check;
+pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use explain::explain;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
+pub(crate) use watch::watch;
 
 use crate::failure::Failure;
 

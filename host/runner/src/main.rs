@@ -92,7 +92,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "say what to do: run, ls, check, explain, inspect or drain".to_owned()
+            "say what to do: run, ls, watch, doctor, check, explain, inspect or drain".to_owned()
         }
         _ => error.to_string(),
     };
@@ -114,6 +114,8 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run(args).await,
         Command::Ls(args) => commands::ls(args).await,
+        Command::Watch(args) => commands::watch(args).await,
+        Command::Doctor(args) => commands::doctor(args).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),

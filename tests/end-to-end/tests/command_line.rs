@@ -150,7 +150,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     let greeter = component("greeter");
     let listen = "127.0.0.1:0";
     for (arguments, start) in [
-        (vec![], "say what to do: run, ls, check, explain, inspect or drain; see leasehold --help"),
+        (vec![], "say what to do: run, ls, watch, doctor, check, explain, inspect or drain; see leasehold --help"),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
         (vec!["run", "a.yaml", "--no-such-flag"], "unexpected argument '--no-such-flag' found"),

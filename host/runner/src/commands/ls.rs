@@ -14,26 +14,29 @@ use crate::{
 };
 
 /// How long the registrar's thread may take to end; it holds no lease.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One node as `--json` shows it.
-#[derive(Serialize)]
-struct Row {
-    key: String,
-    name: String,
-    version: String,
-    addr: String,
-    weight: Option<u32>,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Row {
+    pub(super) key: String,
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) addr: String,
+    pub(super) weight: Option<u32>,
     /// As etcdctl writes it; null for a key that outlives its host.
-    lease: Option<String>,
-    ttl_seconds: Option<u64>,
-    metadata: BTreeMap<String, String>,
+    pub(super) lease: Option<String>,
+    pub(super) ttl_seconds: Option<u64>,
+    pub(super) metadata: BTreeMap<String, String>,
 }
+
+/// What [`Row::cells`] are.
+pub(super) const HEADINGS: [&str; 6] = ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"];
 
 /// Lists nodes on stdout; keys that are not nodes are counted on stderr.
 pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
-    let options = args.registrar()?;
+    let options = args.etcd.registrar()?;
     let registrar = reach::start(&options)?;
     let listed = read(&registrar, &options, name.as_ref()).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
@@ -42,10 +45,7 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     if args.json {
         print_json(&rows)?;
     } else {
-        print(&table(
-            ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"],
-            &rows.iter().map(cells).collect::<Vec<_>>(),
-        ))?;
+        print(&table(HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>()))?;
     }
     if others > 0 {
         tracing::warn!("{others} {} not a node", if others == 1 { "key is" } else { "keys are" });
@@ -53,7 +53,11 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn read(registrar: &Registrar, options: &Options, name: Option<&ServiceName>) -> Result<Vec<Listed>, Failure> {
+pub(super) async fn read(
+    registrar: &Registrar,
+    options: &Options,
+    name: Option<&ServiceName>,
+) -> Result<Vec<Listed>, Failure> {
     // A first answer says whether etcd is there at all; the list itself may take longer than one request.
     let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
     reach::attempt(registrar, options).await.map_err(unavailable)?;
@@ -62,7 +66,7 @@ async fn read(registrar: &Registrar, options: &Options, name: Option<&ServiceNam
     listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)
 }
 
-fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
+pub(super) fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
     let all = listed.len();
     let mut rows: Vec<Row> = listed
         .into_iter()
@@ -85,14 +89,21 @@ fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
     (rows, others)
 }
 
-fn cells(row: &Row) -> [String; 6] {
-    let dash = || "-".to_owned();
-    [
-        row.name.clone(),
-        if row.version.is_empty() { dash() } else { row.version.clone() },
-        row.addr.clone(),
-        row.weight.map_or_else(dash, |weight| weight.to_string()),
-        row.lease.clone().unwrap_or_else(dash),
-        row.ttl_seconds.map_or_else(dash, |seconds| format!("{seconds}s")),
-    ]
+impl Row {
+    pub(super) fn cells(&self) -> [String; 6] {
+        let dash = || "-".to_owned();
+        [
+            self.name.clone(),
+            if self.version.is_empty() { dash() } else { self.version.clone() },
+            self.addr.clone(),
+            self.weight.map_or_else(dash, |weight| weight.to_string()),
+            self.lease.clone().unwrap_or_else(dash),
+            self.ttl_seconds.map_or_else(dash, |seconds| format!("{seconds}s")),
+        ]
+    }
+
+    /// Whether all but the time that is left is the same.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        Self { ttl_seconds: None, ..self.clone() } == Self { ttl_seconds: None, ..other.clone() }
+    }
 }

@@ -1,0 +1,198 @@
+//! `leasehold doctor`: what is wrong with what is registered in etcd, and the cure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt, stream};
+use leasehold::{Addr, Layout, Listed, Options, Registrar};
+use serde::Serialize;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use super::{
+    ls::{END_TIMEOUT, read},
+    print, print_json,
+};
+use crate::{
+    cli::DoctorArgs,
+    failure::{Failure, shown},
+    reach,
+};
+
+/// A node that takes no connection within this time counts as unreachable.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Nodes that are dialled at a time.
+const MAX_DIALS: usize = 64;
+/// An etcd that takes longer than this for a request is slow: renewals and registrations wait as long.
+const SLOW: Duration = Duration::from_millis(250);
+
+/// One thing that is wrong.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Finding {
+    /// What kind, for machines.
+    kind: &'static str,
+    /// The key in etcd; none where it is about etcd itself.
+    key: Option<String>,
+    /// What is wrong.
+    found: String,
+    /// What to do.
+    cure: String,
+}
+
+/// Everything, as `--json` shows it.
+#[derive(Serialize)]
+struct Report {
+    endpoint: String,
+    etcd: String,
+    round_trip_ms: u128,
+    keys: usize,
+    nodes: usize,
+    findings: Vec<Finding>,
+}
+
+/// Reports on stdout. Findings are a failure, so that a script notices.
+pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
+    let options = args.etcd.registrar()?;
+    let registrar = reach::start(&options)?;
+    let report = examine(&registrar, &options, !args.no_dial).await;
+    let _ = registrar.shutdown(END_TIMEOUT).await; // It holds nothing.
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report))?;
+    }
+    match report.findings.len() {
+        0 => Ok(()),
+        1 => Err(Failure::other("1 finding")),
+        many => Err(Failure::other(format!("{many} findings"))),
+    }
+}
+
+async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result<Report, Failure> {
+    let listed = read(registrar, options, None).await?;
+    let begun = Instant::now();
+    let status = registrar.reach().await.map_err(|error| Failure::unavailable(reach::said(&error, options)))?;
+    let round_trip = begun.elapsed();
+    let mut findings = of_keys(&listed, &options.layouts);
+    if dial {
+        findings.extend(unreachable(&listed).await);
+    }
+    findings.sort_by(|a, b| a.key.cmp(&b.key));
+    if round_trip > SLOW {
+        findings.push(Finding {
+            kind: "slow-etcd",
+            key: None,
+            found: format!("{} took {} ms to answer", status.endpoint, round_trip.as_millis()),
+            cure: "look at etcd's disk and at the network: etcd_disk_wal_fsync_duration_seconds tells".to_owned(),
+        });
+    }
+    Ok(Report {
+        endpoint: status.endpoint,
+        etcd: status.version,
+        round_trip_ms: round_trip.as_millis(),
+        keys: listed.len(),
+        nodes: listed.iter().filter(|found| found.node.is_ok()).count(),
+        findings,
+    })
+}
+
+/// What keys and values tell by themselves.
+fn of_keys(listed: &[Listed], layouts: &[Layout]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut places: BTreeMap<&str, Vec<&Listed>> = BTreeMap::new();
+    for found in listed {
+        let key = shown(&found.key);
+        let mut add = |kind, what: String, cure: String| {
+            findings.push(Finding { kind, key: Some(key.clone()), found: what, cure });
+        };
+        match &found.node {
+            Ok(node) => {
+                places.entry(node.addr.as_str()).or_default().push(found);
+                if found.lease == 0 {
+                    let what = "it stands under no lease, and so for ever, whether its service lives or not".to_owned();
+                    add("no-lease", what, format!("etcdctl del {key:?}; a service that lives registers again"));
+                }
+            }
+            Err(why) => {
+                let owner = Layout::NAMES.iter().find(|name| {
+                    let layout: Option<Layout> = name.parse().ok();
+                    layout.is_some_and(|layout| layout.parse(found.key.as_bytes(), &found.value).is_ok())
+                });
+                match owner {
+                    // Other layouts may keep their keys below this one's root.
+                    Some(owner) if !layouts.iter().any(|layout| layout.to_string() == *owner) => {}
+                    _ => {
+                        let what = format!("it is not a node: {}", shown(&why.to_string()));
+                        let cure = "clients skip it or break on it: mend its writer, or delete it; if it belongs to another \
+                                    application, give one of them another prefix";
+                        add("not-a-node", what, cure.to_owned());
+                    }
+                }
+            }
+        }
+    }
+    for (addr, sharing) in places {
+        let mut names: Vec<_> =
+            sharing.iter().filter_map(|found| found.node.as_ref().ok()).map(|node| &node.name).collect();
+        names.sort();
+        names.dedup();
+        let mut leases: Vec<_> = sharing.iter().map(|found| found.lease).collect();
+        leases.sort_unstable();
+        leases.dedup();
+        // One instance may have several names or layouts; two that do not know of each other have two leases.
+        if names.len() > 1 && leases.len() > 1 {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            findings.push(Finding {
+                kind: "shared-address",
+                key: Some(shown(&sharing[0].key)),
+                found: format!("{addr} is published by {}, under leases of their own", names.join(" and ")),
+                cure: "one of them is likely a ghost, or has a wrong advertised address: look which one listens there"
+                    .to_owned(),
+            });
+        }
+    }
+    findings
+}
+
+/// Which nodes take no connection from here.
+async fn unreachable(listed: &[Listed]) -> Vec<Finding> {
+    let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
+    for found in listed {
+        if let Ok(node) = &found.node {
+            addrs.entry(node.addr.clone()).or_insert_with(|| shown(&found.key));
+        }
+    }
+    let dials = addrs.into_iter().map(|(addr, key)| async move {
+        let why = match timeout(DIAL_TIMEOUT, TcpStream::connect((addr.host(), addr.port()))).await {
+            Ok(Ok(_)) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("nothing within {DIAL_TIMEOUT:?}"),
+        };
+        Some(Finding {
+            kind: "unreachable",
+            key: Some(key),
+            found: format!("{addr} takes no connection from here: {why}"),
+            cure:
+                "if its host is dead the key goes with its lease; else look at its firewall and its advertised address"
+                    .to_owned(),
+        })
+    });
+    stream::iter(dials).buffer_unordered(MAX_DIALS).filter_map(std::future::ready).collect().await
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "etcd {} at {}, {} ms away; keys: {}, nodes: {}\n",
+        report.etcd, report.endpoint, report.round_trip_ms, report.keys, report.nodes
+    );
+    for finding in &report.findings {
+        let key = finding.key.as_deref().unwrap_or("etcd");
+        text.push_str(&format!("\n{key}\n  {}: {}\n  cure: {}\n", finding.kind, finding.found, finding.cure));
+    }
+    if report.findings.is_empty() {
+        text.push_str("nothing is wrong\n");
+    }
+    text
+}

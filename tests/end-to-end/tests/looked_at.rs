@@ -1,0 +1,117 @@
+//! `leasehold watch` and `leasehold doctor`, on an etcd with good nodes, ghosts and garbage in it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use leasehold_end_to_end::{
+    Ended, Host, Program,
+    config::{endpoint, greeter},
+    paths,
+};
+use leasehold_scenarios::world::World;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn leasehold<const N: usize>(arguments: [&str; N], folder: &TempDir) -> Program {
+    Program::spawn(&paths::leasehold(), arguments, folder.path())
+}
+
+async fn ended<const N: usize>(arguments: [&str; N]) -> Ended {
+    leasehold(arguments, &TempDir::new().unwrap()).ends().await
+}
+
+fn value(name: &str, addr: &str, weight: u32) -> String {
+    format!(r#"{{"name":"{name}","addr":"{addr}","version":"","weight":"{weight}"}}"#)
+}
+
+/// Waits for a line of JSON about a key, and gives it.
+async fn change(program: &mut Program, what: &str, key: &str) -> Value {
+    let fits =
+        |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|line| line["change"] == what && line["key"] == key);
+    serde_json::from_str(&program.line(&format!("{what} {key}"), fits).await).unwrap()
+}
+
+#[tokio::test]
+async fn watch_tells_every_change_once() {
+    let mut world = World::real().await;
+    let etcd = endpoint(&world);
+    world.put("/user/h:1", &value("user", "h:1", 10), 0).await;
+    let folder = TempDir::new().unwrap();
+    let mut json = leasehold(["watch", "--json", "--every", "100ms", "--etcd", &etcd], &folder);
+    let mut text = leasehold(["watch", "user", "--every", "100ms", "--etcd", &etcd], &folder);
+    change(&mut json, "present", "/user/h:1").await;
+    text.line("what is there", |line| line.split_whitespace().eq(["user", "-", "h:1", "10", "-", "-"])).await;
+    world.put("/user/h:1", &value("user", "h:1", 11), 0).await;
+    assert_eq!(change(&mut json, "changed", "/user/h:1").await["weight"], 11);
+    text.line("what changed", |line| line.starts_with("~  user")).await;
+    let greeter = Host::of(&world, [greeter()]).await;
+    let key = format!("/greeter/v1/{}", greeter.addr("greeter"));
+    assert_eq!(change(&mut json, "joined", &key).await["version"], "v1");
+    world.kill();
+    json.line("that etcd is gone", |line| line.contains("what is shown is what was known")).await;
+    world.restart(true).await;
+    json.line("that etcd is back", |line| line.contains("etcd is back")).await;
+    assert_eq!(greeter.stop().await.code, Some(0));
+    change(&mut json, "left", &key).await;
+    world.delete("/user/h:1").await;
+    text.line("what went", |line| line.starts_with("-  user")).await;
+    for program in [json, text] {
+        program.signal("INT");
+        let ended = program.ends().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        // Renewals are no changes.
+        assert!(ended.stdout.lines().count() <= 6, "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn watch_and_doctor_need_an_etcd() {
+    for command in ["watch", "doctor"] {
+        let ended = ended([command, "--etcd", "http://127.0.0.1:9"]).await;
+        assert_eq!(ended.code, Some(69), "{ended:?}");
+        assert!(ended.stderr.starts_with("leasehold: etcd: http://127.0.0.1:9 cannot be reached"), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    }
+    let wrong = ended(["watch", "--every", "1ms"]).await;
+    assert_eq!(wrong.code, Some(64), "{wrong:?}");
+    assert!(wrong.stderr.contains("must be 100ms or more"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn doctor_finds_what_is_wrong_and_names_the_cure() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let host = Host::of(&world, [greeter()]).await;
+    let healthy = ended(["doctor", "--etcd", &etcd]).await;
+    assert_eq!(healthy.code, Some(0), "{healthy:?}");
+    assert!(healthy.stdout.ends_with("keys: 1, nodes: 1\nnothing is wrong\n"), "{healthy:?}");
+
+    // A port that nobody listens on: the discard protocol's.
+    world.put("/ghost/127.0.0.1:9", &value("ghost", "127.0.0.1:9", 10), 0).await;
+    world.put("/user/half", "{\"name\":\"us", 0).await;
+    world.put("/user/127.0.0.1:1", &value("user", "127.0.0.1:2", 10), 0).await;
+    // Not this layout's, and so none of its business.
+    let shop = json!({ "id": "1", "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://127.0.0.1:9"] });
+    world.put("/microservices/shop/1", &shop.to_string(), 0).await;
+    let lease = world.grant(60).await;
+    let addr = host.addr("greeter");
+    world.put(&format!("/other/{addr}"), &value("other", &addr, 10), lease).await;
+    let sick = ended(["doctor", "--json", "--etcd", &etcd]).await;
+    assert_eq!((sick.code, sick.stderr.as_str()), (Some(1), "leasehold: 5 findings\n"), "{sick:?}");
+    let report: Value = serde_json::from_str(&sick.stdout).unwrap();
+    let findings: Vec<_> =
+        report["findings"].as_array().unwrap().iter().map(|f| (f["kind"].clone(), f["key"].clone())).collect();
+    let shared = format!("/greeter/v1/{addr}");
+    for (kind, key) in [
+        ("no-lease", "/ghost/127.0.0.1:9"),
+        ("unreachable", "/ghost/127.0.0.1:9"),
+        ("not-a-node", "/user/half"),
+        ("not-a-node", "/user/127.0.0.1:1"),
+        ("shared-address", &shared),
+    ] {
+        assert!(findings.contains(&(json!(kind), json!(key))), "{kind} {key}: {findings:?}");
+    }
+    assert!(sick.stdout.contains("must agree with its value"), "{sick:?}");
+    let text = ended(["doctor", "--no-dial", "--etcd", &etcd]).await;
+    assert!(text.stdout.contains("cure: etcdctl del \"/ghost/127.0.0.1:9\""), "{text:?}");
+    assert!(!text.stdout.contains("unreachable"), "{text:?}");
+}
