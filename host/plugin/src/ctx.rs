@@ -2,18 +2,22 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures::future::join_all;
-use leasehold::{Error, Registrar, Registration, ServerNode, ServiceName, State, Terms, Version, View};
+use leasehold::{Error, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
 
 use crate::{
     bindings::leasehold::registry::types,
     error::Refusal,
+    kept::Kept,
     policy::Policy,
-    slots::{Occupant, Occupied, Slots, Vacant},
+    slots::{Occupied, Slots, Vacant},
 };
 
 /// The most services that one component watches at a time.
@@ -28,14 +32,21 @@ const MAX_VIEWS: usize = 1000;
 #[derive(Debug, Clone)]
 pub struct RegistryCtx {
     shared: Arc<Shared>,
+    /// Which version of the component this is for, from 0.
+    version: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     registrar: Registrar,
     policy: Policy,
-    registrations: Slots<Identity, Arc<Registration>>,
+    registrations: Slots<Identity, Arc<Kept>>,
     views: Mutex<HashMap<(ServiceName, Version), View>>,
+    /// Versions below this one register nothing until they are restored.
+    withdrawn: AtomicU64,
+    /// The earliest version that may still register, and the latest that there is.
+    earliest: AtomicU64,
+    latest: AtomicU64,
 }
 
 impl Shared {
@@ -58,22 +69,20 @@ impl Identity {
     }
 }
 
-impl Occupant for Arc<Registration> {
-    fn has_ended(&self) -> bool {
-        has_ended(self.status().state)
-    }
-}
-
-/// A registration on its way out cannot be had back; whoever registers its key again gets a new one.
-fn has_ended(state: State) -> bool {
-    matches!(state, State::Draining | State::Stopped)
-}
-
 impl RegistryCtx {
     /// A component without registrations, under `policy`.
     pub fn new(registrar: Registrar, policy: Policy) -> Self {
         let registrations = Slots::new(policy.max_registrations);
-        Self { shared: Arc::new(Shared { registrar, policy, registrations, views: Mutex::default() }) }
+        let shared = Shared {
+            registrar,
+            policy,
+            registrations,
+            views: Mutex::default(),
+            withdrawn: AtomicU64::new(0),
+            earliest: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared), version: 0 }
     }
 
     /// What the component may do.
@@ -81,8 +90,13 @@ impl RegistryCtx {
         &self.shared.policy
     }
 
-    /// The component's registrations that have not ended, in no particular order.
+    /// The component's registrations that have not ended and are not withdrawn, in no particular order.
     pub fn registrations(&self) -> Vec<Arc<Registration>> {
+        self.kept().iter().filter(|kept| !kept.is_withdrawn()).map(|kept| kept.registration()).collect()
+    }
+
+    /// A guest's `current`.
+    pub(crate) fn kept(&self) -> Vec<Arc<Kept>> {
         self.shared.registrations.present()
     }
 
@@ -97,7 +111,7 @@ impl RegistryCtx {
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
         let most = self.shared.policy.max_registrations;
         match self.keep(node, self.shared.policy.terms.clone()).await {
-            Ok(registration) => Ok(registration),
+            Ok(kept) => Ok(kept.registration()),
             Err(Vacant::Full) => Err(Error::Quota { what: "the number of a component's registrations", limit: most }),
             Err(Vacant::Closed) => Err(Error::Ended),
             Err(Vacant::Failed(error)) => Err(error),
@@ -111,27 +125,92 @@ impl RegistryCtx {
     pub async fn stop_all(&self) -> Result<(), Error> {
         let stops = self.shared.registrations.close().into_iter().map(|kept| async move {
             match kept.await {
-                Some(registration) => registration.stop().await,
+                Some(kept) => kept.stop().await,
                 None => Ok(()),
             }
         });
         join_all(stops).await.into_iter().collect()
     }
 
+    /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
+    /// does not work. Its handles stay good; a guest that registers meanwhile is answered `unavailable`.
+    ///
+    /// Ok: all keys are gone. Otherwise the first error; the registrar goes on with the rest. Idempotent.
+    pub async fn withdraw(&self) -> Result<(), Error> {
+        self.shared.withdrawn.fetch_max(self.version + 1, Ordering::SeqCst);
+        let all = self.kept();
+        join_all(all.iter().map(|kept| kept.withdraw())).await.into_iter().collect()
+    }
+
+    /// Registers again what was withdrawn and not stopped by the component meanwhile: the same nodes on the same terms.
+    ///
+    /// Ok: all of it is in etcd. Otherwise the first error, and the rest stays withdrawn until the next call. Idempotent.
+    pub async fn restore(&self) -> Result<(), Error> {
+        let all = self.kept();
+        let restored = all.iter().map(|kept| kept.restore(&self.shared.registrar));
+        join_all(restored).await.into_iter().collect::<Result<(), Error>>()?;
+        self.shared.withdrawn.store(0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether the registrations of this version are withdrawn. A successor may register what they were.
+    pub fn is_withdrawn(&self) -> bool {
+        self.version < self.shared.withdrawn.load(Ordering::SeqCst)
+    }
+
+    /// The same registrations for the component's next version, which is started beside this one.
+    ///
+    /// What both register is one registration: its key stays as it is, and from then on this version's `stop` leaves it
+    /// alone. Ends with [`take_over`](Self::take_over) or [`give_back`](Self::give_back) on the successor; one at a time.
+    #[must_use]
+    pub fn successor(&self) -> Self {
+        let version = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
+        Self { shared: Arc::clone(&self.shared), version }
+    }
+
+    /// Makes everything that is registered this version's, for an embedder that registers in the component's place.
+    pub fn inherit(&self) {
+        self.kept().iter().for_each(|kept| kept.claim(self.version));
+    }
+
+    /// Earlier versions are over: they register no more, and what they registered and this one did not leaves etcd.
+    ///
+    /// Ok: it is gone. Otherwise the first error; the registrar goes on with the rest.
+    pub async fn take_over(&self) -> Result<(), Error> {
+        self.shared.earliest.store(self.version, Ordering::SeqCst);
+        let all = self.kept();
+        let over = all.iter().filter(|kept| kept.owner() < self.version).map(|kept| kept.stop());
+        join_all(over).await.into_iter().collect()
+    }
+
+    /// This version is over before it began: what it alone registered leaves etcd, the rest is its predecessor's again.
+    ///
+    /// Ok: it is gone. Otherwise the first error; the registrar goes on with the rest.
+    pub async fn give_back(&self, predecessor: &Self) -> Result<(), Error> {
+        let all = self.kept();
+        let over = all.iter().filter(|kept| !kept.give_back(self.version, predecessor.version));
+        join_all(over.map(|kept| kept.stop())).await.into_iter().collect()
+    }
+
     /// A guest's `register`.
-    pub(crate) async fn register(
-        &self,
-        node: types::ServerNode,
-        ttl_seconds: u32,
-    ) -> Result<Arc<Registration>, Refusal> {
+    pub(crate) async fn register(&self, node: types::ServerNode, ttl_seconds: u32) -> Result<Arc<Kept>, Refusal> {
         let node = self.shared.policy.admit(node)?;
         let terms = self.shared.policy.terms_for(ttl_seconds)?;
+        if self.is_withdrawn() {
+            return Err(Refusal::Withdrawn);
+        }
         let kept = within(self.shared.policy.deadline, self.keep(node, terms)).await?;
-        kept.map_err(|vacant| match vacant {
+        let kept = kept.map_err(|vacant| match vacant {
             Vacant::Full => Refusal::TooMany { most: self.shared.policy.max_registrations },
             Vacant::Closed | Vacant::Failed(Error::Ended) => Refusal::Ending,
             Vacant::Failed(error) => Refusal::Registrar(error),
-        })
+        })?;
+        if self.is_withdrawn() { Err(Refusal::Withdrawn) } else { Ok(kept) }
+    }
+
+    /// A guest's `stop`. One that a later version of the component has registered, too, is that one's.
+    pub(crate) async fn stop(&self, kept: &Kept) -> Result<(), Error> {
+        if kept.owner() <= self.version { kept.stop().await } else { Ok(()) }
     }
 
     /// A guest's `resolve`.
@@ -174,18 +253,47 @@ impl RegistryCtx {
         Ok(within(self.shared.policy.deadline, call).await??)
     }
 
-    async fn keep(&self, node: ServerNode, terms: Terms) -> Result<Arc<Registration>, Vacant<Error>> {
+    async fn keep(&self, node: ServerNode, terms: Terms) -> Result<Arc<Kept>, Vacant<Error>> {
         let Shared { registrar, registrations, .. } = &*self.shared;
         let (identity, weight) = (Identity::of(&node), node.weight);
-        let make = || async { registrar.register_on(node, terms).await.map(Arc::new) };
-        match registrations.occupy(&identity, make).await? {
-            Occupied::Made(registration) => Ok(registration),
-            Occupied::Found(registration) => {
-                if let Some(weight) = weight {
-                    registration.set_weight(weight).await.map_err(Vacant::Failed)?;
-                }
-                Ok(registration)
+        let make = || async {
+            let registration = registrar.register_on(node.clone(), terms.clone()).await?;
+            Ok(Arc::new(Kept::new(node, terms, registration, self.version)))
+        };
+        self.check_version()?;
+        let kept = match registrations.occupy(&identity, make).await? {
+            Occupied::Made(kept) if self.is_withdrawn() => {
+                // The withdrawal has not seen it, and whoever asked is refused.
+                kept.stop().await.map_err(Vacant::Failed)?;
+                kept
             }
+            Occupied::Made(kept) => kept,
+            Occupied::Found(kept) => {
+                kept.claim(self.version);
+                if !self.is_withdrawn() {
+                    kept.restore(registrar).await.map_err(Vacant::Failed)?;
+                }
+                if let Some(weight) = weight {
+                    kept.set_weight(weight).await.map_err(Vacant::Failed)?;
+                }
+                kept
+            }
+        };
+        // What changed while it was made has not seen it.
+        if let Err(over) = self.check_version() {
+            if kept.owner() <= self.version {
+                kept.stop().await.map_err(Vacant::Failed)?;
+            }
+            return Err(over);
+        }
+        Ok(kept)
+    }
+
+    /// An earlier version registers nothing once a later one has taken over.
+    fn check_version(&self) -> Result<(), Vacant<Error>> {
+        match self.version < self.shared.earliest.load(Ordering::SeqCst) {
+            true => Err(Vacant::Closed),
+            false => Ok(()),
         }
     }
 }

@@ -27,8 +27,10 @@ pub(crate) enum Refusal {
     HiddenName,
     /// The component has as many registrations as its policy allows.
     TooMany { most: usize },
-    /// The component is being stopped.
+    /// The component is being stopped, or its next version has taken over.
     Ending,
+    /// The host has withdrawn the component's registrations for the time being.
+    Withdrawn,
     /// The policy's deadline passed.
     Deadline,
     /// The registrar said no.
@@ -65,6 +67,7 @@ impl From<Refusal> for types::Error {
                 Self::QuotaExceeded(format!("this component may have {most} registrations at a time"))
             }
             Refusal::Ending => Self::Unavailable("the service is being stopped".into()),
+            Refusal::Withdrawn => Self::Unavailable("the host has withdrawn the service for the time being".into()),
             Refusal::Deadline => Self::Timeout,
             Refusal::Registrar(error) => of_registrar(error),
         }

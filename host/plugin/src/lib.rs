@@ -55,6 +55,7 @@
 pub mod bindings;
 mod ctx;
 mod error;
+mod kept;
 mod lifecycle;
 mod policy;
 mod slots;

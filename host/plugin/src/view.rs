@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use leasehold::{Registration, ServerNode, State, Status, Weight};
+use leasehold::{ServerNode, State, Status, Weight};
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
 use crate::{
     bindings::leasehold::registry::{discovery, registrar, types},
     ctx::RegistryCtx,
     error::{CallError, Refusal},
+    kept::Kept,
 };
 
 /// What a guest's handle stands for. The registration itself stays with the component.
 #[derive(Debug)]
-pub struct Handle(Arc<Registration>);
+pub struct Handle(Arc<Kept>);
 
 /// One store's access to its component's registry: made anew for every call of a guest.
 pub struct RegistryView<'a> {
@@ -42,12 +43,12 @@ impl HasData for HasRegistry {
 }
 
 impl RegistryView<'_> {
-    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<Registration>, CallError> {
+    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<Kept>, CallError> {
         Ok(Arc::clone(&self.table.get(handle)?.0))
     }
 
     /// For calls whose WIT has no error: a handle that is not there traps.
-    fn kept(&self, handle: &Resource<Handle>) -> wasmtime::Result<&Registration> {
+    fn kept(&self, handle: &Resource<Handle>) -> wasmtime::Result<&Kept> {
         Ok(&self.table.get(handle)?.0)
     }
 }
@@ -65,18 +66,18 @@ impl registrar::Host for RegistryView<'_> {
     }
 
     fn current(&mut self) -> wasmtime::Result<Vec<Resource<Handle>>> {
-        let registrations = self.ctx.registrations().into_iter();
+        let registrations = self.ctx.kept().into_iter();
         registrations.map(|registration| Ok(self.table.push(Handle(registration))?)).collect()
     }
 }
 
 impl registrar::HostRegistration for RegistryView<'_> {
     fn key(&mut self, handle: Resource<Handle>) -> wasmtime::Result<String> {
-        Ok(self.kept(&handle)?.key().to_string())
+        Ok(self.kept(&handle)?.registration().key().to_string())
     }
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
-        let registration = self.kept(&handle)?;
+        let registration = self.kept(&handle)?.registration();
         Ok(types::ServerNode { weight: Some(registration.status().weight.value()), ..wire(registration.node()) })
     }
 
@@ -92,7 +93,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
     async fn stop(&mut self, handle: Resource<Handle>) -> Result<(), CallError> {
         let registration = self.registration(&handle)?;
-        Ok(self.ctx.bounded(registration.stop()).await?)
+        Ok(self.ctx.bounded(self.ctx.stop(&registration)).await?)
     }
 
     fn drop(&mut self, handle: Resource<Handle>) -> wasmtime::Result<()> {
