@@ -1,6 +1,11 @@
 //! The admin endpoint: what an operator, a supervisor and a scraper ask of a running host.
 
-use std::{convert::Infallible, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -38,7 +43,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-const PATHS: &str = "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME";
+const PATHS: &str =
+    "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
 
 /// The endpoint, until it is closed.
 pub(crate) struct Admin {
@@ -63,15 +69,21 @@ type Refused = (StatusCode, String);
 
 impl Admin {
     /// Listens and answers. It does so while services start, too, and while they drain.
-    pub(crate) fn start(admin: config::Admin, desk: Desk) -> Result<Self, Failure> {
-        let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
-        let listener = bind(admin.listen).map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
+    pub(crate) fn start(admin: &config::Admin, desk: Desk) -> Result<Self, Failure> {
+        let (listener, bound) = Self::bind(admin)?;
         let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new() };
         let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
         started.tasks.spawn(accept(listener, Arc::new(desk), closing, tasks));
         tracing::info!(url = format!("http://{bound}/"), "admin");
         Ok(started)
+    }
+
+    /// Listens, and says where.
+    pub(crate) fn bind(admin: &config::Admin) -> Result<(TcpListener, SocketAddr), Failure> {
+        let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
+        let listener = bind(admin.listen).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        Ok((listener, bound))
     }
 
     /// Lets go of the listener and cuts what is left of connections: whatever they wait for has ended.
@@ -136,10 +148,15 @@ impl Desk {
             "/services" => (Method::GET, self.services()),
             "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics().await),
             "/metrics" => (Method::GET, plain(StatusCode::OK, String::new())),
-            _ => match path.strip_prefix("/drain/") {
-                Some(name) if request.method() == Method::POST => (Method::POST, self.drain(name).await),
-                Some(_) => (Method::POST, plain(StatusCode::OK, String::new())),
-                None => return said_as_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
+            "/reload" if request.method() == Method::POST => (Method::POST, self.reload(None).await),
+            "/reload" => (Method::POST, plain(StatusCode::OK, String::new())),
+            _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+                Some(("drain", name)) if request.method() == Method::POST => (Method::POST, self.drain(name).await),
+                Some(("reload", name)) if request.method() == Method::POST => {
+                    (Method::POST, self.reload(Some(name)).await)
+                }
+                Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
+                _ => return said_as_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
             },
         };
         if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
@@ -206,8 +223,8 @@ impl Desk {
     }
 
     async fn drain(&self, name: &str) -> Answer {
-        let asked = self.ask(name, Command::Drain);
-        self.told(name, asked, |face, drained| {
+        let asked = self.ask(Some(name), Command::Drain);
+        self.told(asked, |face, drained| {
             json!({
                 "service": face.name.as_str(),
                 "listen": face.listen,
@@ -219,24 +236,45 @@ impl Desk {
         .await
     }
 
-    /// Asks every service of that name, and says who was asked.
-    fn ask<T>(&self, name: &str, command: impl Fn(oneshot::Sender<T>) -> Command) -> Result<Asked<'_, T>, Refused> {
+    async fn reload(&self, name: Option<&str>) -> Answer {
+        let asked = self.ask(name, Command::Reload);
+        self.told(asked, |face, outcome| {
+            json!({
+                "service": face.name.as_str(),
+                "listen": face.listen,
+                "phase": face.phase().to_string(),
+                "reloaded": outcome.is_ok(),
+                "why": outcome.err().map(|failure| failure.sentence()),
+            })
+        })
+        .await
+    }
+
+    /// Asks every service of that name, or all of them, and says who was asked.
+    fn ask<T>(
+        &self,
+        name: Option<&str>,
+        command: impl Fn(oneshot::Sender<T>) -> Command,
+    ) -> Result<Asked<'_, T>, Refused> {
         if self.roster.ending.is_cancelled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
         }
         if !self.roster.is_filled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
         }
-        let name = percent_decode_str(name).decode_utf8_lossy();
+        let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
+        let meant = |face: &&Face| name.as_ref().is_none_or(|name| face.name.as_str() == name);
         let asked: Result<Vec<_>, _> = self
             .roster
-            .named(&name)
+            .services()
+            .iter()
+            .filter(meant)
             .map(|face| {
                 let (reply, outcome) = oneshot::channel();
                 match face.commands.try_send(command(reply)) {
                     Ok(()) => Ok((face, outcome)),
                     Err(TrySendError::Full(_)) => {
-                        Err((StatusCode::CONFLICT, format!("{name} has enough to do already")))
+                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", face.name)))
                     }
                     Err(TrySendError::Closed(_)) => {
                         Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
@@ -247,6 +285,7 @@ impl Desk {
         match asked {
             Ok(asked) if asked.is_empty() => {
                 let known: Vec<_> = self.roster.services().iter().map(|face| face.name.as_str()).collect();
+                let name = name.unwrap_or_default();
                 Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
             }
             asked => asked,
@@ -256,7 +295,6 @@ impl Desk {
     /// Waits until all that were asked have answered, or the host ends.
     async fn told<T>(
         &self,
-        name: &str,
         asked: Result<Asked<'_, T>, Refused>,
         show: impl Fn(&Face, T) -> serde_json::Value,
     ) -> Answer {
@@ -276,7 +314,7 @@ impl Desk {
         };
         match told {
             Ok(told) => as_json(StatusCode::OK, &told),
-            Err(_) => said_as_json(StatusCode::INTERNAL_SERVER_ERROR, &format!("{name} gave no answer")),
+            Err(_) => said_as_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
         }
     }
 }

@@ -29,6 +29,7 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold drain greeter               take one service of a running host out, in order
+  leasehold reload greeter              replace it by what is in its component file now
 
 Exit codes:
   0   clean
@@ -147,6 +148,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. The service stays out until the host starts again."
     )]
     Drain(DrainArgs),
+    /// Replace services of a running host by what is in their component files now; no request fails
+    #[command(
+        after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. A new version that does not start leaves the old one\nserving, and the exit code is 1. The configuration file is not read again."
+    )]
+    Reload(ReloadArgs),
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
@@ -161,6 +167,10 @@ pub(crate) struct RunArgs {
     /// Start a private etcd on loopback, with a temporary folder, gone with this process
     #[arg(long)]
     pub(crate) dev: bool,
+
+    /// Replace a service whenever its component file changes; no request fails
+    #[arg(long)]
+    pub(crate) watch: bool,
 
     #[command(flatten)]
     pub(crate) single: SingleArgs,
@@ -327,6 +337,20 @@ pub(crate) struct DrainArgs {
     pub(crate) json: bool,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct ReloadArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// The host's admin endpoint
+    #[arg(long, value_name = "URL", default_value = ask::DEFAULT)]
+    pub(crate) admin: String,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 impl RunArgs {
     /// What to run, from the file or from the arguments.
     pub(crate) fn config(self) -> Result<Config, Failure> {
@@ -340,6 +364,7 @@ impl RunArgs {
             }
             Config::load(&self.file)?
         };
+        config.services.iter_mut().for_each(|spec| spec.follow = self.watch);
         if self.dev {
             // The private etcd has neither users nor certificates.
             config.registrar.credentials = None;

@@ -6,6 +6,7 @@ mod drain;
 mod explain;
 mod inspect;
 mod ls;
+mod reload;
 mod watch;
 
 use std::io::{self, Write, stdout};
@@ -18,6 +19,7 @@ pub(crate) use drain::drain;
 pub(crate) use explain::explain;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
+pub(crate) use reload::reload;
 pub(crate) use watch::watch;
 
 use crate::failure::Failure;

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -17,7 +18,7 @@ use serde_saphyr::Spanned;
 use crate::{
     failure::Failure,
     mesh::SUFFIX,
-    units::{Parsed, Secret},
+    units::{Parsed, Secret, Span},
     yaml::{self, Listen, at_line},
 };
 
@@ -75,6 +76,34 @@ pub(crate) struct Spec {
     pub(crate) suffix: Arc<str>,
     /// What it may use.
     pub(crate) limits: Limits,
+    /// What it is asked, to know whether it works.
+    pub(crate) health: Option<Health>,
+    /// Whether it is replaced whenever its file changes.
+    pub(crate) follow: bool,
+}
+
+/// How a service is asked whether it works.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    /// The question.
+    pub(crate) probe: Probe,
+    /// The pause between two of them.
+    pub(crate) interval: Duration,
+    /// How long an answer may take; what comes later is a bad one.
+    pub(crate) timeout: Duration,
+    /// Good answers in a row until it is announced.
+    pub(crate) rise: u32,
+    /// Bad answers in a row until it is withdrawn.
+    pub(crate) fall: u32,
+}
+
+/// A question whose answer says whether a service works.
+#[derive(Debug, Clone)]
+pub(crate) enum Probe {
+    /// `GET`; any status from 200 to 299 is good.
+    Http(String),
+    /// `grpc.health.v1` for the whole server; `SERVING` is good.
+    Grpc,
 }
 
 /// Who puts a service into etcd.
@@ -236,6 +265,8 @@ impl Spec {
             env: Variables::default(),
             suffix: SUFFIX.into(),
             limits: Limits::default(),
+            health: None,
+            follow: false,
         }
     }
 
@@ -445,7 +476,25 @@ impl Reader<'_> {
             }
             spec.limits.concurrency = concurrency.value;
         }
+        spec.health = written.health.map(|at| self.health(at)).transpose()?;
         Ok(spec)
+    }
+
+    fn health(&self, at: Spanned<yaml::Health>) -> Result<Health, String> {
+        let probe = match (&at.value.path, at.value.grpc) {
+            (Some(Parsed(path)), false) => Probe::Http(path.0.clone()),
+            (None, true) => Probe::Grpc,
+            _ => return Err(self.wrong(&at, "health: needs either path or grpc: true")),
+        };
+        let span = |written: Option<Parsed<Span>>, default| written.map_or(default, |Parsed(span)| span.0);
+        let health = at.value;
+        Ok(Health {
+            probe,
+            interval: span(health.interval, Duration::from_secs(2)),
+            timeout: span(health.timeout, Duration::from_secs(1)),
+            rise: health.rise.map_or(2, NonZeroU32::get),
+            fall: health.fall.map_or(3, NonZeroU32::get),
+        })
     }
 }
 

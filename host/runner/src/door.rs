@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{Response, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use leasehold::ServiceName;
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
 };
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
-    Error,
+    Error, WasiBody,
     handler::{ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError},
 };
 
@@ -69,32 +70,48 @@ impl Door {
     pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
         let begun = Instant::now();
         let grpc = grpc::is_spoken(request.headers());
+        let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
         let (status, response) = match self.attempt(request, grpc).await {
             Ok(response) => (response.status(), response),
-            // Where gRPC is spoken, a failure is a 200.
-            Err(refusal) => (refusal.status(), refusal.response(grpc)),
+            Err(hit) => {
+                self.stats.hit(hit);
+                let refusal = Refusal::from(hit);
+                // Where gRPC is spoken, a failure is a 200.
+                (refusal.status(), refusal.response(grpc))
+            }
         };
         self.stats.answered(status, begun.elapsed());
         response
     }
 
-    async fn attempt(&self, request: hyper::Request<Incoming>, grpc: bool) -> Result<Response<Answer>, Refusal> {
+    /// The component's answer to a question of the host's own, which counts for nothing.
+    pub(crate) async fn probe(&self, question: http::Request<Full<Bytes>>) -> Result<Response<Answer>, Hit> {
+        let grpc = grpc::is_spoken(question.headers());
+        let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+        self.attempt(question, grpc).await
+    }
+
+    /// Whether no request is in here.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.hall.available_permits() == self.most as usize
+    }
+
+    async fn attempt(&self, request: http::Request<WasiBody>, grpc: bool) -> Result<Response<Answer>, Hit> {
         let arrived = Instant::now();
         // A caller may wait shorter than the host does, not longer.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
         let deadline = asked.and_then(|asked| arrived.checked_add(asked));
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
-        let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| self.busy(Hit::Full))?;
+        let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
         let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
         let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&self.room).acquire_owned()).await else {
             let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            return Err(if theirs { self.late(arrived) } else { self.busy(Hit::Waited) });
+            return Err(if theirs { self.late(arrived) } else { Hit::Waited });
         };
         if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
-            return Err(Refusal::NoHost);
+            return Err(Hit::NoHost);
         }
-        let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
         let waiting = Waiting::begin();
         let begun = Instant::now();
         let end = by(begun + self.request_timeout);
@@ -108,35 +125,39 @@ impl Door {
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error) -> Refusal {
+    fn failed(&self, error: &wasmtime::Error) -> Hit {
         if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
-                return self.busy(Hit::Waited);
+                return Hit::Waited;
             }
-            self.stats.hit(Hit::Instantiation);
             tracing::warn!(service = %self.name, "the component could not be instantiated: {}", cause(&failed.error));
-        } else if error.is::<TrapOrPanicError>() {
-            self.stats.hit(Hit::Failed);
+            return Hit::Instantiation;
+        }
+        if error.is::<TrapOrPanicError>() {
             tracing::debug!(service = %self.name, "a request ended with its instance");
         } else {
-            self.stats.hit(Hit::Failed);
             tracing::warn!(service = %self.name, "the component failed: {}", cause(error));
         }
-        Refusal::Failed
+        Hit::Failed
     }
 
-    fn busy(&self, hit: Hit) -> Refusal {
-        self.stats.hit(hit);
-        Refusal::Busy
-    }
-
-    fn late(&self, begun: Instant) -> Refusal {
-        self.stats.hit(Hit::Late);
+    fn late(&self, begun: Instant) -> Hit {
         if begun.elapsed() >= self.request_timeout {
             tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
         } else {
             tracing::debug!(service = %self.name, "a request took longer than its caller waits");
         }
-        Refusal::Late
+        Hit::Late
+    }
+}
+
+impl From<Hit> for Refusal {
+    fn from(hit: Hit) -> Self {
+        match hit {
+            Hit::Full | Hit::Waited => Self::Busy,
+            Hit::NoHost => Self::NoHost,
+            Hit::Late => Self::Late,
+            Hit::Failed | Hit::Instantiation | Hit::Trap => Self::Failed,
+        }
     }
 }

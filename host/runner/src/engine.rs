@@ -99,7 +99,8 @@ fn cache_folder() -> Option<PathBuf> {
 
 /// A pool with a slot for every instance that the services may have at a time; `None` when it would not fit.
 fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
-    let slots: u64 = services.iter().map(|spec| u64::from(Guest::slots(&spec.limits)) + 1).sum();
+    // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
+    let slots: u64 = services.iter().map(|spec| u64::from(Guest::slots(&spec.limits)) + 2).sum();
     let slots = u32::try_from(slots).ok().filter(|&slots| slots > 0 && u64::from(slots) <= MAX_POOLED_SLOTS)?;
     let memory = services.iter().map(|spec| spec.limits.memory).max()?;
     let mut pool = PoolingAllocationConfig::new();

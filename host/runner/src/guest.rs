@@ -85,6 +85,22 @@ impl Guest {
         }
     }
 
+    /// The same for the component's next version. Both share the slots, so that together they have no more instances.
+    pub(crate) fn successor(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            env: self.env.clone(),
+            config: Arc::clone(&self.config),
+            outbound: self.outbound.clone(),
+            memory: self.memory,
+            registry: self.registry.successor(),
+            ended: CancellationToken::new(),
+            stats: Arc::clone(&self.stats),
+            slots: Arc::clone(&self.slots),
+            most_instances: self.most_instances,
+        }
+    }
+
     /// How many instances answer requests at a time. More than requests at a time, since an instance may outlive the
     /// request whose client went away.
     pub(crate) fn slots(limits: &Limits) -> u32 {

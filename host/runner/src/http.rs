@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -53,8 +53,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `listener` through `door` until `close`.
-    pub(crate) fn start(listener: TcpListener, door: Arc<Door>) -> Self {
+    /// Serves `listener` until `close`, each request through the door that is there when it comes.
+    pub(crate) fn start(listener: TcpListener, doors: watch::Receiver<Arc<Door>>) -> Self {
         let server = Self {
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
@@ -62,7 +62,7 @@ impl Server {
             tasks: TaskTracker::new(),
         };
         let connections = Connections {
-            door,
+            doors,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             leaving: server.leaving.clone(),
             closing: server.closing.clone(),
@@ -105,7 +105,7 @@ impl Drop for Server {
 
 /// The accepting task.
 struct Connections {
-    door: Arc<Door>,
+    doors: watch::Receiver<Arc<Door>>,
     permits: Arc<Semaphore>,
     leaving: CancellationToken,
     closing: CancellationToken,
@@ -128,7 +128,7 @@ impl Connections {
             match accepted {
                 Ok((stream, permit)) => self.connection(stream, permit),
                 Err(error) => {
-                    tracing::warn!(service = %self.door.name(), %error, "a connection could not be accepted");
+                    tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -138,13 +138,14 @@ impl Connections {
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let (door, leaving) = (Arc::clone(&self.door), self.leaving.clone());
+        let (doors, leaving) = (self.doors.clone(), self.leaving.clone());
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let requests = service_fn({
             let last = last.clone();
             move |request: hyper::Request<Incoming>| {
-                let (door, leaving, last) = (Arc::clone(&door), leaving.clone(), last.clone());
+                let door = Arc::clone(&doors.borrow());
+                let (leaving, last) = (leaving.clone(), last.clone());
                 async move {
                     let version = request.version();
                     let mut response = door.answer(request).await;
@@ -156,7 +157,7 @@ impl Connections {
             }
         });
         let connection = self.protocols().serve_connection(TokioIo::new(stream), requests).into_owned();
-        let (cut, name) = (self.cut.clone(), self.door.name().clone());
+        let (cut, name) = (self.cut.clone(), self.doors.borrow().name().clone());
         self.tasks.spawn(async move {
             let mut connection = pin!(connection);
             let served = async {
@@ -191,7 +192,7 @@ impl Connections {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
             .max_header_list_size(MAX_HEADER_BYTES)
-            .max_concurrent_streams(self.door.most_requests());
+            .max_concurrent_streams(self.doors.borrow().most_requests());
         builder
     }
 }

@@ -14,6 +14,7 @@ mod engine;
 mod failure;
 mod grpc;
 mod guest;
+mod health;
 mod http;
 mod instances;
 mod log;
@@ -30,6 +31,8 @@ mod story;
 mod systemd;
 mod tracked;
 mod units;
+mod version;
+mod watched;
 mod yaml;
 
 use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
@@ -92,7 +95,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "say what to do: run, ls, watch, doctor, check, explain, inspect or drain".to_owned()
+            "say what to do: run, ls, watch, doctor, check, explain, inspect, drain or reload".to_owned()
         }
         _ => error.to_string(),
     };
@@ -120,6 +123,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Drain(args) => commands::drain(args).await,
+        Command::Reload(args) => commands::reload(args).await,
     }
 }
 
@@ -141,7 +145,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         tasks.spawn(story::tell(registrar.events(), told.clone()));
     }
     let roster = Arc::new(Roster::new(ending.clone()));
-    let admin = config.admin.map(|admin| {
+    let admin = config.admin.as_ref().map(|admin| {
         let events = Arc::<Events>::default();
         tasks.spawn(Arc::clone(&events).count(registrar.events(), told.clone()));
         let roster = Arc::clone(&roster);

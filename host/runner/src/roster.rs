@@ -9,7 +9,7 @@ use leasehold::{ServiceName, State, Version};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Register, guest::Guest, stats::Stats};
+use crate::{config::Register, failure::Failure, guest::Guest, stats::Stats};
 
 /// Commands that wait for one service, at most.
 pub(crate) const MAX_COMMANDS: usize = 4;
@@ -39,6 +39,8 @@ pub(crate) struct Face {
 #[derive(Clone)]
 pub(crate) struct Present {
     pub(crate) phase: Phase,
+    /// Why it is in that phase, where that is not the usual course.
+    pub(crate) why: Option<Arc<str>>,
     /// What its component has at the moment.
     pub(crate) guest: Arc<Guest>,
 }
@@ -48,19 +50,23 @@ pub(crate) struct Present {
 pub(crate) enum Phase {
     Starting,
     Serving,
+    /// Served, but out of etcd until it is well.
+    Withdrawn,
     Draining,
     /// Out until the process starts again.
     Drained,
 }
 
 /// All of them, in order.
-pub(crate) const PHASES: [Phase; 4] = [Phase::Starting, Phase::Serving, Phase::Draining, Phase::Drained];
+pub(crate) const PHASES: [Phase; 5] =
+    [Phase::Starting, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Starting => "starting",
             Self::Serving => "serving",
+            Self::Withdrawn => "withdrawn",
             Self::Draining => "draining",
             Self::Drained => "drained",
         })
@@ -72,6 +78,8 @@ impl fmt::Display for Phase {
 pub(crate) enum Command {
     /// To end, while the others go on.
     Drain(oneshot::Sender<Drained>),
+    /// To go on with what is in the component's file now.
+    Reload(oneshot::Sender<Result<(), Failure>>),
 }
 
 /// How a drain went.
@@ -110,11 +118,6 @@ impl Roster {
     pub(crate) fn is_filled(&self) -> bool {
         self.services.get().is_some()
     }
-
-    /// Several services may share a name, at several addresses.
-    pub(crate) fn named(&self, name: &str) -> impl Iterator<Item = &Face> {
-        self.services().iter().filter(move |face| face.name.as_str() == name)
-    }
 }
 
 impl Face {
@@ -127,9 +130,10 @@ impl Face {
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        let Present { phase, guest } = self.present.borrow().clone();
+        let Present { phase, why, guest } = self.present.borrow().clone();
         if phase != Phase::Serving {
-            return Readiness::NotReady(format!("it is {phase}"));
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            return Readiness::NotReady(format!("it is {phase}{why}"));
         }
         if self.register == Register::Off {
             return Readiness::Ready;

@@ -25,6 +25,8 @@ pub(crate) enum Hit {
     Full,
     /// Refused after it had waited for its turn, or for an instance, too long.
     Waited,
+    /// Refused, since it named no host.
+    NoHost,
     /// Given up, since the component took longer than `request_timeout`.
     Late,
     /// The component failed to answer: it trapped, or broke off.
@@ -36,9 +38,10 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 6] = [
+pub(crate) const HITS: [(Hit, &str); 7] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
+    (Hit::NoHost, "no_host"),
     (Hit::Late, "late"),
     (Hit::Failed, "failed"),
     (Hit::Trap, "trap"),
@@ -59,6 +62,16 @@ impl Stats {
 
     pub(crate) fn hit(&self, hit: Hit) {
         self.hits[hit as usize].inc();
+    }
+
+    /// Requests that the component failed to answer.
+    pub(crate) fn failed(&self) -> u64 {
+        [Hit::Failed, Hit::Instantiation].iter().map(|hit| self.hits[*hit as usize].get()).sum()
+    }
+
+    /// All requests that were answered.
+    pub(crate) fn all(&self) -> u64 {
+        self.classes.iter().map(|count| count.get()).sum()
     }
 
     /// Answers by class: `2xx` and so on.
@@ -86,10 +99,12 @@ mod tests {
         stats.answered(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
         let classes: Vec<_> = stats.classes().map(|(class, count)| (class, count.get())).collect();
         assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
+        assert_eq!((stats.all(), stats.failed()), (2, 0));
         for (number, (hit, name)) in HITS.into_iter().enumerate() {
             assert_eq!(hit as usize, number);
             stats.hit(hit);
             assert!(stats.hits().any(|(found, count)| found == name && count.get() == 1));
         }
+        assert_eq!(stats.failed(), 2);
     }
 }

@@ -1,6 +1,6 @@
 //! The configuration file as it is written: its keys, and where in it a mistake stands.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU32, sync::Arc};
 
 use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
 use serde::{
@@ -96,6 +96,19 @@ pub(crate) struct Service {
     pub(crate) allow: Allow,
     #[serde(default)]
     pub(crate) limits: Limits,
+    pub(crate) health: Option<Spanned<Health>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Health {
+    pub(crate) path: Option<Parsed<HealthPath>>,
+    #[serde(default)]
+    pub(crate) grpc: bool,
+    pub(crate) interval: Option<Parsed<Span>>,
+    pub(crate) timeout: Option<Parsed<Span>>,
+    pub(crate) rise: Option<NonZeroU32>,
+    pub(crate) fall: Option<NonZeroU32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -174,6 +187,21 @@ impl<'de> Deserialize<'de> for Layouts {
             }
         }
         deserializer.deserialize_any(Several)
+    }
+}
+
+/// The path of a health check.
+#[derive(Clone)]
+pub(crate) struct HealthPath(pub(crate) String);
+
+impl std::str::FromStr for HealthPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok() {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!("must be a path such as /healthz, not {text:?}")),
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,8 +43,8 @@ impl Instances {
     }
 }
 
-/// What a caller saw.
-#[derive(Debug, Default)]
+/// What all callers saw.
+#[derive(Debug)]
 pub struct Tally {
     /// Requests with a good answer.
     pub answered: usize,
@@ -65,7 +68,8 @@ pub enum Call {
 pub struct Follower {
     instances: Instances,
     watch: JoinHandle<()>,
-    callers: JoinSet<Tally>,
+    callers: JoinSet<Vec<String>>,
+    answered: Arc<AtomicUsize>,
     over: tokio::sync::watch::Sender<bool>,
 }
 
@@ -99,7 +103,8 @@ impl Follower {
                 });
             }
         });
-        Self { instances, watch, callers: JoinSet::new(), over: tokio::sync::watch::Sender::new(false) }
+        let over = tokio::sync::watch::Sender::new(false);
+        Self { instances, watch, callers: JoinSet::new(), answered: Arc::default(), over }
     }
 
     /// The instances as this client knows them.
@@ -107,27 +112,32 @@ impl Follower {
         &self.instances
     }
 
+    /// How many requests have had a good answer so far.
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Calls the instances in turn, one request after the other, until the end.
     pub fn calls(&mut self, call: Call) {
-        let (instances, over) = (self.instances.clone(), self.over.subscribe());
+        let (instances, over, answered) = (self.instances.clone(), self.over.subscribe(), Arc::clone(&self.answered));
         let client = Client::builder(TokioExecutor::new()).http2_only(!matches!(call, Call::Http1)).build_http();
         self.callers.spawn(async move {
-            let mut tally = Tally::default();
+            let mut failures = Vec::new();
             for turn in 0_usize.. {
                 if *over.borrow() {
                     break;
                 }
                 let known: Vec<String> = instances.known().into_iter().collect();
                 match known.get(turn % known.len().max(1)) {
-                    None => tally.failures.push("no instance is known".to_owned()),
+                    None => failures.push("no instance is known".to_owned()),
                     Some(addr) => match ask(&client, call, addr).await {
-                        Ok(()) => tally.answered += 1,
-                        Err(said) => tally.failures.push(format!("{call:?} to {addr}: {said}")),
+                        Ok(()) => _ = answered.fetch_add(1, Ordering::Relaxed),
+                        Err(said) => failures.push(format!("{call:?} to {addr}: {said}")),
                     },
                 }
                 sleep(PACE).await;
             }
-            tally
+            failures
         });
     }
 
@@ -137,13 +147,9 @@ impl Follower {
     /// When a caller did.
     pub async fn ends(self) -> Tally {
         self.over.send_replace(true);
-        let tallies = self.callers.join_all().await;
+        let failures = self.callers.join_all().await.concat();
         self.watch.abort();
-        tallies.into_iter().fold(Tally::default(), |mut all, one| {
-            all.answered += one.answered;
-            all.failures.extend(one.failures);
-            all
-        })
+        Tally { answered: self.answered.load(Ordering::Relaxed), failures }
     }
 }
 

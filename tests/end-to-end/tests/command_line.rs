@@ -150,7 +150,10 @@ async fn bad_arguments_are_one_sentence_and_64() {
     let greeter = component("greeter");
     let listen = "127.0.0.1:0";
     for (arguments, start) in [
-        (vec![], "say what to do: run, ls, watch, doctor, check, explain, inspect or drain; see leasehold --help"),
+        (
+            vec![],
+            "say what to do: run, ls, watch, doctor, check, explain, inspect, drain or reload; see leasehold --help",
+        ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
         (vec!["run", "a.yaml", "--no-such-flag"], "unexpected argument '--no-such-flag' found"),
@@ -361,7 +364,7 @@ async fn inspect_shows_what_a_component_wants_and_lacks() {
 
 #[tokio::test]
 async fn help_shows_how_by_example() {
-    for command in ["", "run", "ls", "check", "inspect", "drain"] {
+    for command in ["", "run", "ls", "check", "inspect", "drain", "reload"] {
         let arguments = [command, "--help"].into_iter().filter(|argument| !argument.is_empty());
         let folder = TempDir::new().unwrap();
         let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;

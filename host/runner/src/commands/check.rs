@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{print, print_json, table};
 use crate::{
+    admin::Admin,
     cli::CheckArgs,
     component::{Facts, Loaded},
     config::{Config, Spec},
@@ -21,6 +22,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 struct Report {
     ok: bool,
     etcd: Etcd,
+    /// Why the admin endpoint could not listen, if it is there and could not.
+    admin: Option<String>,
     services: Vec<Checked>,
 }
 
@@ -56,8 +59,10 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
         required: config.etcd_required,
         problem: reached.err().map(|error| reach::said(&error, &config.registrar)),
     };
-    let failure = verdict(&services, &etcd);
-    let report = Report { ok: failure.is_none(), etcd, services };
+    let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
+    let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
+    let admin = bound.err().map(|failure| failure.sentence());
+    let report = Report { ok: failure.is_none(), etcd, admin, services };
     if args.json {
         print_json(&report)?;
     } else {
@@ -114,5 +119,6 @@ fn text(report: &Report) -> String {
         Some(problem) if report.etcd.required => problem.clone(),
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
-    format!("{}\n{etcd}\n", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
+    let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
+    format!("{}\n{etcd}\n{admin}", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
 }

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use leasehold::{LoadSource, Ownership};
 use leasehold_wasmtime::Names;
 
-use super::{Config, Register};
+use super::{Config, Probe, Register};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse("c.yaml", text, Path::new("/conf"))
@@ -62,6 +62,7 @@ services:
     env: { LANG: C }
     allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
     limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s }
+    health: { path: /healthz?deep=1, interval: 5s, fall: 7 }
 "#,
     )
     .unwrap();
@@ -85,6 +86,10 @@ services:
     assert!(matches!(spec.allow.discover, Names::Any));
     assert_eq!((spec.allow.outbound[1].name.as_str(), spec.allow.outbound[1].port), ("[::1]", Some(8080)));
     assert_eq!((spec.limits.memory, spec.limits.concurrency), (16 << 20, 7));
+    let health = spec.health.as_ref().unwrap();
+    assert!(matches!(&health.probe, Probe::Http(path) if path == "/healthz?deep=1"));
+    assert_eq!((health.interval, health.timeout), (Duration::from_secs(5), Duration::from_secs(1)));
+    assert_eq!((health.rise, health.fall), (2, 7));
     assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
 }
@@ -106,6 +111,9 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    limits:\n      memory: lots\n", "c.yaml:6: memory: must be a size"),
         ("    limits: { concurrency: 0 }\n", "c.yaml:5: concurrency: must be 1 to 100000, not 0"),
         ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be"),
+        ("    health: { interval: 1s }\n", "c.yaml:5: health: needs either path or grpc: true"),
+        ("    health: { path: healthz }\n", "c.yaml:5: path: must be a path such as /healthz"),
+        ("    health: { path: /, rise: 0 }\n", "c.yaml:5: rise: must be"),
         ("    register: maybe\n", "c.yaml:5: register: must be one of: component, host, off"),
         ("    advertise: 0.0.0.0:80\n", "c.yaml:5: advertise: addr must be an address that a client can dial"),
         ("    version: a/b\n", "c.yaml:5: version must be visible ASCII"),

@@ -1,6 +1,10 @@
 //! The acts: each one call, or a few, that a host must survive and answer well.
 
-use std::{hint::black_box, thread, time::Duration};
+use std::{
+    hint::black_box,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use crate::{
     bindings::leasehold::registry::{
@@ -49,6 +53,8 @@ pub(crate) fn act(name: &str) -> Outcome {
             Ok("slow".into())
         }
         "grow" => grow(),
+        "tide" => tide(),
+        "current" => Ok(current()),
         "fail" => Err(Error::Other("told to fail".into())),
         "register-and-trap" => {
             register(&own())?;
@@ -119,6 +125,23 @@ fn node_after_stop() -> Outcome {
     let registration = register(&own())?;
     registration.stop()?;
     Ok(format!("{} {}", registration.key(), registration.node().name))
+}
+
+/// Traps from one second of the configuration until another.
+fn tide() -> Outcome {
+    let second = |key| config(key).and_then(|second| second.parse().ok()).unwrap_or(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if (second("ill_from")..second("ill_until")).contains(&now) {
+        panic!("told to trap");
+    }
+    Ok(String::new())
+}
+
+/// What this component has registered: how many, and how the first stands.
+fn current() -> String {
+    let all = registrar::current();
+    let state = all.first().map(|first| first.status().state);
+    format!("{} {state:?}", all.len())
 }
 
 /// Takes memory until there is none.

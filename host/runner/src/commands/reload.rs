@@ -1,0 +1,44 @@
+//! `leasehold reload`: services of a running host go on with what is in their component files now.
+
+use serde::Deserialize;
+
+use super::{print, print_json};
+use crate::{
+    ask,
+    cli::ReloadArgs,
+    failure::{Failure, shown},
+};
+
+/// How one reload went.
+#[derive(Deserialize)]
+struct Reloaded {
+    service: String,
+    listen: String,
+    reloaded: bool,
+    why: Option<String>,
+}
+
+/// Asks for it, waits, and reports on stdout. A service that goes on as it was is a failure.
+pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
+    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", ask::part(name)));
+    let answer = ask::post(&args.admin, &format!("/reload{path}")).await?;
+    let all: Vec<Reloaded> = serde_json::from_value(answer.clone())
+        .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
+    if args.json {
+        print_json(&answer)?;
+    } else {
+        print(&all.iter().map(line).collect::<String>())?;
+    }
+    match all.iter().filter(|one| !one.reloaded).count() {
+        0 => Ok(()),
+        failed => Err(Failure::other(format!("{failed} of {} services go on as they were", all.len()))),
+    }
+}
+
+fn line(one: &Reloaded) -> String {
+    let said = match &one.why {
+        None => "is reloaded".to_owned(),
+        Some(why) => format!("goes on as it was: {}", shown(why)),
+    };
+    format!("{} on {} {said}\n", one.service, one.listen)
+}

@@ -1,0 +1,74 @@
+//! A component file that is looked at again and again, for a host that is to follow it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::sleep;
+
+/// How often the file is looked at. Looking works where no system tells of changes: on shared and mounted folders.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The file, and what is known of it.
+pub(crate) struct Watched {
+    path: PathBuf,
+    known: Option<Stamp>,
+}
+
+/// What changes with a file's content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    bytes: u64,
+}
+
+impl Watched {
+    /// As it is now.
+    pub(crate) async fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), known: stamp(path).await }
+    }
+
+    /// Waits until it has changed and been left alone since the last look: a file that is being written is not read.
+    pub(crate) async fn changed(&mut self) {
+        let mut last = None;
+        loop {
+            sleep(LOOK).await;
+            let now = stamp(&self.path).await;
+            if now.is_some() && now != self.known && now == last {
+                self.known = now;
+                return;
+            }
+            last = now;
+        }
+    }
+}
+
+/// `None` while it is not there, as it is for a moment while it is replaced.
+async fn stamp(path: &Path) -> Option<Stamp> {
+    let facts = tokio::fs::metadata(path).await.ok()?;
+    Some(Stamp { modified: facts.modified().ok()?, bytes: facts.len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::Watched;
+
+    #[tokio::test]
+    async fn a_file_has_changed_when_it_is_another_one_and_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.wasm");
+        fs::write(&path, "one").unwrap();
+        let mut watched = Watched::new(&path).await;
+        assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());
+        fs::remove_file(&path).unwrap();
+        assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());
+        fs::write(&path, "another").unwrap();
+        timeout(Duration::from_secs(10), watched.changed()).await.unwrap();
+        assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! Health: what does not work is out of etcd, is asked again, and comes back.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use leasehold_end_to_end::{
+    Host,
+    config::{config, hostile, service, with},
+    http::get,
+};
+use leasehold_scenarios::world::{SOON, World};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+/// So many failed requests in a row, and the component is withdrawn.
+const FAILURES: usize = 5;
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// A service that is ill from one second until another, and is asked for it.
+fn tidal(from: u64, until: u64, limits: &Value) -> Value {
+    let changes = json!({
+        "register": "host",
+        "health": { "path": "/act/tide", "interval": "200ms", "rise": 2, "fall": 2 },
+        "config": { "ill_from": from, "ill_until": until },
+        "limits": limits,
+    });
+    with(hostile("hostile"), changes)
+}
+
+async fn host(world: &World, service: Value) -> Host {
+    Host::ready(&with(config(world, [service]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
+}
+
+async fn readyz(host: &Host) -> String {
+    get(&format!("{}readyz", host.admin())).await.body
+}
+
+#[tokio::test]
+async fn health_a_service_that_falls_ill_leaves_and_returns() {
+    let world = World::real().await;
+    let (from, until) = (now() + 10, now() + 16);
+    let mut host = host(&world, tidal(from, until, &json!({}))).await;
+    let key = format!("/hostile/{}", host.addr("hostile"));
+    world.stands(&key).await;
+    host.says("withdrawn: its health check fails: failed").await;
+    world.key_is(&key, "gone", |found| found.is_none()).await;
+    assert!(now() >= from);
+    assert_eq!(get(&host.url("hostile")).await.status, 200, "who comes all the same is answered");
+    assert_eq!(readyz(&host).await, "not ready\nhostile: it is withdrawn: its health check fails: failed\n");
+    host.says("announced").await;
+    world.stands(&key).await;
+    assert!(now() >= until);
+    assert_eq!(readyz(&host).await, "ready\n");
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn health_a_service_is_announced_once_it_answers() {
+    let world = World::real().await;
+    let until = now() + 4;
+    let host = host(&world, tidal(0, until, &json!({}))).await;
+    assert!(now() >= until, "the host was ready before its service");
+    world.stands(&format!("/hostile/{}", host.addr("hostile"))).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn health_a_host_does_not_wait_for_ever_for_a_service_that_does_not_answer() {
+    let world = World::real().await;
+    let mut host = host(&world, tidal(0, now() + 8, &json!({ "start_timeout": "1s" }))).await;
+    assert_eq!(world.count().await, 0);
+    host.says("announced").await;
+    assert_eq!(world.count().await, 1);
+    host.signal("TERM");
+    assert_eq!(host.ends().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn health_a_component_that_fails_most_requests_is_kept_away_for_a_while() {
+    let world = World::real().await;
+    let mut host = host(&world, with(hostile("hostile"), json!({ "config": { "start": "register" } }))).await;
+    let url = host.url("hostile");
+    let key = format!("/hostile/{}", host.addr("hostile"));
+    let act = async |name: &str| get(&format!("{url}act/{name}")).await;
+    let before = world.stands(&key).await;
+    assert_eq!(act("current").await.json()["text"], "1 Some(State::Registered)");
+    for _ in 0..FAILURES {
+        assert_eq!(act("trap").await.status, 500);
+    }
+    host.says("withdrawn: 5 of its last").await;
+    world.key_is(&key, "gone", |found| found.is_none()).await;
+    // A second withdrawal in a row would keep it away for longer: it is seen while it is away.
+    let text = act("current").await.json()["text"].clone();
+    assert!(text == "1 Some(State::Recovering)" || text == "1 Some(State::Registered)", "{text}");
+    host.says("announced").await;
+    let after = world.stands(&key).await;
+    assert_eq!(before.value, after.value);
+    assert_eq!(act("current").await.json()["text"], "1 Some(State::Registered)");
+    // The component's own word counts as ever.
+    assert_eq!(act("stop-twice").await.json()["text"], "true 0");
+    world.key_is(&key, "gone", |found| found.is_none()).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn health_a_few_failures_are_borne() {
+    let world = World::real().await;
+    let host = host(&world, with(hostile("hostile"), json!({ "register": "host" }))).await;
+    let before = world.stands(&format!("/hostile/{}", host.addr("hostile"))).await;
+    for _ in 0..2 * FAILURES {
+        assert_eq!(get(&host.url("hostile")).await.status, 200);
+    }
+    for _ in 0..FAILURES {
+        assert_eq!(get(&format!("{}act/trap", host.url("hostile"))).await.status, 500);
+    }
+    // Twice as long as failures take to be seen.
+    sleep(Duration::from_secs(1)).await;
+    let after = world.stands(&format!("/hostile/{}", host.addr("hostile"))).await;
+    assert_eq!(before, after, "it was never away, {SOON:?} or not");
+}
+
+#[tokio::test]
+async fn health_grpc_is_asked_in_its_own_words() {
+    let world = World::real().await;
+    let asked = |name: &str, component: &str| {
+        let health = json!({ "grpc": true, "interval": "200ms" });
+        let changes = json!({ "register": "host", "health": health, "limits": { "start_timeout": "3s" } });
+        with(service(name, component), changes)
+    };
+    let services = [asked("grpc-greeter", "grpc-greeter"), asked("plain", "plain")];
+    let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    world.stands(&format!("/grpc-greeter/{}", host.addr("grpc-greeter"))).await;
+    assert_eq!(world.count().await, 1, "what does not speak gRPC is not announced");
+    let why = "it is withdrawn: its health check was not answered well yet";
+    assert_eq!(readyz(&host).await, format!("not ready\nplain: {why}\n"));
+    assert_eq!(host.stop().await.code, Some(0));
+}
