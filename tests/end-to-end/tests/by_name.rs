@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use leasehold_end_to_end::{
     Host,
-    config::{config, greeter, hostile, with},
+    config::{config, greeter, hostile, service, with},
     http::get,
 };
 use leasehold_scenarios::{
@@ -124,6 +124,20 @@ async fn only_what_the_policy_lists_is_called() {
     assert!(case == "failed" && text.contains("nobody is registered as nobody"), "{text}");
     let (_, text) = call(&caller, "v1.nobody.leasehold").await;
     assert!(text.contains("nobody is registered as nobody in version v1"), "{text}");
+}
+
+#[tokio::test]
+async fn grpc_goes_the_same_way() {
+    let world = World::real().await;
+    let greeter = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
+    let host = Host::of(&world, [greeter, caller(&["grpc-greeter"])]).await;
+    let answer = get(&format!("{}greet/grpc-greeter.leasehold", host.url("caller"))).await.json();
+    assert_eq!(answer["case"], "ok", "{answer}");
+    // A message of gRPC: five bytes before it, and Ada is in it.
+    assert!(
+        answer["text"].as_str().unwrap().starts_with('\0') && answer["text"].as_str().unwrap().contains("Ada"),
+        "{answer}"
+    );
 }
 
 /// A service of another ecosystem, under a suffix of choice.

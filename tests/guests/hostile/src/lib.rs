@@ -3,7 +3,8 @@
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`. `GET /` answers `hostile`.
+//! to that host and answers likewise, with the case `failed`; `GET /greet/HOST` makes a call of gRPC to the example there.
+//! `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
@@ -36,12 +37,28 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     let body = if let Some(name) = path.strip_prefix("/act/") {
         report(act(name))
     } else if let Some(host) = path.strip_prefix("/call/") {
-        let (case, text) = call(host).await.map_or_else(|error| ("failed", format!("{error:?}")), |text| ("ok", text));
-        json!({ "case": case, "text": text }).to_string()
+        told_of_a_call(call(host).await)
+    } else if let Some(host) = path.strip_prefix("/greet/") {
+        told_of_a_call(greet(host).await)
     } else {
         "hostile\n".into()
     };
     Ok(Response::new(body.into()))
+}
+
+fn told_of_a_call(outcome: Result<String, Error>) -> String {
+    let (case, text) = outcome.map_or_else(|error| ("failed", format!("{error:?}")), |text| ("ok", text));
+    json!({ "case": case, "text": text }).to_string()
+}
+
+/// What the example of gRPC answers to Ada: one message, uncompressed, in both directions.
+async fn greet(host: &str) -> Result<String, Error> {
+    let message = b"\0\0\0\0\x05\x0a\x03Ada".to_vec();
+    let url = format!("http://{host}/greeter.v1.Greeter/Greet");
+    let request = Request::post(url).header("content-type", "application/grpc").body(Body::from(message))?;
+    let mut response = Client::new().send(request).await?;
+    let body = response.body_mut().contents().await?;
+    Ok(String::from_utf8_lossy(body).into_owned())
 }
 
 /// What a host answers.
