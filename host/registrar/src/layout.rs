@@ -121,6 +121,20 @@ impl Layout {
         Self::new(Source { scheme: scheme.to_owned(), ..self.0.source.clone() })
     }
 
+    /// The same for instances that speak TLS: where it publishes a scheme, `http` becomes `https` and `grpc` `grpcs`.
+    /// Another scheme, which the user has chosen, stays.
+    #[must_use]
+    pub fn secured(&self) -> Self {
+        let secured = match self.0.source.scheme.as_str() {
+            "http" => "https",
+            "grpc" => "grpcs",
+            _ => return self.clone(),
+        };
+        let value = self.0.source.value.replace(r#""insecure":true"#, r#""insecure":false"#);
+        Self::new(Source { scheme: secured.to_owned(), value, ..self.0.source.clone() })
+            .expect("a scheme changes nothing else")
+    }
+
     fn new(source: Source) -> Result<Self, Invalid> {
         let slashed = if source.prefix.is_empty() { String::new() } else { format!("{}/", source.prefix) };
         let fill = |template: &str| {
@@ -523,6 +537,19 @@ mod tests {
         assert!(seed.accept(&node("microservices", "helloworld", "h:1", &[])).is_err());
         assert!(seed.accept(&node("user", "", "h:1", &[])).is_ok());
         assert!(layout("kratos").accept(&node("user", "", "h:1", &[])).is_ok());
+    }
+
+    #[test]
+    fn instances_that_speak_tls_say_so_where_they_say_how_they_speak() {
+        let user = node("user", "v1", "10.0.0.5:80", &[]);
+        let secured = |name: &str| published(&layout(name).secured(), &user, 73).1;
+        assert!(secured("kratos").ends_with(r#""endpoints":["grpcs://10.0.0.5:80"]}"#));
+        assert_eq!(secured("goframe"), r#"{"insecure":false,"protocol":"https"}"#);
+        for name in Layout::NAMES.into_iter().filter(|name| !["kratos", "goframe"].contains(name)) {
+            assert_eq!(layout(name).secured(), layout(name));
+        }
+        let chosen = layout("kratos").with_scheme("grpcs").unwrap();
+        assert_eq!(chosen.secured(), chosen);
     }
 
     #[test]

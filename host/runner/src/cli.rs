@@ -476,8 +476,9 @@ fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
 }
 
 /// The URL at which a listener answers.
-pub(crate) fn url(bound: SocketAddr) -> String {
-    format!("http://{bound}/")
+pub(crate) fn url(bound: SocketAddr, secured: bool) -> String {
+    let scheme = if secured { "https" } else { "http" };
+    format!("{scheme}://{bound}/")
 }
 
 #[cfg(test)]

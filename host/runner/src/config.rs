@@ -18,6 +18,7 @@ use serde_saphyr::Spanned;
 use crate::{
     failure::Failure,
     mesh::SUFFIX,
+    tls::Files,
     units::{Parsed, Secret, Span},
     yaml::{self, Listen, at_line},
 };
@@ -54,8 +55,10 @@ pub(crate) struct Spec {
     pub(crate) name: ServiceName,
     /// The component's file.
     pub(crate) component: PathBuf,
-    /// Where the host accepts HTTP/1.1 and HTTP/2 (h2c). Port 0 takes a free one.
+    /// Where the host accepts HTTP/1.1 and HTTP/2. Port 0 takes a free one.
     pub(crate) listen: SocketAddr,
+    /// The certificate that it shows there; `None` for plain text.
+    pub(crate) tls: Option<Files>,
     /// What is published; `None` for the listener's address.
     pub(crate) advertise: Option<Addr>,
     /// Its version, where the host registers it.
@@ -256,6 +259,7 @@ impl Spec {
             name,
             component,
             listen,
+            tls: None,
             advertise: None,
             version: Version::default(),
             register: Register::default(),
@@ -305,6 +309,10 @@ impl Config {
         let mut services = reader.services(parsed.services)?;
         for spec in &mut services {
             set(&mut spec.suffix, suffix.clone());
+            if spec.tls.is_some() {
+                let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
+                spec.layouts = Some(layouts.iter().map(Layout::secured).collect());
+            }
         }
         Ok(Self { registrar, etcd_required, admin, services })
     }
@@ -443,6 +451,11 @@ impl Reader<'_> {
         let Parsed(Listen(listen)) = written.listen.value;
         let mut spec = Spec::new(name, self.folder.join(written.component.value), listen);
         spec.advertise = written.advertise.map(|at| at.value.0);
+        spec.tls = written.tls.map(|yaml::ListenTls { cert, key, client_ca }| Files {
+            cert: self.folder.join(cert),
+            key: self.folder.join(key),
+            client_ca: client_ca.map(|path| self.folder.join(path)),
+        });
         set(&mut spec.version, written.version.map(|Parsed(version)| version));
         set(&mut spec.register, written.register.map(|Parsed(register)| register));
         spec.layouts = self.layouts(written.layout)?;

@@ -13,9 +13,9 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 
-use crate::{door::Door, tracked::Tracked};
+use crate::{door::Door, tls::Tls, tracked::Tracked};
 
 /// Connections of one service at a time; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
@@ -53,16 +53,22 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `listener` until `close`, each request through the door that is there when it comes.
-    pub(crate) fn start(listener: TcpListener, doors: watch::Receiver<Arc<Door>>) -> Self {
+    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the door that is there when it
+    /// comes.
+    pub(crate) fn start(listener: TcpListener, doors: watch::Receiver<Arc<Door>>, tls: Option<Arc<Tls>>) -> Self {
         let server = Self {
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
+        if let Some(tls) = tls.clone() {
+            let (name, closing) = (doors.borrow().name().clone(), server.closing.clone());
+            server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
+        }
         let connections = Connections {
             doors,
+            tls,
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             leaving: server.leaving.clone(),
             closing: server.closing.clone(),
@@ -106,6 +112,7 @@ impl Drop for Server {
 /// The accepting task.
 struct Connections {
     doors: watch::Receiver<Arc<Door>>,
+    tls: Option<Arc<Tls>>,
     permits: Arc<Semaphore>,
     leaving: CancellationToken,
     closing: CancellationToken,
@@ -156,10 +163,18 @@ impl Connections {
                 }
             }
         });
-        let connection = self.protocols().serve_connection(TokioIo::new(stream), requests).into_owned();
+        let (protocols, tls) = (self.protocols(), self.tls.clone());
         let (cut, name) = (self.cut.clone(), self.doors.borrow().name().clone());
         self.tasks.spawn(async move {
-            let mut connection = pin!(connection);
+            let stream = match tls {
+                None => Either::Left(stream),
+                Some(tls) => match last.run_until_cancelled(tls.accept(stream)).await {
+                    Some(Ok(stream)) => Either::Right(stream),
+                    Some(Err(error)) => return tracing::debug!(service = %name, %error, "a handshake failed"),
+                    None => return,
+                },
+            };
+            let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
             let served = async {
                 tokio::select! {
                     ended = connection.as_mut() => return ended,
@@ -179,7 +194,7 @@ impl Connections {
         });
     }
 
-    /// HTTP/1.1 and h2c on one port: the first bytes tell them apart.
+    /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
     fn protocols(&self) -> auto::Builder<Tracked> {
         let mut builder = auto::Builder::new(Tracked(self.tasks.clone()));
         builder

@@ -29,6 +29,7 @@ mod shutdown;
 mod stats;
 mod story;
 mod systemd;
+mod tls;
 mod tracked;
 mod units;
 mod version;

@@ -22,6 +22,7 @@ use crate::{
     http::{self, Server},
     roster::{Command, Drained, Face, MAX_COMMANDS, Phase, Present},
     stats::Stats,
+    tls::Tls,
     version::Version,
     watched::Watched,
 };
@@ -43,6 +44,7 @@ pub(crate) struct Service {
     node: Option<ServerNode>,
     listener: Option<TcpListener>,
     bound: SocketAddr,
+    tls: Option<Arc<Tls>>,
     /// The version that requests go to.
     version: Option<Version>,
     /// Where requests find it.
@@ -59,6 +61,8 @@ pub(crate) struct Service {
 impl Service {
     /// Binds the listener. Nothing of the component runs yet.
     pub(crate) fn bind(spec: Spec, loaded: Loaded, engine: &Engine, registrar: &Registrar) -> Result<Self, Failure> {
+        let tls = spec.tls.clone().map(Tls::open).transpose();
+        let tls = tls.map_err(|said| Failure::usage(format!("{}: tls: {said}", spec.name)))?.map(Arc::new);
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
         let listener = http::bind(spec.listen).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
@@ -85,6 +89,7 @@ impl Service {
             node,
             listener: Some(listener),
             bound,
+            tls,
             version: None,
             doors: None,
             retiring: TaskTracker::new(),
@@ -100,7 +105,7 @@ impl Service {
     }
 
     pub(crate) fn url(&self) -> String {
-        url(self.bound)
+        url(self.bound, self.tls.is_some())
     }
 
     /// The service as others see it, for as long as it is there.
@@ -132,7 +137,8 @@ impl Service {
     pub(crate) async fn start(&mut self) -> Result<(), Failure> {
         let version = Version::start(&self.spec, &self.engine, &self.loaded, Arc::clone(&self.guest)).await?;
         let doors = watch::Sender::new(Arc::clone(&version.door));
-        self.server = self.listener.take().map(|listener| Server::start(listener, doors.subscribe()));
+        let tls = self.tls.clone();
+        self.server = self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls));
         self.checkup = self.checked(&doors);
         (self.version, self.doors) = (Some(version), Some(doors));
         if self.spec.follow {

@@ -84,6 +84,7 @@ pub(crate) struct Service {
     pub(crate) component: Spanned<String>,
     pub(crate) listen: Spanned<Parsed<Listen>>,
     pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
+    pub(crate) tls: Option<ListenTls>,
     pub(crate) version: Option<Parsed<Version>>,
     pub(crate) register: Option<Parsed<Register>>,
     pub(crate) layout: Option<Spanned<Layouts>>,
@@ -109,6 +110,15 @@ pub(crate) struct Health {
     pub(crate) timeout: Option<Parsed<Span>>,
     pub(crate) rise: Option<NonZeroU32>,
     pub(crate) fall: Option<NonZeroU32>,
+}
+
+/// The files of a listener's certificate, not to be mistaken for those with which etcd is called.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListenTls {
+    pub(crate) cert: String,
+    pub(crate) key: String,
+    pub(crate) client_ca: Option<String>,
 }
 
 #[derive(Deserialize, Default)]

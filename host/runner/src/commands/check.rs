@@ -13,6 +13,7 @@ use crate::{
     engine::Engine,
     failure::Failure,
     http, reach,
+    tls::Files,
 };
 
 /// How long the registrar's thread may take to end; it holds no lease.
@@ -94,6 +95,8 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
             None
         }
     };
+    let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
+    note(tls.map_err(|said| Failure::usage(format!("tls: {said}"))));
     let bound = http::bind(spec.listen).map(drop);
     note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
     Checked {

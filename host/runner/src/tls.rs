@@ -1,0 +1,179 @@
+//! TLS on a listener: the certificate and its key from files, read again when they change.
+
+use std::{
+    fmt, fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        server::WebPkiClientVerifier,
+    },
+    server::TlsStream,
+};
+use tokio_util::task::TaskTracker;
+
+/// What a listener speaks once the handshake is done, the preferred first.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// How long a handshake may take, waiting for its turn included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes of one listener at a time; they are the expensive part.
+const MAX_HANDSHAKES: usize = 128;
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// A file larger than this holds no certificate.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The files of one listener, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// The certificate, then those that lead to an authority.
+    pub(crate) cert: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
+    /// The authorities of which a client needs a certificate; `None` asks clients for none.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// What stands in the files.
+#[derive(Hash)]
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Files {
+    /// Whether a listener could be served with them; the sentence names the file that is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.config(&self.read()?).map(drop)
+    }
+
+    fn read(&self) -> Result<Contents, String> {
+        let client_ca = self.client_ca.as_deref().map(read).transpose()?;
+        Ok(Contents { cert: read(&self.cert)?, key: read(&self.key)?, client_ca })
+    }
+
+    fn config(&self, contents: &Contents) -> Result<ServerConfig, String> {
+        let provider = Arc::new(ring::default_provider());
+        let chain = certificates(&self.cert, &contents.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .map_err(|_| format!("{} holds no private key as PEM", self.key.display()))?;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+        let builder = match (&self.client_ca, &contents.client_ca) {
+            (Some(path), Some(pem)) => {
+                let mut roots = RootCertStore::empty();
+                for authority in certificates(path, pem)? {
+                    let added = roots.add(authority);
+                    added.map_err(|error| format!("{} holds no usable authority: {error}", path.display()))?;
+                }
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                builder.with_client_cert_verifier(verifier.map_err(|error| format!("{}: {error}", path.display()))?)
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| self.unusable(&error))?;
+        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        Ok(config)
+    }
+
+    fn unusable(&self, error: &rustls::Error) -> String {
+        let (cert, key) = (self.cert.display(), self.key.display());
+        match error {
+            rustls::Error::InconsistentKeys(_) => format!("{key} is not the key of the certificate in {cert}"),
+            error => format!("{cert} and {key} cannot be used: {error}"),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let wrong = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let mut bytes = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(wrong)?;
+    match bytes.len() as u64 > MAX_FILE_BYTES {
+        true => Err(format!("{} is too large to hold certificates or a key", path.display())),
+        false => Ok(bytes),
+    }
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => Err(format!("{} holds no certificate as PEM", path.display())),
+    }
+}
+
+/// The TLS of one listener.
+pub(crate) struct Tls {
+    files: Files,
+    /// What was read at the start, as a fingerprint.
+    opened: u64,
+    current: watch::Sender<Arc<ServerConfig>>,
+    handshakes: Semaphore,
+    /// Nobody waits for these: a file system may be gone for ever.
+    reads: TaskTracker,
+}
+
+impl Tls {
+    /// Reads the files; the error is for the operator.
+    pub(crate) fn open(files: Files) -> Result<Self, String> {
+        let found = files.read();
+        let opened = fingerprint(&found);
+        let (current, _) = watch::channel(Arc::new(files.config(&found?)?));
+        Ok(Self { files, opened, current, handshakes: Semaphore::new(MAX_HANDSHAKES), reads: TaskTracker::new() })
+    }
+
+    /// Makes a connection a secured one.
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
+        let shaken = async {
+            let _turn = self.handshakes.acquire().await.expect("the turns are never closed");
+            let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+            acceptor.accept(stream).await
+        };
+        timeout(HANDSHAKE_TIMEOUT, shaken).await?
+    }
+
+    /// Serves what the files hold whenever that changes, for ever. What cannot be used is told, and the old is kept.
+    pub(crate) async fn follow(&self, service: impl fmt::Display) {
+        let (mut told, mut before) = (self.opened, self.opened);
+        loop {
+            sleep(LOOK).await;
+            let files = self.files.clone();
+            let Ok(found) = self.reads.spawn_blocking(move || files.read()).await else { return };
+            let now = fingerprint(&found);
+            // Several files are not written at once; what has stood there for one look is meant so.
+            if now == before && now != told {
+                told = now;
+                match found.and_then(|contents| self.files.config(&contents)) {
+                    Ok(config) => {
+                        self.current.send_replace(Arc::new(config));
+                        tracing::info!(%service, "a new certificate is served: {}", self.files.cert.display());
+                    }
+                    Err(said) => tracing::warn!(%service, "the old certificate is kept: {said}"),
+                }
+            }
+            before = now;
+        }
+    }
+}
+
+fn fingerprint(found: &Result<Contents, String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    found.hash(&mut hasher);
+    hasher.finish()
+}
