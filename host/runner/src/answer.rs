@@ -124,6 +124,7 @@ impl Answer {
         let left = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         let mut hold = Hold { waiting, _permits: permits, grpc, deadline, left };
+        hold.waiting.whole = body.is_end_stream() || left == Some(0);
         // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
         if grpc::is_trailers_only(&parts.headers) {
             hold.waiting.whole = true;
@@ -194,7 +195,8 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || (self.hold.is_none() && self.body.is_end_stream())
+        let whole = self.hold.as_ref().is_none_or(|hold| hold.waiting.whole);
+        self.ended || (whole && self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
