@@ -28,6 +28,7 @@ Examples:
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
+  leasehold compile greeter.wasm        machine code, for a start without a compiler
   leasehold drain greeter               take one service of a running host out, in order
   leasehold reload greeter              replace it by what is in its component file now
 
@@ -153,6 +154,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. A new version that does not start leaves the old one\nserving, and the exit code is 1. The configuration file is not read again."
     )]
     Reload(ReloadArgs),
+    /// Compile a component ahead of its start, for this release on this kind of machine
+    #[command(
+        after_help = "Examples:\n  leasehold compile greeter.wasm\n  leasehold compile greeter.wasm -o /srv/greeter.cwasm\n\nThe result is machine code, which no sandbox holds: a configuration that runs it says precompiled: true."
+    )]
+    Compile(CompileArgs),
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
@@ -321,6 +327,16 @@ pub(crate) struct InspectArgs {
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompileArgs {
+    /// A component (.wasm)
+    pub(crate) file: PathBuf,
+
+    /// Where to write the machine code [default: beside it, as .cwasm]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

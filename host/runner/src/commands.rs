@@ -1,6 +1,7 @@
 //! The commands beside `run`: those that look and run nothing, and those that ask a running host.
 
 mod check;
+mod compile;
 mod doctor;
 mod drain;
 mod explain;
@@ -14,6 +15,7 @@ use std::io::{self, Write, stdout};
 use serde::Serialize;
 
 pub(crate) use check::check;
+pub(crate) use compile::compile;
 pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use explain::explain;

@@ -55,6 +55,8 @@ pub(crate) struct Spec {
     pub(crate) name: ServiceName,
     /// The component's file.
     pub(crate) component: PathBuf,
+    /// Whether that may be machine code, which no sandbox holds.
+    pub(crate) precompiled: bool,
     /// Where the host accepts HTTP/1.1 and HTTP/2. Port 0 takes a free one.
     pub(crate) listen: SocketAddr,
     /// The certificate that it shows there; `None` for plain text.
@@ -258,6 +260,7 @@ impl Spec {
             },
             name,
             component,
+            precompiled: false,
             listen,
             tls: None,
             advertise: None,
@@ -450,6 +453,7 @@ impl Reader<'_> {
         let Parsed(name) = written.name.value;
         let Parsed(Listen(listen)) = written.listen.value;
         let mut spec = Spec::new(name, self.folder.join(written.component.value), listen);
+        spec.precompiled = written.precompiled;
         spec.advertise = written.advertise.map(|at| at.value.0);
         spec.tls = written.tls.map(|yaml::ListenTls { cert, key, client_ca }| Files {
             cert: self.folder.join(cert),

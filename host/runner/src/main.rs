@@ -96,7 +96,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "say what to do: run, ls, watch, doctor, check, explain, inspect, drain or reload".to_owned()
+            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload".to_owned()
         }
         _ => error.to_string(),
     };
@@ -123,6 +123,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),
+        Command::Compile(args) => commands::compile(&args),
         Command::Drain(args) => commands::drain(args).await,
         Command::Reload(args) => commands::reload(args).await,
     }
@@ -222,22 +223,22 @@ async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded,
     let all: Arc<[Spec]> = specs.into();
     let making = tasks.spawn_blocking(move || Engine::new(&all));
     let engine = making.await.context("the component engine could not be started")??;
-    let mut compiling = HashMap::<PathBuf, _>::new();
-    for path in specs.iter().map(|spec| &spec.component) {
-        if !compiling.contains_key(path) {
-            let (engine, file) = (engine.clone(), path.clone());
-            compiling.insert(path.clone(), tasks.spawn_blocking(move || Loaded::load(&engine, &file)));
-        }
+    let mut compiling = HashMap::<(PathBuf, bool), _>::new();
+    for spec in specs {
+        compiling.entry((spec.component.clone(), spec.precompiled)).or_insert_with(|| {
+            let (engine, path, precompiled) = (engine.clone(), spec.component.clone(), spec.precompiled);
+            tasks.spawn_blocking(move || Loaded::load(&engine, &path, precompiled))
+        });
     }
     let mut loaded = HashMap::new();
-    for (path, compiled) in compiling {
+    for ((path, precompiled), compiled) in compiling {
         let compiled = compiled.await.with_context(|| format!("{} could not be compiled", path.display()))??;
         compiled.proxy(&path)?;
-        loaded.insert(path, compiled);
+        loaded.insert((path, precompiled), compiled);
     }
     let mut services = Vec::with_capacity(specs.len());
     for spec in specs {
-        let component = loaded[&spec.component].clone();
+        let component = loaded[&(spec.component.clone(), spec.precompiled)].clone();
         component.check_register(&spec.component, spec.register)?;
         services.push((spec.clone(), (component, engine.clone())));
     }

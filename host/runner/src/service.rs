@@ -285,7 +285,8 @@ impl Service {
         self.retiring.reopen();
 
         let (engine, path) = (self.engine.clone(), self.spec.component.clone());
-        let compiling = self.retiring.spawn_blocking(move || Loaded::load(&engine, &path));
+        let precompiled = self.spec.precompiled;
+        let compiling = self.retiring.spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
         let loaded = compiling.await.map_err(|_| self.failed("the new version could not be compiled"))??;
         loaded.check_register(&self.spec.component, self.spec.register)?;
         let guest = Arc::new(self.guest.successor());

@@ -30,8 +30,8 @@ use tokio_util::task::TaskTracker;
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// How long a handshake may take, waiting for its turn included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes of one listener at a time; they are the expensive part.
-const MAX_HANDSHAKES: usize = 128;
+/// Handshakes of one listener at a time, a quarter of its connections: those who never finish theirs leave room for others.
+const MAX_HANDSHAKES: usize = 1024;
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// A file larger than this holds no certificate.

@@ -83,6 +83,8 @@ pub(crate) struct Service {
     pub(crate) name: Spanned<Parsed<ServiceName>>,
     pub(crate) component: Spanned<String>,
     pub(crate) listen: Spanned<Parsed<Listen>>,
+    #[serde(default)]
+    pub(crate) precompiled: bool,
     pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
     pub(crate) tls: Option<ListenTls>,
     pub(crate) version: Option<Parsed<Version>>,

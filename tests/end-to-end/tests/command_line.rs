@@ -152,7 +152,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     for (arguments, start) in [
         (
             vec![],
-            "say what to do: run, ls, watch, doctor, check, explain, inspect, drain or reload; see leasehold --help",
+            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
         ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
@@ -416,4 +416,33 @@ async fn bounded_each_failure_comes_soon() {
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(ended.stderr.contains("http://192.0.2.1:2379"), "{ended:?}");
     assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_component_that_was_compiled_ahead_runs_only_where_it_is_trusted() {
+    let world = World::real().await;
+    let files = File::of("");
+    let (code, broken) = (files.beside("greeter.cwasm"), files.beside("broken.cwasm"));
+    let compiled = leasehold(["compile", &component("greeter"), "-o", &code]).await;
+    assert_eq!(compiled.code, Some(0), "{compiled:?}");
+    fs::write(&broken, b"\x7fELF and no more").unwrap();
+
+    let ready = with(greeter(), json!({ "component": code, "precompiled": true }));
+    let host = Host::of(&world, [ready.clone()]).await;
+    assert_eq!(get(&host.url("greeter")).await.body, "hello\n");
+    assert_eq!(host.stop().await.code, Some(0));
+
+    let refusals = [
+        (with(greeter(), json!({ "component": code })), "machine code, which no sandbox holds"),
+        (with(ready, json!({ "component": broken })), "not made by this release"),
+    ];
+    for (refused, why) in refusals {
+        let ended = Host::spawn(&config(&world, [refused]), &[]).ends().await;
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        assert!(ended.wrote(why), "{ended:?}");
+    }
+    let inspected = leasehold(["inspect", &code]).await;
+    one_sentence(&inspected, 64, &format!("{code}: machine code"));
+    let nothing = leasehold(["compile", &component("nothing"), "-o", "/nowhere/nothing.cwasm"]).await;
+    one_sentence(&nothing, 1, "cannot write /nowhere/nothing.cwasm: ");
 }

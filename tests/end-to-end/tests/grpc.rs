@@ -27,6 +27,9 @@ use serde_json::{Value, json};
 /// Longer than any deadline of a caller in these tests.
 const LONG: Duration = Duration::from_secs(20);
 
+/// `Repeat` for Ada, a hundred times, a second apart, as a message on the wire.
+const REPEAT: &[u8] = b"\0\0\0\0\x0a\x0a\x03Ada\x10\x64\x18\xe8\x07";
+
 fn greeter() -> Value {
     with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }))
 }
@@ -96,11 +99,22 @@ async fn a_callers_deadline_holds_where_the_caller_does_not_keep_it() {
     let begun = Instant::now();
     let (headers, _) = patient(&format!("{}act/sleep", host.url("hostile")), b"", "300m").await;
     assert_eq!(headers["grpc-status"], "4", "{headers:?}");
-    // `Repeat` for Ada, a hundred times, a second apart: the answer has begun when the time is over.
-    let repeat = b"\0\0\0\0\x0a\x0a\x03Ada\x10\x64\x18\xe8\x07";
+    // The answer has begun when the time is over.
     let (headers, trailers) =
-        patient(&format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter")), repeat, "1500m").await;
+        patient(&format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter")), REPEAT, "1500m").await;
     assert!(!headers.contains_key("grpc-status"), "{headers:?}");
+    assert_eq!(trailers["grpc-status"], "4", "{trailers:?}");
+    assert!(begun.elapsed() < LONG, "it took {:?}", begun.elapsed());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_that_goes_on_for_too_long_ends_with_its_status() {
+    let world = World::real().await;
+    let host = Host::of(&world, [with(greeter(), json!({ "limits": { "request_timeout": "2s" } }))]).await;
+    let begun = Instant::now();
+    let url = format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter"));
+    let (_, trailers) = patient(&url, REPEAT, "1H").await;
     assert_eq!(trailers["grpc-status"], "4", "{trailers:?}");
     assert!(begun.elapsed() < LONG, "it took {:?}", begun.elapsed());
     assert_eq!(host.stop().await.code, Some(0));

@@ -84,7 +84,7 @@ fn verdict(services: &[Checked], etcd: &Etcd) -> Option<Failure> {
 fn look(engine: &Engine, spec: &Spec) -> Checked {
     let mut problems = Vec::new();
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
-    let facts = match Loaded::load(engine, &spec.component) {
+    let facts = match Loaded::load(engine, &spec.component, spec.precompiled) {
         Ok(loaded) => {
             note(loaded.proxy(&spec.component).map(drop));
             note(loaded.check_register(&spec.component, spec.register));
