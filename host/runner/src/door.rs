@@ -70,7 +70,8 @@ impl Door {
     pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
         let begun = Instant::now();
         let grpc = grpc::is_spoken(request.headers());
-        let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
+        // Whatever broke off the request is the client's doing, and nothing to warn the operator of.
+        let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
         let (status, response) = match self.attempt(request, grpc).await {
             Ok(response) => (response.status(), response),
             Err(hit) => {
