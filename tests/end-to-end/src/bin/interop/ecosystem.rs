@@ -12,6 +12,8 @@ use crate::step::Step;
 pub(crate) enum Transport {
     /// `GET /` over HTTP.
     Http,
+    /// `grpc.health.v1.Health/Check` over gRPC.
+    Grpc,
     /// Its wire is its own, so it finds and does not call.
     Own,
 }
@@ -26,7 +28,7 @@ pub(crate) enum Language {
 /// One library, and what is expected of it.
 #[derive(Debug)]
 pub(crate) struct Ecosystem {
-    /// The name of its row, and of its program under `tests/interop`.
+    /// The name of its row, and of its program under `tests/interop`, which serves the row with `-grpc`, too.
     pub(crate) name: &'static str,
     pub(crate) language: Language,
     /// The module whose version is under test, as `go.mod` or `requirements.txt` has it.
@@ -59,7 +61,7 @@ impl Ecosystem {
     pub(crate) fn program(&self) -> (PathBuf, Option<PathBuf>) {
         let (built, sources) = (paths::workspace().join("target/interop"), paths::workspace().join("tests/interop"));
         match self.language {
-            Language::Go => (built.join(self.name), None),
+            Language::Go => (built.join(self.name.trim_end_matches("-grpc")), None),
             Language::Python => {
                 let script = sources.join("python").join(format!("{}_peer.py", self.name));
                 (built.join("python/bin/python"), Some(script))
@@ -74,14 +76,14 @@ impl Ecosystem {
 }
 
 /// All of them, in the order of the table.
-pub(crate) const ALL: [Ecosystem; 11] = [
+pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "etcd-naming",
         language: Language::Go,
         module: "go.etcd.io/etcd/client/v3",
         layout: "etcd-naming",
         scheme: None,
-        transport: Transport::Own,
+        transport: Transport::Grpc,
         version: "",
         weight: false,
         metadata: true,
@@ -102,12 +104,25 @@ pub(crate) const ALL: [Ecosystem; 11] = [
         known: &[(Step::Forgets, "its HTTP client refuses an empty list and keeps the last one")],
     },
     Ecosystem {
+        name: "kratos-grpc",
+        language: Language::Go,
+        module: "github.com/go-kratos/kratos/v2",
+        layout: "kratos",
+        scheme: None,
+        transport: Transport::Grpc,
+        version: "v1",
+        weight: true,
+        metadata: true,
+        settle_time: "500ms",
+        known: &[(Step::Forgets, "its gRPC client refuses an empty list and keeps the last one")],
+    },
+    Ecosystem {
         name: "go-zero",
         language: Language::Go,
         module: "github.com/zeromicro/go-zero",
         layout: "go-zero",
         scheme: None,
-        transport: Transport::Own,
+        transport: Transport::Grpc,
         version: "",
         weight: false,
         metadata: false,
@@ -120,12 +135,12 @@ pub(crate) const ALL: [Ecosystem; 11] = [
         module: "github.com/cloudwego/kitex",
         layout: "kitex",
         scheme: None,
-        transport: Transport::Own,
+        transport: Transport::Grpc,
         version: "",
         weight: true,
         metadata: true,
-        settle_time: "500ms",
-        known: &[],
+        settle_time: "6s",
+        known: &[(Step::Forgets, "none left is an error to its resolver, and its client keeps what it has")],
     },
     Ecosystem {
         name: "hertz",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold_end_to_end::{
     Host,
-    config::{TTL, WEIGHT, config, endpoint, hostile, plain, with},
+    config::{TTL, WEIGHT, config, endpoint, hostile, plain, service, with},
     http::get,
     paths,
 };
@@ -21,8 +21,10 @@ use crate::{
     peer::{Instance, Peer},
 };
 
-/// What the service under test answers.
+/// What the service under test answers over HTTP.
 const HELLO: &str = "hello\n";
+/// What it answers over gRPC to a question for its health.
+const SERVING: &str = "SERVING";
 /// Calls that must all succeed where nothing changes: enough to meet each instance.
 const CALLS: usize = 20;
 /// The pause between those. A client that begins to watch at its first call is to be done with that after the last one.
@@ -104,7 +106,7 @@ impl<'a> Stage<'a> {
 
     async fn finds(&mut self) -> Result<(), String> {
         let name = self.name();
-        let host = self.start(plain(&name)).await;
+        let host = self.start(self.service()).await;
         let addr = host.addr(&name);
         self.host = Some(host);
         self.peer.watch(&name).await?;
@@ -150,7 +152,7 @@ impl<'a> Stage<'a> {
         let name = self.name();
         let mut failed = Vec::new();
         for _ in 0..RESTARTS {
-            let next = self.start(plain(&name)).await;
+            let next = self.start(self.service()).await;
             let addr = next.addr(&name);
             let before = self.host.replace(next).expect("an earlier step started it");
             self.peer.sees(&name, |seen| seen.len() == 2).await?;
@@ -195,7 +197,7 @@ impl<'a> Stage<'a> {
 
     async fn returns(&mut self, calls: bool) -> Result<(), String> {
         let name = self.name();
-        let host = self.start(plain(&name)).await;
+        let host = self.start(self.service()).await;
         let addr = host.addr(&name);
         self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
         if calls {
@@ -243,6 +245,15 @@ impl<'a> Stage<'a> {
         format!("{}-user", self.ecosystem.name)
     }
 
+    /// The service that it follows.
+    fn service(&self) -> Value {
+        let name = self.name();
+        match self.ecosystem.transport {
+            Transport::Grpc => with(service(&name, "grpc-greeter"), json!({ "register": "host" })),
+            Transport::Http | Transport::Own => plain(&name),
+        }
+    }
+
     /// A host with that service, published as the library knows it.
     async fn start(&self, service: Value) -> Host {
         let limits = json!({ "settle_time": self.ecosystem.settle_time });
@@ -280,5 +291,5 @@ impl<'a> Stage<'a> {
 
 async fn answered(peer: &mut Peer, name: &str) -> Result<(), String> {
     let answer = peer.call(name).await?;
-    if answer == HELLO { Ok(()) } else { Err(format!("it answered {answer:?}")) }
+    if [HELLO, SERVING].contains(&answer.as_str()) { Ok(()) } else { Err(format!("it answered {answer:?}")) }
 }
