@@ -11,8 +11,11 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::{SOON, World};
 use serde_json::{Value, json};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
     process::Command,
     sync::oneshot,
+    task::spawn_local,
     time::{Instant, sleep},
 };
 
@@ -55,13 +58,17 @@ pub(crate) enum Step {
     Forgets,
     /// Its resolver and its client come to the instance that starts after there was none.
     Returns,
-    /// What it registers is what `leasehold ls` shows, until it deregisters.
+    /// What it registers is what `leasehold ls` shows.
     Registers,
+    /// A component reaches by name what it registers.
+    Reached,
+    /// What it takes back is gone.
+    Leaves,
 }
 
 impl Step {
     /// All, in the order in which they are done.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Finds,
         Self::Calls,
         Self::Weight,
@@ -70,6 +77,8 @@ impl Step {
         Self::Forgets,
         Self::Returns,
         Self::Registers,
+        Self::Reached,
+        Self::Leaves,
     ];
 }
 
@@ -101,6 +110,8 @@ impl<'a> Stage<'a> {
             Step::Forgets => Some(self.forgets().await),
             Step::Returns => Some(self.returns(calls).await),
             Step::Registers => Some(self.registers().await),
+            Step::Reached => Some(self.reached().await),
+            Step::Leaves => Some(self.leaves().await),
         }
     }
 
@@ -216,9 +227,9 @@ impl<'a> Stage<'a> {
     }
 
     async fn registers(&mut self) -> Result<(), String> {
-        let name = format!("{}-own", self.ecosystem.name);
+        let name = self.own();
         let own = Instance {
-            addr: "127.0.0.1:4567".to_owned(),
+            addr: serve().await,
             version: self.ecosystem.version.to_owned(),
             weight: 30,
             metadata: [("zone".to_owned(), "c".to_owned())].into(),
@@ -235,9 +246,27 @@ impl<'a> Stage<'a> {
                 && row["metadata"]["zone"] == zone
                 && row["lease"].is_string()
         };
-        self.listed(&name, |rows| rows.len() == 1 && is_own(&rows[0])).await?;
+        self.listed(&name, |rows| rows.len() == 1 && is_own(&rows[0])).await
+    }
+
+    async fn reached(&self) -> Result<(), String> {
+        let name = self.own();
+        let caller = with(hostile("caller"), json!({ "allow": { "discover": [name] } }));
+        let layouts = json!({ "registry": { "layout": self.ecosystem.layout() } });
+        let host = Host::ready(&with(config(self.world, [caller]), layouts)).await;
+        let answer = get(&format!("{}call/{name}.leasehold", host.url("caller"))).await.json();
+        host.stop().await;
+        if answer["text"] == HELLO { Ok(()) } else { Err(answer.to_string()) }
+    }
+
+    async fn leaves(&mut self) -> Result<(), String> {
         self.peer.deregister().await?;
-        self.listed(&name, <[_]>::is_empty).await
+        self.listed(&self.own(), <[_]>::is_empty).await
+    }
+
+    /// The name of the service that it registers.
+    fn own(&self) -> String {
+        format!("{}-own", self.ecosystem.name)
     }
 
     /// The name of the service that it follows.
@@ -292,4 +321,20 @@ impl<'a> Stage<'a> {
 async fn answered(peer: &mut Peer, name: &str) -> Result<(), String> {
     let answer = peer.call(name).await?;
     if [HELLO, SERVING].contains(&answer.as_str()) { Ok(()) } else { Err(format!("it answered {answer:?}")) }
+}
+
+/// Answers whoever asks, in the place of a server of the library, and gives its address.
+async fn serve() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("it is bound").to_string();
+    spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The request is small, and what it says does not matter.
+            let _ = stream.read(&mut [0; 4096]).await;
+            let length = HELLO.len();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{HELLO}");
+            let _ = stream.write_all(answer.as_bytes()).await; // Who is gone misses it.
+        }
+    });
+    addr
 }
