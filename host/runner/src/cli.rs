@@ -61,6 +61,7 @@ A configuration file:
       config: { greeting: hello }        # what wasi:config/store shows the component
       allow: { names: [greeter], discover: [], outbound: [] }
       limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
+      health: { path: / }                # out of etcd while it does not answer; see docs/health.md
 
 The end (SIGTERM, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are stopped,
 leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases.";

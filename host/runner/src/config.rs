@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     net::SocketAddr,
-    num::NonZeroU32,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -509,8 +508,8 @@ impl Reader<'_> {
             probe,
             interval: span(health.interval, Duration::from_secs(2)),
             timeout: span(health.timeout, Duration::from_secs(1)),
-            rise: health.rise.map_or(2, NonZeroU32::get),
-            fall: health.fall.map_or(3, NonZeroU32::get),
+            rise: health.rise.map_or(2, |Parsed(times)| times.0),
+            fall: health.fall.map_or(3, |Parsed(times)| times.0),
         })
     }
 }

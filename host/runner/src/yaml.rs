@@ -1,6 +1,6 @@
 //! The configuration file as it is written: its keys, and where in it a mistake stands.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
 use serde::{
@@ -110,8 +110,8 @@ pub(crate) struct Health {
     pub(crate) grpc: bool,
     pub(crate) interval: Option<Parsed<Span>>,
     pub(crate) timeout: Option<Parsed<Span>>,
-    pub(crate) rise: Option<NonZeroU32>,
-    pub(crate) fall: Option<NonZeroU32>,
+    pub(crate) rise: Option<Parsed<Times>>,
+    pub(crate) fall: Option<Parsed<Times>>,
 }
 
 /// The files of a listener's certificate, not to be mistaken for those with which etcd is called.
@@ -199,6 +199,18 @@ impl<'de> Deserialize<'de> for Layouts {
             }
         }
         deserializer.deserialize_any(Several)
+    }
+}
+
+/// How many in a row, at least one.
+pub(crate) struct Times(pub(crate) u32);
+
+impl std::str::FromStr for Times {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let times = text.parse().ok().filter(|times| *times > 0);
+        times.map(Self).ok_or_else(|| format!("must be a whole number from 1, not {text:?}"))
     }
 }
 

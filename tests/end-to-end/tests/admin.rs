@@ -1,6 +1,6 @@
 //! The admin endpoint: what a running host says of itself, and what it does when it is asked.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
@@ -14,7 +14,11 @@ use leasehold_scenarios::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 async fn host(world: &World, services: impl IntoIterator<Item = Value>) -> Host {
     Host::ready(&with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
@@ -152,6 +156,24 @@ async fn admin_who_asks_wrongly_is_told() {
     assert_eq!(ask("POST", &format!("{admin}drain/plain"), &page).await.status, 403);
     assert_eq!(ask("GET", &format!("{admin}services"), &[("host", "evil.example")]).await.status, 403);
     assert_eq!(get(&format!("{admin}readyz")).await.body, "ready\n");
+}
+
+#[tokio::test]
+async fn admin_an_address_in_use_is_told_before_anything_starts() {
+    let world = World::real().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+    let addr = taken.local_addr().expect("it listens").to_string();
+    let folder = TempDir::with_prefix("leasehold-admin-").expect("a temporary directory");
+    let file = folder.path().join("services.yaml");
+    let text = with(config(&world, [plain("plain")]), json!({ "admin": { "listen": addr } })).to_string();
+    fs::write(&file, text).expect("the directory is our own");
+    for command in ["check", "run"] {
+        let arguments = [Path::new(command), &file];
+        let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.wrote(&format!("admin: cannot listen on {addr}: ")), "{command}: {ended:?}");
+    }
+    assert_eq!(world.count().await, 0);
 }
 
 #[tokio::test]
