@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-startup isolation clean
+.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-views bench-startup isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -68,6 +68,13 @@ bench: setup ## the registrar beside the usual client, a line a figure; ROUNDS=n
 	cargo build --locked --release -p leasehold-bench
 	cd tests/peers/usual-client && go build -trimpath -o ../../../target/peers/usual-client .
 	target/release/bench --rounds $(ROUNDS) --large $(LARGE)
+
+bench-views: setup ## 100,000 nodes of one service followed, beside two libraries of Go; ROUNDS=n (5)
+	@command -v go >/dev/null || { echo "bench-views: needs Go, for the peers: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
+	cargo build --locked --release -p leasehold-bench
+	cd tests/peers/endpoints-view && go build -trimpath -o ../../../target/peers/endpoints-view .
+	cd tests/peers/go-zero-view && go build -trimpath -o ../../../target/peers/go-zero-view .
+	target/release/views --rounds $(ROUNDS)
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup

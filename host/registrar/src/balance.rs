@@ -25,6 +25,10 @@ const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// How much of the mean a new latency is: the mean of about the last ten.
 const LATENCY_SHARE: f64 = 0.2;
+/// From this many nodes on a table is made anew at most once in [`PACE`]: it costs a walk over all of them.
+const LARGE: usize = 1000;
+/// How old the table of many nodes may be. Nodes serve on for longer than that after they have left.
+const PACE: Duration = Duration::from_millis(100);
 /// Picks that may meet a node that is left out, before one is looked for.
 const MAX_TRIES: usize = 8;
 
@@ -59,6 +63,7 @@ pub struct Pick {
 #[derive(Debug, Default)]
 struct Table {
     generation: u64,
+    made: Option<Instant>,
     candidates: Vec<Candidate>,
     /// Those that are preferred, if that tells some apart, then all.
     tiers: Vec<Tier>,
@@ -136,7 +141,8 @@ impl Balancer {
     fn table(&self) -> Arc<Table> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.view.generation();
-        if table.generation != generation {
+        let is_new_enough = || table.candidates.len() >= LARGE && table.made.is_some_and(|made| made.elapsed() < PACE);
+        if table.generation != generation && !is_new_enough() {
             *table = Arc::new(Table::of(generation, &self.view.nodes(), &self.prefer, &table));
         }
         table.clone()
@@ -169,7 +175,7 @@ impl Table {
         if !candidates.is_empty() {
             tiers.push(Tier::of(all().collect(), &candidates));
         }
-        Self { generation, candidates, tiers }
+        Self { generation, made: Some(Instant::now()), candidates, tiers }
     }
 }
 

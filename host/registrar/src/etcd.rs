@@ -39,8 +39,14 @@ pub(crate) const MAX_OPS: usize = 126;
 /// The most bytes of keys and values in one transaction; etcd's default limit for a request is 1.5 MiB, and each key
 /// stands in it four times.
 pub(crate) const MAX_BYTES: usize = 256 * 1024;
-/// Keys to a page when a prefix is read; a page stays below the 4 MiB that a gRPC message may have.
-const PAGE: i64 = 1000;
+/// Keys to the first page when a prefix is read, and to one that had to be asked for again.
+const FIRST_PAGE: i64 = 1000;
+/// Keys to a page, at most.
+const MAX_PAGE: i64 = 20_000;
+/// What a page should come to, judged by those before it. A gRPC message may have 4 MiB.
+const PAGE_BYTES: usize = 2 << 20;
+/// What etcd says of a key beside it and its value, roughly, in bytes.
+const KEY_OVERHEAD: usize = 40;
 /// How often an idle connection is probed, so that a dead one is noticed. etcd tolerates one ping in 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a probe may take.
@@ -312,18 +318,29 @@ impl Etcd {
         // etcd takes an empty key for none, and the byte 0 for the first of all.
         let mut from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
         let mut revision = 0;
-        let mut all = Vec::new();
+        let mut all: Vec<Found> = Vec::new();
+        let mut bytes = 0;
+        let page = |from: Vec<u8>, limit, revision| {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(revision);
+            self.call(self.request_timeout, move |mut client| {
+                let (from, options) = (from.clone(), options.clone());
+                async move { client.get(from, Some(options)).await }
+            })
+        };
         loop {
-            let mut page = self
-                .call(self.request_timeout, |mut client| {
-                    let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
-                    let from = from.clone();
-                    async move { client.get(from, Some(options)).await }
-                })
-                .await?;
+            let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
+            let limit = i64::try_from(fits).unwrap_or(MAX_PAGE).clamp(FIRST_PAGE, MAX_PAGE);
+            let mut page = match page(from.clone(), limit, revision).await {
+                // It may have been too large after all.
+                Err(_) if limit > FIRST_PAGE => page(from.clone(), FIRST_PAGE, revision).await?,
+                page => page?,
+            };
             revision = page.header().map_or(0, |header| header.revision());
             let more = page.more();
-            all.extend(page.take_kvs().into_iter().map(Found::from));
+            for found in page.take_kvs().into_iter().map(Found::from) {
+                bytes += found.key.len() + found.value.len() + KEY_OVERHEAD;
+                all.push(found);
+            }
             match all.last() {
                 Some(last) if more => from = [&last.key[..], &[0]].concat(),
                 _ => return Ok(Reading { found: all, revision }),

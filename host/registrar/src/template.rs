@@ -205,8 +205,15 @@ fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
                 let (part, rest) = text.split_at(end);
                 let rest = if *slash { rest.strip_prefix('/') } else { Some(rest) };
                 let part = if part == default { "" } else { part };
+                // Most ends are ruled out by what has to follow, without a further look.
+                let follows = |rest: &str| match pieces.first() {
+                    Some(Piece::Text(next)) => rest.starts_with(next.as_str()),
+                    Some(Piece::Field { .. }) => true,
+                    None => rest.is_empty(),
+                };
+                let Some(rest) = rest.filter(|rest| follows(rest)) else { continue };
                 let mut attempt = found.clone();
-                if rest.is_some_and(|rest| attempt.bind(*field, part) && read(pieces, rest, &mut attempt)) {
+                if attempt.bind(*field, part) && read(pieces, rest, &mut attempt) {
                     *found = attempt;
                     return true;
                 }

@@ -1,0 +1,97 @@
+//! Our side of `make bench-views`: a process that follows a service in etcd, as the peers do.
+//!
+//! `viewer ENDPOINT LAYOUT`, one command per line on stdin, one JSON object per line on stdout; the commands are those of
+//! the peers, see `tests/peers/endpoints-view/main.go`, and `pick N`.
+
+use std::{
+    fs,
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use etcd_client::Client;
+use leasehold::{Balancer, Layout, Options, Registrar, ServerNode, Version, View, Weight};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+#[expect(clippy::print_stdout, reason = "the harness reads it")]
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: viewer ENDPOINT LAYOUT";
+    let (endpoint, layout) = (arguments.next().context(usage)?, arguments.next().context(usage)?);
+    let layout: Layout = layout.parse()?;
+    let client = Client::connect([&endpoint], None).await?;
+    let patience = Duration::from_secs(60);
+    let options = Options { layouts: vec![layout.clone()], request_timeout: patience, ..Options::new([endpoint]) };
+    let mut viewer = Viewer { registrar: Registrar::start(options)?, layout, client, view: None };
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match words.as_slice() {
+            ["quit"] => break,
+            ["memory"] => rss_bytes().map(|bytes| json!({ "rss_bytes": bytes })),
+            ["view", name] => viewer.view(name).await,
+            ["see", count] => viewer.see(count.parse()?).await,
+            ["pick", count] => viewer.pick(count.parse()?),
+            _ => bail!("unknown command {line:?}"),
+        };
+        println!("{}", answer.unwrap_or_else(|error| json!({ "error": format!("{error:#}") })));
+    }
+    Ok(())
+}
+
+struct Viewer {
+    registrar: Registrar,
+    layout: Layout,
+    client: Client,
+    view: Option<View>,
+}
+
+impl Viewer {
+    async fn view(&mut self, name: &str) -> Result<Value> {
+        let begun = Instant::now();
+        let view = self.registrar.watch(&name.parse()?, &Version::default()).await?;
+        view.ready().await?;
+        let nodes = view.nodes().len();
+        let seconds = begun.elapsed().as_secs_f64();
+        self.view = Some(view);
+        Ok(json!({ "seconds": seconds, "nodes": nodes }))
+    }
+
+    /// From the put of a node to the answer that has it.
+    async fn see(&mut self, count: u32) -> Result<Value> {
+        let view = self.view.as_mut().context("no view yet")?;
+        let mut micros = Vec::new();
+        for port in 1..=count {
+            let node = ServerNode::new(view.name().as_str(), &format!("10.9.9.9:{port}"))?;
+            let wanted = view.nodes().len() + 1;
+            let begun = Instant::now();
+            self.client.put(self.layout.key(&node), self.layout.value(&node, Weight::MAX), None).await?;
+            while view.nodes().len() < wanted {
+                view.changed().await?;
+            }
+            micros.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+        micros.sort_by(f64::total_cmp);
+        Ok(json!({ "median_micros": micros[micros.len() / 2], "p99_micros": micros[micros.len() * 99 / 100] }))
+    }
+
+    fn pick(&mut self, count: u32) -> Result<Value> {
+        let balancer = Balancer::new(self.view.clone().context("no view yet")?);
+        balancer.pick(&[]).context("no node")?;
+        let begun = Instant::now();
+        for _ in 0..count {
+            black_box(balancer.pick(&[]));
+        }
+        Ok(json!({ "nanos": begun.elapsed().as_secs_f64() * 1e9 / f64::from(count) }))
+    }
+}
+
+fn rss_bytes() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kib: u64 = kib.split_whitespace().next().context("a number")?.parse()?;
+    Ok(kib * 1024)
+}

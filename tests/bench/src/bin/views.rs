@@ -1,0 +1,167 @@
+//! `make bench-views`: following 100,000 nodes of one service, ours beside two libraries, in turn on one etcd.
+
+use std::{path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use etcd_client::{Client, Txn, TxnOp};
+use leasehold::{Layout, ServerNode, Weight};
+use leasehold_scenarios::real::Etcd;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+const NODES: usize = 100_000;
+const SEEN: usize = 200;
+const PICKS: usize = 10_000_000;
+const PATIENCE: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Measured {
+    first_seconds: f64,
+    bytes: f64,
+    median_micros: f64,
+    p99_micros: f64,
+    pick_nanos: f64,
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let rounds: usize = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => 5,
+        (Some("--rounds"), Some(number)) => number.parse()?,
+        _ => bail!("usage: views [--rounds N]"),
+    };
+    println!("{:<52} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
+    for (layout, peer) in [("etcd-naming", "endpoints-view"), ("go-zero", "go-zero-view")] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            eprintln!("{peer}: round {} of {rounds}", round + 1);
+            let etcd = Box::pin(Etcd::start()).await;
+            fill(&mut etcd.client().await, &layout.parse()?).await?;
+            for side in 0..2 {
+                match (round + side) % 2 {
+                    0 => ours.push(measure("target/release/viewer".into(), &etcd, layout, true).await?),
+                    _ => theirs.push(measure(format!("target/peers/{peer}").into(), &etcd, layout, false).await?),
+                }
+            }
+        }
+        print(layout, &ours, &theirs);
+    }
+    Ok(())
+}
+
+async fn fill(client: &mut Client, layout: &Layout) -> Result<()> {
+    let nodes: Vec<_> =
+        (0..NODES).map(|i| format!("10.0.{}.{}:{}", i / 250 % 250, i % 250, 1000 + i / 62_500)).collect();
+    for chunk in nodes.chunks(100) {
+        let puts: Result<Vec<_>> = chunk
+            .iter()
+            .map(|addr| {
+                let node = ServerNode::new("user", addr)?;
+                Ok(TxnOp::put(layout.key(&node), layout.value(&node, Weight::MAX), None))
+            })
+            .collect();
+        client.txn(Txn::new().and_then(puts?)).await?;
+    }
+    Ok(())
+}
+
+async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
+    let mut side = Side::start(path, etcd, layout)?;
+    let empty = side.ask("memory").await?.number("rss_bytes")?;
+    let first = side.ask("view user").await?;
+    if first.number("nodes")? < NODES as f64 {
+        bail!("it sees only {}", first.0);
+    }
+    let full = side.ask("memory").await?.number("rss_bytes")?;
+    let seen = side.ask(&format!("see {SEEN}")).await?;
+    let pick_nanos = if picks { side.ask(&format!("pick {PICKS}")).await?.number("nanos")? } else { f64::NAN };
+    side.quit().await?;
+    // What it put is put again by the next, and must be new to it.
+    let mut client = etcd.client().await;
+    for port in 1..=SEEN {
+        let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
+        let layout: Layout = layout.parse()?;
+        client.delete(layout.key(&node), None).await?;
+    }
+    Ok(Measured {
+        first_seconds: first.number("seconds")?,
+        bytes: full - empty,
+        median_micros: seen.number("median_micros")?,
+        p99_micros: seen.number("p99_micros")?,
+        pick_nanos,
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "a command speaks to its user")]
+fn print(layout: &str, ours: &[Measured], peer: &[Measured]) {
+    let median = |all: &[Measured], of: fn(&Measured) -> f64| {
+        let mut values: Vec<f64> = all.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let line = |name: &str, of: fn(&Measured) -> f64, times: f64, goal: &str| {
+        let (ours, peer) = (median(ours, of), median(peer, of));
+        let verdict = if ours * times <= peer { "ok" } else { "short" };
+        let name = format!("{layout}: {name}");
+        println!("{name:<52} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
+    };
+    line("first view of 100,000 nodes (s)", |m| m.first_seconds, 2.0, "2 times less");
+    line("memory of the view (MiB)", |m| m.bytes / 1048576.0, 3.0, "3 times less");
+    line("from a put to the answer, median (us)", |m| m.median_micros, 1.0, "no more");
+    line("from a put to the answer, p99 (us)", |m| m.p99_micros, 1.0, "no more");
+    let pick = median(ours, |m| m.pick_nanos);
+    let verdict = if pick <= 100.0 { "ok" } else { "short" };
+    let name = format!("{layout}: a pick (ns)");
+    println!("{name:<52} {pick:>12.1} {:>12} {:>10}  {:<22} {verdict}", "-", "-", "at most 100");
+}
+
+/// A process under measurement.
+struct Side {
+    child: Child,
+    commands: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Side {
+    fn start(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Self> {
+        let mut command = Command::new(&path);
+        command.arg(etcd.endpoint()).arg(layout).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let missing = || format!("{} is missing; `make bench-views` builds it", path.display());
+        let mut child = command.spawn().with_context(missing)?;
+        let commands = child.stdin.take().context("stdin")?;
+        let answers = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        Ok(Self { child, commands, answers })
+    }
+
+    async fn ask(&mut self, command: &str) -> Result<Answer> {
+        self.commands.write_all(format!("{command}\n").as_bytes()).await?;
+        let line = timeout(PATIENCE, self.answers.next_line()).await;
+        let line = line.with_context(|| format!("{command}: no answer"))??;
+        let answer: Value = serde_json::from_str(&line.with_context(|| format!("{command}: the process ended"))?)?;
+        match answer.get("error") {
+            Some(error) => bail!("{command}: {error}"),
+            None => Ok(Answer(answer)),
+        }
+    }
+
+    async fn quit(mut self) -> Result<()> {
+        self.commands.write_all(b"quit\n").await?;
+        timeout(PATIENCE, self.child.wait()).await??;
+        Ok(())
+    }
+}
+
+/// One JSON object of a side.
+struct Answer(Value);
+
+impl Answer {
+    fn number(&self, field: &str) -> Result<f64> {
+        self.0.get(field).and_then(Value::as_f64).with_context(|| format!("{} has no {field}", self.0))
+    }
+}
