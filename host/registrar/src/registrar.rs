@@ -511,6 +511,7 @@ impl Keeper {
         for (index, layout) in layouts.iter().enumerate() {
             let (picture, ending) = (picture.clone(), self.ending.clone());
             let following = discovery::follow(picture.clone(), index, layout.clone(), etcd.clone(), self.rng.fork());
+            let following = Box::pin(following);
             self.tracker.spawn(async move {
                 ending.run_until_cancelled(following).await;
                 picture.end();
