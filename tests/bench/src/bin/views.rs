@@ -1,6 +1,10 @@
 //! `make bench-views`: following 100,000 nodes of one service, ours beside two libraries, in turn on one etcd.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use etcd_client::{Client, Txn, TxnOp};
@@ -72,7 +76,7 @@ async fn fill(client: &mut Client, layout: &Layout) -> Result<()> {
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
-    let mut side = Side::start(path, etcd, layout)?;
+    let mut side = Side::start(&path, etcd, layout)?;
     let empty = side.ask("memory").await?.number("rss_bytes")?;
     let first = side.ask("view user").await?;
     if first.number("nodes")? < NODES as f64 {
@@ -129,8 +133,8 @@ struct Side {
 }
 
 impl Side {
-    fn start(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Self> {
-        let mut command = Command::new(&path);
+    fn start(path: &Path, etcd: &Etcd, layout: &str) -> Result<Self> {
+        let mut command = Command::new(path);
         command.arg(etcd.endpoint()).arg(layout).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let missing = || format!("{} is missing; `make bench-views` builds it", path.display());
         let mut child = command.spawn().with_context(missing)?;
