@@ -165,6 +165,21 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Duration,
     /// Requests at a time; as many again wait for their turn.
     pub(crate) concurrency: u32,
+    /// Connections at a time; further ones wait in the kernel's queue.
+    pub(crate) connections: u32,
+    /// The headers of a request, in bytes. More is answered with 431.
+    pub(crate) header_size: usize,
+    /// The body of a request, in bytes. More is answered with 413.
+    pub(crate) body_size: usize,
+    /// How long a client may take to send the headers of a request and to take any of what it is sent, and how long an
+    /// idle connection of HTTP/1.1 is kept.
+    pub(crate) client_timeout: Duration,
+    /// Requests that one instance answers until it is replaced. By default 1 where the component is of `wasi:http` 0.2,
+    /// which may count on a fresh start, and 128 where it is of 0.3.
+    pub(crate) instance_requests: Option<u32>,
+    /// Requests that one instance answers at a time. By default 16 where the component is of `wasi:http` 0.3; one of 0.2
+    /// answers one at a time.
+    pub(crate) instance_concurrency: Option<u32>,
     /// How long `lifecycle.start` may take, its registration included.
     pub(crate) start_timeout: Duration,
     /// How long `lifecycle.stop` may take.
@@ -182,6 +197,12 @@ impl Default for Limits {
             memory: 64 << 20,
             request_timeout: Duration::from_secs(30),
             concurrency: 200,
+            connections: 4096,
+            header_size: 64 << 10,
+            body_size: 64 << 20,
+            client_timeout: Duration::from_secs(30),
+            instance_requests: None,
+            instance_concurrency: None,
             start_timeout: Duration::from_secs(20),
             stop_timeout: Duration::from_secs(5),
             settle_time: Duration::from_millis(500),
@@ -477,23 +498,33 @@ impl Reader<'_> {
             &mut spec.allow.outbound,
             written.allow.outbound.map(|hosts| hosts.into_iter().map(|Parsed(host)| host).collect()),
         );
-        let limits = written.limits;
-        set(&mut spec.limits.memory, limits.memory.map(|Parsed(size)| size.0));
-        set(&mut spec.limits.request_timeout, limits.request_timeout.map(|Parsed(span)| span.0));
-        set(&mut spec.limits.start_timeout, limits.start_timeout.map(|Parsed(span)| span.0));
-        set(&mut spec.limits.stop_timeout, limits.stop_timeout.map(|Parsed(span)| span.0));
-        set(&mut spec.limits.settle_time, limits.settle_time.map(|Parsed(span)| span.0));
-        set(&mut spec.limits.drain_timeout, limits.drain_timeout.map(|Parsed(span)| span.0));
-        if let Some(concurrency) = limits.concurrency {
-            if !(1..=100_000).contains(&concurrency.value) {
-                return Err(
-                    self.wrong(&concurrency, format!("concurrency: must be 1 to 100000, not {}", concurrency.value))
-                );
-            }
-            spec.limits.concurrency = concurrency.value;
-        }
+        spec.limits = self.limits(written.limits)?;
         spec.health = written.health.map(|at| self.health(at)).transpose()?;
         Ok(spec)
+    }
+
+    fn limits(&self, written: yaml::Limits) -> Result<Limits, String> {
+        let mut limits = Limits::default();
+        let count = |name: &str, written: Option<Spanned<u32>>| match written {
+            Some(at) if !(1..=100_000).contains(&at.value) => {
+                Err(self.wrong(&at, format!("{name}: must be 1 to 100000, not {}", at.value)))
+            }
+            written => Ok(written.map(|at| at.value)),
+        };
+        set(&mut limits.memory, written.memory.map(|Parsed(size)| size.0));
+        set(&mut limits.request_timeout, written.request_timeout.map(|Parsed(span)| span.0));
+        set(&mut limits.concurrency, count("concurrency", written.concurrency)?);
+        set(&mut limits.connections, count("connections", written.connections)?);
+        set(&mut limits.header_size, written.header_size.map(|Parsed(size)| size.0));
+        set(&mut limits.body_size, written.body_size.map(|Parsed(size)| size.0));
+        set(&mut limits.client_timeout, written.client_timeout.map(|Parsed(span)| span.0));
+        limits.instance_requests = count("instance_requests", written.instance_requests)?;
+        limits.instance_concurrency = count("instance_concurrency", written.instance_concurrency)?;
+        set(&mut limits.start_timeout, written.start_timeout.map(|Parsed(span)| span.0));
+        set(&mut limits.stop_timeout, written.stop_timeout.map(|Parsed(span)| span.0));
+        set(&mut limits.settle_time, written.settle_time.map(|Parsed(span)| span.0));
+        set(&mut limits.drain_timeout, written.drain_timeout.map(|Parsed(span)| span.0));
+        Ok(limits)
     }
 
     fn health(&self, at: Spanned<yaml::Health>) -> Result<Health, String> {

@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, header};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
     Error, WasiBody,
@@ -28,13 +29,14 @@ use crate::{
 };
 
 /// How long a request waits for its turn, at most.
-const QUEUE_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// The way into one service.
 pub(crate) struct Door {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
     request_timeout: Duration,
+    body_size: usize,
     stats: Arc<Stats>,
     most: u32,
     /// Requests that are answered or wait.
@@ -51,6 +53,7 @@ impl Door {
             stats: Arc::clone(&instances.guest.stats),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
+            body_size: limits.body_size,
             most,
             hall: Arc::new(Semaphore::new(most as usize)),
             room: Arc::new(Semaphore::new(limits.concurrency as usize)),
@@ -70,9 +73,20 @@ impl Door {
     pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
         let begun = Instant::now();
         let grpc = grpc::is_spoken(request.headers());
-        // Whatever broke off the request is the client's doing, and nothing to warn the operator of.
-        let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-        let (status, response) = match self.attempt(request, grpc).await {
+        let attempted = async {
+            if request.body().size_hint().lower() > self.body_size as u64 {
+                return Err(Hit::Large);
+            }
+            let large = CancellationToken::new();
+            let request = request.map(|body| self.bounded(body, large.clone()));
+            tokio::select! {
+                biased;
+                // What the component makes of half a body is of no interest.
+                () = large.cancelled() => Err(Hit::Large),
+                answered = self.attempt(request, grpc) => answered,
+            }
+        };
+        let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(hit) => {
                 self.stats.hit(hit);
@@ -83,6 +97,20 @@ impl Door {
         };
         self.stats.answered(status, begun.elapsed());
         response
+    }
+
+    /// A body that breaks off, and says so, once it is larger than it may be.
+    fn bounded(&self, body: Incoming, large: CancellationToken) -> WasiBody {
+        let size = self.body_size;
+        let failed = move |error: Box<dyn std::error::Error + Send + Sync>| {
+            if error.is::<LengthLimitError>() {
+                large.cancel();
+                return Error::HttpRequestBodySize(Some(size as u64));
+            }
+            // Whatever broke off the request is the client's doing, and nothing to warn the operator of.
+            Error::ConnectionTerminated
+        };
+        Limited::new(body, size).map_err(failed).boxed_unsync()
     }
 
     /// The component's answer to a question of the host's own, which counts for nothing.
@@ -157,6 +185,7 @@ impl From<Hit> for Refusal {
         match hit {
             Hit::Full | Hit::Waited => Self::Busy,
             Hit::NoHost => Self::NoHost,
+            Hit::Large => Self::Large,
             Hit::Late => Self::Late,
             Hit::Failed | Hit::Instantiation | Hit::Trap => Self::Failed,
         }

@@ -21,7 +21,7 @@ use crate::{
 const TICK: Duration = Duration::from_millis(5);
 
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
-const MAX_POOLED_SLOTS: u64 = 4096;
+pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
 
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
@@ -97,11 +97,35 @@ fn cache_folder() -> Option<PathBuf> {
         .map(|folder| folder.join("leasehold"))
 }
 
+/// What the instances of all services may come to.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub(crate) struct Demand {
+    /// How many at a time.
+    pub(crate) instances: u64,
+    /// Their linear memory, in bytes, if all of it is used.
+    pub(crate) memory: u64,
+    /// Whether there is a pool for them. Otherwise each one reserves its memory by itself, which takes longer.
+    pub(crate) pooled: bool,
+}
+
+impl Demand {
+    pub(crate) fn of(services: &[Spec]) -> Self {
+        // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
+        let slots = |spec: &Spec| u64::from(Guest::slots(&spec.limits)) + 2;
+        let instances = services.iter().map(slots).sum();
+        let memory = services.iter().map(|spec| slots(spec).saturating_mul(spec.limits.memory as u64));
+        Self {
+            instances,
+            memory: memory.fold(0, u64::saturating_add),
+            pooled: (1..=MAX_POOLED_SLOTS).contains(&instances),
+        }
+    }
+}
+
 /// A pool with a slot for every instance that the services may have at a time; `None` when it would not fit.
 fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
-    // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
-    let slots: u64 = services.iter().map(|spec| u64::from(Guest::slots(&spec.limits)) + 2).sum();
-    let slots = u32::try_from(slots).ok().filter(|&slots| slots > 0 && u64::from(slots) <= MAX_POOLED_SLOTS)?;
+    let demand = Demand::of(services);
+    let slots = u32::try_from(demand.instances).ok().filter(|_| demand.pooled)?;
     let memory = services.iter().map(|spec| spec.limits.memory).max()?;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)

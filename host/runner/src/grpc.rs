@@ -19,6 +19,8 @@ pub(crate) enum Status {
     InvalidArgument = 3,
     /// The caller's deadline passed, or the host's.
     DeadlineExceeded = 4,
+    /// The request is larger than it may be.
+    ResourceExhausted = 8,
     /// The component failed.
     Internal = 13,
     /// The request was not begun; another try, here or elsewhere, is safe.

@@ -1,6 +1,16 @@
 //! The listener of one service: connections, their limits, and their orderly end.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{HeaderValue, Response, Version, header};
 use hyper::{body::Incoming, service::service_fn};
@@ -11,24 +21,26 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::{either::Either, io::InspectReader, sync::CancellationToken, task::TaskTracker};
 
-use crate::{door::Door, tls::Tls, tracked::Tracked};
+use crate::{
+    config::Limits,
+    door::{Door, QUEUE_WAIT},
+    tls::Tls,
+    tracked::Bounded,
+};
 
-/// Connections of one service at a time; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 4096;
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u32 = 1024;
-/// How long a client may take to send a request's headers, and how long an idle connection is kept.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a silent HTTP/2 connection is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// What a client may send as headers, at most.
-const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The bytes by which HTTP/2 is told from HTTP/1.1.
+const PREFACE: usize = 24;
 /// How long connections that were cut may take to notice.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -55,7 +67,12 @@ pub(crate) struct Server {
 impl Server {
     /// Serves `listener` until `close`, in plain text or with `tls`, each request through the door that is there when it
     /// comes.
-    pub(crate) fn start(listener: TcpListener, doors: watch::Receiver<Arc<Door>>, tls: Option<Arc<Tls>>) -> Self {
+    pub(crate) fn start(
+        listener: TcpListener,
+        doors: watch::Receiver<Arc<Door>>,
+        tls: Option<Arc<Tls>>,
+        limits: &Limits,
+    ) -> Self {
         let server = Self {
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
@@ -69,7 +86,8 @@ impl Server {
         let connections = Connections {
             doors,
             tls,
-            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            limits: *limits,
+            permits: Arc::new(Semaphore::new(limits.connections as usize)),
             leaving: server.leaving.clone(),
             closing: server.closing.clone(),
             cut: server.cut.clone(),
@@ -113,6 +131,7 @@ impl Drop for Server {
 struct Connections {
     doors: watch::Receiver<Arc<Door>>,
     tls: Option<Arc<Tls>>,
+    limits: Limits,
     permits: Arc<Semaphore>,
     leaving: CancellationToken,
     closing: CancellationToken,
@@ -148,13 +167,15 @@ impl Connections {
         let (doors, leaving) = (self.doors.clone(), self.leaving.clone());
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
+        let progress = Arc::new(Progress::default());
         let requests = service_fn({
-            let last = last.clone();
+            let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
                 let door = Arc::clone(&doors.borrow());
                 let (leaving, last) = (leaving.clone(), last.clone());
+                let version = request.version();
+                progress.begun(version);
                 async move {
-                    let version = request.version();
                     let mut response = door.answer(request).await;
                     if leaving.is_cancelled() {
                         farewell(version, &mut response, &last);
@@ -165,6 +186,7 @@ impl Connections {
         });
         let (protocols, tls) = (self.protocols(), self.tls.clone());
         let (cut, name) = (self.cut.clone(), self.doors.borrow().name().clone());
+        let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
         self.tasks.spawn(async move {
             let stream = match tls {
                 None => Either::Left(stream),
@@ -174,6 +196,10 @@ impl Connections {
                     None => return,
                 },
             };
+            let read = Arc::clone(&progress);
+            let mut stream =
+                Box::pin(TimeoutStream::new(InspectReader::new(stream, move |bytes: &[u8]| read.read(bytes))));
+            stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
             let served = async {
                 tokio::select! {
@@ -184,6 +210,9 @@ impl Connections {
             };
             tokio::select! {
                 () = cut.cancelled() => {}
+                () = progress.overdue(client_timeout, within) => {
+                    tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
+                }
                 ended = served => {
                     if let Err(error) = ended {
                         tracing::debug!(service = %name, error, "a connection broke");
@@ -194,21 +223,70 @@ impl Connections {
         });
     }
 
+    /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
+    fn longest(&self) -> Duration {
+        let Limits { request_timeout, client_timeout, .. } = self.limits;
+        QUEUE_WAIT.min(request_timeout) + 2 * request_timeout + client_timeout
+    }
+
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
-    fn protocols(&self) -> auto::Builder<Tracked> {
-        let mut builder = auto::Builder::new(Tracked(self.tasks.clone()));
+    fn protocols(&self) -> auto::Builder<Bounded> {
+        let header_size = self.limits.header_size;
+        let mut builder = auto::Builder::new(Bounded { tasks: self.tasks.clone(), within: self.longest() });
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(MAX_HEADER_BYTES as usize);
+            .header_read_timeout(self.limits.client_timeout)
+            .max_buf_size(header_size);
         builder
             .http2()
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_INTERVAL)
-            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
             .max_concurrent_streams(self.doors.borrow().most_requests());
         builder
+    }
+}
+
+/// How far the client of a connection has come, as far as hyper does not look after it.
+#[derive(Default)]
+struct Progress {
+    /// Bytes that came.
+    read: AtomicUsize,
+    /// When the latest request began, where there is one at a time: streams of HTTP/2 have each an end of its own.
+    latest: Mutex<Option<Instant>>,
+}
+
+impl Progress {
+    fn read(&self, bytes: &[u8]) {
+        self.read.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+
+    fn begun(&self, version: Version) {
+        if version != Version::HTTP_2 {
+            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+    }
+
+    fn latest(&self) -> Option<Instant> {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends for a client that does not say what it speaks, or does not read an answer: once the latest request has been
+    /// there for longer than any may. Had that been answered, the next one would have begun by then, or the connection
+    /// been closed for being idle.
+    async fn overdue(&self, client_timeout: Duration, within: Duration) {
+        sleep(client_timeout).await;
+        if self.read.load(Ordering::Relaxed) < PREFACE && self.latest().is_none() {
+            return;
+        }
+        loop {
+            let until = self.latest().unwrap_or_else(Instant::now) + within;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
     }
 }
 

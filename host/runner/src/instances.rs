@@ -18,6 +18,7 @@ use wasmtime_wasi_http::{
 use crate::{
     call::{Call, Calls, End},
     component::cause,
+    config::Limits,
     engine::Engine,
     guest::{Guest, Host},
     stats::Hit,
@@ -33,6 +34,7 @@ pub(crate) struct Instances {
     pub(crate) pre: ProxyPre<Host>,
     pub(crate) guest: Arc<Guest>,
     pub(crate) request_timeout: Duration,
+    pub(crate) reuse: Reuse,
 }
 
 impl HandlerState for Instances {
@@ -62,7 +64,7 @@ impl HandlerState for Instances {
             state: Worker {
                 name: self.name.clone(),
                 guest: Arc::clone(&self.guest),
-                reuse: Reuse::of(&self.pre),
+                reuse: self.reuse,
                 request_timeout: self.request_timeout,
                 calls,
             },
@@ -70,19 +72,26 @@ impl HandlerState for Instances {
     }
 }
 
-/// How many requests one instance answers, as `wasmtime serve` has it: a 0.2 component may count on a fresh start.
-#[derive(Clone, Copy)]
-struct Reuse {
+/// How many requests one instance answers, and how many at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reuse {
     total: usize,
     concurrent: usize,
 }
 
 impl Reuse {
-    fn of(pre: &ProxyPre<Host>) -> Self {
-        match pre {
-            ProxyPre::P2(_) => Self { total: 1, concurrent: 1 },
-            ProxyPre::P3(_) => Self { total: 128, concurrent: 16 },
-        }
+    /// What the limits say; by default as `wasmtime serve` has it. The error says what the component cannot do.
+    pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
+        let (total, concurrent) = match pre {
+            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
+                return Err("limits.instance_concurrency must be 1: \
+                            an instance of wasi:http 0.2 answers one request at a time");
+            }
+            ProxyPre::P2(_) => (1, 1),
+            ProxyPre::P3(_) => (128, 16),
+        };
+        let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
+        Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
     }
 }
 

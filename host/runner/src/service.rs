@@ -138,7 +138,8 @@ impl Service {
         let version = Version::start(&self.spec, &self.engine, &self.loaded, Arc::clone(&self.guest)).await?;
         let doors = watch::Sender::new(Arc::clone(&version.door));
         let tls = self.tls.clone();
-        self.server = self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls));
+        self.server =
+            self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &self.spec.limits));
         self.checkup = self.checked(&doors);
         (self.version, self.doors) = (Some(version), Some(doors));
         if self.spec.follow {

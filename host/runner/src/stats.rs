@@ -27,6 +27,8 @@ pub(crate) enum Hit {
     Waited,
     /// Refused, since it named no host.
     NoHost,
+    /// Refused, since its body is larger than `body_size`.
+    Large,
     /// Given up, since the component took longer than `request_timeout`.
     Late,
     /// The component failed to answer: it trapped, or broke off.
@@ -38,10 +40,11 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 7] = [
+pub(crate) const HITS: [(Hit, &str); 8] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::NoHost, "no_host"),
+    (Hit::Large, "large"),
     (Hit::Late, "late"),
     (Hit::Failed, "failed"),
     (Hit::Trap, "trap"),

@@ -13,7 +13,7 @@ use crate::{
     engine::Engine,
     failure::{Failure, one_line},
     guest::{Guest, Host},
-    instances::Instances,
+    instances::{Instances, Reuse},
 };
 
 /// How often a version that retires is asked whether it has answered everything.
@@ -44,6 +44,8 @@ impl Version {
     ) -> Result<Self, Failure> {
         let path = &spec.component;
         let pre = loaded.proxy(path)?;
+        let reuse = Reuse::of(&pre, &spec.limits);
+        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", path.display())))?;
         let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
         let lifecycle = Lifecycle::of(&loaded.pre);
         let lifecycle = lifecycle.map_err(|error| Failure::usage(format!("{}: {}", path.display(), cause(&error))))?;
@@ -63,6 +65,7 @@ impl Version {
             pre,
             guest: Arc::clone(&guest),
             request_timeout: spec.limits.request_timeout,
+            reuse,
         };
         let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));
         Ok(Self { guest, door, life })

@@ -137,6 +137,12 @@ pub(crate) struct Limits {
     pub(crate) memory: Option<Parsed<Size>>,
     pub(crate) request_timeout: Option<Parsed<Span>>,
     pub(crate) concurrency: Option<Spanned<u32>>,
+    pub(crate) connections: Option<Spanned<u32>>,
+    pub(crate) header_size: Option<Parsed<HeaderSize>>,
+    pub(crate) body_size: Option<Parsed<Size>>,
+    pub(crate) client_timeout: Option<Parsed<Span>>,
+    pub(crate) instance_requests: Option<Spanned<u32>>,
+    pub(crate) instance_concurrency: Option<Spanned<u32>>,
     pub(crate) start_timeout: Option<Parsed<Span>>,
     pub(crate) stop_timeout: Option<Parsed<Span>>,
     pub(crate) settle_time: Option<Parsed<Span>>,
@@ -199,6 +205,22 @@ impl<'de> Deserialize<'de> for Layouts {
             }
         }
         deserializer.deserialize_any(Several)
+    }
+}
+
+/// The size of a request's headers.
+pub(crate) struct HeaderSize(pub(crate) usize);
+
+impl std::str::FromStr for HeaderSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Size(size) = text.parse()?;
+        // hyper reads into no smaller buffer, and HTTP/2 announces the size as 32 bits.
+        match (8 << 10..=16 << 20).contains(&size) {
+            true => Ok(Self(size)),
+            false => Err(format!("must be 8KiB to 16MiB, not {text:?}")),
+        }
     }
 }
 

@@ -308,6 +308,16 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((ended.code, &report["ok"]), (Some(0), &json!(true)));
     assert_eq!(report["services"][0]["facts"]["http"], "0.2");
+    let memory = 2 * 253 * (64_u64 << 20);
+    assert_eq!(report["demand"], json!({ "instances": 2 * 253, "memory": memory, "pooled": true }));
+
+    let many = with(plain("plain"), json!({ "limits": { "concurrency": 4000 } }));
+    let many = File::of(&config(&world, [many]).to_string());
+    let ended = leasehold(["check", &many.path()]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let said =
+        "\ninstances: 5003 at most, with 312.7 GiB of memory if all of them are full; the pool has room for 4096";
+    assert!(ended.stdout.contains(said), "{ended:?}");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bad = [
@@ -315,12 +325,13 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
         with(greeter(), json!({ "listen": taken.local_addr().unwrap().to_string() })),
         service("nothing", "nothing"),
         hostile("fine"),
+        with(plain("together"), json!({ "limits": { "instance_concurrency": 2 } })),
     ];
     let bad = File::of(&config(&world, bad).to_string());
     let ended = leasehold(["check", &bad.path()]).await;
-    one_sentence(&ended, 64, "3 of 4 services would not run");
+    one_sentence(&ended, 64, "4 of 5 services would not run");
     let ended = leasehold(["check", &bad.path(), "--json"]).await;
-    one_sentence(&ended, 64, "3 of 4 services would not run");
+    one_sentence(&ended, 64, "4 of 5 services would not run");
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(report["ok"], false);
     let problem = |index: usize| report["services"][index]["problems"][0].as_str().unwrap_or_default();
@@ -328,6 +339,7 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     assert!(problem(1).contains("Address already in use"), "{report}");
     assert!(problem(2).contains("exports nothing that can be served"), "{report}");
     assert_eq!(problem(3), "");
+    assert!(problem(4).contains("limits.instance_concurrency must be 1"), "{report}");
 
     let unreachable = json!({ "etcd": { "endpoints": [NOBODY], "required": true } });
     let unreachable = File::of(&with(json!({ "services": [greeter()] }), unreachable).to_string());

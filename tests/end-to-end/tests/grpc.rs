@@ -169,8 +169,10 @@ async fn an_instance_for_which_nobody_waits_any_more_ends() {
     let patient = with(hostile("hostile"), json!({ "register": "host" }));
     let mut host = Host::spawn(&config(&world, [patient]), &["-v"]);
     host.says("ready").await;
-    for act in ["spin", "sleep"] {
-        drop(begin(&format!("{}act/{act}", host.url("hostile"))).await);
+    for (act, said) in [("spin", "spinning"), ("sleep", "sleeping")] {
+        let pending = begin(&format!("{}act/{act}", host.url("hostile"))).await;
+        host.says(said).await;
+        drop(pending);
     }
     let ended = |line: &&Value| line["message"] == "an instance ended: nobody waits for it any more";
     wait_for("the instances end", SOON, async || host.log().iter().filter(ended).count() == 2).await;

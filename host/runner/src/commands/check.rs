@@ -10,9 +10,11 @@ use crate::{
     cli::CheckArgs,
     component::{Facts, Loaded},
     config::{Config, Spec},
-    engine::Engine,
+    engine::{Demand, Engine, MAX_POOLED_SLOTS},
     failure::Failure,
-    http, reach,
+    http,
+    instances::Reuse,
+    reach,
     tls::Files,
 };
 
@@ -25,6 +27,7 @@ struct Report {
     etcd: Etcd,
     /// Why the admin endpoint could not listen, if it is there and could not.
     admin: Option<String>,
+    demand: Demand,
     services: Vec<Checked>,
 }
 
@@ -63,7 +66,7 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
     let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
     let admin = bound.err().map(|failure| failure.sentence());
-    let report = Report { ok: failure.is_none(), etcd, admin, services };
+    let report = Report { ok: failure.is_none(), etcd, admin, demand: Demand::of(&config.services), services };
     if args.json {
         print_json(&report)?;
     } else {
@@ -86,7 +89,10 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
     let facts = match Loaded::load(engine, &spec.component, spec.precompiled) {
         Ok(loaded) => {
-            note(loaded.proxy(&spec.component).map(drop));
+            note(loaded.proxy(&spec.component).and_then(|pre| {
+                let reuse = Reuse::of(&pre, &spec.limits).map(drop);
+                reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))
+            }));
             note(loaded.check_register(&spec.component, spec.register));
             Some(loaded.facts)
         }
@@ -123,5 +129,19 @@ fn text(report: &Report) -> String {
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
-    format!("{}\n{etcd}\n{admin}", table(["NAME", "COMPONENT", "LISTEN", ""], &rows))
+    let (table, demand) = (table(["NAME", "COMPONENT", "LISTEN", ""], &rows), demanded(report.demand));
+    format!("{table}\n{demand}\n{etcd}\n{admin}")
+}
+
+fn demanded(demand: Demand) -> String {
+    let Demand { instances, memory, pooled } = demand;
+    let gib = memory as f64 / f64::from(1 << 30);
+    let said = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
+    match pooled {
+        true => said,
+        false => format!(
+            "{said}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
+             longer: a smaller limits.concurrency makes them fit"
+        ),
+    }
 }

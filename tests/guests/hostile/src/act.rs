@@ -2,6 +2,7 @@
 
 use std::{
     hint::black_box,
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,6 +18,9 @@ use crate::{
 
 /// An act's good end, in words a test can compare.
 pub(crate) type Outcome = Result<String, Error>;
+
+/// The counts that this instance has told.
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Does the act of that name. Some never return.
 pub(crate) fn act(name: &str) -> Outcome {
@@ -42,16 +46,24 @@ pub(crate) fn act(name: &str) -> Outcome {
         "resolve-foreign" => discovery::resolve("somebody-else", "").map(|nodes| nodes.len().to_string()),
 
         "trap" => panic!("told to trap"),
-        "spin" => loop {
-            black_box(());
-        },
-        "sleep" => loop {
-            thread::sleep(Duration::from_secs(1));
-        },
+        "spin" => {
+            println!("spinning");
+            loop {
+                black_box(());
+            }
+        }
+        "sleep" => {
+            println!("sleeping");
+            loop {
+                thread::sleep(Duration::from_secs(1));
+            }
+        }
         "slow" => {
             thread::sleep(Duration::from_secs(2));
             Ok("slow".into())
         }
+        "count" => Ok(COUNT.fetch_add(1, Ordering::Relaxed).to_string()),
+        "flood" => Ok("flood ".repeat(4 << 20)),
         "grow" => grow(),
         "tide" => tide(),
         "current" => Ok(current()),

@@ -1,0 +1,263 @@
+//! Limits: what clients send, keep open or do not take costs no more than the configuration says, and they are told.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Version, header};
+use http_body_util::{BodyExt, Channel, Empty, Full};
+use hyper::body::Body;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use leasehold_end_to_end::{
+    Host,
+    config::{hostile, service, with},
+    http::{BOTH, Protocol, get, get_over},
+};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+fn limited(limits: &Value) -> Value {
+    with(hostile("hostile"), json!({ "register": "host", "limits": limits }))
+}
+
+async fn connect(host: &Host, service: &str) -> TcpStream {
+    TcpStream::connect(host.addr(service)).await.unwrap()
+}
+
+/// What the host says until it closes the connection.
+async fn told(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let ended = timeout(SOON, stream.read_to_end(&mut text)).await.expect("the host closes the connection");
+    let _ = ended; // A reset is an end, too.
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn client<B>(protocol: Protocol) -> Client<HttpConnector, B>
+where
+    B: Body + Send,
+    B::Data: Send,
+{
+    Client::builder(TokioExecutor::new()).http2_only(protocol == Protocol::Http2).build_http()
+}
+
+#[tokio::test]
+async fn limits_connections_beyond_the_limit_wait_for_their_turn() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({ "connections": 2 }))]).await;
+    let (first, second) = (connect(&host, "hostile").await, connect(&host, "hostile").await);
+    let mut third = connect(&host, "hostile").await;
+    third.write_all(b"GET / HTTP/1.0\r\nhost: here\r\n\r\n").await.unwrap();
+    let mut byte = [0];
+    let early = timeout(Duration::from_secs(1), third.read(&mut byte)).await;
+    assert!(early.is_err(), "it was answered beside two others");
+    drop(first);
+    assert!(told(&mut third).await.starts_with("HTTP/1.0 200"));
+    drop(second);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_headers_and_bodies_that_are_too_large_are_refused() {
+    let world = World::real().await;
+    let limits = json!({ "limits": { "header_size": "16KiB", "body_size": "1MiB" } });
+    let host = Host::of(&world, [with(plain_p3(), limits)]).await;
+    let url = format!("{}echo", host.url("plain-p3"));
+    for protocol in BOTH {
+        let asked =
+            |size: usize| Request::get(&url).header("x-large", "x".repeat(size)).body(Empty::<Bytes>::new()).unwrap();
+        let version = |mut request: Request<_>| {
+            *request.version_mut() = if protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+            request
+        };
+        let small = client(protocol).request(version(asked(8 << 10))).await.unwrap();
+        assert_eq!(small.status(), 200, "{protocol:?}");
+        let large = client(protocol).request(version(asked(32 << 10))).await.unwrap();
+        assert_eq!(large.status(), 431, "{protocol:?}");
+
+        let body = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
+        let whole = client(protocol).request(Request::post(&url).body(body(1 << 20)).unwrap()).await.unwrap();
+        assert_eq!(whole.status(), 200, "{protocol:?}");
+        assert_eq!(whole.into_body().collect().await.unwrap().to_bytes().len(), 1 << 20, "{protocol:?}");
+        let large = client(protocol).request(Request::post(&url).body(body((1 << 20) + 1)).unwrap()).await.unwrap();
+        assert_eq!(large.status(), 413, "{protocol:?}");
+    }
+    let grpc = Request::post(&url).header(header::CONTENT_TYPE, "application/grpc");
+    let grpc = grpc.body(Full::new(Bytes::from(vec![0; 2 << 20]))).unwrap();
+    let refused = client(Protocol::Http2).request(grpc).await.unwrap();
+    assert_eq!(refused.headers()["grpc-status"], "8", "{refused:?}");
+    assert_eq!(get(&host.url("plain-p3")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// A body of that many times 4 KiB, whose size is not announced.
+fn pieces(count: usize) -> Channel<Bytes> {
+    let (mut sender, channel) = Channel::new(1);
+    tokio::spawn(async move {
+        for _ in 0..count {
+            if sender.send_data(Bytes::from(vec![0; 4 << 10])).await.is_err() {
+                return;
+            }
+        }
+    });
+    channel
+}
+
+#[tokio::test]
+async fn limits_a_body_whose_size_is_not_announced_breaks_off_where_it_is_too_large() {
+    let world = World::real().await;
+    let small = json!({ "register": "host", "limits": { "body_size": "64KiB" } });
+    let services = ["plain-p3", "grpc-greeter"].map(|name| with(service(name, name), small.clone()));
+    let host = Host::of(&world, services).await;
+    for protocol in BOTH {
+        // Its answer begins with the body, and breaks off with it.
+        for (count, whole) in [(16, true), (17, false)] {
+            let echo = Request::post(format!("{}echo", host.url("plain-p3"))).body(pieces(count)).unwrap();
+            let answer = client(protocol).request(echo).await.unwrap();
+            assert_eq!(answer.into_body().collect().await.is_ok(), whole, "{protocol:?}: {count}");
+        }
+    }
+    // It reads the whole of a message before it answers.
+    let greet = Request::post(format!("{}greeter.v1.Greeter/Greet", host.url("grpc-greeter")));
+    let greet = greet.header(header::CONTENT_TYPE, "application/grpc").body(large_message()).unwrap();
+    let refused = client(Protocol::Http2).request(greet).await.unwrap();
+    assert_eq!(refused.headers()["grpc-status"], "8", "{refused:?}");
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// One message of gRPC, of 128 KiB.
+fn large_message() -> Channel<Bytes> {
+    let (mut sender, channel) = Channel::new(1);
+    tokio::spawn(async move {
+        let mut message = vec![0; 5 + (128 << 10)];
+        message[..5].copy_from_slice(&[0, 0, 2, 0, 0]);
+        for piece in message.chunks(4 << 10) {
+            if sender.send_data(Bytes::copy_from_slice(piece)).await.is_err() {
+                return;
+            }
+        }
+    });
+    channel
+}
+
+#[tokio::test]
+async fn limits_what_is_no_http_is_told_so() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({}))]).await;
+    for nonsense in ["NONSENSE\r\n\r\n", "GET / HTTP/1.1\r\nhost here\r\n\r\n", "\0\0\0\0\r\n\r\n"] {
+        let mut stream = connect(&host, "hostile").await;
+        stream.write_all(nonsense.as_bytes()).await.unwrap();
+        let said = told(&mut stream).await;
+        assert!(said.starts_with("HTTP/1.1 400"), "{nonsense:?}: {said:?}");
+    }
+    let mut stream = connect(&host, "hostile").await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense, and more of it").await.unwrap();
+    told(&mut stream).await;
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_clients_that_say_nothing_or_half_are_not_waited_for() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({ "client_timeout": "1s" }))]).await;
+    for begun in ["", "PRI * HTT", "GET / HTTP/1.1\r\nhost: he"] {
+        let mut stream = connect(&host, "hostile").await;
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        told(&mut stream).await;
+    }
+    // One that was answered, and then idles.
+    let mut stream = connect(&host, "hostile").await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+    assert!(told(&mut stream).await.contains("hostile\n"));
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_a_body_that_does_not_come_is_waited_for_as_long_as_a_request_may_take() {
+    let world = World::real().await;
+    let host =
+        Host::of(&world, [with(plain_p3(), json!({ "limits": { "request_timeout": "1s", "client_timeout": "1s" } }))])
+            .await;
+    let mut stream = connect(&host, "plain-p3").await;
+    stream.write_all(b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+    told(&mut stream).await;
+    assert_eq!(get(&host.url("plain-p3")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+fn plain_p3() -> Value {
+    with(service("plain-p3", "plain-p3"), json!({ "register": "host" }))
+}
+
+#[tokio::test]
+async fn limits_clients_that_do_not_read_keep_nobodys_place() {
+    let world = World::real().await;
+    let limits = json!({ "concurrency": 1, "memory": "256MiB", "request_timeout": "1s", "client_timeout": "1s" });
+    let host = Host::of(&world, [limited(&limits)]).await;
+    let url = format!("{}act/flood", host.url("hostile"));
+    // It takes a little now and then, so that it never stands still for `client_timeout`.
+    let mut dripping = connect(&host, "hostile").await;
+    dripping.write_all(b"GET /act/flood HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+    let drip = tokio::spawn(async move {
+        let mut some = [0; 4096];
+        while dripping.read(&mut some).await.is_ok_and(|read| read > 0) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    is_free(&host).await;
+    drip.abort();
+    for protocol in BOTH {
+        let kept = client::<Empty<Bytes>>(protocol).get(url.parse().unwrap()).await.unwrap();
+        assert_eq!(kept.status(), 200, "{protocol:?}");
+        is_free(&host).await;
+        let whole = kept.into_body().collect().await.is_ok();
+        assert!(!whole, "{protocol:?}: the answer was kept for a client that does not read");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// Waits until the one place is free.
+async fn is_free(host: &Host) {
+    wait_for("the place is free", SOON, async || {
+        get_over(Protocol::Http2, &host.url("hostile")).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn limits_an_instance_answers_as_many_requests_as_it_may() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({ "concurrency": 1, "instance_requests": 3 }))]).await;
+    let begun = Instant::now();
+    let mut counts = Vec::new();
+    for _ in 0..6 {
+        counts.push(get(&format!("{}act/count", host.url("hostile"))).await.json()["text"].clone());
+    }
+    // An instance that idled for a second would have been replaced.
+    if begun.elapsed() < Duration::from_secs(1) {
+        assert_eq!(counts, ["0", "1", "2", "0", "1", "2"]);
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_by_default_a_component_of_0_2_starts_afresh_for_each_request() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({}))]).await;
+    for _ in 0..3 {
+        assert_eq!(get(&format!("{}act/count", host.url("hostile"))).await.json()["text"], "0");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
