@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-views bench-startup isolation clean
+.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-serving bench-views bench-startup isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -75,6 +75,14 @@ bench-views: setup ## 100,000 nodes of one service followed, beside two librarie
 	cd tests/peers/endpoints-view && go build -trimpath -o ../../../target/peers/endpoints-view .
 	cd tests/peers/go-zero-view && go build -trimpath -o ../../../target/peers/go-zero-view .
 	target/release/views --rounds $(ROUNDS)
+
+WASMTIME := serve,cache,component-model-async,cranelift,parallel-compilation,pooling-allocator,wasi-http,wasi-config
+bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); builds wasmtime once
+	@command -v go >/dev/null || { echo "bench-serving: needs Go, for a peer: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
+	@command -v wrk >/dev/null && command -v h2load >/dev/null || { echo "bench-serving: needs wrk and h2load: apt-get install wrk nghttp2-client" >&2; exit 1; }
+	target/peers/bin/wasmtime --version 2>/dev/null || cargo install wasmtime-cli --version ^48 --locked --root target/peers --no-default-features --features $(WASMTIME)
+	cd tests/peers/grpc-greeter && go build -trimpath -o ../../../target/peers/grpc-greeter .
+	cargo run --locked --release -p leasehold-end-to-end --bin serving -- $(ROUNDS)
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup

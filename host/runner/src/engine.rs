@@ -1,11 +1,11 @@
 //! The one wasmtime engine of the process, and the one linker that says what components can import.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, sync::Arc, thread};
 
 use anyhow::{Context, anyhow};
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
-    Cache, CacheConfig, Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    Cache, CacheConfig, Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     component::{Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -15,10 +15,9 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::{
     config::Spec,
     guest::{Guest, Host},
+    threads,
+    turns::{TURN, Turns},
 };
-
-/// How long a component computes before it yields to its neighbours; also how exact its deadlines are.
-const TICK: Duration = Duration::from_millis(5);
 
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
 pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
@@ -31,6 +30,7 @@ const CORES_PER_COMPONENT: u32 = 8;
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) linker: Linker<Host>,
+    turns: Arc<Turns>,
 }
 
 impl Engine {
@@ -50,14 +50,19 @@ impl Engine {
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
         tick(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker })
+        Ok(Self { wasmtime, linker, turns: Arc::new(Turns::new(threads())) })
     }
 
-    /// A store for one instance of `guest`, which yields at every tick.
+    /// A store for one instance, which lets others have their turn whenever its own is over.
     pub(crate) fn store(&self, host: Host) -> Store<Host> {
         let mut store = Store::new(&self.wasmtime, host);
         store.limiter(|host| &mut host.limits);
-        store.epoch_deadline_async_yield_and_update(1);
+        let turns = Arc::clone(&self.turns);
+        store.epoch_deadline_callback(move |mut store| {
+            let taken = &mut store.data_mut().turns_taken;
+            *taken = taken.saturating_add(1);
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turns.next(*taken))))
+        });
         store.set_epoch_deadline(1);
         store
     }
@@ -158,7 +163,7 @@ fn tick(engine: EngineWeak) -> std::io::Result<()> {
         while let Some(engine) = engine.upgrade() {
             engine.increment_epoch();
             drop(engine);
-            thread::sleep(TICK);
+            thread::sleep(TURN);
         }
     };
     thread::Builder::new().name("epoch".to_owned()).spawn(ticks).map(drop)

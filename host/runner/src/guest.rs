@@ -51,6 +51,8 @@ pub(crate) struct Host {
     pub(crate) config: Arc<WasiConfigVariables>,
     pub(crate) registry: RegistryCtx,
     pub(crate) limits: StoreLimits,
+    /// How often the request at hand has computed for a whole turn.
+    pub(crate) turns_taken: u32,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -140,6 +142,7 @@ impl Guest {
             config: Arc::clone(&self.config),
             registry: self.registry.clone(),
             limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
+            turns_taken: 0,
             _slot: slot,
         }
     }

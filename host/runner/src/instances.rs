@@ -150,10 +150,11 @@ impl WorkerState for Worker {
 
     fn on_request_start(
         &self,
-        _: StoreContextMut<'_, Host>,
+        mut store: StoreContextMut<'_, Host>,
         call: Arc<Call>,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        store.data_mut().turns_taken = 0;
         call.enter(&self.calls);
         Box::pin(sleep(self.request_timeout))
     }

@@ -31,6 +31,7 @@ mod story;
 mod systemd;
 mod tls;
 mod tracked;
+mod turns;
 mod units;
 mod version;
 mod watched;
@@ -107,10 +108,14 @@ fn no_command(error: &clap::Error) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
+/// The threads that answer requests.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(MIN_THREADS, |cores| cores.get().max(MIN_THREADS))
+}
+
 fn runtime() -> Result<Runtime, Failure> {
-    let threads = std::thread::available_parallelism().map_or(MIN_THREADS, |cores| cores.get().max(MIN_THREADS));
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(threads).event_interval(TASKS_PER_LOOK).thread_name("leasehold").enable_all();
+    builder.worker_threads(threads()).event_interval(TASKS_PER_LOOK).thread_name("leasehold").enable_all();
     Ok(builder.build().context("cannot start the runtime")?)
 }
 

@@ -1,0 +1,81 @@
+//! The load, as the distribution's own tools make it, and what they say of it.
+
+use std::{ffi::OsStr, fs, process::Output};
+
+use tempfile::NamedTempFile;
+use tokio::process::Command;
+
+/// How long one load lasts, in seconds.
+const SECONDS: &str = "4";
+/// Connections of a load that takes all that there is.
+const CONNECTIONS: &str = "32";
+/// Connections of a load of a given rate.
+const STEADY_CONNECTIONS: u32 = 10;
+
+async fn run<A: AsRef<OsStr>>(tool: &str, package: &str, arguments: impl IntoIterator<Item = A>) -> String {
+    let output = Command::new(tool).args(arguments).kill_on_drop(true).output().await;
+    let Output { status, stdout, stderr } =
+        output.unwrap_or_else(|error| panic!("{tool}: {error}; apt-get install {package} brings it"));
+    let said = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{tool}: {said}{}", String::from_utf8_lossy(&stderr));
+    said
+}
+
+/// The number that stands after `label` in what a tool said.
+fn number(said: &str, label: &str) -> f64 {
+    let rest = said.split_once(label).unwrap_or_else(|| panic!("no {label:?} in {said}")).1;
+    let digits: String = rest.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    digits.parse().unwrap_or_else(|_| panic!("no number after {label:?} in {said}"))
+}
+
+/// Requests a second over HTTP/1.1, all of them answered well.
+pub(crate) async fn rate(url: &str) -> f64 {
+    requests(url, &["-t", "1", "-c", CONNECTIONS]).await
+}
+
+/// The same, one at a time.
+pub(crate) async fn rate_of_one(url: &str) -> f64 {
+    requests(url, &["-t", "1", "-c", "1"]).await
+}
+
+async fn requests(url: &str, how: &[&str]) -> f64 {
+    let said = run("wrk", "wrk", how.iter().chain(&["-d", SECONDS, url])).await;
+    assert!(!said.contains("Non-2xx") && !said.contains("Socket errors"), "{url}: {said}");
+    number(&said, "Requests/sec:")
+}
+
+/// Unary calls of gRPC a second, greeting Ada.
+pub(crate) async fn calls(addr: &str) -> f64 {
+    let message = NamedTempFile::new().expect("a temporary file");
+    fs::write(message.path(), b"\0\0\0\0\x05\x0a\x03Ada").expect("the file is our own");
+    let url = format!("http://{addr}/greeter.v1.Greeter/Greet");
+    let message = message.path().to_str().expect("a temporary file has a plain name").to_owned();
+    let arguments = ["-c", "4", "-m", "8", "-D", SECONDS, "-H", "content-type: application/grpc", "-H", "te: trailers"];
+    let said = run("h2load", "nghttp2-client", arguments.iter().copied().chain(["-d", &message, &url])).await;
+    assert!(said.contains(" 0 failed, 0 errored, 0 timeout"), "{said}");
+    let rate = said.lines().find(|line| line.starts_with("finished in")).unwrap_or_default();
+    number(rate, "s,")
+}
+
+/// The time in which 99 of 100 requests are answered, in milliseconds, where so many come in a second.
+pub(crate) async fn p99(url: &str, rate: f64) -> f64 {
+    let log = NamedTempFile::new().expect("a temporary file");
+    let each = (rate / f64::from(STEADY_CONNECTIONS)).max(1.0).round().to_string();
+    let file = format!("--log-file={}", log.path().display());
+    let connections = STEADY_CONNECTIONS.to_string();
+    let steady = ["--h1", "-t", "1", "-c", &connections, "-D", SECONDS, "--rps", &each, &file, url];
+    run("h2load", "nghttp2-client", steady).await;
+    // A line a request: when it began, its status, and how long it took in microseconds.
+    let log = fs::read_to_string(log.path()).expect("the file is our own");
+    let mut times: Vec<u64> = log
+        .lines()
+        .map(|line| {
+            let mut fields = line.split('\t').skip(1);
+            assert_eq!(fields.next(), Some("200"), "{url}: {line:?}");
+            fields.next().and_then(|time| time.parse().ok()).expect("a time in microseconds")
+        })
+        .collect();
+    times.sort_unstable();
+    assert!(!times.is_empty(), "{url}: no request was answered");
+    times[times.len() * 99 / 100] as f64 / 1000.0
+}
