@@ -1,7 +1,7 @@
 # What is built, run and tested here. `make` lists it.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile nothing plain plain-p3
+GUESTS = greeter grpc-greeter hostile nothing plain plain-p3 program program-p3
 HOSTS = --workspace $(GUESTS:%=--exclude %)
 SEEDS ?= 500
 ROUNDS ?= 5

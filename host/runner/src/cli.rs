@@ -46,6 +46,7 @@ Examples:
   leasehold run --dev greeter.yaml
   leasehold run greeter.wasm --name greeter --listen 127.0.0.1:8080 --etcd http://127.0.0.1:2379
   leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
+  leasehold run cache.wasm --name cache --listen 127.0.0.1:6379 --register host -- 127.0.0.1:6379
 
 A configuration file:
   etcd: { endpoints: [http://127.0.0.1:2379] }
@@ -54,11 +55,12 @@ A configuration file:
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
-      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port
+      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port; or what a program listens on itself
       advertise: 127.0.0.1:10002         # what clients are told; by default where it listens
       version: v1
       register: component                # or host: for a component that knows nothing of Leasehold; or off
       config: { greeting: hello }        # what wasi:config/store shows the component
+      args: []                           # its arguments, and env: {...}; see docs/programs.md
       allow: { names: [greeter], discover: [], outbound: [] }
       limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
       health: { path: / }                # out of etcd while it does not answer; see docs/health.md
@@ -191,7 +193,7 @@ pub(crate) struct SingleArgs {
     #[arg(long)]
     name: Option<String>,
 
-    /// Where to accept HTTP, as ip:port
+    /// Where to accept HTTP, as ip:port; or where a program opens its own listener
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
@@ -218,6 +220,10 @@ pub(crate) struct SingleArgs {
     /// Who registers the service: component, host or off [default: component]
     #[arg(long, value_name = "WHO")]
     register: Option<String>,
+
+    /// Arguments of the component
+    #[arg(last = true)]
+    args: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -403,6 +409,7 @@ impl SingleArgs {
             ("--config", !self.config.is_empty()),
             ("--env", !self.env.is_empty()),
             ("--register", self.register.is_some()),
+            ("--", !self.args.is_empty()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
@@ -420,6 +427,7 @@ impl SingleArgs {
         if let Some(text) = self.register {
             spec.register = parse::<Register>("--register", &text)?;
         }
+        spec.args = self.args;
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use leasehold_wasmtime::Lifecycle;
 use wasmtime::component::{Component, InstancePre, types::ComponentItem};
+use wasmtime_wasi::{p2::bindings::CommandPre, p3::bindings::CommandPre as AsyncCommandPre};
 use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
 
 use crate::{
-    config::Register,
+    config::{Register, Spec},
     engine::Engine,
     failure::{Failure, one_line},
     guest::Host,
+    instances::Reuse,
 };
 
 /// A compiled component whose imports are all there.
@@ -18,6 +20,20 @@ use crate::{
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<Host>,
     pub(crate) facts: Facts,
+}
+
+/// How a component is served.
+pub(crate) enum Way {
+    /// The host accepts requests, and calls it with each.
+    Handler(ProxyPre<Host>),
+    /// It runs, and accepts what it likes at the address of its service.
+    Program(ProgramPre),
+}
+
+/// A component with `wasi:cli/run`, by the version of that.
+pub(crate) enum ProgramPre {
+    P2(CommandPre<Host>),
+    P3(AsyncCommandPre<Host>),
 }
 
 /// What a component says of itself.
@@ -29,6 +45,8 @@ pub(crate) struct Facts {
     pub(crate) exports: Vec<String>,
     /// The version of `wasi:http` through which it can be served.
     pub(crate) http: Option<&'static str>,
+    /// The version of `wasi:cli` through which it is run, to open its own listener. One with `wasi:http` is not.
+    pub(crate) program: Option<&'static str>,
     /// Whether it exports `leasehold:registry/lifecycle`.
     pub(crate) lifecycle: bool,
     /// What it imports of Leasehold's own.
@@ -47,30 +65,83 @@ impl Loaded {
         Ok(Self { facts: facts(engine, &component, Some(&pre)), pre })
     }
 
-    /// How requests are dispatched to it.
-    pub(crate) fn proxy(&self, path: &Path) -> Result<ProxyPre<Host>, Failure> {
-        if let Ok(pre) = p3::bindings::ServicePre::new(self.pre.clone()) {
-            return Ok(ProxyPre::P3(pre));
-        }
-        match p2::bindings::ProxyPre::new(self.pre.clone()) {
-            Ok(pre) => Ok(ProxyPre::P2(pre)),
-            Err(_) => Err(Failure::usage(format!("{}: {NO_HANDLER}", path.display()))),
+    /// How it is served.
+    pub(crate) fn way(&self, path: &Path) -> Result<Way, Failure> {
+        way(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
+    }
+
+    /// One that takes the place of a handler.
+    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<Host>, Failure> {
+        match self.way(path)? {
+            Way::Handler(pre) => Ok(pre),
+            Way::Program(_) => {
+                Err(Failure::usage(format!("{}: it would open its own listener; {ANOTHER}", path.display())))
+            }
         }
     }
 
-    /// Whether the component can do its part of the registration.
-    pub(crate) fn check_register(&self, path: &Path, register: Register) -> Result<(), Failure> {
-        match self.facts.unregistered(register) {
-            None => Ok(()),
-            Some(said) => Err(Failure::usage(format!("{}: {said}", path.display()))),
+    /// One that takes the place of a program.
+    pub(crate) fn program(&self, path: &Path) -> Result<ProgramPre, Failure> {
+        match self.way(path)? {
+            Way::Program(pre) => Ok(pre),
+            Way::Handler(_) => {
+                Err(Failure::usage(format!("{}: it does not open its own listener; {ANOTHER}", path.display())))
+            }
         }
+    }
+
+    /// Whether the component can do its part of what is configured.
+    pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
+        let path = &spec.component;
+        let said = match self.way(path)? {
+            Way::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
+            Way::Program(_) if spec.tls.is_some() => Some(NO_TLS),
+            Way::Program(_) => None,
+            Way::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
+        };
+        let said = said.or_else(|| self.facts.unregistered(spec.register));
+        said.map_or(Ok(()), |said| Err(Failure::usage(format!("{}: {said}", path.display()))))
     }
 }
 
 const NO_HANDLER: &str = "the component exports nothing that can be served; it needs wasi:http/incoming-handler@0.2 \
-                          or wasi:http/handler@0.3";
+                          or wasi:http/handler@0.3, or wasi:cli/run to open its own listener";
+const NO_SOCKETS: &str = "the component runs (wasi:cli/run) and cannot listen, since it does not import wasi:sockets/tcp; \
+                          to be called by the host it needs wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3";
+const NO_PORT: &str = "the component opens its own listener, so listen must name a port other than 0";
+const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
+const ANOTHER: &str = "that takes another service";
+
+fn way(pre: &InstancePre<Host>) -> Result<Way, &'static str> {
+    if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
+        return Ok(Way::Handler(ProxyPre::P3(pre)));
+    }
+    if let Ok(pre) = p2::bindings::ProxyPre::new(pre.clone()) {
+        return Ok(Way::Handler(ProxyPre::P2(pre)));
+    }
+    let program = match AsyncCommandPre::new(pre.clone()) {
+        Ok(pre) => ProgramPre::P3(pre),
+        Err(_) => ProgramPre::P2(CommandPre::new(pre.clone()).map_err(|_| NO_HANDLER)?),
+    };
+    let kind = pre.component().component_type();
+    // 0.3 has all kinds of sockets in one interface.
+    let listens = |name: &str| ["wasi:sockets/tcp@", "wasi:sockets/types@"].iter().any(|tcp| name.starts_with(tcp));
+    match kind.imports(pre.engine()).any(|(name, _)| listens(name)) {
+        true => Ok(Way::Program(program)),
+        false => Err(NO_SOCKETS),
+    }
+}
 
 impl Facts {
+    /// How it is served, in a few words.
+    pub(crate) fn served(&self) -> String {
+        match (self.http, self.program) {
+            (Some(version), _) => format!("over wasi:http {version}"),
+            (None, Some(version)) => format!("by its own listener, wasi:cli/run {version}"),
+            (None, None) => "not".to_owned(),
+        }
+    }
+
     /// What stands in the way of a registration by whom it is configured to be.
     pub(crate) fn unregistered(&self, register: Register) -> Option<&'static str> {
         let calls = self.leasehold.iter().any(|name| name.contains("/registrar@"));
@@ -148,22 +219,17 @@ fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>
     let imports: Vec<_> = kind.imports(&engine.wasmtime).map(|(name, item)| instances(name, &item.ty)).collect();
     let exports: Vec<_> = kind.exports(&engine.wasmtime).map(|(name, item)| instances(name, &item.ty)).collect();
     let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
-    let http = if has("wasi:http/handler@0.3") {
-        Some("0.3")
-    } else if has("wasi:http/incoming-handler@0.2") {
-        Some("0.2")
-    } else {
-        None
+    let version = |new: &str, old: &str| if has(new) { Some("0.3") } else { has(old).then_some("0.2") };
+    let http = version("wasi:http/handler@0.3", "wasi:http/incoming-handler@0.2");
+    let program = version("wasi:cli/run@0.3", "wasi:cli/run@0.2").filter(|_| http.is_none());
+    let missing = match pre.map(way) {
+        Some(Err(said)) => vec![said.to_owned()],
+        None if http.or(program).is_none() => vec![NO_HANDLER.to_owned()],
+        _ => Vec::new(),
     };
-    let served = pre.is_none_or(|pre| {
-        p3::bindings::ServicePre::new(pre.clone()).is_ok() || p2::bindings::ProxyPre::new(pre.clone()).is_ok()
-    });
-    let mut missing = Vec::new();
-    if http.is_none() || !served {
-        missing.push(NO_HANDLER.to_owned());
-    }
     Facts {
-        http: http.filter(|_| served),
+        http: http.filter(|_| missing.is_empty()),
+        program: program.filter(|_| missing.is_empty()),
         lifecycle: Lifecycle::is_exported(component),
         leasehold: imports.iter().filter(|name| name.starts_with("leasehold:")).cloned().collect(),
         missing,

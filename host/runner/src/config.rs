@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -56,7 +56,7 @@ pub(crate) struct Spec {
     pub(crate) component: PathBuf,
     /// Whether that may be machine code, which no sandbox holds.
     pub(crate) precompiled: bool,
-    /// Where the host accepts HTTP/1.1 and HTTP/2. Port 0 takes a free one.
+    /// Where the host accepts HTTP/1.1 and HTTP/2, and port 0 takes a free one; or the component whatever it speaks.
     pub(crate) listen: SocketAddr,
     /// The certificate that it shows there; `None` for plain text.
     pub(crate) tls: Option<Files>,
@@ -68,6 +68,8 @@ pub(crate) struct Spec {
     pub(crate) register: Register,
     /// What `wasi:config/store` shows the component.
     pub(crate) config: Variables,
+    /// Its arguments, without its name.
+    pub(crate) args: Vec<String>,
     /// Its environment variables.
     pub(crate) env: Variables,
     /// The layouts it is published under, where they are not those of the registry.
@@ -152,7 +154,7 @@ pub(crate) struct Allow {
     pub(crate) names: Names,
     /// The names it may look up, and call by name. By default none.
     pub(crate) discover: Names,
-    /// The hosts it may send HTTP requests to. By default none.
+    /// The hosts it may send HTTP requests to, and a program may connect to by IP address. By default none.
     pub(crate) outbound: Vec<Host>,
 }
 
@@ -289,6 +291,7 @@ impl Spec {
             layouts: None,
             metadata: Metadata::default(),
             config: Variables::default(),
+            args: Vec::new(),
             env: Variables::default(),
             suffix: SUFFIX.into(),
             limits: Limits::default(),
@@ -300,6 +303,16 @@ impl Spec {
     /// What clients are told, given where the listener really is. Total: a wildcard was refused without `advertise`.
     pub(crate) fn advertised(&self, bound: SocketAddr) -> Option<Addr> {
         self.advertise.clone().or_else(|| bound.to_string().parse().ok())
+    }
+
+    /// Where this host itself reaches whoever listens there.
+    pub(crate) fn reachable(&self) -> SocketAddr {
+        let ip = match self.listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        SocketAddr::new(ip, self.listen.port())
     }
 
     /// The rule that a wildcard listener needs an address that clients can dial.
@@ -491,6 +504,7 @@ impl Reader<'_> {
             spec.metadata = pairs.try_into().map_err(|invalid: Invalid| self.wrong(&at, invalid))?;
         }
         spec.config = Variables(written.config);
+        spec.args = written.args;
         spec.env = Variables(written.env);
         set(&mut spec.allow.names, written.allow.names.map(names));
         set(&mut spec.allow.discover, written.allow.discover.map(names));

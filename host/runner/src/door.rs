@@ -187,7 +187,7 @@ impl From<Hit> for Refusal {
             Hit::NoHost => Self::NoHost,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
-            Hit::Failed | Hit::Instantiation | Hit::Trap => Self::Failed,
+            Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
         }
     }
 }

@@ -171,6 +171,9 @@ fn tick(engine: EngineWeak) -> std::io::Result<()> {
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        if self.is_program {
+            self.turns_taken = 0;
+        }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
         WasiCtxView { ctx, table }
     }

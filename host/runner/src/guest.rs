@@ -1,21 +1,27 @@
 //! What one service's component is given: nothing but what its policy says.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::ready,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use leasehold::{Addr, Registrar, ServiceName, Terms};
 use leasehold_wasmtime::{Policy, RegistryCtx};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wasmtime::{StoreLimits, StoreLimitsBuilder, component::ResourceTable};
-use wasmtime_wasi::WasiCtx;
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
+    input::Input,
     mesh::Mesh,
     outbound::Outbound,
     output::Output,
+    sockets::Sockets,
     stats::Stats,
 };
 
@@ -26,9 +32,25 @@ const MAX_TTL: Duration = Duration::from_secs(3600);
 /// The most elements in one table of a component.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
+/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for one; and what
+/// all else takes. One more traps.
+const RESOURCES_EACH: usize = 4;
+const RESOURCES_ELSE: usize = 64;
+
+/// What a program and its host tell each other.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// By the program: it is about to listen.
+    pub(crate) listens: CancellationToken,
+    /// By the host: it is to end.
+    pub(crate) end: CancellationToken,
+}
+
 /// What all instances of one service share.
 pub(crate) struct Guest {
     name: ServiceName,
+    /// The service's name first, as a program's is its own.
+    args: Vec<String>,
     env: Vec<(String, String)>,
     config: Arc<WasiConfigVariables>,
     outbound: Outbound,
@@ -53,6 +75,8 @@ pub(crate) struct Host {
     pub(crate) limits: StoreLimits,
     /// How often the request at hand has computed for a whole turn.
     pub(crate) turns_taken: u32,
+    /// Whether a program has it, whose turns are counted from one call of the host to the next: it has no requests.
+    pub(crate) is_program: bool,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -75,6 +99,7 @@ impl Guest {
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),
+            args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
             outbound: Outbound::new(&spec.allow.outbound, mesh, spec.limits.request_timeout),
@@ -91,6 +116,7 @@ impl Guest {
     pub(crate) fn successor(&self) -> Self {
         Self {
             name: self.name.clone(),
+            args: self.args.clone(),
             env: self.env.clone(),
             config: Arc::clone(&self.config),
             outbound: self.outbound.clone(),
@@ -121,21 +147,47 @@ impl Guest {
     /// The host side of an instance that answers requests, once there is a slot for it.
     pub(crate) async fn host_for_requests(&self) -> Host {
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
-        self.host(Some(slot))
+        self.host(self.wasi().build(), Some(slot))
     }
 
     /// The host side of the one instance that lives as long as the service.
     pub(crate) fn host_for_life(&self) -> Host {
-        self.host(None)
+        self.host(self.wasi().build(), None)
     }
 
-    fn host(&self, slot: Option<OwnedSemaphorePermit>) -> Host {
+    /// The host side of a program, which listens where `spec` says.
+    pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
+        let sockets = Sockets {
+            service: self.name.clone(),
+            listen: spec.listen,
+            outbound: spec.allow.outbound.clone().into(),
+            listens: told.listens.clone(),
+            told: told.end.clone(),
+            refused: AtomicBool::new(false),
+        };
+        let mut wasi = self.wasi();
+        wasi.stdin(Input(told.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
+            let allowed = sockets.allow(addr, purpose);
+            Box::pin(ready(allowed))
+        });
+        let mut host = self.host(wasi.build(), None);
+        host.is_program = true;
+        host.table.set_max_capacity(RESOURCES_EACH * spec.limits.connections as usize + RESOURCES_ELSE);
+        host
+    }
+
+    fn wasi(&self) -> WasiCtxBuilder {
         let mut wasi = WasiCtx::builder();
+        wasi.args(&self.args);
         wasi.envs(&self.env);
         wasi.stdout(Output::stdout(self.name.clone()));
         wasi.stderr(Output::stderr(self.name.clone()));
+        wasi
+    }
+
+    fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
         Host {
-            wasi: wasi.build(),
+            wasi,
             table: ResourceTable::new(),
             http: WasiHttpCtx::new(),
             outbound: self.outbound.clone(),
@@ -143,6 +195,7 @@ impl Guest {
             registry: self.registry.clone(),
             limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
             turns_taken: 0,
+            is_program: false,
             _slot: slot,
         }
     }

@@ -1,19 +1,25 @@
 //! Whether a service does its work: what it is asked, how its answers are counted, and when it is to leave etcd or return.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
 use tokio::{
+    net::TcpStream,
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
+use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Health, Probe},
     door::Door,
+    failure::one_line,
     stats::Stats,
+    tracked::Tracked,
 };
 
 /// So many failed requests within the window, and no fewer than half of all, are a component that does not work.
@@ -28,6 +34,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const PROBATION: Duration = Duration::from_secs(60);
 /// How long an answer may take where nothing is said.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often somebody who listens by itself, and is asked nothing, is looked for; and how often it may be missed.
+const KNOCK: Duration = Duration::from_secs(1);
+const KNOCKS: u32 = 3;
 /// What is read of an answer, at most.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// `grpc.health.v1.HealthCheckRequest` for the whole server: an empty message, behind its header.
@@ -44,11 +53,18 @@ pub(crate) enum Verdict {
     Well,
 }
 
+/// Who is asked.
+pub(crate) enum Asked {
+    /// The component behind the door, by the service's address.
+    Door(watch::Receiver<Arc<Door>>, String),
+    /// Whoever listens there. Without a health check a connection is a good answer.
+    Address(SocketAddr),
+}
+
 /// The looks at one service.
 pub(crate) struct Checkup {
     health: Option<Health>,
-    authority: String,
-    doors: watch::Receiver<Arc<Door>>,
+    asked: Asked,
     stats: Arc<Stats>,
     condition: Condition,
     row: Row,
@@ -68,13 +84,7 @@ enum Condition {
 
 impl Checkup {
     /// One that has yet to answer where it is asked how it is, and is trusted otherwise.
-    pub(crate) fn new(
-        health: Option<Health>,
-        authority: String,
-        doors: watch::Receiver<Arc<Door>>,
-        stats: Arc<Stats>,
-        trusted: bool,
-    ) -> Self {
+    pub(crate) fn new(health: Option<Health>, asked: Asked, stats: Arc<Stats>, trusted: bool) -> Self {
         let now = Instant::now();
         let well = trusted || health.is_none();
         Self {
@@ -82,8 +92,7 @@ impl Checkup {
             row: Row::new(well),
             ward: Ward::new(now, stats.failed(), stats.all()),
             health,
-            authority,
-            doors,
+            asked,
             stats,
             next_probe: now,
             next_look: now + LOOK,
@@ -93,7 +102,8 @@ impl Checkup {
     /// Waits for the next change. Dropped halfway, it goes on where it was.
     pub(crate) async fn next(&mut self) -> Verdict {
         loop {
-            let probes = self.health.is_some() || self.condition != Condition::Well;
+            let asks = self.health.is_some() || matches!(self.asked, Asked::Address(_));
+            let probes = asks || self.condition != Condition::Well;
             tokio::select! {
                 () = sleep_until(self.next_look), if self.condition == Condition::Well => {
                     self.next_look = Instant::now() + LOOK;
@@ -115,7 +125,12 @@ impl Checkup {
     async fn ask(&mut self) -> Option<Verdict> {
         let answer = self.probe().await;
         let now = Instant::now();
-        self.next_probe = now + self.health.as_ref().map_or(LONGEST_PAUSE, |health| health.interval);
+        let (pause, rise, fall) = match (&self.health, &self.asked) {
+            (Some(health), _) => (health.interval, health.rise, health.fall),
+            (None, Asked::Address(_)) => (KNOCK, 1, KNOCKS),
+            (None, Asked::Door(..)) => (LONGEST_PAUSE, 1, 1),
+        };
+        self.next_probe = now + pause;
         if self.condition == Condition::Quarantined {
             if let Err(said) = answer {
                 tracing::debug!("still in quarantine: {said}");
@@ -127,7 +142,6 @@ impl Checkup {
             self.condition = Condition::Well;
             return Some(Verdict::Well);
         }
-        let (rise, fall) = self.health.as_ref().map_or((1, 1), |health| (health.rise, health.fall));
         if !self.row.add(answer.is_ok(), rise, fall) {
             return None;
         }
@@ -159,8 +173,13 @@ impl Checkup {
 
     /// One question. The error says what was wrong with the answer.
     async fn probe(&self) -> Result<(), String> {
-        let door = Arc::clone(&self.doors.borrow());
-        probe(&door, self.health.as_ref(), &self.authority).await
+        match &self.asked {
+            Asked::Door(doors, authority) => {
+                let door = Arc::clone(&doors.borrow());
+                probe(&door, self.health.as_ref(), authority).await
+            }
+            Asked::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
+        }
     }
 }
 
@@ -170,17 +189,41 @@ pub(crate) async fn probe(door: &Door, health: Option<&Health>, authority: &str)
     let probe = health.map(|health| &health.probe);
     let asking = async {
         let response = door.probe(question(probe, authority)).await.map_err(|hit| format!("{hit:?}").to_lowercase())?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
-        let trailers = body.trailers().cloned();
-        match probe {
-            None => Ok(()),
-            Some(Probe::Http(_)) if head.status.is_success() => Ok(()),
-            Some(Probe::Http(path)) => Err(format!("{path} answers {}", head.status)),
-            Some(Probe::Grpc) => serving(&head.headers, trailers.as_ref(), &body.to_bytes()),
-        }
+        judge(probe, response).await
     };
     timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
+}
+
+/// Asks at an address, like a client. Without a health check a connection is a good answer.
+pub(crate) async fn probe_at(addr: SocketAddr, health: Option<&Health>) -> Result<(), String> {
+    let patience = health.map_or(KNOCK, |health| health.timeout);
+    let asking = async {
+        let Some(Health { probe, .. }) = health else {
+            return TcpStream::connect(addr).await.map(drop).map_err(|error| one_line(&error.to_string()));
+        };
+        let mut client = Client::builder(Tracked(TaskTracker::new()));
+        let client = client.http2_only(matches!(probe, Probe::Grpc)).build_http();
+        let response = client.request(question(Some(probe), &addr.to_string())).await;
+        let response = response
+            .map_err(|error| one_line(&error.source().map_or_else(|| error.to_string(), ToString::to_string)))?;
+        judge(Some(probe), response).await
+    };
+    timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
+}
+
+async fn judge<B>(probe: Option<&Probe>, response: Response<B>) -> Result<(), String>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+{
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
+    let trailers = body.trailers().cloned();
+    match probe {
+        None => Ok(()),
+        Some(Probe::Http(_)) if head.status.is_success() => Ok(()),
+        Some(Probe::Http(path)) => Err(format!("{path} answers {}", head.status)),
+        Some(Probe::Grpc) => serving(&head.headers, trailers.as_ref(), &body.to_bytes()),
+    }
 }
 
 fn question(probe: Option<&Probe>, authority: &str) -> Request<Full<Bytes>> {

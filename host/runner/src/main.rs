@@ -14,18 +14,24 @@ mod engine;
 mod failure;
 mod grpc;
 mod guest;
+mod handler;
 mod health;
 mod http;
+mod input;
 mod instances;
+mod life;
 mod log;
 mod mesh;
 mod metrics;
 mod outbound;
 mod output;
+mod program;
 mod reach;
 mod roster;
+mod run;
 mod service;
 mod shutdown;
+mod sockets;
 mod stats;
 mod story;
 mod systemd;
@@ -238,13 +244,13 @@ async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded,
     let mut loaded = HashMap::new();
     for ((path, precompiled), compiled) in compiling {
         let compiled = compiled.await.with_context(|| format!("{} could not be compiled", path.display()))??;
-        compiled.proxy(&path)?;
+        compiled.way(&path)?;
         loaded.insert((path, precompiled), compiled);
     }
     let mut services = Vec::with_capacity(specs.len());
     for spec in specs {
         let component = loaded[&(spec.component.clone(), spec.precompiled)].clone();
-        component.check_register(&spec.component, spec.register)?;
+        component.check(spec)?;
         services.push((spec.clone(), (component, engine.clone())));
     }
     Ok(services)

@@ -4,35 +4,30 @@ use std::{convert::Infallible, fmt::Display, future::pending, net::SocketAddr, s
 
 use leasehold::{Registrar, ServerNode};
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::timeout,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::{
     cli::url,
-    component::Loaded,
-    config::{Health, Register, Spec},
-    door::Door,
+    component::{Loaded, Way},
+    config::{Register, Spec},
     engine::Engine,
     failure::Failure,
     guest::Guest,
-    health::{self, Checkup, Verdict},
-    http::{self, Server},
+    handler::Handler,
+    health::{Asked, Checkup, Verdict},
+    program::{Event, Program},
     roster::{Command, Drained, Face, MAX_COMMANDS, Phase, Present},
-    stats::Stats,
-    tls::Tls,
-    version::Version,
+    stats::{Hit, Stats},
     watched::Watched,
 };
 
 /// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
-/// The pause between two questions to a new version.
-const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A service whose listener is bound.
+/// A service whose address is known to be free for it.
 pub(crate) struct Service {
     spec: Spec,
     /// What others see of it.
@@ -42,30 +37,33 @@ pub(crate) struct Service {
     loaded: Loaded,
     guest: Arc<Guest>,
     node: Option<ServerNode>,
-    listener: Option<TcpListener>,
     bound: SocketAddr,
-    tls: Option<Arc<Tls>>,
-    /// The version that requests go to.
-    version: Option<Version>,
-    /// Where requests find it.
-    doors: Option<watch::Sender<Arc<Door>>>,
-    /// Former versions that still answer.
-    retiring: TaskTracker,
-    server: Option<Server>,
+    work: Work,
     checkup: Option<Checkup>,
     watched: Option<Watched>,
     /// Whether clients may have found it in etcd.
     announced: bool,
 }
 
+/// Who accepts the connections.
+enum Work {
+    /// The host, and calls the component with each request.
+    Handler(Handler),
+    /// The component.
+    Program(Program),
+}
+
 impl Service {
-    /// Binds the listener. Nothing of the component runs yet.
+    /// Binds the listener, or looks whether the component can. Nothing of the component runs yet.
     pub(crate) fn bind(spec: Spec, loaded: Loaded, engine: &Engine, registrar: &Registrar) -> Result<Self, Failure> {
-        let tls = spec.tls.clone().map(Tls::open).transpose();
-        let tls = tls.map_err(|said| Failure::usage(format!("{}: tls: {said}", spec.name)))?.map(Arc::new);
-        let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
-        let listener = http::bind(spec.listen).map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
+        let (work, bound) = match loaded.way(&spec.component)? {
+            Way::Handler(_) => {
+                let handler = Handler::bind(&spec)?;
+                let bound = handler.bound();
+                (Work::Handler(handler), bound)
+            }
+            Way::Program(_) => (Work::Program(Program::bind(&spec)?), spec.listen),
+        };
         let advertised = spec.advertised(bound);
         let mut own: Vec<_> = advertised.iter().cloned().collect();
         // Where it listens is its address, too, unless that is a wildcard.
@@ -87,13 +85,8 @@ impl Service {
             loaded,
             guest,
             node,
-            listener: Some(listener),
             bound,
-            tls,
-            version: None,
-            doors: None,
-            retiring: TaskTracker::new(),
-            server: None,
+            work,
             checkup: None,
             watched: None,
             announced: false,
@@ -105,7 +98,11 @@ impl Service {
     }
 
     pub(crate) fn url(&self) -> String {
-        url(self.bound, self.tls.is_some())
+        match self.work {
+            Work::Handler(_) => url(self.bound, self.spec.tls.is_some()),
+            // What it speaks only the component knows.
+            Work::Program(_) => format!("tcp://{}/", self.bound),
+        }
     }
 
     /// The service as others see it, for as long as it is there.
@@ -135,13 +132,12 @@ impl Service {
     ///
     /// After a failure the caller owes a `drain`, which takes back what was registered.
     pub(crate) async fn start(&mut self) -> Result<(), Failure> {
-        let version = Version::start(&self.spec, &self.engine, &self.loaded, Arc::clone(&self.guest)).await?;
-        let doors = watch::Sender::new(Arc::clone(&version.door));
-        let tls = self.tls.clone();
-        self.server =
-            self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &self.spec.limits));
-        self.checkup = self.checked(&doors);
-        (self.version, self.doors) = (Some(version), Some(doors));
+        let (spec, engine, loaded, guest) = (&self.spec, &self.engine, &self.loaded, &self.guest);
+        match &mut self.work {
+            Work::Handler(handler) => handler.start(spec, engine, loaded, guest).await?,
+            Work::Program(program) => program.start(spec, engine, loaded, guest).await?,
+        }
+        self.checkup = self.checked();
         if self.spec.follow {
             self.watched = Some(Watched::new(&self.spec.component).await);
         }
@@ -167,10 +163,13 @@ impl Service {
     }
 
     /// What is not in etcd cannot be taken out of it.
-    fn checked(&self, doors: &watch::Sender<Arc<Door>>) -> Option<Checkup> {
+    fn checked(&self) -> Option<Checkup> {
+        let asked = match &self.work {
+            Work::Handler(handler) => Asked::Door(handler.doors()?, self.bound.to_string()),
+            Work::Program(_) => Asked::Address(self.spec.reachable()),
+        };
         let trusted = self.spec.register == Register::Component;
-        let (health, stats) = (self.spec.health.clone(), Arc::clone(&self.guest.stats));
-        let checkup = || Checkup::new(health, self.bound.to_string(), doors.subscribe(), stats, trusted);
+        let checkup = || Checkup::new(self.spec.health.clone(), asked, Arc::clone(&self.guest.stats), trusted);
         (self.spec.register != Register::Off).then(checkup)
     }
 
@@ -192,10 +191,18 @@ impl Service {
     /// caller's `drain` goes on.
     pub(crate) async fn live(&mut self) -> Infallible {
         loop {
+            // Whoever else may answer at the address of a program that is down is not asked.
+            let is_up = !matches!(&self.work, Work::Program(program) if !program.is_up());
             let verdict = async {
                 match &mut self.checkup {
-                    Some(checkup) => checkup.next().await,
-                    None => pending().await,
+                    Some(checkup) if is_up => checkup.next().await,
+                    _ => pending().await,
+                }
+            };
+            let event = async {
+                match &mut self.work {
+                    Work::Handler(_) => pending().await,
+                    Work::Program(program) => program.next().await,
                 }
             };
             let changed = async {
@@ -218,6 +225,10 @@ impl Service {
                 verdict = verdict => match verdict {
                     Verdict::Ill(why) => self.withdraw(&why).await,
                     Verdict::Well => self.announce().await,
+                },
+                event = event => match event {
+                    Event::Fell(why, pause) => self.fell(&why, pause).await,
+                    Event::Due => self.rise().await,
                 },
                 () = changed => {
                     let _ = self.reload().await; // The log has it.
@@ -263,10 +274,46 @@ impl Service {
         }
     }
 
-    /// Reads the component's file again, starts what is in it beside what is served, and moves the requests there. The
-    /// keys stay. Whatever goes wrong before the move leaves everything as it was.
+    /// The program has ended by itself. What is registered leaves etcd before anything else happens.
+    async fn fell(&mut self, why: &str, pause: Duration) {
+        self.guest.stats.hit(Hit::Fell);
+        self.part(&format!("{why}; it is run again in {pause:.1?}")).await;
+    }
+
+    /// The pause of a program that fell is over.
+    async fn rise(&mut self) {
+        let loaded = self.loaded.clone();
+        match self.run(&loaded).await {
+            Ok(()) => tracing::info!(service = %self.spec.name, "runs again"),
+            Err(failure) => tracing::warn!("{}; it is tried again", failure.sentence()),
+        }
+    }
+
+    /// Out of etcd until it has been asked, and answers well.
+    async fn part(&mut self, why: &str) {
+        self.withdraw(why).await;
+        if let Some(checkup) = &mut self.checkup {
+            checkup.again();
+        }
+    }
+
+    /// Runs a program as its own successor. What it registered itself ended with the run that did so.
+    async fn run(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+        let guest = Arc::new(self.guest.successor());
+        if self.spec.register == Register::Host {
+            guest.registry.inherit();
+        }
+        self.take_over(&guest).await;
+        self.replace(loaded, guest).await?;
+        if self.checkup.is_none() {
+            self.announce().await;
+        }
+        Ok(())
+    }
+
+    /// Reads the component's file again and goes on with what is in it.
     async fn reload(&mut self) -> Result<(), Failure> {
-        let outcome = self.replace().await;
+        let outcome = self.go_on_with_file().await;
         match &outcome {
             Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
             Err(failure) => {
@@ -276,75 +323,66 @@ impl Service {
         outcome
     }
 
-    async fn replace(&mut self) -> Result<(), Failure> {
+    async fn go_on_with_file(&mut self) -> Result<(), Failure> {
         if !matches!(self.phase(), Phase::Serving | Phase::Withdrawn) {
             return Err(self.failed(format!("it is {}", self.phase())));
         }
-        // One at a time: each holds instances.
-        self.retiring.close();
-        self.retiring.wait().await;
-        self.retiring.reopen();
-
-        let (engine, path) = (self.engine.clone(), self.spec.component.clone());
-        let precompiled = self.spec.precompiled;
-        let compiling = self.retiring.spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
+        let (engine, path, precompiled) = (self.engine.clone(), self.spec.component.clone(), self.spec.precompiled);
+        let compiling = TaskTracker::new().spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
         let loaded = compiling.await.map_err(|_| self.failed("the new version could not be compiled"))??;
-        loaded.check_register(&self.spec.component, self.spec.register)?;
-        let guest = Arc::new(self.guest.successor());
-        let started = Version::start(&self.spec, &self.engine, &loaded, Arc::clone(&guest)).await;
-        let proven = match started {
-            Ok(version) => self.proven(version).await,
-            Err(failure) => Err(failure),
-        };
-        let version = match proven {
-            Ok(version) => version,
-            Err(failure) => {
-                self.give_back(&guest).await;
-                return Err(failure);
-            }
-        };
+        loaded.check(&self.spec)?;
+        match &self.work {
+            Work::Handler(_) => self.succeed(&loaded).await?,
+            Work::Program(_) => self.swap(&loaded).await?,
+        }
         self.loaded = loaded;
-        self.guest = guest;
-        if let Some(doors) = &self.doors {
-            doors.send_replace(Arc::clone(&version.door));
-        }
-        self.present.send_modify(|present| present.guest = Arc::clone(&self.guest));
-        if let Some(former) = self.version.replace(version) {
-            self.retiring.spawn(former.retire(self.spec.clone()));
-        }
+        Ok(())
+    }
+
+    /// Moves the requests to a new version. The keys stay. Whatever goes wrong before leaves everything as it was.
+    async fn succeed(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+        let guest = Arc::new(self.guest.successor());
+        self.replace(loaded, Arc::clone(&guest)).await?;
         if self.spec.register == Register::Host {
-            self.guest.registry.inherit();
+            guest.registry.inherit();
         }
-        match timeout(DELETE_TIMEOUT, self.guest.registry.take_over()).await {
-            Ok(Ok(())) => {}
-            _ => tracing::warn!(service = %self.spec.name, "a key of the former version may stay for a while"),
+        self.take_over(&guest).await;
+        Ok(())
+    }
+
+    /// Ends a program, out of etcd, and runs its new version in its place: two cannot listen at one address. One that does
+    /// not start is followed by the former one.
+    async fn swap(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+        loaded.program(&self.spec.component)?;
+        let found = !self.guest.registry.registrations().is_empty();
+        self.part("it is replaced").await;
+        self.work.stop(&self.spec, found).await;
+        self.run(loaded).await
+    }
+
+    /// Puts a version in the place of the one that is served. One that does not start leaves nothing behind.
+    async fn replace(&mut self, loaded: &Loaded, guest: Arc<Guest>) -> Result<(), Failure> {
+        let (spec, engine) = (&self.spec, &self.engine);
+        let started = match &mut self.work {
+            Work::Handler(handler) => handler.replace(spec, engine, loaded, &guest).await,
+            Work::Program(program) => program.start(spec, engine, loaded, &guest).await,
+        };
+        if let Err(failure) = started {
+            self.give_back(&guest).await;
+            return Err(failure);
         }
+        self.guest = guest;
+        self.present.send_modify(|present| present.guest = Arc::clone(&self.guest));
         if let Some(checkup) = &mut self.checkup {
             checkup.afresh();
         }
         Ok(())
     }
 
-    /// A version that is asked how it is before requests go to it, where that can be asked.
-    async fn proven(&self, mut version: Version) -> Result<Version, Failure> {
-        let Some(health) = &self.spec.health else { return Ok(version) };
-        let answered = self.answers(&version, health).await;
-        match answered {
-            Ok(()) => Ok(version),
-            Err(said) => {
-                version.stop(&self.spec).await;
-                Err(self.failed(format!("the new version's health check fails: {said}")))
-            }
-        }
-    }
-
-    async fn answers(&self, version: &Version, health: &Health) -> Result<(), String> {
-        let (until, authority) = (Instant::now() + self.spec.limits.start_timeout, self.bound.to_string());
-        loop {
-            match health::probe(&version.door, Some(health), &authority).await {
-                Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
-                outcome => return outcome,
-            }
+    /// What former versions registered and this one did not leaves etcd.
+    async fn take_over(&self, guest: &Guest) {
+        if !matches!(timeout(DELETE_TIMEOUT, guest.registry.take_over()).await, Ok(Ok(()))) {
+            tracing::warn!(service = %self.spec.name, "a key of the former version may stay for a while");
         }
     }
 
@@ -369,6 +407,7 @@ impl Service {
         if self.phase() == Phase::Drained {
             return drained;
         }
+        let begun = self.phase() != Phase::Starting;
         self.enter(Phase::Draining, None);
         (self.checkup, self.watched) = (None, None);
         self.announced |= !self.guest.registry.registrations().is_empty();
@@ -379,31 +418,22 @@ impl Service {
             Ok(Err(error)) => tracing::warn!(service = %name, "a key may stay until its lease ends: {error}"),
             Err(_) => tracing::warn!(service = %name, "a key may stay until its lease ends: etcd does not answer"),
         }
-        // Let go of where nobody was served yet.
-        self.listener = None;
-        if let Some(server) = &self.server {
-            if self.announced {
-                // Who watches etcd hears of it now, and until then is answered as ever.
-                server.leave();
-                sleep(self.spec.limits.settle_time).await;
-            }
-            let deadline = self.spec.limits.drain_timeout;
-            drained.all_answered = server.close(deadline).await;
-            if !drained.all_answered {
-                tracing::warn!(service = %name, "requests were cut off after {deadline:?}");
-            }
-        }
-        self.retiring.close();
-        // Its requests were those of the server, so what is left is the component's own end.
-        let _ = timeout(self.spec.limits.stop_timeout, self.retiring.wait()).await;
-        match &mut self.version {
-            Some(version) => version.stop(&self.spec).await,
-            None => self.guest.ended.cancel(),
-        }
-        if self.server.take().is_some() {
+        drained.all_answered = self.work.stop(&self.spec, self.announced).await;
+        self.guest.ended.cancel();
+        if begun {
             tracing::info!(service = %name, "ended");
         }
         self.enter(Phase::Drained, None);
         drained
+    }
+}
+
+impl Work {
+    /// Ends it in order. Says whether nothing was cut off.
+    async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
+        match self {
+            Self::Handler(handler) => handler.stop(spec, announced).await,
+            Self::Program(program) => program.stop(spec, announced).await,
+        }
     }
 }

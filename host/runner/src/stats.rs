@@ -37,10 +37,12 @@ pub(crate) enum Hit {
     Trap,
     /// An instance could not be made.
     Instantiation,
+    /// A program ended by itself.
+    Fell,
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 8] = [
+pub(crate) const HITS: [(Hit, &str); 9] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::NoHost, "no_host"),
@@ -49,6 +51,7 @@ pub(crate) const HITS: [(Hit, &str); 8] = [
     (Hit::Failed, "failed"),
     (Hit::Trap, "trap"),
     (Hit::Instantiation, "instantiation"),
+    (Hit::Fell, "fell"),
 ];
 
 impl Stats {

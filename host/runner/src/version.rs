@@ -2,18 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_wasmtime::Lifecycle;
 use tokio::time::{sleep, timeout};
-use wasmtime::{Store, component::Instance};
+use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::{
-    component::{Loaded, cause},
+    component::Loaded,
     config::Spec,
     door::Door,
     engine::Engine,
-    failure::{Failure, one_line},
+    failure::Failure,
     guest::{Guest, Host},
     instances::{Instances, Reuse},
+    life::Life,
 };
 
 /// How often a version that retires is asked whether it has answered everything.
@@ -23,15 +23,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Version {
     guest: Arc<Guest>,
     pub(crate) door: Arc<Door>,
-    /// The instance that lives as long as the version, if the component asks for one.
     life: Option<Life>,
-}
-
-/// The long-lived instance.
-struct Life {
-    store: Store<Host>,
-    instance: Instance,
-    lifecycle: Lifecycle,
 }
 
 impl Version {
@@ -40,25 +32,12 @@ impl Version {
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
+        pre: ProxyPre<Host>,
         guest: Arc<Guest>,
     ) -> Result<Self, Failure> {
-        let path = &spec.component;
-        let pre = loaded.proxy(path)?;
         let reuse = Reuse::of(&pre, &spec.limits);
-        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", path.display())))?;
-        let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
-        let lifecycle = Lifecycle::of(&loaded.pre);
-        let lifecycle = lifecycle.map_err(|error| Failure::usage(format!("{}: {}", path.display(), cause(&error))))?;
-        let life = match lifecycle {
-            None => None,
-            Some(lifecycle) => {
-                let deadline = spec.limits.start_timeout;
-                // A component that computes for ever yields at every tick, and is dropped here.
-                let started = timeout(deadline, Life::start(engine, &guest, loaded, lifecycle)).await;
-                let outcome = started.map_err(|_| failed(format!("lifecycle.start took longer than {deadline:?}")))?;
-                Some(outcome.map_err(failed)?)
-            }
-        };
+        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))?;
+        let life = Life::start(spec, engine, loaded, &guest).await?;
         let instances = Instances {
             name: spec.name.clone(),
             engine: engine.clone(),
@@ -89,31 +68,8 @@ impl Version {
     /// Stops the component, within its deadline. Once only; a second time does nothing.
     pub(crate) async fn stop(&mut self, spec: &Spec) {
         if let Some(life) = self.life.take() {
-            let deadline = spec.limits.stop_timeout;
-            match timeout(deadline, life.stop()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(said)) => tracing::warn!(service = %spec.name, "{said}"),
-                Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),
-            }
+            life.stop(spec).await;
         }
         self.guest.ended.cancel();
-    }
-}
-
-impl Life {
-    async fn start(engine: &Engine, guest: &Guest, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
-        let mut store = engine.store(guest.host_for_life());
-        let instance = loaded.pre.instantiate_async(&mut store).await;
-        let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
-        match lifecycle.start(&mut store, &instance).await {
-            Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
-            Ok(Err(said)) => Err(format!("lifecycle.start failed: {}", one_line(&said))),
-            Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
-        }
-    }
-
-    async fn stop(mut self) -> Result<(), String> {
-        let stopped = self.lifecycle.stop(&mut self.store, &self.instance).await;
-        stopped.map_err(|error| format!("lifecycle.stop trapped: {}", cause(&error)))
     }
 }

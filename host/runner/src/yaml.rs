@@ -94,6 +94,8 @@ pub(crate) struct Service {
     #[serde(default)]
     pub(crate) config: BTreeMap<String, String>,
     #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
     #[serde(default)]
     pub(crate) allow: Allow,

@@ -1,5 +1,7 @@
 //! Configurations, as JSON, which is YAML.
 
+use std::net::TcpListener;
+
 use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
 
@@ -37,6 +39,31 @@ pub fn plain(name: &str) -> Value {
 /// A service that does what it must not, once it is told to.
 pub fn hostile(name: &str) -> Value {
     service(name, "hostile")
+}
+
+/// A program that opens its own listener, does what that verb says, and is registered by the host. It is given a second at
+/// its end, as most do not hear of it.
+///
+/// # Panics
+/// When there is no free port.
+pub fn program(verb: &str) -> Value {
+    let listen = free_address();
+    let changes = json!({
+        "listen": listen,
+        "args": [listen, verb],
+        "register": "host",
+        "limits": { "drain_timeout": "1s" },
+    });
+    with(service("program", "program"), changes)
+}
+
+/// An address that nobody has at the moment.
+///
+/// # Panics
+/// When there is none.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.local_addr().expect("it is bound").to_string()
 }
 
 /// `value` with these keys changed or added; objects inside of it likewise.

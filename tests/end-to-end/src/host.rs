@@ -90,7 +90,9 @@ impl Host {
 
     /// The address of a service, as it is published.
     pub fn addr(&self, service: &str) -> String {
-        self.url(service).trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/').to_owned()
+        let url = self.url(service);
+        let (_, addr) = url.split_once("://").expect("a URL has a scheme");
+        addr.trim_end_matches('/').to_owned()
     }
 
     /// Where it may keep temporary files.

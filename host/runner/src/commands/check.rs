@@ -12,9 +12,7 @@ use crate::{
     config::{Config, Spec},
     engine::{Demand, Engine, MAX_POOLED_SLOTS},
     failure::Failure,
-    http,
-    instances::Reuse,
-    reach,
+    http, reach,
     tls::Files,
 };
 
@@ -89,11 +87,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
     let facts = match Loaded::load(engine, &spec.component, spec.precompiled) {
         Ok(loaded) => {
-            note(loaded.proxy(&spec.component).and_then(|pre| {
-                let reuse = Reuse::of(&pre, &spec.limits).map(drop);
-                reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))
-            }));
-            note(loaded.check_register(&spec.component, spec.register));
+            note(loaded.check(spec));
             Some(loaded.facts)
         }
         Err(failure) => {
@@ -115,12 +109,13 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
 }
 
 fn text(report: &Report) -> String {
-    let rows: Vec<[String; 4]> = report
+    let rows: Vec<[String; 5]> = report
         .services
         .iter()
         .map(|service| {
+            let served = service.facts.as_ref().map_or_else(String::new, Facts::served);
             let said = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
-            [service.name.clone(), service.component.clone(), service.listen.clone(), said]
+            [service.name.clone(), service.component.clone(), service.listen.clone(), served, said]
         })
         .collect();
     let etcd = match &report.etcd.problem {
@@ -129,7 +124,7 @@ fn text(report: &Report) -> String {
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
-    let (table, demand) = (table(["NAME", "COMPONENT", "LISTEN", ""], &rows), demanded(report.demand));
+    let (table, demand) = (table(["NAME", "COMPONENT", "LISTEN", "SERVED", ""], &rows), demanded(report.demand));
     format!("{table}\n{demand}\n{etcd}\n{admin}")
 }
 

@@ -26,10 +26,7 @@ fn text(facts: &Facts) -> String {
     };
     list("imports", &facts.imports);
     list("exports", &facts.exports);
-    let served = match facts.http {
-        Some(version) => format!("over wasi:http {version}"),
-        None => "not".to_owned(),
-    };
+    let served = facts.served();
     let registers = match facts.unregistered(crate::config::Register::Component) {
         None => "by itself",
         Some(_) => "by the host (register: host)",

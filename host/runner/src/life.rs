@@ -1,0 +1,62 @@
+//! The instance on which a component's `lifecycle` is called, in the order it is lived: started, kept, stopped.
+
+use leasehold_wasmtime::Lifecycle;
+use tokio::time::timeout;
+use wasmtime::{Store, component::Instance};
+
+use crate::{
+    component::{Loaded, cause},
+    config::Spec,
+    engine::Engine,
+    failure::{Failure, one_line},
+    guest::{Guest, Host},
+};
+
+/// One that was started.
+pub(crate) struct Life {
+    store: Store<Host>,
+    instance: Instance,
+    lifecycle: Lifecycle,
+}
+
+impl Life {
+    /// Starts it within its deadline; `None` for a component that does not ask for it. What it registered before a failure
+    /// is still registered after it.
+    pub(crate) async fn start(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        guest: &Guest,
+    ) -> Result<Option<Self>, Failure> {
+        let found = Lifecycle::of(&loaded.pre);
+        let found =
+            found.map_err(|error| Failure::usage(format!("{}: {}", spec.component.display(), cause(&error))))?;
+        let Some(lifecycle) = found else { return Ok(None) };
+        let deadline = spec.limits.start_timeout;
+        // A component that computes for ever yields at every tick, and is dropped here.
+        let started = timeout(deadline, Self::attempt(engine, guest, loaded, lifecycle)).await;
+        let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
+        outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
+    }
+
+    async fn attempt(engine: &Engine, guest: &Guest, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
+        let mut store = engine.store(guest.host_for_life());
+        let instance = loaded.pre.instantiate_async(&mut store).await;
+        let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
+        match lifecycle.start(&mut store, &instance).await {
+            Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
+            Ok(Err(said)) => Err(format!("lifecycle.start failed: {}", one_line(&said))),
+            Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
+        }
+    }
+
+    /// Stops it within its deadline.
+    pub(crate) async fn stop(mut self, spec: &Spec) {
+        let deadline = spec.limits.stop_timeout;
+        match timeout(deadline, self.lifecycle.stop(&mut self.store, &self.instance)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {}", cause(&error)),
+            Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a program may do with sockets: listen where its service does, and call the addresses that its policy lists.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use leasehold::ServiceName;
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi::sockets::SocketAddrUse;
+
+use crate::config::Host;
+
+/// The sockets of one run.
+pub(crate) struct Sockets {
+    pub(crate) service: ServiceName,
+    pub(crate) listen: SocketAddr,
+    /// `allow.outbound`; only those that are IP addresses count here, since names are not looked up.
+    pub(crate) outbound: Arc<[Host]>,
+    /// Cancelled when the program has bound its address and is about to listen.
+    pub(crate) listens: CancellationToken,
+    /// Cancelled when the program is to end, and gets no further connections.
+    pub(crate) told: CancellationToken,
+    /// Whether a refusal was told in the log: one is enough to know what is wrong.
+    pub(crate) refused: AtomicBool,
+}
+
+impl Sockets {
+    pub(crate) fn allow(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
+        let is_own = (addr.ip(), addr.port()) == (self.listen.ip(), self.listen.port());
+        let allowed = match purpose {
+            // One that connects is bound to some address first.
+            SocketAddrUse::TcpBind => is_own || (is_any(addr) && self.outbound.iter().any(|host| ip(host).is_some())),
+            SocketAddrUse::TcpListen => is_own,
+            SocketAddrUse::TcpAccept => return !self.told.is_cancelled(),
+            SocketAddrUse::TcpConnect => self
+                .outbound
+                .iter()
+                .any(|host| ip(host) == Some(addr.ip()) && host.port.is_none_or(|only| only == addr.port())),
+            SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => false,
+        };
+        match purpose {
+            _ if !allowed => self.refuse(addr, purpose),
+            SocketAddrUse::TcpListen => self.listens.cancel(),
+            _ => {}
+        }
+        allowed
+    }
+
+    fn refuse(&self, addr: SocketAddr, purpose: SocketAddrUse) {
+        let (service, listen) = (&self.service, self.listen);
+        if self.refused.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%service, %addr, ?purpose, "refused");
+            return;
+        }
+        match purpose {
+            SocketAddrUse::TcpBind | SocketAddrUse::TcpListen if !is_any(addr) => {
+                tracing::warn!(%service, "refused to listen on {addr}: its policy gives it {listen}");
+            }
+            SocketAddrUse::TcpConnect => {
+                tracing::warn!(%service, "refused to connect to {addr}: allow.outbound does not list it");
+            }
+            _ => {
+                tracing::warn!(%service, "refused a socket: it may listen on {listen}, and connect where allow.outbound says");
+            }
+        }
+    }
+}
+
+/// Whether the system chooses the address.
+fn is_any(addr: SocketAddr) -> bool {
+    addr.ip().is_unspecified() && addr.port() == 0
+}
+
+fn ip(host: &Host) -> Option<IpAddr> {
+    host.name.trim_matches(['[', ']']).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime_wasi::sockets::SocketAddrUse;
+
+    use super::Sockets;
+
+    fn sockets(outbound: &[&str]) -> Sockets {
+        Sockets {
+            service: "a".parse().unwrap(),
+            listen: "127.0.0.1:8080".parse().unwrap(),
+            outbound: outbound.iter().map(|host| host.parse().unwrap()).collect(),
+            listens: Default::default(),
+            told: Default::default(),
+            refused: Default::default(),
+        }
+    }
+
+    #[test]
+    fn only_its_own_address_is_listened_on() {
+        let sockets = sockets(&["127.0.0.1:9"]);
+        let allow = |addr: &str, purpose| sockets.allow(addr.parse().unwrap(), purpose);
+        for other in ["127.0.0.1:8081", "0.0.0.0:8080", "127.0.0.2:8080", "[::1]:8080", "0.0.0.0:0"] {
+            assert!(!allow(other, SocketAddrUse::TcpListen), "{other}");
+        }
+        assert!(!allow("127.0.0.1:8081", SocketAddrUse::TcpBind));
+        assert!(!sockets.listens.is_cancelled());
+        assert!(allow("127.0.0.1:8080", SocketAddrUse::TcpBind));
+        assert!(allow("127.0.0.1:8080", SocketAddrUse::TcpListen));
+        assert!(sockets.listens.is_cancelled());
+    }
+
+    #[test]
+    fn only_listed_addresses_are_called() {
+        let none = sockets(&["api.example"]);
+        assert!(!none.allow("0.0.0.0:0".parse().unwrap(), SocketAddrUse::TcpBind));
+        let some = sockets(&["api.example", "10.0.0.5:6379", "[fd00::1]"]);
+        let calls = |addr: &str| some.allow(addr.parse().unwrap(), SocketAddrUse::TcpConnect);
+        assert!(some.allow("0.0.0.0:0".parse().unwrap(), SocketAddrUse::TcpBind));
+        assert!(calls("10.0.0.5:6379"));
+        assert!(calls("[fd00::1]:1"));
+        assert!(!calls("10.0.0.5:6380"));
+        assert!(!calls("127.0.0.1:6379"));
+        assert!(!some.allow("10.0.0.5:6379".parse().unwrap(), SocketAddrUse::UdpSend));
+    }
+
+    #[test]
+    fn who_is_told_to_end_gets_no_further_connections() {
+        let sockets = sockets(&[]);
+        let accepts = || sockets.allow("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
+        assert!(accepts());
+        sockets.told.cancel();
+        assert!(!accepts());
+    }
+}
