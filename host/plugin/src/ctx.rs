@@ -219,7 +219,7 @@ impl RegistryCtx {
         let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
         match view {
             Err(Error::Ended) => Err(Refusal::Ending),
-            view => Ok(view?.nodes().iter().map(|node| ServerNode::clone(node)).collect()),
+            view => Ok(view?.nodes().iter().cloned().collect()),
         }
     }
 

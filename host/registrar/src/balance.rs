@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     discovery::{Nodes, View},
+    keys::Known,
     node::{Addr, ServerNode, Weight},
 };
 
@@ -55,7 +56,7 @@ pub struct Balancer {
 /// A picked node. Tell it what became of the call, unless that says nothing about the node.
 #[derive(Debug)]
 pub struct Pick {
-    node: Arc<ServerNode>,
+    known: Arc<Known>,
     peer: Arc<Peer>,
 }
 
@@ -71,7 +72,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Candidate {
-    node: Arc<ServerNode>,
+    known: Arc<Known>,
     peer: Arc<Peer>,
 }
 
@@ -127,7 +128,8 @@ impl Balancer {
     pub fn pick(&self, except: &[Addr]) -> Option<Pick> {
         let table = self.table();
         let now = Instant::now();
-        let is_wanted = |candidate: &Candidate| !except.contains(&candidate.node.addr);
+        // Nothing of the node is read unless there is an exception: there are many nodes, and few are at hand.
+        let is_wanted = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
         let is_fine = |candidate: &Candidate| is_wanted(candidate) && !candidate.peer.is_out(now);
         let fine = table.tiers.iter().find_map(|tier| match self.choice {
             Choice::Weighted => tier.next(&table.candidates, is_fine),
@@ -152,15 +154,13 @@ impl Balancer {
 impl Table {
     fn of(generation: u64, nodes: &Nodes, prefer: &[(String, String)], before: &Self) -> Self {
         let known: HashMap<&Addr, &Arc<Peer>> =
-            before.candidates.iter().map(|candidate| (&candidate.node.addr, &candidate.peer)).collect();
-        let candidate = |node: &Arc<ServerNode>| Candidate {
-            peer: known.get(&node.addr).map_or_else(|| Arc::new(Peer::new()), |peer| (*peer).clone()),
-            node: node.clone(),
-        };
-        let candidates: Vec<Candidate> = nodes.iter().map(candidate).collect();
+            before.candidates.iter().map(|candidate| (&candidate.node().addr, &candidate.peer)).collect();
+        let peer = |addr: &Addr| known.get(addr).map_or_else(|| Arc::new(Peer::new()), |peer| (*peer).clone());
+        let candidate = |known: &Arc<Known>| Candidate { peer: peer(&node_of(known).addr), known: known.clone() };
+        let candidates: Vec<Candidate> = nodes.known().map(candidate).collect();
         let all = || 0..u32::try_from(candidates.len()).unwrap_or(u32::MAX);
         let is_preferred = |&member: &u32| {
-            let node = &candidates[member as usize].node;
+            let node = candidates[member as usize].node();
             let has = |(key, value): &(String, String)| {
                 let stands = |(at, is): &(String, String)| at == key && is == value;
                 node.metadata.pairs().iter().any(stands) || key == "version" && node.version.as_str() == value
@@ -181,7 +181,7 @@ impl Table {
 
 impl Tier {
     fn of(members: Vec<u32>, candidates: &[Candidate]) -> Self {
-        let weight = |&member: &u32| candidates[member as usize].node.weight.unwrap_or(Weight::MAX).value();
+        let weight = |&member: &u32| candidates[member as usize].node().weight.unwrap_or(Weight::MAX).value();
         let heaviest = members.iter().map(weight).max().unwrap_or(1);
         // The heaviest is picked in every round, the others in their share of the rounds.
         let stride = |member: &u32| (weight(member) * u32::from(u16::MAX) / heaviest) as u16;
@@ -230,14 +230,22 @@ impl Tier {
     }
 }
 
+fn node_of(known: &Known) -> &ServerNode {
+    known.node().expect("nodes are all that is picked from")
+}
+
 impl Candidate {
+    fn node(&self) -> &ServerNode {
+        node_of(&self.known)
+    }
+
     fn picked(&self) -> Pick {
         self.peer.calls.fetch_add(1, Ordering::Relaxed);
-        Pick { node: self.node.clone(), peer: self.peer.clone() }
+        Pick { known: self.known.clone(), peer: self.peer.clone() }
     }
 
     fn cost(&self) -> f64 {
-        let weight = self.node.weight.unwrap_or(Weight::MAX).value();
+        let weight = self.node().weight.unwrap_or(Weight::MAX).value();
         let calls = self.peer.calls.load(Ordering::Relaxed).saturating_add(1);
         // One that has never answered costs little, so that it is tried.
         let latency = self.peer.latency.load(Ordering::Relaxed).max(1);
@@ -248,7 +256,7 @@ impl Candidate {
 impl Pick {
     /// The node.
     pub fn node(&self) -> &ServerNode {
-        &self.node
+        node_of(&self.known)
     }
 
     /// It answered, after `latency`.
@@ -301,24 +309,29 @@ mod tests {
     use std::{collections::HashMap, sync::Arc};
 
     use super::{Candidate, Table};
-    use crate::node::{Metadata, ServerNode};
+    use crate::{
+        discovery::Nodes,
+        keys::{Keys, Known, What},
+        node::{Metadata, ServerNode},
+    };
 
     fn table(weights: &[u32], prefer: &[(&str, &str)]) -> Table {
         let node = |(index, weight): (usize, &u32)| {
             let zone = vec![("zone".to_owned(), if index % 2 == 0 { "a" } else { "b" }.to_owned())];
-            Arc::new(ServerNode {
+            let node = ServerNode {
                 weight: Some((*weight).try_into().unwrap()),
                 metadata: Metadata::try_from(zone).unwrap(),
                 ..ServerNode::new("user", &format!("h:{}", index + 1)).unwrap()
-            })
+            };
+            Arc::new(Known { key: [index as u8].into(), created: 1, what: What::Node(node) })
         };
-        let nodes = weights.iter().enumerate().map(node).collect::<Vec<_>>().into();
+        let nodes = Nodes(Keys::of(weights.iter().enumerate().map(node)));
         let prefer: Vec<_> = prefer.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Table::of(0, &nodes, &prefer, &Table::default())
     }
 
     fn port(candidate: &Candidate) -> usize {
-        candidate.node.addr.port().into()
+        candidate.node().addr.port().into()
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -23,8 +24,9 @@ use crate::{
     backoff::backoff,
     error::{Error, Unavailable},
     etcd::{Change, Etcd, Failure, Found},
+    keys::{Keys, Known, What},
     layout::Layout,
-    node::{ServerNode, ServiceName, Version},
+    node::{Addr, ServerNode, ServiceName, Version},
 };
 
 /// How long what was known is kept after etcd lost its data: more than four renewal intervals at the default TTL, and it
@@ -44,18 +46,19 @@ pub struct View {
     generations: watch::Receiver<()>,
 }
 
-/// Nodes at one time, in the order of their keys.
-pub type Nodes = Arc<[Arc<ServerNode>]>;
+/// Nodes at one time, in the order of their keys. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Nodes(pub(crate) Keys);
 
 /// One difference between two looks at a [`View`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeEvent {
     /// A node came.
-    Joined(Arc<ServerNode>),
+    Joined(ServerNode),
     /// It changed: its weight, its metadata.
-    Changed(Arc<ServerNode>),
+    Changed(ServerNode),
     /// It went.
-    Left(Arc<ServerNode>),
+    Left(ServerNode),
 }
 
 /// What a view is told, and what its handles read.
@@ -73,8 +76,8 @@ pub(crate) struct Picture {
 #[derive(Debug)]
 struct Seen {
     sights: Vec<Sight>,
-    /// Made when asked for, so that a burst of changes costs one.
-    nodes: Option<Nodes>,
+    /// Where they are not just those of one layout: made when asked for, so that a burst of changes costs one.
+    merged: Option<Nodes>,
     ended: bool,
 }
 
@@ -90,14 +93,32 @@ struct Sight {
     trouble: Option<Unavailable>,
 }
 
-type Keys = BTreeMap<Box<[u8]>, Known>;
+impl Nodes {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.nodes()
+    }
 
-#[derive(Debug, Clone)]
-struct Known {
-    created: i64,
-    /// `None`: what stands there is no node, or one of another service.
-    node: Option<Arc<ServerNode>>,
-    is_garbage: bool,
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &ServerNode> + Clone {
+        self.known().filter_map(|known| known.node())
+    }
+
+    /// Those among them that have a node.
+    pub(crate) fn known(&self) -> impl Iterator<Item = &Arc<Known>> + Clone {
+        self.0.iter().filter(|known| known.node().is_some())
+    }
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 impl View {
@@ -157,7 +178,7 @@ impl View {
     /// How many keys stand where the nodes do and are not ones.
     pub fn garbage(&self) -> usize {
         let seen = self.picture.seen();
-        seen.sights.iter().map(|sight| sight.known.values().filter(|known| known.is_garbage).count()).sum()
+        seen.sights.iter().map(|sight| sight.known.garbage()).sum()
     }
 
     /// Returns when something has changed since this handle was made, or since this last returned: the nodes, or whether
@@ -173,8 +194,12 @@ impl View {
     /// What differs from an earlier look at the nodes: those that went, then those that came or changed.
     pub fn events_since(&self, before: &Nodes) -> Vec<NodeEvent> {
         let now = self.nodes();
-        let by_place = |nodes: &Nodes| -> BTreeMap<_, _> {
-            nodes.iter().map(|node| ((node.version.clone(), node.addr.clone()), node.clone())).collect()
+        let place = |node: &ServerNode| (node.version.clone(), node.addr.clone());
+        // A node may have moved to another key, so that what is where it was is looked at, too.
+        let places: HashSet<_> = now.0.unshared(&before.0).filter_map(|known| known.node()).map(place).collect();
+        let by_place = |nodes: &Nodes| -> BTreeMap<(Version, Addr), ServerNode> {
+            let all = nodes.iter().map(|node| (place(node), node));
+            all.filter(|(place, _)| places.contains(place)).map(|(place, node)| (place, node.clone())).collect()
         };
         let (was, is) = (by_place(before), by_place(&now));
         let left = was.iter().filter(|(place, _)| !is.contains_key(place));
@@ -196,7 +221,7 @@ impl View {
 impl Picture {
     pub(crate) fn new(name: ServiceName, version: Version, layouts: usize, patience: Duration) -> Self {
         let sights = (0..layouts).map(|_| Sight::default()).collect();
-        let seen = Mutex::new(Seen { sights, nodes: None, ended: false });
+        let seen = Mutex::new(Seen { sights, merged: None, ended: false });
         Self { name, version, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
     }
 
@@ -225,12 +250,15 @@ impl Picture {
 
     fn nodes(&self) -> Nodes {
         let mut seen = self.seen();
-        if let Some(nodes) = &seen.nodes {
-            return nodes.clone();
+        match (seen.sights.as_slice(), &seen.merged) {
+            ([Sight { known, kept: None, .. }], _) => Nodes(known.clone()),
+            (_, Some(merged)) => merged.clone(),
+            _ => {
+                let merged = seen.merged();
+                seen.merged = Some(merged.clone());
+                merged
+            }
         }
-        let nodes = seen.merged();
-        seen.nodes = Some(nodes.clone());
-        nodes
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -245,7 +273,7 @@ impl Picture {
         let changed = change(sight);
         let is_news = changed || sight.trouble.is_some() != was_troubled;
         if changed {
-            seen.nodes = None;
+            seen.merged = None;
             self.generation.fetch_add(1, Ordering::Release);
         }
         drop(seen);
@@ -258,8 +286,8 @@ impl Picture {
     fn witness(&self, layout: usize) -> Option<(Box<[u8]>, i64, i64)> {
         let seen = self.seen();
         let sight = &seen.sights[layout];
-        let (key, known) = sight.known.first_key_value()?;
-        Some((key.clone(), known.created, sight.revision.max(known.created)))
+        let known = sight.known.iter().next()?;
+        Some((known.key.clone(), known.created, sight.revision.max(known.created)))
     }
 
     /// Ends if nobody holds a handle any more; none is given out afterwards.
@@ -267,7 +295,7 @@ impl Picture {
         let mut seen = self.seen();
         if self.told.is_closed() {
             seen.ended = true;
-            seen.nodes = None;
+            seen.merged = None;
             seen.sights.clear();
         }
         seen.ended
@@ -281,19 +309,20 @@ impl Picture {
 
 impl Seen {
     fn merged(&self) -> Nodes {
-        let of = |sight: &Sight| -> Vec<Arc<ServerNode>> {
-            let kept = sight.kept.iter().flat_map(|(_, kept)| kept.iter());
-            let all = sight.known.iter().chain(kept.filter(|(key, _)| !sight.known.contains_key(*key)));
-            all.filter_map(|(_, known)| known.node.clone()).collect()
+        let mut places = HashSet::new();
+        let mut is_new = |known: &Arc<Known>| {
+            let node = known.node();
+            self.sights.len() == 1 || node.is_some_and(|node| places.insert((node.version.clone(), node.addr.clone())))
         };
-        match self.sights.as_slice() {
-            [sight] => of(sight).into(),
-            sights => {
-                let mut places = HashSet::new();
-                let all = sights.iter().flat_map(of);
-                all.filter(|node| places.insert((node.version.clone(), node.addr.clone()))).collect()
-            }
+        let mut all: Vec<Arc<Known>> = Vec::new();
+        for sight in &self.sights {
+            let of_sight = match &sight.kept {
+                Some((_, kept)) => kept.with(&sight.known),
+                None => sight.known.clone(),
+            };
+            all.extend(of_sight.iter().filter(|known| is_new(known)).cloned());
         }
+        Nodes(Keys::of(all))
     }
 }
 
@@ -302,10 +331,9 @@ impl Sight {
     fn read(&mut self, now: Instant, revision: i64, keys: Keys, is_the_same: bool) {
         let before = std::mem::replace(&mut self.known, keys);
         if !is_the_same {
-            info!(keys = before.len(), "etcd has lost its data; what was known is kept for {GRACE:?}");
-            let mut kept = self.kept.take().map(|(_, kept)| kept).unwrap_or_default();
-            kept.extend(before);
-            self.kept = Some((now + GRACE, kept));
+            info!(nodes = before.nodes(), "etcd has lost its data; what was known is kept for {GRACE:?}");
+            let kept = self.kept.take().map(|(_, kept)| kept).unwrap_or_default();
+            self.kept = Some((now + GRACE, kept.with(&before)));
         }
         self.revision = revision;
         self.heard = Some(now);
@@ -313,21 +341,35 @@ impl Sight {
     }
 
     /// Whether that changed a node.
-    fn apply(&mut self, now: Instant, changes: Vec<(Box<[u8]>, Option<Known>)>) -> bool {
+    fn apply(&mut self, now: Instant, changes: Vec<News>) -> bool {
         self.heard = Some(now);
         let mut changed = self.kept.take_if(|(until, _)| *until <= now).is_some();
-        for (key, known) in changes {
+        for news in changes {
             // Deleted, it is not coming back; put, it has.
-            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(&key));
-            let is = known.as_ref().and_then(|known| known.node.clone());
-            let was = match known {
-                Some(known) => self.known.insert(key, known),
-                None => self.known.remove(&key),
+            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(news.key()));
+            let (is, was) = match news {
+                News::Put(known) => (Some(known.clone()), self.known.insert(known)),
+                News::Deleted(key) => (None, self.known.remove(&key)),
             };
-            let was = was.or(kept).and_then(|known| known.node);
-            changed |= was != is;
+            let (is, was) = (is.as_ref().and_then(|known| known.node()), was.or(kept));
+            changed |= was.as_ref().and_then(|known| known.node()) != is;
         }
         changed
+    }
+}
+
+/// What happened to one key.
+enum News {
+    Put(Arc<Known>),
+    Deleted(Vec<u8>),
+}
+
+impl News {
+    fn key(&self) -> &[u8] {
+        match self {
+            Self::Put(known) => &known.key,
+            Self::Deleted(key) => key,
+        }
     }
 }
 
@@ -380,10 +422,11 @@ struct Follower<'a> {
 impl Follower<'_> {
     /// Reads everything anew; gives the revision of it.
     async fn read(&self) -> Result<i64, Failure> {
-        let reading = self.etcd.read(&self.layout.prefix(&self.picture.name, &self.picture.version)).await?;
+        let prefix = self.layout.prefix(&self.picture.name, &self.picture.version);
+        let reading = self.etcd.read(&prefix, |found| self.known(found)).await?;
         let revision = reading.revision;
         let is_the_same = self.recognises(revision).await?;
-        let keys = reading.found.into_iter().map(|found| self.known(found)).collect();
+        let keys = Keys::of(reading.found);
         self.picture.tell(self.index, |sight| {
             sight.read(Instant::now(), revision, keys, is_the_same);
             true
@@ -417,27 +460,25 @@ impl Follower<'_> {
                 Ok(changes) => changes,
                 Err(failure) => return failure,
             };
-            let changes: Vec<_> = changes
-                .into_iter()
-                .map(|change| match change {
-                    Change::Put(found) => {
-                        let (key, known) = self.known(found);
-                        (key, Some(known))
-                    }
-                    Change::Deleted(key) => (key.into(), None),
-                })
-                .collect();
+            let changes = changes.into_iter().map(|change| match change {
+                Change::Put(found) => News::Put(self.known(found)),
+                Change::Deleted(key) => News::Deleted(key),
+            });
+            let changes = changes.collect();
             self.picture.tell(self.index, |sight| sight.apply(Instant::now(), changes));
         }
     }
 
-    fn known(&self, found: Found) -> (Box<[u8]>, Known) {
-        let parsed = self.layout.parse(&found.key, &found.value);
-        let is_garbage = parsed.is_err();
+    fn known(&self, found: Found) -> Arc<Known> {
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         let Picture { name, version, .. } = self.picture;
         let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let node = parsed.ok().filter(ours).map(|node| Arc::new(ServerNode { name: name.clone(), ..node }));
-        (found.key.into(), Known { created: found.created, node, is_garbage })
+        let what = match self.layout.parse(&found.key, &found.value) {
+            // A long name is shared by all.
+            Ok(node) if ours(&node) => What::Node(ServerNode { name: name.clone(), ..node }),
+            Ok(_) => What::Other,
+            Err(_) => What::Garbage,
+        };
+        Arc::new(Known { key: found.key.into(), created: found.created, what })
     }
 }

@@ -1,6 +1,7 @@
 //! The verbs that etcd is spoken to with, each with a deadline; failures are classified here, once.
 
 use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::Future,
     pin::Pin,
     sync::{
@@ -17,11 +18,13 @@ use etcd_client::Channel;
 pub use etcd_client::Channel;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, EventType,
-    GetOptions, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions, TlsOptions,
-    Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
+    GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions,
+    TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
+use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, OnceCell},
+    task::yield_now,
     time::{Instant, timeout},
 };
 use tokio_stream::Stream;
@@ -47,6 +50,13 @@ const MAX_PAGE: i64 = 20_000;
 const PAGE_BYTES: usize = 2 << 20;
 /// What etcd says of a key beside it and its value, roughly, in bytes.
 const KEY_OVERHEAD: usize = 40;
+/// Pages that are read, or taken from, at a time.
+const PAGES: usize = 3;
+/// Where what follows a page is cut to be read side by side: before these characters, which part digits, the letters of
+/// hexadecimal numbers, and others.
+const CUTS: &[u8] = b"2468aceimqu";
+/// Keys that are taken from a page before others have a turn on this thread.
+const TURN: usize = 256;
 /// How often an idle connection is probed, so that a dead one is noticed. etcd tolerates one ping in 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a probe may take.
@@ -135,11 +145,23 @@ pub(crate) struct Found {
     pub(crate) created: i64,
 }
 
-/// Every key under a prefix, as of one revision.
+/// Every key under a prefix, in order, as of one revision.
 #[derive(Debug)]
-pub(crate) struct Reading {
-    pub(crate) found: Vec<Found>,
+pub(crate) struct Reading<T> {
+    pub(crate) found: Vec<T>,
     pub(crate) revision: i64,
+}
+
+/// Keys from one to another, without that one, as etcd writes them.
+struct Range {
+    from: Vec<u8>,
+    end: Vec<u8>,
+}
+
+/// What becomes of a range that is read: first a page, then what was taken from it.
+enum Progress<T> {
+    Page(Range, GetResponse),
+    Taken(Vec<u8>, Vec<T>),
 }
 
 /// What happened to one key.
@@ -312,40 +334,71 @@ impl Etcd {
         }
     }
 
-    /// Every key under a prefix, as of one revision.
-    pub(crate) async fn read(&self, prefix: &str) -> Result<Reading, Failure> {
+    /// Every key under a prefix, as of one revision: what `take` makes of it.
+    ///
+    /// Pages are read side by side, and while etcd gathers some, others are taken from.
+    pub(crate) async fn read<T>(&self, prefix: &str, take: impl Fn(Found) -> T) -> Result<Reading<T>, Failure> {
         let end = end_of(prefix.as_bytes());
         // etcd takes an empty key for none, and the byte 0 for the first of all.
-        let mut from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let mut revision = 0;
-        let mut all: Vec<Found> = Vec::new();
-        let mut bytes = 0;
-        let page = |from: Vec<u8>, limit, revision| {
-            let options = GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(revision);
+        let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let mut rest = VecDeque::from([Range { from, end }]);
+        let (mut revision, mut limit) = (0, FIRST_PAGE);
+        let mut taken: BTreeMap<Vec<u8>, Vec<T>> = BTreeMap::new();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < PAGES
+                && let Some(range) = rest.pop_front()
+            {
+                under_way.push(Either::Left(self.page(range, limit, revision)));
+            }
+            let Some(progress) = under_way.next().await else { break };
+            let (range, mut page) = match progress? {
+                Progress::Page(range, page) => (range, page),
+                Progress::Taken(from, found) => {
+                    taken.insert(from, found);
+                    continue;
+                }
+            };
+            if revision == 0 {
+                revision = page.header().map_or(0, |header| header.revision());
+                let bytes: usize = page.kvs().iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
+                let fits = (PAGE_BYTES * page.kvs().len()).checked_div(bytes).unwrap_or_default();
+                limit = i64::try_from(fits).unwrap_or(MAX_PAGE).clamp(FIRST_PAGE, MAX_PAGE);
+            }
+            if page.more() {
+                rest.extend(rest_of(&range, &page, limit));
+            }
+            let take = &take;
+            under_way.push(Either::Right(async move {
+                let mut found = Vec::with_capacity(page.kvs().len());
+                for kv in page.take_kvs() {
+                    found.push(take(kv.into()));
+                    if found.len() % TURN == 0 {
+                        yield_now().await;
+                    }
+                }
+                Ok(Progress::Taken(range.from, found))
+            }));
+        }
+        Ok(Reading { found: taken.into_values().flatten().collect(), revision })
+    }
+
+    /// The first keys of a range, as of a revision, or of now if that is 0.
+    async fn page<T>(&self, range: Range, limit: i64, revision: i64) -> Result<Progress<T>, Failure> {
+        let page = |limit| {
+            let options = GetOptions::new().with_range(range.end.clone()).with_limit(limit).with_revision(revision);
+            let from = range.from.clone();
             self.call(self.request_timeout, move |mut client| {
                 let (from, options) = (from.clone(), options.clone());
                 async move { client.get(from, Some(options)).await }
             })
         };
-        loop {
-            let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
-            let limit = i64::try_from(fits).unwrap_or(MAX_PAGE).clamp(FIRST_PAGE, MAX_PAGE);
-            let mut page = match page(from.clone(), limit, revision).await {
-                // It may have been too large after all.
-                Err(_) if limit > FIRST_PAGE => page(from.clone(), FIRST_PAGE, revision).await?,
-                page => page?,
-            };
-            revision = page.header().map_or(0, |header| header.revision());
-            let more = page.more();
-            for found in page.take_kvs().into_iter().map(Found::from) {
-                bytes += found.key.len() + found.value.len() + KEY_OVERHEAD;
-                all.push(found);
-            }
-            match all.last() {
-                Some(last) if more => from = [&last.key[..], &[0]].concat(),
-                _ => return Ok(Reading { found: all, revision }),
-            }
-        }
+        let page = match page(limit).await {
+            // It may have been too large after all.
+            Err(_) if limit > FIRST_PAGE => page(FIRST_PAGE).await?,
+            page => page?,
+        };
+        Ok(Progress::Page(range, page))
     }
 
     /// The revision that had created the key that stood at `revision`; refused when that is compacted.
@@ -614,6 +667,26 @@ fn holder(answer: &TxnOpResponse) -> Option<Outcome> {
     Some(found.kvs().first().map_or(Outcome::Absent, |found| Outcome::HeldBy(found.lease())))
 }
 
+/// What of a range comes after a page, in pieces if that is much.
+fn rest_of(range: &Range, page: &GetResponse, limit: i64) -> Vec<Range> {
+    let (Some(first), Some(last)) = (page.kvs().first(), page.kvs().last()) else { return Vec::new() };
+    let left = page.count() - i64::try_from(page.kvs().len()).unwrap_or(i64::MAX);
+    let mut bounds = vec![[last.key(), &[0]].concat()];
+    if left > 2 * limit {
+        bounds.extend(cuts(range, first.key(), last.key()));
+    }
+    bounds.push(range.end.clone());
+    bounds.windows(2).map(|pair| Range { from: pair[0].clone(), end: pair[1].clone() }).collect()
+}
+
+/// Where to cut what is left of a range after its `first` to `last` keys: where these differ, and where the range begins.
+fn cuts(range: &Range, first: &[u8], last: &[u8]) -> Vec<Vec<u8>> {
+    let same = |other: &[u8]| last.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let places = BTreeSet::from([same(first), same(&range.from)]);
+    let all = places.iter().rev().flat_map(|place| CUTS.iter().map(|cut| [&last[..*place], &[*cut]].concat()));
+    all.filter(|cut| **cut > *last && (**cut < *range.end || range.end == [0])).collect()
+}
+
 /// The first key after all that begin with `prefix`, as etcd writes the end of a range.
 fn end_of(prefix: &[u8]) -> Vec<u8> {
     match prefix.iter().rposition(|&byte| byte < u8::MAX) {
@@ -768,7 +841,7 @@ mod tests {
     use etcd_client::Error as ClientError;
     use tonic::{Code, Status};
 
-    use super::{Failure, classify, end_of, transport};
+    use super::{Failure, Range, classify, cuts, end_of, transport};
     use crate::config::Options;
 
     fn failure(code: Code, message: &str) -> Failure {
@@ -824,6 +897,28 @@ mod tests {
         assert!(matches!(refused, Failure::Denied(_)), "{refused}");
         let broken = failure(Code::Unknown, "received fatal alert: BadRecordMac");
         assert!(broken.may_have_been_applied(), "{broken}");
+    }
+
+    #[test]
+    fn what_is_cut_is_in_order_and_within_the_range() {
+        let of = |from: &str, end: &str, first: &str, last: &str| {
+            let range = Range { from: from.into(), end: end.into() };
+            let cuts = cuts(&range, first.as_bytes(), last.as_bytes());
+            assert!(cuts.is_sorted() && cuts.iter().all(|cut| **cut > *last.as_bytes()), "{cuts:?}");
+            assert!(end == "\0" || cuts.iter().all(|cut| **cut < *end.as_bytes()), "{cuts:?}");
+            cuts.into_iter().map(|cut| String::from_utf8(cut).unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8 u/a u/c u/e u/i u/m u/q u/u");
+        assert_eq!(
+            of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"),
+            "u/10.4a u/10.4c u/10.4e u/10.4i u/10.4m u/10.4q u/10.4u"
+        );
+        assert!(
+            of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").starts_with("u/10.0.2 u/10.0.4 u/10.0.6 u/10.0.8 u/10.0.a")
+        );
+        assert!(of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").contains(" u/10.0.u u/2 u/4"));
+        assert!(of("\0", "\0", "a", "b").starts_with("c e i"));
+        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z2 u/z4 u/z6 u/z8 u/za u/zc u/ze u/zi u/zm u/zq u/zu");
     }
 
     #[test]

@@ -213,6 +213,11 @@ impl Layout {
         self.0.value.write(&parts(node, weight))
     }
 
+    /// Whether the metadata of a node is published with it.
+    pub fn carries_metadata(&self) -> bool {
+        self.0.value.has_metadata()
+    }
+
     /// The node that stands in `key` and `value`, or why they are not one.
     ///
     /// A weight beyond 1 to 100, which other registries may have, becomes the nearest one within.
@@ -529,6 +534,12 @@ mod tests {
                 assert!(layout(name).parse(key, value).is_err(), "{name} {key:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_carries_metadata_is_known() {
+        let none: Vec<_> = Layout::NAMES.into_iter().filter(|name| !layout(name).carries_metadata()).collect();
+        assert_eq!(none, ["seed", "grpc-todolist", "go-zero"]);
     }
 
     #[test]

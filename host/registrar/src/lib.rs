@@ -23,6 +23,7 @@ mod discovery;
 mod entry;
 mod error;
 mod etcd;
+mod keys;
 mod layout;
 mod lease;
 mod load;

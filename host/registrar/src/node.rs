@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use smol_str::SmolStr;
+
 /// The longest service name, in bytes.
 const MAX_NAME_BYTES: usize = 253;
 /// The longest version, in bytes.
@@ -36,7 +38,7 @@ impl Invalid {
 
 /// A service's name: 1 to 253 bytes of visible ASCII characters without `/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceName(Arc<str>);
+pub struct ServiceName(SmolStr);
 
 impl ServiceName {
     /// The name as text.
@@ -65,7 +67,7 @@ impl fmt::Display for ServiceName {
 
 /// A version: empty for none, else at most 128 bytes of visible ASCII characters without `/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Version(String);
+pub struct Version(SmolStr);
 
 impl Version {
     /// The version as text; empty for none.
@@ -79,7 +81,7 @@ impl FromStr for Version {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         visible("version", text, MAX_VERSION_BYTES)?;
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 
@@ -91,7 +93,7 @@ impl fmt::Display for Version {
 
 /// Where clients reach an instance: `host:port`, never a wildcard, since no client can dial one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Addr(Arc<str>);
+pub struct Addr(SmolStr);
 
 impl Addr {
     /// The address as text, exactly as it was given.
@@ -189,7 +191,7 @@ impl fmt::Display for Weight {
     }
 }
 
-/// One instance of a service, as its clients find it.
+/// One instance of a service, as its clients find it. Cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerNode {
     /// The service that this is an instance of.
@@ -221,7 +223,7 @@ impl ServerNode {
 
 /// Pairs of key and value, at most 64 and 16 KiB together, no key twice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Metadata(Vec<(String, String)>);
+pub struct Metadata(Arc<[(String, String)]>);
 
 impl Metadata {
     /// The pairs, in the order they were given.
@@ -250,7 +252,7 @@ impl TryFrom<Vec<(String, String)>> for Metadata {
         if let Some(twice) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
             return invalid(format!("must not have the key {} twice", shown(twice[0])));
         }
-        Ok(Self(pairs))
+        Ok(Self(pairs.into()))
     }
 }
 

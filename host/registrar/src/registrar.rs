@@ -548,7 +548,7 @@ async fn listed(
     let mut places: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
     for layout in &options.layouts {
         let prefix = what.map_or_else(|| layout.root(), |(name, version)| layout.prefix(name, version));
-        for found in etcd.read(&prefix).await?.found {
+        for found in etcd.read(&prefix, |found| found).await?.found {
             let node = layout.parse(&found.key, &found.value);
             if let Some(place) = places.get(&found.key) {
                 // Garbage to one layout may be a node to another that shares its prefix.

@@ -3,10 +3,12 @@
 //! A placeholder is `{field}`, `{field|default}` for a field that may be empty, or `{field/}` for one that takes a `/`
 //! with it when it is there. The fields are name, addr, version, weight and id, and within values metadata.
 
-use std::fmt;
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+use smol_str::SmolStr;
 
 use crate::node::Invalid;
 
@@ -67,29 +69,37 @@ impl Parts<'_> {
 /// The parts of a node that was read, as far as they were there.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    pub(crate) name: Option<String>,
-    pub(crate) addr: Option<String>,
-    pub(crate) version: Option<String>,
-    pub(crate) weight: Option<String>,
+    pub(crate) name: Option<SmolStr>,
+    pub(crate) addr: Option<SmolStr>,
+    pub(crate) version: Option<SmolStr>,
+    pub(crate) weight: Option<SmolStr>,
     pub(crate) metadata: Vec<(String, String)>,
 }
 
 impl Found {
-    /// Takes a part over; false when another is there already.
-    fn bind(&mut self, field: Field, text: &str) -> bool {
-        let place = match field {
-            Field::Name => &mut self.name,
-            Field::Addr => &mut self.addr,
-            Field::Version => &mut self.version,
-            Field::Weight => &mut self.weight,
-            Field::Id => return true, // Others have their own way to make one.
-        };
-        match place {
-            Some(there) => there == text,
-            None => {
-                *place = Some(text.to_owned());
-                true
+    /// Takes a part over if `fits` then; false, and nothing is taken, if not, or when another is there already.
+    fn bind_if(&mut self, field: Field, text: &str, fits: impl FnOnce(&mut Self) -> bool) -> bool {
+        match self.place(field) {
+            None => fits(self), // Others have their own way to make one.
+            Some(Some(there)) => there == text && fits(self),
+            Some(place) => {
+                *place = Some(text.into());
+                let taken = fits(self);
+                if let (false, Some(place)) = (taken, self.place(field)) {
+                    *place = None;
+                }
+                taken
             }
+        }
+    }
+
+    fn place(&mut self, field: Field) -> Option<&mut Option<SmolStr>> {
+        match field {
+            Field::Name => Some(&mut self.name),
+            Field::Addr => Some(&mut self.addr),
+            Field::Version => Some(&mut self.version),
+            Field::Weight => Some(&mut self.weight),
+            Field::Id => None,
         }
     }
 }
@@ -192,7 +202,8 @@ fn placeholder(inside: &str) -> Result<Piece, String> {
     }
 }
 
-/// Fits pieces to a text, the longest runs first. A run has no `/`, as no part of a node has.
+/// Fits pieces to a text, the longest runs first. A run has no `/`, as no part of a node has. What does not fit leaves
+/// nothing behind.
 fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
     match pieces.split_first() {
         None => text.is_empty(),
@@ -212,14 +223,12 @@ fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
                     None => rest.is_empty(),
                 };
                 let Some(rest) = rest.filter(|rest| follows(rest)) else { continue };
-                let mut attempt = found.clone();
-                if attempt.bind(*field, part) && read(pieces, rest, &mut attempt) {
-                    *found = attempt;
+                if found.bind_if(*field, part, |found| read(pieces, rest, found)) {
                     return true;
                 }
             }
             let may_be_absent = *slash || *field == Field::Version;
-            may_be_absent && found.bind(*field, "") && read(pieces, text, found)
+            may_be_absent && found.bind_if(*field, "", |found| read(pieces, text, found))
         }
     }
 }
@@ -258,6 +267,14 @@ impl Shape {
             Self::Json(node) => node.has(field),
             Self::Query { pairs, .. } => pairs.iter().any(|(_, text)| text.has(field)),
             Self::Text(text) => text.has(field),
+        }
+    }
+
+    pub(crate) fn has_metadata(&self) -> bool {
+        match self {
+            Self::Json(node) => node.has_metadata(),
+            Self::Query { spread, .. } => *spread,
+            Self::Text(_) => false,
         }
     }
 
@@ -355,6 +372,15 @@ impl Node {
         }
     }
 
+    fn has_metadata(&self) -> bool {
+        match self {
+            Self::Metadata { .. } => true,
+            Self::Object { fields, spread } => *spread || fields.iter().any(|(_, node)| node.has_metadata()),
+            Self::List(nodes) => nodes.iter().any(Self::has_metadata),
+            Self::Fixed(_) | Self::Text(_) | Self::Number | Self::Wrong(_) => false,
+        }
+    }
+
     fn write(&self, parts: &Parts<'_>, json: &mut String) {
         match self {
             Self::Fixed(text) => json.push_str(text),
@@ -397,39 +423,42 @@ impl Node {
     }
 
     /// Takes what it knows out of `json`; `at` says where in the value that stands.
-    fn read(&self, at: &str, json: &serde_json::Value, found: &mut Found) -> Result<(), String> {
-        use serde_json::Value;
+    fn read(&self, at: &str, json: &Json<'_>, found: &mut Found) -> Result<(), String> {
         let place = if at.is_empty() { "it" } else { at };
         match (self, json) {
-            (Self::Fixed(_), _) | (Self::Metadata { .. }, Value::Null) => Ok(()),
-            (Self::Text(template), Value::String(text)) if template.read(text, found) => Ok(()),
-            (Self::Text(_), Value::String(text)) => Err(format!("must have another {place} than {text:?}")),
+            (Self::Fixed(_), _) | (Self::Metadata { .. }, Json::Other(Value::Null)) => Ok(()),
+            (Self::Text(template), Json::Text(text)) if template.read(text, found) => Ok(()),
+            (Self::Text(_), Json::Text(text)) => Err(format!("must have another {place} than {text:?}")),
             (Self::Text(_), _) => Err(format!("must have a string as {place}")),
-            (Self::Number, Value::Number(number)) if found.bind(Field::Weight, &number.to_string()) => Ok(()),
-            (Self::Number, _) => Err(format!("must have a number as {place}")),
-            (Self::Metadata { .. }, Value::Object(pairs)) => {
-                found.metadata.extend(pairs.iter().map(|(key, value)| (key.clone(), plain(value))));
+            (Self::Number, Json::Other(Value::Number(number)))
+                if found.bind_if(Field::Weight, &number.to_string(), |_| true) =>
+            {
                 Ok(())
             }
-            (Self::Object { fields, spread }, Value::Object(pairs)) => {
+            (Self::Number, _) => Err(format!("must have a number as {place}")),
+            (Self::Metadata { .. }, Json::Object(pairs)) => {
+                found.metadata.extend(sorted(pairs).map(|(key, value)| (key.to_owned(), value.plain())));
+                Ok(())
+            }
+            (Self::Object { fields, spread }, Json::Object(pairs)) => {
                 for (key, node) in fields {
-                    match pairs.get(key) {
-                        Some(json) => node.read(key, json, found)?,
+                    match pairs.iter().rfind(|(is, _)| is == key) {
+                        Some((_, json)) => node.read(key, json, found)?,
                         // What may stand among metadata may be missing there.
                         None if *spread || !node.is_needed() => {}
                         None => return Err(format!("must have {key}")),
                     }
                 }
                 if *spread {
-                    let rest = pairs.iter().filter(|(key, _)| !fields.iter().any(|(own, _)| own == *key));
-                    found.metadata.extend(rest.map(|(key, value)| (key.clone(), plain(value))));
+                    let rest = sorted(pairs).filter(|(key, _)| !fields.iter().any(|(own, _)| own == key));
+                    found.metadata.extend(rest.map(|(key, value)| (key.to_owned(), value.plain())));
                 }
                 Ok(())
             }
-            (Self::Object { spread: true, .. }, Value::Null) => Ok(()),
+            (Self::Object { spread: true, .. }, Json::Other(Value::Null)) => Ok(()),
             // Go writes an empty list so, where nobody has made it.
-            (Self::List(nodes), Value::Null) if nodes.is_empty() => Ok(()),
-            (Self::List(nodes), Value::Array(items)) => nodes.iter().try_for_each(|node| {
+            (Self::List(nodes), Json::Other(Value::Null)) if nodes.is_empty() => Ok(()),
+            (Self::List(nodes), Json::List(items)) => nodes.iter().try_for_each(|node| {
                 let mut fits = items.iter().filter_map(|item| {
                     let mut attempt = found.clone();
                     node.read(at, item, &mut attempt).is_ok().then_some(attempt)
@@ -454,9 +483,35 @@ impl Node {
     }
 }
 
-/// A value of foreign metadata as text.
-fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// A value that is JSON, whose texts are where they were read, as far as they stand there as they are.
+enum Json<'a> {
+    Text(Cow<'a, str>),
+    /// In the order in which they stand; of a key that stands twice the last counts, as in Go.
+    Object(Vec<(Cow<'a, str>, Self)>),
+    List(Vec<Self>),
+    /// None of those.
+    Other(Value),
+}
+
+impl Json<'_> {
+    /// A value of foreign metadata as text.
+    fn plain(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone().into_owned(),
+            json => json.to_value().to_string(),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        match self {
+            Self::Text(text) => Value::String(text.clone().into_owned()),
+            Self::Object(pairs) => {
+                Value::Object(pairs.iter().map(|(key, json)| (key.clone().into_owned(), json.to_value())).collect())
+            }
+            Self::List(items) => Value::Array(items.iter().map(Self::to_value).collect()),
+            Self::Other(value) => value.clone(),
+        }
+    }
 }
 
 /// Own pairs and metadata, which wins, sorted by key as Go sorts maps.
@@ -501,6 +556,74 @@ fn go_string(text: &str, json: &mut String) {
             '\u{2029}' => json.push_str("\\u2029"),
             c => json.push(c),
         }
+    }
+}
+
+fn sorted<'a>(pairs: &'a [(Cow<'_, str>, Json<'_>)]) -> impl Iterator<Item = (&'a str, &'a Json<'a>)> {
+    pairs.iter().map(|(key, json)| (&**key, json)).collect::<BTreeMap<_, _>>().into_iter()
+}
+
+/// A text that stays where it is, if it can.
+#[derive(serde::Deserialize)]
+struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Json<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ReadingValue)
+    }
+}
+
+struct ReadingValue;
+
+impl<'de> Visitor<'de> for ReadingValue {
+    type Value = Json<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json<'de>, E> {
+        Ok(Json::Other(Value::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
+        Ok(Json::Other(value.into()))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(text.into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(text.to_owned().into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json<'de>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Json::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json<'de>, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some((Borrowed(key), json)) = entries.next_entry()? {
+            pairs.push((key, json));
+        }
+        Ok(Json::Object(pairs))
     }
 }
 

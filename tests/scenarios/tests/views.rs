@@ -49,6 +49,7 @@ on_both!(
     a_view_of_an_etcd_that_is_down_is_an_error_in_time_and_ready_later,
     a_view_of_several_layouts_has_a_node_once,
     a_view_takes_ten_thousand_changes_at_once,
+    a_view_misses_nothing_that_happens_while_it_is_read,
     a_view_ends_with_its_registrar,
     views_of_the_same_are_one,
     picks_follow_the_weights_and_leave_out_what_failed,
@@ -297,6 +298,37 @@ async fn a_view_takes_ten_thousand_changes_at_once(world: World) {
     sees(&view, []).await;
 }
 
+async fn a_view_misses_nothing_that_happens_while_it_is_read(world: World) {
+    const NODES: u16 = 3000;
+    let mut client = world.client().await;
+    for ports in (1..=NODES).collect::<Vec<_>>().chunks(100) {
+        let puts = ports.iter().map(|port| TxnOp::put(key("user", *port), value("user", *port, 1), None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+    let changes = async {
+        // These are on the first page.
+        for port in 1000..1500 {
+            put(&world, port, 2).await;
+        }
+    };
+    let reading = async {
+        let mut views = Vec::new();
+        for watcher in ["one", "two", "three"] {
+            let registrar = world.registrar(watcher).await;
+            let view = view_of(&registrar, "user").await;
+            view.ready().await.unwrap();
+            views.push((registrar, view));
+        }
+        views
+    };
+    let (views, ()) = tokio::join!(reading, changes);
+    let changed = |view: &View| seen(view).values().filter(|weight| **weight == 2).count();
+    for (_, view) in &views {
+        wait_for("every change is seen", SOON, async || changed(view) == 500).await;
+        assert_eq!(view.nodes().len(), usize::from(NODES));
+    }
+}
+
 async fn a_view_ends_with_its_registrar(world: World) {
     put(&world, 1, 10).await;
     let registrar = world.registrar("watcher").await;
@@ -368,6 +400,30 @@ async fn picks_follow_the_weights_and_leave_out_what_failed(world: World) {
     }
     let quicker = (0..100).filter(|_| quick.pick(&[]).unwrap().node().addr.port() == 3).count();
     assert!(quicker > 80, "{quicker}");
+}
+
+/// More than fit on a few pages, which are read side by side.
+#[tokio::test]
+async fn a_view_of_very_many_nodes_has_each_of_them_once() {
+    const NODES: usize = 60_000;
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let mut rng = fastrand::Rng::with_seed(3);
+    let ids: BTreeSet<String> = (0..NODES).map(|_| format!("{:x}", rng.u64(..))).collect();
+    for (block, ids) in ids.iter().collect::<Vec<_>>().chunks(100).enumerate() {
+        let addr = |at: usize| format!("h{}:{}", block, at + 1);
+        let puts = ids.iter().enumerate().map(|(at, id)| TxnOp::put(format!("user/{id}"), addr(at), None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+    let layouts = vec!["go-zero".parse().unwrap()];
+    let registrar = Registrar::start(Options { layouts, ..Options::new([etcd.endpoint()]) }).unwrap();
+    let view = view_of(&registrar, "user").await;
+    view.ready().await.unwrap();
+    let nodes = view.nodes();
+    assert_eq!((nodes.len(), view.garbage()), (ids.len(), 0));
+    // Addresses were given in the order of the keys.
+    let place = |node: &ServerNode| node.addr.host()[1..].parse::<usize>().unwrap() * 100 + node.addr.port() as usize;
+    assert!(nodes.iter().map(place).eq(1..=ids.len()));
 }
 
 /// An etcd that answers nothing any more while its connections stand.

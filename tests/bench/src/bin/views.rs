@@ -3,12 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use etcd_client::{Client, Txn, TxnOp};
-use leasehold::{Layout, ServerNode, Weight};
+use etcd_client::{Client, GetOptions, Txn, TxnOp};
+use leasehold::{Layout, ServerNode, Version, Weight};
 use leasehold_scenarios::real::Etcd;
 use serde_json::Value;
 use tokio::{
@@ -42,7 +42,7 @@ async fn main() -> Result<()> {
     };
     println!("{:<52} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for (layout, peer) in [("etcd-naming", "endpoints-view"), ("go-zero", "go-zero-view")] {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..rounds {
             eprintln!("{peer}: round {} of {rounds}", round + 1);
             let etcd = Box::pin(Etcd::start()).await;
@@ -53,8 +53,9 @@ async fn main() -> Result<()> {
                     _ => theirs.push(measure(format!("target/peers/{peer}").into(), &etcd, layout, false).await?),
                 }
             }
+            bare.push(bare_read(&etcd, layout).await?);
         }
-        print(layout, &ours, &theirs);
+        print(layout, &ours, &theirs, &bare);
     }
     Ok(())
 }
@@ -102,24 +103,37 @@ async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Resul
     })
 }
 
+/// How long etcd takes to tell all nodes to a client that makes nothing of them, in one answer. Nobody is much faster.
+async fn bare_read(etcd: &Etcd, layout: &str) -> Result<f64> {
+    let layout: Layout = layout.parse()?;
+    let prefix = layout.prefix(&"user".parse()?, &Version::default());
+    let mut client = etcd.client().await.kv_client().max_decoding_message_size(usize::MAX);
+    let begun = Instant::now();
+    client.get(prefix, Some(GetOptions::new().with_prefix())).await?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 #[expect(clippy::print_stdout, reason = "a command speaks to its user")]
-fn print(layout: &str, ours: &[Measured], peer: &[Measured]) {
-    let median = |all: &[Measured], of: fn(&Measured) -> f64| {
-        let mut values: Vec<f64> = all.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+fn print(layout: &str, ours: &[Measured], peer: &[Measured], bare: &[f64]) {
+    let median_of = |all: &[Measured], of: fn(&Measured) -> f64| median(all.iter().map(of).collect());
     let line = |name: &str, of: fn(&Measured) -> f64, times: f64, goal: &str| {
-        let (ours, peer) = (median(ours, of), median(peer, of));
+        let (ours, peer) = (median_of(ours, of), median_of(peer, of));
         let verdict = if ours * times <= peer { "ok" } else { "short" };
         let name = format!("{layout}: {name}");
         println!("{name:<52} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
     };
     line("first view of 100,000 nodes (s)", |m| m.first_seconds, 2.0, "2 times less");
+    let name = format!("{layout}: a bare read by a client of Rust (s)");
+    println!("{name:<52} {:>12} {:>12.3} {:>10}", "-", median(bare.to_vec()), "-");
     line("memory of the view (MiB)", |m| m.bytes / 1048576.0, 3.0, "3 times less");
     line("from a put to the answer, median (us)", |m| m.median_micros, 1.0, "no more");
     line("from a put to the answer, p99 (us)", |m| m.p99_micros, 1.0, "no more");
-    let pick = median(ours, |m| m.pick_nanos);
+    let pick = median_of(ours, |m| m.pick_nanos);
     let verdict = if pick <= 100.0 { "ok" } else { "short" };
     let name = format!("{layout}: a pick (ns)");
     println!("{name:<52} {pick:>12.1} {:>12} {:>10}  {:<22} {verdict}", "-", "-", "at most 100");
