@@ -80,6 +80,8 @@ pub(crate) struct Spec {
     pub(crate) allow: Allow,
     /// What follows a service's name in the host of a request that goes to it by name.
     pub(crate) suffix: Arc<str>,
+    /// What the metadata of nodes has that requests by name go to first.
+    pub(crate) prefer: Metadata,
     /// What it may use.
     pub(crate) limits: Limits,
     /// What it is asked, to know whether it works.
@@ -294,6 +296,7 @@ impl Spec {
             args: Vec::new(),
             env: Variables::default(),
             suffix: SUFFIX.into(),
+            prefer: Metadata::default(),
             limits: Limits::default(),
             health: None,
             follow: false,
@@ -341,10 +344,13 @@ impl Config {
         let etcd_required = parsed.etcd.required;
         let admin = parsed.admin.map(|admin| reader.admin(&admin)).transpose()?;
         let suffix = parsed.registry.suffix.as_ref().map(|Parsed(suffix)| suffix.0.clone());
+        let prefer = parsed.registry.prefer.clone();
         let registrar = reader.registrar(parsed.etcd, parsed.registry)?;
+        let prefer = prefer.map(|at| reader.prefer(&at, &registrar.layouts)).transpose()?;
         let mut services = reader.services(parsed.services)?;
         for spec in &mut services {
             set(&mut spec.suffix, suffix.clone());
+            set(&mut spec.prefer, prefer.clone());
             if spec.tls.is_some() {
                 let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
                 spec.layouts = Some(layouts.iter().map(Layout::secured).collect());
@@ -392,6 +398,16 @@ impl Reader<'_> {
         set(&mut options.damping.dead_band, registry.weight.dead_band);
         set(&mut options.damping.min_interval, registry.weight.min_interval.map(|Parsed(span)| span.0));
         Ok(options)
+    }
+
+    fn prefer(&self, at: &Spanned<BTreeMap<String, String>>, layouts: &[Layout]) -> Result<Metadata, String> {
+        let pairs: Vec<_> = at.value.clone().into_iter().collect();
+        let unread = pairs.iter().find(|(key, _)| key != "version" && !layouts.iter().any(Layout::carries_metadata));
+        if let Some((key, _)) = unread {
+            let said = format!("prefer: no node has a {key}: none of the layouts carries metadata");
+            return Err(self.wrong(at, said));
+        }
+        pairs.try_into().map_err(|invalid: Invalid| self.wrong(at, format!("prefer: {invalid}")))
     }
 
     fn admin(&self, admin: &yaml::Admin) -> Result<Admin, String> {

@@ -95,7 +95,7 @@ impl Guest {
             ..Policy::default()
         };
         let registry = RegistryCtx::new(registrar, policy);
-        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix);
+        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer);
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),

@@ -24,7 +24,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioTimer,
 };
-use leasehold::{Addr, Balancer, Pick, ServiceName, Version};
+use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version};
 use leasehold_wasmtime::{Names, RegistryCtx};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -52,6 +52,8 @@ pub(crate) struct Mesh {
     http1: Client<HttpConnector, Attempt>,
     /// For gRPC, which exists over HTTP/2 only.
     http2: Client<HttpConnector, Attempt>,
+    /// What nodes have that are picked first.
+    prefer: Metadata,
     balancers: Mutex<HashMap<Target, Arc<Balancer>>>,
 }
 
@@ -63,7 +65,7 @@ pub(crate) struct Target {
 }
 
 impl Mesh {
-    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str) -> Self {
+    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, prefer: &Metadata) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -72,7 +74,8 @@ impl Mesh {
         builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
         let http1 = builder.build(connector.clone());
         let http2 = builder.http2_only(true).build(connector);
-        Self { registry, names, suffix: format!(".{suffix}"), http1, http2, balancers: Mutex::default() }
+        let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
+        Self { registry, names, suffix, http1, http2, prefer, balancers: Mutex::default() }
     }
 
     /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
@@ -197,8 +200,9 @@ impl Mesh {
             tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
             not_found(format!("{} cannot be looked up now", target.name))
         })?;
+        let make = || Arc::new(Balancer::new(view).preferring(self.prefer.pairs().to_vec()));
         // As many as there are views, which are limited.
-        Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(|| Arc::new(Balancer::new(view)))))
+        Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(make)))
     }
 
     fn balancers(&self) -> MutexGuard<'_, HashMap<Target, Arc<Balancer>>> {
@@ -279,7 +283,7 @@ impl Body for Answer {
 #[cfg(test)]
 mod tests {
     use http::uri::Scheme;
-    use leasehold::{Options, Registrar};
+    use leasehold::{Metadata, Options, Registrar};
     use leasehold_wasmtime::{Names, Policy, RegistryCtx};
 
     use super::Mesh;
@@ -287,7 +291,7 @@ mod tests {
     fn mesh(names: Names) -> Mesh {
         // Nobody listens there, and nobody is asked.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        Mesh::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold")
+        Mesh::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", &Metadata::default())
     }
 
     #[tokio::test]

@@ -65,6 +65,7 @@ pub(crate) struct Registry {
     pub(crate) ttl: Option<Parsed<WholeSeconds>>,
     pub(crate) ownership: Option<Parsed<Ownership>>,
     pub(crate) suffix: Option<Parsed<Suffix>>,
+    pub(crate) prefer: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
     pub(crate) weight: Weight,
 }

@@ -157,3 +157,33 @@ async fn services_of_other_layouts_are_called() {
     let (_, text) = call(&caller, "shop.leasehold").await;
     assert!(text.contains("HttpRequestDenied"), "{text}");
 }
+
+/// Nodes of one's own zone as long as there are some.
+#[tokio::test]
+async fn nodes_with_the_preferred_metadata_come_first() {
+    let world = World::real().await;
+    let one = Host::of(&world, [greeting("one", "v1")]).await;
+    let two = Host::of(&world, [greeting("two", "v1")]).await;
+    let put = async |id: u8, zone: &str, host: &Host| {
+        let value = json!({
+            "id": id.to_string(), "name": "shop", "version": "", "metadata": { "zone": zone },
+            "endpoints": [format!("grpc://{}", host.addr("greeter"))],
+        });
+        world.put(&format!("/microservices/shop/{id}"), &value.to_string(), 0).await;
+    };
+    put(1, "a", &one).await;
+    put(2, "b", &two).await;
+    let registry = json!({ "registry": { "layout": "kratos", "prefer": { "zone": "a" } } });
+    let caller = Host::ready(&with(config(&world, [caller(&["shop"])]), registry)).await;
+    let only = |greeting: &str| HashMap::from([(greeting.to_owned(), 20)]);
+    sees(&caller, "shop.leasehold", &["one"]).await;
+    assert_eq!(greetings(&caller, "shop.leasehold", 20).await, only("one"));
+    world.delete("/microservices/shop/1").await;
+    sees(&caller, "shop.leasehold", &["two"]).await;
+    put(1, "a", &one).await;
+    sees(&caller, "shop.leasehold", &["one"]).await;
+    // The only one of the zone takes no connection any more.
+    one.signal("KILL");
+    wait_for("it is dead", SOON, async || !is_listening(&one.addr("greeter")).await).await;
+    assert_eq!(greetings(&caller, "shop.leasehold", 20).await, only("two"));
+}

@@ -141,6 +141,11 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    layout: []\n", "c.yaml:5: layout: layouts must be 1 to 8, not 0"),
         ("    metadata: { zone: b }\n", "c.yaml:5: metadata: is for register: host"),
         ("    register: host\n    metadata: { \"\": b }\n", "c.yaml:6: metadata must not have an empty key"),
+        ("registry: { prefer: { zone: a } }\n", "c.yaml:5: prefer: no node has a zone: none of the layouts carries"),
+        (
+            "registry: { layout: kratos, prefer: { \"\": a } }\n",
+            "c.yaml:5: prefer: metadata must not have an empty key",
+        ),
         ("registry:\n  weight: { fixed: 101 }\n", "c.yaml:6: fixed: weight must be 1 to 100"),
         ("etcd: { endpoints: [127.0.0.1:2379] }\n", "c.yaml:5: endpoints: must be http://host:port"),
         ("etcd: { endpoints: [] }\n", "c.yaml:5: endpoints: must name at least one"),
@@ -175,6 +180,15 @@ fn layouts_are_named_described_or_listed() {
     let own = parse(&with("    layout: kitex\n    register: host\n    metadata: { zone: b }\n")).unwrap();
     assert_eq!(own.services[0].layouts.as_ref().unwrap()[0].to_string(), "kitex");
     assert_eq!(own.services[0].metadata.pairs(), [("zone".to_owned(), "b".to_owned())]);
+}
+
+#[test]
+fn what_is_preferred_holds_for_every_service() {
+    let preferred = |lines: &str| parse(&with(lines)).unwrap().services[0].prefer.pairs().to_vec();
+    let pair = |key: &str, value: &str| vec![(key.to_owned(), value.to_owned())];
+    assert_eq!(preferred("registry: { layout: [seed, kratos], prefer: { zone: a } }\n"), pair("zone", "a"));
+    assert_eq!(preferred("registry: { prefer: { version: v2 } }\n"), pair("version", "v2"));
+    assert_eq!(preferred("registry: {}\n"), []);
 }
 
 #[test]
