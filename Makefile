@@ -76,7 +76,7 @@ bench-views: setup ## 100,000 nodes of one service followed, beside two librarie
 	cd tests/peers/go-zero-view && go build -trimpath -o ../../../target/peers/go-zero-view .
 	target/release/views --rounds $(ROUNDS)
 
-WASMTIME := serve,cache,component-model-async,cranelift,parallel-compilation,pooling-allocator,wasi-http,wasi-config
+WASMTIME := run,serve,cache,component-model-async,cranelift,parallel-compilation,pooling-allocator,wasi-http,wasi-config
 bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); builds wasmtime once
 	@command -v go >/dev/null || { echo "bench-serving: needs Go, for a peer: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
 	@command -v wrk >/dev/null && command -v h2load >/dev/null || { echo "bench-serving: needs wrk and h2load: apt-get install wrk nghttp2-client" >&2; exit 1; }

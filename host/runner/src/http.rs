@@ -49,7 +49,12 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     // A port whose last owner just ended is free; one that is in use is still refused.
     socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
+    socket.bind(addr).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
+            io::Error::new(error.kind(), format!("{error}; ports below 1024 need CAP_NET_BIND_SERVICE"))
+        }
+        _ => error,
+    })?;
     socket.listen(BACKLOG)
 }
 

@@ -5,6 +5,7 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -187,6 +188,25 @@ async fn a_port_in_use_is_one_sentence_and_1() {
     one_sentence(&ended, 1, &format!("g: cannot listen on {addr}: Address already in use"));
     assert_eq!(world.count().await, 0);
     assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_port_without_the_right_to_it_is_one_sentence_and_1() {
+    let world = World::real().await;
+    let folder = TempDir::new().unwrap();
+    let (leasehold, greeter, etcd) = (paths::leasehold(), component("greeter"), endpoint(&world));
+    let run = ["run", &greeter, "--name", "g", "--listen", "127.0.0.1:1", "--etcd", &etcd];
+    // Root has the right, and gives it up for this.
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let without = ["--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", leasehold.to_str().unwrap()];
+    let program = match is_root {
+        true => Program::spawn(Path::new("setpriv"), without.into_iter().chain(run), folder.path()),
+        false => Program::spawn(&leasehold, run, folder.path()),
+    };
+    let ended = program.ends().await;
+    let said =
+        "g: cannot listen on 127.0.0.1:1: Permission denied (os error 13); ports below 1024 need CAP_NET_BIND_SERVICE";
+    one_sentence(&ended, 1, said);
 }
 
 #[tokio::test]
