@@ -82,7 +82,9 @@ impl Kept {
         let place = self.place();
         let status = place.registration.status();
         match place.standing {
-            Standing::Withdrawn => Status { state: State::Recovering, ttl_remaining: Duration::ZERO, ..status },
+            Standing::Withdrawn => {
+                Status { state: State::Recovering, ttl_remaining: Duration::ZERO, lease_age: Duration::ZERO, ..status }
+            }
             Standing::Stands | Standing::Over => status,
         }
     }

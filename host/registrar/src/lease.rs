@@ -530,7 +530,7 @@ impl Lease {
             stream: None,
             renewal: None,
         });
-        self.around.vitals.held_until(asked_at + granted.ttl);
+        self.around.vitals.held(asked_at, asked_at + granted.ttl);
         self.audit_at = asked_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for entry in self.entries.values_mut() {
             entry.published = None;
@@ -691,7 +691,7 @@ impl Lease {
                 held.confirmed_at = renewal.asked_at;
                 held.renew_at = renewal.asked_at + jittered_interval(&mut self.around.rng, ttl);
                 if is_current {
-                    self.around.vitals.held_until(renewal.asked_at + ttl);
+                    self.around.vitals.held(held.granted_at, renewal.asked_at + ttl);
                     self.around.vitals.renewed();
                     self.tell(What::Renewed, None, format!("for {ttl:?}"));
                     if self.mood == Mood::Suspect {
@@ -750,7 +750,7 @@ impl Lease {
             self.gone(&key);
         }
         match self.current() {
-            Some(held) => self.around.vitals.held_until(held.confirmed_at + held.ttl),
+            Some(held) => self.around.vitals.held(held.granted_at, held.confirmed_at + held.ttl),
             None => self.around.vitals.lost(),
         }
         self.enqueue_all();

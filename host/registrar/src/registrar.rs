@@ -629,11 +629,15 @@ impl Registration {
     fn status_of_key(&self) -> Status {
         let Standing { state, weight, recoveries } = self.board.as_ref().expect("present until the drop").read();
         let is_over = matches!(state, State::Stopped | State::Pending);
-        let ttl_remaining = if is_over { Duration::ZERO } else { self.vitals.remaining(Instant::now()) };
+        let now = Instant::now();
+        let (ttl_remaining, lease_age) = match is_over {
+            true => (Duration::ZERO, Duration::ZERO),
+            false => (self.vitals.remaining(now), self.vitals.age(now)),
+        };
         // A process that was suspended finds out before it trusts.
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
         let renewals = self.vitals.renewals() - self.renewals_before;
-        Status { state, weight, ttl_remaining, renewals, recoveries: recoveries.into() }
+        Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
     }
 
     /// Returns when the status satisfies `is_met`, at once if it does already. A stopped registration fails with

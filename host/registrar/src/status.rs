@@ -55,6 +55,8 @@ pub struct Status {
     pub weight: Weight,
     /// How long the lease lasts if etcd confirms no further renewal; zero without a lease.
     pub ttl_remaining: Duration,
+    /// How long ago etcd granted the lease; zero without a lease.
+    pub lease_age: Duration,
     /// Renewals that etcd confirmed since the registration began.
     pub renewals: u64,
     /// How many times it was lost and written again.
@@ -77,6 +79,7 @@ impl Status {
             state: if rank(&other) > rank(&self) { other.state } else { self.state },
             weight: self.weight,
             ttl_remaining: self.ttl_remaining.min(other.ttl_remaining),
+            lease_age: self.lease_age.min(other.lease_age),
             renewals: self.renewals.min(other.renewals),
             recoveries: self.recoveries + other.recoveries,
         }
@@ -185,6 +188,8 @@ pub(crate) struct Vitals {
     origin: Instant,
     /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
     ends: AtomicU64,
+    /// Milliseconds from `origin` to its grant.
+    granted: AtomicU64,
     renewals: AtomicU64,
     /// Told whenever a registration of the lease changes its standing.
     pub(crate) changed: Notify,
@@ -192,12 +197,19 @@ pub(crate) struct Vitals {
 
 impl Vitals {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { origin: now, ends: AtomicU64::new(0), renewals: AtomicU64::new(0), changed: Notify::new() }
+        Self {
+            origin: now,
+            ends: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
+            renewals: AtomicU64::new(0),
+            changed: Notify::new(),
+        }
     }
 
-    pub(crate) fn held_until(&self, end: Instant) {
-        let millis = end.saturating_duration_since(self.origin).as_millis();
-        self.ends.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    pub(crate) fn held(&self, granted: Instant, end: Instant) {
+        let millis = |at: Instant| u64::try_from((at - self.origin).as_millis()).unwrap_or(u64::MAX);
+        self.granted.store(millis(granted), Ordering::Relaxed);
+        self.ends.store(millis(end), Ordering::Relaxed);
     }
 
     pub(crate) fn lost(&self) {
@@ -210,6 +222,13 @@ impl Vitals {
 
     pub(crate) fn renewals(&self) -> u64 {
         self.renewals.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        match self.ends.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            _ => (now - self.origin).saturating_sub(Duration::from_millis(self.granted.load(Ordering::Relaxed))),
+        }
     }
 
     pub(crate) fn remaining(&self, now: Instant) -> Duration {

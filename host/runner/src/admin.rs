@@ -342,6 +342,7 @@ struct Kept {
     state: String,
     weight: u32,
     ttl_remaining_seconds: f64,
+    lease_age_seconds: f64,
     renewals: u64,
     recoveries: u64,
 }
@@ -361,6 +362,7 @@ impl<'a> Row<'a> {
                 state: status.state.to_string(),
                 weight: status.weight.value(),
                 ttl_remaining_seconds: status.ttl_remaining.as_secs_f64(),
+                lease_age_seconds: status.lease_age.as_secs_f64(),
                 renewals: status.renewals,
                 recoveries: status.recoveries,
             }

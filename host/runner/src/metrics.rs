@@ -185,6 +185,8 @@ impl Scrape {
         page.gauge("weight", "The weight that is published", weights)?;
         let left = each().map(|(labels, status)| (labels, status.ttl_remaining.as_secs_f64()));
         page.gauge("ttl_remaining_seconds", "How long the key stays if no renewal is confirmed any more", left)?;
+        let ages = each().map(|(labels, status)| (labels, status.lease_age.as_secs_f64()));
+        page.gauge("lease_age_seconds", "How long ago etcd granted the lease that the key stands under", ages)?;
         let renewals = each().map(|(labels, status)| (labels, status.renewals));
         page.counter("renewals", "Renewals that etcd confirmed", renewals)?;
         let recoveries = each().map(|(labels, status)| (labels, status.recoveries));

@@ -1,6 +1,6 @@
 //! The admin endpoint: what a running host says of itself, and what it does when it is asked.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Instant};
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
@@ -74,6 +74,31 @@ async fn admin_shows_what_is_served() {
     assert!((0.1..=3.1).contains(&left), "{left}");
     wait_for("a renewal is counted", SOON, async || sample(&admin, "leasehold_renewals_total", &[]).await >= 1.0).await;
     assert!(sample(&admin, "leasehold_lease_events_total", &[("what", "registered")]).await >= 2.0);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn admin_tells_the_age_of_a_lease() {
+    let world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let admin = host.admin();
+    let key = format!("/plain/{}", host.addr("plain"));
+    let age = async || sample(&admin, "leasehold_lease_age_seconds", &[("key", &key)]).await;
+    let begun = Instant::now();
+    wait_for("it is renewed, and no younger for that", SOON, async || {
+        sample(&admin, "leasehold_renewals_total", &[("key", &key)]).await >= 3.0
+    })
+    .await;
+    let old = age().await;
+    assert!(old >= 1.0 && old <= begun.elapsed().as_secs_f64() + 5.0, "{old}");
+    world.revoke(world.stands(&key).await.lease).await;
+    wait_for("it is under another one", SOON, async || {
+        sample(&admin, "leasehold_recoveries_total", &[("key", &key)]).await == 1.0
+    })
+    .await;
+    assert!(age().await < old);
+    let services = get(&format!("{admin}services")).await.json();
+    assert!(services[0]["registrations"][0]["lease_age_seconds"].as_f64().is_some(), "{services}");
     assert_eq!(host.stop().await.code, Some(0));
 }
 
