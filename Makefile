@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-serving bench-views bench-startup isolation clean
+.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -86,6 +86,9 @@ bench-serving: build guests ## requests served, beside `wasmtime serve` and a se
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup
+
+bench-many: build guests ## a thousand services in one process: the start, the memory, the end
+	cargo run --locked --release -p leasehold-end-to-end --bin many
 
 isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
 	cargo run --locked --release -p leasehold-end-to-end --bin isolation -- $(MINUTES)

@@ -57,6 +57,11 @@ impl Host {
         self.program.signal(name);
     }
 
+    /// The memory that it holds, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        self.program.resident_bytes()
+    }
+
     /// Waits until the message of a log line starts so, and gives the line.
     pub async fn says(&mut self, start: &str) -> Value {
         let fits = |line: &str| message(&parse(line)).starts_with(start);

@@ -88,6 +88,16 @@ impl Program {
         assert!(sent.success(), "the program is not there to be signalled");
     }
 
+    /// The memory that it holds, in bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("it has ended:\n{status}"))
+    }
+
     /// What it has written to standard output so far, line by line.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.so_far()
