@@ -19,6 +19,8 @@ use wasmtime_wasi_http::{Error, WasiBody};
 use crate::{
     call::{Call, End},
     grpc::{self, Status},
+    span::Span,
+    stats::Hit,
 };
 
 /// Why the host answers in the component's place. What is said tells nothing of the host.
@@ -32,7 +34,8 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    fn told(self) -> (StatusCode, Status, &'static str) {
+    /// In HTTP, in gRPC and in words.
+    pub(crate) fn told(self) -> (StatusCode, Status, &'static str) {
         match self {
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
             Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
@@ -75,17 +78,22 @@ fn empty() -> WasiBody {
 pub(crate) struct Waiting {
     pub(crate) call: Arc<Call>,
     whole: bool,
+    /// The span of the answer, from its beginning on.
+    span: Option<Span>,
 }
 
 impl Waiting {
-    pub(crate) fn begin() -> Self {
-        Self { call: Arc::new(Call::default()), whole: false }
+    pub(crate) fn begin(span: Option<&Span>) -> Self {
+        Self { call: Arc::new(Call::new(span.map(Span::context))), whole: false, span: None }
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.call.leave(self.whole);
+        if let Some(span) = self.span.as_mut().filter(|_| self.whole) {
+            span.ends();
+        }
     }
 }
 
@@ -120,6 +128,7 @@ impl Answer {
         waiting: Waiting,
         permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
         deadline: Option<Instant>,
+        span: Option<Span>,
     ) -> Response<Self> {
         let (parts, body) = response.into_parts();
         let grpc = grpc::is_spoken(&parts.headers);
@@ -127,6 +136,10 @@ impl Answer {
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         let mut hold = Hold { waiting, _permits: permits, grpc, deadline, left };
         hold.waiting.whole = body.is_end_stream() || left == Some(0);
+        hold.waiting.span = span;
+        if let Some(span) = &mut hold.waiting.span {
+            span.begins(&parts);
+        }
         // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
         if grpc::is_trailers_only(&parts.headers) {
             hold.waiting.whole = true;
@@ -143,7 +156,8 @@ impl Answer {
 
 impl Hold {
     /// What is sent instead of the rest.
-    fn broken(&self, end: End) -> Result<Frame<Bytes>, Error> {
+    fn broken(&mut self, end: End) -> Result<Frame<Bytes>, Error> {
+        self.fails(end);
         match (self.grpc, end) {
             (true, End::Late) => Ok(Frame::trailers(late())),
             (true, End::Failed | End::Abandoned) => {
@@ -153,7 +167,18 @@ impl Hold {
         }
     }
 
+    fn fails(&mut self, end: End) {
+        if let Some(span) = &mut self.waiting.span {
+            let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
+            span.fails(hit.name().to_owned(), Refusal::from(hit).told().2);
+            span.ends();
+        }
+    }
+
     fn passed(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(span), Some(trailers)) = (&mut self.waiting.span, frame.trailers_ref()) {
+            span.trailers(trailers);
+        }
         if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
@@ -178,6 +203,7 @@ impl Body for Answer {
         if let Some(deadline) = &mut hold.deadline
             && deadline.as_mut().poll(cx).is_ready()
         {
+            hold.fails(End::Late);
             return this.end(Some(Ok(Frame::trailers(late()))));
         }
         let end = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
@@ -188,7 +214,10 @@ impl Body for Answer {
             // A body whose instance is gone looks as if it had come to its end.
             None if hold.waiting.whole => None,
             None => hold.waiting.call.end(),
-            Some(Err(error)) if !hold.grpc => return this.end(Some(Err(error))),
+            Some(Err(error)) if !hold.grpc => {
+                hold.fails(End::Failed);
+                return this.end(Some(Err(error)));
+            }
             Some(Err(_)) => Some(hold.waiting.call.end().unwrap_or(End::Failed)),
         };
         hold.waiting.whole |= end.is_none();

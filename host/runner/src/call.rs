@@ -7,10 +7,15 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use opentelemetry::trace::SpanContext;
 
 /// One request, from the queue until its answer has been sent or nobody wants it any more.
 #[derive(Default)]
-pub(crate) struct Call(Mutex<Place>);
+pub(crate) struct Call {
+    place: Mutex<Place>,
+    /// Its span, where requests are traced.
+    pub(crate) span: Option<SpanContext>,
+}
 
 #[derive(Default)]
 enum Place {
@@ -46,9 +51,13 @@ pub(crate) enum End {
 }
 
 impl Call {
+    pub(crate) fn new(span: Option<SpanContext>) -> Self {
+        Self { place: Mutex::default(), span }
+    }
+
     /// An instance has taken the request.
     pub(crate) fn enter(&self, calls: &Arc<Calls>) {
-        let mut place = locked(&self.0);
+        let mut place = locked(&self.place);
         match *place {
             Place::Left => calls.change(|state| state.abandoned = true),
             _ => {
@@ -60,7 +69,7 @@ impl Call {
 
     /// How the instance ended, if it has, and not well.
     pub(crate) fn end(&self) -> Option<End> {
-        match &*locked(&self.0) {
+        match &*locked(&self.place) {
             Place::Instance(calls) => locked(&calls.state).end,
             _ => None,
         }
@@ -68,7 +77,7 @@ impl Call {
 
     /// Nobody waits any more; `whole` when that is because all of the answer has come.
     pub(crate) fn leave(&self, whole: bool) {
-        if let Place::Instance(calls) = mem::replace(&mut *locked(&self.0), Place::Left) {
+        if let Place::Instance(calls) = mem::replace(&mut *locked(&self.place), Place::Left) {
             calls.change(|state| {
                 state.open -= 1;
                 state.abandoned |= !whole;

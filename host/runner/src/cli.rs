@@ -52,6 +52,7 @@ A configuration file:
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
   admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
+  traces: { endpoint: http://127.0.0.1:4317, sample: 0.1 }      # OpenTelemetry; see docs/traces.md
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
@@ -431,7 +432,13 @@ impl SingleArgs {
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
-        Ok(Config { registrar: options(&self.etcd)?, etcd_required: false, admin: None, services: vec![spec] })
+        Ok(Config {
+            registrar: options(&self.etcd)?,
+            etcd_required: false,
+            admin: None,
+            traces: None,
+            services: vec![spec],
+        })
     }
 }
 

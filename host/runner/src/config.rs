@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use leasehold::{Addr, Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Tls, Version};
 use leasehold_wasmtime::Names;
 use serde_saphyr::Spanned;
@@ -19,7 +20,7 @@ use crate::{
     mesh::SUFFIX,
     tls::Files,
     units::{Parsed, Secret, Span},
-    yaml::{self, Listen, at_line},
+    yaml::{self, Collector, Listen, at_line},
 };
 
 /// Where etcd listens unless it is told otherwise.
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) etcd_required: bool,
     /// Where operators ask, if anywhere.
     pub(crate) admin: Option<Admin>,
+    /// Where traces go, if anywhere.
+    pub(crate) traces: Option<Traces>,
     /// The services, in the file's order.
     pub(crate) services: Vec<Spec>,
 }
@@ -45,6 +48,19 @@ pub(crate) struct Admin {
     pub(crate) listen: SocketAddr,
     /// Whether it may be reached from other machines.
     pub(crate) remote: bool,
+}
+
+/// The collector of traces.
+#[derive(Debug, Clone)]
+pub(crate) struct Traces {
+    /// Where it takes OTLP over gRPC.
+    pub(crate) endpoint: String,
+    /// The authority of its certificate.
+    pub(crate) ca_pem: Option<Vec<u8>>,
+    /// What goes with every batch; shown by nothing.
+    pub(crate) headers: HeaderMap,
+    /// The part of those requests that is traced whose caller has not decided.
+    pub(crate) sample: f64,
 }
 
 /// One service.
@@ -343,6 +359,7 @@ impl Config {
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
         let admin = parsed.admin.map(|admin| reader.admin(&admin)).transpose()?;
+        let traces = parsed.traces.map(|traces| reader.traces(traces)).transpose()?;
         let suffix = parsed.registry.suffix.as_ref().map(|Parsed(suffix)| suffix.0.clone());
         let prefer = parsed.registry.prefer.clone();
         let registrar = reader.registrar(parsed.etcd, parsed.registry)?;
@@ -356,7 +373,7 @@ impl Config {
                 spec.layouts = Some(layouts.iter().map(Layout::secured).collect());
             }
         }
-        Ok(Self { registrar, etcd_required, admin, services })
+        Ok(Self { registrar, etcd_required, admin, traces, services })
     }
 }
 
@@ -419,6 +436,42 @@ impl Reader<'_> {
             return Err(self.wrong(&admin.listen, said));
         }
         Ok(Admin { listen, remote: admin.remote })
+    }
+
+    fn traces(&self, traces: yaml::Traces) -> Result<Traces, String> {
+        let Parsed(Collector(endpoint)) = &traces.endpoint.value;
+        let ca_pem = traces.ca.as_ref().map(|ca| self.read("ca", ca)).transpose()?;
+        if endpoint.starts_with("https:") && ca_pem.is_none() {
+            let said = "endpoint: https needs traces.ca, the certificate that vouches for it";
+            return Err(self.wrong(&traces.endpoint, said));
+        }
+        let headers = traces.headers_file.as_ref().map(|file| self.headers(file)).transpose()?.unwrap_or_default();
+        let sample = traces.sample.map_or(1.0, |Parsed(share)| share.0);
+        Ok(Traces { endpoint: endpoint.clone(), ca_pem, headers, sample })
+    }
+
+    /// A header a line. The error does not repeat what may be a secret.
+    fn headers(&self, file: &Spanned<String>) -> Result<HeaderMap, String> {
+        let text = self.read("headers_file", file)?;
+        let mut headers = HeaderMap::new();
+        for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            if line.is_empty() {
+                continue;
+            }
+            let header = || {
+                let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+                let mut value = HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?;
+                value.set_sensitive(true);
+                Some((HeaderName::from_bytes(name.trim_ascii()).ok()?, value))
+            };
+            let Some((name, value)) = header() else {
+                let said = format!("headers_file: line {} of {} must be NAME: VALUE", number + 1, file.value);
+                return Err(self.wrong(file, said));
+            };
+            headers.append(name, value);
+        }
+        Ok(headers)
     }
 
     fn layouts(&self, written: Option<Spanned<yaml::Layouts>>) -> Result<Option<Vec<Layout>>, String> {

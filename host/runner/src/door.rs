@@ -25,6 +25,7 @@ use crate::{
     config::Limits,
     grpc,
     instances::Instances,
+    span::{Span, Tracer},
     stats::{Hit, Stats},
 };
 
@@ -38,6 +39,7 @@ pub(crate) struct Door {
     request_timeout: Duration,
     body_size: usize,
     stats: Arc<Stats>,
+    tracer: Option<Tracer>,
     most: u32,
     /// Requests that are answered or wait.
     hall: Arc<Semaphore>,
@@ -51,6 +53,7 @@ impl Door {
         Self {
             name,
             stats: Arc::clone(&instances.guest.stats),
+            tracer: instances.guest.tracer.clone(),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
             body_size: limits.body_size,
@@ -70,9 +73,10 @@ impl Door {
     }
 
     /// The component's answer, or what is said in its place.
-    pub(crate) async fn answer(&self, request: hyper::Request<Incoming>) -> Response<Answer> {
+    pub(crate) async fn answer(&self, mut request: hyper::Request<Incoming>) -> Response<Answer> {
         let begun = Instant::now();
         let grpc = grpc::is_spoken(request.headers());
+        let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
         let attempted = async {
             if request.body().size_hint().lower() > self.body_size as u64 {
                 return Err(Hit::Large);
@@ -83,13 +87,16 @@ impl Door {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, grpc) => answered,
+                answered = self.attempt(request, grpc, &mut span) => answered,
             }
         };
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(hit) => {
                 self.stats.hit(hit);
+                if let Some(span) = &mut span {
+                    span.refused(hit, grpc);
+                }
                 let refusal = Refusal::from(hit);
                 // Where gRPC is spoken, a failure is a 200.
                 (refusal.status(), refusal.response(grpc))
@@ -117,7 +124,7 @@ impl Door {
     pub(crate) async fn probe(&self, question: http::Request<Full<Bytes>>) -> Result<Response<Answer>, Hit> {
         let grpc = grpc::is_spoken(question.headers());
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        self.attempt(question, grpc).await
+        self.attempt(question, grpc, &mut None).await
     }
 
     /// Whether no request is in here.
@@ -125,7 +132,13 @@ impl Door {
         self.hall.available_permits() == self.most as usize
     }
 
-    async fn attempt(&self, request: http::Request<WasiBody>, grpc: bool) -> Result<Response<Answer>, Hit> {
+    /// The span goes with the answer, once there is one.
+    async fn attempt(
+        &self,
+        request: http::Request<WasiBody>,
+        grpc: bool,
+        span: &mut Option<Span>,
+    ) -> Result<Response<Answer>, Hit> {
         let arrived = Instant::now();
         // A caller may wait shorter than the host does, not longer.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
@@ -141,12 +154,12 @@ impl Door {
         if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
             return Err(Hit::NoHost);
         }
-        let waiting = Waiting::begin();
+        let waiting = Waiting::begin(span.as_ref());
         let begun = Instant::now();
         let end = by(begun + self.request_timeout);
         let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
         match answered {
-            Ok(Ok(response)) => Ok(Answer::component(response, waiting, (entered, turn), deadline)),
+            Ok(Ok(response)) => Ok(Answer::component(response, waiting, (entered, turn), deadline, span.take())),
             // An instance that is ended for being late fails in more than one way.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),
             Ok(Err(error)) => Err(self.failed(&error)),

@@ -10,9 +10,10 @@ use wasmtime::{
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::WasiConfig;
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
+    asked,
     config::Spec,
     guest::{Guest, Host},
     threads,
@@ -148,7 +149,8 @@ fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    asked::add_client_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, Host::http)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(host.config.as_ref()))?;
     leasehold_wasmtime::add_to_linker(&mut linker, |host: &mut Host| RegistryView {
         ctx: &host.registry,

@@ -58,6 +58,11 @@ pub(crate) fn is_trailers_only(headers: &HeaderMap) -> bool {
     is_spoken(headers) && headers.contains_key(STATUS)
 }
 
+/// The status that trailers tell, or headers in their place.
+pub(crate) fn status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(STATUS)?.to_str().ok()?.parse().ok()
+}
+
 /// The trailers of an answer that did not come to its end.
 pub(crate) fn trailers(status: Status, message: &'static str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);

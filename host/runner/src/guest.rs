@@ -22,6 +22,7 @@ use crate::{
     outbound::Outbound,
     output::Output,
     sockets::Sockets,
+    span::Tracer,
     stats::Stats,
 };
 
@@ -60,6 +61,7 @@ pub(crate) struct Guest {
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) tracer: Option<Tracer>,
     slots: Arc<Semaphore>,
     most_instances: u32,
 }
@@ -83,7 +85,7 @@ pub(crate) struct Host {
 
 impl Guest {
     /// `published` is the address under which clients find the service.
-    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar, stats: Arc<Stats>) -> Self {
+    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar, tracer: Option<Tracer>) -> Self {
         let policy = Policy {
             names: spec.allow.names.clone(),
             discover: spec.allow.discover.clone(),
@@ -102,11 +104,12 @@ impl Guest {
             args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
-            outbound: Outbound::new(&spec.allow.outbound, mesh, spec.limits.request_timeout),
+            outbound: Outbound::new(&spec.allow.outbound, mesh, spec.limits.request_timeout, tracer.clone()),
             memory: spec.limits.memory,
             registry,
             ended: CancellationToken::new(),
-            stats,
+            stats: Arc::new(Stats::new()),
+            tracer,
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
             most_instances: Self::slots(&spec.limits),
         }
@@ -124,6 +127,7 @@ impl Guest {
             registry: self.registry.successor(),
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
+            tracer: self.tracer.clone(),
             slots: Arc::clone(&self.slots),
             most_instances: self.most_instances,
         }

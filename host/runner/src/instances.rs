@@ -152,10 +152,11 @@ impl WorkerState for Worker {
         &self,
         mut store: StoreContextMut<'_, Host>,
         call: Arc<Call>,
-        _: GuestTaskId,
+        task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         store.data_mut().turns_taken = 0;
         call.enter(&self.calls);
+        store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
         Box::pin(sleep(self.request_timeout))
     }
 

@@ -3,6 +3,7 @@
 mod admin;
 mod answer;
 mod ask;
+mod asked;
 mod call;
 mod cli;
 mod commands;
@@ -32,10 +33,12 @@ mod run;
 mod service;
 mod shutdown;
 mod sockets;
+mod span;
 mod stats;
 mod story;
 mod systemd;
 mod tls;
+mod traces;
 mod tracked;
 mod turns;
 mod units;
@@ -47,7 +50,7 @@ use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, tim
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
-use futures::future::{join_all, select_all, try_join, try_join_all};
+use futures::future::{join, join_all, select_all, try_join, try_join_all};
 use leasehold::Registrar;
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -63,6 +66,7 @@ use crate::{
     metrics::Events,
     roster::Roster,
     service::Service,
+    traces::Traces,
 };
 
 /// How long leases may take to be revoked at the end; what is left ends with its time to live.
@@ -165,6 +169,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         Admin::start(admin, Desk { roster, events, registrar: registrar.clone(), remote: admin.remote })
     });
     let admin = admin.transpose()?;
+    let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
 
     let mut services = Vec::new();
@@ -172,7 +177,7 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        outcome = live(&config, dev, &registrar, &tasks, &roster, &mut services) => outcome,
+        outcome = live(&config, dev, &registrar, traces.as_ref(), &tasks, &roster, &mut services) => outcome,
     };
 
     // Whatever it was that ended.
@@ -182,7 +187,13 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
     if dev && outcome.is_ok() {
         story::show_gone(&registrar, &config.services).await;
     }
-    if let Err(error) = registrar.shutdown(REVOKE_TIMEOUT).await {
+    let flushed = async {
+        if let Some(traces) = traces {
+            traces.flush().await;
+        }
+    };
+    let (revoked, ()) = join(registrar.shutdown(REVOKE_TIMEOUT), flushed).await;
+    if let Err(error) = revoked {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     told.cancel();
@@ -200,6 +211,7 @@ async fn live(
     config: &Config,
     dev: bool,
     registrar: &Registrar,
+    traces: Option<&Traces>,
     tasks: &TaskTracker,
     roster: &Roster,
     services: &mut Vec<Service>,
@@ -213,7 +225,7 @@ async fn live(
     };
     let bound = async {
         for (spec, loaded) in load(&config.services, tasks).await? {
-            services.push(Service::bind(spec, loaded.0, &loaded.1, registrar)?);
+            services.push(Service::bind(spec, loaded.0, &loaded.1, registrar, traces)?);
         }
         roster.fill(services.iter().map(Service::face).collect());
         Ok(())

@@ -30,7 +30,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
-use crate::{failure::one_line, outbound::drain, tracked::Tracked};
+use crate::{failure::one_line, outbound::drain, span::Span, tracked::Tracked};
 
 /// What follows a service's name in a host, unless the configuration says otherwise.
 pub(crate) const SUFFIX: &str = "leasehold";
@@ -99,12 +99,16 @@ impl Mesh {
         target: Target,
         request: Request<WasiBody>,
         options: RequestOptions,
+        mut span: Option<&mut Span>,
     ) -> Result<Response<WasiBody>, Error> {
+        if let Some(span) = &mut span {
+            span.calls(&target.name);
+        }
         let (parts, body) = request.into_parts();
         let body = Arc::new(Mutex::new(body));
         let sent = async {
             let balancer = self.balancer(&target).await?;
-            self.try_nodes(&target, &balancer, &parts, &body).await
+            self.try_nodes(&target, &balancer, &parts, &body, span).await
         };
         let response = match options.first_byte_timeout {
             None => sent.await,
@@ -127,6 +131,7 @@ impl Mesh {
         balancer: &Balancer,
         parts: &Parts,
         body: &Arc<Mutex<WasiBody>>,
+        mut span: Option<&mut Span>,
     ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
         let mut tried: Vec<Addr> = Vec::new();
         while tried.len() < MAX_NODES
@@ -134,6 +139,9 @@ impl Mesh {
         {
             let addr = pick.node().addr.clone();
             let (client, request) = self.attempt(parts, body, &addr)?;
+            if let Some(span) = &mut span {
+                span.tries(&addr, tried.len());
+            }
             let begun = Instant::now();
             match client.request(request).await {
                 Ok(response) => {
@@ -147,6 +155,9 @@ impl Mesh {
                     if !connects {
                         // The node may have begun to act on it.
                         return Err(Error::ConnectionTerminated);
+                    }
+                    if let Some(span) = &mut span {
+                        span.passed_over(&addr);
                     }
                     tried.push(addr);
                 }

@@ -1,14 +1,29 @@
 //! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
 
-use std::{future::ready, sync::Arc, time::Duration};
+use std::{
+    future::ready,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use http::uri::{Authority, Scheme};
-use http_body::Body;
+use bytes::Bytes;
+use http::{
+    Response,
+    uri::{Authority, Scheme},
+};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks, default_send_request};
 
-use crate::{config::Host, mesh::Mesh};
+use crate::{
+    asked::Asked,
+    config::Host,
+    mesh::Mesh,
+    span::{Span, Tracer},
+};
 
 /// How long the rest of a request that goes nowhere is taken.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -20,13 +35,16 @@ pub(crate) struct Outbound {
     mesh: Arc<Mesh>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
+    tracer: Option<Tracer>,
+    pub(crate) asked: Asked,
 }
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+type Sent = Result<(Response<WasiBody>, Io)>;
 
 impl Outbound {
-    pub(crate) fn new(hosts: &[Host], mesh: Mesh, timeout: Duration) -> Self {
-        Self { hosts: hosts.into(), mesh: Arc::new(mesh), timeout }
+    pub(crate) fn new(hosts: &[Host], mesh: Mesh, timeout: Duration, tracer: Option<Tracer>) -> Self {
+        Self { hosts: hosts.into(), mesh: Arc::new(mesh), timeout, tracer, asked: Asked::default() }
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
@@ -43,17 +61,19 @@ impl Outbound {
 impl WasiHttpHooks for Outbound {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _: Io,
-    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Io)>> + Send> {
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        let asked = self.asked.take();
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.send(asked, &mut request));
         let uri = request.uri();
         let options = self.bounded(options);
         if let Some(target) = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme())) {
             let mesh = Arc::clone(&self.mesh);
             return Box::new(async move {
-                let response = mesh.send(target, request, options).await?;
-                Ok((response, Box::new(ready(Ok(()))) as Io))
+                let sent = mesh.send(target, request, options, span.as_mut()).await;
+                traced(span, sent.map(|response| (response, Box::new(ready(Ok(()))) as Io)))
             });
         }
         let allowed = uri.authority().is_some_and(|authority| {
@@ -65,13 +85,70 @@ impl WasiHttpHooks for Outbound {
             tracing::debug!(to = authority, "an outgoing request is in neither allow.outbound nor allow.discover");
             return Box::new(async move {
                 drain(request.into_body()).await;
-                Err(Error::HttpRequestDenied)
+                traced(span, Err(Error::HttpRequestDenied))
             });
         }
         Box::new(async move {
-            let (response, io) = default_send_request(request, Some(options)).await?;
-            Ok((response.map(BodyExt::boxed_unsync), Box::new(io) as Io))
+            let sent = default_send_request(request, Some(options)).await;
+            traced(span, sent.map(|(response, io)| (response.map(BodyExt::boxed_unsync), Box::new(io) as Io)))
         })
+    }
+}
+
+/// What came of a request, told to its span, which goes with the answer.
+fn traced(span: Option<Span>, sent: Sent) -> Sent {
+    let Some(mut span) = span else { return sent };
+    match sent {
+        Ok((response, io)) => {
+            let (head, body) = response.into_parts();
+            span.begins(&head);
+            Ok((Response::from_parts(head, Traced { body, span }.boxed_unsync()), io))
+        }
+        Err(error) => {
+            span.breaks(&error);
+            Err(error)
+        }
+    }
+}
+
+/// The body of an answer, and the span that ends with it.
+struct Traced {
+    body: WasiBody,
+    span: Span,
+}
+
+impl Body for Traced {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.span.ends(),
+            Some(Err(error)) => self.span.breaks(error),
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.span.trailers(trailers);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.span.ends();
+        }
     }
 }
 

@@ -20,7 +20,8 @@ use crate::{
     health::{Asked, Checkup, Verdict},
     program::{Event, Program},
     roster::{Command, Drained, Face, MAX_COMMANDS, Phase, Present},
-    stats::{Hit, Stats},
+    stats::Hit,
+    traces::Traces,
     watched::Watched,
 };
 
@@ -55,7 +56,13 @@ enum Work {
 
 impl Service {
     /// Binds the listener, or looks whether the component can. Nothing of the component runs yet.
-    pub(crate) fn bind(spec: Spec, loaded: Loaded, engine: &Engine, registrar: &Registrar) -> Result<Self, Failure> {
+    pub(crate) fn bind(
+        spec: Spec,
+        loaded: Loaded,
+        engine: &Engine,
+        registrar: &Registrar,
+        traces: Option<&Traces>,
+    ) -> Result<Self, Failure> {
         let (work, bound) = match loaded.way(&spec.component)? {
             Way::Handler(_) => {
                 let handler = Handler::bind(&spec)?;
@@ -75,7 +82,8 @@ impl Service {
             weight: None,
             metadata: spec.metadata.clone(),
         });
-        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), Arc::new(Stats::new())));
+        let tracer = traces.map(|traces| traces.tracer(&spec, bound));
+        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer));
         let present = Present { phase: Phase::Starting, why: None, guest: Arc::clone(&guest) };
         Ok(Self {
             spec,

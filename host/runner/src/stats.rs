@@ -54,6 +54,12 @@ pub(crate) const HITS: [(Hit, &str); 9] = [
     (Hit::Fell, "fell"),
 ];
 
+impl Hit {
+    pub(crate) fn name(self) -> &'static str {
+        HITS[self as usize].1
+    }
+}
+
 impl Stats {
     pub(crate) fn new() -> Self {
         Self { classes: Default::default(), duration: Histogram::new(BOUNDS), hits: Default::default() }

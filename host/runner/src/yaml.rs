@@ -23,6 +23,7 @@ pub(crate) struct File {
     #[serde(default)]
     pub(crate) registry: Registry,
     pub(crate) admin: Option<Admin>,
+    pub(crate) traces: Option<Traces>,
     pub(crate) services: Spanned<Vec<Service>>,
 }
 
@@ -32,6 +33,15 @@ pub(crate) struct Admin {
     pub(crate) listen: Spanned<Parsed<Listen>>,
     #[serde(default)]
     pub(crate) remote: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Traces {
+    pub(crate) endpoint: Spanned<Parsed<Collector>>,
+    pub(crate) sample: Option<Parsed<Share>>,
+    pub(crate) ca: Option<Spanned<String>>,
+    pub(crate) headers_file: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -265,6 +275,33 @@ impl std::str::FromStr for Listen {
         text.parse()
             .map(Self)
             .map_err(|_| format!("must be an IP address and a port such as 127.0.0.1:8080, not {text:?}"))
+    }
+}
+
+/// Where a collector of traces takes OTLP over gRPC.
+pub(crate) struct Collector(pub(crate) String);
+
+impl std::str::FromStr for Collector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('@') {
+            // Not repeated: it may hold a password.
+            return Err("must not hold a user or password; a token goes to traces.headers_file".to_owned());
+        }
+        text.parse().map(|Endpoint(url)| Self(url))
+    }
+}
+
+/// A part of a whole.
+pub(crate) struct Share(pub(crate) f64);
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+        share.map(Self).ok_or_else(|| format!("must be from 0 to 1 such as 0.1, not {text:?}"))
     }
 }
 

@@ -49,6 +49,9 @@ struct Checked {
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let config = Config::load(&args.file)?;
+    if let Some(traces) = &config.traces {
+        traces.channel().map_err(Failure::Usage)?;
+    }
     let registrar = reach::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;
     let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();

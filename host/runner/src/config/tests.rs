@@ -161,6 +161,14 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("admin: { listen: 0.0.0.0:9090 }\n", "c.yaml:5: listen: whoever reaches 0.0.0.0:9090 could drain services"),
         ("admin: { listen: here }\n", "c.yaml:5: listen: must be an IP address and a port"),
         ("admin: {}\n", "c.yaml:5: the key \"listen\" is missing"),
+        ("traces: { endpoint: 127.0.0.1:4317 }\n", "c.yaml:5: endpoint: must be http://host:port"),
+        ("traces: { endpoint: \"https://h:4317\" }\n", "c.yaml:5: endpoint: https needs traces.ca"),
+        ("traces: { endpoint: \"http://h:4317\", sample: 1.5 }\n", "c.yaml:5: sample: must be from 0 to 1"),
+        ("traces: { sample: 1 }\n", "c.yaml:5: the key \"endpoint\" is missing"),
+        (
+            "traces: { endpoint: \"http://h:4317\", headers_file: nope }\n",
+            "c.yaml:5: headers_file: cannot read /conf/nope",
+        ),
     ];
     for (lines, start) in cases {
         let said = error(&with(lines));
@@ -235,6 +243,22 @@ fn two_services_share_neither_listener_nor_key() {
 }
 
 #[test]
+fn headers_for_traces_stand_in_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let traces = format!("traces: {{ endpoint: \"http://h:4317\", headers_file: {} }}\n", file.path().display());
+    std::fs::write(file.path(), "x-token: hunter2\r\n\nauthorization:Bearer hunter2\n").unwrap();
+    let config = parse(&with(&traces)).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let read = config.traces.unwrap();
+    assert_eq!(read.headers["x-token"], "hunter2");
+    assert_eq!(read.headers["authorization"], "Bearer hunter2");
+    assert_eq!(read.sample, 1.0);
+    std::fs::write(file.path(), "x-token: hunter2\nhunter2\n").unwrap();
+    let said = error(&with(&traces));
+    assert!(said.contains("headers_file: line 2 of ") && said.ends_with(" must be NAME: VALUE"), "{said}");
+}
+
+#[test]
 fn a_secret_is_shown_by_nothing() {
     let config = parse(&with("    config: { token: hunter2 }\netcd: { user: root, password: hunter2 }\n")).unwrap();
     assert!(!format!("{config:?}").contains("hunter2"));
@@ -244,6 +268,7 @@ fn a_secret_is_shown_by_nothing() {
         "etcd: { endpoints: [\"http://root:hunter2@h:2379\"] }\n",
         "etcd: { user: root, password: hunter2, required: hunter3 }\n",
         "    config: { token: [hunter2] }\n",
+        "traces: { endpoint: \"http://root:hunter2@h:4317\" }\n",
     ] {
         let said = error(&with(bad));
         assert!(!said.contains("hunter2"), "{said}");
