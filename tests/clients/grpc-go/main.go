@@ -381,10 +381,9 @@ func (c *client) health(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if answer, err := watch.Recv(); err != nil || answer.Status != health.HealthCheckResponse_SERVING {
-		return fmt.Errorf("watched: %v, %w", answer, err)
-	}
-	return nil
+	// gRPC's own clients then take the service for well.
+	_, err = watch.Recv()
+	return is(err, codes.Unimplemented)
 }
 
 // The failing service allows one request at a time, a second that waits, and a second for each.

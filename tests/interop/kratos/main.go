@@ -91,10 +91,8 @@ func (l *library) Call(name string) (string, error) {
 		return "", errors.New("there is no instance")
 	}
 	if strings.HasPrefix(services[0].Endpoints[0], "grpc://") {
-		// By default it watches the health of each connection, and takes a watch that ends for a failure; with a host
-		// that bounds every stream it ends.
 		conn, err := kgrpc.DialInsecure(context.Background(), kgrpc.WithEndpoint("discovery:///"+name),
-			kgrpc.WithDiscovery(l.registry), kgrpc.WithTimeout(peer.Timeout), kgrpc.WithHealthCheck(false))
+			kgrpc.WithDiscovery(l.registry), kgrpc.WithTimeout(peer.Timeout))
 		if err != nil {
 			return "", err
 		}
