@@ -29,6 +29,7 @@ use tokio_util::{either::Either, io::InspectReader, sync::CancellationToken, tas
 use crate::{
     config::Limits,
     door::{Door, QUEUE_WAIT},
+    linger::Lingering,
     tls::Tls,
     tracked::Bounded,
 };
@@ -191,6 +192,7 @@ impl Connections {
         });
         let (protocols, tls) = (self.protocols(), self.tls.clone());
         let (cut, name) = (self.cut.clone(), self.doors.borrow().name().clone());
+        let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
         let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
         self.tasks.spawn(async move {
             let stream = match tls {
@@ -224,7 +226,6 @@ impl Connections {
                     }
                 }
             }
-            drop(permit);
         });
     }
 

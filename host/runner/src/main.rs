@@ -21,6 +21,7 @@ mod http;
 mod input;
 mod instances;
 mod life;
+mod linger;
 mod log;
 mod mesh;
 mod metrics;

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 fn limited(limits: &Value) -> Value {
@@ -98,6 +98,40 @@ async fn limits_headers_and_bodies_that_are_too_large_are_refused() {
     let refused = client(Protocol::Http2).request(grpc).await.unwrap();
     assert_eq!(refused.headers()["grpc-status"], "8", "{refused:?}");
     assert_eq!(get(&host.url("plain-p3")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// One that answers takes the connection away only once its client had time to read the answer.
+#[tokio::test]
+async fn limits_those_who_still_send_hear_why_they_are_refused() {
+    let world = World::real().await;
+    let host =
+        Host::of(&world, [limited(&json!({ "body_size": "64KiB", "header_size": "8KiB", "connections": 1 }))]).await;
+    let body = "POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1048576\r\n\r\n".to_owned();
+    let header = format!("GET / HTTP/1.1\r\nhost: here\r\nx-large: {}", "x".repeat(9 << 10));
+    for (begin, refused) in [(body, "HTTP/1.1 413"), (header, "HTTP/1.1 431")] {
+        let mut client = connect(&host, "hostile").await;
+        client.write_all(begin.as_bytes()).await.unwrap();
+        for _ in 0..16 {
+            sleep(Duration::from_millis(20)).await;
+            client.write_all(&[b'x'; 64 << 10]).await.unwrap();
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(refused), "{answer}");
+    }
+    // One that goes on for ever does not keep its place for ever.
+    let mut endless = connect(&host, "hostile").await;
+    endless.write_all(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1048576\r\n\r\n").await.unwrap();
+    let url = host.url("hostile");
+    let next = get(&url);
+    let sends = async {
+        while endless.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (next, ()) = timeout(SOON, async { tokio::join!(next, sends) }).await.expect("the place becomes free");
+    assert_eq!(next.status, 200);
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -213,7 +247,7 @@ async fn limits_clients_that_do_not_read_keep_nobodys_place() {
     let drip = tokio::spawn(async move {
         let mut some = [0; 4096];
         while dripping.read(&mut some).await.is_ok_and(|read| read > 0) {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            sleep(Duration::from_millis(200)).await;
         }
     });
     is_free(&host).await;
