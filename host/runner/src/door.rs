@@ -81,6 +81,11 @@ impl Door {
             if request.body().size_hint().lower() > self.body_size as u64 {
                 return Err(Hit::Large);
             }
+            if request.body().is_end_stream() {
+                // There is nothing to count.
+                let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
+                return self.attempt(request, grpc, &mut span).await;
+            }
             let large = CancellationToken::new();
             let request = request.map(|body| self.bounded(body, large.clone()));
             tokio::select! {

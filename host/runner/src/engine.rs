@@ -5,7 +5,8 @@ use std::{path::PathBuf, sync::Arc, thread};
 use anyhow::{Context, anyhow};
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
-    Cache, CacheConfig, Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
+    Cache, CacheConfig, Config, Enabled, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    UpdateDeadline,
     component::{Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -15,13 +16,19 @@ use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::{
     asked,
     config::Spec,
+    cores,
     guest::{Guest, Host},
-    threads,
     turns::{TURN, Turns},
 };
 
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
 pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
+
+/// Memory of an instance that is cleared for the next one rather than given back, which would interrupt all threads. What
+/// it did not write is not touched where the kernel can tell.
+const KEPT: usize = 2 << 20;
+/// The same of a table and of a stack.
+const KEPT_BESIDE: usize = 64 << 10;
 
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
@@ -51,7 +58,7 @@ impl Engine {
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
         tick(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, turns: Arc::new(Turns::new(threads())) })
+        Ok(Self { wasmtime, linker, turns: Arc::new(Turns::new(cores())) })
     }
 
     /// A store for one instance, which lets others have their turn whenever its own is over.
@@ -139,6 +146,10 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
         .total_tables(slots * CORES_PER_COMPONENT)
         .total_memories(slots * 2)
         .total_stacks(slots * 2)
+        .pagemap_scan(Enabled::Auto)
+        .linear_memory_keep_resident(KEPT)
+        .table_keep_resident(KEPT_BESIDE)
+        .async_stack_keep_resident(KEPT_BESIDE)
         .max_memory_size(memory);
     Some(pool)
 }

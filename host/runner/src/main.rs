@@ -47,7 +47,7 @@ mod version;
 mod watched;
 mod yaml;
 
-use std::{collections::HashMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZero, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
@@ -72,8 +72,8 @@ use crate::{
 
 /// How long leases may take to be revoked at the end; what is left ends with its time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Enough threads for the system to share out fairly when components compute.
-const MIN_THREADS: usize = 4;
+/// One thread answers while another computes.
+const MIN_THREADS: usize = 2;
 /// Tasks between two looks at the network. Each may be a component that computes for a whole tick.
 const TASKS_PER_LOOK: u32 = 11;
 
@@ -119,14 +119,18 @@ fn no_command(error: &clap::Error) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
-/// The threads that answer requests.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(MIN_THREADS, |cores| cores.get().max(MIN_THREADS))
+/// The processors that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 fn runtime() -> Result<Runtime, Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(threads()).event_interval(TASKS_PER_LOOK).thread_name("leasehold").enable_all();
+    builder
+        .worker_threads(cores().max(MIN_THREADS))
+        .event_interval(TASKS_PER_LOOK)
+        .thread_name("leasehold")
+        .enable_all();
     Ok(builder.build().context("cannot start the runtime")?)
 }
 

@@ -1,4 +1,4 @@
-//! Whose turn it is to compute. Components that compute for long take turns with one another on all threads but one, so
+//! Whose turn it is to compute. Components that compute for long take turns with one another on all processors but one, so
 //! that those which answer at once do not wait behind them.
 
 use std::{
@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{task::yield_now, time::sleep_until};
+use tokio::{
+    runtime::Handle,
+    task::{spawn_blocking, yield_now},
+    time::sleep_until,
+};
 
 /// How long a component computes before its neighbours get their turn; also how exact its deadlines are.
 pub(crate) const TURN: Duration = Duration::from_millis(5);
@@ -14,14 +18,14 @@ pub(crate) const TURN: Duration = Duration::from_millis(5);
 /// Turns that a request may take until it is one of those that compute for long.
 const SHORT: u32 = 4;
 
-/// The threads that may be at work on long computations, by when each is free again.
+/// The processors that may be at work on long computations, by when each is free again.
 #[derive(Debug)]
 pub(crate) struct Turns(Mutex<Vec<Instant>>);
 
 impl Turns {
-    /// For a runtime with that many threads; at least one computes.
-    pub(crate) fn new(threads: usize) -> Self {
-        Self(Mutex::new(vec![Instant::now(); threads.saturating_sub(1).max(1)]))
+    /// For that many processors; at least one computes.
+    pub(crate) fn new(cores: usize) -> Self {
+        Self(Mutex::new(vec![Instant::now(); cores.saturating_sub(1).max(1)]))
     }
 
     /// Waits for the next turn of a request that has had so many.
@@ -32,6 +36,10 @@ impl Turns {
                 None => yield_now().await,
                 Some(begins) => sleep_until(begins.into()).await,
             }
+            // A task that comes from outside of the runtime wakes another thread, which then looks after the network and
+            // the timers. Otherwise nobody might until the turn is over.
+            let runtime = Handle::current();
+            drop(spawn_blocking(move || runtime.spawn(async {})));
         }
     }
 
@@ -60,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_compute_share_all_threads_but_one() {
+    fn those_who_compute_share_all_processors_but_one() {
         let (turns, now) = (Turns::new(3), Instant::now() + TURN);
         let begins: Vec<_> = (0..6).map(|_| turns.take(now)).collect();
         assert_eq!(
@@ -70,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_is_better_than_none() {
+    fn one_processor_is_better_than_none() {
         let (turns, now) = (Turns::new(1), Instant::now() + TURN);
         assert_eq!(turns.take(now), None);
         assert_eq!(turns.take(now), Some(now + TURN));
