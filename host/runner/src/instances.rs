@@ -154,6 +154,8 @@ impl WorkerState for Worker {
         call: Arc<Call>,
         task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
+        store.set_epoch_deadline(1);
         store.data_mut().turns_taken = 0;
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);

@@ -30,8 +30,9 @@ impl Turns {
 
     /// Waits for the next turn of a request that has had so many.
     pub(crate) fn next(&self, taken: u32) -> impl Future<Output = ()> + Send + 'static {
-        let begins = if taken <= SHORT { None } else { self.take(Instant::now()) };
+        let long = (taken > SHORT).then(|| self.take(Instant::now()));
         async move {
+            let Some(begins) = long else { return yield_now().await };
             match begins {
                 None => yield_now().await,
                 Some(begins) => sleep_until(begins.into()).await,
