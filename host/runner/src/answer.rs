@@ -20,7 +20,7 @@ use crate::{
     call::{Call, End},
     grpc::{self, Status},
     span::Span,
-    stats::Hit,
+    stats::{Hit, Within},
 };
 
 /// Why the host answers in the component's place. What is said tells nothing of the host.
@@ -105,10 +105,13 @@ pub(crate) struct Answer {
     ended: bool,
 }
 
+/// Of the hall, of the room, and among those that are counted.
+pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, Within);
+
 struct Hold {
     waiting: Waiting,
     /// Given back when the answer has been sent.
-    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    _permits: Permits,
     /// Where gRPC is spoken, an answer that cannot go on ends with a status.
     grpc: bool,
     /// Until then the answer has to be there; it is the caller's deadline.
@@ -126,7 +129,7 @@ impl Answer {
     pub(crate) fn component(
         response: Response<WasiBody>,
         waiting: Waiting,
-        permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        permits: Permits,
         deadline: Option<Instant>,
         span: Option<Span>,
     ) -> Response<Self> {

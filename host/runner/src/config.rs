@@ -174,6 +174,8 @@ pub(crate) struct Allow {
     pub(crate) discover: Names,
     /// The hosts it may send HTTP requests to, and a program may connect to by IP address. By default none.
     pub(crate) outbound: Vec<Host>,
+    /// Whether names in `outbound` may lead to this machine or its link.
+    pub(crate) local: bool,
 }
 
 /// What a service may use, with its defaults.
@@ -267,6 +269,15 @@ impl FromStr for Host {
     }
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            None => f.write_str(&self.name),
+            Some(port) => write!(f, "{}:{port}", self.name),
+        }
+    }
+}
+
 /// One member of the etcd cluster, as `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint(pub(crate) String);
@@ -297,6 +308,7 @@ impl Spec {
                 names: Names::Only(vec![name.clone()]),
                 discover: Names::Only(Vec::new()),
                 outbound: Vec::new(),
+                local: false,
             },
             name,
             component,
@@ -581,6 +593,7 @@ impl Reader<'_> {
             &mut spec.allow.outbound,
             written.allow.outbound.map(|hosts| hosts.into_iter().map(|Parsed(host)| host).collect()),
         );
+        set(&mut spec.allow.local, written.allow.local);
         spec.limits = self.limits(written.limits)?;
         spec.health = written.health.map(|at| self.health(at)).transpose()?;
         Ok(spec)

@@ -151,6 +151,7 @@ impl Door {
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
         let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
+        let within = self.stats.enter();
         let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
         let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&self.room).acquire_owned()).await else {
             let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -164,7 +165,9 @@ impl Door {
         let end = by(begun + self.request_timeout);
         let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
         match answered {
-            Ok(Ok(response)) => Ok(Answer::component(response, waiting, (entered, turn), deadline, span.take())),
+            Ok(Ok(response)) => {
+                Ok(Answer::component(response, waiting, (entered, turn, within), deadline, span.take()))
+            }
             // An instance that is ended for being late fails in more than one way.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),
             Ok(Err(error)) => Err(self.failed(&error)),
@@ -205,7 +208,7 @@ impl From<Hit> for Refusal {
             Hit::NoHost => Self::NoHost,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
-            Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
+            Hit::Denied | Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
         }
     }
 }

@@ -98,17 +98,18 @@ impl Guest {
         };
         let registry = RegistryCtx::new(registrar, policy);
         let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer);
+        let stats = Arc::new(Stats::new());
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),
             args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
-            outbound: Outbound::new(&spec.allow.outbound, mesh, spec.limits.request_timeout, tracer.clone()),
+            outbound: Outbound::new(&spec.allow, mesh, spec.limits.request_timeout, Arc::clone(&stats), tracer.clone()),
             memory: spec.limits.memory,
             registry,
             ended: CancellationToken::new(),
-            stats: Arc::new(Stats::new()),
+            stats,
             tracer,
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
             most_instances: Self::slots(&spec.limits),

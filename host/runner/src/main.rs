@@ -12,6 +12,7 @@ mod config;
 mod dev;
 mod door;
 mod engine;
+mod exit;
 mod failure;
 mod grpc;
 mod guest;

@@ -64,6 +64,12 @@ pub(crate) struct Target {
     version: Version,
 }
 
+impl Target {
+    pub(crate) fn name(&self) -> &ServiceName {
+        &self.name
+    }
+}
+
 impl Mesh {
     pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, prefer: &Metadata) -> Self {
         let mut connector = HttpConnector::new();
@@ -105,7 +111,7 @@ impl Mesh {
             span.calls(&target.name);
         }
         let (parts, body) = request.into_parts();
-        let body = Arc::new(Mutex::new(body));
+        let body = Attempt::new(body);
         let sent = async {
             let balancer = self.balancer(&target).await?;
             self.try_nodes(&target, &balancer, &parts, &body, span).await
@@ -117,12 +123,12 @@ impl Mesh {
         let (response, pick) = match response {
             Ok(response) => response,
             Err(error) => {
-                drain(Attempt(body)).await;
+                drain(body).await;
                 return Err(error);
             }
         };
         let between_bytes = options.between_bytes_timeout;
-        Ok(response.map(|body| Answer { body, between_bytes, silence: None, _pick: pick }.boxed_unsync()))
+        Ok(response.map(|body| Answer::new(body, between_bytes, Some(pick)).boxed_unsync()))
     }
 
     async fn try_nodes(
@@ -130,7 +136,7 @@ impl Mesh {
         target: &Target,
         balancer: &Balancer,
         parts: &Parts,
-        body: &Arc<Mutex<WasiBody>>,
+        body: &Attempt,
         mut span: Option<&mut Span>,
     ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
         let mut tried: Vec<Addr> = Vec::new();
@@ -176,12 +182,12 @@ impl Mesh {
     fn attempt(
         &self,
         parts: &Parts,
-        body: &Arc<Mutex<WasiBody>>,
+        body: &Attempt,
         addr: &Addr,
     ) -> Result<(&Client<HttpConnector, Attempt>, Request<Attempt>), Error> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
-        let mut request = Request::new(Attempt(Arc::clone(body)));
+        let mut request = Request::new(body.clone());
         *request.uri_mut() = uri.map_err(|_| Error::HttpRequestUriInvalid)?;
         *request.method_mut() = parts.method.clone();
         *request.headers_mut() = parts.headers.clone();
@@ -227,7 +233,7 @@ fn not_found(said: String) -> Error {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         None => error.to_string(),
         Some(source) => format!("{error}: {}", chain(source)),
@@ -235,9 +241,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The body of a request, lent to one attempt after the other. One that made no connection has not touched it.
-struct Attempt(Arc<Mutex<WasiBody>>);
+#[derive(Clone)]
+pub(crate) struct Attempt(Arc<Mutex<WasiBody>>);
 
 impl Attempt {
+    pub(crate) fn new(body: WasiBody) -> Self {
+        Self(Arc::new(Mutex::new(body)))
+    }
+
     fn body(&self) -> MutexGuard<'_, WasiBody> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -260,12 +271,19 @@ impl Body for Attempt {
     }
 }
 
-/// The body of an answer. The node counts as busy until its end.
-struct Answer {
+/// The body of an answer. The node that was picked for it counts as busy until its end.
+pub(crate) struct Answer {
     body: hyper::body::Incoming,
     between_bytes: Option<Duration>,
     silence: Option<Pin<Box<Sleep>>>,
-    _pick: Pick,
+    _pick: Option<Pick>,
+}
+
+impl Answer {
+    /// One that breaks off when nothing comes of it for that long.
+    pub(crate) fn new(body: hyper::body::Incoming, between_bytes: Option<Duration>, pick: Option<Pick>) -> Self {
+        Self { body, between_bytes, silence: None, _pick: pick }
+    }
 }
 
 impl Body for Answer {

@@ -151,6 +151,16 @@ impl Scrape {
             hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
         });
         page.counter("hits", "What requests and instances ran into", hits)?;
+        let within = self.faces().map(|face| (labels(face), face.stats.within() as f64));
+        page.gauge("requests_in_flight", "Requests that wait for their turn or whose answer is not sent yet", within)?;
+        let outgoing: Vec<_> = self.faces().map(|face| (face, face.stats.outgoing().clone())).collect();
+        let outgoing = outgoing.iter().flat_map(|(face, targets)| {
+            targets.iter().flat_map(move |(to, count)| {
+                [("answered", count.answered), ("failed", count.failed)]
+                    .map(|(result, count)| (with(with(labels(face), "to", to), "result", result), count))
+            })
+        });
+        page.counter("outgoing_requests", "Requests of the component's own", outgoing)?;
         let help = "Time until the answer begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
         for face in self.faces() {

@@ -16,13 +16,15 @@ use http::{
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
-use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks, default_send_request};
+use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use crate::{
     asked::Asked,
-    config::Host,
+    config::{Allow, Host},
+    exit::Exit,
     mesh::Mesh,
     span::{Span, Tracer},
+    stats::{Hit, Stats},
 };
 
 /// How long the rest of a request that goes nowhere is taken.
@@ -32,9 +34,11 @@ const DRAIN: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Outbound {
     hosts: Arc<[Host]>,
+    exit: Exit,
     mesh: Arc<Mesh>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
+    stats: Arc<Stats>,
     tracer: Option<Tracer>,
     pub(crate) asked: Asked,
 }
@@ -43,8 +47,16 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Result<(Response<WasiBody>, Io)>;
 
 impl Outbound {
-    pub(crate) fn new(hosts: &[Host], mesh: Mesh, timeout: Duration, tracer: Option<Tracer>) -> Self {
-        Self { hosts: hosts.into(), mesh: Arc::new(mesh), timeout, tracer, asked: Asked::default() }
+    pub(crate) fn new(allow: &Allow, mesh: Mesh, timeout: Duration, stats: Arc<Stats>, tracer: Option<Tracer>) -> Self {
+        Self {
+            hosts: allow.outbound.as_slice().into(),
+            exit: Exit::new(allow.local),
+            mesh: Arc::new(mesh),
+            timeout,
+            stats,
+            tracer,
+            asked: Asked::default(),
+        }
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
@@ -67,30 +79,33 @@ impl WasiHttpHooks for Outbound {
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let asked = self.asked.take();
         let mut span = self.tracer.as_ref().and_then(|tracer| tracer.send(asked, &mut request));
-        let uri = request.uri();
+        let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
         if let Some(target) = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme())) {
             let mesh = Arc::clone(&self.mesh);
+            let to = target.name().to_string();
             return Box::new(async move {
                 let sent = mesh.send(target, request, options, span.as_mut()).await;
+                stats.sent(&to, sent.is_ok());
                 traced(span, sent.map(|response| (response, Box::new(ready(Ok(()))) as Io)))
             });
         }
-        let allowed = uri.authority().is_some_and(|authority| {
-            // A user in the authority would be parsed by others in other ways.
-            !authority.as_str().contains('@') && allow(&self.hosts, authority, uri.scheme())
-        });
-        if !allowed {
+        // A user in the authority would be parsed by others in other ways.
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+        let Some(host) = authority.and_then(|authority| allowed(&self.hosts, authority, uri.scheme())) else {
             let authority = uri.authority().map_or("", Authority::as_str);
             tracing::debug!(to = authority, "an outgoing request is in neither allow.outbound nor allow.discover");
+            stats.hit(Hit::Denied);
             return Box::new(async move {
                 drain(request.into_body()).await;
                 traced(span, Err(Error::HttpRequestDenied))
             });
-        }
+        };
+        let (exit, to) = (self.exit.clone(), host.to_string());
         Box::new(async move {
-            let sent = default_send_request(request, Some(options)).await;
-            traced(span, sent.map(|(response, io)| (response.map(BodyExt::boxed_unsync), Box::new(io) as Io)))
+            let sent = exit.send(request, options).await;
+            stats.sent(&to, sent.is_ok());
+            traced(span, sent.map(|response| (response, Box::new(ready(Ok(()))) as Io)))
         })
     }
 }
@@ -159,23 +174,23 @@ pub(crate) async fn drain(mut body: impl Body + Unpin) {
     let _ = timeout(DRAIN, all).await; // What has not come by then is not waited for.
 }
 
-fn allow(hosts: &[Host], authority: &Authority, scheme: Option<&Scheme>) -> bool {
+fn allowed<'a>(hosts: &'a [Host], authority: &Authority, scheme: Option<&Scheme>) -> Option<&'a Host> {
     let default_port = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
     let port = authority.port_u16().unwrap_or(default_port);
     let name = authority.host();
-    hosts.iter().any(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
+    hosts.iter().find(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
 }
 
 #[cfg(test)]
 mod tests {
     use http::uri::Scheme;
 
-    use super::allow;
+    use super::allowed;
 
     #[test]
     fn only_listed_hosts_are_reached() {
         let hosts = ["api.example", "127.0.0.1:8080", "[::1]:80"].map(|host| host.parse().unwrap());
-        let allows = |authority: &str, scheme| allow(&hosts, &authority.parse().unwrap(), Some(&scheme));
+        let allows = |authority: &str, scheme| allowed(&hosts, &authority.parse().unwrap(), Some(&scheme)).is_some();
         assert!(allows("api.example", Scheme::HTTPS));
         assert!(allows("API.example:8443", Scheme::HTTP));
         assert!(allows("127.0.0.1:8080", Scheme::HTTP));

@@ -1,12 +1,21 @@
 //! What is counted of one service: the requests it answers, how long they take, and what it runs into.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use http::StatusCode;
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 
 /// Upper bounds of the times in which answers begin, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// Targets of outgoing requests that are told apart; a component that may call any service makes up names as it likes.
+const MAX_TARGETS: usize = 256;
+/// What the rest of them is called.
+const OTHERS: &str = "others";
 
 /// The counters of one service. They outlive its instances and its versions.
 #[derive(Debug)]
@@ -16,6 +25,24 @@ pub(crate) struct Stats {
     /// Until the answer begins.
     pub(crate) duration: Histogram,
     hits: [Counter; HITS.len()],
+    within: Gauge,
+    outgoing: Mutex<BTreeMap<String, Outgoing>>,
+}
+
+/// What came of the requests that a component sent to one target.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Outgoing {
+    pub(crate) answered: u64,
+    pub(crate) failed: u64,
+}
+
+/// A request that was let in, until its answer has been sent.
+pub(crate) struct Within(Arc<Stats>);
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        self.0.within.dec();
+    }
 }
 
 /// What a request or an instance can run into.
@@ -25,6 +52,8 @@ pub(crate) enum Hit {
     Full,
     /// Refused after it had waited for its turn, or for an instance, too long.
     Waited,
+    /// Refused, since the policy does not let the component send it.
+    Denied,
     /// Refused, since it named no host.
     NoHost,
     /// Refused, since its body is larger than `body_size`.
@@ -42,9 +71,10 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 9] = [
+pub(crate) const HITS: [(Hit, &str); 10] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
+    (Hit::Denied, "denied"),
     (Hit::NoHost, "no_host"),
     (Hit::Large, "large"),
     (Hit::Late, "late"),
@@ -62,7 +92,13 @@ impl Hit {
 
 impl Stats {
     pub(crate) fn new() -> Self {
-        Self { classes: Default::default(), duration: Histogram::new(BOUNDS), hits: Default::default() }
+        Self {
+            classes: Default::default(),
+            duration: Histogram::new(BOUNDS),
+            hits: Default::default(),
+            within: Gauge::default(),
+            outgoing: Mutex::default(),
+        }
     }
 
     /// A request whose answer begins, whoever gives it.
@@ -70,6 +106,30 @@ impl Stats {
         let class = usize::from(status.as_u16() / 100).clamp(1, self.classes.len());
         self.classes[class - 1].inc();
         self.duration.observe(after.as_secs_f64());
+    }
+
+    /// A request that is let in.
+    pub(crate) fn enter(self: &Arc<Self>) -> Within {
+        self.within.inc();
+        Within(Arc::clone(self))
+    }
+
+    /// Requests that are answered or wait for their turn.
+    pub(crate) fn within(&self) -> i64 {
+        self.within.get()
+    }
+
+    /// A request of the component's own, to a host or a service.
+    pub(crate) fn sent(&self, to: &str, answered: bool) {
+        let mut outgoing = self.outgoing();
+        let is_told_apart = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
+        let target = outgoing.entry(if is_told_apart { to } else { OTHERS }.to_owned()).or_default();
+        *(if answered { &mut target.answered } else { &mut target.failed }) += 1;
+    }
+
+    /// What came of requests to others, by target.
+    pub(crate) fn outgoing(&self) -> MutexGuard<'_, BTreeMap<String, Outgoing>> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn hit(&self, hit: Hit) {
@@ -102,7 +162,7 @@ mod tests {
 
     use http::StatusCode;
 
-    use super::{HITS, Stats};
+    use super::{HITS, MAX_TARGETS, OTHERS, Stats};
 
     #[test]
     fn what_happened_is_counted_under_its_own_name() {
@@ -118,5 +178,17 @@ mod tests {
             assert!(stats.hits().any(|(found, count)| found == name && count.get() == 1));
         }
         assert_eq!(stats.failed(), 2);
+    }
+
+    #[test]
+    fn made_up_targets_are_counted_together() {
+        let stats = Stats::new();
+        for number in 0..2 * MAX_TARGETS {
+            stats.sent(&number.to_string(), true);
+        }
+        stats.sent("0", false);
+        let outgoing = stats.outgoing();
+        assert_eq!((outgoing["0"].answered, outgoing["0"].failed), (1, 1));
+        assert_eq!((outgoing.len(), outgoing[OTHERS].answered), (MAX_TARGETS + 1, MAX_TARGETS as u64));
     }
 }

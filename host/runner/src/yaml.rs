@@ -142,6 +142,7 @@ pub(crate) struct Allow {
     pub(crate) names: Option<Vec<Parsed<Pattern>>>,
     pub(crate) discover: Option<Vec<Parsed<Pattern>>>,
     pub(crate) outbound: Option<Vec<Parsed<Host>>>,
+    pub(crate) local: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]

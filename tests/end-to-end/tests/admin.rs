@@ -112,7 +112,12 @@ async fn admin_counts_what_requests_run_into() {
     assert_eq!(get(&format!("{url}act/trap")).await.status, 500);
     assert_eq!((hits("failed").await, hits("late").await), (1.0, 0.0));
     wait_for("the trap is counted", SOON, async || hits("trap").await == 1.0).await;
-    assert_eq!(get(&format!("{url}act/spin")).await.status, 504);
+    let in_flight = async || sample(&admin, "leasehold_requests_in_flight", &[("service", "hostile")]).await;
+    assert_eq!(in_flight().await, 0.0);
+    let spin = format!("{url}act/spin");
+    let counted = async { wait_for("it is counted", SOON, async || in_flight().await == 1.0).await };
+    let (spun, ()) = tokio::join!(get(&spin), counted);
+    assert_eq!((spun.status, in_flight().await), (504, 0.0));
     assert_eq!((hits("failed").await, hits("late").await), (1.0, 1.0));
     assert_eq!(hits("trap").await, 1.0, "one that is ended for being late did not trap");
     let failed = sample(&admin, "leasehold_requests_total", &[("class", "5xx")]);

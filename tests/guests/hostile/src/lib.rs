@@ -3,7 +3,7 @@
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`; `GET /greet/HOST` makes a call of gRPC to the example there.
+//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS; `GET /greet/HOST` makes a call of gRPC to the example there.
 //! `GET /` answers `hostile`.
 
 mod act;
@@ -37,7 +37,9 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     let body = if let Some(name) = path.strip_prefix("/act/") {
         report(act(name))
     } else if let Some(host) = path.strip_prefix("/call/") {
-        told_of_a_call(call(host).await)
+        told_of_a_call(call("http", host).await)
+    } else if let Some(host) = path.strip_prefix("/secure/") {
+        told_of_a_call(call("https", host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
         told_of_a_call(greet(host).await)
     } else {
@@ -62,8 +64,8 @@ async fn greet(host: &str) -> Result<String, Error> {
 }
 
 /// What a host answers.
-async fn call(host: &str) -> Result<String, Error> {
-    let request = Request::get(format!("http://{host}/")).body(Body::empty())?;
+async fn call(scheme: &str, host: &str) -> Result<String, Error> {
+    let request = Request::get(format!("{scheme}://{host}/")).body(Body::empty())?;
     let mut response = Client::new().send(request).await?;
     Ok(response.body_mut().str_contents().await?.to_owned())
 }

@@ -1,0 +1,135 @@
+//! Requests of a component to hosts: where its policy lets it, and nowhere else.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use leasehold_end_to_end::{
+    Host,
+    config::{config, hostile, with},
+    http::get,
+};
+use leasehold_scenarios::world::World;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+/// A server of HTTP/1.1 that answers `it is me`, and closes each connection after so many answers, unannounced. Says where
+/// it is, and counts the connections.
+async fn server(answers: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (addr, taken) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                for _ in 0..answers {
+                    if stream.read(&mut request).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nit is me").await.unwrap();
+                }
+            });
+        }
+    });
+    (addr, taken)
+}
+
+async fn host(world: &World, allow: &Value) -> Host {
+    let caller = with(hostile("caller"), json!({ "register": "host", "allow": allow }));
+    Host::ready(&with(config(world, [caller]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
+}
+
+/// What a caller got, `call` or `secure`, from a host: the case, and the text.
+async fn ask(host: &Host, how: &str, authority: &str) -> (String, String) {
+    let answer = get(&format!("{}{how}/{authority}", host.url("caller"))).await;
+    assert_eq!(answer.status, 200, "{authority}: {answer:?}");
+    let answer = answer.json();
+    (answer["case"].as_str().unwrap().to_owned(), answer["text"].as_str().unwrap().to_owned())
+}
+
+async fn answers(host: &Host, authority: &str) {
+    assert_eq!(ask(host, "call", authority).await, ("ok".to_owned(), "it is me".to_owned()), "{authority}");
+}
+
+async fn fails(host: &Host, how: &str, authority: &str, why: &str) {
+    let (case, text) = ask(host, how, authority).await;
+    assert_eq!(case, "failed", "{authority}: {text}");
+    assert!(text.contains(why), "{authority}: {text}");
+}
+
+#[tokio::test]
+async fn a_name_does_not_lead_to_this_machine_unless_the_policy_says_so() {
+    let world = World::real().await;
+    let (addr, taken) = server(1).await;
+    let port = addr.port();
+    // Every resolver knows these as 127.0.0.1, and neither is an address as it is written.
+    let names = ["127.1", "2130706433"].map(|name| format!("{name}:{port}"));
+    let others = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
+    let listed: Vec<_> = names.iter().chain(&others).collect();
+    let strict = host(&world, &json!({ "outbound": listed })).await;
+    for name in &names {
+        fails(&strict, "call", name, "DestinationIpProhibited").await;
+    }
+    assert_eq!(taken.load(Ordering::Relaxed), 0);
+    for other in &others {
+        answers(&strict, other).await;
+    }
+    let lenient = host(&world, &json!({ "outbound": listed, "local": true })).await;
+    for name in names.iter().chain(&others) {
+        answers(&lenient, name).await;
+    }
+    // It is no word for hosts that are not listed.
+    fails(&lenient, "call", "127.0.0.1:1", "HttpRequestDenied").await;
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_those_that_the_other_side_closed_cost_no_request() {
+    let world = World::real().await;
+    let ((keeps, kept), (closes, closed)) = (server(usize::MAX).await, server(1).await);
+    let [keeps, closes] = [keeps, closes].map(|addr| addr.to_string());
+    let host = host(&world, &json!({ "outbound": [keeps, closes] })).await;
+    for _ in 0..20 {
+        answers(&host, &keeps).await;
+        answers(&host, &closes).await;
+    }
+    assert_eq!((kept.load(Ordering::Relaxed), closed.load(Ordering::Relaxed)), (1, 20));
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    for to in [keeps, closes] {
+        let counted = format!(r#"to="{to}",result="answered"}} 20"#);
+        assert!(metrics.contains(&counted), "{counted} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_component_is_told_why_a_host_does_not_answer() {
+    let world = World::real().await;
+    let nobody = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let ((plain, _), (silent, _)) = (server(usize::MAX).await, server(0).await);
+    let [plain, silent] = [plain, silent].map(|addr| addr.to_string());
+    let unknown = "nobody.invalid".to_owned();
+    let host = host(&world, &json!({ "outbound": [nobody, plain, silent, unknown] })).await;
+    fails(&host, "call", &nobody, "ConnectionRefused").await;
+    fails(&host, "call", &unknown, "DnsError").await;
+    fails(&host, "call", &silent, "ConnectionTerminated").await;
+    fails(&host, "secure", &plain, "TlsProtocolError").await;
+    fails(&host, "call", "example.com", "HttpRequestDenied").await;
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    for counted in [format!(r#"to="{nobody}",result="failed"}} 1"#), r#"what="denied"} 1"#.to_owned()] {
+        assert!(metrics.contains(&counted), "{counted} in {metrics}");
+    }
+}
