@@ -18,12 +18,12 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
-    backoff::backoff,
     error::{Error, Unavailable},
-    etcd::{Change, Etcd, Failure, Found},
+    etcd::{Etcd, Failure, Found, Reading},
+    follow::{Follower, News, Step},
     keys::{Keys, Known, What},
     layout::Layout,
     node::{Addr, ServerNode, ServiceName, Version},
@@ -32,10 +32,6 @@ use crate::{
 /// How long what was known is kept after etcd lost its data: more than four renewal intervals at the default TTL, and it
 /// takes a service one to come back.
 const GRACE: Duration = Duration::from_secs(15);
-/// A stream that is silent for so long is asked for a sign of life.
-const SILENCE: Duration = Duration::from_secs(5);
-/// The longest wait between two tries.
-const MAX_BACKOFF: Duration = Duration::from_secs(3);
 
 /// The nodes of one service as etcd has them, followed in the background for as long as a handle lives.
 ///
@@ -290,6 +286,33 @@ impl Picture {
         Some((known.key.clone(), known.created, sight.revision.max(known.created)))
     }
 
+    /// Whether etcd, at `revision` now, has the data that it had: one that lost them is behind, or does not remember a key.
+    async fn recognises(&self, layout: usize, etcd: &Etcd, revision: i64) -> Result<bool, Failure> {
+        let Some((key, created, at)) = self.witness(layout) else { return Ok(true) };
+        if revision < at {
+            return Ok(false);
+        }
+        match etcd.created(&key, at).await {
+            Ok(remembered) => Ok(remembered == Some(created)),
+            // Compacted: it has gone on from there.
+            Err(Failure::Refused { .. }) => Ok(true),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn known(&self, layout: &Layout, found: Found) -> Arc<Known> {
+        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
+        let Self { name, version, .. } = self;
+        let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
+        let what = match layout.parse(&found.key, &found.value) {
+            // A long name is shared by all.
+            Ok(node) if ours(&node) => What::Node(ServerNode { name: name.clone(), ..node }),
+            Ok(_) => What::Other,
+            Err(_) => What::Garbage,
+        };
+        Arc::new(Known { key: found.key.into(), created: found.created, what })
+    }
+
     /// Ends if nobody holds a handle any more; none is given out afterwards.
     fn end_unless_wanted(&self) -> bool {
         let mut seen = self.seen();
@@ -341,12 +364,16 @@ impl Sight {
     }
 
     /// Whether that changed a node.
-    fn apply(&mut self, now: Instant, changes: Vec<News>) -> bool {
+    fn apply(&mut self, now: Instant, changes: Vec<News<Arc<Known>>>) -> bool {
         self.heard = Some(now);
         let mut changed = self.kept.take_if(|(until, _)| *until <= now).is_some();
         for news in changes {
             // Deleted, it is not coming back; put, it has.
-            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(news.key()));
+            let key = match &news {
+                News::Put(known) => &known.key,
+                News::Deleted(key) => key.as_slice(),
+            };
+            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(key));
             let (is, was) = match news {
                 News::Put(known) => (Some(known.clone()), self.known.insert(known)),
                 News::Deleted(key) => (None, self.known.remove(&key)),
@@ -358,42 +385,38 @@ impl Sight {
     }
 }
 
-/// What happened to one key.
-enum News {
-    Put(Arc<Known>),
-    Deleted(Vec<u8>),
-}
-
-impl News {
-    fn key(&self) -> &[u8] {
-        match self {
-            Self::Put(known) => &known.key,
-            Self::Deleted(key) => key,
-        }
-    }
-}
-
 /// Follows one layout of a view, for as long as a handle lives.
-pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, etcd: Etcd, mut rng: fastrand::Rng) {
-    let follower = Follower { picture: &picture, index, layout: &layout, etcd: &etcd, patience: picture.patience };
-    let mut failures = 0;
+pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, etcd: Etcd, rng: fastrand::Rng) {
+    let prefix = layout.prefix(&picture.name, &picture.version);
+    let take = |found| picture.known(&layout, found);
+    let mut follower = Follower::new(etcd.clone(), prefix, picture.patience, take, rng);
     let life = async {
         loop {
-            let failure = match follower.read().await {
-                Ok(revision) => {
-                    failures = 0;
-                    follower.watch(revision + 1).await
+            let failure = match follower.next().await {
+                Step::Read(Reading { found, revision }) => match picture.recognises(index, &etcd, revision).await {
+                    Ok(is_the_same) => {
+                        let keys = Keys::of(found);
+                        picture.tell(index, |sight| {
+                            sight.read(Instant::now(), revision, keys, is_the_same);
+                            true
+                        });
+                        continue;
+                    }
+                    Err(failure) => {
+                        follower.doubt(&failure);
+                        failure
+                    }
+                },
+                Step::Changed(news) => {
+                    picture.tell(index, |sight| sight.apply(Instant::now(), news));
+                    continue;
                 }
-                Err(failure) => failure,
+                Step::Broken(failure) => failure,
             };
-            debug!(service = %picture.name, %failure, "a view has to be read again");
             picture.tell(index, |sight| {
                 sight.trouble = Some(failure.into());
                 false
             });
-            failures += 1;
-            let pause = backoff(&mut rng, failures, MAX_BACKOFF);
-            let _ = timeout(pause, etcd.is_back()).await; // Either way it is time.
         }
     };
     let unwanted = async {
@@ -407,78 +430,5 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, 
     tokio::select! {
         never = life => never,
         () = unwanted => {}
-    }
-}
-
-/// What follows one layout of a view needs.
-struct Follower<'a> {
-    picture: &'a Picture,
-    index: usize,
-    layout: &'a Layout,
-    etcd: &'a Etcd,
-    patience: Duration,
-}
-
-impl Follower<'_> {
-    /// Reads everything anew; gives the revision of it.
-    async fn read(&self) -> Result<i64, Failure> {
-        let prefix = self.layout.prefix(&self.picture.name, &self.picture.version);
-        let reading = self.etcd.read(&prefix, |found| self.known(found)).await?;
-        let revision = reading.revision;
-        let is_the_same = self.recognises(revision).await?;
-        let keys = Keys::of(reading.found);
-        self.picture.tell(self.index, |sight| {
-            sight.read(Instant::now(), revision, keys, is_the_same);
-            true
-        });
-        Ok(revision)
-    }
-
-    /// Whether etcd, at `revision` now, has the data that it had: one that lost them is behind, or does not remember a key.
-    async fn recognises(&self, revision: i64) -> Result<bool, Failure> {
-        let Some((key, created, at)) = self.picture.witness(self.index) else { return Ok(true) };
-        if revision < at {
-            return Ok(false);
-        }
-        match self.etcd.created(&key, at).await {
-            Ok(remembered) => Ok(remembered == Some(created)),
-            // Compacted: it has gone on from there.
-            Err(Failure::Refused { .. }) => Ok(true),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// Follows what happens from `revision` on, until that fails.
-    async fn watch(&self, revision: i64) -> Failure {
-        let prefix = self.layout.prefix(&self.picture.name, &self.picture.version);
-        let mut stream = match self.etcd.open_changes(&prefix, revision, self.patience).await {
-            Ok(stream) => stream,
-            Err(failure) => return failure,
-        };
-        loop {
-            let changes = match stream.next(SILENCE, self.patience).await {
-                Ok(changes) => changes,
-                Err(failure) => return failure,
-            };
-            let changes = changes.into_iter().map(|change| match change {
-                Change::Put(found) => News::Put(self.known(found)),
-                Change::Deleted(key) => News::Deleted(key),
-            });
-            let changes = changes.collect();
-            self.picture.tell(self.index, |sight| sight.apply(Instant::now(), changes));
-        }
-    }
-
-    fn known(&self, found: Found) -> Arc<Known> {
-        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
-        let Picture { name, version, .. } = self.picture;
-        let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match self.layout.parse(&found.key, &found.value) {
-            // A long name is shared by all.
-            Ok(node) if ours(&node) => What::Node(ServerNode { name: name.clone(), ..node }),
-            Ok(_) => What::Other,
-            Err(_) => What::Garbage,
-        };
-        Arc::new(Known { key: found.key.into(), created: found.created, what })
     }
 }

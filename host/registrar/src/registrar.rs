@@ -1,7 +1,7 @@
 //! The public face: one thread that owns every lease, and the handles to it.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -18,9 +18,10 @@ use crate::{
     discovery::{self, Picture, View},
     entry::Wish,
     error::Error,
-    etcd::{Etcd, Failure},
+    etcd::Etcd,
     layout::Layout,
     lease::{Command, Lease, Surroundings},
+    listed::{self, Following, Listed, Ranges},
     load,
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     status::{Board, Event, Standing, State, Status, Vitals},
@@ -34,6 +35,8 @@ const MAX_REQUESTS: usize = 1024;
 const MAX_COMMANDS: usize = 1024;
 /// Views at a time, at most.
 const MAX_VIEWS: usize = 10_000;
+/// Answers of etcd that wait for one who follows; then etcd waits.
+const MAX_UNTOLD: usize = 16;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
@@ -49,21 +52,6 @@ pub struct Registrar {
     options: Arc<Options>,
 }
 
-/// One key in etcd, as [`Registrar::list`] found it.
-#[derive(Debug, Clone)]
-pub struct Listed {
-    /// The key; bytes that are not UTF-8 are replaced.
-    pub key: String,
-    /// The value as it stands there.
-    pub value: Vec<u8>,
-    /// The node, or why the value is not one.
-    pub node: Result<ServerNode, Invalid>,
-    /// The lease, 0 for none: such a key outlives its host.
-    pub lease: i64,
-    /// How long the lease lasts if it is not renewed; `None` without a lease.
-    pub ttl_remaining: Option<Duration>,
-}
-
 /// What etcd says of itself.
 #[derive(Debug, Clone)]
 pub struct EtcdStatus {
@@ -77,13 +65,15 @@ pub struct EtcdStatus {
 enum Request {
     Register(Application),
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
-    List { what: Range, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    List { what: Which, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    Follow { what: Which, reply: oneshot::Sender<Following> },
+    TimesLeft { leases: HashSet<i64>, reply: oneshot::Sender<Result<HashMap<i64, Duration>, Error>> },
     Watch { name: ServiceName, version: Version, reply: oneshot::Sender<Result<View, Error>> },
     End,
 }
 
 /// Which keys of the layouts are read: all, or those of one service, or of one version of it.
-type Range = Option<(ServiceName, Version)>;
+type Which = Option<(ServiceName, Version)>;
 
 #[derive(Debug)]
 struct Application {
@@ -252,6 +242,17 @@ impl Registrar {
         Ok(listed)
     }
 
+    /// The same keys, and what happens to them from now on, through outages of etcd. Does not wait for etcd.
+    pub async fn follow(&self, name: Option<&ServiceName>) -> Result<Following, Error> {
+        let what = name.map(|name| (name.clone(), Version::default()));
+        self.ask(|reply| Request::Follow { what, reply }).await
+    }
+
+    /// How long leases last if they are not renewed, whoever's they are; zero for one that does not exist any more.
+    pub async fn times_left(&self, leases: HashSet<i64>) -> Result<HashMap<i64, Duration>, Error> {
+        self.ask(|reply| Request::TimesLeft { leases, reply }).await?
+    }
+
     /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
@@ -355,7 +356,11 @@ impl Keeper {
                 request = self.inbox.recv() => match request {
                     Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
                     Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
-                    Some(Request::List { what, ttls, reply }) => self.list(etcd.clone(), what, ttls, reply),
+                    Some(Request::List { what, ttls, reply }) => self.list(etcd.clone(), what.as_ref(), ttls, reply),
+                    Some(Request::Follow { what, reply }) => {
+                        let _ = reply.send(self.follow(&etcd, what.as_ref())); // The caller may have given up.
+                    }
+                    Some(Request::TimesLeft { leases, reply }) => self.times_left(etcd.clone(), leases, reply),
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
                     }
@@ -528,57 +533,43 @@ impl Keeper {
         });
     }
 
-    fn list(&self, etcd: Etcd, what: Range, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>>) {
-        let options = self.options.clone();
+    fn list(
+        &self,
+        etcd: Etcd,
+        what: Option<&(ServiceName, Version)>,
+        ttls: bool,
+        reply: oneshot::Sender<Result<Vec<Listed>, Error>>,
+    ) {
+        let (ranges, patience) = (Ranges::new(&self.options.layouts, what), self.options.request_timeout);
         self.tracker.spawn(async move {
-            let listed = listed(&etcd, &options, what.as_ref(), ttls).await;
+            let listed = listed::list(&etcd, &ranges, ttls, patience).await;
             let _ = reply.send(listed.map_err(Error::unavailable)); // The caller may have given up.
         });
     }
-}
 
-async fn listed(
-    etcd: &Etcd,
-    options: &Options,
-    what: Option<&(ServiceName, Version)>,
-    ttls: bool,
-) -> Result<Vec<Listed>, Failure> {
-    let mut remaining: HashMap<i64, Option<Duration>> = HashMap::from([(0, None)]);
-    let mut all: Vec<Listed> = Vec::new();
-    let mut places: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
-    for layout in &options.layouts {
-        let prefix = what.map_or_else(|| layout.root(), |(name, version)| layout.prefix(name, version));
-        for found in etcd.read(&prefix, |found| found).await?.found {
-            let node = layout.parse(&found.key, &found.value);
-            if let Some(place) = places.get(&found.key) {
-                // Garbage to one layout may be a node to another that shares its prefix.
-                let listed = &mut all[*place];
-                if listed.node.is_err() && node.is_ok() {
-                    listed.node = node;
-                }
-                continue;
-            }
-            if ttls && !remaining.contains_key(&found.lease) {
-                let left = match etcd.look_at(found.lease, false, options.request_timeout).await {
-                    Ok(view) => Some(view.remaining),
-                    Err(Failure::LeaseGone) => Some(Duration::ZERO),
-                    Err(failure) => return Err(failure),
-                };
-                remaining.insert(found.lease, left);
-            }
-            if options.layouts.len() > 1 {
-                places.insert(found.key.clone(), all.len());
-            }
-            all.push(Listed {
-                key: String::from_utf8_lossy(&found.key).into_owned(),
-                value: found.value,
-                node,
-                lease: found.lease,
-                ttl_remaining: remaining.get(&found.lease).copied().flatten(),
-            });
-        }
+    fn follow(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> Following {
+        let (tell, told) = mpsc::channel(MAX_UNTOLD);
+        let ranges = Ranges::new(&self.options.layouts, what);
+        let telling = listed::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
+        let (telling, ending) = (Box::pin(telling), self.ending.clone());
+        self.tracker.spawn(async move {
+            ending.run_until_cancelled(telling).await;
+        });
+        Following { told }
     }
-    Ok(all)
+
+    fn times_left(
+        &self,
+        etcd: Etcd,
+        leases: HashSet<i64>,
+        reply: oneshot::Sender<Result<HashMap<i64, Duration>, Error>>,
+    ) {
+        let patience = self.options.request_timeout;
+        self.tracker.spawn(async move {
+            let left = listed::times_left(&etcd, leases, patience).await;
+            let _ = reply.send(left.map_err(Error::unavailable)); // The caller may have given up.
+        });
+    }
 }
 
 /// A node that is kept in etcd until [`Registration::stop`].

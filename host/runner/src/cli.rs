@@ -134,7 +134,7 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Show what is registered in etcd and what changes, until Ctrl-C
     #[command(
-        after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 200ms\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt reads etcd once an interval, so what comes and goes in between is not seen."
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 5s\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt follows etcd, so a change is seen at once. Time passes silently there: a terminal's TTL is asked for once an interval."
     )]
     Watch(WatchArgs),
     /// Say what is wrong with what is registered in etcd, and the cure
@@ -249,7 +249,7 @@ pub(crate) struct WatchArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// How often etcd is read, 100ms or more
+    /// How often a terminal's TTL is brought up to date, 100ms or more
     #[arg(long, value_name = "TIME", default_value = "1s")]
     pub(crate) every: Every,
 

@@ -64,6 +64,39 @@ async fn watch_tells_every_change_once() {
 }
 
 #[tokio::test]
+async fn watch_waits_for_no_interval_and_follows_an_etcd_that_comes_back() {
+    let mut world = World::real().await;
+    let etcd = endpoint(&world);
+    let lease = world.grant(60).await;
+    world.put("/user/h:1", &value("user", "h:1", 10), lease).await;
+    let folder = TempDir::new().unwrap();
+    // The keys of one layout stand among those of the other.
+    let arguments = ["watch", "--json", "--every", "1h", "--layout", "seed", "--layout", "kratos", "--etcd", &etcd];
+    let mut watch = leasehold(arguments, &folder);
+    let there = change(&mut watch, "present", "/user/h:1").await;
+    assert_eq!(there["lease"], format!("{lease:x}"));
+    assert!((1..=60).contains(&there["ttl_seconds"].as_u64().unwrap()), "{there}");
+    let shop = json!({ "id": "1", "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://127.0.0.1:9"] });
+    world.put("/microservices/shop/1", &shop.to_string(), lease).await;
+    let shop = change(&mut watch, "joined", "/microservices/shop/1").await;
+    assert!((1..=60).contains(&shop["ttl_seconds"].as_u64().unwrap()), "{shop}");
+
+    world.restart(true).await;
+    watch.line("that etcd is back", |line| line.contains("etcd is back")).await;
+    world.put("/user/h:1", &value("user", "h:1", 11), lease).await;
+    assert_eq!(change(&mut watch, "changed", "/user/h:1").await["weight"], 11);
+    world.put("/user/h:1", "garbage", lease).await;
+    change(&mut watch, "left", "/user/h:1").await;
+    world.restart(false).await;
+    change(&mut watch, "left", "/microservices/shop/1").await;
+    world.put("/user/h:2", &value("user", "h:2", 12), 0).await;
+    change(&mut watch, "joined", "/user/h:2").await;
+    watch.signal("INT");
+    let ended = watch.ends().await;
+    assert_eq!((ended.code, ended.stdout.lines().count()), (Some(0), 6), "{ended:?}");
+}
+
+#[tokio::test]
 async fn watch_and_doctor_need_an_etcd() {
     for command in ["watch", "doctor"] {
         let ended = ended([command, "--etcd", "http://127.0.0.1:9"]).await;

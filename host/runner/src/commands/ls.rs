@@ -1,9 +1,12 @@
 //! `leasehold ls`: what is registered in etcd.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use leasehold::{Error, Listed, Options, Registrar, ServiceName};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 use super::{print, print_json, table};
@@ -25,7 +28,8 @@ pub(super) struct Row {
     pub(super) addr: String,
     pub(super) weight: Option<u32>,
     /// As etcdctl writes it; null for a key that outlives its host.
-    pub(super) lease: Option<String>,
+    #[serde(serialize_with = "hexadecimal")]
+    pub(super) lease: Option<i64>,
     pub(super) ttl_seconds: Option<u64>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -66,30 +70,29 @@ pub(super) async fn read(
     listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)
 }
 
-pub(super) fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
+fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
     let all = listed.len();
-    let mut rows: Vec<Row> = listed
-        .into_iter()
-        .filter_map(|found| {
-            let node = found.node.ok()?;
-            Some(Row {
-                key: found.key,
-                name: node.name.to_string(),
-                version: node.version.to_string(),
-                addr: node.addr.to_string(),
-                weight: node.weight.map(leasehold::Weight::value),
-                lease: (found.lease != 0).then(|| format!("{:x}", found.lease)),
-                ttl_seconds: found.ttl_remaining.map(|left| left.as_secs()),
-                metadata: node.metadata.pairs().iter().cloned().collect(),
-            })
-        })
-        .collect();
-    rows.sort_by(|a, b| a.key.cmp(&b.key));
+    let rows: Vec<Row> = listed.into_iter().filter_map(Row::of).collect();
     let others = all - rows.len();
     (rows, others)
 }
 
 impl Row {
+    /// A node, or nothing.
+    pub(super) fn of(found: Listed) -> Option<Self> {
+        let node = found.node.ok()?;
+        Some(Self {
+            key: found.key,
+            name: node.name.to_string(),
+            version: node.version.to_string(),
+            addr: node.addr.to_string(),
+            weight: node.weight.map(leasehold::Weight::value),
+            lease: (found.lease != 0).then_some(found.lease),
+            ttl_seconds: found.ttl_remaining.map(|left| left.as_secs()),
+            metadata: node.metadata.pairs().iter().cloned().collect(),
+        })
+    }
+
     pub(super) fn cells(&self) -> [String; 6] {
         let dash = || "-".to_owned();
         [
@@ -97,13 +100,23 @@ impl Row {
             if self.version.is_empty() { dash() } else { self.version.clone() },
             self.addr.clone(),
             self.weight.map_or_else(dash, |weight| weight.to_string()),
-            self.lease.clone().unwrap_or_else(dash),
+            self.lease.map_or_else(dash, |lease| format!("{lease:x}")),
             self.ttl_seconds.map_or_else(dash, |seconds| format!("{seconds}s")),
         ]
+    }
+
+    pub(super) fn take_time(&mut self, left: &HashMap<i64, Duration>) {
+        if let Some(left) = self.lease.and_then(|lease| left.get(&lease)) {
+            self.ttl_seconds = Some(left.as_secs());
+        }
     }
 
     /// Whether all but the time that is left is the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         Self { ttl_seconds: None, ..self.clone() } == Self { ttl_seconds: None, ..other.clone() }
     }
+}
+
+fn hexadecimal<S: Serializer>(lease: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+    lease.map(|lease| format!("{lease:x}")).serialize(serializer)
 }

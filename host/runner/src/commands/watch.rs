@@ -1,17 +1,22 @@
 //! `leasehold watch`: what is registered in etcd, and what changes, until Ctrl-C.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{IsTerminal, stdout},
+    pin::pin,
     time::Duration,
 };
 
-use leasehold::{Options, Registrar, ServiceName};
+use futures::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
+use leasehold::{Error, KeyEvent, Options, Registrar, ServiceName, Told};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    ls::{HEADINGS, Row, read, rows},
+    ls::{HEADINGS, Row},
     print, table,
 };
 use crate::{
@@ -60,14 +65,14 @@ pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
     let options = args.etcd.registrar()?;
     let registrar = reach::start(&options)?;
     let live = !args.json && stdout().is_terminal();
-    let shown = Shown { rows: BTreeMap::new(), fresh: BTreeMap::new(), begun: false, json: args.json, live };
+    let shown = Shown { lines: BTreeMap::new(), begun: false, json: args.json, live };
     tokio::select! {
         ended = tokio::signal::ctrl_c() => ended.map_err(|error| Failure::other(format!("cannot wait for Ctrl-C: {error}"))),
         outcome = follow(&registrar, &options, name.as_ref(), args.every.0, shown) => outcome,
     }
 }
 
-/// Reads again and again. What cannot be read for a while is said, and stays as it was known.
+/// Follows etcd. What cannot be followed for a while is said, and stays as it was known.
 async fn follow(
     registrar: &Registrar,
     options: &Options,
@@ -75,56 +80,107 @@ async fn follow(
     every: Duration,
     mut shown: Shown,
 ) -> Result<(), Failure> {
-    let mut lost = false;
+    let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
+    reach::attempt(registrar, options).await.map_err(unavailable)?;
+    let mut following = registrar.follow(name).await.map_err(unavailable)?;
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Leases tell nothing by themselves: they are asked, and what happens meanwhile does not wait for that.
+    let mut asking = pin!(Fuse::terminated());
     loop {
-        match read(registrar, options, name).await {
-            Ok(listed) => {
-                if lost {
-                    tracing::info!("etcd is back");
+        tokio::select! {
+            told = following.next() => match told.map_err(unavailable)? {
+                Told::Changes(events) => {
+                    let changes = shown.turn(events);
+                    if shown.begun {
+                        show(&mut shown, changes, registrar).await?;
+                    }
                 }
-                lost = false;
-                shown.show(rows(listed).0)?;
+                Told::Current if shown.begun => tracing::info!("etcd is back"),
+                Told::Current => {
+                    let all = shown.lines.values().map(|line| (line.what, line.row.clone())).collect();
+                    show(&mut shown, all, registrar).await?;
+                }
+                // Never read: the mistake may be in the arguments.
+                Told::Lost(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
+                Told::Lost(why) => {
+                    let said = reach::said(&Error::Unavailable(why), options);
+                    tracing::warn!("{said}; what is shown is what was known");
+                }
+            },
+            _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {
+                let leases = shown.lines.values().filter_map(|line| line.row.lease).collect();
+                asking.set(registrar.times_left(leases).fuse());
             }
-            // Never read: the mistake may be in the arguments.
-            Err(failure) if !shown.begun => return Err(failure),
-            Err(failure) if !lost => {
-                lost = true;
-                tracing::warn!("{}; what is shown is what was known", failure.sentence());
+            left = &mut asking => {
+                shown.take_times(&left.unwrap_or_default());
+                shown.print(&[])?;
             }
-            Err(_) => {}
         }
-        sleep(every).await;
     }
 }
 
-/// Rows by their keys.
-type Rows = BTreeMap<String, Row>;
+/// Shows changes, with the time that is left to them now; where etcd does not tell, as it was known.
+async fn show(shown: &mut Shown, mut changes: Vec<(What, Row)>, registrar: &Registrar) -> Result<(), Failure> {
+    let there = changes.iter().filter(|(what, _)| *what != What::Left);
+    let leases = there.filter_map(|(_, row)| row.lease).collect();
+    let left = registrar.times_left(leases).await.unwrap_or_default();
+    shown.take_times(&left);
+    changes.iter_mut().for_each(|(_, row)| row.take_time(&left));
+    shown.print(&changes)
+}
 
-/// What has been shown.
+/// One line of the table.
+struct Line {
+    row: Row,
+    what: What,
+    since: Instant,
+}
+
+/// What has been shown: lines by their keys, those of what just went among them.
 struct Shown {
-    rows: Rows,
-    /// When each row changed, and how.
-    fresh: BTreeMap<String, (Instant, What)>,
+    lines: BTreeMap<String, Line>,
     begun: bool,
     json: bool,
     live: bool,
 }
 
 impl Shown {
-    fn show(&mut self, rows: Vec<Row>) -> Result<(), Failure> {
-        let now: Rows = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
-        let before = std::mem::replace(&mut self.rows, now);
-        let begins = !std::mem::replace(&mut self.begun, true);
-        let changes = changes(&before, &self.rows, begins);
-        for (what, row) in &changes {
-            self.fresh.insert(row.key.clone(), (Instant::now(), *what));
+    /// Takes events in, and gives what differs. A key that was only put again is no difference.
+    fn turn(&mut self, events: Vec<KeyEvent>) -> Vec<(What, Row)> {
+        let mut changes = Vec::new();
+        for event in events {
+            let (key, row) = match event {
+                KeyEvent::Put(listed) => (listed.key.clone(), Row::of(listed)),
+                KeyEvent::Deleted(key) => (key, None),
+            };
+            let before = self.lines.get(&key).filter(|line| line.what != What::Left).map(|line| &line.row);
+            let (what, row) = match (before, row) {
+                (None, None) => continue,
+                (Some(before), Some(row)) if before.is_like(&row) => continue,
+                (None, Some(row)) => (if self.begun { What::Joined } else { What::Present }, row),
+                (Some(_), Some(row)) => (What::Changed, row),
+                (Some(before), None) => (What::Left, before.clone()),
+            };
+            changes.push((what, row.clone()));
+            self.lines.insert(key, Line { row, what, since: Instant::now() });
         }
-        self.fresh.retain(|_, (since, _)| since.elapsed() < FRESH);
-        if self.live {
-            return print(&self.screen(&before));
+        changes
+    }
+
+    fn take_times(&mut self, left: &HashMap<i64, Duration>) {
+        self.lines.values_mut().for_each(|line| line.row.take_time(left));
+    }
+
+    fn print(&mut self, changes: &[(What, Row)]) -> Result<(), Failure> {
+        let begins = !std::mem::replace(&mut self.begun, true);
+        let live = self.live;
+        self.lines.retain(|_, line| line.what != What::Left || (live && line.is_fresh()));
+        if live {
+            return print(&self.screen());
         }
         if self.json {
-            let write = |(what, row): &(What, &Row)| serde_json::to_string(&Change { change: *what, row });
+            let write = |(what, row): &(What, Row)| serde_json::to_string(&Change { change: *what, row });
             let lines: Result<Vec<String>, _> = changes.iter().map(write).collect();
             let lines = lines.map_err(|error| Failure::other(format!("cannot write: {error}")))?;
             return print(&lines.into_iter().map(|line| line + "\n").collect::<String>());
@@ -134,27 +190,19 @@ impl Shown {
         print(if begins { &text } else { without_headings })
     }
 
-    /// The whole table, what just left included, in place of what the terminal shows.
-    fn screen(&self, before: &Rows) -> String {
-        let what = |row: &Row| self.fresh.get(&row.key).map_or(What::Present, |(_, what)| *what);
-        let left = before.values().filter(|row| !self.rows.contains_key(&row.key));
-        let all: Vec<_> = self.rows.values().chain(left).map(|row| marked(what(row), row)).collect();
-        let count = self.rows.len();
+    /// The whole table, in place of what the terminal shows.
+    fn screen(&self) -> String {
+        let what = |line: &Line| if line.is_fresh() { line.what } else { What::Present };
+        let all: Vec<_> = self.lines.values().map(|line| marked(what(line), &line.row)).collect();
+        let count = self.lines.values().filter(|line| line.what != What::Left).count();
         format!("{CLEAR}{}\n{count} registered; + came, ~ changed, - went; Ctrl-C ends\n", table(headings(), &all))
     }
 }
 
-/// What differs, in the order of the keys. The time that is left is no difference.
-fn changes<'a>(before: &'a Rows, now: &'a Rows, begins: bool) -> Vec<(What, &'a Row)> {
-    let came = now.values().filter_map(|row| match before.get(&row.key) {
-        None => Some((if begins { What::Present } else { What::Joined }, row)),
-        Some(before) if !before.is_like(row) => Some((What::Changed, row)),
-        Some(_) => None,
-    });
-    let left = before.values().filter(|row| !now.contains_key(&row.key)).map(|row| (What::Left, row));
-    let mut all: Vec<_> = came.chain(left).collect();
-    all.sort_by(|(_, a), (_, b)| a.key.cmp(&b.key));
-    all
+impl Line {
+    fn is_fresh(&self) -> bool {
+        self.since.elapsed() < FRESH
+    }
 }
 
 fn headings() -> [&'static str; 7] {
@@ -171,34 +219,41 @@ fn marked(what: What, row: &Row) -> [String; 7] {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Row, Rows, What, changes};
+    use leasehold::{KeyEvent, Layout, Listed};
 
-    fn row(key: &str, weight: u32, ttl: u64) -> Row {
-        Row {
-            key: key.to_owned(),
-            name: "user".to_owned(),
-            version: String::new(),
-            addr: "h:1".to_owned(),
-            weight: Some(weight),
-            lease: Some("1f".to_owned()),
-            ttl_seconds: Some(ttl),
-            metadata: BTreeMap::new(),
-        }
+    use super::{Shown, What};
+
+    fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
+        let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
+        let node = Layout::default().parse(key.as_bytes(), &value);
+        KeyEvent::Put(Listed { key, value, node, lease, ttl_remaining: None })
+    }
+
+    fn put(name: &str, weight: u32, lease: i64) -> KeyEvent {
+        found(name, &format!(r#"{{"name":"{name}","addr":"h:1","version":"","weight":"{weight}"}}"#), lease)
+    }
+
+    fn garbage(name: &str) -> KeyEvent {
+        found(name, "{", 0)
     }
 
     #[test]
-    fn a_change_is_told_once_and_time_that_passes_is_none() {
-        let of = |rows: &[Row]| -> Rows { rows.iter().map(|row| (row.key.clone(), row.clone())).collect() };
-        let told = |before: &Rows, now: &Rows, begins| -> Vec<(What, String)> {
-            changes(before, now, begins).into_iter().map(|(what, row)| (what, row.key.clone())).collect()
+    fn a_change_is_told_once_and_a_key_put_again_is_none() {
+        let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: false };
+        let mut told = |begun: bool, events: Vec<KeyEvent>| -> Vec<(What, String)> {
+            shown.begun = begun;
+            shown.turn(events).into_iter().map(|(what, row)| (what, row.name)).collect()
         };
+        let gone = |name: &str| KeyEvent::Deleted(format!("/{name}/h:1"));
         let expected =
-            |all: &[(What, &str)]| all.iter().map(|(what, key)| (*what, (*key).to_owned())).collect::<Vec<_>>();
-        let first = of(&[row("a", 1, 9), row("b", 1, 9)]);
-        assert_eq!(told(&Rows::new(), &first, true), expected(&[(What::Present, "a"), (What::Present, "b")]));
-        let then = of(&[row("b", 2, 8), row("c", 1, 9)]);
-        let changed = [(What::Left, "a"), (What::Changed, "b"), (What::Joined, "c")];
-        assert_eq!(told(&first, &then, false), expected(&changed));
-        assert_eq!(told(&then, &of(&[row("b", 2, 3), row("c", 1, 1)]), false), []);
+            |all: &[(What, &str)]| -> Vec<_> { all.iter().map(|(what, name)| (*what, (*name).to_owned())).collect() };
+        let first = vec![put("a", 1, 7), put("b", 1, 7), garbage("x")];
+        assert_eq!(told(false, first), expected(&[(What::Present, "a"), (What::Present, "b")]));
+        let then = vec![gone("a"), put("b", 2, 7), put("c", 1, 7), put("c", 1, 7)];
+        let differs = [(What::Left, "a"), (What::Changed, "b"), (What::Joined, "c")];
+        assert_eq!(told(true, then), expected(&differs));
+        assert_eq!(told(true, vec![gone("a"), gone("x"), put("b", 2, 7)]), []);
+        let last = vec![put("b", 2, 8), garbage("b"), gone("b"), put("a", 1, 7)];
+        assert_eq!(told(true, last), expected(&[(What::Changed, "b"), (What::Left, "b"), (What::Joined, "a")]));
     }
 }
