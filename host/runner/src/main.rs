@@ -48,7 +48,9 @@ mod version;
 mod watched;
 mod yaml;
 
-use std::{collections::HashMap, num::NonZero, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap, io::stderr, num::NonZero, path::PathBuf, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return no_command(&error),
     };
-    log::init(&cli.log);
+    let log = log::init(&cli.log);
     let outcome = runtime().and_then(|runtime| {
         let outcome = runtime.block_on(dispatch(cli.command));
         // A component that computes for ever ends here.
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            log::last_words(&failure, cli.log.log_format);
+            log.last_words(&failure);
             ExitCode::from(failure.code())
         }
     }
@@ -116,7 +118,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
     let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
     let said = said.split("\n\nFor more").next().unwrap_or_default();
     let failure = Failure::usage(format!("{said}; see leasehold --help"));
-    log::last_words(&failure, LogFormat::Text);
+    log::last_words(&failure, LogFormat::Text, &mut stderr());
     ExitCode::from(failure.code())
 }
 
