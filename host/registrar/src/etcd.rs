@@ -18,8 +18,8 @@ use etcd_client::Channel;
 pub use etcd_client::Channel;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, EventType,
-    GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions, PutOptions,
-    TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
+    GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus,
+    LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
 use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use tokio::{
@@ -182,6 +182,7 @@ pub(crate) struct Granted {
 /// What etcd says about a lease.
 #[derive(Debug)]
 pub(crate) struct LeaseView {
+    pub(crate) ttl: Duration,
     pub(crate) remaining: Duration,
     pub(crate) keys: Vec<Vec<u8>>,
 }
@@ -287,6 +288,12 @@ impl Etcd {
         }
     }
 
+    /// Every lease there is.
+    pub(crate) async fn leases(&self) -> Result<Vec<i64>, Failure> {
+        let answer = self.call(self.request_timeout, |mut client| async move { client.leases().await }).await?;
+        Ok(answer.leases().iter().map(LeaseStatus::id).collect())
+    }
+
     /// What etcd knows of a lease, with its keys where `keys` says so.
     pub(crate) async fn look_at(&self, lease: i64, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
         let mut options = LeaseTimeToLiveOptions::new();
@@ -300,7 +307,11 @@ impl Etcd {
             })
             .await?;
         match u64::try_from(answer.ttl()) {
-            Ok(seconds) => Ok(LeaseView { remaining: Duration::from_secs(seconds), keys: answer.keys().to_vec() }),
+            Ok(seconds) => Ok(LeaseView {
+                ttl: Duration::from_secs(u64::try_from(answer.granted_ttl()).unwrap_or_default()),
+                remaining: Duration::from_secs(seconds),
+                keys: answer.keys().to_vec(),
+            }),
             Err(_) => Err(Failure::LeaseGone),
         }
     }

@@ -45,6 +45,6 @@ pub use etcd::Channel;
 pub use layout::Layout;
 pub use listed::{Following, KeyEvent, Listed, Told};
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};
-pub use registrar::{EtcdStatus, Registrar, Registration};
+pub use registrar::{EtcdStatus, LeaseStatus, Registrar, Registration};
 pub use status::{Event, State, Status, What};
 pub use weight::{Damping, Load, weight_of};

@@ -18,7 +18,7 @@ use crate::{
     discovery::{self, Picture, View},
     entry::Wish,
     error::Error,
-    etcd::Etcd,
+    etcd::{Etcd, Failure, LeaseView},
     layout::Layout,
     lease::{Command, Lease, Surroundings},
     listed::{self, Following, Listed, Ranges},
@@ -52,6 +52,17 @@ pub struct Registrar {
     options: Arc<Options>,
 }
 
+/// A lease, as etcd has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// How long it lasts from a renewal on.
+    pub ttl: Duration,
+    /// How long it lasts if it is not renewed, in whole seconds.
+    pub ttl_remaining: Duration,
+    /// How many keys stand under it.
+    pub keys: usize,
+}
+
 /// What etcd says of itself.
 #[derive(Debug, Clone)]
 pub struct EtcdStatus {
@@ -67,6 +78,8 @@ enum Request {
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
     List { what: Which, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
     Follow { what: Which, reply: oneshot::Sender<Following> },
+    Leases(oneshot::Sender<Result<Vec<i64>, Error>>),
+    Lease { lease: i64, reply: oneshot::Sender<Result<Option<LeaseStatus>, Error>> },
     TimesLeft { leases: HashSet<i64>, reply: oneshot::Sender<Result<HashMap<i64, Duration>, Error>> },
     Watch { name: ServiceName, version: Version, reply: oneshot::Sender<Result<View, Error>> },
     End,
@@ -248,6 +261,16 @@ impl Registrar {
         self.ask(|reply| Request::Follow { what, reply }).await
     }
 
+    /// Every lease in etcd, whoever's it is.
+    pub async fn leases(&self) -> Result<Vec<i64>, Error> {
+        self.ask(Request::Leases).await?
+    }
+
+    /// A lease, whoever's it is; `None` when it does not exist, or not any more.
+    pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
+        self.ask(|reply| Request::Lease { lease, reply }).await?
+    }
+
     /// How long leases last if they are not renewed, whoever's they are; zero for one that does not exist any more.
     pub async fn times_left(&self, leases: HashSet<i64>) -> Result<HashMap<i64, Duration>, Error> {
         self.ask(|reply| Request::TimesLeft { leases, reply }).await?
@@ -360,6 +383,8 @@ impl Keeper {
                     Some(Request::Follow { what, reply }) => {
                         let _ = reply.send(self.follow(&etcd, what.as_ref())); // The caller may have given up.
                     }
+                    Some(Request::Leases(reply)) => self.leases(etcd.clone(), reply),
+                    Some(Request::Lease { lease, reply }) => self.lease(etcd.clone(), lease, reply),
                     Some(Request::TimesLeft { leases, reply }) => self.times_left(etcd.clone(), leases, reply),
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
@@ -556,6 +581,26 @@ impl Keeper {
             ending.run_until_cancelled(telling).await;
         });
         Following { told }
+    }
+
+    fn leases(&self, etcd: Etcd, reply: oneshot::Sender<Result<Vec<i64>, Error>>) {
+        self.tracker.spawn(async move {
+            let _ = reply.send(etcd.leases().await.map_err(Error::unavailable)); // The caller may have given up.
+        });
+    }
+
+    fn lease(&self, etcd: Etcd, lease: i64, reply: oneshot::Sender<Result<Option<LeaseStatus>, Error>>) {
+        let patience = self.options.request_timeout;
+        self.tracker.spawn(async move {
+            let answer = match etcd.look_at(lease, true, patience).await {
+                Ok(LeaseView { ttl, remaining, keys }) => {
+                    Ok(Some(LeaseStatus { ttl, ttl_remaining: remaining, keys: keys.len() }))
+                }
+                Err(Failure::LeaseGone) => Ok(None),
+                Err(failure) => Err(Error::unavailable(failure)),
+            };
+            let _ = reply.send(answer); // The caller may have given up.
+        });
     }
 
     fn times_left(

@@ -1,14 +1,18 @@
 //! Asking the admin endpoint of a running host.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{Method, Request, StatusCode, Uri, header, response::Parts};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::failure::{Failure, one_line, shown};
 
@@ -35,36 +39,39 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let stream = connecting
         .map_err(|_| silent(format!("no connection within {CONNECT_TIMEOUT:?}")))?
         .map_err(|error| silent(error.to_string()))?;
-    let asking = async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder().method(Method::POST).uri(path).header(header::HOST, &authority);
-        let request = request.body(Empty::<Bytes>::new()).expect("a path of visible characters");
-        let answered = async {
-            let answer = sender.send_request(request).await?;
-            let status = answer.status();
-            Ok::<_, hyper::Error>((status, Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await))
-        };
-        // The connection is driven here and ends here.
-        tokio::pin!(answered);
-        tokio::select! {
-            biased;
-            answered = &mut answered => answered,
-            ended = connection => {
-                ended?;
-                answered.await
-            }
-        }
-    };
-    let answered = timeout(ANSWER_TIMEOUT, asking).await;
+    let request = Request::builder().method(Method::POST).uri(path).header(header::HOST, &authority);
+    let request = request.body(Empty::new()).expect("a path of visible characters");
+    let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
     let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
-    let (status, body) = answered.map_err(|error| silent(error.to_string()))?;
-    let body = body.map_err(|error| silent(error.to_string()))?.to_bytes();
+    let (Parts { status, .. }, body) = answered.map_err(|error| silent(error.to_string()))?;
     let answer: Value = serde_json::from_slice(&body).map_err(|_| silent("what answers is no host".to_owned()))?;
     match (status, answer["error"].as_str()) {
         (StatusCode::OK, _) => Ok(answer),
         (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(shown(&one_line(said)))),
         (_, Some(said)) => Err(Failure::other(shown(&one_line(said)))),
         (status, None) => Err(silent(format!("it answers {status}"))),
+    }
+}
+
+/// One request on a connection of its own, and its answer, read to the end.
+pub(crate) async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Empty<Bytes>>,
+) -> Result<(Parts, Bytes), Box<dyn Error + Send + Sync>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let answered = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        Ok((head, Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes()))
+    };
+    // The connection is driven here and ends here.
+    tokio::pin!(answered);
+    tokio::select! {
+        biased;
+        answered = &mut answered => answered,
+        ended = connection => {
+            ended?;
+            answered.await
+        }
     }
 }
 

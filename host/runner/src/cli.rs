@@ -139,7 +139,7 @@ pub(crate) enum Command {
     Watch(WatchArgs),
     /// Say what is wrong with what is registered in etcd, and the cure
     #[command(
-        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, and an etcd that is slow. The exit code is 1 when it finds something.\nIt changes nothing."
+        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s. It changes nothing."
     )]
     Doctor(DoctorArgs),
     /// Say whether a configuration would run; starts nothing

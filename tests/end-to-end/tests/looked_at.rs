@@ -2,14 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+use std::{fs, time::Duration};
+
 use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{endpoint, greeter},
     paths,
 };
-use leasehold_scenarios::world::World;
+use leasehold_scenarios::{
+    real::{Authority, Etcd},
+    world::World,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
 
 fn leasehold<const N: usize>(arguments: [&str; N], folder: &TempDir) -> Program {
     Program::spawn(&paths::leasehold(), arguments, folder.path())
@@ -147,4 +157,93 @@ async fn doctor_finds_what_is_wrong_and_names_the_cure() {
     let text = ended(["doctor", "--no-dial", "--etcd", &etcd]).await;
     assert!(text.stdout.contains("cure: etcdctl del \"/ghost/127.0.0.1:9\""), "{text:?}");
     assert!(!text.stdout.contains("unreachable"), "{text:?}");
+}
+
+#[tokio::test]
+async fn doctor_notes_a_lease_that_is_renewed_for_nothing() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let _host = Host::of(&world, [greeter()]).await; // Its lease has a key.
+    let elsewhere = world.grant(60).await;
+    world.put("lock/1", "no key of the layout", elsewhere).await;
+    let lost = world.grant(4).await;
+    let (mut keeper, mut answers) = world.client().await.lease_keep_alive(lost).await.unwrap();
+    let renewing = async {
+        loop {
+            keeper.keep_alive().await.unwrap();
+            assert!(answers.message().await.unwrap().unwrap().ttl() > 0, "the lease is gone");
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let looking = async {
+        world.grant(5).await; // Nobody renews it.
+        ended(["doctor", "--json", "--etcd", &etcd]).await
+    };
+    let noted = tokio::select! {
+        never = renewing => never,
+        noted = looking => noted,
+    };
+    assert_eq!((noted.code, noted.stderr.as_str()), (Some(0), ""), "{noted:?}");
+    let report: Value = serde_json::from_str(&noted.stdout).unwrap();
+    let counted = json!({ "all": 4, "renewed_without_keys": 1, "unrenewed_without_keys": 1, "left_out": 0 });
+    assert_eq!(report["leases"], counted, "{noted:?}");
+    let [note] = report["notes"].as_array().unwrap().as_slice() else { panic!("{noted:?}") };
+    assert_eq!(note["kind"], "lease-without-keys");
+    assert!(note["found"].as_str().unwrap().starts_with(&format!("lease {lost:x} holds no key")), "{note}");
+    assert_eq!((&report["findings"], &report["clock_skew_seconds"]), (&json!([]), &json!(0)), "{noted:?}");
+}
+
+/// An address in front of an etcd where HTTP answers come from another time.
+async fn out_of_time(etcd: &str) -> String {
+    let (target, listener) =
+        (etcd.trim_start_matches("http://").to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(&target).await.unwrap();
+            tokio::spawn(async move {
+                let mut first = [0; 1];
+                client.peek(&mut first).await.unwrap();
+                if first == *b"G" {
+                    let _ = client.read(&mut [0; 1024]).await.unwrap(); // What is left unread resets the connection.
+                    let date = "Thu, 01 Jan 2015 00:00:00 GMT";
+                    let answer = format!("HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-length: 0\r\n\r\n");
+                    client.write_all(answer.as_bytes()).await.unwrap();
+                } else {
+                    let _ = copy_bidirectional(&mut client, &mut server).await; // Until one of them has enough.
+                }
+            });
+        }
+    });
+    format!("http://{addr}")
+}
+
+#[tokio::test]
+async fn doctor_finds_a_clock_that_is_wrong() {
+    let world = World::real().await;
+    let etcd = out_of_time(&endpoint(&world)).await;
+    let wrong = ended(["doctor", "--etcd", &etcd]).await;
+    assert_eq!((wrong.code, wrong.stderr.as_str()), (Some(1), "leasehold: 1 finding\n"), "{wrong:?}");
+    assert!(wrong.stdout.contains("\netcd\n  clock: this machine's clock is "), "{wrong:?}");
+    assert!(wrong.stdout.contains(&format!(" s ahead of that of {etcd}\n  cure: let NTP")), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn doctor_asks_for_the_time_with_the_certificates_of_the_configuration() {
+    let authority = Authority::new("ours");
+    let etcd = Etcd::options().tls(authority.server()).mutual_tls(authority.certificate()).start().await;
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let client = authority.client("doctor");
+    write("ca.pem", &authority.certificate());
+    write("client.pem", &client.certificate);
+    write("client.key", &client.key);
+    let tls = "tls: { ca: ca.pem, cert: client.pem, key: client.key }";
+    let service = "services: [{ name: user, component: user.wasm, listen: 127.0.0.1:0 }]";
+    write("services.yaml", &format!("etcd: {{ endpoints: [\"{}\"], {tls} }}\n{service}\n", etcd.endpoint()));
+    let config = folder.path().join("services.yaml");
+    let told = ended(["doctor", "--json", "--config", config.to_str().unwrap()]).await;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    assert_eq!(serde_json::from_str::<Value>(&told.stdout).unwrap()["clock_skew_seconds"], 0, "{told:?}");
 }

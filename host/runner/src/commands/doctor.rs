@@ -1,15 +1,19 @@
 //! `leasehold doctor`: what is wrong with what is registered in etcd, and the cure.
 
+mod clock;
+mod leases;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, stream};
-use leasehold::{Addr, Layout, Listed, Options, Registrar};
+use leasehold::{Addr, Error, Layout, Listed, Options, Registrar};
 use serde::Serialize;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout},
 };
 
+use self::leases::Leases;
 use super::{
     ls::{END_TIMEOUT, read},
     print, print_json,
@@ -46,9 +50,15 @@ struct Report {
     endpoint: String,
     etcd: String,
     round_trip_ms: u128,
+    /// Ahead of etcd's if positive; null where etcd does not tell its time.
+    clock_skew_seconds: Option<i64>,
     keys: usize,
     nodes: usize,
+    /// Null where they are not this user's to see.
+    leases: Option<Leases>,
     findings: Vec<Finding>,
+    /// What may be wrong, and is no failure.
+    notes: Vec<Finding>,
 }
 
 /// Reports on stdout. Findings are a failure, so that a script notices.
@@ -73,12 +83,16 @@ pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
 async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result<Report, Failure> {
     let listed = read(registrar, options, None).await?;
     let begun = Instant::now();
-    let status = registrar.reach().await.map_err(|error| Failure::unavailable(reach::said(&error, options)))?;
+    let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
+    let status = registrar.reach().await.map_err(unavailable)?;
     let round_trip = begun.elapsed();
+    let dials = async { if dial { unreachable(&listed).await } else { Vec::new() } };
+    let held = listed.iter().map(|found| found.lease).collect();
+    let (unreachable, leases, skew) =
+        tokio::join!(dials, leases::examine(registrar, &held), clock::skew(&status.endpoint, options));
+    let (leases, notes) = leases.map_err(unavailable)?.unzip();
     let mut findings = of_keys(&listed, &options.layouts);
-    if dial {
-        findings.extend(unreachable(&listed).await);
-    }
+    findings.extend(unreachable);
     findings.sort_by(|a, b| a.key.cmp(&b.key));
     if round_trip > SLOW {
         findings.push(Finding {
@@ -88,13 +102,17 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
             cure: "look at etcd's disk and at the network: etcd_disk_wal_fsync_duration_seconds tells".to_owned(),
         });
     }
+    findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
     Ok(Report {
         endpoint: status.endpoint,
         etcd: status.version,
         round_trip_ms: round_trip.as_millis(),
+        clock_skew_seconds: skew,
         keys: listed.len(),
         nodes: listed.iter().filter(|found| found.node.is_ok()).count(),
+        leases,
         findings,
+        notes: notes.unwrap_or_default(),
     })
 }
 
@@ -187,12 +205,27 @@ fn text(report: &Report) -> String {
         "etcd {} at {}, {} ms away; keys: {}, nodes: {}\n",
         report.etcd, report.endpoint, report.round_trip_ms, report.keys, report.nodes
     );
-    for finding in &report.findings {
-        let key = finding.key.as_deref().unwrap_or("etcd");
-        text.push_str(&format!("\n{key}\n  {}: {}\n  cure: {}\n", finding.kind, finding.found, finding.cure));
+    if let Some(leases) = &report.leases {
+        for (what, count) in [
+            ("that nobody was seen to renew, and so end by themselves", leases.unrenewed_without_keys),
+            ("that are renewed, beside those below", leases.renewed_without_keys - report.notes.len()),
+            ("or with some, too many to be looked at", leases.left_out),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("leases without keys {what}: {count}\n"));
+            }
+        }
     }
-    if report.findings.is_empty() {
-        text.push_str("nothing is wrong\n");
+    let mut add = |finding: &Finding, mark: &str| {
+        let key = finding.key.as_deref().unwrap_or("etcd");
+        text.push_str(&format!("\n{key}\n  {mark}{}: {}\n  cure: {}\n", finding.kind, finding.found, finding.cure));
+    };
+    report.findings.iter().for_each(|finding| add(finding, ""));
+    report.notes.iter().for_each(|note| add(note, "note, "));
+    match (report.findings.is_empty(), report.notes.is_empty()) {
+        (true, true) => text.push_str("nothing is wrong\n"),
+        (true, false) => text.push_str("\nnothing else is wrong\n"),
+        (false, _) => {}
     }
     text
 }

@@ -1,0 +1,165 @@
+//! Leases without keys. One that somebody renews is likely a service that is not there any more and does not know.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use leasehold::{Error, LeaseStatus, Registrar};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::Finding;
+
+/// Leases that are asked about, at most.
+const MAX_ASKED: usize = 10_000;
+/// Leases that are asked about at a time.
+const ASKED_AT_A_TIME: usize = 32;
+/// Leases without keys that are looked at again, at most.
+const MAX_WATCHED: usize = 256;
+/// How long they are looked at: clients renew after a third of the TTL, so that this tells for TTLs of up to 30 s.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it is until they are looked at again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Leases that are named one by one, at most.
+const MAX_NAMED: usize = 20;
+/// etcd tells the time left in whole ones.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The leases of this etcd, counted.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Leases {
+    all: usize,
+    /// They hold no key, and somebody renews them.
+    pub(super) renewed_without_keys: usize,
+    /// They hold no key, and nobody was seen to renew them.
+    pub(super) unrenewed_without_keys: usize,
+    /// They were too many to be looked at.
+    pub(super) left_out: usize,
+}
+
+/// A lease without keys, and when etcd said so: between these two.
+#[derive(Clone, Copy)]
+struct Look {
+    asked: Instant,
+    answered: Instant,
+    status: LeaseStatus,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Renewed,
+    /// Whoever renews does so before half of the time is over.
+    RunsOut,
+    Unclear,
+}
+
+/// Looks at every lease but those with `keys`; `None` where that is not this user's to see.
+pub(super) async fn examine(
+    registrar: &Registrar,
+    keys: &HashSet<i64>,
+) -> Result<Option<(Leases, Vec<Finding>)>, Error> {
+    let all = match registrar.leases().await {
+        Err(Error::Unavailable(why)) if why.is_denied() => return Ok(None),
+        all => all?,
+    };
+    let mut told = Leases { all: all.len(), ..Leases::default() };
+    let unknown: Vec<_> = all.into_iter().filter(|lease| !keys.contains(lease)).collect();
+    told.left_out = unknown.len().saturating_sub(MAX_ASKED);
+    let first = without_keys(registrar, unknown.into_iter().take(MAX_ASKED)).await?;
+    told.left_out += first.len().saturating_sub(MAX_WATCHED);
+    let mut watched: HashMap<_, _> = first.into_iter().take(MAX_WATCHED).collect();
+    let mut renewed = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while !watched.is_empty() && Instant::now() < until {
+        sleep(PAUSE).await;
+        let now = without_keys(registrar, watched.keys().copied()).await?;
+        // Those that are not there now are gone, or have a key.
+        watched.retain(|lease, first| {
+            let verdict = now.get(lease).map(|now| verdict(first, now));
+            match verdict {
+                Some(Verdict::Renewed) => renewed.push((*lease, first.status.ttl)),
+                Some(Verdict::RunsOut) => told.unrenewed_without_keys += 1,
+                Some(Verdict::Unclear) | None => {}
+            }
+            verdict == Some(Verdict::Unclear)
+        });
+    }
+    told.unrenewed_without_keys += watched.len();
+    told.renewed_without_keys = renewed.len();
+    renewed.sort_unstable();
+    let notes = renewed.iter().take(MAX_NAMED).map(|(lease, ttl)| Finding {
+        kind: "lease-without-keys",
+        key: None,
+        found: format!("lease {lease:x} holds no key, and somebody renews it, with a TTL of {} s", ttl.as_secs()),
+        cure:
+            "a service whose key was deleted renews for nothing: find and restart it; an idle session of a lock or an \
+               election is as it should be"
+                .to_owned(),
+    });
+    Ok(Some((told, notes.collect())))
+}
+
+/// Those among the leases that hold no key.
+async fn without_keys(registrar: &Registrar, leases: impl Iterator<Item = i64>) -> Result<HashMap<i64, Look>, Error> {
+    let looks = leases.map(|lease| async move {
+        let asked = Instant::now();
+        match registrar.lease(lease).await {
+            Ok(Some(status)) if status.keys == 0 => Ok(Some((lease, Look { asked, answered: Instant::now(), status }))),
+            Ok(_) => Ok(None),
+            // It has keys, which are not this user's to read.
+            Err(Error::Unavailable(why)) if why.is_denied() => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    let looks = stream::iter(looks).buffer_unordered(ASKED_AT_A_TIME);
+    looks.try_filter_map(|look| std::future::ready(Ok(look))).try_collect().await
+}
+
+/// What two looks tell.
+fn verdict(first: &Look, now: &Look) -> Verdict {
+    // At least so much has passed for etcd, which had less than one second more to tell at first.
+    let passed = now.asked.saturating_duration_since(first.answered);
+    let left = now.status.ttl_remaining;
+    if left >= SECOND && left + passed >= first.status.ttl_remaining + SECOND {
+        Verdict::Renewed
+    } else if left + SECOND < now.status.ttl / 2 {
+        Verdict::RunsOut
+    } else {
+        Verdict::Unclear
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use leasehold::LeaseStatus;
+    use tokio::time::Instant;
+
+    use super::{Look, Verdict, verdict};
+
+    #[test]
+    fn only_a_renewal_leaves_more_time_than_has_passed() {
+        let begun = Instant::now();
+        let told = |ttl, first, millis, now| {
+            let look = |at, left| {
+                let status =
+                    LeaseStatus { ttl: Duration::from_secs(ttl), ttl_remaining: Duration::from_secs(left), keys: 0 };
+                Look { asked: at, answered: at, status }
+            };
+            verdict(&look(begun, first), &look(begun + Duration::from_millis(millis), now))
+        };
+        assert_eq!(told(10, 9, 3400, 9), Verdict::Renewed);
+        // Told as 9 twice, with 9.9 s left at first.
+        assert_eq!(told(10, 9, 800, 9), Verdict::Unclear);
+        assert_eq!(told(10, 9, 3400, 6), Verdict::Unclear);
+        assert_eq!(told(10, 9, 6000, 3), Verdict::RunsOut);
+        // etcd's shortest lease never has more than one whole second left, and may stay for a moment with none.
+        assert_eq!(told(2, 1, 1000, 1), Verdict::Renewed);
+        assert_eq!(told(2, 1, 2500, 0), Verdict::Unclear);
+        // A step of etcd's to another leader gives every lease its whole time again.
+        assert_eq!(told(60, 5, 500, 59), Verdict::Renewed);
+    }
+}
