@@ -207,7 +207,7 @@ fn text(report: &Report) -> String {
     );
     if let Some(leases) = &report.leases {
         for (what, count) in [
-            ("that nobody was seen to renew, and so end by themselves", leases.unrenewed_without_keys),
+            ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
             ("that are renewed, beside those below", leases.renewed_without_keys - report.notes.len()),
             ("or with some, too many to be looked at", leases.left_out),
         ] {
