@@ -157,8 +157,8 @@ class Client:
         late = [act(self.failing, "spin"), act(self.failing, "spin")]
         time.sleep(0.3)
         fails(grpc.StatusCode.UNAVAILABLE, act(self.another, "idle").result)
-        fails(grpc.StatusCode.DEADLINE_EXCEEDED, late[0].result)
-        late[1].exception()
+        # One of them had its turn until it was too late, whichever came first; the other waited for as long.
+        same(grpc.StatusCode.DEADLINE_EXCEEDED in [call.exception().code() for call in late], True)
 
 
 def same(found, expected):

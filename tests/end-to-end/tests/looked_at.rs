@@ -183,7 +183,8 @@ async fn doctor_notes_a_lease_that_is_renewed_for_nothing() {
         never = renewing => never,
         noted = looking => noted,
     };
-    assert_eq!((noted.code, noted.stderr.as_str()), (Some(0), ""), "{noted:?}");
+    assert_eq!(noted.code, Some(0), "{noted:?}");
+    assert!(noted.stderr.contains("leases without keys: 2; who renews them shows within 10 s"), "{noted:?}");
     let report: Value = serde_json::from_str(&noted.stdout).unwrap();
     let counted = json!({ "all": 4, "renewed_without_keys": 1, "unrenewed_without_keys": 1, "left_out": 0 });
     assert_eq!(report["leases"], counted, "{noted:?}");

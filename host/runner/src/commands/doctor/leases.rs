@@ -70,6 +70,9 @@ pub(super) async fn examine(
     let first = without_keys(registrar, unknown.into_iter().take(MAX_ASKED)).await?;
     told.left_out += first.len().saturating_sub(MAX_WATCHED);
     let mut watched: HashMap<_, _> = first.into_iter().take(MAX_WATCHED).collect();
+    if !watched.is_empty() {
+        tracing::info!("leases without keys: {}; who renews them shows within {} s", watched.len(), PATIENCE.as_secs());
+    }
     let mut renewed = Vec::new();
     let until = Instant::now() + PATIENCE;
     while !watched.is_empty() && Instant::now() < until {
