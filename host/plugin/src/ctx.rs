@@ -40,7 +40,7 @@ pub struct RegistryCtx {
 struct Shared {
     registrar: Registrar,
     policy: Policy,
-    registrations: Slots<Identity, Arc<Kept>>,
+    registrations: Slots<Keys, Arc<Kept>>,
     views: Mutex<HashMap<(ServiceName, Version), View>>,
     /// Versions below this one register nothing until they are restored.
     withdrawn: AtomicU64,
@@ -55,19 +55,8 @@ impl Shared {
     }
 }
 
-/// What makes two nodes one registration: layouts make their keys of these.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Identity {
-    name: String,
-    version: String,
-    addr: String,
-}
-
-impl Identity {
-    fn of(node: &ServerNode) -> Self {
-        Self { name: node.name.to_string(), version: node.version.to_string(), addr: node.addr.to_string() }
-    }
-}
+/// What makes two nodes one registration: the keys that the layouts make of them.
+type Keys = Vec<String>;
 
 impl RegistryCtx {
     /// A component without registrations, under `policy`.
@@ -103,8 +92,8 @@ impl RegistryCtx {
     /// Registers `node` on the component's behalf, for a component that does not do so itself.
     ///
     /// The node is the host's word, so the policy's names and addresses do not bind it; its terms and its limit do.
-    /// A node with the same name, version and address as one that is registered is that registration, with this
-    /// weight if it has one.
+    /// A node with the same keys as one that is registered is that registration, and is published in its place: its
+    /// metadata, its weight if it has one, and its version where the layouts have none in their keys.
     ///
     /// Errors: those of [`Registrar::register_on`]; `Quota` beyond the policy's limit; `Ended` after
     /// [`stop_all`](Self::stop_all). In each case nothing is registered.
@@ -179,17 +168,19 @@ impl RegistryCtx {
     pub async fn take_over(&self) -> Result<(), Error> {
         self.shared.earliest.store(self.version, Ordering::SeqCst);
         let all = self.kept();
+        all.iter().for_each(|kept| kept.settle());
         let over = all.iter().filter(|kept| kept.owner() < self.version).map(|kept| kept.stop());
         join_all(over).await.into_iter().collect()
     }
 
-    /// This version is over before it began: what it alone registered leaves etcd, the rest is its predecessor's again.
+    /// This version is over before it began: what it alone registered leaves etcd, the rest is its predecessor's again, as
+    /// that had it.
     ///
     /// Ok: it is gone. Otherwise the first error; the registrar goes on with the rest.
     pub async fn give_back(&self, predecessor: &Self) -> Result<(), Error> {
         let all = self.kept();
-        let over = all.iter().filter(|kept| !kept.give_back(self.version, predecessor.version));
-        join_all(over.map(|kept| kept.stop())).await.into_iter().collect()
+        let given = all.iter().map(|kept| kept.give_back(self.version, predecessor.version));
+        join_all(given).await.into_iter().collect()
     }
 
     /// A guest's `register`.
@@ -255,13 +246,13 @@ impl RegistryCtx {
 
     async fn keep(&self, node: ServerNode, terms: Terms) -> Result<Arc<Kept>, Vacant<Error>> {
         let Shared { registrar, registrations, .. } = &*self.shared;
-        let (identity, weight) = (Identity::of(&node), node.weight);
+        let keys = registrar.keys(&node, &terms);
         let make = || async {
             let registration = registrar.register_on(node.clone(), terms.clone()).await?;
-            Ok(Arc::new(Kept::new(node, terms, registration, self.version)))
+            Ok(Arc::new(Kept::new(node.clone(), terms, registration, self.version)))
         };
         self.check_version()?;
-        let kept = match registrations.occupy(&identity, make).await? {
+        let kept = match registrations.occupy(&keys, make).await? {
             Occupied::Made(kept) if self.is_withdrawn() => {
                 // The withdrawal has not seen it, and whoever asked is refused.
                 kept.stop().await.map_err(Vacant::Failed)?;
@@ -270,11 +261,10 @@ impl RegistryCtx {
             Occupied::Made(kept) => kept,
             Occupied::Found(kept) => {
                 kept.claim(self.version);
+                kept.replace(node).await.map_err(Vacant::Failed)?;
                 if !self.is_withdrawn() {
                     kept.restore(registrar).await.map_err(Vacant::Failed)?;
-                }
-                if let Some(weight) = weight {
-                    kept.set_weight(weight).await.map_err(Vacant::Failed)?;
+                    kept.stands().await.map_err(Vacant::Failed)?;
                 }
                 kept
             }

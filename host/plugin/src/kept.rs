@@ -2,6 +2,7 @@
 //! it may pass to the component's next version, it is over.
 
 use std::{
+    mem,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -14,7 +15,6 @@ use crate::slots::Occupant;
 /// What the component asked for, and what the registrar has of it at the moment.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    node: ServerNode,
     terms: Terms,
     place: Mutex<Place>,
     /// Who changes where it stands waits for who does so already: a `stop` must not overtake a `restore`.
@@ -26,8 +26,10 @@ struct Place {
     /// The registrar's; the last one while there is none.
     registration: Arc<Registration>,
     standing: Standing,
-    /// What the component wants to be published; `None` for what the host computes.
-    weight: Option<Weight>,
+    /// What the component wants to be published, without a weight where the host computes it.
+    node: ServerNode,
+    /// What it was before the latest version registered something else.
+    former: Option<ServerNode>,
     /// The version of the component that made it.
     maker: u64,
     /// The latest version that registered it.
@@ -59,14 +61,10 @@ fn has_ended(state: State) -> bool {
 
 impl Kept {
     pub(crate) fn new(node: ServerNode, terms: Terms, registration: Registration, maker: u64) -> Self {
-        let place = Place {
-            registration: Arc::new(registration),
-            standing: Standing::Stands,
-            weight: node.weight,
-            maker,
-            owner: maker,
-        };
-        Self { node, terms, place: Mutex::new(place), turn: Semaphore::new(1) }
+        let registration = Arc::new(registration);
+        let place =
+            Place { registration, standing: Standing::Stands, node, former: None, maker, owner: maker };
+        Self { terms, place: Mutex::new(place), turn: Semaphore::new(1) }
     }
 
     pub(crate) fn registration(&self) -> Arc<Registration> {
@@ -89,17 +87,51 @@ impl Kept {
         }
     }
 
+    /// What is published, but for a weight that the host computes.
+    pub(crate) fn node(&self) -> ServerNode {
+        self.place().node.clone()
+    }
+
     /// Publishes this weight from now on, or once it is restored.
     pub(crate) async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
         let registration = {
             let mut place = self.place();
-            place.weight = Some(weight);
-            if place.standing == Standing::Withdrawn {
-                return Ok(());
+            place.node.weight = Some(weight);
+            match place.standing {
+                Standing::Withdrawn => return Ok(()),
+                Standing::Stands | Standing::Over => Arc::clone(&place.registration),
             }
-            Arc::clone(&place.registration)
         };
         registration.set_weight(weight).await
+    }
+
+    /// Publishes what `node` says beside its key from now on, or once it is restored. A weight that was set stays where
+    /// `node` has none.
+    pub(crate) async fn replace(&self, node: ServerNode) -> Result<(), Error> {
+        let (registration, node) = {
+            let mut place = self.place();
+            let node = ServerNode { weight: node.weight.or(place.node.weight), ..node };
+            if node == place.node {
+                return Ok(());
+            }
+            let before = mem::replace(&mut place.node, node.clone());
+            place.former.get_or_insert(before);
+            match place.standing {
+                Standing::Withdrawn => return Ok(()),
+                Standing::Stands | Standing::Over => (Arc::clone(&place.registration), node),
+            }
+        };
+        registration.replace(node).await
+    }
+
+    /// Returns once it is in etcd under a live lease; fails when somebody else has taken its key.
+    pub(crate) async fn stands(&self) -> Result<(), Error> {
+        let registration = self.registration();
+        let found = registration.wait_for(|status| matches!(status.state, State::Registered | State::Conflict)).await?;
+        match found.state {
+            State::Conflict => Err(Error::Conflict { key: Arc::clone(registration.key()), lease: 0 }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes it out of etcd until it is restored.
@@ -119,19 +151,25 @@ impl Kept {
     /// Brings it back, unless it is over by now.
     pub(crate) async fn restore(&self, registrar: &Registrar) -> Result<(), Error> {
         let _turn = self.turn().await;
-        let weight = {
+        let node = {
             let place = self.place();
             if place.standing != Standing::Withdrawn {
                 return Ok(());
             }
-            place.weight
+            place.node.clone()
         };
-        let node = ServerNode { weight, ..self.node.clone() };
-        let registration = Arc::new(registrar.register_on(node, self.terms.clone()).await?);
-        let mut place = self.place();
-        place.registration = registration;
-        place.standing = Standing::Stands;
-        Ok(())
+        let registration = Arc::new(registrar.register_on(node.clone(), self.terms.clone()).await?);
+        let changed = {
+            let mut place = self.place();
+            place.registration = Arc::clone(&registration);
+            place.standing = Standing::Stands;
+            (place.node != node).then(|| place.node.clone())
+        };
+        match changed {
+            // Meanwhile.
+            Some(node) => registration.replace(node).await,
+            None => Ok(()),
+        }
     }
 
     /// A version of the component has registered it.
@@ -145,13 +183,29 @@ impl Kept {
         self.place().owner
     }
 
-    /// Gives it to an earlier version again. Says whether it has it, because the later one did not make it.
-    pub(crate) fn give_back(&self, from: u64, to: u64) -> bool {
-        let mut place = self.place();
-        if place.owner == from && place.maker != from {
-            place.owner = to;
+    /// The latest version is served: what the one before published is not wanted back any more.
+    pub(crate) fn settle(&self) {
+        self.place().former = None;
+    }
+
+    /// Gives it to an earlier version again, as that had it. Ends it where the later one made it.
+    pub(crate) async fn give_back(&self, from: u64, to: u64) -> Result<(), Error> {
+        let former = {
+            let mut place = self.place();
+            if place.owner == from && place.maker != from {
+                place.owner = to;
+            }
+            if place.owner <= to { Ok(place.former.take()) } else { Err(()) }
+        };
+        match former {
+            Ok(None) => Ok(()),
+            Ok(Some(former)) => {
+                let replaced = self.replace(former).await;
+                self.settle();
+                replaced
+            }
+            Err(()) => self.stop().await,
         }
-        place.owner <= to
     }
 
     /// Ends it. Ok: its keys are gone, and nothing brings them back.

@@ -77,8 +77,8 @@ impl registrar::HostRegistration for RegistryView<'_> {
     }
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
-        let registration = self.kept(&handle)?.registration();
-        Ok(types::ServerNode { weight: Some(registration.status().weight.value()), ..wire(registration.node()) })
+        let kept = self.kept(&handle)?;
+        Ok(types::ServerNode { weight: Some(kept.status().weight.value()), ..wire(&kept.node()) })
     }
 
     fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::Status> {

@@ -1,6 +1,9 @@
 //! One desired key of a lease: what should stand in etcd, what is believed to stand there, and who waits for it.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, time::Instant};
 
@@ -9,7 +12,7 @@ use crate::{
     error::Error,
     etcd::Op,
     layout::Layout,
-    node::{ServerNode, Weight},
+    node::{Invalid, ServerNode, Weight},
     status::{Board, Standing, State, Vitals},
 };
 
@@ -24,8 +27,22 @@ pub(crate) struct Wish {
     pub(crate) ownership: Ownership,
     /// Dead once the handle is dropped.
     pub(crate) board: Weak<Board>,
+    /// Until when it is to be registered.
+    pub(crate) deadline: Instant,
     pub(crate) reply: Reply,
 }
+
+/// What a write of the key published, or would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) weight: Weight,
+    /// Counts the nodes that the registration has had.
+    edition: u16,
+}
+
+/// A weight that its owner sets by hand, or another node, is written no sooner after the one before than this, the last
+/// one then: whoever sets weights in a loop is not to keep etcd busy.
+const MIN_REWRITE: Duration = Duration::from_secs(1);
 
 /// What the key should come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +70,14 @@ pub(crate) struct Entry {
     pub(crate) held: i64,
     /// Somebody else's lease that the first write may take the key from; 0 for none. A delete never names it.
     pub(crate) displaces: i64,
-    /// The weight that etcd confirmed under the current lease; `None` when the key must be written.
-    pub(crate) published: Option<Weight>,
+    /// What etcd confirmed under the current lease; `None` when the key must be written.
+    pub(crate) published: Option<Written>,
     pub(crate) weight: Weight,
+    edition: u16,
+    /// When what is published changed last, or the change was sent.
     pub(crate) weighed_at: Instant,
-    /// The weight in the write that is under way.
-    pub(crate) in_flight: Option<Weight>,
+    /// What the write that is under way publishes.
+    pub(crate) in_flight: Option<Written>,
     /// Whether etcd ever confirmed a write, or left one unanswered.
     pub(crate) may_exist: bool,
     /// Whether etcd ever confirmed it.
@@ -79,7 +98,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(wish: Wish, vitals: Arc<Vitals>, load: Weight, now: Instant, deadline: Instant) -> Self {
+    pub(crate) fn new(wish: Wish, vitals: Arc<Vitals>, load: Weight, now: Instant) -> Self {
         Self {
             weight: wish.node.weight.unwrap_or(load),
             node: wish.node,
@@ -89,6 +108,7 @@ impl Entry {
             held: 0,
             displaces: 0,
             published: None,
+            edition: 0,
             weighed_at: now,
             in_flight: None,
             may_exist: false,
@@ -98,7 +118,7 @@ impl Entry {
             parked: false,
             queued: false,
             recoveries: 0,
-            birth: Some((deadline, wish.reply)),
+            birth: Some((wish.deadline, wish.reply)),
             farewells: Vec::new(),
             board: wish.board,
             vitals,
@@ -128,6 +148,19 @@ impl Entry {
         self.weight = weight;
     }
 
+    /// From now on this node, under the same key.
+    pub(crate) fn replace(&mut self, key: &str, node: Arc<ServerNode>) -> Result<(), Error> {
+        self.layout.accept(&node)?;
+        let other = self.layout.key(&node);
+        if other != key {
+            return Err(Invalid::new("node", format!("must have the key {key}, not {other}")).into());
+        }
+        self.weight = node.weight.unwrap_or(self.weight);
+        self.node = node;
+        self.edition = self.edition.wrapping_add(1);
+        Ok(())
+    }
+
     pub(crate) fn is_abandoned(&self) -> bool {
         self.goal == Goal::Present && self.board.strong_count() == 0
     }
@@ -135,10 +168,27 @@ impl Entry {
     /// Whether etcd has to be told something.
     pub(crate) fn is_dirty(&self) -> bool {
         match self.goal {
-            Goal::Present => self.published != Some(self.weight),
+            Goal::Present => self.published != Some(self.wanted()),
             Goal::Absent => true,
             Goal::Gone => false,
         }
+    }
+
+    fn wanted(&self) -> Written {
+        Written { weight: self.weight, edition: self.edition }
+    }
+
+    /// When it may be written; in the past for a key that does not stand as it should.
+    pub(crate) fn due(&self) -> Instant {
+        match (self.goal, self.published) {
+            (Goal::Present, Some(_)) => self.weighed_at + MIN_REWRITE,
+            _ => self.weighed_at,
+        }
+    }
+
+    /// Whether the last write published another node, rather than another weight.
+    pub(crate) fn was_replaced(&self, before: Written) -> bool {
+        self.published.is_some_and(|published| published.edition != before.edition)
     }
 
     /// Whether the key cannot be in etcd, since nothing was ever sent that etcd did not refuse.
@@ -147,11 +197,14 @@ impl Entry {
     }
 
     /// Its next write, for a transaction that puts under `lease`.
-    pub(crate) fn op(&mut self, key: &Arc<str>, lease: i64) -> Op {
+    pub(crate) fn op(&mut self, key: &Arc<str>, lease: i64, now: Instant) -> Op {
         let key = key.clone();
         match self.goal {
             Goal::Present => {
-                self.in_flight = Some(self.weight);
+                if self.published.is_some() {
+                    self.weighed_at = now;
+                }
+                self.in_flight = Some(self.wanted());
                 let held = if self.displaces == 0 { self.held } else { self.displaces };
                 Op::Put { key, value: self.layout.value(&self.node, self.weight), held }
             }

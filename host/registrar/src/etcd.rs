@@ -266,9 +266,9 @@ impl Etcd {
 
     /// Who answers, and its version.
     pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
-        self.call(self.request_timeout, |mut client| async move { Ok(client.status().await?.version().to_owned()) })
-            .await
-            .map(|version| (self.url(), version))
+        let asked =
+            self.ask(self.request_timeout, |mut client| async move { Ok(client.status().await?.version().to_owned()) });
+        asked.await.map(|(index, version)| (self.url(index), version))
     }
 
     /// A new lease.
@@ -318,17 +318,17 @@ impl Etcd {
 
     /// Opens a stream of renewals; its opening is the first renewal.
     pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
-        let (keeper, answers) =
-            self.call(deadline, |client| async move { client.lease_client().keep_alive(lease).await }).await?;
-        Ok(Renewals { keeper, answers, url: self.url() })
+        let (index, (keeper, answers)) =
+            self.ask(deadline, |client| async move { client.lease_client().keep_alive(lease).await }).await?;
+        Ok(Renewals { keeper, answers, etcd: self.clone(), index })
     }
 
     /// Does every operation whose condition holds, in one transaction, all puts under `lease`.
     ///
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
     pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
-        let answer = self
-            .call(deadline, |mut client| {
+        let (index, answer) = self
+            .ask(deadline, |mut client| {
                 let txn = Txn::new().and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>());
                 async move { client.txn(txn).await }
             })
@@ -339,7 +339,7 @@ impl Etcd {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
             _ => Err(Failure::Unanswered {
-                endpoint: self.url(),
+                endpoint: self.url(index),
                 reason: "its answer does not fit the request".to_owned(),
             }),
         }
@@ -428,69 +428,82 @@ impl Etcd {
         deadline: Duration,
     ) -> Result<Changes, Failure> {
         let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let opened = self.call(deadline, |mut client| {
+        let opened = self.ask(deadline, |mut client| {
             // In fragments: etcd may have more to say at a time than fits into one message.
             let options =
                 WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
             let key = key.clone();
             async move { client.watch(key, Some(options)).await }
         });
-        let mut changes = Changes { stream: opened.await?, url: self.url(), asked: false };
+        let (index, stream) = opened.await?;
+        let mut changes = Changes { stream, url: self.url(index), asked: false };
         match timeout(deadline, changes.message()).await {
             Ok(confirmed) => confirmed.map(|_| changes),
             Err(_) => Err(changes.unanswered(format!("no watch within {deadline:?}"))),
         }
     }
 
-    fn endpoint(&self) -> &Endpoint {
-        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
+    fn url(&self, index: usize) -> Arc<str> {
+        self.endpoints[index].url.clone()
     }
 
-    fn url(&self) -> Arc<str> {
-        self.endpoint().url.clone()
+    /// The next endpoint is the one that is asked from now on, unless somebody has moved on from this one already: of
+    /// many calls that fail together each would otherwise pass over another one.
+    fn pass_over(&self, index: usize) {
+        let next = (index + 1) % self.endpoints.len();
+        let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Makes one call within `deadline`. An endpoint that cannot be reached passes the call on to the next one, each is
-    /// tried once; one that failed in any other way loses its turn for the calls to come.
     async fn call<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
+        self.ask(deadline, make).await.map(|(_, answer)| answer)
+    }
+
+    /// Makes one call within `deadline`, and says which endpoint answered. One that cannot be reached passes the call on
+    /// to the next, each is tried once; one that failed in any other way loses its turn for the calls to come.
+    async fn ask<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
         let first = self.current.load(Ordering::Relaxed);
+        let asked = AtomicUsize::new(first);
         let attempts = async {
             let mut outcome = None;
             for index in (first..first + self.endpoints.len()).map(|index| index % self.endpoints.len()) {
-                self.current.store(index, Ordering::Relaxed);
+                asked.store(index, Ordering::Relaxed);
                 let endpoint = &self.endpoints[index];
                 let answer = async {
                     self.sign_in(endpoint).await?;
                     make(endpoint.client.clone()).await
                 };
                 match answer.await.map_err(|error| classify(&endpoint.url, &error)) {
-                    Err(failure @ Failure::Unreachable { .. }) => outcome = Some(failure),
+                    Err(failure @ Failure::Unreachable { .. }) => {
+                        self.pass_over(index);
+                        outcome = Some(failure);
+                    }
                     answer => return answer,
                 }
             }
             Err(outcome.expect("there is at least one endpoint"))
         };
-        let answer = match timeout(deadline, attempts).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Failure::Unanswered { endpoint: self.url(), reason: format!("nothing within {deadline:?}") }),
-        };
+        let answer = timeout(deadline, attempts).await;
+        let index = asked.into_inner();
+        let answer = answer.unwrap_or_else(|_| {
+            Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
+        });
         match &answer {
             Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
-            Err(Failure::Unanswered { .. }) => self.endpoint().doubt(),
+            Err(Failure::Unanswered { .. }) => self.endpoints[index].doubt(),
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}
         }
-        if let Err(
-            Failure::Unreachable { .. } | Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_),
-        ) = &answer
-        {
-            self.current.fetch_add(1, Ordering::Relaxed);
+        if let Err(Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_)) = &answer {
+            self.pass_over(index);
         }
-        answer
+        answer.map(|answer| (index, answer))
     }
 
     /// Authenticates once per endpoint; afterwards the client renews by itself a token that etcd refuses.
@@ -519,15 +532,17 @@ impl Etcd {
 pub(crate) struct Renewals {
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
-    url: Arc<str>,
+    etcd: Etcd,
+    /// The endpoint that it leads to.
+    index: usize,
 }
 
 impl Renewals {
     /// Ready once the stream has broken although nothing is asked on it.
     pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         Pin::new(&mut self.answers).poll_next(cx).map(|answer| match answer {
-            Some(Err(error)) => classify(&self.url, &error),
-            _ => Failure::Unanswered { endpoint: self.url.clone(), reason: "the stream of renewals ended".to_owned() },
+            Some(Err(error)) => classify(&self.etcd.url(self.index), &error),
+            _ => self.unanswered("the stream of renewals ended".to_owned()),
         })
     }
 
@@ -535,20 +550,27 @@ impl Renewals {
     ///
     /// After a failure the stream must not be used again: a late answer would be taken for the next one.
     pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
-        let unanswered = |reason: String| Failure::Unanswered { endpoint: self.url.clone(), reason };
         let exchange = async {
             self.keeper.keep_alive().await?;
             self.answers.message().await
         };
         match timeout(deadline, exchange).await {
-            Err(_) => Err(unanswered(format!("no renewal within {deadline:?}"))),
-            Ok(Err(error)) => Err(classify(&self.url, &error)),
-            Ok(Ok(None)) => Err(unanswered("the stream of renewals ended".to_owned())),
+            Err(_) => {
+                // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
+                self.etcd.pass_over(self.index);
+                Err(self.unanswered(format!("no renewal within {deadline:?}")))
+            }
+            Ok(Err(error)) => Err(classify(&self.etcd.url(self.index), &error)),
+            Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
             Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
                 Ok(0) | Err(_) => Err(Failure::LeaseGone),
                 Ok(seconds) => Ok(Duration::from_secs(seconds)),
             },
         }
+    }
+
+    fn unanswered(&self, reason: String) -> Failure {
+        Failure::Unanswered { endpoint: self.etcd.url(self.index), reason }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     entry::{Entry, Goal, Mood, Reply, Wish},
     error::Error,
     etcd::{Call, Etcd, Failure, Granted, LeaseView, MAX_BYTES, MAX_OPS, Op, Outcome, Renewals},
-    node::Weight,
+    node::{ServerNode, Weight},
     status::{Event, Vitals, What},
     weight::Damping,
 };
@@ -45,6 +45,11 @@ pub(crate) enum Command {
     Weigh {
         key: Arc<str>,
         weight: Weight,
+        reply: Reply,
+    },
+    Replace {
+        key: Arc<str>,
+        node: Arc<ServerNode>,
         reply: Reply,
     },
     Stop {
@@ -135,6 +140,8 @@ pub(crate) struct Lease {
     queue: VecDeque<Arc<str>>,
     /// Registrations not confirmed yet, by deadline.
     births: VecDeque<(Instant, Arc<str>)>,
+    /// When the first of the writes that came too soon after the one before is due.
+    rewrite_at: Option<Instant>,
     /// Keys that came to be absent and wait until no late write can bring them back.
     leaving: Vec<Arc<str>>,
     /// Oldest first; the last one that is not doomed is the current one.
@@ -159,6 +166,7 @@ impl Lease {
             present: 0,
             queue: VecDeque::new(),
             births: VecDeque::new(),
+            rewrite_at: None,
             leaving: Vec::new(),
             leases: Vec::new(),
             call: None,
@@ -207,6 +215,7 @@ impl Lease {
         match wake {
             Wake::Command(Command::Keep(wish)) => self.keep(*wish),
             Wake::Command(Command::Weigh { key, weight, reply }) => self.weigh(&key, weight, reply),
+            Wake::Command(Command::Replace { key, node, reply }) => self.replace(&key, node, reply),
             Wake::Command(Command::Stop { key, reply }) => self.stop(&key, reply),
             Wake::Command(Command::End) | Wake::Deserted => self.end(),
             Wake::Answer(answer) => self.answered(answer),
@@ -224,10 +233,15 @@ impl Lease {
             let _ = wish.reply.send(Err(Error::Ended)); // The caller may have given up.
             return;
         }
-        let (key, now, load) = (wish.key.clone(), Instant::now(), *self.around.load.borrow());
-        let deadline = now + self.around.register_timeout;
-        self.births.push_back((deadline, key.clone()));
-        self.entries.insert(key.clone(), Entry::new(wish, self.around.vitals.clone(), load, now, deadline));
+        let (key, deadline, load) = (wish.key.clone(), wish.deadline, *self.around.load.borrow());
+        if wish.board.strong_count() == 0 {
+            // Whoever asked has given up by now, and nothing was written.
+            let _ = self.around.freed.send(key); // The registrar may have ended before its leases.
+            return;
+        }
+        let place = self.births.partition_point(|(other, _)| *other <= deadline);
+        self.births.insert(place, (deadline, key.clone()));
+        self.entries.insert(key.clone(), Entry::new(wish, self.around.vitals.clone(), load, Instant::now()));
         self.present += 1;
         self.enqueue(&key);
     }
@@ -238,6 +252,19 @@ impl Lease {
                 entry.pin_weight(weight);
                 entry.show(self.mood);
                 Ok(())
+            }
+            _ => Err(Error::Ended),
+        };
+        self.enqueue(key);
+        let _ = reply.send(outcome); // The caller may have given up.
+    }
+
+    fn replace(&mut self, key: &Arc<str>, node: Arc<ServerNode>, reply: Reply) {
+        let outcome = match self.entries.get_mut(key) {
+            Some(entry) if entry.goal == Goal::Present => {
+                let replaced = entry.replace(key, node);
+                entry.show(self.mood);
+                replaced
             }
             _ => Err(Error::Ended),
         };
@@ -296,7 +323,6 @@ impl Lease {
             let due = damping.lets_through(entry.weight, load, now - entry.weighed_at);
             if entry.goal == Goal::Present && entry.follows_load() && due {
                 entry.weight = load;
-                entry.weighed_at = now;
                 entry.show(self.mood);
                 moved.push(key.clone());
             }
@@ -311,6 +337,11 @@ impl Lease {
             && entry.is_dirty()
             && !entry.queued
         {
+            let due = entry.due();
+            if due > Instant::now() {
+                self.rewrite_at = Some(self.rewrite_at.map_or(due, |first| first.min(due)));
+                return;
+            }
             entry.queued = true;
             self.queue.push_back(key.clone());
         }
@@ -322,6 +353,10 @@ impl Lease {
     fn advance(&mut self) {
         let now = Instant::now();
         self.expire_births(now);
+        if self.rewrite_at.is_some_and(|at| at <= now) {
+            self.rewrite_at = None;
+            self.enqueue_all();
+        }
         self.settle(now);
         for held in &mut self.leases {
             if held.renewal.is_none() && !held.doomed && now >= held.renew_at {
@@ -341,7 +376,7 @@ impl Lease {
         let backoff = (self.call.is_none() && self.not_before > Instant::now()).then_some(self.not_before);
         let audit = (self.call.is_none() && self.current().is_some()).then(|| self.audit_at.max(self.not_before));
         let never = Instant::now() + Duration::from_secs(3600);
-        births.into_iter().chain(renewals).chain(backoff).chain(audit).min().unwrap_or(never)
+        births.into_iter().chain(self.rewrite_at).chain(renewals).chain(backoff).chain(audit).min().unwrap_or(never)
     }
 
     /// Registrations that were not confirmed in time fail, with the reason if there is one.
@@ -400,7 +435,7 @@ impl Lease {
         if tainted && self.leases.len() < MAX_HELD {
             return Some(self.grant(now));
         }
-        let ops = self.next_batch(lease);
+        let ops = self.next_batch(lease, now);
         if !ops.is_empty() {
             return Some(self.commit(lease, ops));
         }
@@ -420,11 +455,15 @@ impl Lease {
     }
 
     /// Takes as much from the queue as one transaction may hold.
-    fn next_batch(&mut self, lease: i64) -> Vec<Op> {
+    fn next_batch(&mut self, lease: i64, now: Instant) -> Vec<Op> {
         let mut ops = Vec::new();
         let mut bytes = 0;
         while ops.len() < MAX_OPS && bytes < MAX_BYTES {
             let Some(key) = self.queue.pop_front() else { break };
+            if self.entries.get(&key).is_some_and(Entry::is_abandoned) {
+                // Its handle was dropped a moment ago; what nobody wants any more is not written first.
+                self.withdraw(&key, Error::Ended);
+            }
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             if entry.solo && !ops.is_empty() {
                 self.queue.push_front(key);
@@ -434,7 +473,7 @@ impl Lease {
             if !entry.is_dirty() {
                 continue;
             }
-            let op = entry.op(&key, lease);
+            let op = entry.op(&key, lease, now);
             bytes += op.bytes();
             ops.push(op);
             if entry.solo {
@@ -563,8 +602,10 @@ impl Lease {
                     (true, _) if over == 0 && self.mood != Mood::Recovering => {
                         Some((What::Healed, "the key was missing or had lost its lease".to_owned()))
                     }
-                    (true, _) if before.is_some() => Some((What::Weighed, format!("weight {}", entry.weight))),
-                    (true, _) => None,
+                    (true, _) => before.map(|before| match entry.was_replaced(before) {
+                        true => (What::Updated, "the node behind the key is another one".to_owned()),
+                        false => (What::Weighed, format!("weight {}", entry.weight)),
+                    }),
                 };
                 if was_visible && over == 0 {
                     entry.recoveries += 1;
@@ -821,7 +862,7 @@ impl Lease {
         let since = self.mood_since.elapsed();
         let on = key.map_or("its keys", |key| key);
         match what {
-            What::Renewed | What::Weighed => debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}"),
+            What::Renewed | What::Weighed | What::Updated => debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}"),
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
                 info!(key = on, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
             }
@@ -832,10 +873,14 @@ impl Lease {
     }
 
     fn enqueue_all(&mut self) {
-        for (key, entry) in &mut self.entries {
-            if entry.is_dirty() && !entry.queued {
-                entry.queued = true;
-                self.queue.push_back(key.clone());
+        let now = Instant::now();
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.is_dirty() && !entry.queued) {
+            match entry.due() {
+                due if due > now => self.rewrite_at = Some(self.rewrite_at.map_or(due, |first| first.min(due))),
+                _ => {
+                    entry.queued = true;
+                    self.queue.push_back(key.clone());
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use futures::future::{join_all, select_all, try_join_all};
 use tokio::{
     sync::{Notify, broadcast, mpsc, oneshot, watch},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,6 +33,8 @@ const MAX_KEYS: usize = 1000;
 const MAX_REQUESTS: usize = 1024;
 /// Commands that wait for a lease, at most; a caller beyond waits in line.
 const MAX_COMMANDS: usize = 1024;
+/// Calls of `register` that wait for one key to be out of etcd, at most.
+const MAX_WAITING: usize = 64;
 /// Views at a time, at most.
 const MAX_VIEWS: usize = 10_000;
 /// Answers of etcd that wait for one who follows; then etcd waits.
@@ -94,6 +96,7 @@ struct Application {
     layout: Layout,
     ttl: Ttl,
     ownership: Ownership,
+    deadline: Instant,
     reply: oneshot::Sender<Result<Placement, Error>>,
 }
 
@@ -206,20 +209,30 @@ impl Registrar {
 
     async fn register_key(&self, node: Arc<ServerNode>, layout: &Layout, terms: &Terms) -> Result<Registration, Error> {
         let patience = self.options.register_timeout;
+        let deadline = Instant::now() + patience;
         let placing = self.ask(|reply| {
             Request::Register(Application {
                 node,
                 layout: layout.clone(),
                 ttl: terms.ttl.unwrap_or(self.options.ttl),
                 ownership: terms.ownership.unwrap_or(self.options.ownership),
+                deadline,
                 reply,
             })
         });
-        let placed = timeout(patience, placing).await;
-        let (registration, confirmed) =
+        let placed = timeout_at(deadline, placing).await;
+        let (mut registration, confirmed) =
             placed.map_err(|_| Error::Timeout { what: "register", after: patience })???;
+        // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
+        registration.keeper = Some(self.requests.clone());
         Ok(registration)
+    }
+
+    /// The keys that `node` has on these terms, one for each layout, in their order. Two nodes with the same keys are one
+    /// instance, whatever else they say.
+    pub fn keys(&self, node: &ServerNode, terms: &Terms) -> Vec<String> {
+        terms.layouts.as_ref().unwrap_or(&self.options.layouts).iter().map(|layout| layout.key(node)).collect()
     }
 
     /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
@@ -395,6 +408,9 @@ impl Keeper {
         }
         self.inbox.close();
         self.ending.cancel();
+        // Who still waits is told: leases may take long to end.
+        while self.inbox.try_recv().is_ok() {}
+        self.waiting.clear();
         for slot in self.slots.drain(..) {
             let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
         }
@@ -424,13 +440,16 @@ impl Keeper {
         load: &watch::Receiver<Weight>,
         freed: &mpsc::UnboundedSender<Arc<str>>,
     ) {
+        if application.reply.is_closed() {
+            return;
+        }
         let key: Arc<str> = application.layout.key(&application.node).into();
         if let Some(place) = self.keys.get(&key)
             && place.is_leaving()
         {
-            return self.waiting.entry(key).or_default().push(application);
+            return self.wait(key, application);
         }
-        let Application { node, layout, ttl, ownership, reply } = application;
+        let Application { node, layout, ttl, ownership, deadline, reply } = application;
         let refusal = match layout.accept(&node) {
             Err(invalid) => Some(invalid.into()),
             Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
@@ -453,6 +472,7 @@ impl Keeper {
             layout,
             ownership,
             board: Arc::downgrade(&board),
+            deadline,
             reply: confirm,
         };
         let slot = &mut self.slots[slot];
@@ -465,6 +485,7 @@ impl Keeper {
             stop_timeout: self.options.stop_timeout,
             board: Some(board),
             nudge: slot.nudge.clone(),
+            keeper: None,
             others: Vec::new(),
         };
         slot.names.insert(node.name.clone());
@@ -472,6 +493,17 @@ impl Keeper {
         self.keys.insert(key, place);
         let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
         let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
+    }
+
+    /// Until the key is out of etcd. Those that have given up make room for those that have not.
+    fn wait(&mut self, key: Arc<str>, application: Application) {
+        let waiting = self.waiting.entry(key).or_default();
+        waiting.retain(|application| !application.reply.is_closed());
+        if waiting.len() < MAX_WAITING {
+            return waiting.push(application);
+        }
+        let what = "the number of calls that wait for one key";
+        let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
     }
 
     /// The index of a slot that has room for another key, of a service it does not carry yet.
@@ -631,6 +663,8 @@ pub struct Registration {
     commands: mpsc::Sender<Command>,
     stop_timeout: Duration,
     nudge: Arc<Notify>,
+    /// Keeps the registrar alive, whose other handles may all be gone.
+    keeper: Option<mpsc::Sender<Request>>,
     /// The same node under further layouts.
     others: Vec<Registration>,
 }
@@ -650,7 +684,8 @@ impl Registration {
         std::iter::once(self).chain(&self.others)
     }
 
-    /// The node as it was registered; [`Registration::status`] has the present weight.
+    /// The node as it was registered, whatever [`replace`](Self::replace) made of it since; [`status`](Self::status) has
+    /// the present weight.
     pub fn node(&self) -> &ServerNode {
         &self.node
     }
@@ -697,15 +732,37 @@ impl Registration {
 
     /// Publishes this weight from now on, instead of the computed one.
     ///
-    /// Ok: it is taken over and will be written; an equal weight writes nothing. Fails with [`Error::Ended`] after the end.
+    /// Ok: it is taken over and will be written, a second after the change before it at the earliest; an equal weight
+    /// writes nothing. Fails with [`Error::Ended`] after the end.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        let set = self.parts().map(|part| async {
+        self.tell(|key, reply| Command::Weigh { key, weight, reply }).await
+    }
+
+    /// Publishes another node under the same keys from now on: other metadata, another weight, and another version where
+    /// the layouts have none in their keys. Without a weight in `node` the published one stays until the host computes
+    /// another.
+    ///
+    /// Ok: it is taken over and will be written in place, a second after the change before it at the earliest. Fails with
+    /// [`Error::Invalid`] for a node that has another key under a layout, of which some may have been replaced then, and
+    /// with [`Error::Ended`] after the end.
+    pub async fn replace(&self, node: ServerNode) -> Result<(), Error> {
+        let node = Arc::new(node);
+        self.tell(|key, reply| Command::Replace { key, node: node.clone(), reply }).await
+    }
+
+    async fn tell(
+        &self,
+        command: impl Fn(Arc<str>, oneshot::Sender<Result<(), Error>>) -> Command,
+    ) -> Result<(), Error> {
+        let told = self.parts().map(|part| {
             let (reply, done) = oneshot::channel();
-            let command = Command::Weigh { key: part.key.clone(), weight, reply };
-            part.commands.send(command).await.map_err(|_| Error::Ended)?;
-            done.await.map_err(|_| Error::Ended)?
+            let command = command(part.key.clone(), reply);
+            async {
+                part.commands.send(command).await.map_err(|_| Error::Ended)?;
+                done.await.map_err(|_| Error::Ended)?
+            }
         });
-        join_all(set).await.into_iter().collect()
+        join_all(told).await.into_iter().collect()
     }
 
     /// Takes the node out of etcd. Ok: its keys are gone, or somebody else's by now, and nothing brings them back.

@@ -99,7 +99,7 @@ pub struct Event {
     pub lease: i64,
     /// How long ago etcd granted that lease.
     pub lease_age: Duration,
-    /// How long the state before this event had lasted.
+    /// How long the lease, with its keys as a whole, had been doing as it did until this event.
     pub since: Duration,
 }
 
@@ -127,6 +127,8 @@ pub enum What {
     Conflict,
     /// A new weight is in etcd.
     Weighed,
+    /// Another node is in etcd, under the same key.
+    Updated,
     /// A key is out of etcd, for good.
     Stopped,
 }

@@ -36,7 +36,7 @@ const STATES: [State; 6] =
     [State::Pending, State::Registered, State::Suspect, State::Recovering, State::Conflict, State::Draining];
 
 /// The kinds of events, and what metrics call them.
-const EVENTS: [(What, &str); 11] = [
+const EVENTS: [(What, &str); 12] = [
     (What::Registered, "registered"),
     (What::TookOver, "took_over"),
     (What::Renewed, "renewed"),
@@ -47,6 +47,7 @@ const EVENTS: [(What, &str); 11] = [
     (What::Healed, "healed"),
     (What::Conflict, "conflict"),
     (What::Weighed, "weighed"),
+    (What::Updated, "updated"),
     (What::Stopped, "stopped"),
 ];
 

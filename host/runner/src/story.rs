@@ -26,7 +26,9 @@ fn tell_one(event: &Event) {
     let lease = format_args!("{:x}", event.lease);
     match event.what {
         What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),
-        What::Weighed => tracing::info!(key = event.key.as_deref(), "Weighed: {}", event.why),
+        What::Weighed | What::Updated => {
+            tracing::info!(key = event.key.as_deref(), "{:?}: {}", event.what, event.why);
+        }
         _ => {}
     }
 }

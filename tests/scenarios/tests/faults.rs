@@ -60,6 +60,30 @@ fn user() -> ServerNode {
 
 const KEY: &str = "/user/127.0.0.1:10002";
 
+/// How many leases share the endpoints: an even number, so that passing over one for each would come back to the first.
+const INSTANCES: u16 = 4;
+
+#[tokio::test]
+async fn kept_by_another_endpoint_when_one_falls_silent() {
+    let etcd = etcd().await;
+    let (silent, other) = (Proxy::start(&etcd.address()).await, Proxy::start(&etcd.address()).await);
+    let registrar = Registrar::start(options([silent.endpoint(), other.endpoint()])).unwrap();
+    let mut held = Vec::new();
+    for port in 1..=INSTANCES {
+        held.push(registrar.register(ServerNode::new("user", &format!("127.0.0.1:{port}")).unwrap()).await.unwrap());
+    }
+    let mut events = registrar.events();
+    silent.set(Mode::Blackhole);
+    for registration in &held {
+        let renewals = registration.status().renewals;
+        wait_for("it is renewed", SOON, async || registration.status().renewals >= renewals + 3).await;
+    }
+    while let Ok(event) = events.try_recv() {
+        assert!(!matches!(event.what, What::Recovering), "{event:?}");
+    }
+    assert!(held.iter().all(|registration| registration.status().state == State::Registered));
+}
+
 // etcd itself.
 
 #[tokio::test]

@@ -4,12 +4,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold::{Error, Layout, LoadSource, Options, Ownership, ServerNode, State, Terms, Weight, What};
+use etcd_client::LeaseTimeToLiveOptions;
+use leasehold::{Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Weight, What};
 use leasehold_scenarios::{
     wait_for,
     world::{SOON, World},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
 /// Every scenario below, on both.
 macro_rules! on_both {
@@ -37,6 +42,7 @@ on_both!(
     gone_key_and_lease_after_stop,
     gone_stays_gone_through_a_restart_of_etcd,
     gone_when_the_handle_is_dropped,
+    kept_by_its_handle_alone,
     gone_when_the_caller_gives_up,
     gone_all_at_shutdown,
     self_healing_after_the_lease_is_revoked,
@@ -52,10 +58,15 @@ on_both!(
     bounded_an_etcd_that_is_down_is_an_error_in_time,
     bounded_a_stop_without_etcd_times_out_and_goes_on,
     bounded_registrations_are_limited,
+    bounded_calls_that_gave_up_are_forgotten,
+    bounded_calls_end_with_the_registrar,
     quiet_a_renewal_creates_no_revision,
     quiet_a_small_move_of_the_load_is_not_written,
+    quiet_weights_set_in_a_loop_are_written_once_a_second,
+    no_gap_when_another_node_takes_the_key,
     weight_follows_the_load_and_a_set_weight_wins,
     cheap_many_services_share_one_lease,
+    cheap_a_thousand_keys_are_all_that_one_lease_carries,
     cheap_instances_of_one_service_never_share_a_lease,
     a_key_can_be_registered_again_right_after_its_stop,
     the_same_key_twice_is_refused,
@@ -138,10 +149,21 @@ async fn gone_when_the_handle_is_dropped(world: World) {
     world.key_is(KEY, "gone", |found| found.is_none()).await;
 }
 
+async fn kept_by_its_handle_alone(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    drop(registrar);
+    let renewals = registration.status().renewals;
+    wait_for("it is renewed", SOON, async || registration.status().renewals >= renewals + 3).await;
+    world.stands(KEY).await;
+    drop(registration);
+    world.key_is(KEY, "gone", |found| found.is_none()).await;
+}
+
 async fn gone_when_the_caller_gives_up(mut world: World) {
     let registrar = world.registrar("host").await;
     world.kill();
-    assert!(tokio::time::timeout(Duration::from_millis(500), registrar.register(user())).await.is_err());
+    assert!(timeout(Duration::from_millis(500), registrar.register(user())).await.is_err());
     world.restart(true).await;
     // Registered meanwhile, it would be there; another registration proves that the registrar is through.
     let other = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
@@ -312,6 +334,49 @@ async fn bounded_registrations_are_limited(world: World) {
     assert!(registrar.register(second).await.is_ok());
 }
 
+async fn bounded_calls_that_gave_up_are_forgotten(mut world: World) {
+    let options = Options { stop_timeout: Duration::from_millis(200), ..world.options() };
+    let registrar = world.registrar_with("host", options).await;
+    let other = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
+    let leaving = registrar.register(user()).await.unwrap();
+    let written = world.revision().await;
+    world.kill();
+    assert!(matches!(leaving.stop().await, Err(Error::Timeout { .. })));
+    // More than may wait, and none of them waits any more.
+    for _ in 0..100 {
+        assert!(timeout(Duration::from_millis(10), registrar.register(user())).await.is_err());
+    }
+    world.restart(true).await;
+    let again = registrar.register(user()).await.unwrap();
+    world.stands(other.key()).await;
+    leaving.wait_for(|status| status.state == State::Stopped).await.unwrap();
+    // The deletion, the last registration, and at most all three keys anew under another lease.
+    let written = world.revision().await - written;
+    assert!(written <= 6, "{written} revisions");
+    assert_eq!(again.status().state, State::Registered);
+}
+
+async fn bounded_calls_end_with_the_registrar(mut world: World) {
+    let registrar = Arc::new(world.registrar("host").await);
+    let _user = registrar.register(user()).await.unwrap();
+    world.kill();
+    let asking = tokio::spawn({
+        let registrar = registrar.clone();
+        async move {
+            loop {
+                if let Err(Error::Ended) = registrar.leases().await {
+                    return;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    // Its lease cannot be revoked.
+    assert!(matches!(registrar.shutdown(Duration::from_secs(1)).await, Err(Error::Timeout { .. })));
+    timeout(SOON, asking).await.unwrap().unwrap();
+    assert!(matches!(registrar.register(user()).await, Err(Error::Ended)));
+}
+
 async fn quiet_a_renewal_creates_no_revision(world: World) {
     let registrar = world.registrar("host").await;
     let registration = registrar.register(user()).await.unwrap();
@@ -334,6 +399,65 @@ async fn quiet_a_small_move_of_the_load_is_not_written(world: World) {
     sleep(Duration::from_secs(10)).await;
     assert_eq!(world.revision().await, before);
     assert_eq!(registration.status().weight, weight(50));
+}
+
+async fn quiet_weights_set_in_a_loop_are_written_once_a_second(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let before = world.revision().await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        for value in 1..=100 {
+            registration.set_weight(weight(value)).await.unwrap();
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    registration.set_weight(weight(42)).await.unwrap();
+    world
+        .key_is(KEY, "at the last weight", |found| found.is_some_and(|found| found.value.contains(r#""weight":"42""#)))
+        .await;
+    let most = begun.elapsed().as_secs() + 1;
+    let written = u64::try_from(world.revision().await - before).unwrap();
+    assert!((2..=most).contains(&written), "{written} revisions in {:?}", begun.elapsed());
+}
+
+async fn no_gap_when_another_node_takes_the_key(world: World) {
+    let terms = Terms { layouts: Some(layouts(&["kratos", "kitex"])), ..Terms::default() };
+    let registrar = world.registrar("host").await;
+    let node = |version: &str, zone: &str| ServerNode {
+        version: version.parse().unwrap(),
+        metadata: vec![("zone".to_owned(), zone.to_owned())].try_into().unwrap(),
+        ..user()
+    };
+    let registration = registrar.register_on(node("v1", "a"), terms.clone()).await.unwrap();
+    assert_eq!(registrar.keys(&node("v1", "a"), &terms), registrar.keys(&node("v1", "b"), &terms));
+    let keys: Vec<String> = registration.keys().map(ToString::to_string).collect();
+    let mut before = Vec::new();
+    for key in &keys {
+        before.push(world.get(key).await.unwrap());
+    }
+    let mut events = registrar.events();
+    registration.replace(ServerNode { weight: Some(weight(9)), ..node("v1", "b") }).await.unwrap();
+    for (key, before) in keys.iter().zip(&before) {
+        world.key_is(key, "of the other node", |found| found.is_some_and(|found| found.value.contains(r#":"b""#))).await;
+        let now = world.get(key).await.unwrap();
+        assert_eq!(now.lease, before.lease);
+        let is_light = |value: &str| value.contains(r#""weight":"9""#) || value.contains(r#""weight":9"#);
+        assert!(is_light(&now.value) && !is_light(&before.value), "{now:?}");
+    }
+    assert_eq!((registration.status().state, registration.status().recoveries), (State::Registered, 0));
+    let mut updated = 0;
+    while let Ok(event) = events.try_recv() {
+        updated += u32::from(event.what == What::Updated);
+        assert!(matches!(event.what, What::Updated | What::Renewed), "{event:?}");
+    }
+    assert_eq!(updated, 2);
+    // Its keys would be others.
+    let elsewhere = ServerNode { addr: "127.0.0.1:3".parse().unwrap(), ..user() };
+    assert!(matches!(registration.replace(elsewhere).await, Err(Error::Invalid(_))));
+    registration.stop().await.unwrap();
+    assert!(matches!(registration.replace(node("v1", "c")).await, Err(Error::Ended)));
+    assert_eq!(world.get(&keys[0]).await, None);
 }
 
 async fn weight_follows_the_load_and_a_set_weight_wins(world: World) {
@@ -359,21 +483,35 @@ async fn weight_follows_the_load_and_a_set_weight_wins(world: World) {
     assert_eq!(settled.lease, lease);
 }
 
+/// So many services of one host, all registered at the same time.
+async fn services(world: &World, count: usize) -> Vec<Registration> {
+    let registrar = world.registrar("host").await;
+    let mut registering = JoinSet::new();
+    for index in 0..count {
+        let (registrar, name) = (registrar.clone(), format!("service-{index}"));
+        registering.spawn(async move { registrar.register(ServerNode::new(&name, "127.0.0.1:1").unwrap()).await });
+    }
+    registering.join_all().await.into_iter().collect::<Result<_, _>>().unwrap()
+}
+
 async fn cheap_many_services_share_one_lease(world: World) {
-    let registrar = Arc::new(world.registrar("host").await);
-    let mut registrations = Vec::new();
-    for index in 0..300 {
-        let registrar = registrar.clone();
-        registrations.push(tokio::spawn(async move {
-            registrar.register(ServerNode::new(&format!("service-{index}"), "127.0.0.1:1").unwrap()).await.unwrap()
-        }));
-    }
-    let mut held = Vec::new();
-    for registration in registrations {
-        held.push(registration.await.unwrap());
-    }
+    let held = services(&world, 300).await;
     assert_eq!(world.count().await, 300);
     assert_eq!(world.leases().await.len(), 1);
+    drop(held);
+}
+
+async fn cheap_a_thousand_keys_are_all_that_one_lease_carries(world: World) {
+    let held = services(&world, 1001).await;
+    let mut client = world.client().await;
+    let mut carried = Vec::new();
+    for lease in world.leases().await {
+        let keys = Some(LeaseTimeToLiveOptions::new().with_keys());
+        carried.push(client.lease_time_to_live(lease, keys).await.unwrap().keys().len());
+    }
+    carried.sort_unstable();
+    assert_eq!(carried, [1, 1000]);
+    drop(held);
 }
 
 async fn cheap_instances_of_one_service_never_share_a_lease(world: World) {
