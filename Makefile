@@ -10,7 +10,7 @@ LARGE ?= yes
 
 # The etcd that tests run, instead of the one on the PATH: `make test ETCD=/path/to/etcd`.
 ifdef ETCD
-export ETCD
+export ETCD := $(abspath $(ETCD))
 endif
 
 # Paths below are those of cargo's default directory.

@@ -60,8 +60,14 @@ const BUILT_IN: [Row; 10] = [
 
 /// First segments of keys that belong to other registries in the same etcd. A service of that name would write its keys
 /// among theirs, and read theirs as its own.
-const FOREIGN_PREFIXES: [(&str, &str); 4] =
-    [("/microservices/", "kratos"), ("/micro/", "go-micro"), ("/rpcx/", "rpcx"), ("/service/", "goframe")];
+const FOREIGN_PREFIXES: [(&str, &str); 6] = [
+    ("/microservices/", "kratos"),
+    ("kitex/", "kitex"),
+    ("hertz/", "hertz"),
+    ("/micro/", "go-micro"),
+    ("/rpcx/", "rpcx"),
+    ("/service/", "goframe"),
+];
 
 /// The most layouts under which one node is published.
 const MOST_TOGETHER: usize = 8;
@@ -190,6 +196,27 @@ impl Layout {
                 Err(Invalid::new("name", rule))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether `node` can be published under this layout beside others that are read here: not among their keys.
+    pub(crate) fn accept_beside<'a>(
+        &self,
+        node: &ServerNode,
+        others: impl IntoIterator<Item = &'a Self>,
+    ) -> Result<(), Invalid> {
+        let (key, root) = (self.key(node), self.root());
+        let is_inside = |other: &&Self| {
+            let theirs = other.root();
+            theirs.len() > root.len() && theirs.starts_with(&root) && key.starts_with(&theirs)
+        };
+        match others.into_iter().find(is_inside) {
+            Some(other) => {
+                let rule =
+                    format!("must not be {:?}: {} is where {other} keeps its keys", node.name.as_str(), other.root());
+                Err(Invalid::new("name", rule))
+            }
+            None => Ok(()),
         }
     }
 

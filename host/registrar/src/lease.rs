@@ -74,6 +74,8 @@ pub(crate) struct Surroundings {
     pub(crate) freed: mpsc::UnboundedSender<Arc<str>>,
     /// Wakes the lease when a handle was dropped.
     pub(crate) nudge: Arc<Notify>,
+    /// How much time went by, all in all, that timers did not see.
+    pub(crate) leaps: watch::Receiver<Duration>,
     pub(crate) rng: fastrand::Rng,
 }
 
@@ -125,6 +127,8 @@ enum Wake {
     Answer(Answer),
     Renewal(i64, Renewal),
     HandleDropped,
+    /// The machine was suspended.
+    Leap,
     /// etcd can be reached again, as somebody else on this host found out.
     EtcdIsBack,
     Time,
@@ -155,11 +159,13 @@ pub(crate) struct Lease {
     mood_since: Instant,
     last_failure: Option<Failure>,
     ending: bool,
+    /// Of `leaps`, what is accounted for.
+    leapt: Duration,
 }
 
 impl Lease {
     pub(crate) fn new(around: Surroundings) -> Self {
-        let now = Instant::now();
+        let (now, leapt) = (Instant::now(), *around.leaps.borrow());
         Self {
             around,
             entries: BTreeMap::new(),
@@ -178,6 +184,7 @@ impl Lease {
             mood_since: now,
             last_failure: None,
             ending: false,
+            leapt,
         }
     }
 
@@ -208,6 +215,7 @@ impl Lease {
             command = commands.recv(), if !*ending => command.map_or(Wake::Deserted, Wake::Command),
             () = around.nudge.notified() => Wake::HandleDropped,
             () = around.etcd.is_back() => Wake::EtcdIsBack,
+            Ok(()) = around.leaps.changed() => Wake::Leap,
         }
     }
 
@@ -222,6 +230,7 @@ impl Lease {
             Wake::Renewal(lease, renewal) => self.renewal(lease, renewal),
             Wake::HandleDropped => self.drop_abandoned(),
             Wake::EtcdIsBack => self.retry_soon(),
+            Wake::Leap => self.leap(),
             Wake::Time => {}
         }
     }
@@ -844,6 +853,20 @@ impl Lease {
         }
     }
 
+    /// More time went by than the timers know. Leases may have run out, and are asked about before they are trusted.
+    fn leap(&mut self) {
+        let total = *self.around.leaps.borrow();
+        let by = total - std::mem::replace(&mut self.leapt, total);
+        let now = Instant::now();
+        for held in self.leases.iter_mut().filter(|held| !held.doomed) {
+            held.confirmed_at = held.confirmed_at.checked_sub(by).unwrap_or(held.confirmed_at);
+            held.renew_at = now;
+        }
+        if let Some(held) = self.current() {
+            self.around.vitals.held(held.granted_at, held.confirmed_at + held.ttl);
+        }
+    }
+
     fn feel(&mut self, mood: Mood, what: What, why: String) {
         if self.mood == mood {
             return;
@@ -862,7 +885,9 @@ impl Lease {
         let since = self.mood_since.elapsed();
         let on = key.map_or("its keys", |key| key);
         match what {
-            What::Renewed | What::Weighed | What::Updated => debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}"),
+            What::Renewed | What::Weighed | What::Updated => {
+                debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}")
+            }
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
                 info!(key = on, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
             }

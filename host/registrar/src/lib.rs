@@ -26,12 +26,15 @@ mod etcd;
 mod follow;
 mod keys;
 mod layout;
+mod leaps;
 mod lease;
 mod listed;
 mod load;
 mod node;
 mod registrar;
 mod status;
+#[cfg(feature = "simulation")]
+mod suspension;
 mod template;
 mod weight;
 

@@ -2,6 +2,9 @@
 
 use std::{
     fs,
+    num::NonZero,
+    path::{Path, PathBuf},
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -41,12 +44,12 @@ pub(crate) fn first_look() -> Weight {
 }
 
 /// What the readings are compared with. A container's own quota counts where there is one (cgroup v2, since sysinfo does
-/// not know a processor quota); the machine otherwise.
+/// not know a processor quota), and so do those of the groups that it is in; the machine otherwise.
 struct Meter {
     /// None on a system that does not tell; it counts as idle.
     system: Option<System>,
-    /// When the cgroup was read last, and its processor time then.
-    cgroup: Option<(Instant, Duration)>,
+    /// When the cgroups were read last, and the processor time of each then.
+    before: Option<(Instant, Vec<Duration>)>,
 }
 
 impl Meter {
@@ -54,41 +57,42 @@ impl Meter {
         let kinds = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_usage())
             .with_memory(MemoryRefreshKind::nothing().with_ram());
-        Self { system: System::new_with_specifics(kinds).ok(), cgroup: None }
+        Self { system: System::new_with_specifics(kinds).ok(), before: None }
     }
 
     fn read(&mut self) -> Load {
-        Load { cpu_percent: self.cpu_percent(), memory_percent: self.memory_percent() }
+        let groups = Cgroup::all();
+        Load { cpu_percent: self.cpu_percent(&groups), memory_percent: self.memory_percent(&groups) }
     }
 
-    fn cpu_percent(&mut self) -> f64 {
-        let group = Cgroup::read();
-        if let Some((cpus, used)) = group.cpus.zip(group.cpu_time) {
-            let now = Instant::now();
-            let before = self.cgroup.replace((now, used));
-            return before.map_or(0.0, |(then, before)| {
-                let available = (now - then).as_secs_f64() * cpus;
-                100.0 * used.saturating_sub(before).as_secs_f64() / available.max(f64::MIN_POSITIVE)
-            });
+    fn cpu_percent(&mut self, groups: &[Cgroup]) -> f64 {
+        let quotas = groups.iter().filter_map(|group| group.cpus.zip(group.cpu_time));
+        let (cpus, used): (Vec<f64>, Vec<Duration>) = quotas.unzip();
+        if cpus.is_empty() {
+            let Some(system) = &mut self.system else { return 0.0 };
+            system.refresh_cpu_usage();
+            return f64::from(system.global_cpu_usage());
         }
-        let Some(system) = &mut self.system else { return 0.0 };
-        system.refresh_cpu_usage();
-        f64::from(system.global_cpu_usage())
+        let now = Instant::now();
+        let Some((then, before)) = self.before.replace((now, used.clone())) else { return 0.0 };
+        let shares = cpus.iter().zip(used.iter().zip(before)).map(|(cpus, (used, before))| {
+            let available = (now - then).as_secs_f64() * cpus;
+            100.0 * used.saturating_sub(before).as_secs_f64() / available.max(f64::MIN_POSITIVE)
+        });
+        shares.fold(0.0, f64::max)
     }
 
-    fn memory_percent(&mut self) -> f64 {
+    fn memory_percent(&mut self, groups: &[Cgroup]) -> f64 {
         let Some(system) = &mut self.system else { return 0.0 };
         system.refresh_memory();
         let total = system.total_memory();
-        let (used, total) = match Cgroup::read().memory {
-            Some((used, limit)) if limit < total => (used, limit),
-            _ => (system.used_memory(), total),
-        };
-        100.0 * used as f64 / total.max(1) as f64
+        let share = |(used, total): (u64, u64)| 100.0 * used as f64 / total.max(1) as f64;
+        let limits = groups.iter().filter_map(|group| group.memory).filter(|(_, limit)| *limit < total);
+        limits.map(share).reduce(f64::max).unwrap_or_else(|| share((system.used_memory(), total)))
     }
 }
 
-/// The quota and the use of this process's cgroup, as far as there are any.
+/// The quota and the use of a cgroup that this process is in, as far as there are any.
 #[derive(Debug, Default, PartialEq)]
 struct Cgroup {
     /// Processors that the quota amounts to.
@@ -99,18 +103,24 @@ struct Cgroup {
 }
 
 impl Cgroup {
-    fn read() -> Self {
-        let Some(path) = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| own_path(&text)) else {
-            return Self::default();
-        };
-        let file = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok();
-        Self::parse(
-            file("cpu.max").as_deref().unwrap_or_default(),
-            file("cpu.stat").as_deref().unwrap_or_default(),
-            file("memory.max").as_deref().unwrap_or_default(),
-            file("memory.current").as_deref().unwrap_or_default(),
-            file("memory.stat").as_deref().unwrap_or_default(),
-        )
+    /// This process's own, then the one that that is in, and so on.
+    fn all() -> Vec<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| own_path(&text));
+        own.map_or_else(Vec::new, |own| own.ancestors().map(Self::read).collect())
+    }
+
+    fn read(path: &Path) -> Self {
+        let folder = Path::new("/sys/fs/cgroup").join(path.strip_prefix("/").unwrap_or(path));
+        let file = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let Self { cpus, cpu_time, memory } = Self::parse(
+            &file("cpu.max"),
+            &file("cpu.stat"),
+            &file("memory.max"),
+            &file("memory.current"),
+            &file("memory.stat"),
+        );
+        let processors = available_parallelism().map_or(usize::MAX, NonZero::get);
+        Self { cpus: cpus.map(|cpus| usable(cpus, processors)), cpu_time, memory }
     }
 
     fn parse(cpu_max: &str, cpu_stat: &str, memory_max: &str, memory_current: &str, memory_stat: &str) -> Self {
@@ -129,10 +139,14 @@ impl Cgroup {
     }
 }
 
+/// What of a quota can be used by that many processors, which the standard library counts in whole ones of the quota.
+fn usable(cpus: f64, processors: usize) -> f64 {
+    if cpus.floor() <= processors as f64 { cpus } else { processors as f64 }
+}
+
 /// The path of the unified hierarchy in `/proc/self/cgroup`.
-fn own_path(text: &str) -> Option<String> {
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(path.trim_end_matches('/').to_owned())
+fn own_path(text: &str) -> Option<PathBuf> {
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
 fn field(stat: &str, name: &str) -> Option<u64> {
@@ -141,9 +155,9 @@ fn field(stat: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{path::Path, time::Duration};
 
-    use super::{Cgroup, Meter, own_path};
+    use super::{Cgroup, Meter, own_path, usable};
 
     #[test]
     fn a_container_counts_its_own_quota() {
@@ -167,9 +181,34 @@ mod tests {
 
     #[test]
     fn the_unified_hierarchy_is_found() {
-        assert_eq!(own_path("1:name=x:/a\n0::/kube/pod\n").as_deref(), Some("/kube/pod"));
-        assert_eq!(own_path("0::/\n").as_deref(), Some(""));
+        assert_eq!(own_path("1:name=x:/a\n0::/kube/pod\n").as_deref(), Some(Path::new("/kube/pod")));
+        assert_eq!(own_path("0::/\n").as_deref(), Some(Path::new("/")));
         assert_eq!(own_path("1:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn a_quota_beyond_the_processors_is_not_there_to_be_used() {
+        assert_eq!(usable(8.0, 2), 2.0);
+        assert_eq!(usable(1.5, 1), 1.5);
+        assert_eq!(usable(0.5, 4), 0.5);
+    }
+
+    #[test]
+    fn the_group_that_has_least_left_counts() {
+        let group = |cpus, cpu_seconds, memory| Cgroup {
+            cpus: Some(cpus),
+            cpu_time: Some(Duration::from_secs(cpu_seconds)),
+            memory: Some(memory),
+        };
+        let mut meter = Meter::new();
+        assert_eq!(meter.cpu_percent(&[group(1.0, 0, (10, 100)), group(4.0, 0, (90, 100))]), 0.0);
+        meter.before = meter.before.map(|(then, used)| (then - Duration::from_secs(10), used));
+        let later = [group(1.0, 2, (10, 100)), group(4.0, 36, (90, 100))];
+        let busy = meter.cpu_percent(&later);
+        assert!((80.0..=90.0).contains(&busy), "{busy}");
+        assert_eq!(meter.memory_percent(&later), 90.0);
+        let machine = meter.memory_percent(&[group(1.0, 2, (1, u64::MAX))]);
+        assert!(machine > 0.0, "{machine}");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+#[cfg(feature = "simulation")]
+use crate::suspension::Suspension;
 use crate::{
     config::{LoadSource, Options, Ownership, Terms, Ttl},
     discovery::{self, Picture, View},
@@ -20,6 +22,7 @@ use crate::{
     error::Error,
     etcd::{Etcd, Failure, LeaseView},
     layout::Layout,
+    leaps,
     lease::{Command, Lease, Surroundings},
     listed::{self, Following, Listed, Ranges},
     load,
@@ -52,6 +55,10 @@ pub struct Registrar {
     events: broadcast::Sender<Event>,
     ended: watch::Receiver<bool>,
     options: Arc<Options>,
+    #[cfg(feature = "simulation")]
+    suspension: Suspension,
+    #[cfg(feature = "simulation")]
+    leaps: watch::Sender<Duration>,
 }
 
 /// A lease, as etcd has it.
@@ -124,6 +131,10 @@ impl Registrar {
                         Err(error) => return drop(started.send(Err(error))),
                     };
                     drop(started.send(Ok(())));
+                    let (leaps, ending) = (leaps::follow(keeper.leaps.clone()), keeper.ending.clone());
+                    keeper.spawn(async move {
+                        ending.run_until_cancelled(leaps).await;
+                    });
                     keeper.live(etcd).await;
                 });
             })
@@ -139,8 +150,22 @@ impl Registrar {
         check(&options)?;
         let (handle, keeper) = Self::halves(options);
         let etcd = Etcd::over(&keeper.options, channels).await?;
-        TaskTracker::new().spawn(keeper.live(etcd)); // Waited for through `ended`.
+        TaskTracker::new().spawn(handle.suspension.clone().hold(keeper.live(etcd))); // Waited for through `ended`.
         Ok(handle)
+    }
+
+    /// Stops everything that goes on in this registrar, while time goes on, or lets it go on.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn suspend(&self, suspended: bool) {
+        self.suspension.set(suspended);
+    }
+
+    /// Lets the registrar believe that this machine was suspended for so long.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub fn leap(&self, by: Duration) {
+        self.leaps.send_modify(|total| *total += by);
     }
 
     fn halves(options: Options) -> (Self, Keeper) {
@@ -148,6 +173,9 @@ impl Registrar {
         let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (ended, has_ended) = watch::channel(false);
+        let leaps = watch::Sender::new(Duration::ZERO);
+        #[cfg(feature = "simulation")]
+        let suspension = Suspension::default();
         let keeper = Keeper {
             options: options.clone(),
             inbox,
@@ -160,9 +188,22 @@ impl Registrar {
             views: HashMap::new(),
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
+            leaps: leaps.clone(),
+            #[cfg(feature = "simulation")]
+            suspension: suspension.clone(),
             rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
         };
-        (Self { requests, events, ended: has_ended, options }, keeper)
+        let handle = Self {
+            requests,
+            events,
+            ended: has_ended,
+            options,
+            #[cfg(feature = "simulation")]
+            suspension,
+            #[cfg(feature = "simulation")]
+            leaps,
+        };
+        (handle, keeper)
     }
 
     /// Asks etcd for its version: one round trip within the request timeout.
@@ -187,6 +228,9 @@ impl Registrar {
     async fn register_all(&self, node: Arc<ServerNode>, terms: Terms) -> Result<Registration, Error> {
         let layouts = terms.layouts.as_ref().unwrap_or(&self.options.layouts);
         Layout::check_together(layouts)?;
+        for layout in layouts {
+            layout.accept_beside(&node, layouts.iter().chain(&self.options.layouts))?;
+        }
         match layouts.as_slice() {
             [layout] => self.register_key(node, layout, &terms).await,
             // Boxed, so that the usual case does not pay for it.
@@ -349,6 +393,10 @@ struct Keeper {
     /// Ends the views.
     ending: CancellationToken,
     tracker: TaskTracker,
+    /// How much time went by, all in all, that timers did not see.
+    leaps: watch::Sender<Duration>,
+    #[cfg(feature = "simulation")]
+    suspension: Suspension,
     rng: fastrand::Rng,
 }
 
@@ -419,6 +467,13 @@ impl Keeper {
         tracker.close();
         tracker.wait().await;
         let _ = ended.send(true); // Nobody may be waiting.
+    }
+
+    /// A task that goes on until the registrar ends.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(feature = "simulation")]
+        let task = self.suspension.clone().hold(task);
+        self.tracker.spawn(task);
     }
 
     fn load(&self) -> watch::Receiver<Weight> {
@@ -533,9 +588,10 @@ impl Keeper {
             events: self.events.clone(),
             freed: freed.clone(),
             nudge: nudge.clone(),
+            leaps: self.leaps.subscribe(),
             rng: self.rng.fork(),
         });
-        self.tracker.spawn(lease.live(inbox));
+        self.spawn(lease.live(inbox));
         self.next_slot += 1;
         self.slots.push(Slot { id: self.next_slot, ttl, names: HashSet::new(), commands, vitals, nudge });
         self.slots.len() - 1
@@ -574,7 +630,7 @@ impl Keeper {
             let (picture, ending) = (picture.clone(), self.ending.clone());
             let following = discovery::follow(picture.clone(), index, layout.clone(), etcd.clone(), self.rng.fork());
             let following = Box::pin(following);
-            self.tracker.spawn(async move {
+            self.spawn(async move {
                 ending.run_until_cancelled(following).await;
                 picture.end();
             });

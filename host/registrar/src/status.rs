@@ -209,7 +209,11 @@ impl Vitals {
     }
 
     pub(crate) fn held(&self, granted: Instant, end: Instant) {
-        let millis = |at: Instant| u64::try_from((at - self.origin).as_millis()).unwrap_or(u64::MAX);
+        // One that ended before the origin, as some do on a machine that was suspended, is over as well.
+        let millis = |at: Instant| {
+            let millis = at.saturating_duration_since(self.origin).as_millis();
+            u64::try_from(millis).unwrap_or(u64::MAX)
+        };
         self.granted.store(millis(granted), Ordering::Relaxed);
         self.ends.store(millis(end), Ordering::Relaxed);
     }

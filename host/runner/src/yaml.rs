@@ -359,7 +359,13 @@ fn explain(file: &str, text: &str, error: &Error) -> String {
     let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
     let said = match error {
         Error::SerdeUnknownField { field, expected, .. } => {
-            return at_line(file, line, &format!("unknown key {field:?}; known here: {}", expected.join(", ")));
+            // Where a space is missing behind a key, its value is a part of it.
+            let key = if is_word(&field.replace('-', "_")) {
+                format!("unknown key {field:?}")
+            } else {
+                "a key that is none".to_owned()
+            };
+            return at_line(file, line, &format!("{key}; known here: {}", expected.join(", ")));
         }
         Error::SerdeMissingField { field, .. } => return at_line(file, line, &format!("the key {field:?} is missing")),
         Error::Message { msg, .. } => msg.clone(),
@@ -393,6 +399,9 @@ fn key_at(text: &str, line: u64, column: u64) -> Option<String> {
     let before: String = line.chars().take(usize::try_from(column).ok()?).collect();
     let head = before.rsplit_once(':').map_or(before.as_str(), |(head, _)| head);
     let key = head.rsplit(|c: char| c.is_whitespace() || "{,-".contains(c)).next()?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    (!key.is_empty() && key.chars().all(legal) && before.contains(':')).then(|| key.to_owned())
+    (is_word(key) && before.contains(':')).then(|| key.to_owned())
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

@@ -17,6 +17,8 @@ pub struct Standing {
     pub value: String,
     /// The lease it is bound to; 0 is none.
     pub lease: i64,
+    /// The revision that created it.
+    pub created: i64,
     /// The revision that wrote it last.
     pub modified: i64,
 }
@@ -83,6 +85,7 @@ impl World {
         found.kvs().first().map(|found| Standing {
             value: String::from_utf8_lossy(found.value()).into_owned(),
             lease: found.lease(),
+            created: found.create_revision(),
             modified: found.mod_revision(),
         })
     }

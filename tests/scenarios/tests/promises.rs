@@ -8,7 +8,7 @@ use etcd_client::LeaseTimeToLiveOptions;
 use leasehold::{Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Weight, What};
 use leasehold_scenarios::{
     wait_for,
-    world::{SOON, World},
+    world::{SOON, Standing, World},
 };
 use tokio::{
     sync::watch,
@@ -48,6 +48,7 @@ on_both!(
     self_healing_after_the_lease_is_revoked,
     self_healing_after_the_key_is_deleted,
     self_healing_after_the_key_is_detached,
+    self_healing_at_once_after_the_machine_was_suspended,
     self_healing_after_etcd_restarts_with_its_data,
     self_healing_after_etcd_restarts_without_its_data,
     no_clobber_stop_leaves_a_successor_alone,
@@ -216,6 +217,25 @@ async fn self_healing_after_the_key_is_detached(world: World) {
     assert_eq!(world.stands(KEY).await.value, VALUE);
 }
 
+async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
+    let registrar = world.registrar("host").await;
+    // Its next renewal is 20 s away.
+    let minute = Terms { ttl: Some(60.try_into().unwrap()), ..Terms::default() };
+    let registration = registrar.register_on(user(), minute).await.unwrap();
+    wait_for("it was renewed", SOON, async || registration.status().renewals > 0).await;
+    let before = world.get(KEY).await.unwrap().lease;
+    registrar.leap(Duration::from_secs(20));
+    wait_for("what is left is confirmed", SOON, async || registration.status().renewals > 1).await;
+    assert_eq!((registration.status().state, registration.status().recoveries), (State::Registered, 0));
+    world.revoke(before).await;
+    registrar.leap(Duration::from_secs(180));
+    let woke = Instant::now();
+    let back = |found: Option<&Standing>| found.is_some_and(|found| found.lease != before);
+    world.key_is(KEY, "back", back).await;
+    assert!(woke.elapsed() < Duration::from_secs(2), "{:?}", woke.elapsed());
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+}
+
 async fn self_healing_after_etcd_restarts_with_its_data(mut world: World) {
     let registrar = world.registrar("host").await;
     let registration = registrar.register(user()).await.unwrap();
@@ -353,7 +373,7 @@ async fn bounded_calls_that_gave_up_are_forgotten(mut world: World) {
     // The deletion, the last registration, and at most all three keys anew under another lease.
     let written = world.revision().await - written;
     assert!(written <= 6, "{written} revisions");
-    assert_eq!(again.status().state, State::Registered);
+    again.wait_for(|status| status.state == State::Registered).await.unwrap();
 }
 
 async fn bounded_calls_end_with_the_registrar(mut world: World) {
@@ -439,7 +459,9 @@ async fn no_gap_when_another_node_takes_the_key(world: World) {
     let mut events = registrar.events();
     registration.replace(ServerNode { weight: Some(weight(9)), ..node("v1", "b") }).await.unwrap();
     for (key, before) in keys.iter().zip(&before) {
-        world.key_is(key, "of the other node", |found| found.is_some_and(|found| found.value.contains(r#":"b""#))).await;
+        world
+            .key_is(key, "of the other node", |found| found.is_some_and(|found| found.value.contains(r#":"b""#)))
+            .await;
         let now = world.get(key).await.unwrap();
         assert_eq!(now.lease, before.lease);
         let is_light = |value: &str| value.contains(r#""weight":"9""#) || value.contains(r#""weight":9"#);
@@ -553,6 +575,15 @@ async fn a_foreign_prefix_is_refused(world: World) {
     let registrar = world.registrar("host").await;
     let error = registrar.register(ServerNode::new("microservices", "127.0.0.1:1").unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("kratos"), "{error}");
+    let [seed, kratos, go_zero] = ["seed", "kratos", "go-zero"].map(|name| name.parse::<Layout>().unwrap());
+    let terms = |layouts: &[Layout]| Terms { layouts: Some(layouts.to_vec()), ..Terms::default() };
+    // go-zero has no prefix, and kitex no slash before its own.
+    let error = registrar.register_on(ServerNode::new("kitex", "127.0.0.1:1").unwrap(), terms(&[go_zero])).await;
+    assert!(error.unwrap_err().to_string().contains("kitex keeps its keys"));
+    let moved = terms(&[seed, kratos.with_prefix("/prod").unwrap()]);
+    let error = registrar.register_on(ServerNode::new("prod", "127.0.0.1:1").unwrap(), moved).await;
+    assert!(error.unwrap_err().to_string().contains("kratos"));
+    assert_eq!(world.count().await, 0);
 }
 
 async fn events_tell_each_change_once(mut world: World) {

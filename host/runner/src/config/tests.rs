@@ -265,6 +265,7 @@ fn a_secret_is_shown_by_nothing() {
     for bad in [
         "etcd: { user: root, password: [hunter2] }\n",
         "etcd:\n  user: root\n  password: hunter2\n  pasword: hunter2\n",
+        "etcd: { user: root, password:hunter2 }\n",
         "etcd: { endpoints: [\"http://root:hunter2@h:2379\"] }\n",
         "etcd: { user: root, password: hunter2, required: hunter3 }\n",
         "    config: { token: [hunter2] }\n",

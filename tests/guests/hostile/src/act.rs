@@ -41,6 +41,8 @@ pub(crate) fn act(name: &str) -> Outcome {
         "ttl-max" => registrar::register(&own(), u32::MAX).map(|registration| registration.key()),
         "thousand" => thousand(),
         "twice" => twice(),
+        "register-mark" => register_mark(),
+        "change-of-mind" => change_of_mind(),
         "stop-twice" => stop_twice(),
         "weight-after-stop" => weight_after_stop(),
         "node-after-stop" => node_after_stop(),
@@ -115,6 +117,28 @@ fn twice() -> Outcome {
     let second = register(&ServerNode { weight: Some(42), ..own() })?;
     let same = first.key() == second.key();
     Ok(format!("{} {same} {}", registrar::current().len(), first.status().weight))
+}
+
+/// What tests change in the component's file, to have another version of it.
+static MARK: &str = "leasehold-mark-1";
+
+/// Registers with the mark, and fails then where that ends with a 9.
+fn register_mark() -> Outcome {
+    let mark = black_box(MARK);
+    register(&ServerNode { metadata: vec![("mark".into(), mark.into())], ..own() })?;
+    if mark.ends_with('9') { Err(Error::Other("told to fail".into())) } else { Ok(mark.into()) }
+}
+
+/// The number of registrations, and version and metadata, after registering another node under the same key.
+fn change_of_mind() -> Outcome {
+    let node = |version: &str, zone: &str| ServerNode {
+        version: version.into(),
+        metadata: vec![("zone".into(), zone.into())],
+        ..own()
+    };
+    register(&node("v1", "a"))?;
+    let node = register(&node("v2", "b"))?.node();
+    Ok(format!("{} {} {}", registrar::current().len(), node.version, node.metadata[0].1))
 }
 
 /// Whether the registration is stopped, and how many are left, after stopping it twice.

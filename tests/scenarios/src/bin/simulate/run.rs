@@ -46,10 +46,13 @@ pub(crate) async fn run(seed: u64) -> Verdict {
 
 struct Host {
     name: String,
+    /// Whose addresses it has; a host that starts anew has those of the one that died there.
+    home: usize,
     registrar: Registrar,
     load: watch::Sender<Weight>,
     desk: Arc<Desk>,
     crashed: Option<Duration>,
+    suspended: bool,
 }
 
 /// What a host's callers hold: registrations, and calls under way.
@@ -110,7 +113,16 @@ impl Run {
         };
         let channels = vec![(Arc::from("sim"), self.etcd.channel(&name))];
         let registrar = Registrar::start_over(options, channels).await.expect("good options");
-        self.hosts.push(Host { name, registrar, load, desk: Arc::default(), crashed: None });
+        let home = self.home();
+        self.hosts.push(Host { name, home, registrar, load, desk: Arc::default(), crashed: None, suspended: false });
+    }
+
+    /// Where the next host starts: mostly where one has died.
+    fn home(&mut self) -> usize {
+        let lived_in = |home| self.hosts.iter().any(|host| host.home == home && host.crashed.is_none());
+        let left: Vec<usize> = (0..self.born).filter(|&home| !lived_in(home)).collect();
+        let (again, elsewhere) = (self.rng.f64() < 0.8, self.born);
+        self.rng.choice(left).filter(|_| again).unwrap_or(elsewhere)
     }
 
     fn living(&mut self) -> Option<usize> {
@@ -143,7 +155,8 @@ impl Run {
             50..75 => self.stop(index),
             75..80 => self.drop_one(index),
             80..86 => self.give_up(index),
-            86..94 => self.weigh(index).await,
+            86..92 => self.weigh(index).await,
+            92..94 => self.suspend(index),
             94..97 => {
                 let weight = Weight::try_from(self.rng.u32(1..=100)).expect("in range");
                 let _ = self.hosts[index].load.send(weight); // A crashed host does not listen.
@@ -157,7 +170,7 @@ impl Run {
         // Mostly an address of its own; sometimes one that the hosts fight for.
         let addr = match self.rng.u32(0..4) {
             0 => "10.9.9.9:1".to_owned(),
-            n => format!("10.0.0.{}:{n}", index + 1),
+            n => format!("10.0.0.{}:{n}", self.hosts[index].home + 1),
         };
         let ownership =
             *self.rng.choice([Ownership::TakeOver, Ownership::Refuse, Ownership::Wait].iter()).expect("not empty");
@@ -228,7 +241,40 @@ impl Run {
     async fn weigh(&mut self, index: usize) {
         let Some((_, registration)) = self.pick_held(index) else { return };
         let weight = Weight::try_from(self.rng.u32(1..=100)).expect("in range");
-        let _ = registration.set_weight(weight).await; // It may be stopping.
+        let other = ServerNode { weight: Some(weight), ..registration.node().clone() };
+        let replaces = self.rng.bool();
+        if self.hosts[index].suspended {
+            return; // Nobody there takes it over.
+        }
+        let _ = match replaces {
+            true => registration.replace(other).await,
+            false => registration.set_weight(weight).await,
+        }; // It may be stopping.
+    }
+
+    /// The host stands still, and at some time goes on, with the calm at the latest.
+    fn suspend(&mut self, index: usize) {
+        let longest = self.ttl.as_millis() as u64 * 4;
+        let pause = Duration::from_millis(self.rng.u64(100..longest));
+        let host = &mut self.hosts[index];
+        if std::mem::replace(&mut host.suspended, true) {
+            return;
+        }
+        host.registrar.suspend(true);
+        let registrar = host.registrar.clone();
+        self.calls.spawn(async move {
+            sleep(pause).await;
+            registrar.suspend(false);
+        });
+        self.faults += 1;
+    }
+
+    /// Those that stand still go on.
+    fn awake(&mut self) {
+        for host in self.hosts.iter_mut().filter(|host| host.suspended) {
+            host.registrar.suspend(false);
+            host.suspended = false;
+        }
     }
 
     /// The host is gone from one moment to the next: nothing of it reaches etcd any more.
@@ -304,6 +350,7 @@ impl Run {
 
     /// All faults cease; one renewal interval later everything must be as it should, and then stay quiet.
     async fn calm(&mut self) {
+        self.awake();
         for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
             self.etcd.set_faults(&host.name, FaultPlan::none());
             self.etcd.heal(&host.name);
@@ -326,6 +373,28 @@ impl Run {
         self.nothing_was_written_since(before);
         self.the_dead_are_gone();
         self.everything_stands("after the quiet time");
+        self.nothing_else_stands();
+    }
+
+    /// Under the leases of hosts that live stands what they were asked to keep: nothing that a stop, a call that failed or
+    /// a dropped handle left behind.
+    fn nothing_else_stands(&mut self) {
+        let history = self.etcd.history();
+        let mut owners = BTreeMap::new();
+        for event in &history {
+            if let (What::Granted { lease, .. }, Some(host)) = (&event.what, event.host()) {
+                owners.insert(*lease, host);
+            }
+        }
+        for (key, entry) in self.etcd.keys("") {
+            let owner = owners.get(&entry.lease).and_then(|owner| self.hosts.iter().find(|host| host.name == **owner));
+            let Some(host) = owner.filter(|host| host.crashed.is_none()) else { continue };
+            if !host.desk.held.lock().expect("unpoisoned").contains_key(&key) {
+                let now = self.etcd.now();
+                self.violations
+                    .push(format!("gone: {key} stands for {} at {now:?}, which does not keep it", host.name));
+            }
+        }
     }
 
     /// Calls under way come to their end by their own deadlines.

@@ -1,0 +1,49 @@
+//! A host whose tasks stand still while time goes on, as those of a process that was sent SIGSTOP: for simulations.
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+};
+
+/// Holds the tasks of one registrar while it is asked to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Suspension(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    suspended: bool,
+    /// Those that were woken meanwhile.
+    woken: Vec<Waker>,
+}
+
+impl Suspension {
+    /// Suspends, or lets everything go on.
+    pub(crate) fn set(&self, suspended: bool) {
+        let mut held = self.held();
+        held.suspended = suspended;
+        if !suspended {
+            held.woken.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// The task, under this suspension.
+    pub(crate) async fn hold<F: Future>(self, task: F) -> F::Output {
+        let mut task = pin!(task);
+        poll_fn(|cx| {
+            let mut held = self.held();
+            if held.suspended {
+                held.woken.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            drop(held);
+            task.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
