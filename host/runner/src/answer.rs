@@ -28,6 +28,7 @@ use crate::{
 pub(crate) enum Refusal {
     Busy,
     NoHost,
+    Broken,
     Large,
     Late,
     Failed,
@@ -39,6 +40,7 @@ impl Refusal {
         match self {
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
             Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
+            Self::Broken => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
             Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Status::Internal, "the service failed"),

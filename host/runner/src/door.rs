@@ -1,9 +1,12 @@
 //! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Response, header};
+use http::{
+    Method, Response, Uri, header,
+    uri::{Authority, Scheme},
+};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
@@ -72,12 +75,13 @@ impl Door {
         self.most
     }
 
-    /// The component's answer, or what is said in its place.
-    pub(crate) async fn answer(&self, mut request: hyper::Request<Incoming>) -> Response<Answer> {
+    /// The component's answer to what came by `scheme`, or what is said in its place.
+    pub(crate) async fn answer(&self, mut request: hyper::Request<Incoming>, scheme: &Scheme) -> Response<Answer> {
         let begun = Instant::now();
         let grpc = grpc::is_spoken(request.headers());
         let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
         let attempted = async {
+            address(&mut request, scheme)?;
             if request.body().size_hint().lower() > self.body_size as u64 {
                 return Err(Hit::Large);
             }
@@ -86,13 +90,16 @@ impl Door {
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
                 return self.attempt(request, grpc, &mut span).await;
             }
-            let large = CancellationToken::new();
-            let request = request.map(|body| self.bounded(body, large.clone()));
+            let (large, broken) = (CancellationToken::new(), CancellationToken::new());
+            let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
             tokio::select! {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, grpc, &mut span) => answered,
+                answered = self.attempt(request, grpc, &mut span) => answered.map_err(|hit| match hit {
+                    Hit::Failed if broken.is_cancelled() => Hit::Broken,
+                    hit => hit,
+                }),
             }
         };
         let (status, response) = match attempted.await {
@@ -111,15 +118,16 @@ impl Door {
         response
     }
 
-    /// A body that breaks off, and says so, once it is larger than it may be.
-    fn bounded(&self, body: Incoming, large: CancellationToken) -> WasiBody {
+    /// A body that says when it breaks off: since it is larger than it may be, or by the client's doing.
+    fn bounded(&self, body: Incoming, large: CancellationToken, broken: CancellationToken) -> WasiBody {
         let size = self.body_size;
         let failed = move |error: Box<dyn std::error::Error + Send + Sync>| {
             if error.is::<LengthLimitError>() {
                 large.cancel();
                 return Error::HttpRequestBodySize(Some(size as u64));
             }
-            // Whatever broke off the request is the client's doing, and nothing to warn the operator of.
+            // Nothing to warn the operator of, and no failure of a component that can do nothing with half a request.
+            broken.cancel();
             Error::ConnectionTerminated
         };
         Limited::new(body, size).map_err(failed).boxed_unsync()
@@ -157,9 +165,6 @@ impl Door {
             let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
             return Err(if theirs { self.late(arrived) } else { Hit::Waited });
         };
-        if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
-            return Err(Hit::NoHost);
-        }
         let waiting = Waiting::begin(span.as_ref());
         let begun = Instant::now();
         let end = by(begun + self.request_timeout);
@@ -201,14 +206,70 @@ impl Door {
     }
 }
 
+/// Lets the URI of a request tell its host, which components of 0.3 are told nowhere else. Who names none, or not one that
+/// can be read, is refused here: in wasmtime that is a failure, and would be counted as the component's. So is who asks for
+/// a tunnel.
+fn address<B>(request: &mut http::Request<B>, scheme: &Scheme) -> Result<(), Hit> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(Authority::try_from(host.as_bytes()).map_err(|_| Hit::NoHost)?),
+        (Some(_), Some(_)) => return Err(Hit::NoHost),
+    };
+    let asked = request.uri().authority().or(host.as_ref()).ok_or(Hit::NoHost)?;
+    if asked.as_str().contains('@') || request.method() == Method::CONNECT {
+        return Err(Hit::NoHost);
+    }
+    if request.uri().authority().is_none() {
+        let mut parts = mem::take(request.uri_mut()).into_parts();
+        (parts.scheme, parts.authority) = (Some(scheme.clone()), host);
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Hit::NoHost)?;
+    }
+    Ok(())
+}
+
 impl From<Hit> for Refusal {
     fn from(hit: Hit) -> Self {
         match hit {
             Hit::Full | Hit::Waited => Self::Busy,
             Hit::NoHost => Self::NoHost,
+            Hit::Broken => Self::Broken,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
             Hit::Denied | Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, uri::Scheme};
+
+    use super::address;
+
+    fn addressed(method: &str, uri: &str, hosts: &[&[u8]]) -> Option<String> {
+        let mut request = Request::builder().method(method).uri(uri);
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        let mut request = request.body(()).unwrap();
+        address(&mut request, &Scheme::HTTPS).ok()?;
+        Some(request.uri().to_string())
+    }
+
+    #[test]
+    fn a_request_has_one_host_that_can_be_read() {
+        let get = |uri, hosts| addressed("GET", uri, hosts);
+        assert_eq!(get("/a?b", &[b"here:80"]).unwrap(), "https://here:80/a?b");
+        assert_eq!(get("http://there/a", &[]).unwrap(), "http://there/a");
+        assert_eq!(get("http://there/a", &[b"here"]).unwrap(), "http://there/a");
+        assert!(addressed("OPTIONS", "*", &[b"[::1]:8080"]).is_some());
+        let bad: [&[&[u8]]; 7] =
+            [&[], &[b""], &[b"here", b"here"], &[b"\xff"], &[b"\x80here"], &[b"he re"], &[b"somebody@here"]];
+        for hosts in bad {
+            assert_eq!(get("/", hosts), None, "{hosts:?}");
+        }
+        assert_eq!(get("http://somebody@there/", &[]), None);
+        assert_eq!(addressed("CONNECT", "there:80", &[b"there:80"]), None);
     }
 }

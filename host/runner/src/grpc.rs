@@ -15,6 +15,8 @@ const CONTENT_TYPE: &str = "application/grpc";
 /// A status that the host answers in the component's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
+    /// The caller left in the middle of its request.
+    Cancelled = 1,
     /// The request is not one.
     InvalidArgument = 3,
     /// The caller's deadline passed, or the host's.

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Response, Version, header};
+use http::{HeaderValue, Response, Version, header, uri::Scheme};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -174,15 +174,16 @@ impl Connections {
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::default());
+        let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
                 let door = Arc::clone(&doors.borrow());
-                let (leaving, last) = (leaving.clone(), last.clone());
+                let (leaving, last, scheme) = (leaving.clone(), last.clone(), scheme.clone());
                 let version = request.version();
                 progress.begun(version);
                 async move {
-                    let mut response = door.answer(request).await;
+                    let mut response = door.answer(request, &scheme).await;
                     if leaving.is_cancelled() {
                         farewell(version, &mut response, &last);
                     }

@@ -56,6 +56,8 @@ pub(crate) enum Hit {
     Denied,
     /// Refused, since it named no host.
     NoHost,
+    /// Not answered, since the client broke it off.
+    Broken,
     /// Refused, since its body is larger than `body_size`.
     Large,
     /// Given up, since the component took longer than `request_timeout`.
@@ -71,11 +73,12 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 10] = [
+pub(crate) const HITS: [(Hit, &str); 11] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::Denied, "denied"),
     (Hit::NoHost, "no_host"),
+    (Hit::Broken, "broken"),
     (Hit::Large, "large"),
     (Hit::Late, "late"),
     (Hit::Failed, "failed"),

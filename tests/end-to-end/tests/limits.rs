@@ -14,7 +14,7 @@ use hyper_util::{
 };
 use leasehold_end_to_end::{
     Host,
-    config::{hostile, service, with},
+    config::{config, hostile, service, with},
     http::{BOTH, Protocol, get, get_over},
 };
 use leasehold_scenarios::{
@@ -199,6 +199,40 @@ async fn limits_what_is_no_http_is_told_so() {
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense, and more of it").await.unwrap();
     told(&mut stream).await;
     assert_eq!(get(&host.url("hostile")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// A component that fails too often is withdrawn, which no client must bring about.
+#[tokio::test]
+async fn limits_what_a_client_does_wrong_is_no_failure_of_the_component() {
+    let world = World::real().await;
+    let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
+    let host = Host::ready(&with(config(&world, [limited(&json!({}))]), admin)).await;
+    let hosts: [&[u8]; 5] = [b"", b"host: \xff\r\n", b"host:\r\n", b"host: he re\r\n", b"host: a\r\nhost: a\r\n"];
+    for named in hosts {
+        let mut stream = connect(&host, "hostile").await;
+        stream.write_all(&[b"GET / HTTP/1.1\r\n", named, b"\r\n"].concat()).await.unwrap();
+        let said = told(&mut stream).await;
+        assert!(said.starts_with("HTTP/1.1 400"), "{}: {said:?}", named.escape_ascii());
+    }
+    let tunnel = b"CONNECT here:80 HTTP/1.1\r\nhost: here:80\r\n\r\n";
+    let half = b"POST /read HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nhalf";
+    let nonsense = b"POST /read HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n";
+    for broken in [&tunnel[..], half, nonsense] {
+        let mut stream = connect(&host, "hostile").await;
+        stream.write_all(broken).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let said = told(&mut stream).await;
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{}: {said:?}", broken.escape_ascii());
+    }
+    let mut stream = connect(&host, "hostile").await;
+    stream.write_all(b"POST http://here/read HTTP/1.1\r\ncontent-length: 5\r\n\r\nwhole").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(told(&mut stream).await.ends_with('5'));
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    for counted in ["what=\"failed\"} 0", "what=\"no_host\"} 6"] {
+        assert!(metrics.contains(counted), "{counted} in {metrics}");
+    }
     assert_eq!(host.stop().await.code, Some(0));
 }
 

@@ -4,7 +4,7 @@
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
 //! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS; `GET /greet/HOST` makes a call of gRPC to the example there.
-//! `GET /` answers `hostile`.
+//! `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
@@ -33,8 +33,10 @@ impl lifecycle::Guest for Hostile {
 
 #[wstd::http_server]
 async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
-    let path = request.uri().path();
-    let body = if let Some(name) = path.strip_prefix("/act/") {
+    let path = request.uri().path().to_owned();
+    let body = if path == "/read" {
+        request.into_body().contents().await?.len().to_string()
+    } else if let Some(name) = path.strip_prefix("/act/") {
         report(act(name))
     } else if let Some(host) = path.strip_prefix("/call/") {
         told_of_a_call(call("http", host).await)
