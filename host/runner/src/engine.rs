@@ -33,6 +33,9 @@ const KEPT_BESIDE: usize = 64 << 10;
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
 
+/// What a component may hand over in one call of the host's, in bytes; the host makes a copy.
+const HANDED_OVER: usize = 16 << 20;
+
 /// The engine with its linker.
 #[derive(Clone)]
 pub(crate) struct Engine {
@@ -65,6 +68,7 @@ impl Engine {
     pub(crate) fn store(&self, host: Host) -> Store<Host> {
         let mut store = Store::new(&self.wasmtime, host);
         store.limiter(|host| &mut host.limits);
+        store.set_hostcall_fuel(HANDED_OVER);
         let turns = Arc::clone(&self.turns);
         store.epoch_deadline_callback(move |mut store| {
             let taken = &mut store.data_mut().turns_taken;

@@ -33,6 +33,11 @@ const MAX_TTL: Duration = Duration::from_secs(3600);
 /// The most elements in one table of a component.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
+/// What the host keeps for one component at a time: requests, answers, headers, streams. One more traps.
+const RESOURCES: usize = 2048;
+/// The most random bytes that a component gets at once; the host makes them in its own memory.
+const MAX_RANDOM: u64 = 4 << 20;
+
 /// What a connection takes of a program's table of resources: itself, its two streams, and who waits for one; and what
 /// all else takes. One more traps.
 const RESOURCES_EACH: usize = 4;
@@ -56,6 +61,7 @@ pub(crate) struct Guest {
     config: Arc<WasiConfigVariables>,
     outbound: Outbound,
     memory: usize,
+    http: WasiHttpCtx,
     /// The registrations of the service, which outlive its instances.
     pub(crate) registry: RegistryCtx,
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
@@ -99,6 +105,8 @@ impl Guest {
         let registry = RegistryCtx::new(registrar, policy);
         let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer);
         let stats = Arc::new(Stats::new());
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(spec.limits.header_size);
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),
@@ -107,6 +115,7 @@ impl Guest {
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
             outbound: Outbound::new(&spec.allow, mesh, spec.limits.request_timeout, Arc::clone(&stats), tracer.clone()),
             memory: spec.limits.memory,
+            http,
             registry,
             ended: CancellationToken::new(),
             stats,
@@ -125,6 +134,7 @@ impl Guest {
             config: Arc::clone(&self.config),
             outbound: self.outbound.clone(),
             memory: self.memory,
+            http: self.http.clone(),
             registry: self.registry.successor(),
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
@@ -185,16 +195,19 @@ impl Guest {
         let mut wasi = WasiCtx::builder();
         wasi.args(&self.args);
         wasi.envs(&self.env);
+        wasi.max_random_size(MAX_RANDOM);
         wasi.stdout(Output::stdout(self.name.clone()));
         wasi.stderr(Output::stderr(self.name.clone()));
         wasi
     }
 
     fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
         Host {
             wasi,
-            table: ResourceTable::new(),
-            http: WasiHttpCtx::new(),
+            table,
+            http: self.http.clone(),
             outbound: self.outbound.clone(),
             config: Arc::clone(&self.config),
             registry: self.registry.clone(),

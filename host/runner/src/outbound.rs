@@ -30,6 +30,9 @@ use crate::{
 /// How long the rest of a request that goes nowhere is taken.
 const DRAIN: Duration = Duration::from_millis(100);
 
+/// Bytes that are taken of a body at a time.
+const CHUNK: usize = 64 << 10;
+
 /// The outbound part of a policy, as a hook of `wasi:http`.
 #[derive(Clone)]
 pub(crate) struct Outbound {
@@ -71,6 +74,15 @@ impl Outbound {
 }
 
 impl WasiHttpHooks for Outbound {
+    // What a component writes of a body is kept for it until it is sent.
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
+    }
+
     fn send_request(
         &mut self,
         mut request: http::Request<WasiBody>,

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+use std::time::Duration;
+
 use leasehold_end_to_end::{
     Host,
     config::{config, endpoint, greeter, hostile, with},
@@ -10,6 +12,7 @@ use leasehold_end_to_end::{
 };
 use leasehold_scenarios::{real::Etcd, world::World};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 /// A secret in the host's configuration, of which a component hears nothing.
 const SECRET: &str = "hunter2-and-more";
@@ -100,6 +103,27 @@ async fn sandboxed_a_request_that_traps_or_grows_fails_alone() {
     assert_eq!(world.count().await, 1);
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn sandboxed_what_the_host_keeps_for_a_component_has_an_end() {
+    let world = World::real().await;
+    let host = Host::of(&world, [with(hostile("hostile"), json!({ "limits": { "memory": "8MiB" } }))]).await;
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    let (before, mut most) = (host.resident_bytes(), 0);
+    let url = format!("{}act/hoard", host.url("hostile"));
+    let hoarding = get(&url);
+    tokio::pin!(hoarding);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut hoarding => break answer,
+            () = sleep(Duration::from_millis(10)) => most = most.max(host.resident_bytes()),
+        }
+    };
+    assert_eq!((answer.status, answer.body.as_str()), (500, "the service failed\n"));
+    assert!(most < before + (256 << 20), "{} MiB more", (most - before) >> 20);
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

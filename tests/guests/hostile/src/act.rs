@@ -7,6 +7,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use wasip2::http::types::Fields;
+
 use crate::{
     bindings::leasehold::registry::{
         discovery,
@@ -68,6 +70,7 @@ pub(crate) fn act(name: &str) -> Outcome {
         "count" => Ok(COUNT.fetch_add(1, Ordering::Relaxed).to_string()),
         "flood" => Ok("flood ".repeat(4 << 20)),
         "grow" => grow(),
+        "hoard" => hoard(),
         "tide" => tide(),
         "current" => Ok(current()),
         "fail" => Err(Error::Other("told to fail".into())),
@@ -179,6 +182,16 @@ fn current() -> String {
     let all = registrar::current();
     let state = all.first().map(|first| first.status().state);
     format!("{} {state:?}", all.len())
+}
+
+/// Has the host keep headers until it has had enough.
+fn hoard() -> Outcome {
+    let (value, mut hoard) = (vec![b'x'; 16 << 10], Vec::new());
+    loop {
+        let fields = Fields::new();
+        while fields.append("x-hoard", &value).is_ok() {}
+        hoard.push(fields);
+    }
 }
 
 /// Takes memory until there is none.
