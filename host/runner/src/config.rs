@@ -189,6 +189,8 @@ pub(crate) struct Limits {
     pub(crate) concurrency: u32,
     /// Connections at a time; further ones wait in the kernel's queue.
     pub(crate) connections: u32,
+    /// Requests of the component's own at a time, until their answers are read; further ones wait, and fail in the end.
+    pub(crate) outgoing: u32,
     /// The headers of a request, in bytes. More is answered with 431.
     pub(crate) header_size: usize,
     /// The body of a request, in bytes. More is answered with 413.
@@ -220,6 +222,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(30),
             concurrency: 200,
             connections: 4096,
+            outgoing: 256,
             header_size: 64 << 10,
             body_size: 64 << 20,
             client_timeout: Duration::from_secs(30),
@@ -611,6 +614,7 @@ impl Reader<'_> {
         set(&mut limits.request_timeout, written.request_timeout.map(|Parsed(span)| span.0));
         set(&mut limits.concurrency, count("concurrency", written.concurrency)?);
         set(&mut limits.connections, count("connections", written.connections)?);
+        set(&mut limits.outgoing, count("outgoing", written.outgoing)?);
         set(&mut limits.header_size, written.header_size.map(|Parsed(size)| size.0));
         set(&mut limits.body_size, written.body_size.map(|Parsed(size)| size.0));
         set(&mut limits.client_timeout, written.client_timeout.map(|Parsed(span)| span.0));

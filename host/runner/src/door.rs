@@ -236,7 +236,7 @@ impl From<Hit> for Refusal {
             Hit::Broken => Self::Broken,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
-            Hit::Denied | Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
+            Hit::Denied | Hit::Outgoing | Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
         }
     }
 }

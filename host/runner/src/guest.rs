@@ -113,7 +113,7 @@ impl Guest {
             args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
-            outbound: Outbound::new(&spec.allow, mesh, spec.limits.request_timeout, Arc::clone(&stats), tracer.clone()),
+            outbound: Outbound::new(&spec.allow, &spec.limits, mesh, Arc::clone(&stats), tracer.clone()),
             memory: spec.limits.memory,
             http,
             registry,

@@ -15,12 +15,15 @@ use http::{
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use crate::{
     asked::Asked,
-    config::{Allow, Host},
+    config::{Allow, Host, Limits},
     exit::Exit,
     mesh::Mesh,
     span::{Span, Tracer},
@@ -39,6 +42,8 @@ pub(crate) struct Outbound {
     hosts: Arc<[Host]>,
     exit: Exit,
     mesh: Arc<Mesh>,
+    /// Of requests that are under way, until their answers are read.
+    places: Arc<Semaphore>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
     stats: Arc<Stats>,
@@ -50,12 +55,13 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Result<(Response<WasiBody>, Io)>;
 
 impl Outbound {
-    pub(crate) fn new(allow: &Allow, mesh: Mesh, timeout: Duration, stats: Arc<Stats>, tracer: Option<Tracer>) -> Self {
+    pub(crate) fn new(allow: &Allow, limits: &Limits, mesh: Mesh, stats: Arc<Stats>, tracer: Option<Tracer>) -> Self {
         Self {
             hosts: allow.outbound.as_slice().into(),
             exit: Exit::new(allow.local),
             mesh: Arc::new(mesh),
-            timeout,
+            places: Arc::new(Semaphore::new(limits.outgoing as usize)),
+            timeout: limits.request_timeout,
             stats,
             tracer,
             asked: Asked::default(),
@@ -93,69 +99,81 @@ impl WasiHttpHooks for Outbound {
         let mut span = self.tracer.as_ref().and_then(|tracer| tracer.send(asked, &mut request));
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
-        if let Some(target) = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme())) {
-            let mesh = Arc::clone(&self.mesh);
-            let to = target.name().to_string();
-            return Box::new(async move {
-                let sent = mesh.send(target, request, options, span.as_mut()).await;
-                stats.sent(&to, sent.is_ok());
-                traced(span, sent.map(|response| (response, Box::new(ready(Ok(()))) as Io)))
-            });
-        }
+        let target = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme()));
         // A user in the authority would be parsed by others in other ways.
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
-        let Some(host) = authority.and_then(|authority| allowed(&self.hosts, authority, uri.scheme())) else {
+        let host = || authority.and_then(|authority| allowed(&self.hosts, authority, uri.scheme()));
+        let Some(to) = target.as_ref().map(|target| target.name().to_string()).or_else(|| host().map(Host::to_string))
+        else {
             let authority = uri.authority().map_or("", Authority::as_str);
             tracing::debug!(to = authority, "an outgoing request is in neither allow.outbound nor allow.discover");
             stats.hit(Hit::Denied);
             return Box::new(async move {
                 drain(request.into_body()).await;
-                traced(span, Err(Error::HttpRequestDenied))
+                Err(failed(span, Error::HttpRequestDenied))
             });
         };
-        let (exit, to) = (self.exit.clone(), host.to_string());
+        let (exit, mesh, places) = (self.exit.clone(), Arc::clone(&self.mesh), Arc::clone(&self.places));
+        let patience = options.connect_timeout.unwrap_or(self.timeout);
         Box::new(async move {
-            let sent = exit.send(request, options).await;
+            let Ok(Ok(place)) = timeout(patience, places.acquire_owned()).await else {
+                tracing::debug!(to, "an outgoing request waited for as many others as limits.outgoing allows");
+                stats.hit(Hit::Outgoing);
+                stats.sent(&to, false);
+                drain(request.into_body()).await;
+                return Err(failed(span, Error::ConnectionLimitReached));
+            };
+            let sent = match target {
+                Some(target) => mesh.send(target, request, options, span.as_mut()).await,
+                None => exit.send(request, options).await,
+            };
             stats.sent(&to, sent.is_ok());
-            traced(span, sent.map(|response| (response, Box::new(ready(Ok(()))) as Io)))
+            match sent {
+                Ok(response) => Ok((Incoming::answer(response, span, place), Box::new(ready(Ok(()))) as Io)),
+                Err(error) => Err(failed(span, error)),
+            }
         })
     }
 }
 
-/// What came of a request, told to its span, which goes with the answer.
-fn traced(span: Option<Span>, sent: Sent) -> Sent {
-    let Some(mut span) = span else { return sent };
-    match sent {
-        Ok((response, io)) => {
-            let (head, body) = response.into_parts();
+/// Tells the span of a request why there is no answer.
+fn failed(span: Option<Span>, error: Error) -> Error {
+    if let Some(mut span) = span {
+        span.breaks(&error);
+    }
+    error
+}
+
+/// The body of an answer, and what ends with it: its span, and the place of its request.
+struct Incoming {
+    body: WasiBody,
+    span: Option<Span>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Incoming {
+    fn answer(response: Response<WasiBody>, mut span: Option<Span>, place: OwnedSemaphorePermit) -> Response<WasiBody> {
+        let (head, body) = response.into_parts();
+        if let Some(span) = &mut span {
             span.begins(&head);
-            Ok((Response::from_parts(head, Traced { body, span }.boxed_unsync()), io))
         }
-        Err(error) => {
-            span.breaks(&error);
-            Err(error)
-        }
+        Response::from_parts(head, Self { body, span, _place: place }.boxed_unsync())
     }
 }
 
-/// The body of an answer, and the span that ends with it.
-struct Traced {
-    body: WasiBody,
-    span: Span,
-}
-
-impl Body for Traced {
+impl Body for Incoming {
     type Data = Bytes;
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(span) = &mut self.span else { return Poll::Ready(frame) };
         match &frame {
-            None => self.span.ends(),
-            Some(Err(error)) => self.span.breaks(error),
+            None => span.ends(),
+            Some(Err(error)) => span.breaks(error),
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.span.trailers(trailers);
+                    span.trailers(trailers);
                 }
             }
         }
@@ -171,10 +189,12 @@ impl Body for Traced {
     }
 }
 
-impl Drop for Traced {
+impl Drop for Incoming {
     fn drop(&mut self) {
-        if self.body.is_end_stream() {
-            self.span.ends();
+        if self.body.is_end_stream()
+            && let Some(span) = &mut self.span
+        {
+            span.ends();
         }
     }
 }

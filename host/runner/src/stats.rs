@@ -54,6 +54,8 @@ pub(crate) enum Hit {
     Waited,
     /// Refused, since the policy does not let the component send it.
     Denied,
+    /// Refused, since the component has as many requests of its own under way as it may.
+    Outgoing,
     /// Refused, since it named no host.
     NoHost,
     /// Not answered, since the client broke it off.
@@ -73,10 +75,11 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 11] = [
+pub(crate) const HITS: [(Hit, &str); 12] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::Denied, "denied"),
+    (Hit::Outgoing, "outgoing"),
     (Hit::NoHost, "no_host"),
     (Hit::Broken, "broken"),
     (Hit::Large, "large"),

@@ -152,6 +152,7 @@ pub(crate) struct Limits {
     pub(crate) request_timeout: Option<Parsed<Span>>,
     pub(crate) concurrency: Option<Spanned<u32>>,
     pub(crate) connections: Option<Spanned<u32>>,
+    pub(crate) outgoing: Option<Spanned<u32>>,
     pub(crate) header_size: Option<Parsed<HeaderSize>>,
     pub(crate) body_size: Option<Parsed<Size>>,
     pub(crate) client_timeout: Option<Parsed<Span>>,

@@ -46,8 +46,32 @@ async fn server(answers: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     (addr, taken)
 }
 
+#[tokio::test]
+async fn a_component_has_no_more_requests_under_way_than_it_may() {
+    let world = World::real().await;
+    let ((greets, _), mute) = (server(1).await, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+    let (greets, mute) = (greets.to_string(), mute.local_addr().unwrap().to_string());
+    let limits = json!({ "limits": { "outgoing": 2 } });
+    let host = limited_host(&world, &json!({ "outbound": [greets, mute] }), limits).await;
+    let fan = async |authority: &str| {
+        let told = get(&format!("{}fan/4/{authority}", host.url("caller"))).await.json();
+        told.as_array().unwrap().iter().map(|told| told.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let told = fan(&mute).await;
+    let limited = told.iter().filter(|told| told.contains("ConnectionLimitReached")).count();
+    assert_eq!(limited, 2, "{told:?}");
+    assert_eq!(told.iter().filter(|told| told.contains("Timeout")).count(), 2, "{told:?}");
+    assert_eq!(fan(&greets).await, ["it is me"; 4], "places become free");
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    assert!(metrics.contains("what=\"outgoing\"} 2"), "{metrics}");
+}
+
 async fn host(world: &World, allow: &Value) -> Host {
-    let caller = with(hostile("caller"), json!({ "register": "host", "allow": allow }));
+    limited_host(world, allow, json!({})).await
+}
+
+async fn limited_host(world: &World, allow: &Value, limits: Value) -> Host {
+    let caller = with(with(hostile("caller"), json!({ "register": "host", "allow": allow })), limits);
     Host::ready(&with(config(world, [caller]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
 }
 

@@ -3,7 +3,7 @@
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS; `GET /greet/HOST` makes a call of gRPC to the example there.
+//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the example there.
 //! `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
 
 mod act;
@@ -11,7 +11,11 @@ mod bindings;
 
 use bindings::{exports::leasehold::registry::lifecycle, leasehold::registry::types, wasi::config::store};
 use serde_json::json;
-use wstd::http::{Body, Client, Error, Request, Response};
+use wstd::{
+    http::{Body, Client, Error, Request, Response},
+    runtime::spawn,
+    time::Duration,
+};
 
 use act::{Outcome, act};
 
@@ -40,6 +44,8 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         report(act(name))
     } else if let Some(host) = path.strip_prefix("/call/") {
         told_of_a_call(call("http", host).await)
+    } else if let Some((count, host)) = path.strip_prefix("/fan/").and_then(|fan| fan.split_once('/')) {
+        fan(count.parse().unwrap_or(1), host).await
     } else if let Some(host) = path.strip_prefix("/secure/") {
         told_of_a_call(call("https", host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
@@ -70,6 +76,24 @@ async fn call(scheme: &str, host: &str) -> Result<String, Error> {
     let request = Request::get(format!("{scheme}://{host}/")).body(Body::empty())?;
     let mut response = Client::new().send(request).await?;
     Ok(response.body_mut().str_contents().await?.to_owned())
+}
+
+/// What became of that many calls at a time, each of which waits a second for its answer, and half of that to be sent.
+async fn fan(count: usize, host: &str) -> String {
+    let calls: Vec<_> = (0..count)
+        .map(|_| {
+            let mut client = Client::new();
+            client.set_connect_timeout(Duration::from_millis(500));
+            client.set_first_byte_timeout(Duration::from_secs(1));
+            let request = Request::get(format!("http://{host}/")).body(Body::empty());
+            spawn(async move { client.send(request?).await?.body_mut().str_contents().await.map(str::to_owned) })
+        })
+        .collect();
+    let mut told = Vec::new();
+    for call in calls {
+        told.push(call.await.unwrap_or_else(|error| format!("{error:?}")));
+    }
+    json!(told).to_string()
 }
 
 fn report(outcome: Outcome) -> String {
