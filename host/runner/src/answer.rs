@@ -4,10 +4,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::{
@@ -85,8 +86,8 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) fn begin(span: Option<&Span>) -> Self {
-        Self { call: Arc::new(Call::new(span.map(Span::context))), whole: false, span: None }
+    pub(crate) fn begin(within: Duration, span: Option<&Span>) -> Self {
+        Self { call: Arc::new(Call::new(within, span.map(Span::context))), whole: false, span: None }
     }
 }
 
@@ -116,8 +117,10 @@ struct Hold {
     _permits: Permits,
     /// Where gRPC is spoken, an answer that cannot go on ends with a status.
     grpc: bool,
-    /// Until then the answer has to be there; it is the caller's deadline.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Until then the answer has to be there.
+    deadline: Instant,
+    /// Wakes by then, once something is waited for.
+    alarm: Option<Pin<Box<Sleep>>>,
     /// Bytes that are still to come, where the component says so.
     left: Option<u64>,
 }
@@ -132,14 +135,13 @@ impl Answer {
         response: Response<WasiBody>,
         waiting: Waiting,
         permits: Permits,
-        deadline: Option<Instant>,
+        deadline: Instant,
         span: Option<Span>,
     ) -> Response<Self> {
         let (parts, body) = response.into_parts();
         let grpc = grpc::is_spoken(&parts.headers);
         let left = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-        let mut hold = Hold { waiting, _permits: permits, grpc, deadline, left };
+        let mut hold = Hold { waiting, _permits: permits, grpc, deadline, alarm: None, left };
         hold.waiting.whole = body.is_end_stream() || left == Some(0);
         hold.waiting.span = span;
         if let Some(span) = &mut hold.waiting.span {
@@ -164,12 +166,18 @@ impl Hold {
     fn broken(&mut self, end: End) -> Result<Frame<Bytes>, Error> {
         self.fails(end);
         match (self.grpc, end) {
-            (true, End::Late) => Ok(Frame::trailers(late())),
+            (true, End::Late) => {
+                Ok(Frame::trailers(grpc::trailers(Status::DeadlineExceeded, "the service took too long")))
+            }
             (true, End::Failed | End::Abandoned) => {
                 Ok(Frame::trailers(grpc::trailers(Status::Internal, "the service failed")))
             }
             (false, _) => Err(Error::HttpResponseIncomplete),
         }
+    }
+
+    fn alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.alarm.get_or_insert_with(|| Box::pin(sleep_until(self.deadline))).as_mut().poll(cx)
     }
 
     fn fails(&mut self, end: End) {
@@ -191,10 +199,6 @@ impl Hold {
     }
 }
 
-fn late() -> HeaderMap {
-    grpc::trailers(Status::DeadlineExceeded, "the service took too long")
-}
-
 impl Body for Answer {
     type Data = Bytes;
     type Error = Error;
@@ -205,13 +209,12 @@ impl Body for Answer {
             return Poll::Ready(None);
         }
         let Some(hold) = &mut this.hold else { return Pin::new(&mut this.body).poll_frame(cx) };
-        if let Some(deadline) = &mut hold.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            hold.fails(End::Late);
-            return this.end(Some(Ok(Frame::trailers(late()))));
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if Instant::now() >= hold.deadline || (polled.is_pending() && hold.alarm(cx).is_ready()) {
+            let last = hold.broken(End::Late);
+            return this.end(Some(last));
         }
-        let end = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+        let end = match ready!(polled) {
             Some(Ok(frame)) => {
                 hold.passed(&frame);
                 return Poll::Ready(Some(Ok(frame)));

@@ -4,6 +4,7 @@ use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::task::AtomicWaker;
@@ -13,6 +14,8 @@ use opentelemetry::trace::SpanContext;
 #[derive(Default)]
 pub(crate) struct Call {
     place: Mutex<Place>,
+    /// How long its answer may take to begin.
+    pub(crate) within: Duration,
     /// Its span, where requests are traced.
     pub(crate) span: Option<SpanContext>,
 }
@@ -39,6 +42,8 @@ struct State {
     open: usize,
     /// Somebody left before the answer was whole; the component may be at work on it for ever.
     abandoned: bool,
+    /// How long one of them may take to be answered, at most.
+    longest: Duration,
     end: Option<End>,
 }
 
@@ -51,8 +56,8 @@ pub(crate) enum End {
 }
 
 impl Call {
-    pub(crate) fn new(span: Option<SpanContext>) -> Self {
-        Self { place: Mutex::default(), span }
+    pub(crate) fn new(within: Duration, span: Option<SpanContext>) -> Self {
+        Self { place: Mutex::default(), within, span }
     }
 
     /// An instance has taken the request.
@@ -61,7 +66,10 @@ impl Call {
         match *place {
             Place::Left => calls.change(|state| state.abandoned = true),
             _ => {
-                calls.change(|state| state.open += 1);
+                calls.change(|state| {
+                    state.open += 1;
+                    state.longest = state.longest.max(self.within);
+                });
                 *place = Place::Instance(Arc::clone(calls));
             }
         }
@@ -96,6 +104,11 @@ impl Calls {
     fn is_abandoned(&self) -> bool {
         let state = locked(&self.state);
         state.abandoned && state.open == 0
+    }
+
+    /// How long one of them may take to be answered, at most.
+    pub(crate) fn longest(&self) -> Duration {
+        locked(&self.state).longest
     }
 
     /// The instance has ended. Of several words on how, the first counts.

@@ -183,8 +183,11 @@ pub(crate) struct Allow {
 pub(crate) struct Limits {
     /// Linear memory of one instance, in bytes. Too little and the component's allocations fail.
     pub(crate) memory: usize,
-    /// How long a request may take until its answer begins, and again until the answer ends.
+    /// How long a request may take until its answer begins.
     pub(crate) request_timeout: Duration,
+    /// How long an answer may take once it has begun, and a call of gRPC until then whose caller waits for longer than
+    /// `request_timeout`. As long as that by default.
+    pub(crate) stream_timeout: Option<Duration>,
     /// Requests at a time; as many again wait for their turn.
     pub(crate) concurrency: u32,
     /// Connections at a time; further ones wait in the kernel's queue.
@@ -220,6 +223,7 @@ impl Default for Limits {
         Self {
             memory: 64 << 20,
             request_timeout: Duration::from_secs(30),
+            stream_timeout: None,
             concurrency: 200,
             connections: 4096,
             outgoing: 256,
@@ -233,6 +237,18 @@ impl Default for Limits {
             settle_time: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl Limits {
+    /// How long an answer may take once it has begun.
+    pub(crate) fn stream_timeout(&self) -> Duration {
+        self.stream_timeout.unwrap_or(self.request_timeout)
+    }
+
+    /// How long an answer may take to begin, at most.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.request_timeout.max(self.stream_timeout())
     }
 }
 
@@ -612,6 +628,7 @@ impl Reader<'_> {
         };
         set(&mut limits.memory, written.memory.map(|Parsed(size)| size.0));
         set(&mut limits.request_timeout, written.request_timeout.map(|Parsed(span)| span.0));
+        limits.stream_timeout = written.stream_timeout.map(|Parsed(span)| span.0);
         set(&mut limits.concurrency, count("concurrency", written.concurrency)?);
         set(&mut limits.connections, count("connections", written.connections)?);
         set(&mut limits.outgoing, count("outgoing", written.outgoing)?);

@@ -40,6 +40,7 @@ pub(crate) struct Door {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
     request_timeout: Duration,
+    stream_timeout: Duration,
     body_size: usize,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
@@ -59,6 +60,7 @@ impl Door {
             tracer: instances.guest.tracer.clone(),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
+            stream_timeout: limits.stream_timeout(),
             body_size: limits.body_size,
             most,
             hall: Arc::new(Semaphore::new(most as usize)),
@@ -153,25 +155,27 @@ impl Door {
         span: &mut Option<Span>,
     ) -> Result<Response<Answer>, Hit> {
         let arrived = Instant::now();
-        // A caller may wait shorter than the host does, not longer.
+        // A caller may wait shorter than the host does; longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
+        let within = asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
         let deadline = asked.and_then(|asked| arrived.checked_add(asked));
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
         let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
-        let within = self.stats.enter();
+        let counted = self.stats.enter();
         let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
         let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&self.room).acquire_owned()).await else {
             let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
             return Err(if theirs { self.late(arrived) } else { Hit::Waited });
         };
-        let waiting = Waiting::begin(span.as_ref());
+        let waiting = Waiting::begin(within, span.as_ref());
         let begun = Instant::now();
-        let end = by(begun + self.request_timeout);
+        let end = by(begun + within);
         let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
         match answered {
             Ok(Ok(response)) => {
-                Ok(Answer::component(response, waiting, (entered, turn, within), deadline, span.take()))
+                let deadline = by(Instant::now() + self.stream_timeout);
+                Ok(Answer::component(response, waiting, (entered, turn, counted), deadline, span.take()))
             }
             // An instance that is ended for being late fails in more than one way.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),

@@ -233,7 +233,7 @@ impl Connections {
     /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
     fn longest(&self) -> Duration {
         let Limits { request_timeout, client_timeout, .. } = self.limits;
-        QUEUE_WAIT.min(request_timeout) + 2 * request_timeout + client_timeout
+        QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
     }
 
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.

@@ -27,6 +27,9 @@ use crate::{
 /// How long an idle instance is kept for a further request.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How much later an instance is ended than the last of its requests, each of which ends in its own words.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// What `ProxyHandler` asks for when it needs an instance.
 pub(crate) struct Instances {
     pub(crate) name: ServiceName,
@@ -34,6 +37,7 @@ pub(crate) struct Instances {
     pub(crate) pre: ProxyPre<Host>,
     pub(crate) guest: Arc<Guest>,
     pub(crate) request_timeout: Duration,
+    pub(crate) stream_timeout: Duration,
     pub(crate) reuse: Reuse,
 }
 
@@ -57,17 +61,11 @@ impl HandlerState for Instances {
             proxy,
             view: WasiHttpView::http,
             expiration: Expiration {
-                request_timeout: self.request_timeout,
+                stream_timeout: self.stream_timeout,
                 sleep: Box::pin(sleep(IDLE)),
                 calls: Arc::clone(&calls),
             },
-            state: Worker {
-                name: self.name.clone(),
-                guest: Arc::clone(&self.guest),
-                reuse: self.reuse,
-                request_timeout: self.request_timeout,
-                calls,
-            },
+            state: Worker { name: self.name.clone(), guest: Arc::clone(&self.guest), reuse: self.reuse, calls },
         })
     }
 }
@@ -95,10 +93,10 @@ impl Reuse {
     }
 }
 
-/// The end of an instance that idles, whose last request is overdue, or whose clients have all left. It is polled outside
-/// of the component, so that one that computes for ever ends as well.
+/// The end of an instance that idles, whose last request or answer is overdue, or whose clients have all left. It is polled
+/// outside of the component, so that one that computes for ever ends as well.
 pub(crate) struct Expiration {
-    request_timeout: Duration,
+    stream_timeout: Duration,
     sleep: Pin<Box<Sleep>>,
     calls: Arc<Calls>,
 }
@@ -111,7 +109,8 @@ impl WorkerExpiration for Expiration {
         }
         let allowed = match status {
             WorkerStatus::Idle => IDLE,
-            WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_timeout,
+            WorkerStatus::Requests => self.calls.longest() + GRACE,
+            WorkerStatus::PostReturn => self.stream_timeout + GRACE,
         };
         let deadline = (start + allowed).into();
         if self.sleep.deadline() != deadline {
@@ -130,7 +129,6 @@ pub(crate) struct Worker {
     name: ServiceName,
     guest: Arc<Guest>,
     reuse: Reuse,
-    request_timeout: Duration,
     calls: Arc<Calls>,
 }
 
@@ -159,7 +157,7 @@ impl WorkerState for Worker {
         store.data_mut().turns_taken = 0;
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
-        Box::pin(sleep(self.request_timeout))
+        Box::pin(sleep(call.within))
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {

@@ -46,6 +46,8 @@ pub(crate) struct Outbound {
     places: Arc<Semaphore>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
+    /// Nor, once its answer has begun, for the next of it.
+    between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
     pub(crate) asked: Asked,
@@ -62,6 +64,7 @@ impl Outbound {
             mesh: Arc::new(mesh),
             places: Arc::new(Semaphore::new(limits.outgoing as usize)),
             timeout: limits.request_timeout,
+            between_bytes: limits.longest_wait(),
             stats,
             tracer,
             asked: Asked::default(),
@@ -69,12 +72,12 @@ impl Outbound {
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
-        let bound = |asked: Option<Duration>| Some(asked.map_or(self.timeout, |asked| asked.min(self.timeout)));
+        let bound = |asked: Option<Duration>, most: Duration| Some(asked.map_or(most, |asked| asked.min(most)));
         let asked = options.unwrap_or_default();
         RequestOptions {
-            connect_timeout: bound(asked.connect_timeout),
-            first_byte_timeout: bound(asked.first_byte_timeout),
-            between_bytes_timeout: bound(asked.between_bytes_timeout),
+            connect_timeout: bound(asked.connect_timeout, self.timeout),
+            first_byte_timeout: bound(asked.first_byte_timeout, self.timeout),
+            between_bytes_timeout: bound(asked.between_bytes_timeout, self.between_bytes),
         }
     }
 }

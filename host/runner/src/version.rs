@@ -44,6 +44,7 @@ impl Version {
             pre,
             guest: Arc::clone(&guest),
             request_timeout: spec.limits.request_timeout,
+            stream_timeout: spec.limits.stream_timeout(),
             reuse,
         };
         let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));

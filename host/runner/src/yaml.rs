@@ -150,6 +150,7 @@ pub(crate) struct Allow {
 pub(crate) struct Limits {
     pub(crate) memory: Option<Parsed<Size>>,
     pub(crate) request_timeout: Option<Parsed<Span>>,
+    pub(crate) stream_timeout: Option<Parsed<Span>>,
     pub(crate) concurrency: Option<Spanned<u32>>,
     pub(crate) connections: Option<Spanned<u32>>,
     pub(crate) outgoing: Option<Spanned<u32>>,

@@ -123,6 +123,48 @@ async fn a_stream_that_goes_on_for_too_long_ends_with_its_status() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
+/// `Repeat` for Ada, four times, 500 ms apart.
+const SHORT_REPEAT: &[u8] = b"\0\0\0\0\x0a\x0a\x03Ada\x10\x04\x18\xf4\x03";
+
+#[tokio::test]
+async fn a_stream_may_last_longer_than_a_request_where_the_limits_say_so() {
+    let world = World::real().await;
+    let limits = json!({ "limits": { "request_timeout": "1s", "stream_timeout": "5s" } });
+    let host = Host::of(&world, [with(greeter(), limits)]).await;
+    let url = format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter"));
+    let begun = Instant::now();
+    let (short, (_, long)) = tokio::join!(patient(&url, SHORT_REPEAT, "1H"), patient(&url, REPEAT, "1H"));
+    assert_eq!(short.1["grpc-status"], "0", "{short:?}");
+    assert_eq!(long["grpc-status"], "4", "{long:?}");
+    assert!((Duration::from_secs(5)..LONG).contains(&begun.elapsed()), "it took {:?}", begun.elapsed());
+    // Requests that come meanwhile, to the same instance, change nothing.
+    let begun = Instant::now();
+    let others = async {
+        while begun.elapsed() < Duration::from_secs(3) {
+            assert_eq!(patient(&url, SHORT_REPEAT, "600m").await.1["grpc-status"], "4");
+        }
+    };
+    let ((_, long), ()) = tokio::join!(patient(&url, REPEAT, "4S"), others);
+    assert_eq!(long["grpc-status"], "4", "{long:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(3900), "it took {:?}", begun.elapsed());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// The caller's word lets a request take longer than others, until its answer begins.
+#[tokio::test]
+async fn a_caller_may_wait_longer_than_others_where_streams_may_last_so_long() {
+    let world = World::real().await;
+    let limits = json!({ "register": "host", "limits": { "request_timeout": "1s", "stream_timeout": "20s" } });
+    let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
+    let url = format!("{}act/slow", host.url("hostile"));
+    assert_eq!(get(&url).await.status, 504);
+    let (headers, _) = patient(&url, b"", "1500m").await;
+    assert_eq!(headers["grpc-status"], "4", "{headers:?}");
+    let (headers, _) = patient(&url, b"", "15S").await;
+    assert!(!headers.contains_key("grpc-status"), "{headers:?}");
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
 #[tokio::test]
 async fn a_body_and_its_trailers_pass_in_both_directions_while_both_are_open() {
     let world = World::real().await;

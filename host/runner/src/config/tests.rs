@@ -62,7 +62,8 @@ services:
     env: { LANG: C }
     allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
     limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s,
-              connections: 8, header_size: 9KiB, body_size: 10KiB, client_timeout: 11s, instance_requests: 12, instance_concurrency: 13 }
+              connections: 8, header_size: 9KiB, body_size: 10KiB, client_timeout: 11s, instance_requests: 12, instance_concurrency: 13,
+              stream_timeout: 14m, outgoing: 15 }
     health: { path: /healthz?deep=1, interval: 5s, fall: 7 }
 "#,
     )
@@ -95,6 +96,7 @@ services:
     assert_eq!((limits.connections, limits.header_size, limits.body_size), (8, 9 << 10, 10 << 10));
     assert_eq!(limits.client_timeout, Duration::from_secs(11));
     assert_eq!((limits.instance_requests, limits.instance_concurrency), (Some(12), Some(13)));
+    assert_eq!((limits.stream_timeout(), limits.outgoing), (Duration::from_secs(14 * 60), 15));
     assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
 }
