@@ -199,7 +199,7 @@ pub(crate) struct Limits {
     /// The body of a request, in bytes. More is answered with 413.
     pub(crate) body_size: usize,
     /// How long a client may take to send the headers of a request and to take any of what it is sent, and how long an
-    /// idle connection of HTTP/1.1 is kept.
+    /// idle connection is kept.
     pub(crate) client_timeout: Duration,
     /// Requests that one instance answers until it is replaced. By default 1 where the component is of `wasi:http` 0.2,
     /// which may count on a fresh start, and 128 where it is of 0.3.

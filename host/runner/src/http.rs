@@ -6,13 +6,14 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use http::{HeaderValue, Response, Version, header, uri::Scheme};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -173,7 +174,7 @@ impl Connections {
         let (doors, leaving) = (self.doors.clone(), self.leaving.clone());
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new());
         let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
@@ -181,13 +182,19 @@ impl Connections {
                 let door = Arc::clone(&doors.borrow());
                 let (leaving, last, scheme) = (leaving.clone(), last.clone(), scheme.clone());
                 let version = request.version();
-                progress.begun(version);
+                let open = progress.begin(version);
                 async move {
                     let mut response = door.answer(request, &scheme).await;
                     if leaving.is_cancelled() {
                         farewell(version, &mut response, &last);
                     }
-                    Ok::<_, Infallible>(response)
+                    // Until the answer has been sent; this is not about its errors.
+                    Ok::<_, Infallible>(response.map(|body| {
+                        body.map_err(move |error| {
+                            let _ = &open;
+                            error
+                        })
+                    }))
                 }
             }
         });
@@ -212,8 +219,10 @@ impl Connections {
             let served = async {
                 tokio::select! {
                     ended = connection.as_mut() => return ended,
-                    () = last.cancelled() => connection.as_mut().graceful_shutdown(),
+                    () = last.cancelled() => {}
+                    () = progress.idle(client_timeout) => {}
                 }
+                connection.as_mut().graceful_shutdown();
                 connection.await
             };
             tokio::select! {
@@ -256,27 +265,68 @@ impl Connections {
 }
 
 /// How far the client of a connection has come, as far as hyper does not look after it.
-#[derive(Default)]
 struct Progress {
     /// Bytes that came.
     read: AtomicUsize,
-    /// When the latest request began, where there is one at a time: streams of HTTP/2 have each an end of its own.
-    latest: Mutex<Option<Instant>>,
+    requests: Mutex<Requests>,
+}
+
+struct Requests {
+    /// How many are not answered yet.
+    open: usize,
+    /// When that changed, or the connection came.
+    since: Instant,
+    /// When the latest one began, where there is one at a time: streams of HTTP/2 have each an end of its own.
+    latest: Option<Instant>,
+}
+
+/// A request, until its answer has been sent.
+struct Open(Arc<Progress>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests();
+        requests.open -= 1;
+        requests.since = Instant::now();
+    }
 }
 
 impl Progress {
+    fn new() -> Self {
+        let requests = Requests { open: 0, since: Instant::now(), latest: None };
+        Self { read: AtomicUsize::new(0), requests: Mutex::new(requests) }
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self, bytes: &[u8]) {
         self.read.fetch_add(bytes.len(), Ordering::Relaxed);
     }
 
-    fn begun(&self, version: Version) {
+    fn begin(self: &Arc<Self>, version: Version) -> Open {
+        let mut requests = self.requests();
+        requests.open += 1;
         if version != Version::HTTP_2 {
-            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            requests.latest = Some(Instant::now());
         }
+        Open(Arc::clone(self))
     }
 
-    fn latest(&self) -> Option<Instant> {
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ends when nothing was asked over HTTP/2 for that long. hyper looks after it in HTTP/1.1 only.
+    async fn idle(&self, client_timeout: Duration) {
+        loop {
+            let until = {
+                let Requests { open, since, latest } = *self.requests();
+                let is_idle = open == 0 && latest.is_none();
+                if is_idle { since + client_timeout } else { Instant::now() + client_timeout }
+            };
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
     }
 
     /// Ends for a client that does not say what it speaks, or does not read an answer: once the latest request has been
@@ -284,11 +334,11 @@ impl Progress {
     /// been closed for being idle.
     async fn overdue(&self, client_timeout: Duration, within: Duration) {
         sleep(client_timeout).await;
-        if self.read.load(Ordering::Relaxed) < PREFACE && self.latest().is_none() {
+        if self.read.load(Ordering::Relaxed) < PREFACE && self.requests().latest.is_none() {
             return;
         }
         loop {
-            let until = self.latest().unwrap_or_else(Instant::now) + within;
+            let until = self.requests().latest.unwrap_or_else(Instant::now) + within;
             if until <= Instant::now() {
                 return;
             }

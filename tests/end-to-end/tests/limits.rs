@@ -15,7 +15,7 @@ use hyper_util::{
 use leasehold_end_to_end::{
     Host,
     config::{config, hostile, service, with},
-    http::{BOTH, Protocol, get, get_over},
+    http::{BOTH, Kept, Protocol, get, get_over},
 };
 use leasehold_scenarios::{
     wait_for,
@@ -249,6 +249,23 @@ async fn limits_clients_that_say_nothing_or_half_are_not_waited_for() {
     let mut stream = connect(&host, "hostile").await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
     assert!(told(&mut stream).await.contains("hostile\n"));
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_a_connection_of_http_2_on_which_nothing_is_asked_is_closed() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({ "client_timeout": "1s" }))]).await;
+    let (addr, url) = (host.addr("hostile"), host.url("hostile"));
+    let unused = Kept::open(Protocol::Http2, &addr).await;
+    let mut used = Kept::open(Protocol::Http2, &addr).await;
+    // It takes longer than a connection may idle.
+    assert_eq!(used.get(&format!("{url}act/slow")).await.0, 200);
+    assert_eq!(used.get(&url).await.0, 200);
+    let answered = Instant::now();
+    used.is_closed().await;
+    assert!(answered.elapsed() > Duration::from_millis(900), "{:?}", answered.elapsed());
+    unused.is_closed().await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 
