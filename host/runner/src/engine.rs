@@ -66,9 +66,11 @@ impl Engine {
 
     /// A store for one instance, which lets others have their turn whenever its own is over.
     pub(crate) fn store(&self, host: Host) -> Store<Host> {
+        let resources = host.table.max_capacity();
         let mut store = Store::new(&self.wasmtime, host);
         store.limiter(|host| &mut host.limits);
         store.set_hostcall_fuel(HANDED_OVER);
+        store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let turns = Arc::clone(&self.turns);
         store.epoch_deadline_callback(move |mut store| {
             let taken = &mut store.data_mut().turns_taken;
@@ -188,7 +190,8 @@ fn tick(engine: EngineWeak) -> std::io::Result<()> {
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        if self.is_program {
+        if let Some(room) = &self.room {
+            room.look(&mut self.table);
             self.turns_taken = 0;
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);

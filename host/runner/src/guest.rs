@@ -1,7 +1,6 @@
 //! What one service's component is given: nothing but what its policy says.
 
 use std::{
-    future::ready,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use crate::{
     mesh::Mesh,
     outbound::Outbound,
     output::Output,
-    sockets::Sockets,
+    sockets::{Room, Sockets},
     span::Tracer,
     stats::Stats,
 };
@@ -38,9 +37,9 @@ const RESOURCES: usize = 2048;
 /// The most random bytes that a component gets at once; the host makes them in its own memory.
 const MAX_RANDOM: u64 = 4 << 20;
 
-/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for one; and what
-/// all else takes. One more traps.
-const RESOURCES_EACH: usize = 4;
+/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for each of them; and
+/// what all else takes. One more traps.
+const RESOURCES_EACH: usize = 6;
 const RESOURCES_ELSE: usize = 64;
 
 /// What a program and its host tell each other.
@@ -83,8 +82,8 @@ pub(crate) struct Host {
     pub(crate) limits: StoreLimits,
     /// How often the request at hand has computed for a whole turn.
     pub(crate) turns_taken: u32,
-    /// Whether a program has it, whose turns are counted from one call of the host to the next: it has no requests.
-    pub(crate) is_program: bool,
+    /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
+    pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -172,22 +171,25 @@ impl Guest {
 
     /// The host side of a program, which listens where `spec` says.
     pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
-        let sockets = Sockets {
+        let connections = spec.limits.connections as usize;
+        let room = Room::new(connections);
+        let sockets = Arc::new(Sockets {
             service: self.name.clone(),
             listen: spec.listen,
             outbound: spec.allow.outbound.clone().into(),
             listens: told.listens.clone(),
             told: told.end.clone(),
+            room: room.clone(),
             refused: AtomicBool::new(false),
-        };
+        });
         let mut wasi = self.wasi();
         wasi.stdin(Input(told.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
-            let allowed = sockets.allow(addr, purpose);
-            Box::pin(ready(allowed))
+            let sockets = Arc::clone(&sockets);
+            Box::pin(async move { sockets.decide(addr, purpose).await })
         });
         let mut host = self.host(wasi.build(), None);
-        host.is_program = true;
-        host.table.set_max_capacity(RESOURCES_EACH * spec.limits.connections as usize + RESOURCES_ELSE);
+        host.room = Some(room);
+        host.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
         host
     }
 
@@ -213,7 +215,7 @@ impl Guest {
             registry: self.registry.clone(),
             limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
             turns_taken: 0,
-            is_program: false,
+            room: None,
             _slot: slot,
         }
     }

@@ -9,8 +9,13 @@ use std::{
 };
 
 use leasehold::ServiceName;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use wasmtime_wasi::sockets::SocketAddrUse;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{
+    p2,
+    sockets::{SocketAddrUse, TcpSocket},
+};
 
 use crate::config::Host;
 
@@ -24,23 +29,61 @@ pub(crate) struct Sockets {
     pub(crate) listens: CancellationToken,
     /// Cancelled when the program is to end, and gets no further connections.
     pub(crate) told: CancellationToken,
+    pub(crate) room: Room,
     /// Whether a refusal was told in the log: one is enough to know what is wrong.
     pub(crate) refused: AtomicBool,
 }
 
+/// How many further connections a program may take, beyond `limits.connections` one or two. Nobody says when one ends, so
+/// what the program has is counted whenever there is no room left.
+#[derive(Clone)]
+pub(crate) struct Room {
+    most: usize,
+    left: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, left: Arc::new(Semaphore::new(most)) }
+    }
+
+    /// Before each call of the program, given what it has.
+    pub(crate) fn look(&self, table: &mut ResourceTable) {
+        if self.left.available_permits() > 0 {
+            return;
+        }
+        let sockets = table.iter_mut().filter(|held| held.is::<p2::TcpSocket>() || held.is::<TcpSocket>()).count();
+        // Its listener is one of them, and so may be one that this very call is about to drop, maybe the last for long.
+        self.left.add_permits((self.most + 2).saturating_sub(sockets));
+    }
+
+    async fn enter(&self) {
+        self.left.acquire().await.expect("it is never closed").forget();
+    }
+}
+
 impl Sockets {
-    pub(crate) fn allow(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
+    /// Like `allow`; connections that the program has no room for wait for it.
+    pub(crate) async fn decide(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
+        if matches!(purpose, SocketAddrUse::TcpAccept) {
+            return self.told.run_until_cancelled(self.room.enter()).await.is_some();
+        }
+        self.allow(addr, purpose)
+    }
+
+    fn allow(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
         let is_own = (addr.ip(), addr.port()) == (self.listen.ip(), self.listen.port());
         let allowed = match purpose {
             // One that connects is bound to some address first.
             SocketAddrUse::TcpBind => is_own || (is_any(addr) && self.outbound.iter().any(|host| ip(host).is_some())),
             SocketAddrUse::TcpListen => is_own,
-            SocketAddrUse::TcpAccept => return !self.told.is_cancelled(),
             SocketAddrUse::TcpConnect => self
                 .outbound
                 .iter()
                 .any(|host| ip(host) == Some(addr.ip()) && host.port.is_none_or(|only| only == addr.port())),
-            SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => false,
+            SocketAddrUse::TcpAccept | SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
+                false
+            }
         };
         match purpose {
             _ if !allowed => self.refuse(addr, purpose),
@@ -81,9 +124,10 @@ fn ip(host: &Host) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use wasmtime::component::ResourceTable;
     use wasmtime_wasi::sockets::SocketAddrUse;
 
-    use super::Sockets;
+    use super::{Room, Sockets};
 
     fn sockets(outbound: &[&str]) -> Sockets {
         Sockets {
@@ -92,6 +136,7 @@ mod tests {
             outbound: outbound.iter().map(|host| host.parse().unwrap()).collect(),
             listens: Default::default(),
             told: Default::default(),
+            room: Room::new(1),
             refused: Default::default(),
         }
     }
@@ -125,11 +170,36 @@ mod tests {
     }
 
     #[test]
-    fn who_is_told_to_end_gets_no_further_connections() {
+    fn an_address_is_not_another_in_other_words() {
+        let sockets = sockets(&["10.0.0.5", "[fd00::1]:1"]);
+        let allow = |addr: &str, purpose| sockets.allow(addr.parse().unwrap(), purpose);
+        assert!(allow("10.0.0.5:1", SocketAddrUse::TcpConnect));
+        assert!(allow("[fd00::1]:1", SocketAddrUse::TcpConnect));
+        for other in ["[::ffff:10.0.0.5]:1", "[fd00::1]:2", "[::a00:5]:1"] {
+            assert!(!allow(other, SocketAddrUse::TcpConnect), "{other}");
+        }
+        for other in ["[::ffff:127.0.0.1]:8080", "[::1]:8080", "[::]:8080"] {
+            assert!(!allow(other, SocketAddrUse::TcpListen), "{other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_told_to_end_gets_no_further_connections() {
         let sockets = sockets(&[]);
-        let accepts = || sockets.allow("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
-        assert!(accepts());
-        sockets.told.cancel();
-        assert!(!accepts());
+        let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
+        assert!(accepts().await);
+        let (more, ()) = tokio::join!(accepts(), async { sockets.told.cancel() });
+        assert!(!more);
+        assert!(!accepts().await);
+    }
+
+    #[tokio::test]
+    async fn who_has_no_room_for_a_connection_gets_it_when_another_has_ended() {
+        let sockets = sockets(&[]);
+        let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
+        assert!(accepts().await);
+        let mut table = ResourceTable::new();
+        let (more, ()) = tokio::join!(accepts(), async { sockets.room.look(&mut table) });
+        assert!(more);
     }
 }

@@ -19,7 +19,7 @@ use leasehold_scenarios::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 /// With an admin endpoint.
 async fn host(world: &World, services: impl IntoIterator<Item = Value>) -> Host {
@@ -99,16 +99,44 @@ async fn own_listener_of_a_program_that_hears_of_its_end_answers_what_it_was_ask
 #[tokio::test]
 async fn own_listener_at_another_address_is_refused() {
     let world = World::real().await;
-    let taken = free_address();
-    let astray = with(program("serve"), json!({ "args": [taken, "serve"] }));
-    let listen = astray["listen"].as_str().expect("an address").to_owned();
-    let ended = Host::spawn(&config(&world, [astray]), &[]).ends().await;
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert!(ended.wrote(&format!("refused to listen on {taken}: its policy gives it {listen}")), "{ended:?}");
-    let last = ended.stderr.lines().last().unwrap_or_default();
-    let why = format!("program: it did not listen on {listen}: the component returned with an error");
-    assert!(last.contains(&why), "{last}");
-    assert_eq!(world.count().await, 0);
+    for component in ["program", "program-p3"] {
+        let taken = free_address();
+        let component = paths::component(component);
+        let astray = with(program("serve"), json!({ "component": component, "args": [taken, "serve"] }));
+        let listen = astray["listen"].as_str().expect("an address").to_owned();
+        let ended = Host::spawn(&config(&world, [astray]), &[]).ends().await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.wrote(&format!("refused to listen on {taken}: its policy gives it {listen}")), "{ended:?}");
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        let why = format!("program: it did not listen on {listen}: the component returned with an error");
+        assert!(last.contains(&why), "{last}");
+        assert_eq!(world.count().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn own_listener_takes_no_more_connections_than_it_may_and_does_not_fall_for_that() {
+    let world = World::real().await;
+    let few = json!({ "limits": { "connections": 4 } });
+    let p3 = with(program("polite"), json!({ "name": "p3", "component": paths::component("program-p3") }));
+    let host = host(&world, [with(program("polite"), few.clone()), with(p3, few)]).await;
+    for (service, key) in ["program", "p3"].map(|name| (name, format!("/{name}/{}", host.addr(name)))) {
+        let addr = host.addr(service);
+        let before = world.stands(&key).await;
+        let mut silent = Vec::new();
+        for _ in 0..200 {
+            silent.push(TcpStream::connect(&addr).await.expect("the kernel takes it"));
+        }
+        let asked = timeout(Duration::from_secs(1), get_over(Protocol::Http1, &format!("http://{addr}/"))).await;
+        assert!(asked.is_err(), "{service} took more than it may: {asked:?}");
+        drop(silent);
+        for _ in 0..20 {
+            assert_eq!(get(&format!("http://{addr}/")).await.body, "hello\n", "{service}");
+        }
+        assert_eq!(before, world.stands(&key).await, "{service} was away");
+    }
+    assert!(!host.log().iter().any(|line| line["message"].as_str().is_some_and(|said| said.contains("trapped"))));
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
