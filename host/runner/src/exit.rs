@@ -5,7 +5,7 @@ use std::{
     error::Error as _,
     fmt, io,
     iter::successors,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
     vec,
 };
@@ -44,6 +44,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 32;
 /// How long a connection may take whose request does not say so.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Metadata beyond the link, with credentials like that of IPv4.
+const AMAZONS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 type Found = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, Unfit>>;
 type Resolver = ServiceFn<fn(Name) -> Found>;
@@ -179,7 +182,9 @@ fn elsewhere(name: Name) -> Found {
 fn is_local(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+        IpAddr::V6(ip) => {
+            ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified() || ip == AMAZONS_METADATA
+        }
     }
 }
 
@@ -189,12 +194,20 @@ mod tests {
 
     #[test]
     fn what_is_local() {
-        for local in
-            ["127.0.0.1", "127.8.8.8", "169.254.169.254", "0.0.0.0", "::1", "::", "fe80::1", "::ffff:127.0.0.1"]
-        {
+        for local in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::1",
+            "::",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "fd00:ec2::254",
+        ] {
             assert!(is_local(local.parse().unwrap()), "{local}");
         }
-        for other in ["10.0.0.1", "192.168.0.1", "8.8.8.8", "2001:db8::1", "::ffff:8.8.8.8"] {
+        for other in ["10.0.0.1", "192.168.0.1", "8.8.8.8", "2001:db8::1", "fd00:ec2::253", "::ffff:8.8.8.8"] {
             assert!(!is_local(other.parse().unwrap()), "{other}");
         }
     }
