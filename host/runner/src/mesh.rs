@@ -40,6 +40,8 @@ const MAX_NODES: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
 const IDLE: Duration = Duration::from_secs(10);
+/// How often a node is asked whether it is still there while it is to answer over HTTP/2, and how long it may take to say so.
+const PING: Duration = Duration::from_secs(10);
 /// Idle connections to one node, at most.
 const MAX_IDLE: usize = 16;
 
@@ -79,6 +81,7 @@ impl Mesh {
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
         builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
         let http1 = builder.build(connector.clone());
+        builder.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
         let http2 = builder.http2_only(true).build(connector);
         let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
         Self { registry, names, suffix, http1, http2, prefer, balancers: Mutex::default() }
