@@ -15,8 +15,9 @@ use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     asked,
-    config::Spec,
+    config::{Limits, Spec},
     cores,
+    failure::one_line,
     guest::{Guest, Host},
     turns::{TURN, Turns},
 };
@@ -41,27 +42,26 @@ const HANDED_OVER: usize = 16 << 20;
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) linker: Linker<Host>,
+    /// Why instances have no pool although there is room for them in one.
+    pub(crate) unpooled: Option<String>,
     turns: Arc<Turns>,
 }
 
 impl Engine {
     /// An engine with room for these services, none for a look at components only.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
-        let wasmtime = match pool(services) {
-            None => wasmtime::Engine::new(&config()),
-            Some(pool) => {
-                let mut pooled = config();
-                pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-                wasmtime::Engine::new(&pooled).or_else(|error| {
-                    tracing::debug!(%error, "no pool can be reserved; memory is reserved per instance");
-                    wasmtime::Engine::new(&config())
-                })
-            }
-        };
+        let pooled = pool(services).map(|pool| {
+            let mut pooled = config();
+            pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+            wasmtime::Engine::new(&pooled)
+        });
+        let unpooled =
+            pooled.as_ref().and_then(|pooled| pooled.as_ref().err()).map(|error| one_line(&format!("{error:#}")));
+        let wasmtime = pooled.and_then(Result::ok).map_or_else(|| wasmtime::Engine::new(&config()), Ok);
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
         tick(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, turns: Arc::new(Turns::new(cores())) })
+        Ok(Self { wasmtime, linker, unpooled, turns: Arc::new(Turns::new(cores())) })
     }
 
     /// A store for one instance, which lets others have their turn whenever its own is over.
@@ -123,8 +123,10 @@ pub(crate) struct Demand {
     pub(crate) instances: u64,
     /// Their linear memory, in bytes, if all of it is used.
     pub(crate) memory: u64,
-    /// Whether there is a pool for them. Otherwise each one reserves its memory by itself, which takes longer.
+    /// Whether there is room for them in a pool. Otherwise each one reserves its memory by itself, which takes longer.
     pub(crate) pooled: bool,
+    /// File descriptors, if all connections and requests of the components' own are there.
+    pub(crate) files: u64,
 }
 
 impl Demand {
@@ -137,8 +139,13 @@ impl Demand {
             instances,
             memory: memory.fold(0, u64::saturating_add),
             pooled: (1..=MAX_POOLED_SLOTS).contains(&instances),
+            files: services.iter().map(|spec| files(&spec.limits)).sum(),
         }
     }
+}
+
+fn files(limits: &Limits) -> u64 {
+    u64::from(limits.connections) + u64::from(limits.outgoing)
 }
 
 /// A pool with a slot for every instance that the services may have at a time; `None` when it would not fit.

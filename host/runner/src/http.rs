@@ -41,6 +41,8 @@ const BACKLOG: u32 = 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often an operator is told that it is still so.
+const REMIND: Duration = Duration::from_secs(60);
 /// The bytes by which HTTP/2 is told from HTTP/1.1.
 const PREFACE: usize = 24;
 /// How long connections that were cut may take to notice.
@@ -148,6 +150,7 @@ struct Connections {
 
 impl Connections {
     async fn accept(self, listener: TcpListener) {
+        let mut told: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
@@ -161,7 +164,11 @@ impl Connections {
             match accepted {
                 Ok((stream, permit)) => self.connection(stream, permit),
                 Err(error) => {
-                    tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
+                    let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
+                    if is_news {
+                        tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
+                        told = Some((error.kind(), Instant::now()));
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             }

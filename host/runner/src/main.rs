@@ -14,6 +14,7 @@ mod door;
 mod engine;
 mod exit;
 mod failure;
+mod files;
 mod grpc;
 mod guest;
 mod handler;
@@ -65,7 +66,7 @@ use crate::{
     component::Loaded,
     config::{Config, Register, Spec},
     dev::PrivateEtcd,
-    engine::Engine,
+    engine::{Demand, Engine},
     failure::Failure,
     metrics::Events,
     roster::Roster,
@@ -154,6 +155,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
 
 /// Everything from the configuration to the last revoked lease.
 async fn run(args: RunArgs) -> Result<(), Failure> {
+    files::raise();
     let dev = args.dev;
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
@@ -254,6 +256,12 @@ async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded,
     let all: Arc<[Spec]> = specs.into();
     let making = tasks.spawn_blocking(move || Engine::new(&all));
     let engine = making.await.context("the component engine could not be started")??;
+    if let Some(why) = &engine.unpooled {
+        tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
+    }
+    if let Some(lack) = files::lacking(&Demand::of(specs)) {
+        tracing::warn!("{lack}");
+    }
     let mut compiling = HashMap::<(PathBuf, bool), _>::new();
     for spec in specs {
         compiling.entry((spec.component.clone(), spec.precompiled)).or_insert_with(|| {

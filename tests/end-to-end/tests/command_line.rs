@@ -329,7 +329,7 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     assert_eq!((ended.code, &report["ok"]), (Some(0), &json!(true)));
     assert_eq!(report["services"][0]["facts"]["http"], "0.2");
     let memory = 2 * 253 * (64_u64 << 20);
-    assert_eq!(report["demand"], json!({ "instances": 2 * 253, "memory": memory, "pooled": true }));
+    assert_eq!(report["demand"], json!({ "instances": 2 * 253, "memory": memory, "pooled": true, "files": 2 * (4096 + 256) }));
 
     let many = with(plain("plain"), json!({ "limits": { "concurrency": 4000 } }));
     let many = File::of(&config(&world, [many]).to_string());
@@ -338,6 +338,16 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     let said =
         "\ninstances: 5003 at most, with 312.7 GiB of memory if all of them are full; the pool has room for 4096";
     assert!(ended.stdout.contains(said), "{ended:?}");
+
+    // It fits by its count, and not into what wasmtime reserves for a memory.
+    let wide = with(plain("plain"), json!({ "limits": { "memory": "16GiB", "connections": 100_000 } }));
+    let wide = File::of(&config(&world, [wide]).to_string());
+    let (binary, few) = (paths::leasehold().display().to_string(), "ulimit -n 4096 && exec \"$0\" check \"$1\"");
+    let ended = Program::spawn(Path::new("/bin/sh"), ["-c", few, &binary, &wide.path()], wide.folder.path());
+    let ended = ended.ends().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("there is no pool for them ("), "{ended:?}");
+    assert!(ended.stdout.contains("\nfiles: connections and outgoing requests may come to 100512, and the process may have 4096"));
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bad = [

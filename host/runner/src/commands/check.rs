@@ -12,7 +12,7 @@ use crate::{
     config::{Config, Spec},
     engine::{Demand, Engine, MAX_POOLED_SLOTS},
     failure::Failure,
-    http, reach,
+    files, http, reach,
     tls::Files,
 };
 
@@ -26,6 +26,10 @@ struct Report {
     /// Why the admin endpoint could not listen, if it is there and could not.
     admin: Option<String>,
     demand: Demand,
+    /// Why there is no pool, although the instances would fit into one.
+    unpooled: Option<String>,
+    /// File descriptors that the process may have.
+    files: Option<u64>,
     services: Vec<Checked>,
 }
 
@@ -67,7 +71,17 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
     let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
     let admin = bound.err().map(|failure| failure.sentence());
-    let report = Report { ok: failure.is_none(), etcd, admin, demand: Demand::of(&config.services), services };
+    let mut demand = Demand::of(&config.services);
+    demand.pooled &= engine.unpooled.is_none();
+    let report = Report {
+        ok: failure.is_none(),
+        etcd,
+        admin,
+        demand,
+        unpooled: engine.unpooled.clone(),
+        files: files::most(),
+        services,
+    };
     if args.json {
         print_json(&report)?;
     } else {
@@ -127,19 +141,25 @@ fn text(report: &Report) -> String {
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
-    let (table, demand) = (table(["NAME", "COMPONENT", "LISTEN", "SERVED", ""], &rows), demanded(report.demand));
+    let table = table(["NAME", "COMPONENT", "LISTEN", "SERVED", ""], &rows);
+    let demand = demanded(report);
     format!("{table}\n{demand}\n{etcd}\n{admin}")
 }
 
-fn demanded(demand: Demand) -> String {
-    let Demand { instances, memory, pooled } = demand;
+fn demanded(report: &Report) -> String {
+    let Demand { instances, memory, pooled, .. } = report.demand;
     let gib = memory as f64 / f64::from(1 << 30);
     let said = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
-    match pooled {
-        true => said,
-        false => format!(
+    let said = match &report.unpooled {
+        Some(why) => format!("{said}; there is no pool for them ({why}), so each one reserves its memory by itself"),
+        None if pooled => said,
+        None => format!(
             "{said}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
              longer: a smaller limits.concurrency makes them fit"
         ),
+    };
+    match files::lacking(&report.demand) {
+        Some(lack) => format!("{said}\n{lack}"),
+        None => said,
     }
 }
