@@ -61,7 +61,8 @@ impl Loaded {
     pub(crate) fn load(engine: &Engine, path: &Path, precompiled: bool) -> Result<Self, Failure> {
         let component = compile(engine, path, precompiled)?;
         let pre = engine.linker.instantiate_pre(&component);
-        let pre = pre.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(&error))))?;
+        let pre = pre
+            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
         Ok(Self { facts: facts(engine, &component, Some(&pre)), pre })
     }
 
@@ -162,7 +163,7 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
         Ok(pre) => facts(engine, &component, Some(&pre)),
         Err(error) => {
             let mut facts = facts(engine, &component, None);
-            facts.missing.insert(0, unlinked(&error));
+            facts.missing.insert(0, unlinked(engine, &component, &error));
             facts
         }
     })
@@ -172,7 +173,7 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
 pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
     let component = compile(engine, path, false)?;
     let linked = engine.linker.instantiate_pre(&component);
-    linked.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(&error))))?;
+    linked.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
     component.serialize().map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
@@ -238,9 +239,47 @@ fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>
     }
 }
 
-fn unlinked(error: &wasmtime::Error) -> String {
+/// Packages that components can import, in the versions that this host has.
+const PACKAGES: [(&str, &[&str]); 9] = [
+    ("wasi:cli", &["0.2", "0.3"]),
+    ("wasi:clocks", &["0.2", "0.3"]),
+    ("wasi:filesystem", &["0.2", "0.3"]),
+    ("wasi:http", &["0.2", "0.3"]),
+    ("wasi:io", &["0.2"]),
+    ("wasi:random", &["0.2", "0.3"]),
+    ("wasi:sockets", &["0.2", "0.3"]),
+    ("wasi:config", &["0.2.0-rc.1"]),
+    ("leasehold:registry", &["0.1"]),
+];
+
+/// What a component lacks here, and how it comes to that.
+fn unlinked(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
+    let kind = component.component_type();
+    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| lacking(name));
     // wasmtime names the import first and then, in the causes, what about it does not fit.
-    format!("this host has not everything it needs: {}", one_line(&format!("{error:#}")))
+    let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
+    format!("this host has not everything it needs: {said}")
+}
+
+/// What to do about an import that is of no package here, or of one in another version.
+fn lacking(import: &str) -> Option<String> {
+    let (path, version) = import.split_once('@').unwrap_or((import, ""));
+    let package = path.split('/').next().unwrap_or(path);
+    let Some((_, versions)) = PACKAGES.iter().find(|(known, _)| *known == package) else {
+        return Some(format!(
+            "{import}; another component can bring it: `wac plug --plug THAT.wasm THIS.wasm -o BOTH.wasm`"
+        ));
+    };
+    let is_here = |here: &&str| version.strip_prefix(*here).is_some_and(|rest| rest.is_empty() || is_patch(rest));
+    if versions.iter().any(is_here) {
+        return None;
+    }
+    Some(format!("{import}; it has {package} {}: build the component for that", versions.join(" and ")))
+}
+
+/// Whether that follows a version of two numbers, and names no candidate of a release.
+fn is_patch(rest: &str) -> bool {
+    rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What went wrong at the bottom of an error, without wasmtime's backtrace.
@@ -248,5 +287,28 @@ pub(crate) fn cause(error: &wasmtime::Error) -> String {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(trap) => trap.to_string(),
         None => one_line(&error.root_cause().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacking;
+
+    #[test]
+    fn an_import_that_is_not_here_is_told_with_its_cure() {
+        for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
+            assert_eq!(lacking(here), None, "{here}");
+        }
+        assert_eq!(lacking("leasehold:registry/registrar@0.1.0"), None);
+        for (other, cure) in [
+            ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build"),
+            ("wasi:io/streams@0.3.0", "it has wasi:io 0.2: build"),
+            ("leasehold:registry/registrar@0.2.0", "it has leasehold:registry 0.1: build"),
+            ("wasi:nn/graph@0.2.0", "`wac plug "),
+            ("logger", "`wac plug "),
+        ] {
+            let said = lacking(other).unwrap();
+            assert!(said.starts_with(&format!("{other}; ")) && said.contains(cure), "{said}");
+        }
     }
 }

@@ -99,6 +99,32 @@ async fn a_component_file_that_cannot_run_is_one_sentence_and_64() {
     assert!(world.leases().await.is_empty());
 }
 
+/// A component that imports `f` of an interface, and no more.
+fn importing(interface: &str) -> Vec<u8> {
+    let types = b"\x01\x42\x02\x01\x40\x00\x01\x00\x04\x00\x01f\x01\x00";
+    let mut imports = vec![1, 0, u8::try_from(interface.len()).unwrap()];
+    imports.extend_from_slice(interface.as_bytes());
+    imports.extend_from_slice(&[5, 0]);
+    let section = |id: u8, bytes: &[u8]| [&[id, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    [b"\0asm\x0d\0\x01\0".to_vec(), section(7, types), section(10, &imports)].concat()
+}
+
+#[tokio::test]
+async fn what_a_component_lacks_is_told_with_its_cure() {
+    let files = File::of("");
+    let file = files.beside("lacking.wasm");
+    for (interface, cure) in [
+        ("acme:things/store@1.0.0", "another component can bring it: `wac plug --plug"),
+        ("wasi:nn/graph@0.2.0", "another component can bring it: `wac plug --plug"),
+        ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build the component for that"),
+        ("leasehold:registry/registrar@9.0.0", "it has leasehold:registry 0.1: build the component for that"),
+    ] {
+        fs::write(&file, importing(interface)).unwrap();
+        let start = format!("{file}: this host has not everything it needs: {interface}; {cure}");
+        one_sentence(&leasehold(["compile", &file]).await, 64, &start);
+    }
+}
+
 #[tokio::test]
 async fn a_mistake_in_a_configuration_is_one_sentence_with_its_line_and_64() {
     let greeter = component("greeter");
@@ -329,7 +355,10 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     assert_eq!((ended.code, &report["ok"]), (Some(0), &json!(true)));
     assert_eq!(report["services"][0]["facts"]["http"], "0.2");
     let memory = 2 * 253 * (64_u64 << 20);
-    assert_eq!(report["demand"], json!({ "instances": 2 * 253, "memory": memory, "pooled": true, "files": 2 * (4096 + 256) }));
+    assert_eq!(
+        report["demand"],
+        json!({ "instances": 2 * 253, "memory": memory, "pooled": true, "files": 2 * (4096 + 256) })
+    );
 
     let many = with(plain("plain"), json!({ "limits": { "concurrency": 4000 } }));
     let many = File::of(&config(&world, [many]).to_string());
@@ -347,7 +376,11 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
     let ended = ended.ends().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.contains("there is no pool for them ("), "{ended:?}");
-    assert!(ended.stdout.contains("\nfiles: connections and outgoing requests may come to 100512, and the process may have 4096"));
+    assert!(
+        ended
+            .stdout
+            .contains("\nfiles: connections and outgoing requests may come to 100512, and the process may have 4096")
+    );
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bad = [
