@@ -275,9 +275,13 @@ impl std::str::FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse()
-            .map(Self)
-            .map_err(|_| format!("must be an IP address and a port such as 127.0.0.1:8080, not {text:?}"))
+        let wrong = || format!("must be an IP address and a port such as 127.0.0.1:8080, not {text:?}");
+        match text.parse().map_err(|_| wrong())? {
+            SocketAddr::V6(addr) if addr.scope_id() != 0 => {
+                Err("must have no scope: no other host could dial it".into())
+            }
+            addr => Ok(Self(addr)),
+        }
     }
 }
 
