@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -146,7 +146,7 @@ impl Desk {
             "/healthz" => (Method::GET, self.healthz()),
             "/readyz" => (Method::GET, self.readyz()),
             "/services" => (Method::GET, self.services()),
-            "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics().await),
+            "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics(request.headers()).await),
             "/metrics" => (Method::GET, plain(StatusCode::OK, String::new())),
             "/reload" if request.method() == Method::POST => (Method::POST, self.reload(None).await),
             "/reload" => (Method::POST, plain(StatusCode::OK, String::new())),
@@ -211,10 +211,15 @@ impl Desk {
         }
     }
 
-    async fn metrics(&self) -> Answer {
+    async fn metrics(&self, asked: &HeaderMap) -> Answer {
         let page = metrics::scrape(&self.roster, &self.events, &self.registrar).await;
+        let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let (page, kind) = match metrics::is_former(accept) {
+            true => (metrics::former(&page), metrics::FORMER_CONTENT_TYPE),
+            false => (page, metrics::CONTENT_TYPE),
+        };
         let mut answer = plain(StatusCode::OK, page);
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         answer
     }
 

@@ -27,6 +27,34 @@ use crate::roster::{Face, PHASES, Readiness, Roster};
 
 /// What the text is, for who reads it.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The same for who reads what was there before OpenMetrics.
+pub(crate) const FORMER_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Whether a reader takes the former text, and not this one.
+pub(crate) fn is_former(accept: &str) -> bool {
+    accept.contains("text/plain") && !accept.contains("application/openmetrics-text")
+}
+
+/// The text as it was before OpenMetrics, where a counter is called in full in its description, too, and nothing ends it.
+pub(crate) fn former(page: &str) -> String {
+    let described = |line: &str| match line.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')) {
+        Some(("TYPE", rest)) => rest.strip_suffix(" counter").map(str::to_owned),
+        _ => None,
+    };
+    let counters: Vec<String> = page.lines().filter_map(described).collect();
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(word), Some(name), Some(rest)) if counters.iter().any(|counter| counter == name) => {
+                text.extend(["# ", word, " ", name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
 
 /// How long etcd may take to answer one scrape.
 const ETCD_PATIENCE: Duration = Duration::from_secs(1);
@@ -250,5 +278,26 @@ impl Page<'_> {
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{former, is_former};
+
+    #[test]
+    fn who_does_not_know_openmetrics_is_told_in_the_former_words() {
+        for (accept, is) in [
+            ("text/plain;version=0.0.4", true),
+            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            assert_eq!(is_former(accept), is, "{accept}");
+        }
+        let page = "# HELP a Help.\n# TYPE a counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n# EOF\n";
+        let text =
+            "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n";
+        assert_eq!(former(page), text);
     }
 }
