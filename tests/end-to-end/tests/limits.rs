@@ -24,7 +24,7 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 
@@ -211,7 +211,7 @@ async fn limits_what_a_client_does_wrong_is_no_failure_of_the_component() {
     let hosts: [&[u8]; 5] = [b"", b"host: \xff\r\n", b"host:\r\n", b"host: he re\r\n", b"host: a\r\nhost: a\r\n"];
     for named in hosts {
         let mut stream = connect(&host, "hostile").await;
-        stream.write_all(&[b"GET / HTTP/1.1\r\n", named, b"\r\n"].concat()).await.unwrap();
+        stream.write_all(&[b"GET / HTTP/1.1\r\nconnection: close\r\n", named, b"\r\n"].concat()).await.unwrap();
         let said = told(&mut stream).await;
         assert!(said.starts_with("HTTP/1.1 400"), "{}: {said:?}", named.escape_ascii());
     }
@@ -226,9 +226,10 @@ async fn limits_what_a_client_does_wrong_is_no_failure_of_the_component() {
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{}: {said:?}", broken.escape_ascii());
     }
     let mut stream = connect(&host, "hostile").await;
-    stream.write_all(b"POST http://here/read HTTP/1.1\r\ncontent-length: 5\r\n\r\nwhole").await.unwrap();
-    stream.shutdown().await.unwrap();
-    assert!(told(&mut stream).await.ends_with('5'));
+    let whole = b"POST http://here/read HTTP/1.1\r\nconnection: close\r\ncontent-length: 5\r\n\r\nwhole";
+    stream.write_all(whole).await.unwrap();
+    let said = told(&mut stream).await;
+    assert!(said.starts_with("HTTP/1.1 200") && said.contains("\r\n5"), "{said}");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     for counted in ["what=\"failed\"} 0", "what=\"no_host\"} 6"] {
         assert!(metrics.contains(counted), "{counted} in {metrics}");
@@ -319,6 +320,70 @@ async fn is_free(host: &Host) {
         get_over(Protocol::Http2, &host.url("hostile")).await.is_ok_and(|answer| answer.status == 200)
     })
     .await;
+}
+
+/// One place, and one to wait for it: who comes third is told so at once, who waits too long, then.
+#[tokio::test]
+async fn limits_requests_beyond_the_limit_are_told_to_come_back() {
+    let world = World::real().await;
+    let limits = limited(&json!({ "concurrency": 1, "request_timeout": "4s" }));
+    let host = Host::ready(&with(config(&world, [limits]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    let (url, sleep_url) = (host.url("hostile"), format!("{}act/sleep", host.url("hostile")));
+    let ask = |url: &str| client::<Empty<Bytes>>(Protocol::Http1).get(url.parse().unwrap());
+    let first = tokio::spawn(ask(&sleep_url));
+    let second = tokio::spawn(ask(&sleep_url));
+    wait_for("both are there", SOON, async || {
+        let metrics = get(&format!("{}metrics", host.admin())).await.body;
+        metrics.lines().any(|line| line.starts_with("leasehold_requests_in_flight{") && line.ends_with(" 2.0"))
+    })
+    .await;
+    let third = ask(&url).await.unwrap();
+    assert_eq!((third.status().as_u16(), &third.headers()[header::RETRY_AFTER].to_str().unwrap()), (503, &"1"));
+    assert_eq!(first.await.unwrap().unwrap().status(), 504);
+    // It waited for its turn as long as a request may take, and may have got it in the end.
+    let second = second.await.unwrap().unwrap();
+    assert!(second.status() == 503 || second.status() == 504, "{second:?}");
+    assert_eq!(get(&url).await.status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_an_instance_answers_as_many_requests_at_a_time_as_it_may() {
+    let world = World::real().await;
+    // It answers after a while, so that requests meet.
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = slow.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = slow.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                sleep(Duration::from_millis(300)).await;
+                stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await.unwrap();
+            });
+        }
+    });
+    let limits = json!({ "allow": { "outbound": [addr] }, "limits": { "instance_concurrency": 2 } });
+    let host = Host::of(&world, [with(plain_p3(), limits)]).await;
+    let url = format!("{}relay/{addr}/", host.url("plain-p3"));
+    let asked: Vec<_> = (0..12)
+        .map(|_| {
+            tokio::spawn({
+                let url = url.clone();
+                async move { get(&url).await }
+            })
+        })
+        .collect();
+    let mut most = 0;
+    for asked in asked {
+        let answer = asked.await.unwrap();
+        // How many requests the instance had when it got this one.
+        let (status, inside) = answer.body.trim().split_once(' ').unwrap();
+        assert_eq!(status, "204", "{answer:?}");
+        most = most.max(inside.parse::<u32>().unwrap());
+    }
+    assert_eq!(most, 2);
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ async fn own_listener_takes_no_more_connections_than_it_may_and_does_not_fall_fo
         let addr = host.addr(service);
         let before = world.stands(&key).await;
         let mut silent = Vec::new();
-        for _ in 0..200 {
+        for _ in 0..40 {
             silent.push(TcpStream::connect(&addr).await.expect("the kernel takes it"));
         }
         let asked = timeout(Duration::from_secs(1), get_over(Protocol::Http1, &format!("http://{addr}/"))).await;
