@@ -72,6 +72,11 @@ impl Door {
         &self.name
     }
 
+    /// Counts what a connection ran into.
+    pub(crate) fn hit(&self, hit: Hit) {
+        self.stats.hit(hit);
+    }
+
     /// Requests that are neither refused nor answered yet, at most.
     pub(crate) fn most_requests(&self) -> u32 {
         self.most
@@ -157,7 +162,8 @@ impl Door {
         let arrived = Instant::now();
         // A caller may wait shorter than the host does; longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
-        let within = asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
+        let within =
+            asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
         let deadline = asked.and_then(|asked| arrived.checked_add(asked));
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
@@ -240,7 +246,17 @@ impl From<Hit> for Refusal {
             Hit::Broken => Self::Broken,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
-            Hit::Denied | Hit::Outgoing | Hit::Failed | Hit::Instantiation | Hit::Trap | Hit::Fell => Self::Failed,
+            // Some are of no request, or are answered elsewhere.
+            Hit::Denied
+            | Hit::Outgoing
+            | Hit::Connections
+            | Hit::Slow
+            | Hit::Headers
+            | Hit::Memory
+            | Hit::Failed
+            | Hit::Instantiation
+            | Hit::Trap
+            | Hit::Fell => Self::Failed,
         }
     }
 }

@@ -9,7 +9,7 @@ use leasehold::{Addr, Registrar, ServiceName, Terms};
 use leasehold_wasmtime::{Policy, RegistryCtx};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use wasmtime::{StoreLimits, StoreLimitsBuilder, component::ResourceTable};
+use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::WasiHttpCtx;
@@ -22,7 +22,7 @@ use crate::{
     output::Output,
     sockets::{Room, Sockets},
     span::Tracer,
-    stats::Stats,
+    stats::{Hit, Stats},
 };
 
 /// The most registrations of one component.
@@ -79,13 +79,33 @@ pub(crate) struct Host {
     pub(crate) outbound: Outbound,
     pub(crate) config: Arc<WasiConfigVariables>,
     pub(crate) registry: RegistryCtx,
-    pub(crate) limits: StoreLimits,
+    pub(crate) limits: Limiter,
     /// How often the request at hand has computed for a whole turn.
     pub(crate) turns_taken: u32,
     /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
     pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// The limits of one instance, and where it is counted that it ran into them.
+pub(crate) struct Limiter {
+    limits: StoreLimits,
+    stats: Arc<Stats>,
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let grows = self.limits.memory_growing(current, desired, maximum)?;
+        if !grows {
+            self.stats.hit(Hit::Memory);
+        }
+        Ok(grows)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
 }
 
 impl Guest {
@@ -213,7 +233,10 @@ impl Guest {
             outbound: self.outbound.clone(),
             config: Arc::clone(&self.config),
             registry: self.registry.clone(),
-            limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
+            limits: Limiter {
+                limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
+                stats: Arc::clone(&self.stats),
+            },
             turns_taken: 0,
             room: None,
             _slot: slot,

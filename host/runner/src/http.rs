@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     io,
     net::SocketAddr,
     pin::pin,
@@ -31,6 +32,7 @@ use crate::{
     config::Limits,
     door::{Door, QUEUE_WAIT},
     linger::Lingering,
+    stats::Hit,
     tls::Tls,
     tracked::Bounded,
 };
@@ -153,6 +155,9 @@ impl Connections {
         let mut told: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {
+                if self.permits.available_permits() == 0 {
+                    self.doors.borrow().hit(Hit::Connections);
+                }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, _)| (stream, permit))
             };
@@ -179,6 +184,7 @@ impl Connections {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
         let (doors, leaving) = (self.doors.clone(), self.leaving.clone());
+        let counts = self.doors.clone();
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
@@ -235,10 +241,14 @@ impl Connections {
             tokio::select! {
                 () = cut.cancelled() => {}
                 () = progress.overdue(client_timeout, within) => {
+                    counts.borrow().hit(Hit::Slow);
                     tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                 }
                 ended = served => {
                     if let Err(error) = ended {
+                        if let Some(hit) = ran_into(error.as_ref()) {
+                            counts.borrow().hit(hit);
+                        }
                         tracing::debug!(service = %name, error, "a connection broke");
                     }
                 }
@@ -351,6 +361,19 @@ impl Progress {
             }
             sleep_until(until).await;
         }
+    }
+}
+
+/// The limit that a connection ran into which ended so, where hyper tells of it.
+fn ran_into(error: &(dyn Error + 'static)) -> Option<Hit> {
+    let error: &hyper::Error = error.downcast_ref()?;
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match () {
+        () if error.is_parse_too_large() => Some(Hit::Headers),
+        () if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) => {
+            Some(Hit::Slow)
+        }
+        () => None,
     }
 }
 

@@ -56,6 +56,14 @@ pub(crate) enum Hit {
     Denied,
     /// Refused, since the component has as many requests of its own under way as it may.
     Outgoing,
+    /// A listener had as many connections as it may.
+    Connections,
+    /// A connection was cut, since its client was too slow.
+    Slow,
+    /// Refused, since its headers are larger than `header_size`.
+    Headers,
+    /// An instance was refused memory.
+    Memory,
     /// Refused, since it named no host.
     NoHost,
     /// Not answered, since the client broke it off.
@@ -75,11 +83,15 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 12] = [
+pub(crate) const HITS: [(Hit, &str); 16] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::Denied, "denied"),
     (Hit::Outgoing, "outgoing"),
+    (Hit::Connections, "connections"),
+    (Hit::Slow, "slow"),
+    (Hit::Headers, "headers"),
+    (Hit::Memory, "memory"),
     (Hit::NoHost, "no_host"),
     (Hit::Broken, "broken"),
     (Hit::Large, "large"),

@@ -15,7 +15,7 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -122,6 +122,30 @@ async fn admin_counts_what_requests_run_into() {
     assert_eq!(hits("trap").await, 1.0, "one that is ended for being late did not trap");
     let failed = sample(&admin, "leasehold_requests_total", &[("class", "5xx")]);
     assert_eq!(failed.await, 2.0);
+}
+
+#[tokio::test]
+async fn admin_counts_what_connections_and_instances_run_into() {
+    let world = World::real().await;
+    let limits = json!({ "connections": 1, "header_size": "8KiB", "client_timeout": "1s", "memory": "16MiB" });
+    let host = host(&world, [with(hostile("hostile"), json!({ "register": "host", "limits": limits }))]).await;
+    let (admin, addr) = (host.admin(), host.addr("hostile"));
+    let hits = async |what| sample(&admin, "leasehold_hits_total", &[("service", "hostile"), ("what", what)]).await;
+    assert_eq!(get(&format!("{}act/grow", host.url("hostile"))).await.status, 500);
+    assert!(hits("memory").await >= 1.0);
+    let large = format!("GET / HTTP/1.1\r\nhost: here\r\nx-large: {}", "x".repeat(9 << 10));
+    for (begun, what) in [(large.as_str(), "headers"), ("GET / HTTP/1.1\r\nhost: he", "slow"), ("", "slow")] {
+        let before = hits(what).await;
+        let mut stream = TcpStream::connect(&addr).await.expect("it listens");
+        stream.write_all(begun.as_bytes()).await.expect("it reads");
+        let ended = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
+        drop(ended); // With an answer or without.
+        wait_for("it is counted", SOON, async || hits(what).await == before + 1.0).await;
+    }
+    assert!(hits("connections").await >= 1.0);
+    let former = ask("GET", &format!("{admin}metrics"), &[("accept", "text/plain;version=0.0.4")]).await.body;
+    assert!(former.contains("# TYPE leasehold_hits_total counter\n") && !former.contains("# EOF"), "{former}");
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
