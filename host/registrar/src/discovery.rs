@@ -62,6 +62,8 @@ pub enum NodeEvent {
 pub(crate) struct Picture {
     name: ServiceName,
     version: Version,
+    /// Where nodes are looked for, in the order of preference: what the keys of a layout begin with.
+    places: Vec<(Layout, String)>,
     patience: Duration,
     /// Counts changes of the nodes; for whoever only wants to know whether there was one.
     generation: AtomicU64,
@@ -98,6 +100,11 @@ impl Nodes {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many of them say that they speak TLS.
+    pub fn secured(&self) -> usize {
+        self.known().filter(|known| known.is_secured()).count()
     }
 
     /// One after the other.
@@ -171,6 +178,11 @@ impl View {
         self.picture.seen().sights.iter().find_map(|sight| sight.trouble.clone())
     }
 
+    /// Where its nodes are looked for: the layouts, each with what their keys begin with.
+    pub fn places(&self) -> &[(Layout, String)] {
+        &self.picture.places
+    }
+
     /// How many keys stand where the nodes do and are not ones.
     pub fn garbage(&self) -> usize {
         let seen = self.picture.seen();
@@ -215,10 +227,12 @@ impl View {
 }
 
 impl Picture {
-    pub(crate) fn new(name: ServiceName, version: Version, layouts: usize, patience: Duration) -> Self {
-        let sights = (0..layouts).map(|_| Sight::default()).collect();
+    pub(crate) fn new(name: ServiceName, version: Version, layouts: &[Layout], patience: Duration) -> Self {
+        let place = |layout: &Layout| (layout.clone(), layout.prefix(&name, &version));
+        let places = layouts.iter().map(place).collect();
+        let sights = layouts.iter().map(|_| Sight::default()).collect();
         let seen = Mutex::new(Seen { sights, merged: None, ended: false });
-        Self { name, version, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
+        Self { name, version, places, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
     }
 
     /// A handle; `None` when the tasks behind it have ended, or are about to.
@@ -264,7 +278,8 @@ impl Picture {
     /// Changes what is known of one layout; `change` says whether that changed a node. Whoever follows is told the news.
     fn tell(&self, layout: usize, change: impl FnOnce(&mut Sight) -> bool) {
         let mut seen = self.seen();
-        let sight = &mut seen.sights[layout];
+        // None: the view has ended, and this task is about to.
+        let Some(sight) = seen.sights.get_mut(layout) else { return };
         let was_troubled = sight.trouble.is_some();
         let changed = change(sight);
         let is_news = changed || sight.trouble.is_some() != was_troubled;
@@ -281,7 +296,7 @@ impl Picture {
     /// A key that is known, when it was created, and a revision at which it stood.
     fn witness(&self, layout: usize) -> Option<(Box<[u8]>, i64, i64)> {
         let seen = self.seen();
-        let sight = &seen.sights[layout];
+        let sight = seen.sights.get(layout)?;
         let known = sight.known.iter().next()?;
         Some((known.key.clone(), known.created, sight.revision.max(known.created)))
     }
@@ -304,9 +319,12 @@ impl Picture {
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         let Self { name, version, .. } = self;
         let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match layout.parse(&found.key, &found.value) {
-            // A long name is shared by all.
-            Ok(node) if ours(&node) => What::Node(ServerNode { name: name.clone(), ..node }),
+        let what = match layout.read(&found.key, &found.value) {
+            Ok((node, is_secured)) if ours(&node) => {
+                // A long name is shared by all.
+                let node = ServerNode { name: name.clone(), ..node };
+                if is_secured { What::Secured(node) } else { What::Node(node) }
+            }
             Ok(_) => What::Other,
             Err(_) => What::Garbage,
         };
@@ -386,10 +404,10 @@ impl Sight {
 }
 
 /// Follows one layout of a view, for as long as a handle lives.
-pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, etcd: Etcd, rng: fastrand::Rng) {
-    let prefix = layout.prefix(&picture.name, &picture.version);
-    let take = |found| picture.known(&layout, found);
-    let mut follower = Follower::new(etcd.clone(), prefix, picture.patience, take, rng);
+pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng: fastrand::Rng) {
+    let (layout, prefix) = &picture.places[index];
+    let take = |found| picture.known(layout, found);
+    let mut follower = Follower::new(etcd.clone(), prefix.clone(), picture.patience, take, rng);
     let life = async {
         loop {
             let failure = match follower.next().await {
@@ -430,5 +448,23 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, 
     tokio::select! {
         never = life => never,
         () = unwanted => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::Picture;
+
+    #[test]
+    fn the_task_of_a_second_layout_may_have_news_after_the_end() {
+        let layouts = ["seed", "kratos"].map(|name| name.parse().unwrap());
+        let picture = Picture::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let picture = Arc::new(picture);
+        drop(picture.view().unwrap());
+        assert!(picture.end_unless_wanted());
+        picture.tell(1, |_| panic!("nobody knows of it any more"));
+        assert!(picture.witness(1).is_none() && picture.view().is_none());
     }
 }

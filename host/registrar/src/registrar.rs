@@ -568,11 +568,11 @@ impl Keeper {
         }
         let layouts = &self.options.layouts;
         let patience = self.options.request_timeout;
-        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), layouts.len(), patience));
+        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), layouts, patience));
         let view = picture.view().ok_or(Error::Ended)?;
-        for (index, layout) in layouts.iter().enumerate() {
+        for index in 0..layouts.len() {
             let (picture, ending) = (picture.clone(), self.ending.clone());
-            let following = discovery::follow(picture.clone(), index, layout.clone(), etcd.clone(), self.rng.fork());
+            let following = discovery::follow(picture.clone(), index, etcd.clone(), self.rng.fork());
             let following = Box::pin(following);
             self.tracker.spawn(async move {
                 ending.run_until_cancelled(following).await;
