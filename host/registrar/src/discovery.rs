@@ -112,6 +112,13 @@ impl Nodes {
         self.known().filter_map(|known| known.node())
     }
 
+    /// At most so many: where there are more, those that follow a random one in the order of their keys.
+    pub fn some(&self, most: usize) -> impl Iterator<Item = &ServerNode> {
+        let from = if self.len() > most { fastrand::usize(..self.0.iter().count()) } else { 0 };
+        let all = self.0.iter().skip(from).chain(self.0.iter().take(from));
+        all.filter_map(|known| known.node()).take(most)
+    }
+
     /// Those among them that have a node.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Arc<Known>> + Clone {
         self.0.iter().filter(|known| known.node().is_some())

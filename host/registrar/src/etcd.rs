@@ -17,11 +17,16 @@ use etcd_client::Channel;
 #[cfg(feature = "simulation")]
 pub use etcd_client::Channel;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, EventType,
-    GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus,
-    LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
+    AlarmAction, AlarmMember, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions,
+    Error as ClientError, EventType, GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper,
+    LeaseStatus, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
+    WatchStream,
 };
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{Either, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{
     sync::{Notify, OnceCell},
     task::yield_now,
@@ -33,6 +38,7 @@ use tonic::{Code, ConnectError, Status, transport::Endpoint as Transport};
 use crate::{
     config::{Credentials, Options, Tls, Ttl},
     error::Error,
+    health::{Alarm, Health, Member},
     node::Invalid,
 };
 
@@ -291,6 +297,46 @@ impl Etcd {
         let asked =
             self.ask(self.request_timeout, |mut client| async move { Ok(client.status().await?.version().to_owned()) });
         asked.await.map(|(index, version)| (self.url(index), version))
+    }
+
+    /// How it is: each endpoint asked by itself.
+    pub(crate) async fn health(&self) -> Health {
+        let endpoints = self.endpoints.iter().map(|endpoint| async {
+            let standing = self.standing(endpoint).await.map_err(Into::into);
+            (endpoint.url.to_string(), standing)
+        });
+        let alarms = self.call(self.request_timeout, |mut client| async move {
+            client.alarm(AlarmAction::Get, AlarmType::None, None).await
+        });
+        let kind = |alarm: &AlarmMember| match alarm.alarm() {
+            AlarmType::None => None,
+            AlarmType::Nospace => Some(Alarm::NoSpace),
+            AlarmType::Corrupt => Some(Alarm::Corrupt),
+        };
+        let endpoints = join_all(endpoints).await;
+        Health { endpoints, alarms: alarms.await.ok().map(|all| all.alarms().iter().filter_map(kind).collect()) }
+    }
+
+    async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
+        let asked = async {
+            self.sign_in(endpoint).await?;
+            endpoint.client.clone().status().await
+        };
+        let after = self.request_timeout;
+        match timeout(after, asked).await.map(|answer| answer.map_err(|error| classify(&endpoint.url, &error))) {
+            Ok(Ok(status)) => Ok(Member {
+                has_leader: status.leader() != 0,
+                database: u64::try_from(status.db_size()).unwrap_or_default(),
+                quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
+            }),
+            Ok(Err(Failure::Busy { message, .. })) if message.contains("no leader") => {
+                Ok(Member { has_leader: false, database: 0, quota: None })
+            }
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => {
+                Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: format!("nothing within {after:?}") })
+            }
+        }
     }
 
     /// A new lease.

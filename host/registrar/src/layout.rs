@@ -214,6 +214,13 @@ impl Layout {
         self.0.value.write(&parts(node, weight))
     }
 
+    /// Whether the other reads what this one does, as one with another scheme.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.0.source, &other.0.source);
+        let same = (ours.name, &ours.prefix, &ours.key) == (theirs.name, &theirs.prefix, &theirs.key);
+        same && (ours.name != CUSTOM || ours.value == theirs.value)
+    }
+
     /// Whether the metadata of a node is published with it.
     pub fn carries_metadata(&self) -> bool {
         self.0.value.has_metadata()
@@ -690,6 +697,14 @@ mod tests {
         assert!(Layout::check_together(&[]).is_err());
         let moved = layout("grpc-todolist").with_prefix("/other").unwrap();
         Layout::check_together(&[layout("seed"), moved]).unwrap();
+    }
+
+    #[test]
+    fn a_layout_is_read_once_whatever_its_scheme() {
+        let kratos = layout("kratos");
+        assert!(kratos.reads_as(&kratos.secured()) && kratos.reads_as(&kratos.with_scheme("http").unwrap()));
+        assert!(!kratos.reads_as(&kratos.with_prefix("/x").unwrap()));
+        assert!(!layout("seed").reads_as(&layout("grpc-todolist")));
     }
 
     #[test]
