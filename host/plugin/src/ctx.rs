@@ -22,6 +22,8 @@ use crate::{
 
 /// The most services that one component watches at a time.
 const MAX_VIEWS: usize = 1000;
+/// The most nodes in one answer: a component's memory is limited, and so is what a host copies for it.
+const MAX_NODES: usize = 1000;
 
 /// What one component has in the registry. Clones share it; give one to every store that runs the component.
 ///
@@ -210,7 +212,7 @@ impl RegistryCtx {
         let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
         match view {
             Err(Error::Ended) => Err(Refusal::Ending),
-            view => Ok(view?.nodes().iter().cloned().collect()),
+            view => Ok(view?.nodes().some(MAX_NODES).cloned().collect()),
         }
     }
 
