@@ -89,6 +89,28 @@ enum Failed {
     Silent,
 }
 
+/// A call that its component may give up, as it does when its own time is over, which is as long. A node that had half of
+/// that time until then is to blame.
+struct Waiting<'a> {
+    pick: &'a Pick,
+    body: &'a Attempt,
+    enough: Instant,
+}
+
+impl Waiting<'_> {
+    fn is_over(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if Instant::now() >= self.enough && !self.body.explains(&Failed::Silent) {
+            self.pick.failed();
+        }
+    }
+}
+
 impl Target {
     pub(crate) fn name(&self) -> &ServiceName {
         &self.name
@@ -176,7 +198,10 @@ impl Mesh {
                 span.tries(&addr, tried.len());
             }
             let begun = Instant::now();
-            let failed = match ask(client, request, limits).await {
+            let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
+            let outcome = ask(client, request, limits).await;
+            waiting.is_over();
+            let failed = match outcome {
                 Ok(response) => {
                     pick.succeeded(begun.elapsed());
                     return Ok((response, pick));

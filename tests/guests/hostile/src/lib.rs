@@ -3,11 +3,14 @@
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS; `GET /greet/HOST` makes a call of gRPC to the example there.
+//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS; `GET /hurried/HOST` one that waits
+//! half a second for a connection; `GET /greet/HOST` makes a call of gRPC to the example there.
 //! `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
+
+use std::time::Duration;
 
 use bindings::{exports::leasehold::registry::lifecycle, leasehold::registry::types, wasi::config::store};
 use serde_json::json;
@@ -40,6 +43,8 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         told_of_a_call(call("http", host).await)
     } else if let Some(host) = path.strip_prefix("/secure/") {
         told_of_a_call(call("https", host).await)
+    } else if let Some(host) = path.strip_prefix("/hurried/") {
+        told_of_a_call(hurried(host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
         told_of_a_call(greet(host).await)
     } else {
@@ -67,6 +72,15 @@ async fn greet(host: &str) -> Result<String, Error> {
 async fn call(scheme: &str, host: &str) -> Result<String, Error> {
     let request = Request::get(format!("{scheme}://{host}/")).body(Body::empty())?;
     let mut response = Client::new().send(request).await?;
+    Ok(response.body_mut().str_contents().await?.to_owned())
+}
+
+/// The same, where connections are there within half a second.
+async fn hurried(host: &str) -> Result<String, Error> {
+    let request = Request::get(format!("http://{host}/")).body(Body::empty())?;
+    let mut client = Client::new();
+    client.set_connect_timeout(Duration::from_millis(500));
+    let mut response = client.send(request).await?;
     Ok(response.body_mut().str_contents().await?.to_owned())
 }
 
