@@ -86,6 +86,13 @@ impl RegistryCtx {
         self.kept().iter().filter(|kept| !kept.is_withdrawn()).map(|kept| kept.registration()).collect()
     }
 
+    /// The services that the component follows, in order, whether they were read yet or not.
+    pub fn views(&self) -> Vec<View> {
+        let mut all: Vec<_> = self.shared.views().values().cloned().collect();
+        all.sort_by(|a, b| (a.name(), a.version()).cmp(&(b.name(), b.version())));
+        all
+    }
+
     /// A guest's `current`.
     pub(crate) fn kept(&self) -> Vec<Arc<Kept>> {
         self.shared.registrations.present()

@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     error::{Error, Unavailable},
@@ -415,11 +415,16 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng:
     let (layout, prefix) = &picture.places[index];
     let take = |found| picture.known(layout, found);
     let mut follower = Follower::new(etcd.clone(), prefix.clone(), picture.patience, take, rng);
+    let service = &picture.name;
     let life = async {
+        let mut failures = 0;
         loop {
             let failure = match follower.next().await {
                 Step::Read(Reading { found, revision }) => match picture.recognises(index, &etcd, revision).await {
                     Ok(is_the_same) => {
+                        if std::mem::take(&mut failures) > 1 {
+                            info!(%service, prefix, "a service is followed again");
+                        }
                         let keys = Keys::of(found);
                         picture.tell(index, |sight| {
                             sight.read(Instant::now(), revision, keys, is_the_same);
@@ -438,6 +443,11 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng:
                 }
                 Step::Broken(failure) => failure,
             };
+            failures += 1;
+            // A break that the next reading mends is none that anybody has to know.
+            if failures == 2 {
+                warn!(%service, prefix, "a service cannot be followed; its nodes stay as they were known: {failure}");
+            }
             picture.tell(index, |sight| {
                 sight.trouble = Some(failure.into());
                 false

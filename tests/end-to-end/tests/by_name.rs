@@ -99,18 +99,36 @@ async fn a_node_that_is_dead_is_passed_over() {
 }
 
 async fn is_listening(addr: &str) -> bool {
-    tokio::net::TcpStream::connect(addr).await.is_ok()
+    TcpStream::connect(addr).await.is_ok()
+}
+
+/// What a host tells of the service that its caller looks up.
+async fn view(host: &Host) -> Value {
+    let mut services = get(&format!("{}services", host.admin())).await.json();
+    services[0]["views"][0].take()
 }
 
 #[tokio::test]
 async fn calls_go_on_while_etcd_is_down() {
     let mut world = World::real().await;
-    let caller = Host::of(&world, [caller(&["greeter"])]).await;
+    world.put("/greeter/garbage", "", 0).await;
+    let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
+    let mut caller = Host::ready(&with(config(&world, [caller(&["greeter"])]), admin)).await;
     let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
     sees(&caller, "greeter.leasehold", &["one"]).await;
+    let well = view(&caller).await;
+    assert_eq!((&well["name"], &well["nodes"], &well["garbage"]), (&json!("greeter"), &json!(1), &json!(1)));
+    assert!(well["trouble"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
     world.kill();
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
+    caller.says("a service cannot be followed; its nodes stay as they were known").await;
+    assert!(view(&caller).await["trouble"].is_string());
+    let metrics = get(&format!("{}metrics", caller.admin())).await.body;
+    assert!(metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1")), "{metrics}");
+    assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
+    caller.says("a service is followed again").await;
+    assert!(view(&caller).await["trouble"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }
 
@@ -189,9 +207,9 @@ async fn a_component_may_wait_less_for_a_connection() {
     let deaf = deaf().await;
     put_node(&world, "deaf", &deaf.2).await;
     let host = Host::of(&world, [caller(&["deaf"])]).await;
-    let answer = get(&format!("{}hurried/deaf.leasehold", host.url("caller")));
+    let url = format!("{}hurried/deaf.leasehold", host.url("caller"));
     // The host itself would wait for 3 s.
-    let answer = timeout(Duration::from_millis(2500), answer).await.expect("the component's own limit holds").json();
+    let answer = timeout(Duration::from_millis(2500), get(&url)).await.expect("the component's own limit holds").json();
     assert!(answer["text"].as_str().unwrap().contains("ConnectionTimeout"), "{answer}");
 }
 
