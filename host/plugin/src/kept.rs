@@ -62,8 +62,7 @@ fn has_ended(state: State) -> bool {
 impl Kept {
     pub(crate) fn new(node: ServerNode, terms: Terms, registration: Registration, maker: u64) -> Self {
         let registration = Arc::new(registration);
-        let place =
-            Place { registration, standing: Standing::Stands, node, former: None, maker, owner: maker };
+        let place = Place { registration, standing: Standing::Stands, node, former: None, maker, owner: maker };
         Self { terms, place: Mutex::new(place), turn: Semaphore::new(1) }
     }
 

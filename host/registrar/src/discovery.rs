@@ -403,11 +403,16 @@ impl Sight {
                 News::Put(known) => (Some(known.clone()), self.known.insert(known)),
                 News::Deleted(key) => (None, self.known.remove(&key)),
             };
-            let (is, was) = (is.as_ref().and_then(|known| known.node()), was.or(kept));
-            changed |= was.as_ref().and_then(|known| known.node()) != is;
+            changed |= told(was.or(kept).as_ref()) != told(is.as_ref());
         }
         changed
     }
+}
+
+/// What is told of a key: the node, and whether it says that it speaks TLS.
+fn told(known: Option<&Arc<Known>>) -> Option<(&ServerNode, bool)> {
+    let known = known?;
+    Some((known.node()?, known.is_secured()))
 }
 
 /// Follows one layout of a view, for as long as a handle lives.

@@ -439,7 +439,9 @@ async fn no_gap_when_another_node_takes_the_key(world: World) {
     let mut events = registrar.events();
     registration.replace(ServerNode { weight: Some(weight(9)), ..node("v1", "b") }).await.unwrap();
     for (key, before) in keys.iter().zip(&before) {
-        world.key_is(key, "of the other node", |found| found.is_some_and(|found| found.value.contains(r#":"b""#))).await;
+        world
+            .key_is(key, "of the other node", |found| found.is_some_and(|found| found.value.contains(r#":"b""#)))
+            .await;
         let now = world.get(key).await.unwrap();
         assert_eq!(now.lease, before.lease);
         let is_light = |value: &str| value.contains(r#""weight":"9""#) || value.contains(r#""weight":9"#);
