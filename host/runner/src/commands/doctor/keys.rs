@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leasehold::{Invalid, Layout, Listed, ServerNode, ServiceName};
+use leasehold::{Invalid, Layout, Listed, ServerNode, ServiceName, Version};
 
 use super::Finding;
 use crate::failure::shown;
@@ -43,7 +43,7 @@ pub(super) fn findings(listed: &[Listed], layouts: &[Layout]) -> Vec<Finding> {
             Err(why) => {
                 let owner = Owner::of(found, layouts);
                 match (wrong_weight(found, layouts), owner) {
-                    (Some(why), owner) => findings.push(wrong_weight_of(&found.key, &why, owner)),
+                    (Some(why), owner) => findings.push(wrong_weight_of(&found.key, &why, owner.as_ref())),
                     // Other layouts may keep their keys below this one's root, but not where a service of it is looked for.
                     (None, Some(Owner::Layout(owner))) if !layouts.iter().any(|own| own.to_string() == owner) => {
                         collisions.look(found, owner, None);
@@ -98,7 +98,7 @@ fn wrong_weight(found: &Listed, layouts: &[Layout]) -> Option<Invalid> {
     below.filter_map(|layout| layout.parse(found.key.as_bytes(), &found.value).err()).find(|why| why.field == "weight")
 }
 
-fn wrong_weight_of(key: &str, why: &Invalid, owner: Option<Owner>) -> Finding {
+fn wrong_weight_of(key: &str, why: &Invalid, owner: Option<&Owner>) -> Finding {
     let (as_of, cure) = match owner {
         Some(Owner::Layout(owner)) => {
             (format!(", as it is in the layout {owner}"), format!("or publish it as {owner} to all"))
@@ -129,7 +129,7 @@ impl<'a> Collisions<'a> {
             let Ok(node) = &found.node else { continue };
             // As it stands there: a service of one layout need not be one of another.
             let own = layouts.iter().filter(|layout| is_of(found, node, layout));
-            for prefix in own.map(|layout| layout.prefix(&node.name, &"".parse().unwrap_or_default())) {
+            for prefix in own.map(|layout| layout.prefix(&node.name, &Version::default())) {
                 services.entry(prefix).or_default().insert(&node.name);
             }
         }
