@@ -22,6 +22,8 @@ use crate::{
 
 /// The most services that one component watches at a time.
 const MAX_VIEWS: usize = 1000;
+/// The most nodes in one answer: a component's memory is limited, and so is what a host copies for it.
+const MAX_NODES: usize = 1000;
 
 /// What one component has in the registry. Clones share it; give one to every store that runs the component.
 ///
@@ -82,6 +84,13 @@ impl RegistryCtx {
     /// The component's registrations that have not ended and are not withdrawn, in no particular order.
     pub fn registrations(&self) -> Vec<Arc<Registration>> {
         self.kept().iter().filter(|kept| !kept.is_withdrawn()).map(|kept| kept.registration()).collect()
+    }
+
+    /// The services that the component follows, in order, whether they were read yet or not.
+    pub fn views(&self) -> Vec<View> {
+        let mut all: Vec<_> = self.shared.views().values().cloned().collect();
+        all.sort_by(|a, b| (a.name(), a.version()).cmp(&(b.name(), b.version())));
+        all
     }
 
     /// A guest's `current`.
@@ -210,7 +219,7 @@ impl RegistryCtx {
         let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
         match view {
             Err(Error::Ended) => Err(Refusal::Ending),
-            view => Ok(view?.nodes().iter().cloned().collect()),
+            view => Ok(view?.nodes().some(MAX_NODES).cloned().collect()),
         }
     }
 

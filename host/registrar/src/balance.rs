@@ -50,6 +50,7 @@ pub struct Balancer {
     view: View,
     choice: Choice,
     prefer: Vec<(String, String)>,
+    plain: bool,
     table: Mutex<Arc<Table>>,
 }
 
@@ -100,7 +101,7 @@ impl Balancer {
     /// A balancer by weight.
     pub fn new(view: View) -> Self {
         let table = Mutex::new(Arc::new(Table { generation: u64::MAX, ..Table::default() }));
-        Self { view, choice: Choice::default(), prefer: Vec::new(), table }
+        Self { view, choice: Choice::default(), prefer: Vec::new(), plain: false, table }
     }
 
     /// The same with another way to choose.
@@ -114,6 +115,12 @@ impl Balancer {
     #[must_use]
     pub fn preferring(self, metadata: Vec<(String, String)>) -> Self {
         Self { prefer: metadata, ..self }
+    }
+
+    /// The same without the nodes that say that they speak TLS, for callers that do not.
+    #[must_use]
+    pub fn without_tls(self) -> Self {
+        Self { plain: true, ..self }
     }
 
     /// What it picks from.
@@ -145,19 +152,20 @@ impl Balancer {
         let generation = self.view.generation();
         let is_new_enough = || table.candidates.len() >= LARGE && table.made.is_some_and(|made| made.elapsed() < PACE);
         if table.generation != generation && !is_new_enough() {
-            *table = Arc::new(Table::of(generation, &self.view.nodes(), &self.prefer, &table));
+            *table = Arc::new(Table::of(generation, &self.view.nodes(), &self.prefer, self.plain, &table));
         }
         table.clone()
     }
 }
 
 impl Table {
-    fn of(generation: u64, nodes: &Nodes, prefer: &[(String, String)], before: &Self) -> Self {
+    fn of(generation: u64, nodes: &Nodes, prefer: &[(String, String)], plain: bool, before: &Self) -> Self {
         let known: HashMap<&Addr, &Arc<Peer>> =
             before.candidates.iter().map(|candidate| (&candidate.node().addr, &candidate.peer)).collect();
         let peer = |addr: &Addr| known.get(addr).map_or_else(|| Arc::new(Peer::new()), |peer| (*peer).clone());
         let candidate = |known: &Arc<Known>| Candidate { peer: peer(&node_of(known).addr), known: known.clone() };
-        let candidates: Vec<Candidate> = nodes.known().map(candidate).collect();
+        let can_be_called = |known: &&Arc<Known>| !(plain && known.is_secured());
+        let candidates: Vec<Candidate> = nodes.known().filter(can_be_called).map(candidate).collect();
         let all = || 0..u32::try_from(candidates.len()).unwrap_or(u32::MAX);
         let is_preferred = |&member: &u32| {
             let node = candidates[member as usize].node();
@@ -327,7 +335,20 @@ mod tests {
         };
         let nodes = Nodes(Keys::of(weights.iter().enumerate().map(node)));
         let prefer: Vec<_> = prefer.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Table::of(0, &nodes, &prefer, &Table::default())
+        Table::of(0, &nodes, &prefer, false, &Table::default())
+    }
+
+    #[test]
+    fn nodes_that_speak_tls_are_left_out_for_those_who_do_not() {
+        let node = |port: u8| ServerNode::new("user", &format!("h:{port}")).unwrap();
+        let known = [What::Node(node(1)), What::Secured(node(2))].into_iter().enumerate();
+        let known = known.map(|(index, what)| Arc::new(Known { key: [index as u8].into(), created: 1, what }));
+        let nodes = Nodes(Keys::of(known));
+        let ports = |plain| {
+            let table = Table::of(0, &nodes, &[], plain, &Table::default());
+            table.candidates.iter().map(port).collect::<Vec<_>>()
+        };
+        assert_eq!((ports(false), ports(true)), (vec![1, 2], vec![1]));
     }
 
     fn port(candidate: &Candidate) -> usize {

@@ -36,6 +36,8 @@ pub struct Options {
     /// How nodes become keys and values, where `register` is not told otherwise: under each of these, 1 to 8. All of them
     /// are read by [`Registrar::resolve`](crate::Registrar::resolve) and [`list`](crate::Registrar::list).
     pub layouts: Vec<Layout>,
+    /// Layouts that are read beside these, as others may write them, or a `register` that is told otherwise.
+    pub also_read: Vec<Layout>,
     /// What to do about a key that belongs to somebody else, where `register` is not told otherwise.
     pub ownership: Ownership,
     /// Where computed weights come from.
@@ -61,12 +63,24 @@ impl Options {
             stop_timeout: Duration::from_secs(5),
             ttl: Ttl::default(),
             layouts: vec![Layout::default()],
+            also_read: Vec::new(),
             ownership: Ownership::default(),
             load: LoadSource::default(),
             damping: Damping::default(),
             max_registrations: 200_000,
             jitter_seed: None,
         }
+    }
+
+    /// Every layout that is read, none twice.
+    pub fn read_layouts(&self) -> Vec<Layout> {
+        let mut all: Vec<Layout> = Vec::new();
+        for layout in self.layouts.iter().chain(&self.also_read) {
+            if !all.iter().any(|there| there.reads_as(layout)) {
+                all.push(layout.clone());
+            }
+        }
+        all
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     error::{Error, Unavailable},
@@ -62,6 +62,8 @@ pub enum NodeEvent {
 pub(crate) struct Picture {
     name: ServiceName,
     version: Version,
+    /// Where nodes are looked for, in the order of preference: what the keys of a layout begin with.
+    places: Vec<(Layout, String)>,
     patience: Duration,
     /// Counts changes of the nodes; for whoever only wants to know whether there was one.
     generation: AtomicU64,
@@ -100,9 +102,21 @@ impl Nodes {
         self.len() == 0
     }
 
+    /// How many of them say that they speak TLS.
+    pub fn secured(&self) -> usize {
+        self.known().filter(|known| known.is_secured()).count()
+    }
+
     /// One after the other.
     pub fn iter(&self) -> impl Iterator<Item = &ServerNode> + Clone {
         self.known().filter_map(|known| known.node())
+    }
+
+    /// At most so many: where there are more, those that follow a random one in the order of their keys.
+    pub fn some(&self, most: usize) -> impl Iterator<Item = &ServerNode> {
+        let from = if self.len() > most { fastrand::usize(..self.0.iter().count()) } else { 0 };
+        let all = self.0.iter().skip(from).chain(self.0.iter().take(from));
+        all.filter_map(|known| known.node()).take(most)
     }
 
     /// Those among them that have a node.
@@ -171,6 +185,11 @@ impl View {
         self.picture.seen().sights.iter().find_map(|sight| sight.trouble.clone())
     }
 
+    /// Where its nodes are looked for: the layouts, each with what their keys begin with.
+    pub fn places(&self) -> &[(Layout, String)] {
+        &self.picture.places
+    }
+
     /// How many keys stand where the nodes do and are not ones.
     pub fn garbage(&self) -> usize {
         let seen = self.picture.seen();
@@ -215,10 +234,12 @@ impl View {
 }
 
 impl Picture {
-    pub(crate) fn new(name: ServiceName, version: Version, layouts: usize, patience: Duration) -> Self {
-        let sights = (0..layouts).map(|_| Sight::default()).collect();
+    pub(crate) fn new(name: ServiceName, version: Version, layouts: &[Layout], patience: Duration) -> Self {
+        let place = |layout: &Layout| (layout.clone(), layout.prefix(&name, &version));
+        let places = layouts.iter().map(place).collect();
+        let sights = layouts.iter().map(|_| Sight::default()).collect();
         let seen = Mutex::new(Seen { sights, merged: None, ended: false });
-        Self { name, version, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
+        Self { name, version, places, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
     }
 
     /// A handle; `None` when the tasks behind it have ended, or are about to.
@@ -264,7 +285,8 @@ impl Picture {
     /// Changes what is known of one layout; `change` says whether that changed a node. Whoever follows is told the news.
     fn tell(&self, layout: usize, change: impl FnOnce(&mut Sight) -> bool) {
         let mut seen = self.seen();
-        let sight = &mut seen.sights[layout];
+        // None: the view has ended, and this task is about to.
+        let Some(sight) = seen.sights.get_mut(layout) else { return };
         let was_troubled = sight.trouble.is_some();
         let changed = change(sight);
         let is_news = changed || sight.trouble.is_some() != was_troubled;
@@ -281,7 +303,7 @@ impl Picture {
     /// A key that is known, when it was created, and a revision at which it stood.
     fn witness(&self, layout: usize) -> Option<(Box<[u8]>, i64, i64)> {
         let seen = self.seen();
-        let sight = &seen.sights[layout];
+        let sight = seen.sights.get(layout)?;
         let known = sight.known.iter().next()?;
         Some((known.key.clone(), known.created, sight.revision.max(known.created)))
     }
@@ -304,9 +326,12 @@ impl Picture {
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         let Self { name, version, .. } = self;
         let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match layout.parse(&found.key, &found.value) {
-            // A long name is shared by all.
-            Ok(node) if ours(&node) => What::Node(ServerNode { name: name.clone(), ..node }),
+        let what = match layout.read(&found.key, &found.value) {
+            Ok((node, is_secured)) if ours(&node) => {
+                // A long name is shared by all.
+                let node = ServerNode { name: name.clone(), ..node };
+                if is_secured { What::Secured(node) } else { What::Node(node) }
+            }
             Ok(_) => What::Other,
             Err(_) => What::Garbage,
         };
@@ -378,23 +403,33 @@ impl Sight {
                 News::Put(known) => (Some(known.clone()), self.known.insert(known)),
                 News::Deleted(key) => (None, self.known.remove(&key)),
             };
-            let (is, was) = (is.as_ref().and_then(|known| known.node()), was.or(kept));
-            changed |= was.as_ref().and_then(|known| known.node()) != is;
+            changed |= told(was.or(kept).as_ref()) != told(is.as_ref());
         }
         changed
     }
 }
 
+/// What is told of a key: the node, and whether it says that it speaks TLS.
+fn told(known: Option<&Arc<Known>>) -> Option<(&ServerNode, bool)> {
+    let known = known?;
+    Some((known.node()?, known.is_secured()))
+}
+
 /// Follows one layout of a view, for as long as a handle lives.
-pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, etcd: Etcd, rng: fastrand::Rng) {
-    let prefix = layout.prefix(&picture.name, &picture.version);
-    let take = |found| picture.known(&layout, found);
-    let mut follower = Follower::new(etcd.clone(), prefix, picture.patience, take, rng);
+pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng: fastrand::Rng) {
+    let (layout, prefix) = &picture.places[index];
+    let take = |found| picture.known(layout, found);
+    let mut follower = Follower::new(etcd.clone(), prefix.clone(), picture.patience, take, rng);
+    let service = &picture.name;
     let life = async {
+        let mut failures = 0;
         loop {
             let failure = match follower.next().await {
                 Step::Read(Reading { found, revision }) => match picture.recognises(index, &etcd, revision).await {
                     Ok(is_the_same) => {
+                        if std::mem::take(&mut failures) > 1 {
+                            info!(%service, prefix, "a service is followed again");
+                        }
                         let keys = Keys::of(found);
                         picture.tell(index, |sight| {
                             sight.read(Instant::now(), revision, keys, is_the_same);
@@ -413,6 +448,11 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, 
                 }
                 Step::Broken(failure) => failure,
             };
+            failures += 1;
+            // A break that the next reading mends is none that anybody has to know.
+            if failures == 2 {
+                warn!(%service, prefix, "a service cannot be followed; its nodes stay as they were known: {failure}");
+            }
             picture.tell(index, |sight| {
                 sight.trouble = Some(failure.into());
                 false
@@ -430,5 +470,23 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, layout: Layout, 
     tokio::select! {
         never = life => never,
         () = unwanted => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::Picture;
+
+    #[test]
+    fn the_task_of_a_second_layout_may_have_news_after_the_end() {
+        let layouts = ["seed", "kratos"].map(|name| name.parse().unwrap());
+        let picture = Picture::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let picture = Arc::new(picture);
+        drop(picture.view().unwrap());
+        assert!(picture.end_unless_wanted());
+        picture.tell(1, |_| panic!("nobody knows of it any more"));
+        assert!(picture.witness(1).is_none() && picture.view().is_none());
     }
 }

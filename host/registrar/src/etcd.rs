@@ -17,11 +17,16 @@ use etcd_client::Channel;
 #[cfg(feature = "simulation")]
 pub use etcd_client::Channel;
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error as ClientError, EventType,
-    GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus,
-    LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
+    AlarmAction, AlarmMember, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions,
+    Error as ClientError, EventType, GetOptions, GetResponse, Identity, KeyValue, LeaseKeepAliveStream, LeaseKeeper,
+    LeaseStatus, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
+    WatchStream,
 };
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{
+    StreamExt,
+    future::{Either, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{
     sync::{Notify, OnceCell},
     task::yield_now,
@@ -33,6 +38,7 @@ use tonic::{Code, ConnectError, Status, transport::Endpoint as Transport};
 use crate::{
     config::{Credentials, Options, Tls, Ttl},
     error::Error,
+    health::{Alarm, Health, Member},
     node::Invalid,
 };
 
@@ -46,8 +52,13 @@ pub(crate) const MAX_BYTES: usize = 256 * 1024;
 const FIRST_PAGE: i64 = 1000;
 /// Keys to a page, at most.
 const MAX_PAGE: i64 = 20_000;
-/// What a page should come to, judged by those before it. A gRPC message may have 4 MiB.
+/// What a page should come to, judged by those before it.
 const PAGE_BYTES: usize = 2 << 20;
+/// The longest answer that is read. Others may have put large values where nodes are looked for: 1.5 MiB at most, unless
+/// that etcd allows more.
+const MAX_ANSWER: usize = 16 << 20;
+/// What stands for a value that is longer: not UTF-8, and so a node in no layout.
+const UNREAD: u8 = 0xff;
 /// What etcd says of a key beside it and its value, roughly, in bytes.
 const KEY_OVERHEAD: usize = 40;
 /// Pages that are read, or taken from, at a time.
@@ -74,6 +85,9 @@ pub(crate) enum Failure {
     /// Sent, and not answered in time or at all: it may have been applied, or may yet be.
     #[error("{endpoint} did not answer: {reason}")]
     Unanswered { endpoint: Arc<str>, reason: String },
+    /// Answered at more length than is read: what was asked for has to be less.
+    #[error("{endpoint} answers with more than can be read: {message}")]
+    TooLarge { endpoint: Arc<str>, message: String },
     /// etcd's own word that the lease does not exist.
     #[error("the lease does not exist any more")]
     LeaseGone,
@@ -98,7 +112,7 @@ impl Failure {
     /// Whether the request may still take effect, now or later. What does not answer as an etcd does may stand in
     /// front of one.
     pub(crate) fn may_have_been_applied(&self) -> bool {
-        matches!(self, Self::Unanswered { .. } | Self::NotEtcd(_))
+        matches!(self, Self::Unanswered { .. } | Self::TooLarge { .. } | Self::NotEtcd(_))
     }
 
     /// Whether etcd has refused what the request says, so that a part of it may be accepted.
@@ -108,7 +122,11 @@ impl Failure {
 
     /// Whether repeating the very same request may help without anybody doing something about it.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Busy { .. } | Self::LeaseGone)
+        match self {
+            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => true,
+            Self::Busy { .. } | Self::LeaseGone => true,
+            Self::Denied(_) | Self::Forbidden { .. } | Self::NotEtcd(_) | Self::Refused { .. } => false,
+        }
     }
 }
 
@@ -160,8 +178,18 @@ struct Range {
 
 /// What becomes of a range that is read: first a page, then what was taken from it.
 enum Progress<T> {
-    Page(Range, GetResponse),
+    Page(Page),
     Taken(Vec<u8>, Vec<T>),
+}
+
+/// The first keys of a range.
+struct Page {
+    range: Range,
+    answer: GetResponse,
+    /// How many keys it could have.
+    most: i64,
+    /// Whether the values are too large to be read.
+    is_without_values: bool,
 }
 
 /// What happened to one key.
@@ -271,6 +299,46 @@ impl Etcd {
         asked.await.map(|(index, version)| (self.url(index), version))
     }
 
+    /// How it is: each endpoint asked by itself.
+    pub(crate) async fn health(&self) -> Health {
+        let endpoints = self.endpoints.iter().map(|endpoint| async {
+            let standing = self.standing(endpoint).await.map_err(Into::into);
+            (endpoint.url.to_string(), standing)
+        });
+        let alarms = self.call(self.request_timeout, |mut client| async move {
+            client.alarm(AlarmAction::Get, AlarmType::None, None).await
+        });
+        let kind = |alarm: &AlarmMember| match alarm.alarm() {
+            AlarmType::None => None,
+            AlarmType::Nospace => Some(Alarm::NoSpace),
+            AlarmType::Corrupt => Some(Alarm::Corrupt),
+        };
+        let endpoints = join_all(endpoints).await;
+        Health { endpoints, alarms: alarms.await.ok().map(|all| all.alarms().iter().filter_map(kind).collect()) }
+    }
+
+    async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
+        let asked = async {
+            self.sign_in(endpoint).await?;
+            endpoint.client.clone().status().await
+        };
+        let after = self.request_timeout;
+        match timeout(after, asked).await.map(|answer| answer.map_err(|error| classify(&endpoint.url, &error))) {
+            Ok(Ok(status)) => Ok(Member {
+                has_leader: status.leader() != 0,
+                database: u64::try_from(status.db_size()).unwrap_or_default(),
+                quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
+            }),
+            Ok(Err(Failure::Busy { message, .. })) if message.contains("no leader") => {
+                Ok(Member { has_leader: false, database: 0, quota: None })
+            }
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => {
+                Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: format!("nothing within {after:?}") })
+            }
+        }
+    }
+
     /// A new lease.
     pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
         // Within i64: a Ttl is bounded by etcd's maximum.
@@ -363,53 +431,58 @@ impl Etcd {
                 under_way.push(Either::Left(self.page(range, limit, revision)));
             }
             let Some(progress) = under_way.next().await else { break };
-            let (range, mut page) = match progress? {
-                Progress::Page(range, page) => (range, page),
+            let mut page = match progress? {
+                Progress::Page(page) => page,
                 Progress::Taken(from, found) => {
                     taken.insert(from, found);
                     continue;
                 }
             };
             if revision == 0 {
-                revision = page.header().map_or(0, |header| header.revision());
-                let bytes: usize = page.kvs().iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
-                let fits = (PAGE_BYTES * page.kvs().len()).checked_div(bytes).unwrap_or_default();
-                limit = i64::try_from(fits).unwrap_or(MAX_PAGE).clamp(FIRST_PAGE, MAX_PAGE);
+                revision = page.answer.header().map_or(0, |header| header.revision());
             }
-            if page.more() {
-                rest.extend(rest_of(&range, &page, limit));
+            limit = page.next_limit();
+            if page.answer.more() {
+                rest.extend(page.rest(limit));
             }
             let take = &take;
             under_way.push(Either::Right(async move {
-                let mut found = Vec::with_capacity(page.kvs().len());
-                for kv in page.take_kvs() {
-                    found.push(take(kv.into()));
+                let mut found = Vec::with_capacity(page.answer.kvs().len());
+                for kv in page.answer.take_kvs() {
+                    let kv = Found::from(kv);
+                    found.push(take(if page.is_without_values { Found { value: vec![UNREAD], ..kv } } else { kv }));
                     if found.len() % TURN == 0 {
                         yield_now().await;
                     }
                 }
-                Ok(Progress::Taken(range.from, found))
+                Ok(Progress::Taken(page.range.from, found))
             }));
         }
         Ok(Reading { found: taken.into_values().flatten().collect(), revision })
     }
 
-    /// The first keys of a range, as of a revision, or of now if that is 0.
-    async fn page<T>(&self, range: Range, limit: i64, revision: i64) -> Result<Progress<T>, Failure> {
-        let page = |limit| {
+    /// The first keys of a range, as of a revision, or of now if that is 0: fewer than asked for where they are large, and
+    /// one without its value where that alone is too large.
+    async fn page<T>(&self, range: Range, mut limit: i64, revision: i64) -> Result<Progress<T>, Failure> {
+        let page = |limit, keys_only| {
             let options = GetOptions::new().with_range(range.end.clone()).with_limit(limit).with_revision(revision);
+            let options = if keys_only { options.with_keys_only() } else { options };
             let from = range.from.clone();
-            self.call(self.request_timeout, move |mut client| {
+            self.call(self.request_timeout, move |client| {
                 let (from, options) = (from.clone(), options.clone());
-                async move { client.get(from, Some(options)).await }
+                async move { client.kv_client().max_decoding_message_size(MAX_ANSWER).get(from, Some(options)).await }
             })
         };
-        let page = match page(limit).await {
-            // It may have been too large after all.
-            Err(_) if limit > FIRST_PAGE => page(FIRST_PAGE).await?,
-            page => page?,
+        let (answer, is_without_values) = loop {
+            match page(limit, false).await {
+                Err(Failure::TooLarge { .. }) if limit == 1 => break (page(1, true).await?, true),
+                Err(Failure::TooLarge { .. }) => limit = (limit / 4).max(1),
+                // It may have been too much for the time.
+                Err(_) if limit > FIRST_PAGE => limit = FIRST_PAGE,
+                answer => break (answer?, false),
+            }
         };
-        Ok(Progress::Page(range, page))
+        Ok(Progress::Page(Page { range, answer, most: limit, is_without_values }))
     }
 
     /// The revision that had created the key that stood at `revision`; refused when that is compacted.
@@ -428,12 +501,12 @@ impl Etcd {
         deadline: Duration,
     ) -> Result<Changes, Failure> {
         let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let opened = self.ask(deadline, |mut client| {
+        let opened = self.ask(deadline, |client| {
             // In fragments: etcd may have more to say at a time than fits into one message.
             let options =
                 WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
             let key = key.clone();
-            async move { client.watch(key, Some(options)).await }
+            async move { client.watch_client().max_decoding_message_size(MAX_ANSWER).watch(key, Some(options)).await }
         });
         let (index, stream) = opened.await?;
         let mut changes = Changes { stream, url: self.url(index), asked: false };
@@ -700,16 +773,28 @@ fn holder(answer: &TxnOpResponse) -> Option<Outcome> {
     Some(found.kvs().first().map_or(Outcome::Absent, |found| Outcome::HeldBy(found.lease())))
 }
 
-/// What of a range comes after a page, in pieces if that is much.
-fn rest_of(range: &Range, page: &GetResponse, limit: i64) -> Vec<Range> {
-    let (Some(first), Some(last)) = (page.kvs().first(), page.kvs().last()) else { return Vec::new() };
-    let left = page.count() - i64::try_from(page.kvs().len()).unwrap_or(i64::MAX);
-    let mut bounds = vec![[last.key(), &[0]].concat()];
-    if left > 2 * limit {
-        bounds.extend(cuts(range, first.key(), last.key()));
+impl Page {
+    /// How many keys the next pages should have: as many as come to [`PAGE_BYTES`], and not many times more than these.
+    fn next_limit(&self) -> i64 {
+        let all = self.answer.kvs();
+        let bytes: usize = all.iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
+        let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
+        i64::try_from(fits).unwrap_or(MAX_PAGE).min(MAX_PAGE / FIRST_PAGE * self.most).clamp(1, MAX_PAGE)
     }
-    bounds.push(range.end.clone());
-    bounds.windows(2).map(|pair| Range { from: pair[0].clone(), end: pair[1].clone() }).collect()
+
+    /// What of the range comes after it, in pieces if that is much.
+    fn rest(&self, limit: i64) -> Vec<Range> {
+        let (Some(first), Some(last)) = (self.answer.kvs().first(), self.answer.kvs().last()) else {
+            return Vec::new();
+        };
+        let left = self.answer.count() - i64::try_from(self.answer.kvs().len()).unwrap_or(i64::MAX);
+        let mut bounds = vec![[last.key(), &[0]].concat()];
+        if left > 2 * limit {
+            bounds.extend(cuts(&self.range, first.key(), last.key()));
+        }
+        bounds.push(self.range.end.clone());
+        bounds.windows(2).map(|pair| Range { from: pair[0].clone(), end: pair[1].clone() }).collect()
+    }
 }
 
 /// Where to cut what is left of a range after its `first` to `last` keys: where these differ, and where the range begins.
@@ -788,6 +873,10 @@ fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
     }
     if let Some(reason) = never_connected(status) {
         return Failure::Unreachable { endpoint, reason };
+    }
+    // The client's word, or that of a server or a proxy whose own limit it is.
+    if message.contains("message length too large") || message.contains("message larger than max") {
+        return Failure::TooLarge { endpoint, message: message.to_owned() };
     }
     let said_by_etcd = message.starts_with("etcdserver: ") || message.starts_with("auth: ");
     match status.code() {
@@ -921,6 +1010,19 @@ mod tests {
         let http_1 = failure(Code::Internal, "h2 protocol error: frame with invalid size");
         for failure in [unimplemented, error_page, http_1] {
             assert!(matches!(failure, Failure::NotEtcd(_)) && failure.may_have_been_applied(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_no_reason_to_ask_elsewhere() {
+        let decoding = "Error, decoded message length too large: found 5000000 bytes, the limit is: 4194304 bytes";
+        for (code, message) in [
+            (Code::OutOfRange, decoding),
+            (Code::ResourceExhausted, "grpc: trying to send message larger than max (5000000 vs. 4194304)"),
+        ] {
+            let failure = failure(code, message);
+            // A write may have been applied all the same.
+            assert!(matches!(failure, Failure::TooLarge { .. }) && failure.may_have_been_applied(), "{message}");
         }
     }
 

@@ -18,15 +18,21 @@ pub(crate) struct Known {
 #[derive(Debug, PartialEq)]
 pub(crate) enum What {
     Node(ServerNode),
+    /// One that says that it speaks TLS.
+    Secured(ServerNode),
     /// No node of the service that is looked for.
     Other,
     Garbage,
 }
 
 impl Known {
+    pub(crate) fn is_secured(&self) -> bool {
+        matches!(self.what, What::Secured(_))
+    }
+
     pub(crate) fn node(&self) -> Option<&ServerNode> {
         match &self.what {
-            What::Node(node) => Some(node),
+            What::Node(node) | What::Secured(node) => Some(node),
             What::Other | What::Garbage => None,
         }
     }
@@ -145,7 +151,7 @@ impl Leaves {
 
     fn count(&mut self, known: &Known, is_there: bool) {
         let counter = match known.what {
-            What::Node(_) => &mut self.nodes,
+            What::Node(_) | What::Secured(_) => &mut self.nodes,
             What::Other => return,
             What::Garbage => &mut self.garbage,
         };

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{
-    node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight},
+    node::{Invalid, Metadata, ServerNode, ServiceName, Version, Weight},
     template::{Field, Found, Parts, Shape, Text},
 };
 
@@ -22,7 +22,7 @@ struct Plan {
 }
 
 /// What a layout is made of. In the templates, `{prefix}` and `{scheme}` stand for these two, `{prefix/}` for a prefix
-/// with a `/` after it unless it is empty; the rest is the language of `template`.
+/// with a `/` after it unless it is empty; the rest is the language of `template`. In a value any scheme is read.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Source {
     name: &'static str,
@@ -55,7 +55,7 @@ const BUILT_IN: [Row; 10] = [
     ["rpcx", "/rpcx", "", "{prefix}/{name}/tcp@{addr}", "?weight={weight}&..."],
     ["goframe", "/service/default/default", "http", "{prefix}/{name}/{version|latest}/{addr}",
         r#"{"insecure":true,"protocol":"{scheme}","...":1}"#],
-    ["etcd-naming", "", "", "{prefix/}{name}/{addr}", r#"{"Op":0,"Addr":"{addr}","Metadata":"{metadata|null}"}"#],
+    ["etcd-naming", "", "", "{prefix/}{name}/{label}", r#"{"Op":0,"Addr":"{addr}","Metadata":"{metadata|null}"}"#],
 ];
 
 /// First segments of keys that belong to other registries in the same etcd. A service of that name would write its keys
@@ -88,8 +88,8 @@ impl Layout {
 
     /// A layout of one's own, from templates for key and value.
     ///
-    /// Placeholders are `{prefix}`, `{name}`, `{addr}`, `{version}`, `{weight}` and `{id}`, a number that is the same at
-    /// every start of the same instance; `{version|latest}` has a word for no version, and `{version/}` takes a `/` with
+    /// Placeholders are `{prefix}`, `{name}`, `{addr}`, `{version}`, `{weight}`, `{id}`, a number that is the same at
+    /// every start of the same instance, and `{label}`, which is written as the address and read as anything; `{version|latest}` has a word for no version, and `{version/}` takes a `/` with
     /// it when there is a version. A value is JSON (`"{weight:number}"` is a number, `"{metadata}"` an object,
     /// `"{metadata|null}"` null when there is none, and the key `"..."` merges the metadata into its object), or a query
     /// (`?weight={weight}&...`), or any other text.
@@ -143,18 +143,19 @@ impl Layout {
 
     fn new(source: Source) -> Result<Self, Invalid> {
         let slashed = if source.prefix.is_empty() { String::new() } else { format!("{}/", source.prefix) };
-        let fill = |template: &str| {
+        let fill = |template: &str, scheme: &str| {
             let filled = template.replace("{prefix/}", &slashed).replace("{prefix}", &source.prefix);
-            filled.replace("{scheme}", &source.scheme)
+            filled.replace("{scheme}", scheme)
         };
-        let key = Text::parse(&fill(&source.key)).map_err(|rule| Invalid::new("key", rule))?;
-        let value = Shape::parse(&fill(&source.value)).map_err(|rule| Invalid::new("value", rule))?;
+        let key = Text::parse(&fill(&source.key, &source.scheme)).map_err(|rule| Invalid::new("key", rule))?;
+        let any_scheme = format!("{{scheme|{}}}", source.scheme);
+        let value = Shape::parse(&fill(&source.value, &any_scheme)).map_err(|rule| Invalid::new("value", rule))?;
         let of_key = |rule: &str| Err(Invalid::new("key", rule));
         if !source.key.contains("{name}/") {
             return of_key("must have {name}/, so that services are told apart");
         }
-        if !key.has(Field::Addr) && !key.has(Field::Id) {
-            return of_key("must have {addr} or {id}, so that instances are told apart");
+        if ![Field::Addr, Field::Id, Field::Label].into_iter().any(|field| key.has(field)) {
+            return of_key("must have {addr}, {id} or {label}, so that instances are told apart");
         }
         if key.has(Field::Weight) {
             return of_key("must not have {weight}: a key does not change");
@@ -240,6 +241,13 @@ impl Layout {
         self.0.value.write(&parts(node, weight))
     }
 
+    /// Whether the other reads what this one does, as one with another scheme.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.0.source, &other.0.source);
+        let same = (ours.name, &ours.prefix, &ours.key) == (theirs.name, &theirs.prefix, &theirs.key);
+        same && (ours.name != CUSTOM || ours.value == theirs.value)
+    }
+
     /// Whether the metadata of a node is published with it.
     pub fn carries_metadata(&self) -> bool {
         self.0.value.has_metadata()
@@ -249,6 +257,11 @@ impl Layout {
     ///
     /// A weight beyond 1 to 100, which other registries may have, becomes the nearest one within.
     pub fn parse(&self, key: &[u8], value: &[u8]) -> Result<ServerNode, Invalid> {
+        self.read(key, value).map(|(node, _)| node)
+    }
+
+    /// The same, and whether the node says that it speaks TLS.
+    pub(crate) fn read(&self, key: &[u8], value: &[u8]) -> Result<(ServerNode, bool), Invalid> {
         let key = std::str::from_utf8(key).map_err(|_| Invalid::new("key", "must be UTF-8"))?;
         let mut found = Found::default();
         self.0.value.read(value, &mut found)?;
@@ -261,19 +274,15 @@ impl Layout {
             let number: f64 = text.parse().map_err(|_| Invalid::new("weight", "must be a number"))?;
             Ok(Weight::clamped(number))
         });
-        Ok(ServerNode {
+        let is_secured = found.scheme.is_some_and(|scheme| ["https", "grpcs"].contains(&scheme.as_str()));
+        let node = ServerNode {
             name: found.name.unwrap_or_default().parse()?,
             addr: found.addr.unwrap_or_default().parse()?,
             version: found.version.unwrap_or_default().parse()?,
             weight: weight.transpose()?,
             metadata: Metadata::try_from(found.metadata)?,
-        })
-    }
-
-    /// The address in a key, for a reader that has lost the value; `None` where keys have none.
-    pub fn addr_of_key(&self, key: &str) -> Option<Addr> {
-        let mut found = Found::default();
-        self.0.key.read(key, &mut found).then_some(found.addr?)?.parse().ok()
+        };
+        Ok((node, is_secured))
     }
 }
 
@@ -543,12 +552,74 @@ mod tests {
         assert_eq!(found.metadata.pairs(), [("Weight".to_owned(), "3".to_owned())]);
     }
 
+    /// etcd's endpoints manager leaves the last segment to whoever adds an endpoint.
+    #[test]
+    fn the_last_segment_of_etcds_own_naming_says_nothing() {
+        let naming = layout("etcd-naming").with_prefix("foo/bar").unwrap();
+        let value = r#"{"Op":0,"Addr":"1.2.3.4:8080","Metadata":null}"#;
+        let found = naming.parse(b"foo/bar/my-service/e1", value.as_bytes()).unwrap();
+        assert_eq!((found.name.as_str(), found.addr.as_str()), ("my-service", "1.2.3.4:8080"));
+        assert_eq!(published(&naming, &found, 1), ("foo/bar/my-service/1.2.3.4:8080".to_owned(), value.to_owned()));
+        assert!(naming.parse(b"foo/bar/my-service/e1/e2", value.as_bytes()).is_err());
+        assert!(naming.parse(b"foo/bar/my-service/", value.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn any_scheme_is_read_and_the_own_one_preferred() {
+        let kratos = |scheme: &str, endpoints: &str| {
+            let value = format!(r#"{{"id":"1","name":"user","version":"","metadata":{{}},"endpoints":[{endpoints}]}}"#);
+            let layout = layout("kratos").with_scheme(scheme).unwrap();
+            layout.read(b"/microservices/user/1", value.as_bytes()).map(|(node, tls)| (node.addr.to_string(), tls))
+        };
+        let found = |addr: &str, tls: bool| Ok((addr.to_owned(), tls));
+        for own in ["http", "https", "grpc", "grpcs"] {
+            for (scheme, tls) in [("http", false), ("https", true), ("grpc", false), ("grpcs", true), ("ws", false)] {
+                assert_eq!(kratos(own, &format!(r#""{scheme}://h:1""#)), found("h:1", tls), "{own} {scheme}");
+            }
+        }
+        let all = r#""http://h:1","https://h:2","grpcs://h:3","grpc://h:4","ws://h:5""#;
+        for (own, addr, tls) in
+            [("http", "h:1", false), ("https", "h:2", true), ("grpcs", "h:3", true), ("grpc", "h:4", false)]
+        {
+            assert_eq!(kratos(own, all), found(addr, tls));
+        }
+        // The same with TLS is nearer than another.
+        assert_eq!(kratos("grpc", r#""http://h:1","grpcs://h:3""#), found("h:3", true));
+        assert!(kratos("grpc", r#""h:1""#).is_err());
+        let goframe = |layout: &Layout, value: &str| {
+            layout
+                .read(b"/service/default/default/user/v1/h:1", value.as_bytes())
+                .map(|(node, tls)| (node.addr.to_string(), tls))
+        };
+        let own = layout("goframe");
+        for layout in [&own, &own.secured()] {
+            assert_eq!(goframe(layout, r#"{"insecure":true,"protocol":"http"}"#), found("h:1", false));
+            assert_eq!(goframe(layout, r#"{"insecure":false,"protocol":"https"}"#), found("h:1", true));
+            assert_eq!(goframe(layout, r#"{"insecure":true,"protocol":"grpc"}"#), found("h:1", false));
+        }
+    }
+
+    #[test]
+    fn metadata_is_never_taken_for_the_weight() {
+        for name in Layout::NAMES {
+            let layout = layout(name);
+            let user = node("user", "v1", "h:1", &[("weight", "99"), ("protocol", "ftp")]);
+            let (key, value) = published(&layout, &user, 7);
+            let read = layout.parse(key.as_bytes(), value.as_bytes()).unwrap();
+            assert!(read.weight.is_none_or(|weight| weight.value() == 7), "{name}: {value}");
+        }
+        let user = node("user", "v1", "h:1", &[("weight", "99")]);
+        assert_eq!(published(&layout("rpcx"), &user, 7).1, "weight=7");
+        assert!(published(&layout("kratos"), &user, 7).1.contains(r#""metadata":{"weight":"7"}"#));
+    }
+
     #[test]
     fn garbage_is_refused_with_its_reason() {
         let parse = |key: &str, value: &str| Layout::default().parse(key.as_bytes(), value.as_bytes()).unwrap_err();
         assert_eq!(parse("/u/h:1", "").field, "value");
         assert_eq!(parse("/u/h:1", r#"{"name":"u","addr":"h:1","version":"","wei"#).field, "value");
-        assert_eq!(parse("/u/h:1", r#"{"name":"u","addr":"h:1","version":"","weight":73}"#).field, "value");
+        let number = parse("/u/h:1", r#"{"name":"u","addr":"h:1","version":"","weight":73}"#);
+        assert_eq!(number.to_string(), "weight must be a string in JSON");
         assert_eq!(parse("/u/h:1", r#"{"name":"u","addr":"h:1","version":"","weight":"x"}"#).field, "weight");
         assert_eq!(parse("/u/h:1", "[1]").field, "value");
         assert_eq!(parse("/u/h:1", r#"{"name":"u","version":"","weight":"1"}"#).to_string(), "value must have addr");
@@ -615,8 +686,10 @@ mod tests {
         let (key, value) = published(&own, &user, 7);
         assert_eq!((key.as_str(), value.as_str()), ("/svc/user/h:1", r#"{"at":"h:1","w":7,"m":{"zone":"b"}}"#));
         let read = own.parse(key.as_bytes(), value.as_bytes()).unwrap();
-        assert_eq!((read.name, read.addr, read.weight.unwrap().value()), (user.name, user.addr, 7));
+        assert_eq!((&read.name, &read.addr, read.weight.unwrap().value()), (&user.name, &user.addr, 7));
         assert_eq!(own.to_string(), "custom");
+        let block = Layout::custom("/svc/{name}/{addr}", "\n  {\"at\": \"{addr}\"}\n").unwrap();
+        assert_eq!(published(&block, &user, 7).1, r#"{"at":"h:1"}"#);
     }
 
     #[test]
@@ -626,10 +699,11 @@ mod tests {
             (
                 "/{name}/{port}",
                 "{}",
-                "key has the unknown placeholder {port}; known are name, addr, version, weight, id",
+                "key has the unknown placeholder {port}; known are name, addr, version, weight, id, label, prefix and scheme, and \
+                 in JSON, as a whole value, weight:number, metadata and metadata|null",
             ),
             ("/{addr}", "{}", "key must have {name}/, so that services are told apart"),
-            ("/{name}/x", "{addr}", "key must have {addr} or {id}, so that instances are told apart"),
+            ("/{name}/x", "{addr}", "key must have {addr}, {id} or {label}, so that instances are told apart"),
             ("/{name}/{addr}/{weight}", "{}", "key must not have {weight}: a key does not change"),
             ("/{name}/{id}", "{}", "value must have {addr}, since the key has none"),
             ("/{name}/{addr}", r#"{"a":"{addr}","a":1}"#, "value has the key \"a\" twice"),
@@ -650,6 +724,14 @@ mod tests {
         assert!(Layout::check_together(&[]).is_err());
         let moved = layout("grpc-todolist").with_prefix("/other").unwrap();
         Layout::check_together(&[layout("seed"), moved]).unwrap();
+    }
+
+    #[test]
+    fn a_layout_is_read_once_whatever_its_scheme() {
+        let kratos = layout("kratos");
+        assert!(kratos.reads_as(&kratos.secured()) && kratos.reads_as(&kratos.with_scheme("http").unwrap()));
+        assert!(!kratos.reads_as(&kratos.with_prefix("/x").unwrap()));
+        assert!(!layout("seed").reads_as(&layout("grpc-todolist")));
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod entry;
 mod error;
 mod etcd;
 mod follow;
+mod health;
 mod keys;
 mod layout;
 mod leaps;
@@ -45,8 +46,9 @@ pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use etcd::Channel;
+pub use health::{Alarm, Health, Member};
 pub use layout::Layout;
-pub use listed::{Following, KeyEvent, Listed, Told};
+pub use listed::{Following, KeyEvent, Listed, TimeLeft, Told};
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};
 pub use registrar::{EtcdStatus, LeaseStatus, Registrar, Registration};
 pub use status::{Event, State, Status, What};

@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc;
+use futures::{StreamExt, stream};
+use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     error::{Error, Unavailable},
@@ -30,8 +30,15 @@ pub struct Listed {
     pub node: Result<ServerNode, Invalid>,
     /// The lease, 0 for none: such a key outlives its host.
     pub lease: i64,
-    /// How long the lease lasts if it is not renewed; `None` without a lease, and where nobody has asked.
-    pub ttl_remaining: Option<Duration>,
+}
+
+/// How long a lease lasts, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeLeft {
+    /// From a renewal on; zero for a lease that is gone.
+    pub granted: Duration,
+    /// If it is not renewed.
+    pub left: Duration,
 }
 
 /// What a [`Following`] tells.
@@ -48,7 +55,7 @@ pub enum Told {
 /// What happened to one key.
 #[derive(Debug, Clone)]
 pub enum KeyEvent {
-    /// It was put, or found again after a break, changed or not. Nobody has asked for its time left.
+    /// It was put, or found again after a break, changed or not.
     Put(Listed),
     /// It is gone.
     Deleted(String),
@@ -99,42 +106,31 @@ impl Ranges {
             garbage => parsed.find(|(_, node)| node.is_ok()).unwrap_or(garbage),
         };
         let key = String::from_utf8_lossy(&found.key).into_owned();
-        (index, Listed { key, value: found.value, node, lease: found.lease, ttl_remaining: None })
+        (index, Listed { key, value: found.value, node, lease: found.lease })
     }
 }
 
-/// Every key, those of the first layout first; with the time left of their leases where `ttls` says so.
-pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges, ttls: bool, patience: Duration) -> Result<Vec<Listed>, Failure> {
+/// Every key, those of the first layout first.
+pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<Listed>, Failure> {
     let mut all = Vec::new();
     for prefix in ranges.prefixes() {
         all.extend(etcd.read(&prefix, |found| ranges.listed(found)).await?.found);
     }
     all.sort_by_key(|(layout, _)| *layout);
-    let mut all: Vec<_> = all.into_iter().map(|(_, listed)| listed).collect();
-    if ttls {
-        let leases = all.iter().map(|listed| listed.lease).filter(|lease| *lease != 0).collect();
-        let left = times_left(etcd, leases, patience).await?;
-        for listed in &mut all {
-            listed.ttl_remaining = left.get(&listed.lease).copied();
-        }
-    }
-    Ok(all)
+    Ok(all.into_iter().map(|(_, listed)| listed).collect())
 }
 
-/// How long leases last without a renewal; zero for those that are gone.
-pub(crate) async fn times_left(
-    etcd: &Etcd,
-    leases: HashSet<i64>,
-    patience: Duration,
-) -> Result<HashMap<i64, Duration>, Failure> {
+/// How long leases last without a renewal, as far as etcd tells `within` that time.
+pub(crate) async fn times_left(etcd: &Etcd, leases: HashSet<i64>, within: Duration) -> HashMap<i64, TimeLeft> {
     let looks = leases.into_iter().map(|lease| async move {
-        match etcd.look_at(lease, false, patience).await {
-            Ok(view) => Ok((lease, view.remaining)),
-            Err(Failure::LeaseGone) => Ok((lease, Duration::ZERO)),
-            Err(failure) => Err(failure),
+        match etcd.look_at(lease, false, within).await {
+            Ok(view) => Some((lease, TimeLeft { granted: view.ttl, left: view.remaining })),
+            Err(Failure::LeaseGone) => Some((lease, TimeLeft { granted: Duration::ZERO, left: Duration::ZERO })),
+            Err(_) => None,
         }
     });
-    stream::iter(looks).buffer_unordered(LOOKS).try_collect().await
+    let looks = stream::iter(looks).buffer_unordered(LOOKS).take_until(sleep(within));
+    looks.filter_map(std::future::ready).collect().await
 }
 
 /// Tells what stands there and what happens, until nobody listens any more.

@@ -21,10 +21,11 @@ use crate::{
     entry::Wish,
     error::Error,
     etcd::{Etcd, Failure, LeaseView},
+    health::Health,
     layout::Layout,
     leaps,
     lease::{Command, Lease, Surroundings},
-    listed::{self, Following, Listed, Ranges},
+    listed::{self, Following, Listed, Ranges, TimeLeft},
     load,
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     status::{Board, Event, Standing, State, Status, Vitals},
@@ -85,11 +86,12 @@ pub struct EtcdStatus {
 enum Request {
     Register(Application),
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
-    List { what: Which, ttls: bool, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
+    List { what: Which, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
     Follow { what: Which, reply: oneshot::Sender<Following> },
     Leases(oneshot::Sender<Result<Vec<i64>, Error>>),
     Lease { lease: i64, reply: oneshot::Sender<Result<Option<LeaseStatus>, Error>> },
-    TimesLeft { leases: HashSet<i64>, reply: oneshot::Sender<Result<HashMap<i64, Duration>, Error>> },
+    TimesLeft { leases: HashSet<i64>, within: Duration, reply: oneshot::Sender<HashMap<i64, TimeLeft>> },
+    Health(oneshot::Sender<Health>),
     Watch { name: ServiceName, version: Version, reply: oneshot::Sender<Result<View, Error>> },
     End,
 }
@@ -285,12 +287,13 @@ impl Registrar {
     /// them is one node, as the first of them has it.
     pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
         let what = Some((name.clone(), version.clone()));
-        let found = self.ask(|reply| Request::List { what, ttls: false, reply }).await??;
+        let found = self.ask(|reply| Request::List { what, reply }).await??;
         let mut seen = HashSet::new();
         let mut nodes: Vec<_> = found.into_iter().filter_map(|listed| listed.node.ok()).collect();
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         nodes.retain(|node| node.name == *name && (version.as_str().is_empty() || node.version == *version));
-        nodes.retain(|node| self.options.layouts.len() == 1 || seen.insert((node.version.clone(), node.addr.clone())));
+        let is_one = self.options.layouts.len() + self.options.also_read.len() == 1;
+        nodes.retain(|node| is_one || seen.insert((node.version.clone(), node.addr.clone())));
         Ok(nodes)
     }
 
@@ -307,7 +310,7 @@ impl Registrar {
     /// garbage included.
     pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
         let what = name.map(|name| (name.clone(), Version::default()));
-        let mut listed = self.ask(|reply| Request::List { what, ttls: true, reply }).await??;
+        let mut listed = self.ask(|reply| Request::List { what, reply }).await??;
         listed.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(listed)
     }
@@ -328,9 +331,14 @@ impl Registrar {
         self.ask(|reply| Request::Lease { lease, reply }).await?
     }
 
-    /// How long leases last if they are not renewed, whoever's they are; zero for one that does not exist any more.
-    pub async fn times_left(&self, leases: HashSet<i64>) -> Result<HashMap<i64, Duration>, Error> {
-        self.ask(|reply| Request::TimesLeft { leases, reply }).await?
+    /// How long leases last without a renewal, as far as etcd tells `within` that time; zero for those that are gone.
+    pub async fn times_left(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, TimeLeft>, Error> {
+        self.ask(|reply| Request::TimesLeft { leases, within, reply }).await
+    }
+
+    /// How etcd is: each of the endpoints by itself, and its alarms.
+    pub async fn health(&self) -> Result<Health, Error> {
+        self.ask(Request::Health).await
     }
 
     /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
@@ -440,13 +448,16 @@ impl Keeper {
                 request = self.inbox.recv() => match request {
                     Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
                     Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
-                    Some(Request::List { what, ttls, reply }) => self.list(etcd.clone(), what.as_ref(), ttls, reply),
+                    Some(Request::List { what, reply }) => self.list(etcd.clone(), what.as_ref(), reply),
                     Some(Request::Follow { what, reply }) => {
                         let _ = reply.send(self.follow(&etcd, what.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Leases(reply)) => self.leases(etcd.clone(), reply),
                     Some(Request::Lease { lease, reply }) => self.lease(etcd.clone(), lease, reply),
-                    Some(Request::TimesLeft { leases, reply }) => self.times_left(etcd.clone(), leases, reply),
+                    Some(Request::TimesLeft { leases, within, reply }) => {
+                        self.times_left(etcd.clone(), leases, within, reply);
+                    }
+                    Some(Request::Health(reply)) => self.health(etcd.clone(), reply),
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
                     }
@@ -622,13 +633,13 @@ impl Keeper {
         if self.views.len() >= MAX_VIEWS {
             return Err(Error::Quota { what: "the number of views", limit: MAX_VIEWS });
         }
-        let layouts = &self.options.layouts;
+        let layouts = self.options.read_layouts();
         let patience = self.options.request_timeout;
-        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), layouts.len(), patience));
+        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), &layouts, patience));
         let view = picture.view().ok_or(Error::Ended)?;
-        for (index, layout) in layouts.iter().enumerate() {
+        for index in 0..layouts.len() {
             let (picture, ending) = (picture.clone(), self.ending.clone());
-            let following = discovery::follow(picture.clone(), index, layout.clone(), etcd.clone(), self.rng.fork());
+            let following = discovery::follow(picture.clone(), index, etcd.clone(), self.rng.fork());
             let following = Box::pin(following);
             self.spawn(async move {
                 ending.run_until_cancelled(following).await;
@@ -650,19 +661,18 @@ impl Keeper {
         &self,
         etcd: Etcd,
         what: Option<&(ServiceName, Version)>,
-        ttls: bool,
         reply: oneshot::Sender<Result<Vec<Listed>, Error>>,
     ) {
-        let (ranges, patience) = (Ranges::new(&self.options.layouts, what), self.options.request_timeout);
+        let ranges = Ranges::new(&self.options.read_layouts(), what);
         self.tracker.spawn(async move {
-            let listed = listed::list(&etcd, &ranges, ttls, patience).await;
+            let listed = listed::list(&etcd, &ranges).await;
             let _ = reply.send(listed.map_err(Error::unavailable)); // The caller may have given up.
         });
     }
 
     fn follow(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> Following {
         let (tell, told) = mpsc::channel(MAX_UNTOLD);
-        let ranges = Ranges::new(&self.options.layouts, what);
+        let ranges = Ranges::new(&self.options.read_layouts(), what);
         let telling = listed::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
         let (telling, ending) = (Box::pin(telling), self.ending.clone());
         self.tracker.spawn(async move {
@@ -695,12 +705,17 @@ impl Keeper {
         &self,
         etcd: Etcd,
         leases: HashSet<i64>,
-        reply: oneshot::Sender<Result<HashMap<i64, Duration>, Error>>,
+        within: Duration,
+        reply: oneshot::Sender<HashMap<i64, TimeLeft>>,
     ) {
-        let patience = self.options.request_timeout;
         self.tracker.spawn(async move {
-            let left = listed::times_left(&etcd, leases, patience).await;
-            let _ = reply.send(left.map_err(Error::unavailable)); // The caller may have given up.
+            let _ = reply.send(listed::times_left(&etcd, leases, within).await); // The caller may have given up.
+        });
+    }
+
+    fn health(&self, etcd: Etcd, reply: oneshot::Sender<Health>) {
+        self.tracker.spawn(async move {
+            let _ = reply.send(etcd.health().await); // The caller may have given up.
         });
     }
 }

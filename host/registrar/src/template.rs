@@ -1,7 +1,7 @@
 //! The language of layouts: texts and JSON with placeholders, written byte-exact and read back.
 //!
 //! A placeholder is `{field}`, `{field|default}` for a field that may be empty, or `{field/}` for one that takes a `/`
-//! with it when it is there. The fields are name, addr, version, weight and id, and within values metadata.
+//! with it when it is there. The fields are name, addr, version, weight, id and label, and within values metadata.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -28,15 +28,24 @@ pub(crate) enum Field {
     Weight,
     /// A number made of name, version and address: the same at every start, and another for every instance.
     Id,
+    /// The address when it is written, and anything when it is read.
+    Label,
+    /// How the address is spoken to: always written as its default, and read as any.
+    Scheme,
 }
 
-const FIELDS: [(&str, Field); 5] = [
+const FIELDS: [(&str, Field); 7] = [
     ("name", Field::Name),
     ("addr", Field::Addr),
     ("version", Field::Version),
     ("weight", Field::Weight),
     ("id", Field::Id),
+    ("label", Field::Label),
+    ("scheme", Field::Scheme),
 ];
+/// What a mistaken placeholder might have been.
+const KNOWN: &str = "name, addr, version, weight, id, label, prefix and scheme, and in JSON, as a whole value, \
+                     weight:number, metadata and metadata|null";
 
 /// The parts of a node that is being written.
 pub(crate) struct Parts<'a> {
@@ -51,10 +60,11 @@ impl Parts<'_> {
     fn of(&self, field: Field) -> String {
         match field {
             Field::Name => self.name.to_owned(),
-            Field::Addr => self.addr.to_owned(),
+            Field::Addr | Field::Label => self.addr.to_owned(),
             Field::Version => self.version.to_owned(),
             Field::Weight => self.weight.to_string(),
             Field::Id => self.id().to_string(),
+            Field::Scheme => String::new(),
         }
     }
 
@@ -73,7 +83,30 @@ pub(crate) struct Found {
     pub(crate) addr: Option<SmolStr>,
     pub(crate) version: Option<SmolStr>,
     pub(crate) weight: Option<SmolStr>,
+    pub(crate) scheme: Option<SmolStr>,
     pub(crate) metadata: Vec<(String, String)>,
+    /// How far the scheme is from that of the layout.
+    strangeness: Strangeness,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Strangeness {
+    #[default]
+    Own,
+    /// The same with TLS, or without.
+    Secured,
+    Foreign,
+}
+
+impl Strangeness {
+    fn of(scheme: &str, own: &str) -> Self {
+        let plain = |scheme: &str| scheme.strip_suffix('s').unwrap_or(scheme).to_owned();
+        match scheme {
+            scheme if scheme == own => Self::Own,
+            scheme if plain(scheme) == plain(own) => Self::Secured,
+            _ => Self::Foreign,
+        }
+    }
 }
 
 impl Found {
@@ -99,7 +132,8 @@ impl Found {
             Field::Addr => Some(&mut self.addr),
             Field::Version => Some(&mut self.version),
             Field::Weight => Some(&mut self.weight),
-            Field::Id => None,
+            Field::Scheme => Some(&mut self.scheme),
+            Field::Id | Field::Label => None,
         }
     }
 }
@@ -195,10 +229,7 @@ fn placeholder(inside: &str) -> Result<Piece, String> {
     let (name, slash) = name.strip_suffix('/').map_or((name, false), |name| (name, true));
     match FIELDS.iter().find(|(known, _)| *known == name) {
         Some((_, field)) => Ok(Piece::Field { field: *field, default: default.to_owned(), slash }),
-        None => {
-            let known: Vec<_> = FIELDS.iter().map(|(known, _)| *known).collect();
-            Err(format!("has the unknown placeholder {{{inside}}}; known are {}", known.join(", ")))
-        }
+        None => Err(format!("has the unknown placeholder {{{inside}}}; known are {KNOWN}")),
     }
 }
 
@@ -215,7 +246,7 @@ fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
             for end in (1..=run).rev().filter(|end| text.is_char_boundary(*end)) {
                 let (part, rest) = text.split_at(end);
                 let rest = if *slash { rest.strip_prefix('/') } else { Some(rest) };
-                let part = if part == default { "" } else { part };
+                let part = if part == default && *field != Field::Scheme { "" } else { part };
                 // Most ends are ruled out by what has to follow, without a further look.
                 let follows = |rest: &str| match pieces.first() {
                     Some(Piece::Text(next)) => rest.starts_with(next.as_str()),
@@ -224,10 +255,13 @@ fn read(pieces: &[Piece], text: &str, found: &mut Found) -> bool {
                 };
                 let Some(rest) = rest.filter(|rest| follows(rest)) else { continue };
                 if found.bind_if(*field, part, |found| read(pieces, rest, found)) {
+                    if *field == Field::Scheme {
+                        found.strangeness = Strangeness::of(&text[..end], default);
+                    }
                     return true;
                 }
             }
-            let may_be_absent = *slash || *field == Field::Version;
+            let may_be_absent = *slash || matches!(field, Field::Version | Field::Scheme);
             may_be_absent && found.bind_if(*field, "", |found| read(pieces, text, found))
         }
     }
@@ -246,7 +280,8 @@ pub(crate) enum Shape {
 
 impl Shape {
     pub(crate) fn parse(source: &str) -> Result<Self, String> {
-        if source.strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with(['"', '}'])) {
+        // A template may stand in a block of YAML, with a line break at its ends.
+        if source.trim_start().strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with(['"', '}'])) {
             let node: Node = serde_json::from_str(source).map_err(|error| format!("must be JSON: {error}"))?;
             return node.checked().map(Self::Json);
         }
@@ -303,7 +338,7 @@ impl Shape {
         match self {
             Self::Json(node) => {
                 let json = serde_json::from_slice(value).map_err(|error| invalid(format!("must be JSON: {error}")))?;
-                node.read("", &json, found).map_err(invalid)
+                node.read("", &json, found)
             }
             Self::Query { pairs, spread } => {
                 let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
@@ -423,19 +458,25 @@ impl Node {
     }
 
     /// Takes what it knows out of `json`; `at` says where in the value that stands.
-    fn read(&self, at: &str, json: &Json<'_>, found: &mut Found) -> Result<(), String> {
+    fn read(&self, at: &str, json: &Json<'_>, found: &mut Found) -> Result<(), Invalid> {
         let place = if at.is_empty() { "it" } else { at };
+        // The weight is told apart: where only that is wrong, others may see a node.
+        let wrong = |rule: String| Err(Invalid::new("value", rule));
+        let wrong_type = |rule: &str| match self.has(Field::Weight) {
+            true => Err(Invalid::new("weight", rule)),
+            false => wrong(format!("{rule} as {place}")),
+        };
         match (self, json) {
             (Self::Fixed(_), _) | (Self::Metadata { .. }, Json::Other(Value::Null)) => Ok(()),
             (Self::Text(template), Json::Text(text)) if template.read(text, found) => Ok(()),
-            (Self::Text(_), Json::Text(text)) => Err(format!("must have another {place} than {text:?}")),
-            (Self::Text(_), _) => Err(format!("must have a string as {place}")),
+            (Self::Text(_), Json::Text(text)) => wrong(format!("must have another {place} than {text:?}")),
+            (Self::Text(_), _) => wrong_type("must be a string in JSON"),
             (Self::Number, Json::Other(Value::Number(number)))
                 if found.bind_if(Field::Weight, &number.to_string(), |_| true) =>
             {
                 Ok(())
             }
-            (Self::Number, _) => Err(format!("must have a number as {place}")),
+            (Self::Number, _) => wrong_type("must be a number in JSON"),
             (Self::Metadata { .. }, Json::Object(pairs)) => {
                 found.metadata.extend(sorted(pairs).map(|(key, value)| (key.to_owned(), value.plain())));
                 Ok(())
@@ -446,7 +487,7 @@ impl Node {
                         Some((_, json)) => node.read(key, json, found)?,
                         // What may stand among metadata may be missing there.
                         None if *spread || !node.is_needed() => {}
-                        None => return Err(format!("must have {key}")),
+                        None => return wrong(format!("must have {key}")),
                     }
                 }
                 if *spread {
@@ -459,21 +500,22 @@ impl Node {
             // Go writes an empty list so, where nobody has made it.
             (Self::List(nodes), Json::Other(Value::Null)) if nodes.is_empty() => Ok(()),
             (Self::List(nodes), Json::List(items)) => nodes.iter().try_for_each(|node| {
-                let mut fits = items.iter().filter_map(|item| {
+                let fits = items.iter().filter_map(|item| {
                     let mut attempt = found.clone();
                     node.read(at, item, &mut attempt).is_ok().then_some(attempt)
                 });
-                match fits.next() {
+                // The first of those whose scheme is the nearest.
+                match fits.min_by_key(|attempt| attempt.strangeness) {
                     Some(attempt) => {
                         *found = attempt;
                         Ok(())
                     }
-                    None => Err(format!("must have an item of the layout's form in {place}")),
+                    None => wrong(format!("must have an item of the layout's form in {place}")),
                 }
             }),
-            (Self::Metadata { .. } | Self::Object { .. }, _) => Err(format!("must have an object as {place}")),
-            (Self::List(_), _) => Err(format!("must have a list as {place}")),
-            (Self::Wrong(why), _) => Err(why.clone()),
+            (Self::Metadata { .. } | Self::Object { .. }, _) => wrong(format!("must have an object as {place}")),
+            (Self::List(_), _) => wrong(format!("must have a list as {place}")),
+            (Self::Wrong(why), _) => wrong(why.clone()),
         }
     }
 
@@ -514,17 +556,16 @@ impl Json<'_> {
     }
 }
 
-/// Own pairs and metadata, which wins, sorted by key as Go sorts maps.
+/// Own pairs, which win, and metadata, sorted by key as Go sorts maps. Read back, a pair is the layout's own, too: metadata
+/// named `weight` must not become the weight.
 fn merged<'a>(
-    mut own: Vec<(String, String)>,
+    own: Vec<(String, String)>,
     metadata: impl Iterator<Item = &'a (String, String)>,
 ) -> Vec<(String, String)> {
-    for pair in metadata {
-        own.retain(|(key, _)| *key != pair.0);
-        own.push(pair.clone());
-    }
-    own.sort();
-    own
+    let metadata: Vec<_> = metadata.filter(|(key, _)| own.iter().all(|(there, _)| there != key)).cloned().collect();
+    let mut all = [own, metadata].concat();
+    all.sort();
+    all
 }
 
 fn write_object<T>(fields: &[(String, T)], json: &mut String, mut write: impl FnMut(&T, &mut String)) {
@@ -703,5 +744,85 @@ impl<'de> Visitor<'de> for Reading {
             }
         }
         Ok(Node::Object { fields, spread })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Field, Found, Parts, Shape, Text, go_string};
+
+    fn parts<'a>(version: &'a str, metadata: &'a [(String, String)]) -> Parts<'a> {
+        Parts { name: "user", addr: "h:1", version, weight: 7, metadata }
+    }
+
+    fn written(template: &str, metadata: &[(&str, &str)]) -> String {
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        String::from_utf8(Shape::parse(template).unwrap().write(&parts("", &metadata))).unwrap()
+    }
+
+    #[test]
+    fn strings_are_escaped_as_go_does() {
+        let mut json = String::new();
+        go_string("<a href=\"x\">&\u{2028}\u{2029}\\/\t\n\r\u{8}\u{c}\u{1}\u{7f}é\u{1f600}", &mut json);
+        let expected =
+            "\"\\u003ca href=\\\"x\\\"\\u003e\\u0026\\u2028\\u2029\\\\/\\t\\n\\r\\b\\f\\u0001\u{7f}é\u{1f600}\"";
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn what_is_fixed_in_a_template_is_escaped_too() {
+        assert_eq!(
+            written(r#"{"<k>":"a&b","n":null,"l":[],"f":1.5}"#, &[]),
+            r#"{"\u003ck\u003e":"a\u0026b","n":null,"l":[],"f":1.5}"#
+        );
+    }
+
+    #[test]
+    fn no_metadata_is_an_empty_object_or_null() {
+        assert_eq!(written(r#"{"m":"{metadata}","n":"{metadata|null}"}"#, &[]), r#"{"m":{},"n":null}"#);
+        let both = written(r#"{"m":"{metadata}","n":"{metadata|null}"}"#, &[("z", "<"), ("a", "\u{2028}")]);
+        assert_eq!(both, r#"{"m":{"a":"\u2028","z":"\u003c"},"n":{"a":"\u2028","z":"\u003c"}}"#);
+    }
+
+    #[test]
+    fn metadata_is_merged_in_order_and_never_over_what_the_template_has() {
+        let metadata = [("b", "2"), ("weight", "99"), ("z", "3")];
+        assert_eq!(written(r#"{"weight":"{weight}","...":1}"#, &metadata), r#"{"b":"2","weight":"7","z":"3"}"#);
+        assert_eq!(written("?weight={weight}&...", &metadata), "b=2&weight=7&z=3");
+    }
+
+    #[test]
+    fn a_placeholder_may_have_a_default_or_a_slash() {
+        let text = |template: &str, version| Text::parse(template).unwrap().write(&parts(version, &[]));
+        assert_eq!(text("/{name}/{version/}{addr}", "v1"), "/user/v1/h:1");
+        assert_eq!(text("/{name}/{version/}{addr}", ""), "/user/h:1");
+        assert_eq!(text("/{name}/{version|latest}/{label}", ""), "/user/latest/h:1");
+        assert_eq!(text("{ {Name} {", ""), "{ {Name} {");
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_nothing_behind() {
+        let template = Text::parse("/{name}/{version/}{addr}").unwrap();
+        let mut found = Found::default();
+        for wrong in ["", "/", "/user", "/user/v1/x/h:1", "//h:1"] {
+            assert!(!template.read(wrong, &mut found), "{wrong}");
+            assert_eq!(found, Found::default(), "{wrong}");
+        }
+        assert!(template.read("/user/v1/h:1", &mut found));
+        assert_eq!(
+            (found.name.as_deref(), found.version.as_deref(), found.addr.as_deref()),
+            (Some("user"), Some("v1"), Some("h:1"))
+        );
+        assert!(!template.read("/user/v2/h:1", &mut found), "it was another version before");
+    }
+
+    #[test]
+    fn a_template_knows_its_fields() {
+        let shape = Shape::parse(r#"{"a":[{"w":"{weight:number}"}],"m":"{metadata}"}"#).unwrap();
+        assert!(shape.has(Field::Weight) && !shape.has(Field::Addr) && shape.has_metadata());
+        assert!(!Shape::parse("{addr}").unwrap().has_metadata());
+        assert!(Shape::parse("?...&w={weight}").unwrap().has_metadata());
+        let deep = format!("{{\"a\":{}", "[".repeat(10_000));
+        assert!(Shape::parse(&deep).unwrap_err().starts_with("must be JSON: recursion limit"));
     }
 }

@@ -339,6 +339,20 @@ struct Row<'a> {
     why: Option<String>,
     instances: usize,
     registrations: Vec<Kept>,
+    /// The services that it looked up.
+    views: Vec<Followed>,
+}
+
+#[derive(Serialize)]
+struct Followed {
+    name: String,
+    version: String,
+    nodes: usize,
+    garbage: usize,
+    /// Null before etcd was read.
+    age_seconds: Option<f64>,
+    /// Why it is not kept up to date; null while it is.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -372,6 +386,14 @@ impl<'a> Row<'a> {
                 recoveries: status.recoveries,
             }
         });
+        let views = guest.registry.views().into_iter().map(|view| Followed {
+            name: view.name().to_string(),
+            version: view.version().to_string(),
+            nodes: view.nodes().len(),
+            garbage: view.garbage(),
+            age_seconds: view.age().map(|age| age.as_secs_f64()),
+            trouble: view.trouble().map(|why| why.to_string()),
+        });
         Self {
             service: face.name.as_str(),
             version: face.version.as_str(),
@@ -383,6 +405,7 @@ impl<'a> Row<'a> {
             why,
             instances: guest.instances(),
             registrations: registrations.collect(),
+            views: views.collect(),
         }
     }
 }

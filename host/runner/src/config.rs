@@ -393,9 +393,10 @@ impl Config {
         let traces = parsed.traces.map(|traces| reader.traces(traces)).transpose()?;
         let suffix = parsed.registry.suffix.as_ref().map(|Parsed(suffix)| suffix.0.clone());
         let prefer = parsed.registry.prefer.clone();
-        let registrar = reader.registrar(parsed.etcd, parsed.registry)?;
-        let prefer = prefer.map(|at| reader.prefer(&at, &registrar.layouts)).transpose()?;
+        let mut registrar = reader.registrar(parsed.etcd, parsed.registry)?;
         let mut services = reader.services(parsed.services)?;
+        registrar.also_read = services.iter().flat_map(|spec| spec.layouts.iter().flatten().cloned()).collect();
+        let prefer = prefer.map(|at| reader.prefer(&at, &registrar.read_layouts())).transpose()?;
         for spec in &mut services {
             set(&mut spec.suffix, suffix.clone());
             set(&mut spec.prefer, prefer.clone());

@@ -1,36 +1,39 @@
 //! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as etcd has them.
 //!
 //! `VERSION.NAME.leasehold` is a node of that version. A node that takes no connection is passed over, which is safe
-//! with any request: nothing of it was sent.
+//! with any request: nothing of it was sent. One that takes it and does not answer is left out of the calls to come.
 
 use std::{
     collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version as HttpVersion,
-    header::{CONTENT_TYPE, HOST, TE},
+    header::{HOST, TE},
     request::Parts,
     uri::{Authority, Scheme},
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Client,
+        connect::{HttpConnector, capture_connection},
+    },
     rt::TokioTimer,
 };
-use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version};
+use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
-use crate::{failure::one_line, outbound::drain, span::Span, tracked::Tracked};
+use crate::{failure::one_line, grpc, outbound::drain, span::Span, tracked::Tracked};
 
 /// What follows a service's name in a host, unless the configuration says otherwise.
 pub(crate) const SUFFIX: &str = "leasehold";
@@ -38,6 +41,8 @@ pub(crate) const SUFFIX: &str = "leasehold";
 const MAX_NODES: usize = 3;
 /// A node that takes no connection within this time is passed over.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer is waited for where nobody says how long.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
 const IDLE: Duration = Duration::from_secs(10);
 /// How often a node is asked whether it is still there while it is to answer over HTTP/2, and how long it may take to say so.
@@ -64,6 +69,48 @@ pub(crate) struct Mesh {
 pub(crate) struct Target {
     name: ServiceName,
     version: Version,
+}
+
+/// How long one request waits.
+struct Limits {
+    /// For a connection to one node.
+    connect: Duration,
+    /// For the answer of any.
+    until: Instant,
+}
+
+/// What came of a request to one node, other than an answer.
+enum Failed {
+    /// It was not connected, so that nothing was sent.
+    Refused(String),
+    /// The same, for want of an answer.
+    TookTooLong,
+    /// It broke off.
+    Broken(String),
+    /// It was connected, and has not answered in time.
+    Silent,
+}
+
+/// A call that its component may give up, as it does when its own time is over, which is as long. A node that had half of
+/// that time until then is to blame.
+struct Waiting<'a> {
+    pick: &'a Pick,
+    body: &'a Attempt,
+    enough: Instant,
+}
+
+impl Waiting<'_> {
+    fn is_over(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if Instant::now() >= self.enough && !self.body.explains(&Failed::Silent) {
+            self.pick.failed();
+        }
+    }
 }
 
 impl Target {
@@ -115,14 +162,14 @@ impl Mesh {
         }
         let (parts, body) = request.into_parts();
         let body = Attempt::new(body);
-        let sent = async {
-            let balancer = self.balancer(&target).await?;
-            self.try_nodes(&target, &balancer, &parts, &body, span).await
+        let until = Instant::now() + options.first_byte_timeout.unwrap_or(LONGEST).min(LONGEST);
+        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
+        let response = async {
+            let balancer = timeout_at(until, self.balancer(&target)).await;
+            let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;
+            self.try_nodes(&target, &balancer, &parts, &body, &Limits { connect, until }, span).await
         };
-        let response = match options.first_byte_timeout {
-            None => sent.await,
-            Some(limit) => timeout(limit, sent).await.unwrap_or(Err(Error::HttpResponseTimeout)),
-        };
+        let response = response.await;
         let (response, pick) = match response {
             Ok(response) => response,
             Err(error) => {
@@ -140,9 +187,11 @@ impl Mesh {
         balancer: &Balancer,
         parts: &Parts,
         body: &Attempt,
+        limits: &Limits,
         mut span: Option<&mut Span>,
     ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
         let mut tried: Vec<Addr> = Vec::new();
+        let mut last = Error::ConnectionRefused;
         while tried.len() < MAX_NODES
             && let Some(pick) = balancer.pick(&tried)
         {
@@ -152,34 +201,44 @@ impl Mesh {
                 span.tries(&addr, tried.len());
             }
             let begun = Instant::now();
-            match client.request(request).await {
+            let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
+            let outcome = ask(client, request, limits).await;
+            waiting.is_over();
+            let failed = match outcome {
                 Ok(response) => {
                     pick.succeeded(begun.elapsed());
                     return Ok((response, pick));
                 }
-                Err(error) => {
-                    pick.failed();
-                    let connects = error.is_connect();
-                    tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(&chain(&error)));
-                    if !connects {
-                        // The node may have begun to act on it.
-                        return Err(Error::ConnectionTerminated);
-                    }
-                    if let Some(span) = &mut span {
-                        span.passed_over(&addr);
-                    }
-                    tried.push(addr);
-                }
+                Err(failed) => failed,
+            };
+            if !body.explains(&failed) {
+                pick.failed();
             }
+            let why = match &failed {
+                Failed::Refused(why) | Failed::Broken(why) => why.as_str(),
+                Failed::TookTooLong => "it takes no connection in time",
+                Failed::Silent => "it does not answer in time",
+            };
+            tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(why));
+            last = match failed {
+                // The node may have begun to act on it.
+                Failed::Broken(_) => return Err(Error::ConnectionTerminated),
+                Failed::Silent => return Err(Error::HttpResponseTimeout),
+                Failed::TookTooLong if Instant::now() >= limits.until => return Err(Error::HttpResponseTimeout),
+                Failed::TookTooLong => Error::ConnectionTimeout,
+                Failed::Refused(_) => Error::ConnectionRefused,
+            };
+            if let Some(span) = &mut span {
+                span.passed_over(&addr);
+            }
+            tried.push(addr);
         }
         if !tried.is_empty() {
-            return Err(Error::ConnectionRefused);
+            return Err(last);
         }
-        let version = match target.version.as_str() {
-            "" => String::new(),
-            version => format!(" in version {version}"),
-        };
-        Err(not_found(format!("nobody is registered as {}{version}", target.name)))
+        let said = nobody(target, balancer.view());
+        tracing::debug!(service = %target.name, "a call failed: {said}");
+        Err(not_found(said))
     }
 
     fn attempt(
@@ -194,9 +253,7 @@ impl Mesh {
         *request.uri_mut() = uri.map_err(|_| Error::HttpRequestUriInvalid)?;
         *request.method_mut() = parts.method.clone();
         *request.headers_mut() = parts.headers.clone();
-        let is_grpc =
-            parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        if is_grpc {
+        if grpc::is_spoken(&parts.headers) {
             *request.version_mut() = HttpVersion::HTTP_2;
             // gRPC over HTTP/2 asks for it, and `wasi:http` keeps it from components.
             request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
@@ -220,7 +277,7 @@ impl Mesh {
             tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
             not_found(format!("{} cannot be looked up now", target.name))
         })?;
-        let make = || Arc::new(Balancer::new(view).preferring(self.prefer.pairs().to_vec()));
+        let make = || Arc::new(Balancer::new(view).without_tls().preferring(self.prefer.pairs().to_vec()));
         // As many as there are views, which are limited.
         Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(make)))
     }
@@ -228,6 +285,52 @@ impl Mesh {
     fn balancers(&self) -> MutexGuard<'_, HashMap<Target, Arc<Balancer>>> {
         self.balancers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sends a request to one node.
+async fn ask(
+    client: &Client<HttpConnector, Attempt>,
+    mut request: Request<Attempt>,
+    limits: &Limits,
+) -> Result<Response<hyper::body::Incoming>, Failed> {
+    let mut connection = capture_connection(&mut request);
+    let mut answer = client.request(request);
+    let connected = async { drop(connection.wait_for_connection_metadata().await) };
+    let limit = limits.until.min(Instant::now() + limits.connect);
+    let answer = tokio::select! {
+        answer = &mut answer => Ok(answer),
+        () = connected => timeout_at(limits.until, answer).await,
+        () = sleep_until(limit) => return Err(Failed::TookTooLong),
+    };
+    match answer {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) if error.is_connect() => Err(Failed::Refused(chain(&error))),
+        Ok(Err(error)) => Err(Failed::Broken(chain(&error))),
+        Err(_) => Err(Failed::Silent),
+    }
+}
+
+/// That nobody is there, and where that was looked for. A component may know the keys of what it may call.
+fn nobody(target: &Target, view: &View) -> String {
+    let mut said = format!("nobody is registered as {}", target.name);
+    if !target.version.as_str().is_empty() {
+        said += &format!(" in version {}", target.version);
+    }
+    let places: Vec<_> = view.places().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
+    said += &format!(", under {}", places.join(", "));
+    for (count, one, many) in [
+        (view.garbage(), "key there is not a node", "keys there are not nodes"),
+        (
+            view.nodes().secured(),
+            "node there speaks TLS, which calls by name do not",
+            "nodes there speak TLS, which calls by name do not",
+        ),
+    ] {
+        if count > 0 {
+            said += &format!("; {count} {}", if count == 1 { one } else { many });
+        }
+    }
+    said
 }
 
 /// The error of `wasi:http` that has room for a sentence.
@@ -245,15 +348,32 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// The body of a request, lent to one attempt after the other. One that made no connection has not touched it.
 #[derive(Clone)]
-pub(crate) struct Attempt(Arc<Mutex<WasiBody>>);
+pub(crate) struct Attempt(Arc<Mutex<Lent>>);
+
+struct Lent {
+    body: WasiBody,
+    /// Whether the component has more to write, or to say that it has not.
+    is_waited_for: bool,
+    is_broken: bool,
+}
 
 impl Attempt {
     pub(crate) fn new(body: WasiBody) -> Self {
-        Self(Arc::new(Mutex::new(body)))
+        Self(Arc::new(Mutex::new(Lent { body, is_waited_for: false, is_broken: false })))
     }
 
-    fn body(&self) -> MutexGuard<'_, WasiBody> {
+    fn lent(&self) -> MutexGuard<'_, Lent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a failure is the component's, and not the node's.
+    fn explains(&self, failed: &Failed) -> bool {
+        let lent = self.lent();
+        match failed {
+            Failed::Refused(_) | Failed::TookTooLong => false,
+            Failed::Broken(_) => lent.is_broken,
+            Failed::Silent => lent.is_waited_for,
+        }
     }
 }
 
@@ -262,15 +382,19 @@ impl Body for Attempt {
     type Error = Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut *self.body()).poll_frame(cx)
+        let mut lent = self.lent();
+        let frame = Pin::new(&mut lent.body).poll_frame(cx);
+        lent.is_waited_for = frame.is_pending();
+        lent.is_broken |= matches!(frame, Poll::Ready(Some(Err(_))));
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body().is_end_stream()
+        self.lent().body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body().size_hint()
+        self.lent().body.size_hint()
     }
 }
 

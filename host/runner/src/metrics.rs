@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold::{Event, Registrar, Registration, State, What};
+use leasehold::{Event, Registrar, Registration, State, View, What};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text},
@@ -138,6 +138,7 @@ impl Collector for Scrape {
         self.phases(&mut page)?;
         self.requests(&mut page)?;
         self.instances(&mut page)?;
+        self.views(&mut page)?;
         self.registrations(&mut page)
     }
 }
@@ -203,6 +204,23 @@ impl Scrape {
         page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
         let most = self.faces().map(|face| (labels(face), f64::from(face.guest().most_instances())));
         page.gauge("instances_limit", "Instances at a time, at most", most)
+    }
+
+    fn views(&self, page: &mut Page<'_>) -> fmt::Result {
+        let all: Vec<(&Face, Vec<View>)> = self.faces().map(|face| (face, face.guest().registry.views())).collect();
+        let each = || {
+            let each = all.iter().flat_map(|(face, views)| views.iter().map(move |view| (*face, view)));
+            each.map(|(face, view)| {
+                let labels = with(labels(face), "name", view.name().as_str());
+                (with(labels, "version", view.version().as_str()), view)
+            })
+        };
+        let ages = each().filter_map(|(labels, view)| Some((labels, view.age()?.as_secs_f64())));
+        page.gauge("view_age_seconds", "How long ago etcd confirmed what is known of a service", ages)?;
+        let nodes = each().map(|(labels, view)| (labels, whole(view.nodes().len())));
+        page.gauge("view_nodes", "Nodes of a service that the component looked up", nodes)?;
+        let garbage = each().map(|(labels, view)| (labels, whole(view.garbage())));
+        page.gauge("view_garbage", "Keys that stand where its nodes do and are none", garbage)
     }
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {

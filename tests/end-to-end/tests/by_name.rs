@@ -2,18 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
+use etcd_client::{Txn, TxnOp};
 use leasehold_end_to_end::{
-    Host,
-    config::{config, greeter, hostile, service, with},
+    Host, Program,
+    config::{config, free_address, greeter, hostile, service, with},
     http::get,
+    paths,
 };
 use leasehold_scenarios::{
     wait_for,
     world::{SOON, World},
 };
 use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
 
 /// A greeter that says who it is.
 fn greeting(greeting: &str, version: &str) -> Value {
@@ -71,7 +77,7 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     assert_eq!(two.stop().await.code, Some(0));
     let told = call(&caller, "greeter.leasehold").await;
     assert_eq!(told.0, "failed");
-    assert!(told.1.contains("nobody is registered as greeter"), "{}", told.1);
+    assert!(told.1.contains("nobody is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
     assert_eq!(caller.stop().await.code, Some(0));
 }
 
@@ -93,18 +99,36 @@ async fn a_node_that_is_dead_is_passed_over() {
 }
 
 async fn is_listening(addr: &str) -> bool {
-    tokio::net::TcpStream::connect(addr).await.is_ok()
+    TcpStream::connect(addr).await.is_ok()
+}
+
+/// What a host tells of the service that its caller looks up.
+async fn view(host: &Host) -> Value {
+    let mut services = get(&format!("{}services", host.admin())).await.json();
+    services[0]["views"][0].take()
 }
 
 #[tokio::test]
 async fn calls_go_on_while_etcd_is_down() {
     let mut world = World::real().await;
-    let caller = Host::of(&world, [caller(&["greeter"])]).await;
+    world.put("/greeter/garbage", "", 0).await;
+    let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
+    let mut caller = Host::ready(&with(config(&world, [caller(&["greeter"])]), admin)).await;
     let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
     sees(&caller, "greeter.leasehold", &["one"]).await;
+    let well = view(&caller).await;
+    assert_eq!((&well["name"], &well["nodes"], &well["garbage"]), (&json!("greeter"), &json!(1), &json!(1)));
+    assert!(well["trouble"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
     world.kill();
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
+    caller.says("a service cannot be followed; its nodes stay as they were known").await;
+    assert!(view(&caller).await["trouble"].is_string());
+    let metrics = get(&format!("{}metrics", caller.admin())).await.body;
+    assert!(metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1")), "{metrics}");
+    assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
+    caller.says("a service is followed again").await;
+    assert!(view(&caller).await["trouble"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }
 
@@ -123,7 +147,130 @@ async fn only_what_the_policy_lists_is_called() {
     let (case, text) = call(&caller, "nobody.leasehold").await;
     assert!(case == "failed" && text.contains("nobody is registered as nobody"), "{text}");
     let (_, text) = call(&caller, "v1.nobody.leasehold").await;
-    assert!(text.contains("nobody is registered as nobody in version v1"), "{text}");
+    assert!(text.contains("nobody is registered as nobody in version v1, under /nobody/v1/ (seed)"), "{text}");
+}
+
+#[tokio::test]
+async fn who_finds_nobody_is_told_what_stands_there_instead() {
+    let world = World::real().await;
+    world.put("/shop/h:1", "half a no", 0).await;
+    let shop = |id: u8, scheme: &str| {
+        let endpoints = [format!("{scheme}://127.0.0.1:9")];
+        json!({ "id": id.to_string(), "name": "shop", "version": "", "metadata": {}, "endpoints": endpoints })
+            .to_string()
+    };
+    world.put("/microservices/shop/1", &shop(1, "grpcs"), 0).await;
+    let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });
+    let caller = Host::ready(&with(config(&world, [caller(&["shop"])]), registry)).await;
+    let (case, text) = call(&caller, "shop.leasehold").await;
+    let said = "nobody is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
+                1 node there speaks TLS, which calls by name do not";
+    assert!(case == "failed" && text.contains(said), "{text}");
+}
+
+/// Puts a node of the seed's layout that is picked at least as often as others.
+async fn put_node(world: &World, name: &str, addr: &str) {
+    let value = json!({ "name": name, "addr": addr, "version": "", "weight": "100" });
+    world.put(&format!("/{name}/{addr}"), &value.to_string(), 0).await;
+}
+
+/// A listener that takes no further connection, and does not refuse one: what waits to be accepted is all it has room for.
+async fn deaf() -> (TcpListener, Vec<TcpStream>, String) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(connected) = timeout(Duration::from_millis(300), TcpStream::connect(addr)).await {
+        waiting.push(connected.unwrap());
+    }
+    (listener, waiting, addr.to_string())
+}
+
+#[tokio::test]
+async fn a_call_with_a_body_goes_past_nodes_that_are_dead_or_deaf() {
+    let world = World::real().await;
+    let deaf = deaf().await;
+    put_node(&world, "grpc-greeter", &deaf.2).await;
+    put_node(&world, "grpc-greeter", &free_address()).await;
+    let greeter = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
+    let host = Host::of(&world, [greeter, caller(&["grpc-greeter"])]).await;
+    for _ in 0..8 {
+        let answer = get(&format!("{}greet/grpc-greeter.leasehold", host.url("caller"))).await.json();
+        assert!(answer["case"] == "ok" && answer["text"].as_str().unwrap().contains("Ada"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_component_may_wait_less_for_a_connection() {
+    let world = World::real().await;
+    let deaf = deaf().await;
+    put_node(&world, "deaf", &deaf.2).await;
+    let host = Host::of(&world, [caller(&["deaf"])]).await;
+    let url = format!("{}hurried/deaf.leasehold", host.url("caller"));
+    // The host itself would wait for 3 s.
+    let answer = timeout(Duration::from_millis(2500), get(&url)).await.expect("the component's own limit holds").json();
+    assert!(answer["text"].as_str().unwrap().contains("ConnectionTimeout"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_is_left_out_of_the_calls_to_come() {
+    let world = World::real().await;
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap(); // Connections wait there to be accepted.
+    put_node(&world, "greeter", &hanging.local_addr().unwrap().to_string()).await;
+    let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
+    let limits = json!({ "limits": { "request_timeout": "1s" } });
+    let caller = Host::of(&world, [with(caller(&["greeter"]), limits)]).await;
+    let mut failed = 0;
+    for _ in 0..30 {
+        let answer = get(&format!("{}call/greeter.leasehold", caller.url("caller"))).await;
+        let is_answered = answer.status == 200 && answer.json()["case"] == "ok";
+        failed += usize::from(!is_answered);
+    }
+    // It would be half of them. Left out for 1 s, then 2 and 4 s, it is tried that often.
+    assert!((1..=4).contains(&failed), "{failed}");
+}
+
+#[tokio::test]
+async fn a_component_resolves_the_nodes_themselves() {
+    let world = World::real().await;
+    for (id, version, zone) in [(1, "v1", "a"), (2, "v2", "b")] {
+        let value = json!({
+            "id": id.to_string(), "name": "shop", "version": version, "metadata": { "zone": zone, "weight": "7" },
+            "endpoints": [format!("grpc://10.0.0.{id}:80")],
+        });
+        world.put(&format!("/microservices/shop/{id}"), &value.to_string(), 0).await;
+    }
+    let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });
+    let host = Host::ready(&with(config(&world, [caller(&["shop", "crowd", "nobody"])]), registry)).await;
+    let resolve = async |what: &str| {
+        let answer = get(&format!("{}act/resolve/{what}", host.url("caller"))).await.json();
+        assert_eq!(answer["case"], "ok", "{answer}");
+        answer["text"].as_str().unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let one = r#"shop v1 10.0.0.1:80 Some(7) [("zone", "a")]"#;
+    let two = r#"shop v2 10.0.0.2:80 Some(7) [("zone", "b")]"#;
+    assert_eq!(resolve("shop").await, [one, two]);
+    assert_eq!(resolve("shop/v2").await, [two]);
+    assert!(resolve("nobody").await.is_empty());
+    world.delete("/microservices/shop/1").await;
+    wait_for("it is gone", SOON, async || resolve("shop").await == [two]).await;
+
+    // More than fit into one answer: each time other ones, none twice.
+    let mut client = world.client().await;
+    for block in 0..12 {
+        let value = |addr: &str| json!({ "name": "crowd", "addr": addr, "version": "", "weight": "1" }).to_string();
+        let puts = (0..100).map(|one| format!("10.0.{block}.{one}:80"));
+        let puts = puts.map(|addr| TxnOp::put(format!("/crowd/{addr}"), value(&addr), None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+    let mut seen = HashMap::new();
+    for _ in 0..10 {
+        let nodes = resolve("crowd").await;
+        assert_eq!(nodes.len(), 1000);
+        nodes.into_iter().for_each(|node| *seen.entry(node).or_insert(0) += 1);
+    }
+    assert!(seen.len() > 1000 && seen.values().all(|times| *times <= 10), "{}", seen.len());
 }
 
 #[tokio::test]
@@ -156,6 +303,22 @@ async fn services_of_other_layouts_are_called() {
     sees(&caller, "greeter.svc.local", &["one"]).await;
     let (_, text) = call(&caller, "shop.leasehold").await;
     assert!(text.contains("HttpRequestDenied"), "{text}");
+}
+
+/// The layout of one service is read for all.
+#[tokio::test]
+async fn a_service_with_a_layout_of_its_own_is_found() {
+    let world = World::real().await;
+    let greeter = with(greeting("one", "v1"), json!({ "layout": "kitex" }));
+    let config = config(&world, [greeter, caller(&["greeter"])]);
+    let host = Host::ready(&config).await;
+    sees(&host, "greeter.leasehold", &["one"]).await;
+    let file = host.temporary().join("services.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let ls = Program::spawn(&paths::leasehold(), ["ls", "--config", file.to_str().unwrap()], &host.temporary());
+    let ls = ls.ends().await;
+    std::fs::remove_file(&file).unwrap();
+    assert!(ls.stdout.lines().any(|line| line.starts_with("greeter ")), "{ls:?}");
 }
 
 /// Nodes of one's own zone as long as there are some.

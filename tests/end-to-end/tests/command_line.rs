@@ -315,18 +315,21 @@ async fn ls_lists_what_is_registered() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let nobody = leasehold(["ls", "--etcd", &etcd]).await;
-    assert_eq!((nobody.code, nobody.stdout.as_str()), (Some(0), "NAME  VERSION  ADDR  WEIGHT  LEASE  TTL\n"));
+    assert_eq!((nobody.code, nobody.stdout.as_str()), (Some(0), "NAME  VERSION  ADDR  WEIGHT  STATE  LEASE  TTL\n"));
 
     let host = Host::of(&world, [greeter(), plain("plain")]).await;
     world.put("/stranger", "not a node", 0).await;
+    let ownerless = json!({ "name": "ownerless", "addr": "h:1", "version": "", "weight": "9" }).to_string();
+    world.put("/ownerless/h:1", &ownerless, 0).await;
     let lease = format!("{:x}", world.get(&format!("/greeter/v1/{}", host.addr("greeter"))).await.unwrap().lease);
     let table = leasehold(["ls", "--etcd", &etcd]).await;
     assert_eq!(table.code, Some(0), "{table:?}");
     let rows: Vec<Vec<&str>> = table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"]);
-    assert_eq!(rows[1][..5], ["greeter", "v1", &host.addr("greeter"), "73", &lease]);
-    assert_eq!(rows[2][..4], ["plain", "-", &host.addr("plain"), "73"]);
-    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0], ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "LEASE", "TTL"]);
+    assert_eq!(rows[1][..6], ["greeter", "v1", &host.addr("greeter"), "73", "ok", &lease]);
+    assert_eq!(rows[2], ["ownerless", "-", "h:1", "9", "no-lease", "-", "-"]);
+    assert_eq!(rows[3][..5], ["plain", "-", &host.addr("plain"), "73", "ok"]);
+    assert_eq!(rows.len(), 4);
     assert!(table.stderr.contains("1 key is not a node"), "{table:?}");
 
     let one = leasehold(["ls", "plain", "--etcd", &etcd]).await;
@@ -338,7 +341,7 @@ async fn ls_lists_what_is_registered() {
     assert_eq!(row["key"], format!("/greeter/v1/{}", host.addr("greeter")));
     assert_eq!((&row["name"], &row["version"], &row["weight"]), (&json!("greeter"), &json!("v1"), &json!(73)));
     assert_eq!(row["lease"], lease);
-    assert!((1..=10).contains(&row["ttl_seconds"].as_u64().unwrap()), "{row}");
+    assert!((1..=10).contains(&row["ttl_seconds"].as_u64().unwrap()) && row["state"] == "ok", "{row}");
     let none = leasehold(["ls", "nobody", "--json", "--etcd", &etcd]).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), "[]\n"));
 }

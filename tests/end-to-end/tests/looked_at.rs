@@ -4,12 +4,14 @@
 
 use std::{fs, time::Duration};
 
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
 use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{endpoint, greeter},
     paths,
 };
 use leasehold_scenarios::{
+    proxy::{Mode, Proxy},
     real::{Authority, Etcd},
     world::World,
 };
@@ -49,7 +51,8 @@ async fn watch_tells_every_change_once() {
     let mut json = leasehold(["watch", "--json", "--every", "100ms", "--etcd", &etcd], &folder);
     let mut text = leasehold(["watch", "user", "--every", "100ms", "--etcd", &etcd], &folder);
     change(&mut json, "present", "/user/h:1").await;
-    text.line("what is there", |line| line.split_whitespace().eq(["user", "-", "h:1", "10", "-", "-"])).await;
+    text.line("what is there", |line| line.split_whitespace().eq(["user", "-", "h:1", "10", "no-lease", "-", "-"]))
+        .await;
     world.put("/user/h:1", &value("user", "h:1", 11), 0).await;
     assert_eq!(change(&mut json, "changed", "/user/h:1").await["weight"], 11);
     text.line("what changed", |line| line.starts_with("~  user")).await;
@@ -84,7 +87,7 @@ async fn watch_waits_for_no_interval_and_follows_an_etcd_that_comes_back() {
     let arguments = ["watch", "--json", "--every", "1h", "--layout", "seed", "--layout", "kratos", "--etcd", &etcd];
     let mut watch = leasehold(arguments, &folder);
     let there = change(&mut watch, "present", "/user/h:1").await;
-    assert_eq!(there["lease"], format!("{lease:x}"));
+    assert_eq!((&there["lease"], &there["state"]), (&json!(format!("{lease:x}")), &json!("ok")));
     assert!((1..=60).contains(&there["ttl_seconds"].as_u64().unwrap()), "{there}");
     let shop = json!({ "id": "1", "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://127.0.0.1:9"] });
     world.put("/microservices/shop/1", &shop.to_string(), lease).await;
@@ -157,6 +160,111 @@ async fn doctor_finds_what_is_wrong_and_names_the_cure() {
     let text = ended(["doctor", "--no-dial", "--etcd", &etcd]).await;
     assert!(text.stdout.contains("cure: etcdctl del \"/ghost/127.0.0.1:9\""), "{text:?}");
     assert!(!text.stdout.contains("unreachable"), "{text:?}");
+}
+
+/// The findings of a doctor that need not dial: kind and key.
+async fn findings(etcd: &[&str], layouts: &[&str]) -> (Vec<(String, Option<String>)>, Ended) {
+    let etcd = etcd.iter().flat_map(|etcd| ["--etcd", etcd]);
+    let layouts = layouts.iter().flat_map(|layout| ["--layout", layout]);
+    let arguments = ["doctor", "--no-dial", "--json"].into_iter().chain(etcd).chain(layouts);
+    let ended = Program::spawn(&paths::leasehold(), arguments, TempDir::new().unwrap().path()).ends().await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    let finding = |finding: &Value| {
+        assert!(!finding["cure"].as_str().unwrap().is_empty(), "{finding}");
+        (finding["kind"].as_str().unwrap().to_owned(), finding["key"].as_str().map(str::to_owned))
+    };
+    (report["findings"].as_array().unwrap().iter().map(finding).collect(), ended)
+}
+
+fn finding(kind: &str, key: &str) -> (String, Option<String>) {
+    (kind.to_owned(), Some(key.to_owned()))
+}
+
+#[tokio::test]
+async fn doctor_finds_a_weight_of_the_wrong_type() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let lease = world.grant(60).await;
+    let text = value("text", "h:1", 73);
+    let number = r#"{"name":"number","addr":"h:2","version":"","weight":73}"#;
+    world.put("/text/h:1", &text, lease).await;
+    world.put("/number/h:2", number, lease).await;
+    let (found, ended) = findings(&[&etcd], &["seed"]).await;
+    assert_eq!((found, ended.code), (vec![finding("wrong-weight", "/number/h:2")], Some(1)));
+    assert!(
+        ended.stdout.contains("as it is in the layout grpc-todolist: weight must be a string in JSON"),
+        "{ended:?}"
+    );
+    let (found, ended) = findings(&[&etcd], &["grpc-todolist"]).await;
+    assert_eq!((found, ended.code), (vec![finding("wrong-weight", "/text/h:1")], Some(1)));
+    assert!(ended.stdout.contains("as it is in the layout seed: weight must be a number in JSON"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn doctor_finds_keys_in_each_others_way() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let lease = world.grant(60).await;
+    let shop = |id: &str| {
+        json!({ "id": id, "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://h:3"] }).to_string()
+    };
+    world.put("/microservices/shop/1", &shop("1"), lease).await;
+    assert_eq!(findings(&[&etcd], &["seed"]).await.0, []);
+    // A service of the name under which kratos keeps its keys, and one whose registry has a name's prefix.
+    world.put("/microservices/h:1", &value("microservices", "h:1", 1), lease).await;
+    world.put("/prod/user/h:2", &value("user", "h:2", 1), lease).await;
+    let colliding = [finding("colliding-prefix", "/microservices/"), finding("colliding-prefix", "/prod/user/h:2")];
+    let (found, ended) = findings(&[&etcd], &["seed"]).await;
+    assert!(found.iter().all(|found| colliding.contains(found)) && found.len() == 2, "{ended:?}");
+    assert!(ended.stdout.contains("clients look for microservices here, where keys of kratos stand: 1"), "{ended:?}");
+    let (found, ended) = findings(&[&etcd], &["seed", "kratos"]).await;
+    assert!(found.contains(&colliding[0]), "{ended:?}");
+    assert!(ended.stdout.contains("where keys of shop stand"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn doctor_finds_an_instance_that_stands_there_twice() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let shop = |id: &str| {
+        json!({ "id": id, "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://h:1"] }).to_string()
+    };
+    let (before, now) = (world.grant(60).await, world.grant(60).await);
+    // One instance in two layouts has two leases.
+    world.put("/shop/h:1", &value("shop", "h:1", 1), before).await;
+    world.put("/microservices/shop/2", &shop("2"), now).await;
+    assert_eq!(findings(&[&etcd], &["seed", "kratos"]).await.0, []);
+    world.put("/microservices/shop/1", &shop("1"), before).await;
+    let (found, ended) = findings(&[&etcd], &["kratos"]).await;
+    assert_eq!(found, [finding("duplicate-address", "/microservices/shop/1")]);
+    assert!(ended.stdout.contains("under other leases, too: /microservices/shop/2"), "{ended:?}");
+    let changed = r#"{"name":"shop","addr":"h:1","version":"v2","weight":"1"}"#;
+    world.put("/shop/v2/h:1", changed, now).await;
+    assert_eq!(findings(&[&etcd], &["seed"]).await.0, [finding("duplicate-address", "/shop/h:1")]);
+}
+
+#[tokio::test]
+async fn doctor_finds_what_is_wrong_with_etcd_itself() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let about_etcd = |kind: &str| (kind.to_owned(), None);
+    let (found, ended) = findings(&[&etcd, "http://127.0.0.1:9"], &[]).await;
+    assert_eq!(found, [about_etcd("member-away")], "{ended:?}");
+    assert!(ended.stdout.contains("http://127.0.0.1:9 cannot be reached"), "{ended:?}");
+
+    let proxy = Proxy::start(etcd.trim_start_matches("http://")).await;
+    proxy.set(Mode::Slow(Duration::from_millis(200)));
+    let (found, ended) = findings(&[&proxy.endpoint()], &[]).await;
+    assert_eq!(found, [about_etcd("slow-etcd")], "{ended:?}");
+
+    let mut client = world.client().await;
+    let member = client.member_list().await.unwrap().members()[0].id();
+    let mut of_member = AlarmOptions::new();
+    of_member.with_member(member);
+    client.alarm(AlarmAction::Activate, AlarmType::Nospace, Some(of_member)).await.unwrap();
+    let (found, ended) = findings(&[&etcd], &[]).await;
+    assert_eq!((found, ended.code), (vec![about_etcd("alarm")], Some(1)));
+    assert!(ended.stdout.contains("NOSPACE") && ended.stdout.contains("alarm disarm"), "{ended:?}");
 }
 
 #[tokio::test]

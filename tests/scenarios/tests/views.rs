@@ -46,6 +46,7 @@ on_both!(
     a_view_believes_an_etcd_that_lost_its_data_after_a_while,
     a_view_survives_a_compaction,
     a_view_skips_garbage_and_counts_it,
+    a_view_is_read_among_large_values_of_others,
     a_view_of_an_etcd_that_is_down_is_an_error_in_time_and_ready_later,
     a_view_of_several_layouts_has_a_node_once,
     a_view_takes_ten_thousand_changes_at_once,
@@ -278,6 +279,29 @@ async fn a_view_of_several_layouts_has_a_node_once(world: World) {
     user.stop().await.unwrap();
     sees(&view, [(2, 20)]).await;
     assert_eq!(view.nodes().len(), 1);
+}
+
+async fn a_view_is_read_among_large_values_of_others(world: World) {
+    let mut client = world.client().await;
+    put(&world, 1, 10).await;
+    put(&world, 9, 90).await;
+    for other in 2..5 {
+        client.put(key("user", other), vec![b'x'; 1_400_000], None).await.unwrap();
+    }
+    // Their first page of 1000 keys has 41 MiB, more than is read at a time.
+    for block in 0..80 {
+        let puts = (0..16).map(|one| TxnOp::put(format!("/user/x/{block}/{one}"), vec![b'x'; 42_000], None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+    let registrar = world.registrar("watcher").await;
+    let view = view_of(&registrar, "user").await;
+    view.ready().await.unwrap();
+    sees(&view, [(1, 10), (9, 90)]).await;
+    assert_eq!(view.garbage(), 3 + 80 * 16);
+    assert!(view.trouble().is_none());
+    client.put(key("user", 6), vec![b'x'; 1_400_000], None).await.unwrap();
+    put(&world, 2, 20).await;
+    sees(&view, [(1, 10), (2, 20), (9, 90)]).await;
 }
 
 async fn a_view_takes_ten_thousand_changes_at_once(world: World) {

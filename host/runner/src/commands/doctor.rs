@@ -1,12 +1,14 @@
 //! `leasehold doctor`: what is wrong with what is registered in etcd, and the cure.
 
 mod clock;
+mod etcd;
+mod keys;
 mod leases;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, stream};
-use leasehold::{Addr, Error, Layout, Listed, Options, Registrar};
+use leasehold::{Addr, Error, Listed, Options, Registrar};
 use serde::Serialize;
 use tokio::{
     net::TcpStream,
@@ -28,8 +30,6 @@ use crate::{
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Nodes that are dialled at a time.
 const MAX_DIALS: usize = 64;
-/// An etcd that takes longer than this for a request is slow: renewals and registrations wait as long.
-const SLOW: Duration = Duration::from_millis(250);
 
 /// One thing that is wrong.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -88,20 +88,18 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
     let round_trip = begun.elapsed();
     let dials = async { if dial { unreachable(&listed).await } else { Vec::new() } };
     let held = listed.iter().map(|found| found.lease).collect();
-    let (unreachable, leases, skew) =
-        tokio::join!(dials, leases::examine(registrar, &held), clock::skew(&status.endpoint, options));
+    let (unreachable, leases, skew, health) = tokio::join!(
+        dials,
+        leases::examine(registrar, &held),
+        clock::skew(&status.endpoint, options),
+        registrar.health()
+    );
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
-    let mut findings = of_keys(&listed, &options.layouts);
+    let mut findings = keys::findings(&listed, &options.read_layouts());
     findings.extend(unreachable);
     findings.sort_by(|a, b| a.key.cmp(&b.key));
-    if round_trip > SLOW {
-        findings.push(Finding {
-            kind: "slow-etcd",
-            key: None,
-            found: format!("{} took {} ms to answer", status.endpoint, round_trip.as_millis()),
-            cure: "look at etcd's disk and at the network: etcd_disk_wal_fsync_duration_seconds tells".to_owned(),
-        });
-    }
+    findings.extend(etcd::slow(&status.endpoint, round_trip));
+    findings.extend(etcd::findings(&health.map_err(unavailable)?));
     findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
     Ok(Report {
         endpoint: status.endpoint,
@@ -114,64 +112,6 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
         findings,
         notes: notes.unwrap_or_default(),
     })
-}
-
-/// What keys and values tell by themselves.
-fn of_keys(listed: &[Listed], layouts: &[Layout]) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut places: BTreeMap<&str, Vec<&Listed>> = BTreeMap::new();
-    for found in listed {
-        let key = shown(&found.key);
-        let mut add = |kind, what: String, cure: String| {
-            findings.push(Finding { kind, key: Some(key.clone()), found: what, cure });
-        };
-        match &found.node {
-            Ok(node) => {
-                places.entry(node.addr.as_str()).or_default().push(found);
-                if found.lease == 0 {
-                    let what = "it stands under no lease, and so for ever, whether its service lives or not".to_owned();
-                    add("no-lease", what, format!("etcdctl del {key:?}; a service that lives registers again"));
-                }
-            }
-            Err(why) => {
-                let owner = Layout::NAMES.iter().find(|name| {
-                    let layout: Option<Layout> = name.parse().ok();
-                    layout.is_some_and(|layout| layout.parse(found.key.as_bytes(), &found.value).is_ok())
-                });
-                match owner {
-                    // Other layouts may keep their keys below this one's root.
-                    Some(owner) if !layouts.iter().any(|layout| layout.to_string() == *owner) => {}
-                    _ => {
-                        let what = format!("it is not a node: {}", shown(&why.to_string()));
-                        let cure = "clients skip it or break on it: mend its writer, or delete it; if it belongs to another \
-                                    application, give one of them another prefix";
-                        add("not-a-node", what, cure.to_owned());
-                    }
-                }
-            }
-        }
-    }
-    for (addr, sharing) in places {
-        let mut names: Vec<_> =
-            sharing.iter().filter_map(|found| found.node.as_ref().ok()).map(|node| &node.name).collect();
-        names.sort();
-        names.dedup();
-        let mut leases: Vec<_> = sharing.iter().map(|found| found.lease).collect();
-        leases.sort_unstable();
-        leases.dedup();
-        // One instance may have several names or layouts; two that do not know of each other have two leases.
-        if names.len() > 1 && leases.len() > 1 {
-            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-            findings.push(Finding {
-                kind: "shared-address",
-                key: Some(shown(&sharing[0].key)),
-                found: format!("{addr} is published by {}, under leases of their own", names.join(" and ")),
-                cure: "one of them is likely a ghost, or has a wrong advertised address: look which one listens there"
-                    .to_owned(),
-            });
-        }
-    }
-    findings
 }
 
 /// Which nodes take no connection from here.

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     time::Duration,
 };
 
-use leasehold::{Error, Listed, Options, Registrar, ServiceName};
+use leasehold::{Error, Listed, Options, Registrar, ServiceName, TimeLeft};
 use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
@@ -27,6 +28,7 @@ pub(super) struct Row {
     pub(super) version: String,
     pub(super) addr: String,
     pub(super) weight: Option<u32>,
+    pub(super) state: Standing,
     /// As etcdctl writes it; null for a key that outlives its host.
     #[serde(serialize_with = "hexadecimal")]
     pub(super) lease: Option<i64>,
@@ -34,27 +36,84 @@ pub(super) struct Row {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
+/// What keeps a key in etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Standing {
+    /// A lease that somebody renews.
+    Ok,
+    /// A lease that ought to have been renewed: less than a third of its time is left.
+    Expiring,
+    /// A lease that etcd has ended; the key is about to go.
+    LeaseGone,
+    /// Nothing: it outlives its host.
+    NoLease,
+    /// A lease that etcd told nothing of in time.
+    Unknown,
+}
+
+impl Standing {
+    fn of(left: TimeLeft) -> Self {
+        // etcd tells whole seconds, and there may be almost one more.
+        match (left.left + Duration::from_secs(1)) * 3 <= left.granted {
+            _ if left.granted.is_zero() => Self::LeaseGone,
+            true => Self::Expiring,
+            false => Self::Ok,
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Expiring => "expiring",
+            Self::LeaseGone => "lease-gone",
+            Self::NoLease => "no-lease",
+            Self::Unknown => "?",
+        })
+    }
+}
+
 /// What [`Row::cells`] are.
-pub(super) const HEADINGS: [&str; 6] = ["NAME", "VERSION", "ADDR", "WEIGHT", "LEASE", "TTL"];
+pub(super) const HEADINGS: [&str; 7] = ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "LEASE", "TTL"];
 
 /// Lists nodes on stdout; keys that are not nodes are counted on stderr.
 pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
     let options = args.etcd.registrar()?;
     let registrar = reach::start(&options)?;
-    let listed = read(&registrar, &options, name.as_ref()).await;
+    let listed = timed(&registrar, &options, name.as_ref()).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
-    let (rows, others) = rows(listed?);
+    let (rows, others) = listed?;
     if args.json {
         print_json(&rows)?;
     } else {
         print(&table(HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>()))?;
     }
+    let untold = rows.iter().filter(|row| row.state == Standing::Unknown).count();
+    if untold > 0 {
+        tracing::warn!("etcd did not tell in time how long the leases last: of {untold} of {}", rows.len());
+    }
     if others > 0 {
         tracing::warn!("{others} {} not a node", if others == 1 { "key is" } else { "keys are" });
     }
     Ok(())
+}
+
+/// Nodes with the time that is left to them, as far as etcd tells it, and how many keys are none.
+async fn timed(
+    registrar: &Registrar,
+    options: &Options,
+    name: Option<&ServiceName>,
+) -> Result<(Vec<Row>, usize), Failure> {
+    let (mut rows, others) = rows(read(registrar, options, name).await?);
+    let leases = rows.iter().filter_map(|row| row.lease).collect();
+    // The list is there, whatever becomes of this.
+    let left = registrar.times_left(leases, options.register_timeout).await.unwrap_or_default();
+    rows.iter_mut().for_each(|row| row.take_time(&left));
+    Ok((rows, others))
 }
 
 pub(super) async fn read(
@@ -78,7 +137,7 @@ fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
 }
 
 impl Row {
-    /// A node, or nothing.
+    /// A node, or nothing. Nobody has asked for its time yet.
     pub(super) fn of(found: Listed) -> Option<Self> {
         let node = found.node.ok()?;
         Some(Self {
@@ -87,36 +146,71 @@ impl Row {
             version: node.version.to_string(),
             addr: node.addr.to_string(),
             weight: node.weight.map(leasehold::Weight::value),
+            state: if found.lease == 0 { Standing::NoLease } else { Standing::Unknown },
             lease: (found.lease != 0).then_some(found.lease),
-            ttl_seconds: found.ttl_remaining.map(|left| left.as_secs()),
+            ttl_seconds: None,
             metadata: node.metadata.pairs().iter().cloned().collect(),
         })
     }
 
-    pub(super) fn cells(&self) -> [String; 6] {
+    pub(super) fn cells(&self) -> [String; 7] {
         let dash = || "-".to_owned();
         [
             self.name.clone(),
             if self.version.is_empty() { dash() } else { self.version.clone() },
             self.addr.clone(),
             self.weight.map_or_else(dash, |weight| weight.to_string()),
+            self.state.to_string(),
             self.lease.map_or_else(dash, |lease| format!("{lease:x}")),
-            self.ttl_seconds.map_or_else(dash, |seconds| format!("{seconds}s")),
+            match (self.lease, self.ttl_seconds) {
+                (_, Some(seconds)) => format!("{seconds}s"),
+                (Some(_), None) => "?".to_owned(),
+                (None, None) => dash(),
+            },
         ]
     }
 
-    pub(super) fn take_time(&mut self, left: &HashMap<i64, Duration>) {
+    pub(super) fn take_time(&mut self, left: &HashMap<i64, TimeLeft>) {
         if let Some(left) = self.lease.and_then(|lease| left.get(&lease)) {
-            self.ttl_seconds = Some(left.as_secs());
+            self.state = Standing::of(*left);
+            self.ttl_seconds = Some(left.left.as_secs());
         }
     }
 
     /// Whether all but the time that is left is the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        Self { ttl_seconds: None, ..self.clone() } == Self { ttl_seconds: None, ..other.clone() }
+        let timeless = |row: &Self| Self { state: Standing::Unknown, ttl_seconds: None, ..row.clone() };
+        timeless(self) == timeless(other)
     }
 }
 
 fn hexadecimal<S: Serializer>(lease: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
     lease.map(|lease| format!("{lease:x}")).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use leasehold::TimeLeft;
+
+    use super::Standing;
+
+    #[test]
+    fn a_lease_expires_when_less_than_a_third_of_its_time_is_left_for_certain() {
+        let standing = |granted, left| {
+            Standing::of(TimeLeft { granted: Duration::from_secs(granted), left: Duration::from_secs(left) })
+        };
+        for (granted, left, expected) in [
+            (10, 9, Standing::Ok),
+            (10, 3, Standing::Ok),
+            (10, 2, Standing::Expiring),
+            (3, 1, Standing::Ok),
+            (3, 0, Standing::Expiring),
+            (2, 0, Standing::Ok), // It may have 0.9 s.
+            (0, 0, Standing::LeaseGone),
+        ] {
+            assert_eq!(standing(granted, left), expected, "{left} of {granted}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use futures::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
-use leasehold::{Error, KeyEvent, Options, Registrar, ServiceName, Told};
+use leasehold::{Error, KeyEvent, Options, Registrar, ServiceName, TimeLeft, Told};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -93,13 +93,13 @@ async fn follow(
                 Told::Changes(events) => {
                     let changes = shown.turn(events);
                     if shown.begun {
-                        show(&mut shown, changes, registrar).await?;
+                        show(&mut shown, changes, registrar, options).await?;
                     }
                 }
                 Told::Current if shown.begun => tracing::info!("etcd is back"),
                 Told::Current => {
                     let all = shown.lines.values().map(|line| (line.what, line.row.clone())).collect();
-                    show(&mut shown, all, registrar).await?;
+                    show(&mut shown, all, registrar, options).await?;
                 }
                 // Never read: the mistake may be in the arguments.
                 Told::Lost(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
@@ -110,7 +110,7 @@ async fn follow(
             },
             _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {
                 let leases = shown.lines.values().filter_map(|line| line.row.lease).collect();
-                asking.set(registrar.times_left(leases).fuse());
+                asking.set(registrar.times_left(leases, options.request_timeout).fuse());
             }
             left = &mut asking => {
                 shown.take_times(&left.unwrap_or_default());
@@ -121,10 +121,15 @@ async fn follow(
 }
 
 /// Shows changes, with the time that is left to them now; where etcd does not tell, as it was known.
-async fn show(shown: &mut Shown, mut changes: Vec<(What, Row)>, registrar: &Registrar) -> Result<(), Failure> {
+async fn show(
+    shown: &mut Shown,
+    mut changes: Vec<(What, Row)>,
+    registrar: &Registrar,
+    options: &Options,
+) -> Result<(), Failure> {
     let there = changes.iter().filter(|(what, _)| *what != What::Left);
     let leases = there.filter_map(|(_, row)| row.lease).collect();
-    let left = registrar.times_left(leases).await.unwrap_or_default();
+    let left = registrar.times_left(leases, options.request_timeout).await.unwrap_or_default();
     shown.take_times(&left);
     changes.iter_mut().for_each(|(_, row)| row.take_time(&left));
     shown.print(&changes)
@@ -168,15 +173,14 @@ impl Shown {
         changes
     }
 
-    fn take_times(&mut self, left: &HashMap<i64, Duration>) {
+    fn take_times(&mut self, left: &HashMap<i64, TimeLeft>) {
         self.lines.values_mut().for_each(|line| line.row.take_time(left));
     }
 
     fn print(&mut self, changes: &[(What, Row)]) -> Result<(), Failure> {
         let begins = !std::mem::replace(&mut self.begun, true);
-        let live = self.live;
-        self.lines.retain(|_, line| line.what != What::Left || (live && line.is_fresh()));
-        if live {
+        self.forget();
+        if self.live {
             return print(&self.screen());
         }
         if self.json {
@@ -188,6 +192,12 @@ impl Shown {
         let text = table(headings(), &changes.iter().map(|(what, row)| marked(*what, row)).collect::<Vec<_>>());
         let (_, without_headings) = text.split_once('\n').unwrap_or_default();
         print(if begins { &text } else { without_headings })
+    }
+
+    /// What went is shown for a while.
+    fn forget(&mut self) {
+        let live = self.live;
+        self.lines.retain(|_, line| line.what != What::Left || (live && line.is_fresh()));
     }
 
     /// The whole table, in place of what the terminal shows.
@@ -205,28 +215,28 @@ impl Line {
     }
 }
 
-fn headings() -> [&'static str; 7] {
-    let [name, version, addr, weight, lease, ttl] = HEADINGS;
-    ["", name, version, addr, weight, lease, ttl]
+fn headings() -> [&'static str; 8] {
+    let [name, version, addr, weight, state, lease, ttl] = HEADINGS;
+    ["", name, version, addr, weight, state, lease, ttl]
 }
 
-fn marked(what: What, row: &Row) -> [String; 7] {
-    let [name, version, addr, weight, lease, ttl] = row.cells();
-    [what.mark().to_owned(), name, version, addr, weight, lease, ttl]
+fn marked(what: What, row: &Row) -> [String; 8] {
+    let [name, version, addr, weight, state, lease, ttl] = row.cells();
+    [what.mark().to_owned(), name, version, addr, weight, state, lease, ttl]
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
-    use leasehold::{KeyEvent, Layout, Listed};
+    use leasehold::{KeyEvent, Layout, Listed, TimeLeft};
 
-    use super::{Shown, What};
+    use super::{CLEAR, FRESH, Shown, What};
 
     fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
         let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
         let node = Layout::default().parse(key.as_bytes(), &value);
-        KeyEvent::Put(Listed { key, value, node, lease, ttl_remaining: None })
+        KeyEvent::Put(Listed { key, value, node, lease })
     }
 
     fn put(name: &str, weight: u32, lease: i64) -> KeyEvent {
@@ -255,5 +265,34 @@ mod tests {
         assert_eq!(told(true, vec![gone("a"), gone("x"), put("b", 2, 7)]), []);
         let last = vec![put("b", 2, 8), garbage("b"), gone("b"), put("a", 1, 7)];
         assert_eq!(told(true, last), expected(&[(What::Changed, "b"), (What::Left, "b"), (What::Joined, "a")]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_table_marks_what_changed_for_a_while() {
+        let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: true };
+        shown.turn(vec![put("a", 1, 7), put("b", 1, 8), put("c", 1, 0)]);
+        shown.begun = true;
+        let seconds =
+            |granted, left| TimeLeft { granted: Duration::from_secs(granted), left: Duration::from_secs(left) };
+        let table = |shown: &Shown| {
+            let screen = shown.screen();
+            let text = screen.strip_prefix(CLEAR).unwrap();
+            let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+            text.lines().map(words).collect::<Vec<_>>()
+        };
+        let headings = "NAME VERSION ADDR WEIGHT STATE LEASE TTL";
+        let foot = |count| format!("{count} registered; + came, ~ changed, - went; Ctrl-C ends");
+        let first = ["a - h:1 1 ? 7 ?", "b - h:1 1 ? 8 ?", "c - h:1 1 no-lease - -"];
+        assert_eq!(table(&shown), [&[headings][..], &first, &["", &foot(3)]].concat());
+        shown.take_times(&[(7, seconds(9, 8)), (8, seconds(9, 1))].into());
+        shown.turn(vec![put("a", 2, 7), KeyEvent::Deleted("/b/h:1".to_owned()), put("d", 1, 7)]);
+        shown.take_times(&[(7, seconds(9, 7)), (8, seconds(0, 0))].into());
+        let then =
+            ["~ a - h:1 2 ok 7 7s", "- b - h:1 1 lease-gone 8 0s", "c - h:1 1 no-lease - -", "+ d - h:1 1 ok 7 7s"];
+        assert_eq!(table(&shown), [&[headings][..], &then, &["", &foot(3)]].concat());
+        tokio::time::advance(FRESH).await;
+        shown.forget();
+        let last = ["a - h:1 2 ok 7 7s", "c - h:1 1 no-lease - -", "d - h:1 1 ok 7 7s"];
+        assert_eq!(table(&shown), [&[headings][..], &last, &["", &foot(3)]].concat());
     }
 }

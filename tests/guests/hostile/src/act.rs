@@ -48,6 +48,7 @@ pub(crate) fn act(name: &str) -> Outcome {
         "stop-twice" => stop_twice(),
         "weight-after-stop" => weight_after_stop(),
         "node-after-stop" => node_after_stop(),
+        _ if name.starts_with("resolve/") => resolve(&name["resolve/".len()..]),
         "resolve-foreign" => discovery::resolve("somebody-else", "").map(|nodes| nodes.len().to_string()),
 
         "trap" => panic!("told to trap"),
@@ -165,6 +166,16 @@ fn node_after_stop() -> Outcome {
     let registration = register(&own())?;
     registration.stop()?;
     Ok(format!("{} {}", registration.key(), registration.node().name))
+}
+
+/// The nodes of `NAME` or `NAME/VERSION`, a line each.
+fn resolve(what: &str) -> Outcome {
+    let (name, version) = what.split_once('/').unwrap_or((what, ""));
+    let nodes = discovery::resolve(name, version)?;
+    let line = |node: &ServerNode| {
+        format!("{} {} {} {:?} {:?}", node.name, node.version, node.addr, node.weight, node.metadata)
+    };
+    Ok(nodes.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 /// Traps from one second of the configuration until another.

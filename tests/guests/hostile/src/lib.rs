@@ -3,8 +3,9 @@
 //! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
 //! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the example there.
-//! `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
+//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /hurried/HOST` one that waits
+//! half a second for a connection, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the
+//! example there. `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
@@ -48,6 +49,8 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
         fan(count.parse().unwrap_or(1), host).await
     } else if let Some(host) = path.strip_prefix("/secure/") {
         told_of_a_call(call("https", host).await)
+    } else if let Some(host) = path.strip_prefix("/hurried/") {
+        told_of_a_call(hurried(host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
         told_of_a_call(greet(host).await)
     } else {
@@ -94,6 +97,15 @@ async fn fan(count: usize, host: &str) -> String {
         told.push(call.await.unwrap_or_else(|error| format!("{error:?}")));
     }
     json!(told).to_string()
+}
+
+/// The same, where connections are there within half a second.
+async fn hurried(host: &str) -> Result<String, Error> {
+    let request = Request::get(format!("http://{host}/")).body(Body::empty())?;
+    let mut client = Client::new();
+    client.set_connect_timeout(Duration::from_millis(500));
+    let mut response = client.send(request).await?;
+    Ok(response.body_mut().str_contents().await?.to_owned())
 }
 
 fn report(outcome: Outcome) -> String {
