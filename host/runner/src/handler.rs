@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     component::Loaded,
     config::{Health, Spec},
-    door::Door,
+    door::{Door, Places},
     engine::Engine,
     failure::Failure,
     guest::Guest,
@@ -129,8 +129,10 @@ impl Handler {
 
     async fn answers(&self, version: &Version, health: &Health, spec: &Spec) -> Result<(), String> {
         let (until, authority) = (Instant::now() + spec.limits.start_timeout, self.bound.to_string());
+        // It does not wait for the requests that the former version has.
+        let places = Places::new(1);
         loop {
-            match health::probe(&version.door, Some(health), &authority).await {
+            match health::probe(&version.door, &places, Some(health), &authority).await {
                 Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
                 outcome => return outcome,
             }

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Health, Probe},
-    door::Door,
+    door::{Door, Places},
     failure::one_line,
     stats::Stats,
     tracked::Tracked,
@@ -176,19 +176,26 @@ impl Checkup {
         match &self.asked {
             Asked::Door(doors, authority) => {
                 let door = Arc::clone(&doors.borrow());
-                probe(&door, self.health.as_ref(), authority).await
+                probe(&door, &door.places, self.health.as_ref(), authority).await
             }
             Asked::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
         }
     }
 }
 
-/// Asks through a door, like a client. A component without a health check answers anything but with a failure.
-pub(crate) async fn probe(door: &Door, health: Option<&Health>, authority: &str) -> Result<(), String> {
+/// Asks through a door, like a client, in one of these places. A component without a health check answers anything but with
+/// a failure.
+pub(crate) async fn probe(
+    door: &Door,
+    places: &Places,
+    health: Option<&Health>,
+    authority: &str,
+) -> Result<(), String> {
     let patience = health.map_or(PATIENCE, |health| health.timeout);
     let probe = health.map(|health| &health.probe);
     let asking = async {
-        let response = door.probe(question(probe, authority)).await.map_err(|hit| format!("{hit:?}").to_lowercase())?;
+        let response = door.probe(question(probe, authority), places).await;
+        let response = response.map_err(|hit| format!("{hit:?}").to_lowercase())?;
         judge(probe, response).await
     };
     timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))

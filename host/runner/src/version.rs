@@ -1,8 +1,8 @@
 //! One version of a service's component, in the order it is lived: started, served through its door, retired.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::{
@@ -15,9 +15,6 @@ use crate::{
     instances::{Instances, Reuse},
     life::Life,
 };
-
-/// How often a version that retires is asked whether it has answered everything.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// A version that has been started.
 pub(crate) struct Version {
@@ -52,13 +49,9 @@ impl Version {
 
     /// Ends it once its requests are answered, or have had their time. Nobody is sent to it any more.
     pub(crate) async fn retire(mut self, spec: Spec) {
-        let idle = async {
-            while !self.door.is_idle() {
-                sleep(LOOK).await;
-            }
-        };
+        self.guest.replaced.cancel();
         let deadline = spec.limits.drain_timeout;
-        if timeout(deadline, idle).await.is_err() {
+        if timeout(deadline, self.door.emptied()).await.is_err() {
             tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");
         }
         self.stop(&spec).await;
