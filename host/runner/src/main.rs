@@ -267,6 +267,9 @@ async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded,
         compiled.way(&path)?;
         loaded.insert((path, precompiled), compiled);
     }
+    if let Some((compiled, cached)) = engine.compiled() {
+        tracing::debug!(compiled, cached, "components are loaded");
+    }
     let mut services = Vec::with_capacity(specs.len());
     for spec in specs {
         let component = loaded[&(spec.component.clone(), spec.precompiled)].clone();
