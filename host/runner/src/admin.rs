@@ -197,7 +197,10 @@ impl Desk {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is starting\n".to_owned());
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
-        for face in self.roster.services() {
+        let services = self.roster.services();
+        let all_out = services.iter().all(Face::is_out);
+        // One that was drained by command does not speak against the host, unless there is no other.
+        for face in services.iter().filter(|face| all_out || !face.is_out()) {
             match face.readiness() {
                 Readiness::Ready => {}
                 Readiness::Unknown(said) => unknown += &format!("{}: {said}\n", face.name),

@@ -125,6 +125,11 @@ impl Face {
         self.present.borrow().phase
     }
 
+    /// Whether it was told to end, alone: its being out is what somebody wants.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.phase(), Phase::Draining | Phase::Drained)
+    }
+
     pub(crate) fn guest(&self) -> Arc<Guest> {
         Arc::clone(&self.present.borrow().guest)
     }

@@ -154,10 +154,14 @@ async fn admin_drains_one_service_and_it_stays_out() {
     world.stands(&format!("/plain/{}", host.addr("plain"))).await;
 
     let readyz = get(&format!("{admin}readyz")).await;
-    assert_eq!((readyz.status, readyz.body.as_str()), (503, "not ready\nhostile: it is drained\n"));
+    assert_eq!((readyz.status, readyz.body.as_str()), (200, "ready\n"), "the other one is served");
     let again = drain(&["hostile", "--admin", &admin, "--json"]).await;
     let rows: Value = serde_json::from_str(&again.stdout).expect("JSON");
     assert_eq!((&rows[0]["phase"], &rows[0]["keys_gone"]), (&json!("drained"), &json!(true)));
+    assert_eq!(drain(&["plain", "--admin", &admin]).await.code, Some(0));
+    let readyz = get(&format!("{admin}readyz")).await;
+    let nobody = "not ready\nhostile: it is drained\nplain: it is drained\n";
+    assert_eq!((readyz.status, readyz.body.as_str()), (503, nobody));
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
 }
