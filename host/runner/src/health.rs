@@ -83,7 +83,7 @@ enum Condition {
 }
 
 impl Checkup {
-    /// One that has yet to answer where it is asked how it is, and is trusted otherwise.
+    /// One that has yet to answer where it is asked how it is, unless it is trusted until then.
     pub(crate) fn new(health: Option<Health>, asked: Asked, stats: Arc<Stats>, trusted: bool) -> Self {
         let now = Instant::now();
         let well = trusted || health.is_none();
@@ -97,6 +97,11 @@ impl Checkup {
             next_probe: now,
             next_look: now + LOOK,
         }
+    }
+
+    /// Whether nothing speaks against its being found.
+    pub(crate) fn is_well(&self) -> bool {
+        self.condition == Condition::Well
     }
 
     /// Waits for the next change. Dropped halfway, it goes on where it was.
@@ -164,9 +169,13 @@ impl Checkup {
         self.next_probe = Instant::now() + FIRST_PAUSE;
     }
 
-    /// There is a new version: what the old one did is forgotten, and it is asked at once.
-    pub(crate) fn afresh(&mut self) {
+    /// There is a new version: what the old one did is forgotten, and it is asked at once. One whose health check was
+    /// answered well is well.
+    pub(crate) fn afresh(&mut self, proven: bool) {
         let now = Instant::now();
+        if proven {
+            (self.condition, self.row) = (Condition::Well, Row::new(true));
+        }
         self.ward = Ward::new(now, self.stats.failed(), self.stats.all());
         self.next_probe = now;
     }

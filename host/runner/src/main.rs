@@ -30,6 +30,7 @@ mod outbound;
 mod output;
 mod program;
 mod reach;
+mod reload;
 mod roster;
 mod run;
 mod service;
