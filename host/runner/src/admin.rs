@@ -19,7 +19,11 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc::error::TrySendError, oneshot},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,7 +33,7 @@ use crate::{
     failure::Failure,
     http::bind,
     metrics::{self, Events},
-    roster::{Command, Face, Readiness, Roster},
+    roster::{Asker, Face, Readiness, Roster},
 };
 
 /// Connections at a time; further ones wait in the kernel's queue.
@@ -197,7 +201,10 @@ impl Desk {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is starting\n".to_owned());
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
-        for face in self.roster.services() {
+        let services = self.roster.services();
+        let all_out = services.iter().all(Face::is_out);
+        // One that was drained by command does not speak against the host, unless there is no other.
+        for face in services.iter().filter(|face| all_out || !face.is_out()) {
             match face.readiness() {
                 Readiness::Ready => {}
                 Readiness::Unknown(said) => unknown += &format!("{}: {said}\n", face.name),
@@ -228,7 +235,7 @@ impl Desk {
     }
 
     async fn drain(&self, name: &str) -> Answer {
-        let asked = self.ask(Some(name), Command::Drain);
+        let asked = self.ask(Some(name), |face| &face.drains);
         self.told(asked, |face, drained| {
             json!({
                 "service": face.name.as_str(),
@@ -242,7 +249,7 @@ impl Desk {
     }
 
     async fn reload(&self, name: Option<&str>) -> Answer {
-        let asked = self.ask(name, Command::Reload);
+        let asked = self.ask(name, |face| &face.reloads);
         self.told(asked, |face, outcome| {
             json!({
                 "service": face.name.as_str(),
@@ -259,7 +266,7 @@ impl Desk {
     fn ask<T>(
         &self,
         name: Option<&str>,
-        command: impl Fn(oneshot::Sender<T>) -> Command,
+        queue: impl Fn(&Face) -> &mpsc::Sender<Asker<T>>,
     ) -> Result<Asked<'_, T>, Refused> {
         if self.roster.ending.is_cancelled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
@@ -276,7 +283,7 @@ impl Desk {
             .filter(meant)
             .map(|face| {
                 let (reply, outcome) = oneshot::channel();
-                match face.commands.try_send(command(reply)) {
+                match queue(face).try_send(reply) {
                     Ok(()) => Ok((face, outcome)),
                     Err(TrySendError::Full(_)) => {
                         Err((StatusCode::CONFLICT, format!("{} has enough to do already", face.name)))

@@ -15,6 +15,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
 };
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
@@ -108,8 +109,8 @@ pub(crate) struct Answer {
     ended: bool,
 }
 
-/// Of the hall, of the room, and among those that are counted.
-pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, Within);
+/// Of the hall, of the room, and among those that are counted: by the service, and by the door.
+pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, (Within, TaskTrackerToken));
 
 struct Hold {
     waiting: Waiting,

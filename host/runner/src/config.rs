@@ -320,6 +320,11 @@ impl FromStr for Endpoint {
 }
 
 impl Spec {
+    /// Whether the component is to answer its health check before it can register anything.
+    pub(crate) fn answers_first(&self) -> bool {
+        self.health.is_some() && self.register == Register::Component
+    }
+
     /// A service with the defaults of everything that has one.
     pub(crate) fn new(name: ServiceName, component: PathBuf, listen: SocketAddr) -> Self {
         Self {

@@ -14,7 +14,7 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
     Error, WasiBody,
@@ -44,6 +44,14 @@ pub(crate) struct Door {
     body_size: usize,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
+    pub(crate) places: Places,
+    /// Requests that are in here.
+    inside: TaskTracker,
+}
+
+/// What a service has for requests, whichever version answers them.
+#[derive(Clone)]
+pub(crate) struct Places {
     most: u32,
     /// Requests that are answered or wait.
     hall: Arc<Semaphore>,
@@ -51,20 +59,30 @@ pub(crate) struct Door {
     room: Arc<Semaphore>,
 }
 
+impl Places {
+    /// For so many requests that are answered at a time, and as many that wait.
+    pub(crate) fn new(concurrency: u32) -> Self {
+        let most = concurrency.saturating_mul(2);
+        Self {
+            most,
+            hall: Arc::new(Semaphore::new(most as usize)),
+            room: Arc::new(Semaphore::new(concurrency as usize)),
+        }
+    }
+}
+
 impl Door {
     pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
-        let most = limits.concurrency.saturating_mul(2);
         Self {
             name,
+            places: instances.guest.places.clone(),
+            inside: TaskTracker::new(),
             stats: Arc::clone(&instances.guest.stats),
             tracer: instances.guest.tracer.clone(),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
             stream_timeout: limits.stream_timeout(),
             body_size: limits.body_size,
-            most,
-            hall: Arc::new(Semaphore::new(most as usize)),
-            room: Arc::new(Semaphore::new(limits.concurrency as usize)),
         }
     }
 
@@ -79,7 +97,7 @@ impl Door {
 
     /// Requests that are neither refused nor answered yet, at most.
     pub(crate) fn most_requests(&self) -> u32 {
-        self.most
+        self.places.most
     }
 
     /// The component's answer to what came by `scheme`, or what is said in its place.
@@ -95,7 +113,7 @@ impl Door {
             if request.body().is_end_stream() {
                 // There is nothing to count.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, grpc, &mut span).await;
+                return self.attempt(request, &self.places, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
@@ -103,7 +121,7 @@ impl Door {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, grpc, &mut span) => answered.map_err(|hit| match hit {
+                answered = self.attempt(request, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
                     Hit::Failed if broken.is_cancelled() => Hit::Broken,
                     hit => hit,
                 }),
@@ -141,21 +159,27 @@ impl Door {
     }
 
     /// The component's answer to a question of the host's own, which counts for nothing.
-    pub(crate) async fn probe(&self, question: http::Request<Full<Bytes>>) -> Result<Response<Answer>, Hit> {
+    pub(crate) async fn probe(
+        &self,
+        question: http::Request<Full<Bytes>>,
+        places: &Places,
+    ) -> Result<Response<Answer>, Hit> {
         let grpc = grpc::is_spoken(question.headers());
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        self.attempt(question, grpc, &mut None).await
+        self.attempt(question, places, grpc, &mut None).await
     }
 
-    /// Whether no request is in here.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.hall.available_permits() == self.most as usize
+    /// Waits until no request is in here, for a door to which nobody is sent any more.
+    pub(crate) async fn emptied(&self) {
+        self.inside.close();
+        self.inside.wait().await;
     }
 
     /// The span goes with the answer, once there is one.
     async fn attempt(
         &self,
         request: http::Request<WasiBody>,
+        places: &Places,
         grpc: bool,
         span: &mut Option<Span>,
     ) -> Result<Response<Answer>, Hit> {
@@ -167,10 +191,10 @@ impl Door {
         let deadline = asked.and_then(|asked| arrived.checked_add(asked));
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
-        let entered = Arc::clone(&self.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
-        let counted = self.stats.enter();
+        let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
+        let counted = (self.stats.enter(), self.inside.token());
         let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
-        let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&self.room).acquire_owned()).await else {
+        let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await else {
             let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
             return Err(if theirs { self.late(arrived) } else { Hit::Waited });
         };

@@ -16,6 +16,7 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
+    door::Places,
     input::Input,
     mesh::Mesh,
     outbound::Outbound,
@@ -67,6 +68,9 @@ pub(crate) struct Guest {
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
     pub(crate) tracer: Option<Tracer>,
+    pub(crate) places: Places,
+    /// Cancelled when requests go to a later version: an instance that idles is of no more use.
+    pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
     most_instances: u32,
 }
@@ -139,12 +143,15 @@ impl Guest {
             ended: CancellationToken::new(),
             stats,
             tracer,
+            places: Places::new(spec.limits.concurrency),
+            replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
             most_instances: Self::slots(&spec.limits),
         }
     }
 
-    /// The same for the component's next version. Both share the slots, so that together they have no more instances.
+    /// The same for the component's next version. Both share the places of requests, so that the limit on these is one of
+    /// the service, and the slots for instances: they suffice for so many requests, whichever version answers.
     pub(crate) fn successor(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -158,6 +165,8 @@ impl Guest {
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
+            places: self.places.clone(),
+            replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
             most_instances: self.most_instances,
         }

@@ -1,29 +1,25 @@
 //! A service whose listener is the host's, in the order it is lived: bound, started, replaced, drained.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     net::TcpListener,
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 
 use crate::{
     component::Loaded,
-    config::{Health, Spec},
+    config::Spec,
     door::Door,
     engine::Engine,
     failure::Failure,
     guest::Guest,
-    health,
     http::{self, Server},
     tls::Tls,
     version::Version,
 };
-
-/// The pause between two questions to a new version.
-const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The component, and the way of requests to it.
 pub(crate) struct Handler {
@@ -63,7 +59,7 @@ impl Handler {
         self.bound
     }
 
-    /// Starts the component, and serves it.
+    /// Serves the component, which is started before that, unless it is to answer first.
     pub(crate) async fn start(
         &mut self,
         spec: &Spec,
@@ -71,7 +67,10 @@ impl Handler {
         loaded: &Loaded,
         guest: &Arc<Guest>,
     ) -> Result<(), Failure> {
-        let version = Self::version(spec, engine, loaded, guest).await?;
+        let mut version = Version::open(spec, engine, loaded, Arc::clone(guest))?;
+        if !spec.answers_first() {
+            version.begin(spec, engine, loaded).await?;
+        }
         let doors = watch::Sender::new(Arc::clone(&version.door));
         let tls = self.tls.clone();
         self.server =
@@ -80,9 +79,12 @@ impl Handler {
         Ok(())
     }
 
-    async fn version(spec: &Spec, engine: &Engine, loaded: &Loaded, guest: &Arc<Guest>) -> Result<Version, Failure> {
-        let pre = loaded.handler(&spec.component)?;
-        Version::start(spec, engine, loaded, pre, Arc::clone(guest)).await
+    /// Starts the component that has answered.
+    pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
+        match &mut self.version {
+            Some(version) => version.begin(spec, engine, loaded).await,
+            None => Ok(()),
+        }
     }
 
     /// Where requests go, once it is started.
@@ -90,50 +92,18 @@ impl Handler {
         self.doors.as_ref().map(watch::Sender::subscribe)
     }
 
-    /// Starts another version beside the one that is served, and moves the requests there. Whatever goes wrong before the
-    /// move leaves everything as it was.
-    pub(crate) async fn replace(
-        &mut self,
-        spec: &Spec,
-        engine: &Engine,
-        loaded: &Loaded,
-        guest: &Arc<Guest>,
-    ) -> Result<(), Failure> {
-        // One at a time: each holds instances.
-        self.retiring.close();
-        self.retiring.wait().await;
-        self.retiring.reopen();
-        let version = Self::version(spec, engine, loaded, guest).await?;
-        let version = self.proven(version, spec).await?;
+    /// Former versions that still answer.
+    pub(crate) fn retiring(&self) -> TaskTracker {
+        self.retiring.clone()
+    }
+
+    /// Moves the requests to another version, which has been started beside the one that is served.
+    pub(crate) fn replace(&mut self, version: Version, spec: &Spec) {
         if let Some(doors) = &self.doors {
             doors.send_replace(Arc::clone(&version.door));
         }
         if let Some(former) = self.version.replace(version) {
             self.retiring.spawn(former.retire(spec.clone()));
-        }
-        Ok(())
-    }
-
-    /// A version that is asked how it is before requests go to it, where that can be asked.
-    async fn proven(&self, mut version: Version, spec: &Spec) -> Result<Version, Failure> {
-        let Some(health) = &spec.health else { return Ok(version) };
-        let answered = self.answers(&version, health, spec).await;
-        match answered {
-            Ok(()) => Ok(version),
-            Err(said) => {
-                version.stop(spec).await;
-                Err(Failure::other(format!("{}: the new version's health check fails: {said}", spec.name)))
-            }
-        }
-    }
-
-    async fn answers(&self, version: &Version, health: &Health, spec: &Spec) -> Result<(), String> {
-        let (until, authority) = (Instant::now() + spec.limits.start_timeout, self.bound.to_string());
-        loop {
-            match health::probe(&version.door, Some(health), &authority).await {
-                Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
-                outcome => return outcome,
-            }
         }
     }
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Health, Probe},
-    door::Door,
+    door::{Door, Places},
     failure::one_line,
     stats::Stats,
     tracked::Tracked,
@@ -83,7 +83,7 @@ enum Condition {
 }
 
 impl Checkup {
-    /// One that has yet to answer where it is asked how it is, and is trusted otherwise.
+    /// One that has yet to answer where it is asked how it is, unless it is trusted until then.
     pub(crate) fn new(health: Option<Health>, asked: Asked, stats: Arc<Stats>, trusted: bool) -> Self {
         let now = Instant::now();
         let well = trusted || health.is_none();
@@ -97,6 +97,11 @@ impl Checkup {
             next_probe: now,
             next_look: now + LOOK,
         }
+    }
+
+    /// Whether nothing speaks against its being found.
+    pub(crate) fn is_well(&self) -> bool {
+        self.condition == Condition::Well
     }
 
     /// Waits for the next change. Dropped halfway, it goes on where it was.
@@ -164,9 +169,13 @@ impl Checkup {
         self.next_probe = Instant::now() + FIRST_PAUSE;
     }
 
-    /// There is a new version: what the old one did is forgotten, and it is asked at once.
-    pub(crate) fn afresh(&mut self) {
+    /// There is a new version: what the old one did is forgotten, and it is asked at once. One whose health check was
+    /// answered well is well.
+    pub(crate) fn afresh(&mut self, proven: bool) {
         let now = Instant::now();
+        if proven {
+            (self.condition, self.row) = (Condition::Well, Row::new(true));
+        }
         self.ward = Ward::new(now, self.stats.failed(), self.stats.all());
         self.next_probe = now;
     }
@@ -176,19 +185,26 @@ impl Checkup {
         match &self.asked {
             Asked::Door(doors, authority) => {
                 let door = Arc::clone(&doors.borrow());
-                probe(&door, self.health.as_ref(), authority).await
+                probe(&door, &door.places, self.health.as_ref(), authority).await
             }
             Asked::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
         }
     }
 }
 
-/// Asks through a door, like a client. A component without a health check answers anything but with a failure.
-pub(crate) async fn probe(door: &Door, health: Option<&Health>, authority: &str) -> Result<(), String> {
+/// Asks through a door, like a client, in one of these places. A component without a health check answers anything but with
+/// a failure.
+pub(crate) async fn probe(
+    door: &Door,
+    places: &Places,
+    health: Option<&Health>,
+    authority: &str,
+) -> Result<(), String> {
     let patience = health.map_or(PATIENCE, |health| health.timeout);
     let probe = health.map(|health| &health.probe);
     let asking = async {
-        let response = door.probe(question(probe, authority)).await.map_err(|hit| format!("{hit:?}").to_lowercase())?;
+        let response = door.probe(question(probe, authority), places).await;
+        let response = response.map_err(|hit| format!("{hit:?}").to_lowercase())?;
         judge(probe, response).await
     };
     timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))

@@ -9,6 +9,7 @@ use std::{
 
 use leasehold::ServiceName;
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use wasmtime::{Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
 use wasmtime_wasi_http::{
     WasiHttpView,
@@ -63,6 +64,7 @@ impl HandlerState for Instances {
             expiration: Expiration {
                 stream_timeout: self.stream_timeout,
                 sleep: Box::pin(sleep(IDLE)),
+                replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
                 calls: Arc::clone(&calls),
             },
             state: Worker { name: self.name.clone(), guest: Arc::clone(&self.guest), reuse: self.reuse, calls },
@@ -93,11 +95,12 @@ impl Reuse {
     }
 }
 
-/// The end of an instance that idles, whose last request or answer is overdue, or whose clients have all left. It is polled
-/// outside of the component, so that one that computes for ever ends as well.
+/// The end of an instance that idles too long or for a version that was replaced, whose last request or answer is overdue, or
+/// whose clients have all left. It is polled outside of the component, so that one that computes for ever ends as well.
 pub(crate) struct Expiration {
     stream_timeout: Duration,
     sleep: Pin<Box<Sleep>>,
+    replaced: Pin<Box<WaitForCancellationFutureOwned>>,
     calls: Arc<Calls>,
 }
 
@@ -105,6 +108,10 @@ impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         if self.calls.poll_abandoned(cx).is_ready() {
             self.calls.ended(End::Abandoned);
+            return Poll::Ready(());
+        }
+        if matches!(status, WorkerStatus::Idle) && self.replaced.as_mut().poll(cx).is_ready() {
+            // The next version needs its slot.
             return Poll::Ready(());
         }
         let allowed = match status {

@@ -31,6 +31,7 @@ mod outbound;
 mod output;
 mod program;
 mod reach;
+mod reload;
 mod roster;
 mod run;
 mod service;
@@ -274,6 +275,9 @@ async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded,
         let compiled = compiled.await.with_context(|| format!("{} could not be compiled", path.display()))??;
         compiled.way(&path)?;
         loaded.insert((path, precompiled), compiled);
+    }
+    if let Some((compiled, cached)) = engine.compiled() {
+        tracing::debug!(compiled, cached, "components are loaded");
     }
     let mut services = Vec::with_capacity(specs.len());
     for spec in specs {

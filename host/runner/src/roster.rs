@@ -11,8 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Register, failure::Failure, guest::Guest, stats::Stats};
 
-/// Commands that wait for one service, at most.
-pub(crate) const MAX_COMMANDS: usize = 4;
+/// Those who wait for one service to do what they asked for, at most; of each kind.
+pub(crate) const MAX_ASKERS: usize = 4;
+
+/// Where who asked for something hears how it went.
+pub(crate) type Asker<T> = oneshot::Sender<T>;
 
 /// All services, once they are bound.
 pub(crate) struct Roster {
@@ -32,7 +35,10 @@ pub(crate) struct Face {
     pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
     pub(crate) present: watch::Receiver<Present>,
-    pub(crate) commands: mpsc::Sender<Command>,
+    /// To end, while the others go on.
+    pub(crate) drains: mpsc::Sender<Asker<Drained>>,
+    /// To go on with what is in the component's file now.
+    pub(crate) reloads: mpsc::Sender<Asker<Result<(), Failure>>>,
 }
 
 /// A service at one moment.
@@ -71,15 +77,6 @@ impl fmt::Display for Phase {
             Self::Drained => "drained",
         })
     }
-}
-
-/// What can be asked of a service while it lives.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// To end, while the others go on.
-    Drain(oneshot::Sender<Drained>),
-    /// To go on with what is in the component's file now.
-    Reload(oneshot::Sender<Result<(), Failure>>),
 }
 
 /// How a drain went.
@@ -123,6 +120,11 @@ impl Roster {
 impl Face {
     pub(crate) fn phase(&self) -> Phase {
         self.present.borrow().phase
+    }
+
+    /// Whether it was told to end, alone: its being out is what somebody wants.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.phase(), Phase::Draining | Phase::Drained)
     }
 
     pub(crate) fn guest(&self) -> Arc<Guest> {

@@ -7,7 +7,6 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tokio_util::task::TaskTracker;
 
 use crate::{
     cli::url,
@@ -19,21 +18,26 @@ use crate::{
     handler::Handler,
     health::{Asked, Checkup, Verdict},
     program::{Event, Program},
-    roster::{Command, Drained, Face, MAX_COMMANDS, Phase, Present},
+    reload::{Aside, Made, Reload, give_back},
+    roster::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
     stats::Hit,
     traces::Traces,
+    version::Version,
     watched::Watched,
 };
 
 /// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
-const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
+pub(crate) const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A service whose address is known to be free for it.
 pub(crate) struct Service {
     spec: Spec,
     /// What others see of it.
     present: watch::Sender<Present>,
-    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+    drains: Queue<Drained>,
+    reloads: Queue<Result<(), Failure>>,
+    /// The reload that is under way.
+    reload: Option<Reload>,
     engine: Engine,
     loaded: Loaded,
     guest: Arc<Guest>,
@@ -44,6 +48,16 @@ pub(crate) struct Service {
     watched: Option<Watched>,
     /// Whether clients may have found it in etcd.
     announced: bool,
+    /// Whether the component's `lifecycle` has been started, where it is.
+    begun: bool,
+}
+
+/// Those who have asked for something, until `live` takes it; the sender is for those who ask.
+type Queue<T> = (mpsc::Sender<Asker<T>>, Option<mpsc::Receiver<Asker<T>>>);
+
+fn queue<T>() -> Queue<T> {
+    let (asking, asked) = mpsc::channel(MAX_ASKERS);
+    (asking, Some(asked))
 }
 
 /// Who accepts the connections.
@@ -88,7 +102,9 @@ impl Service {
         Ok(Self {
             spec,
             present: watch::Sender::new(present),
-            commands: mpsc::channel(MAX_COMMANDS),
+            drains: queue(),
+            reloads: queue(),
+            reload: None,
             engine: engine.clone(),
             loaded,
             guest,
@@ -98,6 +114,7 @@ impl Service {
             checkup: None,
             watched: None,
             announced: false,
+            begun: false,
         })
     }
 
@@ -124,7 +141,8 @@ impl Service {
             register: self.spec.register,
             stats: Arc::clone(&self.guest.stats),
             present: self.present.subscribe(),
-            commands: self.commands.0.clone(),
+            drains: self.drains.0.clone(),
+            reloads: self.reloads.0.clone(),
         }
     }
 
@@ -149,9 +167,10 @@ impl Service {
         if self.spec.follow {
             self.watched = Some(Watched::new(&self.spec.component).await);
         }
-        let is_well = match (self.spec.register, &self.spec.health, &mut self.checkup) {
-            // Announced once it answers, and until then not.
-            (Register::Host, Some(_), Some(checkup)) => {
+        self.begun = !self.answers_first();
+        // Announced once it answers, and until then not.
+        let is_well = match &mut self.checkup {
+            Some(checkup) if !checkup.is_well() => {
                 matches!(timeout(self.spec.limits.start_timeout, checkup.next()).await, Ok(Verdict::Well))
             }
             _ => true,
@@ -162,6 +181,11 @@ impl Service {
             tracing::warn!(service = %self.spec.name, url = self.url(), "not announced: {why}");
             return Ok(());
         }
+        match &mut self.work {
+            Work::Handler(handler) if !self.begun => handler.begin(&self.spec, &self.engine, &self.loaded).await?,
+            _ => {}
+        }
+        self.begun = true;
         if self.spec.register == Register::Host {
             self.register().await?;
         }
@@ -170,13 +194,19 @@ impl Service {
         Ok(())
     }
 
+    /// Whether the component is to answer its health check before it is started. A program cannot: it registers what it
+    /// likes once it runs.
+    fn answers_first(&self) -> bool {
+        matches!(self.work, Work::Handler(_)) && self.spec.answers_first()
+    }
+
     /// What is not in etcd cannot be taken out of it.
     fn checked(&self) -> Option<Checkup> {
         let asked = match &self.work {
             Work::Handler(handler) => Asked::Door(handler.doors()?, self.bound.to_string()),
             Work::Program(_) => Asked::Address(self.spec.reachable()),
         };
-        let trusted = self.spec.register == Register::Component;
+        let trusted = self.spec.register == Register::Component && !self.answers_first();
         let checkup = || Checkup::new(self.spec.health.clone(), asked, Arc::clone(&self.guest.stats), trusted);
         (self.spec.register != Register::Off).then(checkup)
     }
@@ -198,9 +228,25 @@ impl Service {
     /// Does what it is told and what its health asks for while it is served, for ever. When this is dropped halfway the
     /// caller's `drain` goes on.
     pub(crate) async fn live(&mut self) -> Infallible {
+        let (Some(mut drains), Some(mut reloads)) = (self.drains.1.take(), self.reloads.1.take()) else {
+            return pending().await;
+        };
+        loop {
+            // Whatever it does at the moment gives way.
+            let reply = tokio::select! {
+                reply = drains.recv() => reply.expect("it holds a sender itself"),
+                never = self.serve(&mut reloads) => match never {},
+            };
+            tracing::info!(service = %self.spec.name, "draining, as asked");
+            let _ = reply.send(self.drain().await); // Whoever asked may have gone away.
+        }
+    }
+
+    async fn serve(&mut self, reloads: &mut mpsc::Receiver<Asker<Result<(), Failure>>>) -> Infallible {
         loop {
             // Whoever else may answer at the address of a program that is down is not asked.
             let is_up = !matches!(&self.work, Work::Program(program) if !program.is_up());
+            let is_free = self.reload.is_none();
             let verdict = async {
                 match &mut self.checkup {
                     Some(checkup) if is_up => checkup.next().await,
@@ -215,21 +261,20 @@ impl Service {
             };
             let changed = async {
                 match &mut self.watched {
-                    Some(watched) => watched.changed().await,
+                    Some(watched) if is_free => watched.changed().await,
+                    _ => pending().await,
+                }
+            };
+            let made = async {
+                match &mut self.reload {
+                    Some(reload) => reload.made().await,
                     None => pending().await,
                 }
             };
             tokio::select! {
-                command = self.commands.1.recv() => match command.expect("it holds a sender itself") {
-                    // Whoever asked may have gone away.
-                    Command::Drain(reply) => {
-                        tracing::info!(service = %self.spec.name, "draining, as asked");
-                        let _ = reply.send(self.drain().await);
-                    }
-                    Command::Reload(reply) => {
-                        let _ = reply.send(self.reload().await);
-                    }
-                },
+                asker = reloads.recv(), if is_free => self.reload(asker),
+                () = changed => self.reload(None),
+                made = made => self.go_on(made).await,
                 verdict = verdict => match verdict {
                     Verdict::Ill(why) => self.withdraw(&why).await,
                     Verdict::Well => self.announce().await,
@@ -238,9 +283,6 @@ impl Service {
                     Event::Fell(why, pause) => self.fell(&why, pause).await,
                     Event::Due => self.rise().await,
                 },
-                () = changed => {
-                    let _ = self.reload().await; // The log has it.
-                }
             }
         }
     }
@@ -258,6 +300,14 @@ impl Service {
 
     /// Brings back what was withdrawn, or registers for the first time what was not well until now.
     async fn announce(&mut self) {
+        if !self.begun {
+            // Started like a next version, beside what answers.
+            let loaded = Some(self.loaded.clone());
+            if self.reload.is_none() {
+                self.reload = Some(Reload::begin(None, self.aside(), loaded));
+            }
+            return;
+        }
         let deadline = self.spec.limits.start_timeout;
         let restored = async {
             let registry = &self.guest.registry;
@@ -275,9 +325,7 @@ impl Service {
             }
             Err(said) => {
                 tracing::warn!(service = %self.spec.name, "cannot be announced yet: {said}");
-                if let Some(checkup) = &mut self.checkup {
-                    checkup.again();
-                }
+                self.ask_again();
             }
         }
     }
@@ -300,6 +348,10 @@ impl Service {
     /// Out of etcd until it has been asked, and answers well.
     async fn part(&mut self, why: &str) {
         self.withdraw(why).await;
+        self.ask_again();
+    }
+
+    fn ask_again(&mut self) {
         if let Some(checkup) = &mut self.checkup {
             checkup.again();
         }
@@ -312,98 +364,104 @@ impl Service {
             guest.registry.inherit();
         }
         self.take_over(&guest).await;
-        self.replace(loaded, guest).await?;
+        if let Work::Program(program) = &mut self.work
+            && let Err(failure) = program.start(&self.spec, &self.engine, loaded, &guest).await
+        {
+            give_back(&self.spec, &guest, &self.guest).await;
+            return Err(failure);
+        }
+        self.adopt(&guest, false);
         if self.checkup.is_none() {
             self.announce().await;
         }
         Ok(())
     }
 
-    /// Reads the component's file again and goes on with what is in it.
-    async fn reload(&mut self) -> Result<(), Failure> {
-        let outcome = self.go_on_with_file().await;
+    /// Reads the component's file again, to go on with what is in it.
+    fn reload(&mut self, asker: Option<Asker<Result<(), Failure>>>) {
+        let phase = self.phase();
+        let reload = Reload::begin(asker, self.aside(), None);
+        match phase {
+            Phase::Serving | Phase::Withdrawn => self.reload = Some(reload),
+            _ => reload.end(Err(self.failed(format!("it is {phase}")))),
+        }
+    }
+
+    fn aside(&self) -> Aside {
+        let handler = match &self.work {
+            Work::Handler(handler) => Some((self.bound.to_string(), handler.retiring())),
+            Work::Program(_) => None,
+        };
+        Aside { spec: self.spec.clone(), engine: self.engine.clone(), former: Arc::clone(&self.guest), handler }
+    }
+
+    /// A version is there to go on with, or is not.
+    async fn go_on(&mut self, made: Result<Made, Failure>) {
+        let outcome = match made {
+            Ok(Made { loaded, version: Some(version) }) => {
+                self.succeed(loaded, version).await;
+                Ok(())
+            }
+            Ok(Made { loaded, version: None }) => self.swap(loaded).await,
+            Err(failure) => Err(failure),
+        };
         match &outcome {
             Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
-            Err(failure) => {
+            Err(failure) if self.begun => {
                 tracing::error!(service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
             }
+            Err(failure) => {
+                tracing::warn!(service = %self.spec.name, "not started yet: {}", failure.sentence());
+                self.ask_again();
+            }
         }
-        outcome
+        if let Some(reload) = self.reload.take() {
+            reload.end(outcome);
+        }
     }
 
-    async fn go_on_with_file(&mut self) -> Result<(), Failure> {
-        if !matches!(self.phase(), Phase::Serving | Phase::Withdrawn) {
-            return Err(self.failed(format!("it is {}", self.phase())));
+    /// Moves the requests to a new version. The keys stay.
+    async fn succeed(&mut self, loaded: Loaded, version: Version) {
+        let guest = Arc::clone(&version.guest);
+        if let Work::Handler(handler) = &mut self.work {
+            handler.replace(version, &self.spec);
         }
-        let (engine, path, precompiled) = (self.engine.clone(), self.spec.component.clone(), self.spec.precompiled);
-        let compiling = TaskTracker::new().spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
-        let loaded = compiling.await.map_err(|_| self.failed("the new version could not be compiled"))??;
-        loaded.check(&self.spec)?;
-        match &self.work {
-            Work::Handler(_) => self.succeed(&loaded).await?,
-            Work::Program(_) => self.swap(&loaded).await?,
-        }
-        self.loaded = loaded;
-        Ok(())
-    }
-
-    /// Moves the requests to a new version. The keys stay. Whatever goes wrong before leaves everything as it was.
-    async fn succeed(&mut self, loaded: &Loaded) -> Result<(), Failure> {
-        let guest = Arc::new(self.guest.successor());
-        self.replace(loaded, Arc::clone(&guest)).await?;
+        (self.loaded, self.begun) = (loaded, true);
+        let proven = self.spec.health.is_some();
+        self.adopt(&guest, proven);
         if self.spec.register == Register::Host {
             guest.registry.inherit();
         }
         self.take_over(&guest).await;
-        Ok(())
+        if proven && self.phase() == Phase::Withdrawn {
+            self.announce().await;
+        }
     }
 
     /// Ends a program, out of etcd, and runs its new version in its place: two cannot listen at one address. One that does
     /// not start is followed by the former one.
-    async fn swap(&mut self, loaded: &Loaded) -> Result<(), Failure> {
-        loaded.program(&self.spec.component)?;
+    async fn swap(&mut self, loaded: Loaded) -> Result<(), Failure> {
         let found = !self.guest.registry.registrations().is_empty();
         self.part("it is replaced").await;
         self.work.stop(&self.spec, found).await;
-        self.run(loaded).await
+        self.run(&loaded).await?;
+        self.loaded = loaded;
+        Ok(())
     }
 
-    /// Puts a version in the place of the one that is served. One that does not start leaves nothing behind.
-    async fn replace(&mut self, loaded: &Loaded, guest: Arc<Guest>) -> Result<(), Failure> {
-        let (spec, engine) = (&self.spec, &self.engine);
-        let started = match &mut self.work {
-            Work::Handler(handler) => handler.replace(spec, engine, loaded, &guest).await,
-            Work::Program(program) => program.start(spec, engine, loaded, &guest).await,
-        };
-        if let Err(failure) = started {
-            self.give_back(&guest).await;
-            return Err(failure);
-        }
-        self.guest = guest;
-        self.present.send_modify(|present| present.guest = Arc::clone(&self.guest));
+    /// What is served from now on.
+    fn adopt(&mut self, guest: &Arc<Guest>, proven: bool) {
+        self.guest = Arc::clone(guest);
+        self.present.send_modify(|present| present.guest = Arc::clone(guest));
         if let Some(checkup) = &mut self.checkup {
-            checkup.afresh();
+            checkup.afresh(proven);
         }
-        Ok(())
     }
 
     /// What former versions registered and this one did not leaves etcd.
     async fn take_over(&self, guest: &Guest) {
         if !matches!(timeout(DELETE_TIMEOUT, guest.registry.take_over()).await, Ok(Ok(()))) {
             tracing::warn!(service = %self.spec.name, "a key of the former version may stay for a while");
-        }
-    }
-
-    /// Undoes what a version registered that is not served.
-    async fn give_back(&self, guest: &Guest) {
-        guest.ended.cancel();
-        let undone = timeout(DELETE_TIMEOUT, guest.registry.give_back(&self.guest.registry)).await;
-        if !matches!(undone, Ok(Ok(()))) {
-            tracing::warn!(service = %self.spec.name, "a key of the new version may stay for a while");
-        }
-        if self.guest.registry.is_withdrawn() {
-            // What the new version had brought back goes again.
-            drop(timeout(DELETE_TIMEOUT, self.guest.registry.withdraw()).await);
         }
     }
 
@@ -418,6 +476,9 @@ impl Service {
         let begun = self.phase() != Phase::Starting;
         self.enter(Phase::Draining, None);
         (self.checkup, self.watched) = (None, None);
+        if let Some(reload) = self.reload.take() {
+            reload.end(Err(self.failed("it is drained")));
+        }
         self.announced |= !self.guest.registry.registrations().is_empty();
         let deleted = timeout(DELETE_TIMEOUT, self.guest.registry.stop_all()).await;
         drained.keys_gone = matches!(deleted, Ok(Ok(())));

@@ -1,4 +1,4 @@
-//! `make bench`, the lease part: one line a figure, ours and the peer's measured in turn on the same kind of fresh etcd.
+//! `make bench-lease`: one line a figure, ours and the peer's measured in turn on the same kind of fresh etcd.
 
 use std::{
     env,
@@ -134,7 +134,8 @@ impl Figure {
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
 async fn measure(side: &Path) -> Result<Measured> {
@@ -237,7 +238,7 @@ impl Side {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("{} is missing; `make bench` builds it", path.display()))?;
+            .with_context(|| format!("{} is missing; `make bench-lease` builds it", path.display()))?;
         let commands = child.stdin.take().context("stdin")?;
         let answers = BufReader::new(child.stdout.take().context("stdout")?).lines();
         let mut side = Self { child, commands, answers };

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use etcd_client::{EventType, GetOptions, WatchOptions};
-use http::{Method, Request};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderValue, Request};
+use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -59,8 +59,28 @@ pub enum Call {
     Http1,
     /// `GET` over one HTTP/2 connection for each instance.
     Http2,
-    /// What a gRPC client sends, over the same.
+    /// A call of gRPC to the example, over the same: one greeting.
     Grpc,
+    /// A call of gRPC to the example that is answered by a stream of greetings.
+    GrpcStream,
+}
+
+/// `greeter.v1`'s `GreetRequest` for Ada, behind its header.
+const GREET: &[u8] = b"\0\0\0\0\x05\x0a\x03Ada";
+/// `RepeatRequest` for Ada: three times, with 20 ms before each.
+const REPEAT: &[u8] = b"\0\0\0\0\x09\x0a\x03Ada\x10\x03\x18\x14";
+/// `GreetReply` to Ada.
+const HELLO: &[u8] = b"\0\0\0\0\x0b\x0a\x09hello Ada";
+
+impl Call {
+    /// Path and message of a call of gRPC, and how often it is answered.
+    fn grpc(self) -> Option<(&'static str, &'static [u8], usize)> {
+        match self {
+            Self::Http1 | Self::Http2 => None,
+            Self::Grpc => Some(("greeter.v1.Greeter/Greet", GREET, 1)),
+            Self::GrpcStream => Some(("greeter.v1.Greeter/Repeat", REPEAT, 3)),
+        }
+    }
 }
 
 /// The client.
@@ -159,21 +179,26 @@ fn addr(key: &[u8]) -> String {
     key.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, call: Call, addr: &str) -> Result<(), String> {
-    let mut request = Request::builder().uri(format!("http://{addr}/"));
-    if let Call::Grpc = call {
-        request = request.method(Method::POST).header("content-type", "application/grpc").header("te", "trailers");
-    }
+async fn ask(client: &Client<HttpConnector, Full<Bytes>>, call: Call, addr: &str) -> Result<(), String> {
+    let request = match call.grpc() {
+        None => Request::get(format!("http://{addr}/")).body(Full::default()),
+        Some((path, message, _)) => Request::post(format!("http://{addr}/{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::from(message)),
+    };
     let asking = async {
-        let response = client.request(request.body(Empty::new()).expect("a request")).await;
+        let response = client.request(request.expect("a request")).await;
         let (head, body) = response.map_err(|error| format!("{error:?}"))?.into_parts();
         let body = body.collect().await.map_err(|error| format!("the answer broke off: {error:?}"))?;
         let trailers = body.trailers().cloned().unwrap_or_default();
-        let grpc = head.headers.get("grpc-status").or(trailers.get("grpc-status"));
-        match (head.status.as_u16(), grpc.map(http::HeaderValue::as_bytes)) {
-            (200, None | Some(b"0")) => Ok(()),
-            (status, grpc) => Err(format!("{status}, gRPC {grpc:?}, {:?}", body.to_bytes())),
-        }
+        let status = head.headers.get("grpc-status").or(trailers.get("grpc-status")).map(HeaderValue::as_bytes);
+        let body = body.to_bytes();
+        let is_good = match call.grpc() {
+            None => head.status == 200,
+            Some((_, _, times)) => head.status == 200 && status == Some(b"0") && body == HELLO.repeat(times),
+        };
+        if is_good { Ok(()) } else { Err(format!("{}, gRPC {status:?}, {body:?}", head.status)) }
     };
     timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
 }

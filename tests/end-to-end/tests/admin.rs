@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Instant};
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{config, greeter, hostile, plain, with},
+    config::{WEIGHT, config, greeter, hostile, plain, with},
     http::{ask, begin, get},
     paths,
 };
@@ -69,7 +69,10 @@ async fn admin_shows_what_is_served() {
     assert_eq!(registered.await, 1.0);
     assert_eq!(sample(&admin, "leasehold_service_ready", &[("service", "greeter")]).await, 1.0);
     assert_eq!(sample(&admin, "leasehold_etcd_up", &[]).await, 1.0);
+    let answered = sample(&admin, "leasehold_etcd_answer_seconds", &[]).await;
+    assert!((0.0..1.0).contains(&answered), "{answered}");
     let key = format!("/plain/{}", host.addr("plain"));
+    assert_eq!(sample(&admin, "leasehold_weight", &[("key", &key)]).await, f64::from(WEIGHT));
     let left = sample(&admin, "leasehold_ttl_remaining_seconds", &[("key", &key)]).await;
     assert!((0.1..=3.1).contains(&left), "{left}");
     wait_for("a renewal is counted", SOON, async || sample(&admin, "leasehold_renewals_total", &[]).await >= 1.0).await;
@@ -114,10 +117,16 @@ async fn admin_counts_what_requests_run_into() {
     wait_for("the trap is counted", SOON, async || hits("trap").await == 1.0).await;
     let in_flight = async || sample(&admin, "leasehold_requests_in_flight", &[("service", "hostile")]).await;
     assert_eq!(in_flight().await, 0.0);
+    let instances = async || sample(&admin, "leasehold_instances", &[("service", "hostile")]).await;
+    assert_eq!(sample(&admin, "leasehold_instances_limit", &[("service", "hostile")]).await, 2.0);
+    wait_for("what trapped is no instance any more", SOON, async || instances().await == 0.0).await;
     let spin = format!("{url}act/spin");
-    let counted = async { wait_for("it is counted", SOON, async || in_flight().await == 1.0).await };
+    let counted = async {
+        wait_for("it is counted", SOON, async || in_flight().await == 1.0 && instances().await == 1.0).await;
+    };
     let (spun, ()) = tokio::join!(get(&spin), counted);
     assert_eq!((spun.status, in_flight().await), (504, 0.0));
+    wait_for("the instance is gone, too", SOON, async || instances().await == 0.0).await;
     assert_eq!((hits("failed").await, hits("late").await), (1.0, 1.0));
     assert_eq!(hits("trap").await, 1.0, "one that is ended for being late did not trap");
     let failed = sample(&admin, "leasehold_requests_total", &[("class", "5xx")]);
@@ -178,10 +187,14 @@ async fn admin_drains_one_service_and_it_stays_out() {
     world.stands(&format!("/plain/{}", host.addr("plain"))).await;
 
     let readyz = get(&format!("{admin}readyz")).await;
-    assert_eq!((readyz.status, readyz.body.as_str()), (503, "not ready\nhostile: it is drained\n"));
+    assert_eq!((readyz.status, readyz.body.as_str()), (200, "ready\n"), "the other one is served");
     let again = drain(&["hostile", "--admin", &admin, "--json"]).await;
     let rows: Value = serde_json::from_str(&again.stdout).expect("JSON");
     assert_eq!((&rows[0]["phase"], &rows[0]["keys_gone"]), (&json!("drained"), &json!(true)));
+    assert_eq!(drain(&["plain", "--admin", &admin]).await.code, Some(0));
+    let readyz = get(&format!("{admin}readyz")).await;
+    let nobody = "not ready\nhostile: it is drained\nplain: it is drained\n";
+    assert_eq!((readyz.status, readyz.body.as_str()), (503, nobody));
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
 }

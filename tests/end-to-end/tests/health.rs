@@ -7,7 +7,10 @@ use leasehold_end_to_end::{
     config::{config, hostile, service, with},
     http::get,
 };
-use leasehold_scenarios::world::{SOON, World};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -77,6 +80,46 @@ async fn health_a_host_does_not_wait_for_ever_for_a_service_that_does_not_answer
     host.signal("TERM");
     assert_eq!(host.ends().await.code, Some(0));
     assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn health_a_component_that_registers_itself_is_started_once_it_answers() {
+    let world = World::real().await;
+    let registers = json!({ "register": "component", "config": { "start": "register" } });
+    let until = now() + 4;
+    let patient = host(&world, with(tidal(0, until, &json!({})), registers.clone())).await;
+    assert!(now() >= until, "the host was ready before its service");
+    world.stands(&format!("/hostile/{}", patient.addr("hostile"))).await;
+    assert_eq!(patient.stop().await.code, Some(0));
+
+    let late = tidal(0, now() + 8, &json!({ "start_timeout": "1s" }));
+    let mut hasty = host(&world, with(late, registers)).await;
+    assert_eq!(world.count().await, 0);
+    let why = "it is withdrawn: its health check was not answered well yet";
+    assert_eq!(readyz(&hasty).await, format!("not ready\nhostile: {why}\n"));
+    hasty.says("announced").await;
+    assert_eq!((world.count().await, readyz(&hasty).await.as_str()), (1, "ready\n"));
+    assert_eq!(hasty.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn health_a_start_that_fails_once_it_may_is_tried_again() {
+    let world = World::real().await;
+    let changes = json!({ "register": "component", "config": { "start": "register-and-fail" } });
+    let late = tidal(0, now() + 4, &json!({ "start_timeout": "1s" }));
+    let mut host = host(&world, with(late, changes)).await;
+    host.says("not started yet: hostile: lifecycle.start failed: other: told to fail").await;
+    wait_for("it is tried again", SOON, async || {
+        host.log()
+            .iter()
+            .filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with("not started")))
+            .count()
+            >= 2
+    })
+    .await;
+    wait_for("what it registered is undone", SOON, async || world.count().await == 0).await;
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

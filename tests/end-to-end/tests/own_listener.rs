@@ -326,6 +326,34 @@ async fn own_listener_is_reloaded_out_of_etcd() {
 }
 
 #[tokio::test]
+async fn own_listener_of_a_version_that_never_listens_is_the_former_one_s_again() {
+    let world = World::real().await;
+    let folder = TempDir::with_prefix("leasehold-own-").expect("a temporary directory");
+    let file = folder.path().join("component.wasm");
+    let becomes = |name: &str| {
+        fs::copy(paths::component(name), folder.path().join("fresh")).expect("it was built");
+        fs::rename(folder.path().join("fresh"), &file).expect("the directory is our own");
+    };
+    becomes("program-p3");
+    // The former version knows no verbs.
+    let changes = json!({ "component": file, "limits": { "start_timeout": "3s" } });
+    let mut host = host(&world, [with(program("deaf"), changes)]).await;
+    let (key, url, admin) = (key(&host), url(&host), host.admin());
+    let before = world.stands(&key).await;
+    becomes("program");
+    let ended = leasehold(&["reload", "program", "--admin", &admin]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let why = format!("it did not listen on {} within 3s", host.addr("program"));
+    assert!(ended.stdout.contains(&why), "{ended:?}");
+    host.says("runs again").await;
+    host.says("announced").await;
+    assert_eq!(world.stands(&key).await.value, before.value);
+    assert_eq!(get(&url).await.body, "hello\n");
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
 async fn own_listener_is_what_check_and_inspect_say() {
     let world = World::real().await;
     let folder = TempDir::with_prefix("leasehold-own-").expect("a temporary directory");

@@ -3,14 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{config, greeter, hostile, plain, with},
+    config::{config, greeter, hostile, plain, service, with},
     follower::{Call, Follower},
-    http::{begin, get},
+    http::{ask, begin, get},
     paths,
 };
 use leasehold_scenarios::{
@@ -60,8 +60,12 @@ async fn host(world: &World, service: Value) -> Host {
 }
 
 async fn reload(host: &Host, arguments: &[&str]) -> Ended {
-    let (admin, folder) = (host.admin(), TempDir::with_prefix("leasehold-reload-").expect("a temporary directory"));
-    let run = ["reload", "--admin", admin.as_str()].into_iter().chain(arguments.iter().copied());
+    reload_at(&host.admin(), arguments).await
+}
+
+async fn reload_at(admin: &str, arguments: &[&str]) -> Ended {
+    let folder = TempDir::with_prefix("leasehold-reload-").expect("a temporary directory");
+    let run = ["reload", "--admin", admin].into_iter().chain(arguments.iter().copied());
     Program::spawn(Path::new(&paths::leasehold()), run, folder.path()).ends().await
 }
 
@@ -69,29 +73,35 @@ async fn reload(host: &Host, arguments: &[&str]) -> Ended {
 async fn reload_under_load_fails_no_request_and_leaves_the_key_alone() {
     let world = World::real().await;
     let component = Component::of("plain");
-    let host = host(&world, component.in_place_of(plain("plain"))).await;
-    let key = format!("/plain/{}", host.addr("plain"));
-    let before = world.stands(&key).await;
+    let grpc = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
+    let services = [component.in_place_of(plain("plain")), grpc];
+    let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    let names = ["plain", "grpc-greeter"];
+    let [key, grpc_key] = names.map(|name| format!("/{name}/{}", host.addr(name)));
+    let before = [world.stands(&key).await, world.stands(&grpc_key).await];
     let mut follower = Follower::of(&world, "plain", Duration::ZERO).await;
-    for call in [Call::Http1, Call::Http1, Call::Http2, Call::Http2, Call::Grpc] {
-        follower.calls(call);
-    }
+    let mut grpc = Follower::of(&world, "grpc-greeter", Duration::ZERO).await;
+    [Call::Http1, Call::Http1, Call::Http2, Call::Http2].into_iter().for_each(|call| follower.calls(call));
+    [Call::Grpc, Call::Grpc, Call::GrpcStream].into_iter().for_each(|call| grpc.calls(call));
     for (name, answer) in
         [("hostile", "hostile\n"), ("plain-p3", "hello\n"), ("hostile", "hostile\n"), ("plain", "hello\n")]
     {
         component.becomes_component(name);
-        let ended = reload(&host, &["plain"]).await;
+        let ended = reload(&host, &[]).await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        assert_eq!(ended.stdout, format!("plain on {} is reloaded\n", host.addr("plain")));
+        let told = names.map(|name| format!("{name} on {} is reloaded\n", host.addr(name)));
+        assert_eq!(ended.stdout, told.concat());
         assert_eq!(get(&host.url("plain")).await.body, answer);
-        let so_far = follower.answered();
-        wait_for("the load goes on", SOON, async || follower.answered() >= so_far + ANSWERS).await;
+        for follower in [&follower, &grpc] {
+            let so_far = follower.answered();
+            wait_for("the load goes on", SOON, async || follower.answered() >= so_far + ANSWERS).await;
+        }
     }
-    let tally = follower.ends().await;
-    assert!(tally.failures.is_empty(), "{} failed: {:#?}", tally.failures.len(), tally.failures);
-    let after = world.stands(&key).await;
-    assert_eq!((before.value, before.lease), (after.value, after.lease));
-    assert_eq!(before.modified, after.modified, "the key was written");
+    for follower in [follower, grpc] {
+        let tally = follower.ends().await;
+        assert!(tally.failures.is_empty(), "{} failed: {:#?}", tally.failures.len(), tally.failures);
+    }
+    assert_eq!(before, [world.stands(&key).await, world.stands(&grpc_key).await], "a key was written");
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
 }
@@ -169,6 +179,98 @@ async fn reload_answers_what_was_asked_of_the_former_version() {
     assert_eq!(get(&host.url("hostile")).await.body, "hello\n");
     assert_eq!(slow.answer().await.expect("it was in flight").json()["text"], "slow");
     assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// As many requests as a service answers at a time.
+const BUSY: usize = 8;
+
+#[tokio::test]
+async fn reload_of_a_service_that_is_full_delays_requests_and_fails_none() {
+    let world = World::real().await;
+    let component = Component::of("hostile");
+    // A request takes two seconds, and one that had to wait for an instance of the former version would be late.
+    let full = json!({
+        "register": "host",
+        "limits": { "concurrency": BUSY, "request_timeout": "3s" },
+        "health": { "path": "/", "fall": 1000 },
+    });
+    let host = host(&world, component.in_place_of(with(hostile("hostile"), full))).await;
+    let slow = format!("{}act/slow", host.url("hostile"));
+    let call = || {
+        let slow = slow.clone();
+        tokio::spawn(async move { get(&slow).await })
+    };
+    let metrics = format!("{}metrics", host.admin());
+    let within = async |most: usize| {
+        let sample =
+            format!("leasehold_requests_in_flight{{service=\"hostile\",listen=\"{}\"}} {most}", host.addr("hostile"));
+        let counted =
+            async || get(&metrics).await.body.lines().any(|line| line.strip_suffix(".0").unwrap_or(line) == sample);
+        wait_for("so many requests are in flight", SOON, counted).await;
+    };
+    let mut asked: Vec<_> = (0..BUSY).map(|_| call()).collect();
+    within(BUSY).await;
+    assert_eq!(reload(&host, &[]).await.code, Some(0), "it waits for no request of the former version");
+    // As many wait as may, with the health check.
+    asked.extend((1..BUSY).map(|_| call()));
+    for answer in asked {
+        let answer = answer.await.expect("it does not panic");
+        assert_eq!((answer.status, &answer.json()["text"]), (200, &json!("slow")), "{answer:?}");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn reload_that_does_not_end_gives_way_to_a_drain() {
+    let world = World::real().await;
+    let component = Component::of("greeter");
+    // Only the next version does what it says.
+    let hanging = json!({ "config": { "start": "sleep" }, "limits": { "start_timeout": "1h" } });
+    let mut host = host(&world, component.in_place_of(with(greeter(), hanging))).await;
+    let url = host.url("greeter");
+    component.becomes_component("hostile");
+    let drain = format!("{}drain/greeter", host.admin());
+    let drained = async {
+        host.says("sleeping").await;
+        assert_eq!(get(&url).await.body, "hello\n");
+        ask("POST", &drain, &[]).await
+    };
+    let admin = drain.trim_end_matches("drain/greeter").to_owned();
+    let (ended, drained) = tokio::join!(reload_at(&admin, &["greeter"]), drained);
+    assert_eq!(drained.json()[0]["all_answered"], json!(true), "{drained:?}");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.ends_with("goes on as it was: greeter: it is drained\n"), "{ended:?}");
+    assert_eq!(world.count().await, 0);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970").as_secs()
+}
+
+#[tokio::test]
+async fn reload_that_does_not_end_keeps_nobody_from_looking_after_the_former_version() {
+    let world = World::real().await;
+    let component = Component::of("hostile");
+    let (sleep_from, ill_from) = (seconds() + 5, seconds() + 12);
+    let hanging = json!({
+        "config": { "start": "sleep-late", "sleep_from": sleep_from, "ill_from": ill_from, "ill_until": u64::MAX },
+        "register": "host",
+        "health": { "path": "/act/tide", "interval": "200ms" },
+        "limits": { "start_timeout": "1h" },
+    });
+    let mut host = host(&world, component.in_place_of(with(hostile("hostile"), hanging))).await;
+    let key = format!("/hostile/{}", host.addr("hostile"));
+    let admin = host.admin();
+    wait_for("a version that starts now sleeps", SOON, async || seconds() >= sleep_from).await;
+    let reloading = tokio::spawn(async move { reload_at(&admin, &[]).await });
+    host.says("sleeping").await;
+    world.stands(&key).await;
+    host.says("withdrawn: its health check fails").await;
+    world.key_is(&key, "gone", |found| found.is_none()).await;
+    assert!(!reloading.is_finished());
+    assert_eq!(host.stop().await.code, Some(0));
+    reloading.await.expect("it does not panic");
 }
 
 #[tokio::test]

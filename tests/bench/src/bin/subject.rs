@@ -1,4 +1,4 @@
-//! Our side of `make bench`: a process that registers, holds and stops on command, as the peer does.
+//! Our side of `make bench-lease`: a process that registers, holds and stops on command, as the peer does.
 //!
 //! One command per line on stdin, one JSON object per line on stdout; the commands are those of the peer, see
 //! `tests/peers/usual-client/README.md`.

@@ -64,6 +64,8 @@ pub(crate) fn act(name: &str) -> Outcome {
                 thread::sleep(Duration::from_secs(1));
             }
         }
+        "sleep-late" if second("sleep_from") <= now() => act("sleep"),
+        "sleep-late" => Ok(String::new()),
         "slow" => {
             thread::sleep(Duration::from_secs(2));
             Ok("slow".into())
@@ -180,12 +182,19 @@ fn resolve(what: &str) -> Outcome {
 
 /// Traps from one second of the configuration until another.
 fn tide() -> Outcome {
-    let second = |key| config(key).and_then(|second| second.parse().ok()).unwrap_or(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    if (second("ill_from")..second("ill_until")).contains(&now) {
+    if (second("ill_from")..second("ill_until")).contains(&now()) {
         panic!("told to trap");
     }
     Ok(String::new())
+}
+
+/// A second that the configuration names.
+fn second(key: &str) -> u64 {
+    config(key).and_then(|second| second.parse().ok()).unwrap_or(0)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// What this component has registered: how many, and how the first stands.
