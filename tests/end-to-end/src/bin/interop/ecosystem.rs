@@ -14,7 +14,7 @@ pub(crate) enum Transport {
     Http,
     /// `grpc.health.v1.Health/Check` over gRPC.
     Grpc,
-    /// Its wire is its own, so it finds and does not call.
+    /// Its client's wire is its own, so it finds and does not call; its server answers `GET /` beside it.
     Own,
 }
 
@@ -158,10 +158,10 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "go-micro",
         language: Language::Go,
-        module: "go-micro.dev/v4",
+        module: "go-micro.dev/v5",
         layout: "go-micro",
         scheme: None,
-        transport: Transport::Http,
+        transport: Transport::Grpc,
         version: "v1",
         weight: false,
         metadata: true,
