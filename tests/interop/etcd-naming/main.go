@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -12,6 +13,7 @@ import (
 	"go.etcd.io/etcd/client/v3/naming/resolver"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"interop/peer"
@@ -89,15 +91,23 @@ func (l *library) Call(name string) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
+// Register serves over gRPC, and adds that to the endpoints under a key of choice, as etcd's documentation does.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	server := grpc.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+	go server.Serve(listener)
 	ctx := context.Background()
 	lease, err := l.client.Grant(ctx, 10)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	renewals, err := l.client.KeepAlive(ctx, lease.ID)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	go func() {
 		for range renewals {
@@ -105,10 +115,14 @@ func (l *library) Register(node peer.Node) (func() error, error) {
 	}()
 	manager, err := endpoints.NewManager(l.client, node.Name)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	key := node.Name + "/" + node.Addr
-	endpoint := endpoints.Endpoint{Addr: node.Addr, Metadata: node.Metadata}
+	addr := listener.Addr().String()
+	key := node.Name + "/e1"
+	endpoint := endpoints.Endpoint{Addr: addr, Metadata: node.Metadata}
 	err = manager.AddEndpoint(ctx, key, endpoint, clientv3.WithLease(lease.ID))
-	return func() error { return manager.DeleteEndpoint(ctx, key) }, err
+	return addr, func() error {
+		defer server.GracefulStop()
+		return manager.DeleteEndpoint(ctx, key)
+	}, err
 }

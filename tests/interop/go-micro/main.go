@@ -1,33 +1,32 @@
-// Go-micro is go-micro with its etcd registry, and its selector before Go's HTTP client.
+// Go-micro is go-micro with its etcd registry, its gRPC client and its gRPC server.
 package main
 
 import (
-	"fmt"
-	"io"
-	"net/http"
-	"time"
+	"context"
 
-	"github.com/go-micro/plugins/v4/registry/etcd"
-	"go-micro.dev/v4/registry"
-	"go-micro.dev/v4/selector"
+	"go-micro.dev/v5/client"
+	grpcclient "go-micro.dev/v5/client/grpc"
+	"go-micro.dev/v5/registry"
+	"go-micro.dev/v5/registry/etcd"
+	"go-micro.dev/v5/selector"
+	"go-micro.dev/v5/server"
+	grpcserver "go-micro.dev/v5/server/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"interop/peer"
 )
 
 type library struct {
 	registry registry.Registry
-	selector selector.Selector
-	client   http.Client
+	client   client.Client
 }
 
 func main() {
 	peer.Run(func(address string) (peer.Library, error) {
-		registry := etcd.NewRegistry(registry.Addrs(address), registry.Timeout(peer.Timeout))
-		return &library{
-			registry: registry,
-			selector: selector.NewSelector(selector.Registry(registry)),
-			client:   http.Client{Timeout: peer.Timeout},
-		}, nil
+		registry := etcd.NewEtcdRegistry(registry.Addrs(address), registry.Timeout(peer.Timeout))
+		chosen := selector.NewSelector(selector.Registry(registry))
+		client := grpcclient.NewClient(client.Registry(registry), client.Selector(chosen), client.RequestTimeout(peer.Timeout))
+		return &library{registry, client}, nil
 	})
 }
 
@@ -61,33 +60,32 @@ func instances(services []*registry.Service) []peer.Instance {
 	return found
 }
 
+// Call asks for the health of the service.
 func (l *library) Call(name string) (string, error) {
-	next, err := l.selector.Select(name)
-	if err != nil {
-		return "", err
-	}
-	node, err := next()
-	if err != nil {
-		return "", err
-	}
-	response, err := l.client.Get("http://" + node.Address + "/")
-	l.selector.Mark(name, node, err)
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", response.StatusCode)
-	}
-	return string(body), err
+	request := l.client.NewRequest(name, "/grpc.health.v1.Health/Check", &grpc_health_v1.HealthCheckRequest{})
+	var health grpc_health_v1.HealthCheckResponse
+	err := l.client.Call(context.Background(), request, &health)
+	return health.GetStatus().String(), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
-	service := &registry.Service{
-		Name: node.Name, Version: node.Version,
-		Nodes: []*registry.Node{{Id: node.Name + "-of-go-micro", Address: node.Addr, Metadata: node.Metadata}},
+// Register runs a server, which registers what it listens on.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	server := grpcserver.NewServer(server.Name(node.Name), server.Version(node.Version), server.Address("127.0.0.1:0"),
+		server.Registry(l.registry), server.Metadata(node.Metadata), server.RegisterTTL(server.DefaultRegisterTTL))
+	if err := server.Handle(server.NewHandler(new(Health))); err != nil {
+		return "", nil, err
 	}
-	err := l.registry.Register(service, registry.RegisterTTL(10*time.Second))
-	return func() error { return l.registry.Deregister(service) }, err
+	if err := server.Start(); err != nil {
+		return "", nil, err
+	}
+	return server.Options().Address, server.Stop, nil
+}
+
+// Health serves the package grpc.health.v1; go-micro takes its name from the type.
+type Health struct{}
+
+// Check answers a question for the health of the service.
+func (*Health) Check(_ context.Context, _ *grpc_health_v1.HealthCheckRequest, answer *grpc_health_v1.HealthCheckResponse) error {
+	answer.Status = grpc_health_v1.HealthCheckResponse_SERVING
+	return nil
 }

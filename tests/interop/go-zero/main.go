@@ -6,7 +6,9 @@ import (
 
 	"github.com/zeromicro/go-zero/core/discov"
 	"github.com/zeromicro/go-zero/core/logx"
+	"github.com/zeromicro/go-zero/core/proc"
 	"github.com/zeromicro/go-zero/zrpc"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"interop/peer"
@@ -61,11 +63,23 @@ func (l *library) Call(name string) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
-	publisher := discov.NewPublisher(l.etcd, node.Name, node.Addr)
-	stop := func() error {
-		publisher.Stop()
-		return nil
+// Register runs a server of zrpc with its health service. It ends with the process, and only so; what that does is
+// begun here.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	addr, err := peer.Free()
+	if err != nil {
+		return "", nil, err
 	}
-	return stop, publisher.KeepAlive()
+	server, err := zrpc.NewServer(zrpc.RpcServerConf{
+		ListenOn: addr, Etcd: discov.EtcdConf{Hosts: l.etcd, Key: node.Name}, Health: true,
+	}, func(*grpc.Server) {})
+	if err != nil {
+		return "", nil, err
+	}
+	go server.Start()
+	return addr, func() error {
+		proc.WrapUp()
+		proc.Shutdown()
+		return nil
+	}, nil
 }

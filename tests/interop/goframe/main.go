@@ -4,11 +4,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/gogf/gf/contrib/registry/etcd/v2"
 	"github.com/gogf/gf/v2/net/gclient"
+	"github.com/gogf/gf/v2/net/ghttp"
+	"github.com/gogf/gf/v2/net/gsel"
 	"github.com/gogf/gf/v2/net/gsvc"
 	"github.com/gogf/gf/v2/os/glog"
+	"github.com/gogf/gf/v2/os/gsession"
 
 	"interop/peer"
 )
@@ -16,17 +20,20 @@ import (
 type library struct {
 	registry gsvc.Registry
 	client   *gclient.Client
+	log      *glog.Logger
 }
 
 func main() {
 	peer.Run(func(address string) (peer.Library, error) {
-		silent := glog.New()
-		silent.SetStdoutPrint(false)
-		registry := etcd.New(address, etcd.Option{Logger: silent, DialTimeout: peer.Timeout})
+		// Its stdout is the one that was there when it was loaded.
+		log := glog.NewWithWriter(os.Stderr)
+		log.SetStdoutPrint(false)
+		registry := etcd.New(address, etcd.Option{Logger: log, DialTimeout: peer.Timeout})
 		client := gclient.New()
 		client.SetDiscovery(registry)
 		client.SetTimeout(peer.Timeout)
-		return &library{registry, client}, nil
+		client.SetBuilder(gsel.NewBuilderWeight())
+		return &library{registry, client, log}, nil
 	})
 }
 
@@ -61,8 +68,11 @@ func instances(services []gsvc.Service) []peer.Instance {
 		for key, value := range service.GetMetadata() {
 			metadata[key] = fmt.Sprint(value)
 		}
+		weight := service.GetMetadata().Get(gsvc.MDWeight).Int()
 		for _, endpoint := range service.GetEndpoints() {
-			found = append(found, peer.Instance{Addr: endpoint.String(), Version: service.GetVersion(), Metadata: metadata})
+			found = append(found, peer.Instance{
+				Addr: endpoint.String(), Version: service.GetVersion(), Weight: weight, Metadata: metadata,
+			})
 		}
 	}
 	return found
@@ -82,13 +92,34 @@ func (l *library) Call(name string) (string, error) {
 	return response.ReadAllString(), nil
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
-	metadata := gsvc.Metadata{}
-	for key, value := range node.Metadata {
-		metadata[key] = value
+// Register runs a server, which registers itself under its name.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	server := ghttp.GetServer(node.Name)
+	server.SetName(node.Name)
+	// It leaves out 127.0.0.1, written so.
+	server.SetAddr("localhost:0")
+	server.SetLogger(l.log)
+	server.SetDumpRouterMap(false)
+	server.SetSessionStorage(gsession.NewStorageMemory())
+	server.SetRegistrar(described{l.registry, node})
+	server.BindHandler("/", func(request *ghttp.Request) { request.Response.Write(peer.Hello) })
+	if err := server.Start(); err != nil {
+		return "", nil, err
 	}
-	service, err := l.registry.Register(context.Background(), &gsvc.LocalService{
-		Name: node.Name, Version: node.Version, Endpoints: gsvc.NewEndpoints(node.Addr), Metadata: metadata,
-	})
-	return func() error { return l.registry.Deregister(context.Background(), service) }, err
+	return fmt.Sprintf("localhost:%d", server.GetListenedPort()), server.Shutdown, nil
+}
+
+// described adds what the server itself does not say of the service: its metadata, of which the weight is a part.
+type described struct {
+	gsvc.Registrar
+	node peer.Node
+}
+
+func (d described) Register(ctx context.Context, service gsvc.Service) (gsvc.Service, error) {
+	metadata := service.GetMetadata()
+	metadata.Set(gsvc.MDWeight, d.node.Weight)
+	for key, value := range d.node.Metadata {
+		metadata.Set(key, value)
+	}
+	return d.Registrar.Register(ctx, service)
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/cloudwego/hertz/pkg/app"
 	"github.com/cloudwego/hertz/pkg/app/client"
 	"github.com/cloudwego/hertz/pkg/app/client/discovery"
 	"github.com/cloudwego/hertz/pkg/app/middlewares/client/sd"
+	"github.com/cloudwego/hertz/pkg/app/server"
 	"github.com/cloudwego/hertz/pkg/app/server/registry"
 	"github.com/cloudwego/hertz/pkg/common/config"
 	"github.com/cloudwego/hertz/pkg/common/hlog"
@@ -76,10 +78,33 @@ func (l *library) Call(name string) (string, error) {
 	return string(body), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
-	info := &registry.Info{
-		ServiceName: node.Name, Addr: utils.NewNetAddr("tcp", node.Addr), Weight: node.Weight, Tags: node.Metadata,
+// Register runs a server, which registers itself a second after it has begun to listen.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	addr, err := peer.Free()
+	if err != nil {
+		return "", nil, err
 	}
-	err := l.registry.Register(info)
-	return func() error { return l.registry.Deregister(info) }, err
+	info := &registry.Info{
+		ServiceName: node.Name, Addr: utils.NewNetAddr("tcp", addr), Weight: node.Weight, Tags: node.Metadata,
+	}
+	server := server.New(server.WithHostPorts(addr), server.WithRegistry(l.registry, info))
+	server.GET("/", func(_ context.Context, request *app.RequestContext) { request.String(200, peer.Hello) })
+	end, ended := make(chan struct{}), make(chan struct{})
+	server.SetCustomSignalWaiter(func(failed chan error) error {
+		select {
+		case err := <-failed:
+			return err
+		case <-end:
+			return nil
+		}
+	})
+	go func() {
+		server.Spin()
+		close(ended)
+	}()
+	return addr, func() error {
+		close(end)
+		<-ended
+		return nil
+	}, nil
 }

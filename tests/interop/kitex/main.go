@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 
 	"github.com/cloudwego/kitex/client"
@@ -13,7 +14,8 @@ import (
 	"github.com/cloudwego/kitex/pkg/generic"
 	"github.com/cloudwego/kitex/pkg/klog"
 	"github.com/cloudwego/kitex/pkg/registry"
-	"github.com/cloudwego/kitex/pkg/utils"
+	"github.com/cloudwego/kitex/server"
+	"github.com/cloudwego/kitex/server/genericserver"
 	"github.com/cloudwego/kitex/transport"
 	etcd "github.com/kitex-contrib/registry-etcd"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -91,10 +93,26 @@ func (l *library) Call(name string) (string, error) {
 	return response.GetStatus().String(), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
-	info := &registry.Info{
-		ServiceName: node.Name, Addr: utils.NewNetAddr("tcp", node.Addr), Weight: node.Weight, Tags: node.Metadata,
+// Register runs a generic server, in bytes as well. It registers itself a second after it has begun to listen.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	serving, err := proto.Marshal(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING})
+	if err != nil {
+		return "", nil, err
 	}
-	err := l.registry.Register(info)
-	return func() error { return l.registry.Deregister(info) }, err
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	// A call over gRPC is a stream to it, since it does not know the methods.
+	health := &generic.ServiceV2{BidiStreaming: func(ctx context.Context, _, _ string, stream generic.BidiStreamingServer) error {
+		if _, err := stream.Recv(ctx); err != nil {
+			return err
+		}
+		return stream.Send(ctx, serving)
+	}}
+	info := &registry.Info{ServiceName: node.Name, Weight: node.Weight, Tags: node.Metadata}
+	server := genericserver.NewServerV2(health, generic.BinaryPbGeneric("Health", "grpc.health.v1"),
+		server.WithListener(listener), server.WithRegistry(l.registry), server.WithRegistryInfo(info))
+	go server.Run()
+	return listener.Addr().String(), server.Stop, nil
 }

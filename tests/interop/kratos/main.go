@@ -11,7 +11,9 @@ import (
 	"strings"
 
 	"github.com/go-kratos/kratos/contrib/registry/etcd/v2"
+	"github.com/go-kratos/kratos/v2"
 	"github.com/go-kratos/kratos/v2/registry"
+	"github.com/go-kratos/kratos/v2/transport"
 	kgrpc "github.com/go-kratos/kratos/v2/transport/grpc"
 	khttp "github.com/go-kratos/kratos/v2/transport/http"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -127,15 +129,35 @@ func check(ctx context.Context, conn *grpc.ClientConn) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
+// Register runs an app, which registers what its server listens on.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
 	metadata := map[string]string{"weight": strconv.Itoa(node.Weight)}
 	for key, value := range node.Metadata {
 		metadata[key] = value
 	}
-	service := &registry.ServiceInstance{
-		ID: "of-kratos", Name: node.Name, Version: node.Version, Metadata: metadata,
-		Endpoints: []string{"http://" + node.Addr, "grpc://" + node.Addr},
+	var server transport.Server
+	if node.Grpc {
+		server = kgrpc.NewServer(kgrpc.Address("127.0.0.1:0"))
+	} else {
+		http := khttp.NewServer(khttp.Address("127.0.0.1:0"))
+		http.Route("/").GET("/", func(ctx khttp.Context) error { return ctx.String(200, peer.Hello) })
+		server = http
 	}
-	err := l.registry.Register(context.Background(), service)
-	return func() error { return l.registry.Deregister(context.Background(), service) }, err
+	started, ended := make(chan struct{}), make(chan error, 1)
+	app := kratos.New(kratos.Name(node.Name), kratos.Version(node.Version), kratos.Metadata(metadata),
+		kratos.Server(server), kratos.Registrar(l.registry), kratos.AfterStart(func(context.Context) error {
+			close(started)
+			return nil
+		}))
+	go func() { ended <- app.Run() }()
+	select {
+	case <-started:
+	case err := <-ended:
+		return "", nil, err
+	}
+	endpoint, err := url.Parse(app.Endpoint()[0])
+	if err != nil {
+		return "", nil, err
+	}
+	return endpoint.Host, func() error { return errors.Join(app.Stop(), <-ended) }, nil
 }

@@ -5,7 +5,7 @@
 //
 //	{"do":"watch","name":"user"}             {"done":true} {"of":"user","saw":[{"addr":"...","version":"...","weight":1,"metadata":{}}]} ...
 //	{"do":"call","name":"user"}              {"answer":"..."}
-//	{"do":"register","node":{"name":...}}    {"done":true}
+//	{"do":"register","node":{"name":...}}    {"answer":"127.0.0.1:..."}
 //	{"do":"deregister"}                      {"done":true}
 //
 // What failed is answered with {"error":"..."}. The end of stdin is the end of the peer.
@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"reflect"
 	"slices"
@@ -28,6 +29,9 @@ import (
 // Timeout bounds what a library does for one command.
 const Timeout = 10 * time.Second
 
+// Hello is what a server answers to `GET /`.
+const Hello = "hello\n"
+
 // Instance is an instance as the library's own resolver shows it; what it does not show is empty.
 type Instance struct {
 	Addr     string            `json:"addr"`
@@ -36,9 +40,11 @@ type Instance struct {
 	Metadata map[string]string `json:"metadata"`
 }
 
-// Node is an instance to register.
+// Node is an instance to serve and to register; it has no address before that.
 type Node struct {
 	Name string `json:"name"`
+	// Grpc is whether it is to answer questions for its health over gRPC, instead of `GET /`.
+	Grpc bool `json:"grpc"`
 	Instance
 }
 
@@ -48,8 +54,9 @@ type Library interface {
 	Watch(name string, tell func([]Instance)) error
 	// Call asks one instance for `/`, or for its health, over the library's own client, and gives the answer.
 	Call(name string) (string, error)
-	// Register publishes a node as a server of the library does, and gives the way to take it back.
-	Register(node Node) (deregister func() error, err error)
+	// Register starts a server of the library at a free port of 127.0.0.1, which publishes itself as such servers do;
+	// gives its address, and the way to end it.
+	Register(node Node) (addr string, deregister func() error, err error)
 }
 
 // ErrNoTransport is what a library answers to a call for which it has no client that speaks HTTP or gRPC.
@@ -72,6 +79,15 @@ func Run(open func(etcd string) (Library, error)) {
 	for commands.Scan() {
 		answers.write(session.do(commands.Bytes()))
 	}
+}
+
+// Free is an address of this machine that was free a moment ago, for servers that cannot tell which one they took.
+func Free() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
 }
 
 // Poll asks for the instances ten times a second, for libraries that do not watch but ask.
@@ -122,9 +138,9 @@ func (s *session) act(command command) (string, error) {
 	case "call":
 		return s.library.Call(command.Name)
 	case "register":
-		deregister, err := s.library.Register(command.Node)
+		addr, deregister, err := s.library.Register(command.Node)
 		s.deregister = deregister
-		return "", err
+		return addr, err
 	case "deregister":
 		if s.deregister == nil {
 			return "", errors.New("nothing is registered")

@@ -10,9 +10,23 @@ import os
 import sys
 import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TIMEOUT = 10
 TTL = 10
+HELLO = b"hello\n"
+
+
+class Greeter(BaseHTTPRequestHandler):
+    """What is registered: Python's own server, since these libraries have none."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(HELLO)))
+        self.end_headers()
+        self.wfile.write(HELLO)
 
 
 class Session:
@@ -59,11 +73,14 @@ class Session:
             return answer.read().decode()
 
     def register(self, node):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Greeter)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        addr = f"127.0.0.1:{server.server_port}"
         version = f"{node['version']}/" if node["version"] else ""
-        self.key = f"/{node['name']}/{version}{node['addr']}"
-        value = {part: node[part] for part in ("name", "addr", "version")} | {"weight": str(node["weight"])}
+        self.key = f"/{node['name']}/{version}{addr}"
+        value = {"name": node["name"], "addr": addr, "version": node["version"], "weight": str(node["weight"])}
         self.client.put(self.key, json.dumps(value, separators=(",", ":")))
-        return {"done": True}
+        return {"answer": addr}
 
     def instances(self, name):
         nodes = [json.loads(value) for _, value in self.client.pairs(f"/{name}/")]

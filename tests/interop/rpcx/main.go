@@ -1,15 +1,22 @@
-// Rpcx is rpcx with its etcd registry. Its wire is its own, so it only finds and registers.
+// Rpcx is rpcx with its etcd registry. Its client's wire is its own; its server has a gateway for HTTP beside it.
 package main
 
 import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/julienschmidt/httprouter"
 	etcdclient "github.com/rpcxio/rpcx-etcd/client"
 	"github.com/rpcxio/rpcx-etcd/serverplugin"
 	"github.com/smallnest/rpcx/client"
+	"github.com/smallnest/rpcx/protocol"
+	"github.com/smallnest/rpcx/server"
 
 	"interop/peer"
 )
@@ -63,17 +70,46 @@ func (l *library) Call(string) (string, error) {
 	return "", peer.ErrNoTransport
 }
 
-func (l *library) Register(node peer.Node) (func() error, error) {
+// Register runs a server, whose gateway answers `GET /` with the one method that it has.
+func (l *library) Register(node peer.Node) (string, func() error, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	addr := listener.Addr().String()
 	plugin := &serverplugin.EtcdV3RegisterPlugin{
-		ServiceAddress: "tcp@" + node.Addr, EtcdServers: l.etcd, BasePath: base, UpdateInterval: 5 * time.Second,
+		ServiceAddress: "tcp@" + addr, EtcdServers: l.etcd, BasePath: base, UpdateInterval: 5 * time.Second,
 	}
 	if err := plugin.Start(); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	metadata := url.Values{"weight": {strconv.Itoa(node.Weight)}}
 	for key, value := range node.Metadata {
 		metadata.Set(key, value)
 	}
-	err := plugin.Register(node.Name, nil, metadata.Encode())
-	return func() error { return plugin.Unregister(node.Name) }, err
+	server := server.NewServer()
+	server.Plugins.Add(plugin)
+	server.Plugins.Add(front(node.Name))
+	if err := server.RegisterName(node.Name, new(greeter), metadata.Encode()); err != nil {
+		return "", nil, err
+	}
+	go server.ServeListener("tcp", listener)
+	return addr, func() error { return errors.Join(server.UnregisterAll(), server.Close()) }, nil
+}
+
+type greeter struct{}
+
+func (*greeter) Hello(_ context.Context, _, reply *[]byte) error {
+	*reply = []byte(peer.Hello)
+	return nil
+}
+
+// front is the name of the service to which requests go that do not say what they call, as those of other clients.
+type front string
+
+func (name front) PostHTTPRequest(_ context.Context, request *http.Request, _ httprouter.Params) error {
+	request.Header.Set(server.XServicePath, string(name))
+	request.Header.Set(server.XServiceMethod, "Hello")
+	request.Header.Set(server.XSerializeType, strconv.Itoa(int(protocol.SerializeNone)))
+	return nil
 }

@@ -5,7 +5,7 @@
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
 //! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /hurried/HOST` one that waits
 //! half a second for a connection, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the
-//! example there. `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
+//! example there, `GET /check/HOST` asks over gRPC for the health of whatever is there. `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
@@ -52,7 +52,10 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     } else if let Some(host) = path.strip_prefix("/hurried/") {
         told_of_a_call(hurried(host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
-        told_of_a_call(greet(host).await)
+        // Ada's name, as a message.
+        told_of_a_call(grpc(host, "greeter.v1.Greeter/Greet", b"\0\0\0\0\x05\x0a\x03Ada").await)
+    } else if let Some(host) = path.strip_prefix("/check/") {
+        told_of_a_call(grpc(host, "grpc.health.v1.Health/Check", b"\0\0\0\0\0").await)
     } else {
         "hostile\n".into()
     };
@@ -64,12 +67,10 @@ fn told_of_a_call(outcome: Result<String, Error>) -> String {
     json!({ "case": case, "text": text }).to_string()
 }
 
-/// What the example of gRPC answers to Ada: one message, uncompressed, in both directions.
-async fn greet(host: &str) -> Result<String, Error> {
-    let message = b"\0\0\0\0\x05\x0a\x03Ada".to_vec();
-    let url = format!("http://{host}/greeter.v1.Greeter/Greet");
-    let request = Request::post(url).header("content-type", "application/grpc").body(Body::from(message))?;
-    let mut response = Client::new().send(request).await?;
+/// What a method of gRPC answers: one message, uncompressed, in both directions.
+async fn grpc(host: &str, method: &str, message: &[u8]) -> Result<String, Error> {
+    let request = Request::post(format!("http://{host}/{method}")).header("content-type", "application/grpc");
+    let mut response = Client::new().send(request.body(Body::from(message))?).await?;
     let body = response.body_mut().contents().await?;
     Ok(String::from_utf8_lossy(body).into_owned())
 }

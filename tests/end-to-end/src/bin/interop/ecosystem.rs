@@ -14,7 +14,7 @@ pub(crate) enum Transport {
     Http,
     /// `grpc.health.v1.Health/Check` over gRPC.
     Grpc,
-    /// Its wire is its own, so it finds and does not call.
+    /// Its client's wire is its own, so it finds and does not call; its server answers `GET /` beside it.
     Own,
 }
 
@@ -31,8 +31,8 @@ pub(crate) struct Ecosystem {
     /// The name of its row, and of its program under `tests/interop`, which serves the row with `-grpc`, too.
     pub(crate) name: &'static str,
     pub(crate) language: Language,
-    /// The module whose version is under test, as `go.mod` or `requirements.txt` has it.
-    pub(crate) module: &'static str,
+    /// The modules whose versions are under test, as `go.mod` or `requirements.txt` has them.
+    pub(crate) modules: &'static [&'static str],
     /// The layout that it reads and writes.
     pub(crate) layout: &'static str,
     /// The scheme of the addresses, where the layout publishes one that is not its default.
@@ -80,7 +80,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "etcd-naming",
         language: Language::Go,
-        module: "go.etcd.io/etcd/client/v3",
+        modules: &["google.golang.org/grpc", "go.etcd.io/etcd/client/v3"],
         layout: "etcd-naming",
         scheme: None,
         transport: Transport::Grpc,
@@ -93,7 +93,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "kratos",
         language: Language::Go,
-        module: "github.com/go-kratos/kratos/v2",
+        modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
         scheme: Some("http"),
         transport: Transport::Http,
@@ -106,7 +106,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "kratos-grpc",
         language: Language::Go,
-        module: "github.com/go-kratos/kratos/v2",
+        modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
         scheme: None,
         transport: Transport::Grpc,
@@ -119,7 +119,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "go-zero",
         language: Language::Go,
-        module: "github.com/zeromicro/go-zero",
+        modules: &["github.com/zeromicro/go-zero"],
         layout: "go-zero",
         scheme: None,
         transport: Transport::Grpc,
@@ -132,7 +132,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "kitex",
         language: Language::Go,
-        module: "github.com/cloudwego/kitex",
+        modules: &["github.com/cloudwego/kitex"],
         layout: "kitex",
         scheme: None,
         transport: Transport::Grpc,
@@ -145,7 +145,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "hertz",
         language: Language::Go,
-        module: "github.com/cloudwego/hertz",
+        modules: &["github.com/cloudwego/hertz"],
         layout: "hertz",
         scheme: None,
         transport: Transport::Http,
@@ -158,10 +158,10 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "go-micro",
         language: Language::Go,
-        module: "go-micro.dev/v4",
+        modules: &["go-micro.dev/v5"],
         layout: "go-micro",
         scheme: None,
-        transport: Transport::Http,
+        transport: Transport::Grpc,
         version: "v1",
         weight: false,
         metadata: true,
@@ -171,7 +171,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "rpcx",
         language: Language::Go,
-        module: "github.com/smallnest/rpcx",
+        modules: &["github.com/smallnest/rpcx"],
         layout: "rpcx",
         scheme: None,
         transport: Transport::Own,
@@ -184,12 +184,12 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "goframe",
         language: Language::Go,
-        module: "github.com/gogf/gf/v2",
+        modules: &["github.com/gogf/gf/v2"],
         layout: "goframe",
         scheme: None,
         transport: Transport::Http,
         version: "latest",
-        weight: false,
+        weight: true,
         metadata: true,
         settle_time: "2s",
         known: &[(Step::Forgets, "its HTTP client refuses an empty list and keeps the last one")],
@@ -197,7 +197,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "etcd3",
         language: Language::Python,
-        module: "etcd3",
+        modules: &["etcd3"],
         layout: "seed",
         scheme: None,
         transport: Transport::Http,
@@ -210,7 +210,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "etcd3gw",
         language: Language::Python,
-        module: "etcd3gw",
+        modules: &["etcd3gw"],
         layout: "seed",
         scheme: None,
         transport: Transport::Http,
@@ -223,7 +223,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
     Ecosystem {
         name: "aetcd",
         language: Language::Python,
-        module: "aetcd",
+        modules: &["aetcd"],
         layout: "seed",
         scheme: None,
         transport: Transport::Http,

@@ -89,16 +89,16 @@ impl Peer {
         self.ask(&json!({ "do": "call", "name": name })).await
     }
 
-    /// Registers a node with the library's own code.
-    pub(crate) async fn register(&mut self, name: &str, instance: &Instance) -> Result<(), String> {
+    /// Starts a server of the library, which registers itself, and gives its address.
+    pub(crate) async fn register(&mut self, name: &str, instance: &Instance, grpc: bool) -> Result<String, String> {
         let node = json!({
             "name": name,
-            "addr": instance.addr,
+            "grpc": grpc,
             "version": instance.version,
             "weight": instance.weight,
             "metadata": instance.metadata,
         });
-        self.ask(&json!({ "do": "register", "node": node })).await.map(drop)
+        self.ask(&json!({ "do": "register", "node": node })).await
     }
 
     /// Takes back what it registered.

@@ -11,11 +11,8 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::{SOON, World};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
     process::Command,
     sync::oneshot,
-    task::spawn_local,
     time::{Instant, sleep},
 };
 
@@ -28,6 +25,8 @@ use crate::{
 const HELLO: &str = "hello\n";
 /// What it answers over gRPC to a question for its health.
 const SERVING: &str = "SERVING";
+/// The same as a message on the wire.
+const SERVING_BYTES: &str = "\0\0\0\0\x02\x08\x01";
 /// Calls that must all succeed where nothing changes: enough to meet each instance.
 const CALLS: usize = 20;
 /// The pause between those. A client that begins to watch at its first call is to be done with that after the last one.
@@ -228,13 +227,13 @@ impl<'a> Stage<'a> {
 
     async fn registers(&mut self) -> Result<(), String> {
         let name = self.own();
-        let own = Instance {
-            addr: serve().await,
+        let mut own = Instance {
+            addr: String::new(),
             version: self.ecosystem.version.to_owned(),
             weight: 30,
             metadata: [("zone".to_owned(), "c".to_owned())].into(),
         };
-        self.peer.register(&name, &own).await?;
+        own.addr = self.peer.register(&name, &own, self.ecosystem.transport == Transport::Grpc).await?;
         // GoFrame's word for no version.
         let version = own.version.trim_start_matches("latest");
         let is_own = |row: &Value| {
@@ -254,9 +253,13 @@ impl<'a> Stage<'a> {
         let caller = with(hostile("caller"), json!({ "allow": { "discover": [name] } }));
         let layouts = json!({ "registry": { "layout": self.ecosystem.layout() } });
         let host = Host::ready(&with(config(self.world, [caller]), layouts)).await;
-        let answer = get(&format!("{}call/{name}.leasehold", host.url("caller"))).await.json();
+        let (act, expected) = match self.ecosystem.transport {
+            Transport::Grpc => ("check", SERVING_BYTES),
+            Transport::Http | Transport::Own => ("call", HELLO),
+        };
+        let answer = get(&format!("{}{act}/{name}.leasehold", host.url("caller"))).await.json();
         host.stop().await;
-        if answer["text"] == HELLO { Ok(()) } else { Err(answer.to_string()) }
+        if answer["text"] == expected { Ok(()) } else { Err(answer.to_string()) }
     }
 
     async fn leaves(&mut self) -> Result<(), String> {
@@ -321,20 +324,4 @@ impl<'a> Stage<'a> {
 async fn answered(peer: &mut Peer, name: &str) -> Result<(), String> {
     let answer = peer.call(name).await?;
     if [HELLO, SERVING].contains(&answer.as_str()) { Ok(()) } else { Err(format!("it answered {answer:?}")) }
-}
-
-/// Answers whoever asks, in the place of a server of the library, and gives its address.
-async fn serve() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let addr = listener.local_addr().expect("it is bound").to_string();
-    spawn_local(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            // The request is small, and what it says does not matter.
-            let _ = stream.read(&mut [0; 4096]).await;
-            let length = HELLO.len();
-            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{HELLO}");
-            let _ = stream.write_all(answer.as_bytes()).await; // Who is gone misses it.
-        }
-    });
-    addr
 }
