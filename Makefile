@@ -8,7 +8,7 @@ ROUNDS ?= 5
 MINUTES ?= 10
 LARGE ?= yes
 
-# The etcd that tests run, instead of the one on the PATH: `make test ETCD=/path/to/etcd`.
+# The etcd that tests run, instead of the one on the PATH: `make etcd`, then `make test ETCD=target/etcd/etcd`.
 ifdef ETCD
 export ETCD := $(abspath $(ETCD))
 endif
@@ -16,7 +16,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test lint simulate interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples run test etcd lint simulate interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -45,6 +45,12 @@ test: build guests clients examples ## every test, on a real etcd; then SEEDS=n 
 	cargo test --locked --release -p leasehold -p leasehold-wasmtime -p leasehold-cli
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
+
+etcd: ## target/etcd/etcd: the current release, for `make test ETCD=target/etcd/etcd`
+	@command -v go >/dev/null || { echo "etcd: needs Go, which builds it: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
+	mkdir -p target/etcd
+	cd target/etcd && { test -f go.mod || go mod init current; } && go get go.etcd.io/etcd/server/v3@latest
+	cd target/etcd && go build -o etcd go.etcd.io/etcd/server/v3
 
 lint: setup ## formatting, clippy, documentation; warnings are errors
 	cargo fmt --all --check
