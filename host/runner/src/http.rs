@@ -233,7 +233,8 @@ impl Connections {
                 tokio::select! {
                     ended = connection.as_mut() => return ended,
                     () = last.cancelled() => {}
-                    () = progress.idle(client_timeout) => {}
+                    // Later than what is half HTTP/1.1 is cut for that.
+                    () = progress.idle(2 * client_timeout) => {}
                 }
                 connection.as_mut().graceful_shutdown();
                 connection.await
