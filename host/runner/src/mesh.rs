@@ -100,7 +100,7 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    fn is_over(self) {
+    fn ends(self) {
         std::mem::forget(self);
     }
 }
@@ -203,7 +203,7 @@ impl Mesh {
             let begun = Instant::now();
             let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
             let outcome = ask(client, request, limits).await;
-            waiting.is_over();
+            waiting.ends();
             let failed = match outcome {
                 Ok(response) => {
                     pick.succeeded(begun.elapsed());

@@ -124,7 +124,10 @@ async fn calls_go_on_while_etcd_is_down() {
     caller.says("a service cannot be followed; its nodes stay as they were known").await;
     assert!(view(&caller).await["trouble"].is_string());
     let metrics = get(&format!("{}metrics", caller.admin())).await.body;
-    assert!(metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1")), "{metrics}");
+    assert!(
+        metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1.0")),
+        "{metrics}"
+    );
     assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
     caller.says("a service is followed again").await;
