@@ -886,7 +886,7 @@ impl Lease {
         let on = key.map_or("its keys", |key| key);
         match what {
             What::Renewed | What::Weighed | What::Updated => {
-                debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}")
+                debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}");
             }
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
                 info!(key = on, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");

@@ -5,7 +5,8 @@
 //! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
 //! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /hurried/HOST` one that waits
 //! half a second for a connection, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the
-//! example there, `GET /check/HOST` asks over gRPC for the health of whatever is there. `POST /read` answers with the size of the body, and fails where that breaks off. `GET /` answers `hostile`.
+//! example there, `GET /check/HOST` asks over gRPC for the health of whatever is there. `POST /read` answers with the size of
+//! the body, and fails where that breaks off. `GET /` answers `hostile`.
 
 mod act;
 mod bindings;
