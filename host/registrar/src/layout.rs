@@ -54,7 +54,7 @@ const BUILT_IN: [Row; 10] = [
         r#"{"name":"{name}","version":"{version|latest}","metadata":null,"endpoints":[],"nodes":[{"metadata":"{metadata}","id":"{name}-{id}","address":"{addr}"}]}"#],
     ["rpcx", "/rpcx", "", "{prefix}/{name}/tcp@{addr}", "?weight={weight}&..."],
     ["goframe", "/service/default/default", "http", "{prefix}/{name}/{version|latest}/{addr}",
-        r#"{"insecure":true,"protocol":"{scheme}","weight":"{weight:number}","...":1}"#],
+        r#"{"insecure":true,"protocol":"{scheme}","...":1}"#],
     ["etcd-naming", "", "", "{prefix/}{name}/{label}", r#"{"Op":0,"Addr":"{addr}","Metadata":"{metadata|null}"}"#],
 ];
 
@@ -477,7 +477,7 @@ mod tests {
                 node("hello.svc", "", "192.168.1.2:8000", &[]),
                 10,
                 "/service/default/default/hello.svc/latest/192.168.1.2:8000".to_owned(),
-                r#"{"insecure":true,"protocol":"http","weight":10}"#.to_owned(),
+                r#"{"insecure":true,"protocol":"http"}"#.to_owned(),
             ),
             (
                 "etcd-naming",
@@ -523,7 +523,7 @@ mod tests {
     }
 
     fn value_has_weight(name: &str) -> bool {
-        !["go-zero", "go-micro", "etcd-naming"].contains(&name)
+        !["go-zero", "go-micro", "goframe", "etcd-naming"].contains(&name)
     }
 
     /// What the libraries themselves write, which is not in every point what we write.
@@ -547,12 +547,7 @@ mod tests {
         let found = read("kitex", "kitex/registry-etcd/user/h:1", kitex).unwrap();
         assert_eq!(found.weight, Some(100.try_into().unwrap()));
         let found = read("goframe", "/service/default/default/hello/v1/h:1", "{}").unwrap();
-        assert_eq!((found.version.as_str(), found.addr.as_str(), found.weight), ("v1", "h:1", None));
-        // Its selector takes a weight of any type.
-        for value in [r#"{"weight":30}"#, r#"{"weight":"30"}"#] {
-            let found = read("goframe", "/service/default/default/hello/v1/h:1", value).unwrap();
-            assert_eq!(found.weight, Some(30.try_into().unwrap()), "{value}");
-        }
+        assert_eq!((found.version.as_str(), found.addr.as_str()), ("v1", "h:1"));
         let found = read("etcd-naming", "svc/h:1", r#"{"Op":0,"Addr":"h:1","Metadata":{"Weight":3}}"#).unwrap();
         assert_eq!(found.metadata.pairs(), [("Weight".to_owned(), "3".to_owned())]);
     }
@@ -658,7 +653,7 @@ mod tests {
         let user = node("user", "v1", "10.0.0.5:80", &[]);
         let secured = |name: &str| published(&layout(name).secured(), &user, 73).1;
         assert!(secured("kratos").ends_with(r#""endpoints":["grpcs://10.0.0.5:80"]}"#));
-        assert_eq!(secured("goframe"), r#"{"insecure":false,"protocol":"https","weight":73}"#);
+        assert_eq!(secured("goframe"), r#"{"insecure":false,"protocol":"https"}"#);
         for name in Layout::NAMES.into_iter().filter(|name| !["kratos", "goframe"].contains(name)) {
             assert_eq!(layout(name).secured(), layout(name));
         }

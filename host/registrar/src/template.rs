@@ -484,10 +484,6 @@ impl Node {
             (Self::Object { fields, spread }, Json::Object(pairs)) => {
                 for (key, node) in fields {
                     match pairs.iter().rfind(|(is, _)| is == key) {
-                        // Whoever reads a number from among metadata takes it as text, too.
-                        Some((_, Json::Text(text))) if *spread && matches!(node, Self::Number) => {
-                            found.bind_if(Field::Weight, text, |_| true);
-                        }
                         Some((_, json)) => node.read(key, json, found)?,
                         // What may stand among metadata may be missing there.
                         None if *spread || !node.is_needed() => {}

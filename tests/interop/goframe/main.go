@@ -9,7 +9,6 @@ import (
 	"github.com/gogf/gf/contrib/registry/etcd/v2"
 	"github.com/gogf/gf/v2/net/gclient"
 	"github.com/gogf/gf/v2/net/ghttp"
-	"github.com/gogf/gf/v2/net/gsel"
 	"github.com/gogf/gf/v2/net/gsvc"
 	"github.com/gogf/gf/v2/os/glog"
 	"github.com/gogf/gf/v2/os/gsession"
@@ -32,7 +31,6 @@ func main() {
 		client := gclient.New()
 		client.SetDiscovery(registry)
 		client.SetTimeout(peer.Timeout)
-		client.SetBuilder(gsel.NewBuilderWeight())
 		return &library{registry, client, log}, nil
 	})
 }
@@ -68,11 +66,8 @@ func instances(services []gsvc.Service) []peer.Instance {
 		for key, value := range service.GetMetadata() {
 			metadata[key] = fmt.Sprint(value)
 		}
-		weight := service.GetMetadata().Get(gsvc.MDWeight).Int()
 		for _, endpoint := range service.GetEndpoints() {
-			found = append(found, peer.Instance{
-				Addr: endpoint.String(), Version: service.GetVersion(), Weight: weight, Metadata: metadata,
-			})
+			found = append(found, peer.Instance{Addr: endpoint.String(), Version: service.GetVersion(), Metadata: metadata})
 		}
 	}
 	return found

@@ -189,7 +189,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         scheme: None,
         transport: Transport::Http,
         version: "latest",
-        weight: true,
+        weight: false,
         metadata: true,
         settle_time: "2s",
         known: &[(Step::Forgets, "its HTTP client refuses an empty list and keeps the last one")],
