@@ -1,17 +1,17 @@
 //! How busy this machine is, or the container's share of it, sampled in the background.
 
 use std::{
-    fs,
+    fs, mem,
     num::NonZero,
     path::{Path, PathBuf},
     thread::available_parallelism,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use crate::{
@@ -25,8 +25,9 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 /// Keeps `weight` at what the load is worth, until nobody looks at it any more.
 pub(crate) async fn sample(weight: watch::Sender<Weight>) {
     let mut meter = Meter::new();
+    meter.read();
     let mut smoothed = Smoothed::default();
-    let mut ticks = interval(SAMPLE_INTERVAL);
+    let mut ticks = interval_at(Instant::now() + SAMPLE_INTERVAL, SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -48,6 +49,8 @@ pub(crate) fn first_look() -> Weight {
 struct Meter {
     /// None on a system that does not tell; it counts as idle.
     system: Option<System>,
+    /// Whether the system's processors were looked at before: the first look tells of all the time since the machine started.
+    looked: bool,
     /// When the cgroups were read last, and the processor time of each then.
     before: Option<(Instant, Vec<Duration>)>,
 }
@@ -57,7 +60,7 @@ impl Meter {
         let kinds = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_usage())
             .with_memory(MemoryRefreshKind::nothing().with_ram());
-        Self { system: System::new_with_specifics(kinds).ok(), before: None }
+        Self { system: System::new_with_specifics(kinds).ok(), looked: false, before: None }
     }
 
     fn read(&mut self) -> Load {
@@ -71,7 +74,8 @@ impl Meter {
         if cpus.is_empty() {
             let Some(system) = &mut self.system else { return 0.0 };
             system.refresh_cpu_usage();
-            return f64::from(system.global_cpu_usage());
+            let usage = f64::from(system.global_cpu_usage());
+            return if mem::replace(&mut self.looked, true) { usage } else { 0.0 };
         }
         let now = Instant::now();
         let Some((then, before)) = self.before.replace((now, used.clone())) else { return 0.0 };
@@ -209,6 +213,11 @@ mod tests {
         assert_eq!(meter.memory_percent(&later), 90.0);
         let machine = meter.memory_percent(&[group(1.0, 2, (1, u64::MAX))]);
         assert!(machine > 0.0, "{machine}");
+    }
+
+    #[test]
+    fn the_first_look_counts_the_processor_as_idle() {
+        assert_eq!(Meter::new().read().cpu_percent, 0.0);
     }
 
     #[test]
