@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -23,12 +23,12 @@ use etcd_client::{
     WatchStream,
 };
 use futures::{
-    StreamExt,
-    future::{Either, join_all},
+    FutureExt, StreamExt,
+    future::{BoxFuture, Either, Shared, join_all},
     stream::FuturesUnordered,
 };
 use tokio::{
-    sync::{Notify, OnceCell},
+    sync::Notify,
     task::yield_now,
     time::{Instant, timeout},
 };
@@ -235,21 +235,66 @@ struct Reach {
 struct Endpoint {
     url: Arc<str>,
     client: Client,
-    /// When the client signed in; replaced when that is in doubt.
-    signed_in: Mutex<Arc<OnceCell<Instant>>>,
+    /// The last time that the client signed in, or is about to; none where that is in doubt.
+    signed_in: Mutex<Option<SignIn>>,
+}
+
+/// One sign-in. A caller whose time is over leaves it to the next one as far as it came: the hash of the password may take
+/// an etcd that has much to do longer than a call may take.
+#[derive(Clone)]
+struct SignIn {
+    begun: Instant,
+    /// Whether etcd wanted to know who it is.
+    done: Shared<BoxFuture<'static, Result<bool, Failure>>>,
 }
 
 impl Endpoint {
-    fn signed_in(&self) -> Arc<OnceCell<Instant>> {
-        self.signed_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    async fn sign_in(&self, credentials: &Credentials, patience: Duration) -> Result<(), Failure> {
+        let signing = {
+            let mut place = self.place();
+            match &*place {
+                // One that failed is tried again.
+                Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
+                _ => place.insert(self.begin(credentials.clone(), patience)).clone(),
+            }
+        };
+        signing.done.await.map(|_| ())
+    }
+
+    fn begin(&self, Credentials { user, password }: Credentials, patience: Duration) -> SignIn {
+        let (mut client, url) = (self.client.clone(), self.url.clone());
+        let done = async move {
+            match timeout(patience, client.update_user(Some((user, password)))).await {
+                // An etcd without authentication needs no user, as etcd's own Go client sees it.
+                Ok(Err(ClientError::GRpcStatus(status)))
+                    if status.message().contains("authentication is not enabled") =>
+                {
+                    Ok(false)
+                }
+                Ok(outcome) => outcome.map(|()| true).map_err(|error| classify(&url, &error)),
+                Err(_) => Err(Failure::Unanswered { endpoint: url, reason: format!("no sign-in within {patience:?}") }),
+            }
+        };
+        SignIn { begun: Instant::now(), done: done.boxed().shared() }
     }
 
     /// An etcd that lost its data does not refuse a token from before: it waits until it has written as much as the
-    /// etcd that issued the token. So whoever gets no answer signs in again.
+    /// etcd that issued the token. And one that did not want to know who we are may do so by now. So whoever gets no answer,
+    /// or no access, signs in again.
     fn doubt(&self) {
-        if self.signed_in().get().is_some_and(|since| since.elapsed() >= TRUST) {
-            *self.signed_in.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        let mut place = self.place();
+        let is_over = |signing: &SignIn| match signing.done.peek() {
+            Some(Ok(true)) => signing.begun.elapsed() >= TRUST,
+            Some(Ok(false) | Err(_)) => true,
+            None => false,
+        };
+        if place.as_ref().is_some_and(is_over) {
+            *place = None;
         }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<SignIn>> {
+        self.signed_in.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -320,10 +365,10 @@ impl Etcd {
     async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
         let asked = async {
             self.sign_in(endpoint).await?;
-            endpoint.client.clone().status().await
+            endpoint.client.clone().status().await.map_err(|error| classify(&endpoint.url, &error))
         };
         let after = self.request_timeout;
-        match timeout(after, asked).await.map(|answer| answer.map_err(|error| classify(&endpoint.url, &error))) {
+        match timeout(after, asked).await {
             Ok(Ok(status)) => Ok(Member {
                 has_leader: status.leader() != 0,
                 database: u64::try_from(status.db_size()).unwrap_or_default(),
@@ -549,9 +594,9 @@ impl Etcd {
                 let endpoint = &self.endpoints[index];
                 let answer = async {
                     self.sign_in(endpoint).await?;
-                    make(endpoint.client.clone()).await
+                    make(endpoint.client.clone()).await.map_err(|error| classify(&endpoint.url, &error))
                 };
-                match answer.await.map_err(|error| classify(&endpoint.url, &error)) {
+                match answer.await {
                     Err(failure @ Failure::Unreachable { .. }) => {
                         self.pass_over(index);
                         outcome = Some(failure);
@@ -568,7 +613,7 @@ impl Etcd {
         });
         match &answer {
             Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
-            Err(Failure::Unanswered { .. }) => self.endpoints[index].doubt(),
+            Err(Failure::Unanswered { .. } | Failure::Denied(_)) => self.endpoints[index].doubt(),
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}
@@ -580,24 +625,11 @@ impl Etcd {
     }
 
     /// Authenticates once per endpoint; afterwards the client renews by itself a token that etcd refuses.
-    async fn sign_in(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
-        let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
-        endpoint
-            .signed_in()
-            .get_or_try_init(|| async {
-                let mut client = endpoint.client.clone();
-                match client.update_user(Some((user.clone(), password.clone()))).await {
-                    // An etcd without authentication needs no user, as etcd's own Go client sees it.
-                    Err(ClientError::GRpcStatus(status))
-                        if status.message().contains("authentication is not enabled") =>
-                    {
-                        Ok(Instant::now())
-                    }
-                    outcome => outcome.map(|()| Instant::now()),
-                }
-            })
-            .await
-            .map(|_| ())
+    async fn sign_in(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        match &self.credentials {
+            Some(credentials) => endpoint.sign_in(credentials, self.request_timeout).await,
+            None => Ok(()),
+        }
     }
 }
 

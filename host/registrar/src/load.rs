@@ -35,7 +35,7 @@ pub(crate) async fn sample(weight: watch::Sender<Weight>) {
             () = weight.closed() => return,
         }
         let next = weight_of(smoothed.add(meter.read()));
-        weight.send_if_modified(|weight| std::mem::replace(weight, next) != next);
+        weight.send_if_modified(|weight| mem::replace(weight, next) != next);
     }
 }
 

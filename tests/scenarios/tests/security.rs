@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, ConnectOptions, Permission, Txn, TxnOp};
 use leasehold::{Credentials, Error, Options, Registrar, ServerNode, State, Tls, Unavailable, What};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     real::{Authority, Etcd, Pair},
+    sim::SimEtcd,
+    wait_for,
     world::SOON,
 };
 use tokio::{
@@ -85,6 +87,21 @@ async fn self_healing_after_an_etcd_with_users_lost_its_data() {
         fleet.stands().await;
         fleet.is_renewed(1).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn self_healing_after_etcd_wants_to_know_who_it_is() {
+    let etcd = SimEtcd::new(1);
+    let options = Options { credentials: as_user("alice", PASSWORD), ..options(["sim"]) };
+    let channels = vec![(Arc::from("sim"), etcd.channel("host"))];
+    let registrar = Registrar::start_over(options, channels).await.unwrap();
+    let registration = registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()).await.unwrap();
+    let before = etcd.get(registration.key()).unwrap().lease;
+    etcd.require_user("alice", PASSWORD, Duration::from_secs(300));
+    etcd.revoke(before);
+    let is_back = async || etcd.get(registration.key()).is_some_and(|found| found.lease != before);
+    wait_for("it is registered as alice", Duration::from_secs(6), is_back).await;
+    registration.wait_for(|status| status.state == State::Registered).await.unwrap();
 }
 
 #[tokio::test]
