@@ -486,8 +486,9 @@ impl Etcd {
             if revision == 0 {
                 revision = page.answer.header().map_or(0, |header| header.revision());
             }
-            limit = page.next_limit();
+            // The last keys of a range, which may be few or none, say nothing of those in others.
             if page.answer.more() {
+                limit = page.next_limit();
                 rest.extend(page.rest(limit));
             }
             let take = &take;
