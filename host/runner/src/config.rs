@@ -202,7 +202,7 @@ pub(crate) struct Limits {
     /// idle connection is kept.
     pub(crate) client_timeout: Duration,
     /// Requests that one instance answers until it is replaced. By default 1 where the component is of `wasi:http` 0.2,
-    /// which may count on a fresh start, and 128 where it is of 0.3.
+    /// which may count on a fresh start, and 1,000 where it is of 0.3.
     pub(crate) instance_requests: Option<u32>,
     /// Requests that one instance answers at a time. By default 16 where the component is of `wasi:http` 0.3; one of 0.2
     /// answers one at a time.

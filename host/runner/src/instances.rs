@@ -80,7 +80,7 @@ pub(crate) struct Reuse {
 }
 
 impl Reuse {
-    /// What the limits say; by default as `wasmtime serve` has it. The error says what the component cannot do.
+    /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error says what the component cannot do.
     pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
         let (total, concurrent) = match pre {
             ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
@@ -88,7 +88,7 @@ impl Reuse {
                             an instance of wasi:http 0.2 answers one request at a time");
             }
             ProxyPre::P2(_) => (1, 1),
-            ProxyPre::P3(_) => (128, 16),
+            ProxyPre::P3(_) => (1000, 16),
         };
         let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
         Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
