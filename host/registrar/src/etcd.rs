@@ -74,7 +74,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sign-in is trusted through calls without an answer. Hashing a password is dear for etcd, and an etcd that
 /// is slow to answer must not be asked for it all the time.
-const TRUST: Duration = Duration::from_secs(10);
+const TRUST: Duration = Duration::from_secs(5);
 
 /// Why etcd did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -281,10 +281,11 @@ impl Endpoint {
     /// An etcd that lost its data does not refuse a token from before: it waits until it has written as much as the
     /// etcd that issued the token. And one that did not want to know who we are may do so by now. So whoever gets no answer,
     /// or no access, signs in again.
-    fn doubt(&self) {
+    fn doubt(&self, why: &Failure) {
         let mut place = self.place();
         let is_over = |signing: &SignIn| match signing.done.peek() {
-            Some(Ok(true)) => signing.begun.elapsed() >= TRUST,
+            // A refusal is no silence: what etcd refuses it does not know any more.
+            Some(Ok(true)) => matches!(why, Failure::Denied(_)) || signing.begun.elapsed() >= TRUST,
             Some(Ok(false) | Err(_)) => true,
             None => false,
         };
@@ -614,7 +615,7 @@ impl Etcd {
         });
         match &answer {
             Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
-            Err(Failure::Unanswered { .. } | Failure::Denied(_)) => self.endpoints[index].doubt(),
+            Err(failure @ (Failure::Unanswered { .. } | Failure::Denied(_))) => self.endpoints[index].doubt(failure),
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}

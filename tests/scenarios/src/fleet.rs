@@ -54,6 +54,11 @@ impl Fleet {
         Self { registrar, registrations, client, since, events }
     }
 
+    /// Looks through another client from now on.
+    pub fn look_through(&mut self, client: Client) {
+        self.client = client;
+    }
+
     /// Waits until all are registered and every key stands under a lease that lives; gives how long that took.
     pub async fn stands(&mut self) -> Duration {
         let begun = Instant::now();

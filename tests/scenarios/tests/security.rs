@@ -84,6 +84,8 @@ async fn self_healing_after_an_etcd_with_users_lost_its_data() {
     for keep_data in [true, false] {
         // Tokens live in etcd's memory: those from before are worth nothing.
         Box::pin(etcd.restart(keep_data)).await;
+        // The test's own, too, and an etcd that lost its data would let its calls wait.
+        fleet.look_through(etcd.client().await);
         fleet.stands().await;
         fleet.is_renewed(1).await;
     }
