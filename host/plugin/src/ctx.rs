@@ -273,7 +273,9 @@ impl RegistryCtx {
                 kept.replace(node).await.map_err(Vacant::Failed)?;
                 if !self.is_withdrawn() {
                     kept.restore(registrar).await.map_err(Vacant::Failed)?;
-                    kept.stands().await.map_err(Vacant::Failed)?;
+                    let after = self.shared.policy.deadline;
+                    let stands = tokio::time::timeout(after, kept.stands()).await;
+                    stands.unwrap_or(Err(Error::Timeout { what: "register", after })).map_err(Vacant::Failed)?;
                 }
                 kept
             }

@@ -28,7 +28,7 @@ struct Place {
     standing: Standing,
     /// What the component wants to be published, without a weight where the host computes it.
     node: ServerNode,
-    /// What it was before the latest version registered something else.
+    /// What it was before the latest version registered it, while that is not served yet.
     former: Option<ServerNode>,
     /// The version of the component that made it.
     maker: u64,
@@ -107,18 +107,17 @@ impl Kept {
     /// Publishes what `node` says beside its key from now on, or once it is restored. A weight that was set stays where
     /// `node` has none.
     pub(crate) async fn replace(&self, node: ServerNode) -> Result<(), Error> {
-        let (registration, node) = {
+        let weight = node.weight.or(self.place().node.weight);
+        self.publish(ServerNode { weight, ..node }).await
+    }
+
+    async fn publish(&self, node: ServerNode) -> Result<(), Error> {
+        let registration = {
             let mut place = self.place();
-            let node = ServerNode { weight: node.weight.or(place.node.weight), ..node };
-            if node == place.node {
+            if mem::replace(&mut place.node, node.clone()) == node || place.standing == Standing::Withdrawn {
                 return Ok(());
             }
-            let before = mem::replace(&mut place.node, node.clone());
-            place.former.get_or_insert(before);
-            match place.standing {
-                Standing::Withdrawn => return Ok(()),
-                Standing::Stands | Standing::Over => (Arc::clone(&place.registration), node),
-            }
+            Arc::clone(&place.registration)
         };
         registration.replace(node).await
     }
@@ -174,7 +173,10 @@ impl Kept {
     /// A version of the component has registered it.
     pub(crate) fn claim(&self, version: u64) {
         let mut place = self.place();
-        place.owner = place.owner.max(version);
+        if version > place.owner {
+            place.former = Some(place.node.clone());
+            place.owner = version;
+        }
     }
 
     /// The latest version that has registered it: whose business it is.
@@ -198,11 +200,7 @@ impl Kept {
         };
         match former {
             Ok(None) => Ok(()),
-            Ok(Some(former)) => {
-                let replaced = self.replace(former).await;
-                self.settle();
-                replaced
-            }
+            Ok(Some(former)) => self.publish(former).await,
             Err(()) => self.stop().await,
         }
     }

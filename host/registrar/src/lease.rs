@@ -861,6 +861,8 @@ impl Lease {
         for held in self.leases.iter_mut().filter(|held| !held.doomed) {
             held.confirmed_at = held.confirmed_at.checked_sub(by).unwrap_or(held.confirmed_at);
             held.renew_at = now;
+            // What was answered before says nothing of now, and on this stream it would be taken for the next answer.
+            (held.renewal, held.stream) = (None, None);
         }
         if let Some(held) = self.current() {
             self.around.vitals.held(held.granted_at, held.confirmed_at + held.ttl);

@@ -86,7 +86,11 @@ async fn a_version_that_does_not_start_leaves_its_key_as_it_was() {
     assert!(!is_reloaded(&host).await);
     let after = shows(&world, &key, "leasehold-mark-1").await;
     assert_eq!((after.lease, after.created), (before.lease, before.created), "it was deleted meanwhile");
-    assert_eq!(get(&host.url("user")).await.status, 200);
+    // As it was at last, where the version that is served has changed it itself.
+    assert_eq!(get(&format!("{}act/change-of-mind", host.url("user"))).await.json()["case"], "ok");
+    shows(&world, &key, r#""zone":"b""#).await;
+    assert!(!is_reloaded(&host).await);
+    shows(&world, &key, r#""zone":"b""#).await;
 }
 
 #[tokio::test]
