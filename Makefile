@@ -88,12 +88,12 @@ bench-views: setup ## 100,000 nodes of one service followed, beside two librarie
 	target/release/views --rounds $(ROUNDS)
 
 WASMTIME := run,serve,cache,component-model-async,cranelift,parallel-compilation,pooling-allocator,wasi-http,wasi-config
-bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); builds wasmtime once
+bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); FIGURES="gRPC start" measures these alone; builds wasmtime once
 	@command -v go >/dev/null || { echo "bench-serving: needs Go, for a peer: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
 	@command -v wrk >/dev/null && command -v h2load >/dev/null || { echo "bench-serving: needs wrk and h2load: apt-get install wrk nghttp2-client" >&2; exit 1; }
 	target/peers/bin/wasmtime --version 2>/dev/null || cargo install wasmtime-cli --version ^48 --locked --root target/peers --no-default-features --features $(WASMTIME)
 	cd tests/peers/grpc-greeter && go build -trimpath -o ../../../target/peers/grpc-greeter .
-	cargo run --locked --release -p leasehold-end-to-end --bin serving -- $(ROUNDS)
+	cargo run --locked --release -p leasehold-end-to-end --bin serving -- $(ROUNDS) $(FIGURES)
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup

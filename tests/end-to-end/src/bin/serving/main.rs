@@ -24,39 +24,36 @@ const SPINNING: usize = 4;
 /// Requests a second to the neighbour of those.
 const NEIGHBOUR_RATE: f64 = 500.0;
 /// Starts of a process in one round.
-const STARTS: usize = 5;
+const STARTS: usize = 9;
+/// How long the host is left alone after those.
+const SETTLE: Duration = Duration::from_millis(500);
 /// The pause between two questions whether a process has started.
 const POLL: Duration = Duration::from_micros(500);
-
-/// What one round measures of one side.
-#[derive(Debug, Clone, Copy, Default)]
-struct Round {
-    rate_p2: f64,
-    rate_p2_reused: f64,
-    rate_p3: f64,
-    p99: f64,
-    calls: f64,
-    one_micros: f64,
-    start_millis: f64,
-    neighbour_p99: f64,
-}
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "what it is for")]
 #[tokio::main]
 async fn main() {
-    let rounds: usize = env::args().nth(1).map_or(5, |text| text.parse().expect("usage: serving [ROUNDS]"));
+    let mut arguments = env::args().skip(1);
+    let rounds = arguments.next().map_or(Ok(5), |text| text.parse::<usize>());
+    let rounds = rounds.ok().filter(|rounds| *rounds > 0).expect("usage: serving [ROUNDS [WORD...]]");
+    let words: Vec<String> = arguments.collect();
+    let is_wanted = |figure: &Figure| words.is_empty() || words.iter().any(|word| figure.name.contains(word));
     let world = World::real().await;
-    let (mut ours, mut peers) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        eprintln!("round {} of {rounds}", round + 1);
-        let (our, peer) = Box::pin(measure(&world, round)).await;
-        ours.push(our);
-        peers.push(peer);
-    }
+    let scene = Box::pin(Scene::set(&world)).await;
     println!("{:<58} {:>10} {:>10} {:>8}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
-    for figure in FIGURES {
-        let median_of = |rounds: &[Round]| median(rounds.iter().map(figure.of).collect());
-        let (ours, peer) = (median_of(&ours), median_of(&peers));
+    for figure in FIGURES.iter().filter(|figure| is_wanted(figure)) {
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            eprintln!("{}: round {} of {rounds}", figure.name, round + 1);
+            // One right after the other, so that both meet the same machine; who goes first changes.
+            for side in 0..2 {
+                match (round + side).is_multiple_of(2) {
+                    true => ours.push(Box::pin(scene.ours(figure.what)).await),
+                    false => peer.push(Box::pin(scene.peer(figure.what)).await),
+                }
+            }
+        }
+        let (ours, peer) = (median(ours), median(peer));
         let ratio = ours / peer;
         let (goal, met) = match figure.goal {
             Goal::AtLeast(times) => (format!("at least {times} times"), ratio >= times),
@@ -65,6 +62,7 @@ async fn main() {
         let verdict = if met { "ok" } else { "short" };
         println!("{:<58} {ours:>10.2} {peer:>10.2} {ratio:>7.2}x  {goal:<22} {verdict}", figure.name);
     }
+    scene.end().await;
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -75,8 +73,21 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 struct Figure {
     name: &'static str,
-    of: fn(&Round) -> f64,
+    what: What,
     goal: Goal,
+}
+
+/// What is measured of either side.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Rate,
+    RateReused,
+    RateP3,
+    P99,
+    Calls,
+    One,
+    Start,
+    Neighbour,
 }
 
 /// What is wanted of ours, as a share of the peer's.
@@ -86,74 +97,102 @@ enum Goal {
 }
 
 const FIGURES: [Figure; 8] = [
-    Figure { name: "requests/s, wasi:http 0.2; wasmtime serve", of: |r| r.rate_p2, goal: Goal::AtLeast(1.0) },
+    Figure { name: "requests/s, wasi:http 0.2; wasmtime serve", what: What::Rate, goal: Goal::AtLeast(1.0) },
     Figure {
         name: "requests/s, 0.2 with instances reused; wasmtime serve",
-        of: |r| r.rate_p2_reused,
+        what: What::RateReused,
         goal: Goal::AtLeast(2.0),
     },
-    Figure { name: "requests/s, wasi:http 0.3; wasmtime serve", of: |r| r.rate_p3, goal: Goal::AtLeast(1.0) },
-    Figure { name: "p99 at half of the rate, 0.2 (ms); wasmtime serve", of: |r| r.p99, goal: Goal::AtMost(1.0) },
-    Figure { name: "gRPC unary calls/s; grpc-go", of: |r| r.calls, goal: Goal::AtLeast(0.3) },
+    Figure { name: "requests/s, wasi:http 0.3; wasmtime serve", what: What::RateP3, goal: Goal::AtLeast(1.0) },
+    Figure { name: "p99 at half of the rate, 0.2 (ms); wasmtime serve", what: What::P99, goal: Goal::AtMost(1.0) },
+    Figure { name: "gRPC unary calls/s; grpc-go", what: What::Calls, goal: Goal::AtLeast(0.3) },
     Figure {
         name: "one request (us); ours, neither registered nor watched",
-        of: |r| r.one_micros,
+        what: What::One,
         goal: Goal::AtMost(1.02),
     },
     Figure {
         name: "start to first answer (ms), registered; wasmtime serve",
-        of: |r| r.start_millis,
+        what: What::Start,
         goal: Goal::AtMost(1.0),
     },
-    Figure { name: "p99 beside one that spins (ms); alone", of: |r| r.neighbour_p99, goal: Goal::AtMost(2.0) },
+    Figure { name: "p99 beside one that spins (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
 ];
 
-/// Both sides, who goes first changing with the round.
-async fn measure(world: &World, round: usize) -> (Round, Round) {
-    let reused = with(plain("reused"), json!({ "limits": { "instance_requests": 1000 } }));
-    let plain_p3 = with(service("plain-p3", "plain-p3"), json!({ "register": "host" }));
-    let greeter = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
-    let hostile = with(hostile("hostile"), json!({ "register": "host", "limits": { "request_timeout": "30s" } }));
-    let watched = json!({
-        "health": { "path": "/" },
-        "allow": { "discover": ["*"], "outbound": ["localhost"] },
-    });
-    let services = [with(plain("plain"), watched), reused, plain_p3, greeter, hostile];
-    let config = with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }));
-    let host = Host::ready(&config).await;
-    let bare = Host::of(world, [with(plain("plain"), json!({ "register": "off" }))]).await;
-    let (p2, p3, native) =
-        (Served::wasmtime("plain").await, Served::wasmtime("plain-p3").await, Served::grpc_go().await);
-    let (mut ours, mut peer) = (Round::default(), Round::default());
-    let half = f64::min(load::rate(&host.url("plain")).await, load::rate(&p2.url()).await) / 2.0;
-    for side in 0..2 {
-        if (round + side).is_multiple_of(2) {
-            ours.rate_p2 = load::rate(&host.url("plain")).await;
-            ours.rate_p2_reused = load::rate(&host.url("reused")).await;
-            ours.rate_p3 = load::rate(&host.url("plain-p3")).await;
-            ours.p99 = load::p99(&host.url("plain"), half).await;
-            ours.calls = load::calls(&host.addr("grpc-greeter")).await;
-            let scraped = scraped(&host.admin());
-            ours.one_micros = 1e6 / load::rate_of_one(&host.url("plain")).await;
-            scraped.abort();
-            ours.start_millis = start_ours(world).await;
-            let spinning = spinning(&host);
-            ours.neighbour_p99 = load::p99(&host.url("plain"), NEIGHBOUR_RATE).await;
-            spinning.iter().for_each(JoinHandle::abort);
-        } else {
-            peer.rate_p2 = load::rate(&p2.url()).await;
-            peer.rate_p2_reused = peer.rate_p2;
-            peer.rate_p3 = load::rate(&p3.url()).await;
-            peer.p99 = load::p99(&p2.url(), half).await;
-            peer.calls = load::calls(&native.addr).await;
-            peer.one_micros = 1e6 / load::rate_of_one(&bare.url("plain")).await;
-            peer.start_millis = start_wasmtime().await;
-            peer.neighbour_p99 = load::p99(&host.url("plain"), NEIGHBOUR_RATE).await;
+/// Everybody who serves: ours with all that a service may have, ours without, and the peers.
+struct Scene<'a> {
+    world: &'a World,
+    host: Host,
+    bare: Host,
+    p2: Served,
+    p3: Served,
+    native: Served,
+    /// Requests a second that the slower side of 0.2 answers half of the time.
+    half: f64,
+}
+
+impl<'a> Scene<'a> {
+    async fn set(world: &'a World) -> Self {
+        let reused = with(plain("reused"), json!({ "limits": { "instance_requests": 1000 } }));
+        let plain_p3 = with(service("plain-p3", "plain-p3"), json!({ "register": "host" }));
+        let greeter = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
+        let hostile = with(hostile("hostile"), json!({ "register": "host", "limits": { "request_timeout": "30s" } }));
+        let watched = json!({
+            "health": { "path": "/" },
+            "allow": { "discover": ["*"], "outbound": ["localhost"] },
+        });
+        let services = [with(plain("plain"), watched), reused, plain_p3, greeter, hostile];
+        let config = with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }));
+        let host = Host::ready(&config).await;
+        let bare = Host::of(world, [with(plain("plain"), json!({ "register": "off" }))]).await;
+        let (p2, p3, native) =
+            (Served::wasmtime("plain").await, Served::wasmtime("plain-p3").await, Served::grpc_go().await);
+        let half = f64::min(load::rate(&host.url("plain")).await, load::rate(&p2.url()).await) / 2.0;
+        Self { world, host, bare, p2, p3, native, half }
+    }
+
+    async fn ours(&self, what: What) -> f64 {
+        let plain = self.host.url("plain");
+        match what {
+            What::Rate => load::rate(&plain).await,
+            What::RateReused => load::rate(&self.host.url("reused")).await,
+            What::RateP3 => load::rate(&self.host.url("plain-p3")).await,
+            What::P99 => load::p99(&plain, self.half).await,
+            What::Calls => load::calls(&self.host.addr("grpc-greeter")).await,
+            What::One => {
+                let scraped = scraped(&self.host.admin());
+                let micros = 1e6 / load::rate_of_one(&plain).await;
+                scraped.abort();
+                micros
+            }
+            What::Start => start_ours(self.world).await,
+            What::Neighbour => {
+                let spinning = spinning(&self.host);
+                let p99 = load::p99(&plain, NEIGHBOUR_RATE).await;
+                spinning.iter().for_each(JoinHandle::abort);
+                // What computes for nobody ends, and the other side is alone.
+                sleep(SETTLE).await;
+                p99
+            }
         }
     }
-    assert_eq!(host.stop().await.code, Some(0));
-    assert_eq!(bare.stop().await.code, Some(0));
-    (ours, peer)
+
+    async fn peer(&self, what: What) -> f64 {
+        match what {
+            What::Rate | What::RateReused => load::rate(&self.p2.url()).await,
+            What::RateP3 => load::rate(&self.p3.url()).await,
+            What::P99 => load::p99(&self.p2.url(), self.half).await,
+            What::Calls => load::calls(&self.native.addr).await,
+            What::One => 1e6 / load::rate_of_one(&self.bare.url("plain")).await,
+            What::Start => start_wasmtime().await,
+            What::Neighbour => load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await,
+        }
+    }
+
+    async fn end(self) {
+        assert_eq!(self.host.stop().await.code, Some(0));
+        assert_eq!(self.bare.stop().await.code, Some(0));
+    }
 }
 
 /// Somebody who reads the metrics every second.
