@@ -1,0 +1,235 @@
+//! What a failure of etcd means for what was asked; etcd's texts are matched here and nowhere else.
+
+use std::sync::Arc;
+
+use etcd_client::Error as ClientError;
+use tonic::{Code, ConnectError, Status};
+
+/// Why etcd did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Failure {
+    /// No connection was made, so nothing was sent and nothing can have been applied.
+    #[error("{endpoint} cannot be reached: {reason}")]
+    Unreachable { endpoint: Arc<str>, reason: String },
+    /// Sent, and not answered in time or at all: it may have been applied, or may yet be.
+    #[error("{endpoint} did not answer: {reason}")]
+    Unanswered { endpoint: Arc<str>, reason: String },
+    /// Answered at more length than is read: what was asked for has to be less.
+    #[error("{endpoint} answers with more than can be read: {message}")]
+    TooLarge { endpoint: Arc<str>, message: String },
+    /// etcd's own word that the lease does not exist.
+    #[error("the lease does not exist any more")]
+    LeaseGone,
+    /// The user, the password or the client's certificate does not suffice for anything.
+    #[error("{0}")]
+    Denied(String),
+    /// The user is known, but this key is not the user's to touch: not applied.
+    #[error("{endpoint} denies access: {message}")]
+    Forbidden { endpoint: Arc<str>, message: String },
+    /// The endpoint speaks, but not etcd's protocol.
+    #[error("{0} does not answer as an etcd does")]
+    NotEtcd(Arc<str>),
+    /// etcd cannot at the moment, and says so: not applied.
+    #[error("{endpoint} is not able to: {message}")]
+    Busy { endpoint: Arc<str>, message: String },
+    /// Any other word of etcd's own: not applied.
+    #[error("{endpoint} refuses: {message}")]
+    Refused { endpoint: Arc<str>, message: String },
+}
+
+impl Failure {
+    /// Whether the request may still take effect, now or later. What does not answer as an etcd does may stand in
+    /// front of one.
+    pub(crate) fn may_have_been_applied(&self) -> bool {
+        matches!(self, Self::Unanswered { .. } | Self::TooLarge { .. } | Self::NotEtcd(_))
+    }
+
+    /// Whether etcd has refused what the request says, so that a part of it may be accepted.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Forbidden { .. })
+    }
+
+    /// Whether repeating the very same request may help without anybody doing something about it.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => true,
+            Self::Busy { .. } | Self::LeaseGone => true,
+            Self::Denied(_) | Self::Forbidden { .. } | Self::NotEtcd(_) | Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// What an error of the client means for what was asked.
+pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
+    let endpoint = endpoint.clone();
+    let status = match error {
+        ClientError::GRpcStatus(status) => status,
+        ClientError::LeaseKeepAliveError(text) if text == "lease not found" => return Failure::LeaseGone,
+        error => return Failure::Unanswered { endpoint, reason: error.to_string() },
+    };
+    let message = status.message();
+    if let Some(alert) = certificate_refused(status) {
+        return Failure::Denied(format!("{endpoint} denies access: this host's certificate: {alert}"));
+    }
+    if let Some(reason) = never_connected(status) {
+        return Failure::Unreachable { endpoint, reason };
+    }
+    // The client's word, or that of a server or a proxy whose own limit it is.
+    if message.contains("message length too large") || message.contains("message larger than max") {
+        return Failure::TooLarge { endpoint, message: message.to_owned() };
+    }
+    let said_by_etcd = message.starts_with("etcdserver: ") || message.starts_with("auth: ");
+    match status.code() {
+        Code::NotFound if message.contains("requested lease not found") => Failure::LeaseGone,
+        Code::PermissionDenied => Failure::Forbidden { endpoint, message: message.to_owned() },
+        Code::Unauthenticated => Failure::Denied(format!("{endpoint} denies access: {message}")),
+        _ if message.contains("authentication failed") || message.contains("user name is empty") => {
+            Failure::Denied(format!("{endpoint} denies access: {message}"))
+        }
+        // What is said before anything is proposed, and what ends once somebody has made room.
+        _ if ["no leader", "too many requests", "database space exceeded"]
+            .iter()
+            .any(|text| message.contains(text)) =>
+        {
+            Failure::Busy { endpoint, message: message.to_owned() }
+        }
+        // A proposal whose fate the member does not know.
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => {
+            Failure::Unanswered { endpoint, reason: described(status) }
+        }
+        _ if said_by_etcd => Failure::Refused { endpoint, message: message.to_owned() },
+        Code::Unimplemented => Failure::NotEtcd(endpoint),
+        // A server of HTTP, but not of gRPC.
+        _ if message.contains("grpc-status header missing") || message.contains("invalid compression flag") => {
+            Failure::NotEtcd(endpoint)
+        }
+        // What HTTP/1 looks like to a client of HTTP/2.
+        _ if innermost(status).to_string().contains("frame with invalid size") => Failure::NotEtcd(endpoint),
+        _ => Failure::Unanswered { endpoint, reason: described(status) },
+    }
+}
+
+/// The cause why no connection was made, when that is what happened.
+fn never_connected(status: &Status) -> Option<String> {
+    let mut error: &(dyn std::error::Error + 'static) = status;
+    let mut connecting = false;
+    while let Some(source) = error.source() {
+        connecting |= source.is::<ConnectError>();
+        error = source;
+    }
+    connecting.then(|| error.to_string())
+}
+
+/// The alert with which an endpoint turned down the certificate that this client showed, or did not show.
+fn certificate_refused(status: &Status) -> Option<String> {
+    const ALERTS: [&str; 6] = [
+        "BadCertificate",
+        "CertificateExpired",
+        "CertificateRequired",
+        "CertificateRevoked",
+        "CertificateUnknown",
+        "UnknownCA",
+    ];
+    let text = innermost(status).to_string();
+    let (_, alert) = text.split_once("received fatal alert: ")?;
+    let alert = alert.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
+    ALERTS.contains(&alert).then(|| alert.to_owned())
+}
+
+/// The innermost cause, which is where a transport says what happened.
+fn innermost(status: &Status) -> &(dyn std::error::Error + 'static) {
+    let mut error: &(dyn std::error::Error + 'static) = status;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+/// The status with its innermost cause.
+fn described(status: &Status) -> String {
+    let error = innermost(status);
+    match (status.message(), error.to_string()) {
+        ("", cause) => cause,
+        (message, cause) if cause.contains(message) => cause,
+        (message, _) if std::ptr::addr_eq(error, status) => message.to_owned(),
+        (message, cause) => format!("{message}: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use etcd_client::Error as ClientError;
+    use tonic::{Code, Status};
+
+    use super::{Failure, classify};
+
+    fn failure(code: Code, message: &str) -> Failure {
+        classify(&Arc::from("http://e:1"), &ClientError::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn a_lost_lease_is_recognised_in_both_of_its_forms() {
+        let as_text = ClientError::LeaseKeepAliveError("lease not found".to_owned());
+        assert!(matches!(classify(&Arc::from("e"), &as_text), Failure::LeaseGone));
+        assert!(matches!(failure(Code::NotFound, "etcdserver: requested lease not found"), Failure::LeaseGone));
+    }
+
+    #[test]
+    fn an_unknown_fate_counts_as_unanswered() {
+        for (code, message) in [
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::Unavailable, "etcdserver: leader changed"),
+            (Code::Unavailable, "etcdserver: server stopped"),
+            (Code::Cancelled, ""),
+            (Code::Unknown, "transport error"),
+        ] {
+            assert!(failure(code, message).may_have_been_applied(), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_was_not_applied() {
+        for (code, message) in [
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (Code::InvalidArgument, "etcdserver: request is too large"),
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        ] {
+            assert!(!failure(code, message).may_have_been_applied(), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_etcd_may_stand_in_front_of_one() {
+        let unimplemented = failure(Code::Unimplemented, "");
+        let error_page = failure(Code::Internal, "grpc-status header missing, mapped from HTTP status code 500");
+        let http_1 = failure(Code::Internal, "h2 protocol error: frame with invalid size");
+        for failure in [unimplemented, error_page, http_1] {
+            assert!(matches!(failure, Failure::NotEtcd(_)) && failure.may_have_been_applied(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_no_reason_to_ask_elsewhere() {
+        let decoding = "Error, decoded message length too large: found 5000000 bytes, the limit is: 4194304 bytes";
+        for (code, message) in [
+            (Code::OutOfRange, decoding),
+            (Code::ResourceExhausted, "grpc: trying to send message larger than max (5000000 vs. 4194304)"),
+        ] {
+            let failure = failure(code, message);
+            // A write may have been applied all the same.
+            assert!(matches!(failure, Failure::TooLarge { .. }) && failure.may_have_been_applied(), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refused_certificate_is_denied() {
+        let refused = failure(Code::Unknown, "received fatal alert: CertificateRequired");
+        assert!(matches!(refused, Failure::Denied(_)), "{refused}");
+        let broken = failure(Code::Unknown, "received fatal alert: BadRecordMac");
+        assert!(broken.may_have_been_applied(), "{broken}");
+    }
+}

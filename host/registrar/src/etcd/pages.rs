@@ -1,0 +1,206 @@
+//! Reads a range of keys, be it large: in pages, side by side, as of one revision.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use etcd_client::{GetOptions, GetResponse};
+use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use tokio::task::yield_now;
+
+use super::{Etcd, Failure, Found, MAX_ANSWER};
+
+/// Keys to the first page when a prefix is read, and to one that had to be asked for again.
+const FIRST_PAGE: i64 = 1000;
+/// Keys to a page, at most.
+const MAX_PAGE: i64 = 20_000;
+/// What a page should come to, judged by those before it.
+const PAGE_BYTES: usize = 2 << 20;
+/// What stands for a value that is longer: not UTF-8, and so a node in no layout.
+const UNREAD: u8 = 0xff;
+/// What etcd says of a key beside it and its value, roughly, in bytes.
+const KEY_OVERHEAD: usize = 40;
+/// Pages that are read, or taken from, at a time.
+const PAGES: usize = 3;
+/// Where what follows a page is cut to be read side by side: before these characters, which part digits, the letters of
+/// hexadecimal numbers, and others.
+const CUTS: &[u8] = b"2468aceimqu";
+/// Keys that are taken from a page before others have a turn on this thread.
+const TURN: usize = 256;
+
+/// Every key under a prefix, in order, as of one revision.
+#[derive(Debug)]
+pub(crate) struct Reading<T> {
+    pub(crate) found: Vec<T>,
+    pub(crate) revision: i64,
+}
+
+/// Keys from one to another, without that one, as etcd writes them.
+struct Range {
+    from: Vec<u8>,
+    end: Vec<u8>,
+}
+
+/// What becomes of a range that is read: first a page, then what was taken from it.
+enum Progress<T> {
+    Page(Page),
+    Taken(Vec<u8>, Vec<T>),
+}
+
+/// The first keys of a range.
+struct Page {
+    range: Range,
+    answer: GetResponse,
+    /// How many keys it could have.
+    most: i64,
+    /// Whether the values are too large to be read.
+    is_without_values: bool,
+}
+
+impl Etcd {
+    /// Every key under a prefix, as of one revision: what `take` makes of it.
+    ///
+    /// Pages are read side by side, and while etcd gathers some, others are taken from.
+    pub(crate) async fn read<T>(&self, prefix: &str, take: impl Fn(Found) -> T) -> Result<Reading<T>, Failure> {
+        let end = end_of(prefix.as_bytes());
+        // etcd takes an empty key for none, and the byte 0 for the first of all.
+        let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let mut rest = VecDeque::from([Range { from, end }]);
+        let (mut revision, mut limit) = (0, FIRST_PAGE);
+        let mut taken: BTreeMap<Vec<u8>, Vec<T>> = BTreeMap::new();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while under_way.len() < PAGES
+                && let Some(range) = rest.pop_front()
+            {
+                under_way.push(Either::Left(self.page(range, limit, revision)));
+            }
+            let Some(progress) = under_way.next().await else { break };
+            let mut page = match progress? {
+                Progress::Page(page) => page,
+                Progress::Taken(from, found) => {
+                    taken.insert(from, found);
+                    continue;
+                }
+            };
+            if revision == 0 {
+                revision = page.answer.header().map_or(0, |header| header.revision());
+            }
+            // The last keys of a range, which may be few or none, say nothing of those in others.
+            if page.answer.more() {
+                limit = page.next_limit();
+                rest.extend(page.rest(limit));
+            }
+            let take = &take;
+            under_way.push(Either::Right(async move {
+                let mut found = Vec::with_capacity(page.answer.kvs().len());
+                for kv in page.answer.take_kvs() {
+                    let kv = Found::from(kv);
+                    found.push(take(if page.is_without_values { Found { value: vec![UNREAD], ..kv } } else { kv }));
+                    if found.len() % TURN == 0 {
+                        yield_now().await;
+                    }
+                }
+                Ok(Progress::Taken(page.range.from, found))
+            }));
+        }
+        Ok(Reading { found: taken.into_values().flatten().collect(), revision })
+    }
+
+    /// The first keys of a range, as of a revision, or of now if that is 0: fewer than asked for where they are large, and
+    /// one without its value where that alone is too large.
+    async fn page<T>(&self, range: Range, mut limit: i64, revision: i64) -> Result<Progress<T>, Failure> {
+        let page = |limit, keys_only| {
+            let options = GetOptions::new().with_range(range.end.clone()).with_limit(limit).with_revision(revision);
+            let options = if keys_only { options.with_keys_only() } else { options };
+            let from = range.from.clone();
+            self.call(self.request_timeout, move |client| {
+                let (from, options) = (from.clone(), options.clone());
+                async move { client.kv_client().max_decoding_message_size(MAX_ANSWER).get(from, Some(options)).await }
+            })
+        };
+        let (answer, is_without_values) = loop {
+            match page(limit, false).await {
+                Err(Failure::TooLarge { .. }) if limit == 1 => break (page(1, true).await?, true),
+                Err(Failure::TooLarge { .. }) => limit = (limit / 4).max(1),
+                // It may have been too much for the time.
+                Err(_) if limit > FIRST_PAGE => limit = FIRST_PAGE,
+                answer => break (answer?, false),
+            }
+        };
+        Ok(Progress::Page(Page { range, answer, most: limit, is_without_values }))
+    }
+}
+
+impl Page {
+    /// How many keys the next pages should have: as many as come to [`PAGE_BYTES`], and not many times more than these.
+    fn next_limit(&self) -> i64 {
+        let all = self.answer.kvs();
+        let bytes: usize = all.iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
+        let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
+        i64::try_from(fits).unwrap_or(MAX_PAGE).min(MAX_PAGE / FIRST_PAGE * self.most).clamp(1, MAX_PAGE)
+    }
+
+    /// What of the range comes after it, in pieces if that is much.
+    fn rest(&self, limit: i64) -> Vec<Range> {
+        let (Some(first), Some(last)) = (self.answer.kvs().first(), self.answer.kvs().last()) else {
+            return Vec::new();
+        };
+        let left = self.answer.count() - i64::try_from(self.answer.kvs().len()).unwrap_or(i64::MAX);
+        let mut bounds = vec![[last.key(), &[0]].concat()];
+        if left > 2 * limit {
+            bounds.extend(cuts(&self.range, first.key(), last.key()));
+        }
+        bounds.push(self.range.end.clone());
+        bounds.windows(2).map(|pair| Range { from: pair[0].clone(), end: pair[1].clone() }).collect()
+    }
+}
+
+/// Where to cut what is left of a range after its `first` to `last` keys: where these differ, and where the range begins.
+fn cuts(range: &Range, first: &[u8], last: &[u8]) -> Vec<Vec<u8>> {
+    let same = |other: &[u8]| last.iter().zip(other).take_while(|(a, b)| a == b).count();
+    let places = BTreeSet::from([same(first), same(&range.from)]);
+    let all = places.iter().rev().flat_map(|place| CUTS.iter().map(|cut| [&last[..*place], &[*cut]].concat()));
+    all.filter(|cut| **cut > *last && (**cut < *range.end || range.end == [0])).collect()
+}
+
+/// The first key after all that begin with `prefix`, as etcd writes the end of a range.
+pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
+    match prefix.iter().rposition(|&byte| byte < u8::MAX) {
+        None => vec![0],
+        Some(last) => [&prefix[..last], &[prefix[last] + 1]].concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Range, cuts, end_of};
+
+    #[test]
+    fn what_is_cut_is_in_order_and_within_the_range() {
+        let of = |from: &str, end: &str, first: &str, last: &str| {
+            let range = Range { from: from.into(), end: end.into() };
+            let cuts = cuts(&range, first.as_bytes(), last.as_bytes());
+            assert!(cuts.is_sorted() && cuts.iter().all(|cut| **cut > *last.as_bytes()), "{cuts:?}");
+            assert!(end == "\0" || cuts.iter().all(|cut| **cut < *end.as_bytes()), "{cuts:?}");
+            cuts.into_iter().map(|cut| String::from_utf8(cut).unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8 u/a u/c u/e u/i u/m u/q u/u");
+        assert_eq!(
+            of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"),
+            "u/10.4a u/10.4c u/10.4e u/10.4i u/10.4m u/10.4q u/10.4u"
+        );
+        assert!(
+            of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").starts_with("u/10.0.2 u/10.0.4 u/10.0.6 u/10.0.8 u/10.0.a")
+        );
+        assert!(of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").contains(" u/10.0.u u/2 u/4"));
+        assert!(of("\0", "\0", "a", "b").starts_with("c e i"));
+        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z2 u/z4 u/z6 u/z8 u/za u/zc u/ze u/zi u/zm u/zq u/zu");
+    }
+
+    #[test]
+    fn the_end_of_a_prefix_is_etcds() {
+        assert_eq!(end_of(b"/user/"), b"/user0");
+        assert_eq!(end_of(b"a\xff"), b"b");
+        assert_eq!(end_of(b"\xff"), b"\0");
+        assert_eq!(end_of(b""), b"\0");
+    }
+}
