@@ -105,7 +105,7 @@ impl RegistryCtx {
     /// metadata, its weight if it has one, and its version where the layouts have none in their keys.
     ///
     /// Errors: those of [`Registrar::register_on`]; `Quota` beyond the policy's limit; `Ended` after
-    /// [`stop_all`](Self::stop_all). In each case nothing is registered.
+    /// [`stop_all`](Self::stop_all). In each case nothing is registered that was not before.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
         let most = self.shared.policy.max_registrations;
         match self.keep(node, self.shared.policy.terms.clone()).await {

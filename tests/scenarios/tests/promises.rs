@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 use etcd_client::LeaseTimeToLiveOptions;
 use leasehold::{Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Weight, What};
 use leasehold_scenarios::{
+    sim::{Call, FaultPlan, SimEtcd},
     wait_for,
     world::{SOON, Standing, World},
 };
@@ -234,6 +235,29 @@ async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
     world.key_is(KEY, "back", back).await;
     assert!(woke.elapsed() < Duration::from_secs(2), "{:?}", woke.elapsed());
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+}
+
+/// Simulated alone: the answer is to come after the news.
+#[tokio::test(start_paused = true)]
+async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() {
+    let etcd = SimEtcd::new(1);
+    let world = World::Simulated(etcd.clone());
+    let registrar = world.registrar("host").await;
+    // Renewed after 21.6 to 24 s, which meets no audit: those come every 10 s, and would tell of the loss as well.
+    let terms = Terms { ttl: Some(72.try_into().unwrap()), ..Terms::default() };
+    let registration = registrar.register_on(user(), terms).await.unwrap();
+    wait_for("it was renewed", SOON, async || registration.status().renewals > 0).await;
+    let (lease, renewals) = (world.get(KEY).await.unwrap().lease, etcd.count("host", Call::Renew));
+    let slow = Duration::from_millis(500);
+    etcd.set_faults("host", FaultPlan { latency: slow..=slow, ..FaultPlan::none() });
+    wait_for("etcd has renewed it", 2 * SOON, async || etcd.count("host", Call::Renew) > renewals).await;
+    // The answer is on its way.
+    let mut events = registrar.events();
+    etcd.set_faults("host", FaultPlan::none());
+    etcd.revoke(lease);
+    registrar.leap(Duration::from_secs(180));
+    assert_eq!(events.recv().await.unwrap().what, What::Recovering);
+    registration.wait_for(|status| status.state == State::Registered && status.recoveries == 1).await.unwrap();
 }
 
 async fn self_healing_after_etcd_restarts_with_its_data(mut world: World) {
