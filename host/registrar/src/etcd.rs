@@ -18,7 +18,7 @@ use etcd_client::{
     LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, Txn, WatchOptions, WatchStream,
 };
 use futures::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -38,6 +38,7 @@ use crate::{
     config::{Options, Ttl},
     error::Error,
     health::{Alarm, Health, Member},
+    latency::{Latencies, Verb},
 };
 
 /// The most operations in one transaction of ours. etcd counts 128 along the deepest path, and one of ours is
@@ -88,18 +89,25 @@ pub(crate) struct LeaseView {
 pub(crate) struct Etcd {
     endpoints: Endpoints,
     request_timeout: Duration,
+    latencies: Arc<Latencies>,
 }
 
 impl Etcd {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
-    pub(crate) async fn prepare(options: &Options) -> Result<Self, Error> {
-        Ok(Self { endpoints: Endpoints::prepare(options).await?, request_timeout: options.request_timeout })
+    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Error> {
+        let endpoints = Endpoints::prepare(options).await?;
+        Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
     }
 
     /// The same over given channels, each named as an endpoint would be.
     #[cfg(feature = "simulation")]
-    pub(crate) async fn over(options: &Options, channels: Vec<(Arc<str>, Channel)>) -> Result<Self, Error> {
-        Ok(Self { endpoints: Endpoints::over(options, channels).await?, request_timeout: options.request_timeout })
+    pub(crate) async fn over(
+        options: &Options,
+        channels: Vec<(Arc<str>, Channel)>,
+        latencies: Arc<Latencies>,
+    ) -> Result<Self, Error> {
+        let endpoints = Endpoints::over(options, channels).await?;
+        Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
     }
 
     /// Returns when an endpoint answers after none could be reached.
@@ -109,8 +117,9 @@ impl Etcd {
 
     /// Who answers, and its version.
     pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
-        let asked =
-            self.ask(self.request_timeout, |mut client| async move { Ok(client.status().await?.version().to_owned()) });
+        let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
+            Ok(client.status().await?.version().to_owned())
+        });
         asked.await.map(|(index, version)| (self.url(index), version))
     }
 
@@ -120,7 +129,7 @@ impl Etcd {
             let standing = self.standing(endpoint).await.map_err(Into::into);
             (endpoint.url.to_string(), standing)
         });
-        let alarms = self.call(self.request_timeout, |mut client| async move {
+        let alarms = self.call(Verb::Status, self.request_timeout, |mut client| async move {
             client.alarm(AlarmAction::Get, AlarmType::None, None).await
         });
         let kind = |alarm: &AlarmMember| match alarm.alarm() {
@@ -158,14 +167,16 @@ impl Etcd {
     pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
         // Within i64: a Ttl is bounded by etcd's maximum.
         let seconds = ttl.seconds() as i64;
-        let answer = self.call(deadline, |mut client| async move { client.lease_grant(seconds, None).await }).await?;
+        let answer = self
+            .call(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
+            .await?;
         let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
         Ok(Granted { lease: answer.id(), ttl: Duration::from_secs(granted) })
     }
 
     /// Ends a lease and deletes its keys. A lease that is gone already is a success.
     pub(crate) async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Failure> {
-        match self.call(deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
+        match self.call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
             Ok(_) | Err(Failure::LeaseGone) => Ok(()),
             Err(failure) => Err(failure),
         }
@@ -173,7 +184,8 @@ impl Etcd {
 
     /// Every lease there is.
     pub(crate) async fn leases(&self) -> Result<Vec<i64>, Failure> {
-        let answer = self.call(self.request_timeout, |mut client| async move { client.leases().await }).await?;
+        let answer =
+            self.call(Verb::Look, self.request_timeout, |mut client| async move { client.leases().await }).await?;
         Ok(answer.leases().iter().map(LeaseStatus::id).collect())
     }
 
@@ -184,7 +196,7 @@ impl Etcd {
             options = options.with_keys();
         }
         let answer = self
-            .call(deadline, |mut client| {
+            .call(Verb::Look, deadline, |mut client| {
                 let options = options.clone();
                 async move { client.lease_time_to_live(lease, Some(options)).await }
             })
@@ -201,8 +213,9 @@ impl Etcd {
 
     /// Opens a stream of renewals; its opening is the first renewal.
     pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
-        let (index, (keeper, answers)) =
-            self.ask(deadline, |client| async move { client.lease_client().keep_alive(lease).await }).await?;
+        let (index, (keeper, answers)) = self
+            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease).await })
+            .await?;
         Ok(Renewals { keeper, answers, etcd: self.clone(), index })
     }
 
@@ -211,7 +224,7 @@ impl Etcd {
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
     pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
         let (index, answer) = self
-            .ask(deadline, |mut client| {
+            .ask(Verb::Write, deadline, |mut client| {
                 let txn = Txn::new().and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>());
                 async move { client.txn(txn).await }
             })
@@ -230,7 +243,7 @@ impl Etcd {
 
     /// The revision that had created the key that stood at `revision`; refused when that is compacted.
     pub(crate) async fn created(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Failure> {
-        let answer = self.call(self.request_timeout, |mut client| async move {
+        let answer = self.call(Verb::Read, self.request_timeout, |mut client| async move {
             client.get(key, Some(GetOptions::new().with_revision(revision))).await
         });
         Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
@@ -244,7 +257,7 @@ impl Etcd {
         deadline: Duration,
     ) -> Result<Changes, Failure> {
         let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let opened = self.ask(deadline, |client| {
+        let opened = self.ask(Verb::Watch, deadline, |client| {
             // In fragments: etcd may have more to say at a time than fits into one message.
             let options =
                 WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
@@ -263,18 +276,28 @@ impl Etcd {
         self.endpoints.url(index)
     }
 
-    async fn call<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
+    async fn call<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        self.ask(deadline, make).await.map(|(_, answer)| answer)
+        self.ask(verb, deadline, make).await.map(|(_, answer)| answer)
     }
 
-    async fn ask<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
+    async fn ask<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        self.endpoints.ask(deadline, make).await
+        self.counted(verb, self.endpoints.ask(deadline, make)).await
+    }
+
+    async fn counted<T>(&self, verb: Verb, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let begun = Instant::now();
+        let answer = asked.await;
+        match &answer {
+            Ok(_) | Err(Failure::LeaseGone) => self.latencies.answered(verb, begun.elapsed()),
+            Err(_) => self.latencies.failed(verb),
+        }
+        answer
     }
 }
 
@@ -300,6 +323,11 @@ impl Renewals {
     ///
     /// After a failure the stream must not be used again: a late answer would be taken for the next one.
     pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
+        let etcd = self.etcd.clone();
+        etcd.counted(Verb::Renew, self.exchange(deadline)).await
+    }
+
+    async fn exchange(&mut self, deadline: Duration) -> Result<Duration, Failure> {
         let exchange = async {
             self.keeper.keep_alive().await?;
             self.answers.message().await

@@ -26,6 +26,7 @@ mod etcd;
 mod follow;
 mod health;
 mod keys;
+mod latency;
 mod layout;
 mod leaps;
 mod lease;
@@ -47,6 +48,7 @@ pub use error::{Error, Unavailable};
 #[doc(hidden)]
 pub use etcd::Channel;
 pub use health::{Alarm, Health, Member};
+pub use latency::{Latency, Verb};
 pub use layout::Layout;
 pub use listed::{Following, KeyEvent, Listed, TimeLeft, Told};
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};

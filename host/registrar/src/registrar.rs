@@ -22,6 +22,7 @@ use crate::{
     error::Error,
     etcd::{Etcd, Failure, LeaseView},
     health::Health,
+    latency::{Latencies, Latency, Verb},
     layout::Layout,
     leaps,
     lease::{Command, Lease, Surroundings},
@@ -56,6 +57,7 @@ pub struct Registrar {
     events: broadcast::Sender<Event>,
     ended: watch::Receiver<bool>,
     options: Arc<Options>,
+    latencies: Arc<Latencies>,
     #[cfg(feature = "simulation")]
     suspension: Suspension,
     #[cfg(feature = "simulation")]
@@ -127,7 +129,7 @@ impl Registrar {
             .name("leasehold".to_owned())
             .spawn(move || {
                 runtime.block_on(async move {
-                    let etcd = Etcd::prepare(&keeper.options).await;
+                    let etcd = Etcd::prepare(&keeper.options, keeper.latencies.clone()).await;
                     let etcd = match etcd {
                         Ok(etcd) => etcd,
                         Err(error) => return drop(started.send(Err(error))),
@@ -151,7 +153,7 @@ impl Registrar {
     pub async fn start_over(options: Options, channels: Vec<(Arc<str>, crate::etcd::Channel)>) -> Result<Self, Error> {
         check(&options)?;
         let (handle, keeper) = Self::halves(options);
-        let etcd = Etcd::over(&keeper.options, channels).await?;
+        let etcd = Etcd::over(&keeper.options, channels, keeper.latencies.clone()).await?;
         TaskTracker::new().spawn(handle.suspension.clone().hold(keeper.live(etcd))); // Waited for through `ended`.
         Ok(handle)
     }
@@ -175,7 +177,7 @@ impl Registrar {
         let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (ended, has_ended) = watch::channel(false);
-        let leaps = watch::Sender::new(Duration::ZERO);
+        let (leaps, latencies) = (watch::Sender::new(Duration::ZERO), Arc::default());
         #[cfg(feature = "simulation")]
         let suspension = Suspension::default();
         let keeper = Keeper {
@@ -191,6 +193,7 @@ impl Registrar {
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
             leaps: leaps.clone(),
+            latencies: Arc::clone(&latencies),
             #[cfg(feature = "simulation")]
             suspension: suspension.clone(),
             rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
@@ -200,6 +203,7 @@ impl Registrar {
             events,
             ended: has_ended,
             options,
+            latencies,
             #[cfg(feature = "simulation")]
             suspension,
             #[cfg(feature = "simulation")]
@@ -346,6 +350,13 @@ impl Registrar {
         self.events.subscribe()
     }
 
+    /// How long etcd has taken to do what this registrar asked of it, by what that was. Never waits.
+    ///
+    /// A request that was broken off is not in it, nor is what [`health`](Self::health) asks each endpoint.
+    pub fn latencies(&self) -> [Latency; Verb::ALL.len()] {
+        self.latencies.read()
+    }
+
     /// Whether it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
     pub fn has_ended(&self) -> bool {
         self.requests.is_closed()
@@ -403,6 +414,7 @@ struct Keeper {
     tracker: TaskTracker,
     /// How much time went by, all in all, that timers did not see.
     leaps: watch::Sender<Duration>,
+    latencies: Arc<Latencies>,
     #[cfg(feature = "simulation")]
     suspension: Suspension,
     rng: fastrand::Rng,

@@ -1,15 +1,11 @@
 //! What a scrape of `/metrics` is told, read at that moment.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use leasehold::{Event, Registrar, Registration, State, View, What};
+use leasehold::{Event, Latency, Registrar, Registration, State, Verb, View, What};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -106,11 +102,11 @@ impl Events {
 
 /// The text of a scrape. Asks etcd once, and does not wait for it for long.
 pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar: &Registrar) -> String {
-    let begun = Instant::now();
-    let answered = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
-    let etcd = answered.then(|| begun.elapsed());
+    let etcd_is_up = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
+    let latencies = registrar.latencies();
     let mut registry = Registry::with_prefix("leasehold");
-    registry.register_collector(Box::new(Scrape { roster: Arc::clone(roster), events: Arc::clone(events), etcd }));
+    let (roster, events) = (Arc::clone(roster), Arc::clone(events));
+    registry.register_collector(Box::new(Scrape { roster, events, etcd_is_up, latencies }));
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a string takes all that is written");
     page
@@ -119,8 +115,9 @@ pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar
 struct Scrape {
     roster: Arc<Roster>,
     events: Arc<Events>,
-    /// How long etcd took to answer, if it did.
-    etcd: Option<Duration>,
+    /// Whether it answered this scrape.
+    etcd_is_up: bool,
+    latencies: [Latency; Verb::ALL.len()],
 }
 
 impl fmt::Debug for Scrape {
@@ -135,6 +132,7 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page(encoder);
         self.process(&mut page)?;
+        self.latencies(&mut page)?;
         self.phases(&mut page)?;
         self.requests(&mut page)?;
         self.instances(&mut page)?;
@@ -146,13 +144,27 @@ impl Collector for Scrape {
 impl Scrape {
     fn process(&self, page: &mut Page<'_>) -> fmt::Result {
         page.gauge("build", "Always 1", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])?;
-        let up = if self.etcd.is_some() { 1.0 } else { 0.0 };
+        let up = f64::from(u8::from(self.etcd_is_up));
         page.gauge("etcd_up", "Whether etcd answered this scrape", [(vec![], up)])?;
-        let took = self.etcd.map(|took| (vec![], took.as_secs_f64()));
-        page.gauge("etcd_answer_seconds", "How long etcd took to answer this scrape", took)?;
         let counts = EVENTS.iter().zip(&self.events.0);
         let counts = counts.map(|((_, name), count)| (vec![("what", *name)], count.get()));
         page.counter("lease_events", "What happened to leases and keys", counts)
+    }
+
+    fn latencies(&self, page: &mut Page<'_>) -> fmt::Result {
+        let verbs = self.latencies.map(|latency| (latency, latency.verb.to_string()));
+        let (name, help) = ("etcd_request_duration_seconds", "Time until etcd did what it was asked to");
+        let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let seconds = |bound: Duration| if bound == Duration::MAX { f64::INFINITY } else { bound.as_secs_f64() };
+        for (latency, verb) in &verbs {
+            let buckets = latency.answered.map(|(bound, count)| (seconds(bound), count));
+            let all = latency.answered.iter().map(|(_, count)| count).sum();
+            let labels: Labels<'_> = vec![("verb", verb.as_str())];
+            let mut series = family.encode_family(&labels)?;
+            series.encode_histogram::<NoLabelSet>(latency.total.as_secs_f64(), all, &buckets, None)?;
+        }
+        let failed = verbs.iter().map(|(latency, verb)| (vec![("verb", verb.as_str())], latency.failed));
+        page.counter("etcd_requests_failed", "Requests that etcd did not answer, or refused", failed)
     }
 
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {

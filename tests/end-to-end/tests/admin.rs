@@ -69,8 +69,14 @@ async fn admin_shows_what_is_served() {
     assert_eq!(registered.await, 1.0);
     assert_eq!(sample(&admin, "leasehold_service_ready", &[("service", "greeter")]).await, 1.0);
     assert_eq!(sample(&admin, "leasehold_etcd_up", &[]).await, 1.0);
-    let answered = sample(&admin, "leasehold_etcd_answer_seconds", &[]).await;
-    assert!((0.0..1.0).contains(&answered), "{answered}");
+    for verb in ["grant", "renew", "write", "status"] {
+        let of = [("verb", verb)];
+        let count = async || sample(&admin, "leasehold_etcd_request_duration_seconds_count", &of).await;
+        wait_for(&format!("a {verb} is counted"), SOON, async || count().await >= 1.0).await;
+        let took = sample(&admin, "leasehold_etcd_request_duration_seconds_sum", &of).await / count().await;
+        assert!(took > 0.0 && took < 5.0, "{verb}: {took}");
+        let _ = sample(&admin, "leasehold_etcd_requests_failed_total", &of).await;
+    }
     let key = format!("/plain/{}", host.addr("plain"));
     assert_eq!(sample(&admin, "leasehold_weight", &[("key", &key)]).await, f64::from(WEIGHT));
     let left = sample(&admin, "leasehold_ttl_remaining_seconds", &[("key", &key)]).await;

@@ -5,7 +5,9 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::LeaseTimeToLiveOptions;
-use leasehold::{Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Weight, What};
+use leasehold::{
+    Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Verb, Weight, What,
+};
 use leasehold_scenarios::{
     sim::{Call, FaultPlan, SimEtcd},
     wait_for,
@@ -74,6 +76,7 @@ on_both!(
     the_same_key_twice_is_refused,
     a_foreign_prefix_is_refused,
     events_tell_each_change_once,
+    latencies_tell_what_etcd_is_asked,
     layouts_of_one_node_are_one_registration,
     layouts_of_a_refused_node_leave_nothing,
     layouts_are_read_together,
@@ -632,6 +635,26 @@ async fn events_tell_each_change_once(mut world: World) {
 
 fn layouts(names: &[&str]) -> Vec<Layout> {
     names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+async fn latencies_tell_what_etcd_is_asked(mut world: World) {
+    let registrar = world.registrar("host").await;
+    let counted = |verb: Verb| {
+        let latency = registrar.latencies().into_iter().find(|latency| latency.verb == verb).unwrap();
+        (latency.answered.iter().map(|(_, count)| count).sum::<u64>(), latency.failed)
+    };
+    let is_answered = |verb: Verb| counted(verb).0 > 0 && counted(verb).1 == 0;
+    assert!(Verb::ALL.iter().all(|verb| counted(*verb) == (0, 0)));
+    let registration = registrar.register(user()).await.unwrap();
+    assert!(is_answered(Verb::Grant) && is_answered(Verb::Write));
+    registrar.resolve(&user().name, &user().version).await.unwrap();
+    assert!(is_answered(Verb::Read));
+    wait_for("it is renewed and audited", SOON, async || is_answered(Verb::Renew) && is_answered(Verb::Look)).await;
+    world.kill();
+    wait_for("what fails is counted apart", SOON, async || counted(Verb::Renew).1 > 0).await;
+    world.restart(true).await;
+    registration.stop().await.unwrap();
+    assert!(counted(Verb::Revoke).0 > 0);
 }
 
 async fn layouts_of_one_node_are_one_registration(mut world: World) {

@@ -7,6 +7,7 @@ use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use tokio::task::yield_now;
 
 use super::{Etcd, Failure, Found, MAX_ANSWER};
+use crate::latency::Verb;
 
 /// Keys to the first page when a prefix is read, and to one that had to be asked for again.
 const FIRST_PAGE: i64 = 1000;
@@ -112,7 +113,7 @@ impl Etcd {
             let options = GetOptions::new().with_range(range.end.clone()).with_limit(limit).with_revision(revision);
             let options = if keys_only { options.with_keys_only() } else { options };
             let from = range.from.clone();
-            self.call(self.request_timeout, move |client| {
+            self.call(Verb::Read, self.request_timeout, move |client| {
                 let (from, options) = (from.clone(), options.clone());
                 async move { client.kv_client().max_decoding_message_size(MAX_ANSWER).get(from, Some(options)).await }
             })
