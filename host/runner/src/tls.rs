@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -28,10 +28,8 @@ use tokio_util::task::TaskTracker;
 
 /// What a listener speaks once the handshake is done, the preferred first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// How long a handshake may take, waiting for its turn included.
+/// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes of one listener at a time, a quarter of its connections: those who never finish theirs leave room for others.
-const MAX_HANDSHAKES: usize = 1024;
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// A file larger than this holds no certificate.
@@ -124,7 +122,6 @@ pub(crate) struct Tls {
     /// What was read at the start, as a fingerprint.
     opened: u64,
     current: watch::Sender<Arc<ServerConfig>>,
-    handshakes: Semaphore,
     /// Nobody waits for these: a file system may be gone for ever.
     reads: TaskTracker,
 }
@@ -135,17 +132,13 @@ impl Tls {
         let found = files.read();
         let opened = fingerprint(&found);
         let (current, _) = watch::channel(Arc::new(files.config(&found?)?));
-        Ok(Self { files, opened, current, handshakes: Semaphore::new(MAX_HANDSHAKES), reads: TaskTracker::new() })
+        Ok(Self { files, opened, current, reads: TaskTracker::new() })
     }
 
     /// Makes a connection a secured one.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        let shaken = async {
-            let _turn = self.handshakes.acquire().await.expect("the turns are never closed");
-            let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
-            acceptor.accept(stream).await
-        };
-        timeout(HANDSHAKE_TIMEOUT, shaken).await?
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+        timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
     }
 
     /// Serves what the files hold whenever that changes, for ever. What cannot be used is told, and the old is kept.

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use etcd_client::GetOptions;
+use futures::future::try_join_all;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn;
@@ -37,6 +38,9 @@ use tokio_rustls::{
         pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     },
 };
+
+/// Connections that never say a word.
+const SILENT: usize = 300;
 
 /// Certificates of a service, in a folder of their own.
 struct Files {
@@ -217,11 +221,14 @@ async fn a_handshake_that_does_not_come_is_not_waited_for_long() {
     let host = Host::of(&world, [secured(&files.tls())]).await;
     let begun = Instant::now();
     let mut silent = TcpStream::connect(host.addr("plain")).await.unwrap();
+    let addr = host.addr("plain");
+    let crowd = try_join_all((0..SILENT).map(|_| TcpStream::connect(&addr))).await.unwrap();
     // Others are not kept from theirs meanwhile.
     assert!(get(connect(&host, "plain", &authority, &[], None).await.unwrap()).await.is_ok());
     let read = timeout(Duration::from_secs(20), silent.read(&mut [0])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     assert!(begun.elapsed() >= Duration::from_secs(9), "it was cut off after {:?}", begun.elapsed());
+    drop(crowd);
     // Nor does one keep the host from its end.
     let _silent = TcpStream::connect(host.addr("plain")).await.unwrap();
     let stopping = Instant::now();
