@@ -1,22 +1,24 @@
-//! Whose turn it is to compute. Components that compute for long take turns with one another on all processors but one, so
-//! that those which answer at once do not wait behind them.
+//! Whose turn it is to compute. Components that compute for long take turns with one another on all processors but one, each
+//! on a thread that nothing else waits for, so that those which answer at once do not wait behind them.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    runtime::Handle,
-    task::{spawn_blocking, yield_now},
+    task::{block_in_place, spawn_blocking, yield_now},
     time::sleep_until,
 };
 
 /// How long a component computes before its neighbours get their turn; also how exact its deadlines are.
 pub(crate) const TURN: Duration = Duration::from_millis(5);
 
-/// Turns that a request may take until it is one of those that compute for long.
-const SHORT: u32 = 4;
+/// Turns that a request may take until it is one of those that compute for long. The first may be as short as one likes,
+/// since it ends at the next tick.
+const SHORT: u32 = 1;
+/// How long a thread may take to find another one for what it has to do besides.
+const HAND_OVER: Duration = Duration::from_millis(1);
 
 /// The processors that may be at work on long computations, by when each is free again.
 #[derive(Debug)]
@@ -32,15 +34,13 @@ impl Turns {
     pub(crate) fn next(&self, taken: u32) -> impl Future<Output = ()> + Send + 'static {
         let long = (taken > SHORT).then(|| self.take(Instant::now()));
         async move {
-            let Some(begins) = long else { return yield_now().await };
-            match begins {
+            match long.flatten() {
                 None => yield_now().await,
                 Some(begins) => sleep_until(begins.into()).await,
             }
-            // A task that comes from outside of the runtime wakes another thread, which then looks after the network and
-            // the timers. Otherwise nobody might until the turn is over.
-            let runtime = Handle::current();
-            drop(spawn_blocking(move || runtime.spawn(async {})));
+            if long.is_some() {
+                hand_over();
+            }
         }
     }
 
@@ -52,6 +52,17 @@ impl Turns {
         *first = begins + TURN;
         (begins > now).then_some(begins)
     }
+}
+
+/// Lets another thread do what this one has to do besides: tasks that are ready, the network and the timers. This one then
+/// computes until the end of the turn, and is a thread of the kernel's among others.
+fn hand_over() {
+    block_in_place(|| {
+        // Taking it back is tried for at the end of this block. What is spawned now is begun after the other thread is.
+        let (begun, begins) = mpsc::channel();
+        drop(spawn_blocking(move || begun.send(())));
+        let _ = begins.recv_timeout(HAND_OVER); // Without another thread it goes on as it was.
+    });
 }
 
 #[cfg(test)]
