@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     discovery::{Nodes, View},
-    keys::Known,
+    keys::{Known, Leaf},
     node::{Addr, ServerNode, Weight},
 };
 
@@ -26,8 +26,10 @@ const FIRST_EJECTION: Duration = Duration::from_secs(1);
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// How much of the mean a new latency is: the mean of about the last ten.
 const LATENCY_SHARE: f64 = 0.2;
-/// From this many nodes on a table is made anew at most once in [`PACE`]: it costs a walk over all of them.
+/// From this many nodes on a table is kept for [`REST`] times as long as it took to make, though at most for [`PACE`].
 const LARGE: usize = 1000;
+/// So that a tenth of a processor at most is spent on tables.
+const REST: u32 = 10;
 /// How old the table of many nodes may be. Nodes serve on for longer than that after they have left.
 const PACE: Duration = Duration::from_millis(100);
 /// Picks that may meet a node that is left out, before one is looked for.
@@ -48,10 +50,18 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Balancer {
     view: View,
+    taste: Taste,
     choice: Choice,
+    table: Mutex<Arc<Table>>,
+    /// Held by whoever makes the next table. The others go on with the one that is there.
+    making: Mutex<()>,
+}
+
+/// Which nodes are picked at all, and which ones first.
+#[derive(Debug, Default)]
+struct Taste {
     prefer: Vec<(String, String)>,
     plain: bool,
-    table: Mutex<Arc<Table>>,
 }
 
 /// A picked node. Tell it what became of the call, unless that says nothing about the node.
@@ -65,22 +75,38 @@ pub struct Pick {
 #[derive(Debug, Default)]
 struct Table {
     generation: u64,
-    made: Option<Instant>,
-    candidates: Vec<Candidate>,
+    /// When it was made, and how long that took. None: no view has been looked at yet.
+    made: Option<(Instant, Duration)>,
+    parts: Vec<Arc<Part>>,
     /// Those that are preferred, if that tells some apart, then all.
     tiers: Vec<Tier>,
+}
+
+/// What is made of one leaf of the view, once: the next table shares the parts that stay the same.
+#[derive(Debug)]
+struct Part {
+    leaf: Arc<Leaf>,
+    candidates: Vec<Candidate>,
+    preferred: Vec<u16>,
+    /// The heaviest weight of all, and of those that are preferred.
+    heaviest: [u32; 2],
 }
 
 #[derive(Debug)]
 struct Candidate {
     known: Arc<Known>,
-    peer: Arc<Peer>,
+    weight: u32,
+    /// Of many nodes most are never picked.
+    peer: OnceLock<Arc<Peer>>,
 }
 
 /// Candidates among which the choice is by weight.
 #[derive(Debug)]
 struct Tier {
-    members: Vec<u32>,
+    is_preferred: bool,
+    /// Where the members of each part end, in the order of all.
+    ends: Vec<u32>,
+    /// By weight.
     strides: Vec<u16>,
     sequence: AtomicU32,
 }
@@ -100,8 +126,8 @@ struct Peer {
 impl Balancer {
     /// A balancer by weight.
     pub fn new(view: View) -> Self {
-        let table = Mutex::new(Arc::new(Table { generation: u64::MAX, ..Table::default() }));
-        Self { view, choice: Choice::default(), prefer: Vec::new(), plain: false, table }
+        let (taste, choice) = (Taste::default(), Choice::default());
+        Self { view, taste, choice, table: Mutex::default(), making: Mutex::default() }
     }
 
     /// The same with another way to choose.
@@ -114,13 +140,13 @@ impl Balancer {
     /// `version`. Others are picked while none of those can be.
     #[must_use]
     pub fn preferring(self, metadata: Vec<(String, String)>) -> Self {
-        Self { prefer: metadata, ..self }
+        Self { taste: Taste { prefer: metadata, ..self.taste }, ..self }
     }
 
     /// The same without the nodes that say that they speak TLS, for callers that do not.
     #[must_use]
     pub fn without_tls(self) -> Self {
-        Self { plain: true, ..self }
+        Self { taste: Taste { plain: true, ..self.taste }, ..self }
     }
 
     /// What it picks from.
@@ -137,102 +163,177 @@ impl Balancer {
         let now = Instant::now();
         // Nothing of the node is read unless there is an exception: there are many nodes, and few are at hand.
         let is_wanted = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
-        let is_fine = |candidate: &Candidate| is_wanted(candidate) && !candidate.peer.is_out(now);
+        let is_fine = |candidate: &Candidate| is_wanted(candidate) && !candidate.is_out(now);
         let fine = table.tiers.iter().find_map(|tier| match self.choice {
-            Choice::Weighted => tier.next(&table.candidates, is_fine),
-            Choice::LeastLatency => tier.better_of_two(&table.candidates, is_fine),
+            Choice::Weighted => tier.next(&table.parts, is_fine),
+            Choice::LeastLatency => tier.better_of_two(&table.parts, is_fine),
         });
-        let any = || table.tiers.last()?.next(&table.candidates, is_wanted);
+        let any = || table.tiers.last()?.next(&table.parts, is_wanted);
         fine.or_else(any).map(Candidate::picked)
     }
 
-    /// The table of the view's present generation.
+    /// The table of the view's present generation, or the one before while somebody else makes it.
     fn table(&self) -> Arc<Table> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.view.generation();
-        let is_new_enough = || table.candidates.len() >= LARGE && table.made.is_some_and(|made| made.elapsed() < PACE);
-        if table.generation != generation && !is_new_enough() {
-            *table = Arc::new(Table::of(generation, &self.view.nodes(), &self.prefer, self.plain, &table));
+        let table = self.current();
+        if table.is_good_for(self.view.generation()) {
+            return table;
         }
-        table.clone()
+        let making = match self.making.try_lock() {
+            Ok(making) => making,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if table.made.is_some() => return table,
+            // There is none before the first.
+            Err(TryLockError::WouldBlock) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        // Somebody else may just have made it.
+        let before = self.current();
+        let generation = self.view.generation();
+        if before.is_good_for(generation) {
+            return before;
+        }
+        let table = Arc::new(Table::of(generation, &self.view.nodes(), &self.taste, &before));
+        *self.kept() = table.clone();
+        drop(making);
+        table
+    }
+
+    fn current(&self) -> Arc<Table> {
+        self.kept().clone()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Arc<Table>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taste {
+    fn takes(&self, known: &Known) -> bool {
+        known.node().is_some() && !(self.plain && known.is_secured())
+    }
+
+    fn prefers(&self, node: &ServerNode) -> bool {
+        let has = |(key, value): &(String, String)| {
+            let stands = |(at, is): &(String, String)| at == key && is == value;
+            node.metadata.pairs().iter().any(stands) || key == "version" && node.version.as_str() == value
+        };
+        !self.prefer.is_empty() && self.prefer.iter().all(has)
     }
 }
 
 impl Table {
-    fn of(generation: u64, nodes: &Nodes, prefer: &[(String, String)], plain: bool, before: &Self) -> Self {
-        let known: HashMap<&Addr, &Arc<Peer>> =
-            before.candidates.iter().map(|candidate| (&candidate.node().addr, &candidate.peer)).collect();
-        let peer = |addr: &Addr| known.get(addr).map_or_else(|| Arc::new(Peer::new()), |peer| (*peer).clone());
-        let candidate = |known: &Arc<Known>| Candidate { peer: peer(&node_of(known).addr), known: known.clone() };
-        let can_be_called = |known: &&Arc<Known>| !(plain && known.is_secured());
-        let candidates: Vec<Candidate> = nodes.known().filter(can_be_called).map(candidate).collect();
-        let all = || 0..u32::try_from(candidates.len()).unwrap_or(u32::MAX);
-        let is_preferred = |&member: &u32| {
-            let node = candidates[member as usize].node();
-            let has = |(key, value): &(String, String)| {
-                let stands = |(at, is): &(String, String)| at == key && is == value;
-                node.metadata.pairs().iter().any(stands) || key == "version" && node.version.as_str() == value
-            };
-            prefer.iter().all(has)
+    fn of(generation: u64, nodes: &Nodes, taste: &Taste, before: &Self) -> Self {
+        let begun = Instant::now();
+        let mut changed: HashMap<_, _> = before.parts.iter().map(|part| (Arc::as_ptr(&part.leaf), part)).collect();
+        let shared = nodes.0.leaves().iter().map(|leaf| (leaf, changed.remove(&Arc::as_ptr(leaf))));
+        let shared: Vec<_> = shared.collect();
+        let peers = changed.values().flat_map(|part| &part.candidates);
+        let peers: HashMap<_, _> =
+            peers.filter_map(|candidate| Some((&candidate.node().addr, candidate.peer.get()?))).collect();
+        let part = |(leaf, part): (&Arc<Leaf>, Option<&Arc<Part>>)| {
+            part.cloned().unwrap_or_else(|| Arc::new(Part::of(leaf.clone(), taste, &peers)))
         };
-        let preferred: Vec<u32> = all().filter(is_preferred).collect();
+        let parts: Vec<_> = shared.into_iter().map(part).collect();
+        let count = |is_preferred| parts.iter().map(|part| part.len(is_preferred)).sum::<usize>();
+        let (all, preferred) = (count(false), count(true));
         let mut tiers = Vec::new();
-        if !preferred.is_empty() && preferred.len() < candidates.len() {
-            tiers.push(Tier::of(preferred, &candidates));
+        if preferred > 0 && preferred < all {
+            tiers.push(Tier::of(true, &parts));
         }
-        if !candidates.is_empty() {
-            tiers.push(Tier::of(all().collect(), &candidates));
+        if all > 0 {
+            tiers.push(Tier::of(false, &parts));
         }
-        Self { generation, made: Some(Instant::now()), candidates, tiers }
+        let made = Some((begun, begun.elapsed()));
+        Self { generation, made, parts, tiers }
+    }
+
+    /// Whether no other has to be made for a generation of the view, or not yet.
+    fn is_good_for(&self, generation: u64) -> bool {
+        let Some((made, took)) = self.made else { return false };
+        let is_large = || self.tiers.last().is_some_and(|all| all.len() >= LARGE);
+        self.generation == generation || is_large() && made.elapsed() < PACE.min(REST * took)
+    }
+}
+
+impl Part {
+    fn of(leaf: Arc<Leaf>, taste: &Taste, peers: &HashMap<&Addr, &Arc<Peer>>) -> Self {
+        let candidate = |known: &Arc<Known>| {
+            let node = node_of(known);
+            let peer = peers.get(&node.addr).map_or_else(OnceLock::new, |peer| OnceLock::from(Arc::clone(peer)));
+            Candidate { known: known.clone(), weight: node.weight.unwrap_or(Weight::MAX).value(), peer }
+        };
+        let candidates: Vec<_> = leaf.iter().filter(|known| taste.takes(known)).map(candidate).collect();
+        // A leaf is small.
+        let preferred = |(candidate, at): (&Candidate, u16)| taste.prefers(candidate.node()).then_some(at);
+        let preferred: Vec<_> = candidates.iter().zip(0..).filter_map(preferred).collect();
+        let of_all = candidates.iter().map(|candidate| candidate.weight).max();
+        let of_preferred = preferred.iter().map(|&at| candidates[usize::from(at)].weight).max();
+        Self { leaf, heaviest: [of_all, of_preferred].map(Option::unwrap_or_default), candidates, preferred }
+    }
+
+    fn len(&self, is_preferred: bool) -> usize {
+        if is_preferred { self.preferred.len() } else { self.candidates.len() }
+    }
+
+    fn at(&self, is_preferred: bool, index: usize) -> &Candidate {
+        &self.candidates[if is_preferred { self.preferred[index].into() } else { index }]
     }
 }
 
 impl Tier {
-    fn of(members: Vec<u32>, candidates: &[Candidate]) -> Self {
-        let weight = |&member: &u32| candidates[member as usize].node().weight.unwrap_or(Weight::MAX).value();
-        let heaviest = members.iter().map(weight).max().unwrap_or(1);
+    fn of(is_preferred: bool, parts: &[Arc<Part>]) -> Self {
+        let ends = parts.iter().scan(0, |end, part| {
+            *end += part.len(is_preferred) as u32;
+            Some(*end)
+        });
+        let heaviest = parts.iter().map(|part| part.heaviest[usize::from(is_preferred)]).max().unwrap_or(1);
         // The heaviest is picked in every round, the others in their share of the rounds.
-        let stride = |member: &u32| (weight(member) * u32::from(u16::MAX) / heaviest) as u16;
-        let strides = members.iter().map(stride).collect();
-        // Anywhere in the first rounds, so that many clients do not begin with the same node.
-        Self { sequence: AtomicU32::new(fastrand::u32(..1 << 16)), strides, members }
+        let strides = (0..=heaviest).map(|weight| (weight * u32::from(u16::MAX) / heaviest) as u16);
+        // In any round, so that many clients do not begin with the same node, nor one with the same nodes after each change.
+        let sequence = AtomicU32::new(fastrand::u32(..));
+        Self { is_preferred, ends: ends.collect(), strides: strides.collect(), sequence }
+    }
+
+    fn len(&self) -> usize {
+        self.ends.last().map_or(0, |end| *end as usize)
+    }
+
+    fn at<'a>(&self, parts: &'a [Arc<Part>], index: usize) -> &'a Candidate {
+        let part = self.ends.partition_point(|end| *end as usize <= index);
+        let begin = part.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        parts[part].at(self.is_preferred, index - begin)
     }
 
     /// The next in turn that `is_fine`.
-    fn next<'a>(&self, candidates: &'a [Candidate], is_fine: impl Fn(&Candidate) -> bool) -> Option<&'a Candidate> {
-        let at = |index: usize| &candidates[self.members[index] as usize];
-        let tries = (0..MAX_TRIES).map(|_| at(self.turn()));
+    fn next<'a>(&self, parts: &'a [Arc<Part>], is_fine: impl Fn(&Candidate) -> bool) -> Option<&'a Candidate> {
+        let tries = (0..MAX_TRIES).map(|_| self.turn(parts));
         tries.into_iter().find(|candidate| is_fine(candidate)).or_else(|| {
-            let from = fastrand::usize(..self.members.len());
-            let others = (from..self.members.len()).chain(0..from).map(at);
+            let from = fastrand::usize(..self.len());
+            let others = (from..self.len()).chain(0..from).map(|index| self.at(parts, index));
             others.into_iter().find(|candidate| is_fine(candidate))
         })
     }
 
     /// Whose turn it is.
-    fn turn(&self) -> usize {
-        let count = self.members.len();
+    fn turn<'a>(&self, parts: &'a [Arc<Part>]) -> &'a Candidate {
+        let count = self.len() as u64;
         const WHOLE: u64 = u16::MAX as u64;
         loop {
             let sequence = u64::from(self.sequence.fetch_add(1, Ordering::Relaxed));
-            let (index, round) = ((sequence % count as u64) as usize, sequence / count as u64);
-            let stride = u64::from(self.strides[index]);
+            let (index, round) = (sequence % count, sequence / count);
+            let candidate = self.at(parts, index as usize);
+            let stride = u64::from(self.strides[candidate.weight as usize]);
             // Members of one weight have their pauses in different rounds.
-            let offset = index as u64 * (WHOLE / 2);
+            let offset = index * (WHOLE / 2);
             if (stride * round + offset) % WHOLE >= WHOLE - stride {
-                return index;
+                return candidate;
             }
         }
     }
 
-    fn better_of_two<'a>(
-        &self,
-        candidates: &'a [Candidate],
-        is_fine: impl Fn(&Candidate) -> bool,
-    ) -> Option<&'a Candidate> {
-        let draw = || &candidates[self.members[fastrand::usize(..self.members.len())] as usize];
+    fn better_of_two<'a>(&self, parts: &'a [Arc<Part>], is_fine: impl Fn(&Candidate) -> bool) -> Option<&'a Candidate> {
+        let draw = || self.at(parts, fastrand::usize(..self.len()));
         let mut fine = (0..MAX_TRIES).map(|_| draw()).filter(|candidate| is_fine(candidate));
-        let Some(one) = fine.next() else { return self.next(candidates, is_fine) };
+        let Some(one) = fine.next() else { return self.next(parts, is_fine) };
         let Some(two) = fine.find(|two| !std::ptr::eq(*two, one)) else { return Some(one) };
         Some(if one.cost() <= two.cost() { one } else { two })
     }
@@ -247,17 +348,21 @@ impl Candidate {
         node_of(&self.known)
     }
 
+    fn is_out(&self, now: Instant) -> bool {
+        self.peer.get().is_some_and(|peer| peer.is_out(now))
+    }
+
     fn picked(&self) -> Pick {
-        self.peer.calls.fetch_add(1, Ordering::Relaxed);
-        Pick { known: self.known.clone(), peer: self.peer.clone() }
+        let peer = self.peer.get_or_init(|| Arc::new(Peer::new()));
+        peer.calls.fetch_add(1, Ordering::Relaxed);
+        Pick { known: self.known.clone(), peer: peer.clone() }
     }
 
     fn cost(&self) -> f64 {
-        let weight = self.node().weight.unwrap_or(Weight::MAX).value();
-        let calls = self.peer.calls.load(Ordering::Relaxed).saturating_add(1);
         // One that has never answered costs little, so that it is tried.
-        let latency = self.peer.latency.load(Ordering::Relaxed).max(1);
-        latency as f64 * f64::from(calls) / f64::from(weight)
+        let of = |peer: &Arc<Peer>| (peer.calls.load(Ordering::Relaxed), peer.latency.load(Ordering::Relaxed));
+        let (calls, latency) = self.peer.get().map_or((0, 0), of);
+        latency.max(1) as f64 * f64::from(calls.saturating_add(1)) / f64::from(self.weight)
     }
 }
 
@@ -314,11 +419,13 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, sync::Arc};
+    use std::{collections::HashMap, sync::Arc, time::Duration};
 
-    use super::{Candidate, Table};
+    use tokio::time::Instant;
+
+    use super::{Balancer, Candidate, Part, Table, Taste, Tier};
     use crate::{
-        discovery::Nodes,
+        discovery::{Nodes, Picture},
         keys::{Keys, Known, What},
         node::{Metadata, ServerNode},
     };
@@ -335,7 +442,7 @@ mod tests {
         };
         let nodes = Nodes(Keys::of(weights.iter().enumerate().map(node)));
         let prefer: Vec<_> = prefer.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Table::of(0, &nodes, &prefer, false, &Table::default())
+        Table::of(0, &nodes, &Taste { prefer, plain: false }, &Table::default())
     }
 
     #[test]
@@ -345,8 +452,8 @@ mod tests {
         let known = known.map(|(index, what)| Arc::new(Known { key: [index as u8].into(), created: 1, what }));
         let nodes = Nodes(Keys::of(known));
         let ports = |plain| {
-            let table = Table::of(0, &nodes, &[], plain, &Table::default());
-            table.candidates.iter().map(port).collect::<Vec<_>>()
+            let table = Table::of(0, &nodes, &Taste { plain, ..Taste::default() }, &Table::default());
+            members(&table, &table.tiers[0])
         };
         assert_eq!((ports(false), ports(true)), (vec![1, 2], vec![1]));
     }
@@ -355,11 +462,14 @@ mod tests {
         candidate.node().addr.port().into()
     }
 
+    fn members(table: &Table, tier: &Tier) -> Vec<usize> {
+        (0..tier.len()).map(|index| port(tier.at(&table.parts, index))).collect()
+    }
+
     #[test]
     fn picks_are_in_proportion_to_the_weights_and_evenly_spread() {
         let table = table(&[100, 50, 10], &[]);
-        let picks: Vec<_> =
-            (0..1600).map(|_| port(table.tiers[0].next(&table.candidates, |_| true).unwrap())).collect();
+        let picks: Vec<_> = (0..1600).map(|_| port(table.tiers[0].next(&table.parts, |_| true).unwrap())).collect();
         for (window, times) in picks.chunks(160).map(|window| {
             let mut times = HashMap::new();
             window.iter().for_each(|port| *times.entry(*port).or_insert(0_i32) += 1);
@@ -377,28 +487,61 @@ mod tests {
     fn a_node_that_is_not_fine_is_never_picked() {
         let table = table(&[100, 1, 1], &[]);
         for _ in 0..100 {
-            let picked = table.tiers[0].next(&table.candidates, |candidate| port(candidate) == 3).unwrap();
+            let picked = table.tiers[0].next(&table.parts, |candidate| port(candidate) == 3).unwrap();
             assert_eq!(port(picked), 3);
         }
-        assert!(table.tiers[0].next(&table.candidates, |_| false).is_none());
+        assert!(table.tiers[0].next(&table.parts, |_| false).is_none());
     }
 
     #[test]
     fn the_preferred_come_first_if_that_tells_some_apart() {
-        let members = |table: &Table| table.tiers.iter().map(|tier| tier.members.clone()).collect::<Vec<_>>();
-        assert_eq!(members(&table(&[1, 1, 1], &[("zone", "b")])), [vec![1], vec![0, 1, 2]]);
-        assert_eq!(members(&table(&[1, 1], &[("zone", "c")])), [vec![0, 1]]);
-        assert_eq!(members(&table(&[1, 1], &[])), [vec![0, 1]]);
+        let tiers = |table: &Table| table.tiers.iter().map(|tier| members(table, tier)).collect::<Vec<_>>();
+        assert_eq!(tiers(&table(&[1, 1, 1], &[("zone", "b")])), [vec![2], vec![1, 2, 3]]);
+        assert_eq!(tiers(&table(&[1, 1], &[("zone", "c")])), [vec![1, 2]]);
+        assert_eq!(tiers(&table(&[1, 1], &[])), [vec![1, 2]]);
         assert!(table(&[], &[]).tiers.is_empty());
+    }
+
+    #[test]
+    fn a_change_makes_little_anew_and_forgets_nothing() {
+        let known = |port: u16| {
+            let node = ServerNode::new("user", &format!("h:{port}")).unwrap();
+            Arc::new(Known { key: port.to_be_bytes().into(), created: 1, what: What::Node(node) })
+        };
+        let mut keys = Keys::of((1..10_000).map(|number| known(2 * number)));
+        let before = Table::of(0, &Nodes(keys.clone()), &Taste::default(), &Table::default());
+        for part in &before.parts {
+            part.candidates[0].picked().failed();
+        }
+        keys.insert(known(5001));
+        let table = Table::of(1, &Nodes(keys), &Taste::default(), &before);
+        let is_shared = |part: &&Arc<Part>| before.parts.iter().any(|old| Arc::ptr_eq(old, part));
+        assert!(table.parts.iter().filter(is_shared).count() >= before.parts.len() - 1);
+        assert_eq!(members(&table, &table.tiers[0]).len(), 10_000);
+        let out = table.parts.iter().flat_map(|part| &part.candidates).filter(|one| one.is_out(Instant::now()));
+        assert_eq!(out.count(), before.parts.len());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_table_but_the_first() {
+        let layouts = ["seed".parse().unwrap()];
+        let picture = Picture::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let balancer = Balancer::new(Arc::new(picture).view().unwrap());
+        let old = Table { generation: 7, made: Some((Instant::now(), Duration::ZERO)), ..Table::default() };
+        *balancer.kept() = Arc::new(old);
+        let making = balancer.making.lock().unwrap();
+        assert_eq!(balancer.table().generation, 7);
+        drop(making);
+        assert_eq!(balancer.table().generation, 0);
     }
 
     #[test]
     fn two_choices_prefer_the_faster() {
         let table = table(&[50, 50], &[]);
-        table.candidates[0].picked().succeeded(std::time::Duration::from_millis(100));
-        table.candidates[1].picked().succeeded(std::time::Duration::from_millis(1));
+        table.parts[0].candidates[0].picked().succeeded(Duration::from_millis(100));
+        table.parts[0].candidates[1].picked().succeeded(Duration::from_millis(1));
         let fast =
-            (0..1000).filter(|_| port(table.tiers[0].better_of_two(&table.candidates, |_| true).unwrap()) == 2).count();
+            (0..1000).filter(|_| port(table.tiers[0].better_of_two(&table.parts, |_| true).unwrap()) == 2).count();
         assert!(fast > 900, "{fast}");
     }
 }

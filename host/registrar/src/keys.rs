@@ -38,7 +38,8 @@ impl Known {
     }
 }
 
-type Leaf = Vec<Arc<Known>>;
+/// A few of them, in order; one that stays the same is shared from one generation to the next.
+pub(crate) type Leaf = Vec<Arc<Known>>;
 
 /// A sorted map: leaves, none of which is empty.
 #[derive(Debug, Clone, Default)]
@@ -81,6 +82,10 @@ impl Keys {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Known>> + Clone {
         self.0.all.iter().flat_map(|leaf| leaf.iter())
+    }
+
+    pub(crate) fn leaves(&self) -> &[Arc<Leaf>] {
+        &self.0.all
     }
 
     /// These, and `others` over them.
