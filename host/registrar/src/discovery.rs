@@ -266,16 +266,23 @@ impl Picture {
     }
 
     fn nodes(&self) -> Nodes {
-        let mut seen = self.seen();
+        let seen = self.seen();
         match (seen.sights.as_slice(), &seen.merged) {
-            ([Sight { known, kept: None, .. }], _) => Nodes(known.clone()),
-            (_, Some(merged)) => merged.clone(),
-            _ => {
-                let merged = seen.merged();
-                seen.merged = Some(merged.clone());
-                merged
-            }
+            ([Sight { known, kept: None, .. }], _) => return Nodes(known.clone()),
+            (_, Some(merged)) => return merged.clone(),
+            _ => {}
         }
+        let kept = |sight: &Sight| sight.kept.as_ref().map(|(_, kept)| kept.clone());
+        let sights: Vec<_> = seen.sights.iter().map(|sight| (kept(sight), sight.known.clone())).collect();
+        let generation = self.generation.load(Ordering::Acquire);
+        // Very many take a while, and the thread that leases are renewed on must not wait for that to tell what is new.
+        drop(seen);
+        let merged = merged(sights);
+        let mut seen = self.seen();
+        if self.generation.load(Ordering::Acquire) == generation {
+            seen.merged = Some(merged.clone());
+        }
+        merged
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -355,23 +362,20 @@ impl Picture {
     }
 }
 
-impl Seen {
-    fn merged(&self) -> Nodes {
-        let mut places = HashSet::new();
-        let mut is_new = |known: &Arc<Known>| {
-            let node = known.node();
-            self.sights.len() == 1 || node.is_some_and(|node| places.insert((node.version.clone(), node.addr.clone())))
-        };
-        let mut all: Vec<Arc<Known>> = Vec::new();
-        for sight in &self.sights {
-            let of_sight = match &sight.kept {
-                Some((_, kept)) => kept.with(&sight.known),
-                None => sight.known.clone(),
-            };
-            all.extend(of_sight.iter().filter(|known| is_new(known)).cloned());
-        }
-        Nodes(Keys::of(all))
+/// The nodes of several layouts: what is kept of each, and what is known.
+fn merged(sights: Vec<(Option<Keys>, Keys)>) -> Nodes {
+    let is_one = sights.len() == 1;
+    let mut places = HashSet::new();
+    let mut is_new = |known: &Arc<Known>| {
+        let node = known.node();
+        is_one || node.is_some_and(|node| places.insert((node.version.clone(), node.addr.clone())))
+    };
+    let mut all: Vec<Arc<Known>> = Vec::new();
+    for (kept, known) in sights {
+        let of_sight = kept.map_or_else(|| known.clone(), |kept| kept.with(&known));
+        all.extend(of_sight.iter().filter(|known| is_new(known)).cloned());
     }
+    Nodes(Keys::of(all))
 }
 
 impl Sight {
