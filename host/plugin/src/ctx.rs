@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use leasehold::{Error, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
+use leasehold::{Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
 
 use crate::{
     bindings::leasehold::registry::types,
@@ -22,8 +22,6 @@ use crate::{
 
 /// The most services that one component watches at a time.
 const MAX_VIEWS: usize = 1000;
-/// The most nodes in one answer: a component's memory is limited, and so is what a host copies for it.
-const MAX_NODES: usize = 1000;
 
 /// What one component has in the registry. Clones share it; give one to every store that runs the component.
 ///
@@ -214,12 +212,12 @@ impl RegistryCtx {
     }
 
     /// A guest's `resolve`.
-    pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Vec<ServerNode>, Refusal> {
+    pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, Refusal> {
         let (name, version) = self.shared.policy.admit_lookup(name, version)?;
         let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
         match view {
             Err(Error::Ended) => Err(Refusal::Ending),
-            view => Ok(view?.nodes().some(MAX_NODES).cloned().collect()),
+            view => Ok(view?.nodes()),
         }
     }
 

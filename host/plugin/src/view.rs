@@ -12,6 +12,9 @@ use crate::{
     kept::Kept,
 };
 
+/// The most nodes in one answer: a component's memory is limited, and so is what a host copies for it.
+const MAX_NODES: usize = 1000;
+
 /// What a guest's handle stands for. The registration itself stays with the component.
 #[derive(Debug)]
 pub struct Handle(Arc<Kept>);
@@ -104,7 +107,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
-        Ok(self.ctx.resolve(&name, &version).await?.iter().map(wire).collect())
+        Ok(self.ctx.resolve(&name, &version).await?.some(MAX_NODES).map(wire).collect())
     }
 }
 
