@@ -80,7 +80,7 @@ bench-lease: setup ## the registrar beside the usual client; ROUNDS=n (5), LARGE
 	cd tests/peers/usual-client && go build -trimpath -o ../../../target/peers/usual-client .
 	target/release/bench --rounds $(ROUNDS) --large $(LARGE)
 
-bench-views: setup ## 100,000 nodes of one service followed, beside two libraries of Go; ROUNDS=n (5)
+bench-views: build guests ## 100,000 nodes of one service followed and asked for, beside two libraries of Go; ROUNDS=n (5)
 	@command -v go >/dev/null || { echo "bench-views: needs Go, for the peers: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
 	cargo build --locked --release -p leasehold-bench
 	cd tests/peers/endpoints-view && go build -trimpath -o ../../../target/peers/endpoints-view .

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri, header::CONNECTION};
+use http::{Request, Uri, header::CONNECTION, response::Parts};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::{
@@ -172,17 +172,33 @@ impl Kept {
     /// # Panics
     /// When there is no whole answer.
     pub async fn get(&mut self, url: &str) -> (u16, Option<String>) {
+        let (head, _) = self.ask(url).await;
+        let said = head.headers.get(CONNECTION).map(|said| String::from_utf8_lossy(said.as_bytes()).into_owned());
+        (head.status.as_u16(), said)
+    }
+
+    /// `GET`: the answer.
+    ///
+    /// # Panics
+    /// When there is no whole one.
+    pub async fn answer(&mut self, url: &str) -> Answer {
+        let (head, body) = self.ask(url).await;
+        Answer { status: head.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() }
+    }
+
+    async fn ask(&mut self, url: &str) -> (Parts, Bytes) {
         let uri: Uri = url.parse().expect("a URL");
         let host = uri.authority().expect("a URL names a host").to_string();
         let request = Request::get(uri).header("host", host).body(Empty::new()).expect("a request");
         let answer = match &mut self.sender {
-            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http1(sender) => {
+                sender.ready().await.expect("the connection is kept");
+                sender.send_request(request).await
+            }
             Sender::Http2(sender) => sender.send_request(request).await,
         };
         let (head, body) = answer.expect("the service answers").into_parts();
-        body.collect().await.expect("an answer does not break off");
-        let said = head.headers.get(CONNECTION).map(|said| String::from_utf8_lossy(said.as_bytes()).into_owned());
-        (head.status.as_u16(), said)
+        (head, body.collect().await.expect("an answer does not break off").to_bytes())
     }
 
     /// Waits until the service has closed it in good order.

@@ -1,7 +1,7 @@
 //! Our side of `make bench-views`: a process that follows a service in etcd, as the peers do.
 //!
 //! `viewer ENDPOINT LAYOUT`, one command per line on stdin, one JSON object per line on stdout; the commands are those of
-//! the peers, see `tests/peers/endpoints-view/main.go`, and `pick N`.
+//! the peers, see `tests/peers/endpoints-view/main.go`, `pick N`, and `take-over N`.
 
 use std::{
     fs,
@@ -13,7 +13,13 @@ use anyhow::{Context, Result, bail};
 use etcd_client::Client;
 use leasehold::{Balancer, Layout, Options, Registrar, ServerNode, Version, View, Weight};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::sleep,
+};
+
+/// The port of the first node that is put for `take-over`.
+const TAKEN_OVER_FROM: u16 = 10_000;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
 #[tokio::main(flavor = "current_thread")]
@@ -35,6 +41,7 @@ async fn main() -> Result<()> {
             ["view", name] => viewer.view(name).await,
             ["see", count] => viewer.see(count.parse()?).await,
             ["pick", count] => viewer.pick(count.parse()?),
+            ["take-over", count] => viewer.take_over(count.parse()?).await,
             _ => bail!("unknown command {line:?}"),
         };
         println!("{}", answer.unwrap_or_else(|error| json!({ "error": format!("{error:#}") })));
@@ -61,21 +68,42 @@ impl Viewer {
     }
 
     /// From the put of a node to the answer that has it.
-    async fn see(&mut self, count: u32) -> Result<Value> {
-        let view = self.view.as_mut().context("no view yet")?;
+    async fn see(&mut self, count: u16) -> Result<Value> {
         let mut micros = Vec::new();
         for port in 1..=count {
-            let node = ServerNode::new(view.name().as_str(), &format!("10.9.9.9:{port}"))?;
-            let wanted = view.nodes().len() + 1;
             let begun = Instant::now();
-            self.client.put(self.layout.key(&node), self.layout.value(&node, Weight::MAX), None).await?;
-            while view.nodes().len() < wanted {
-                view.changed().await?;
-            }
+            self.add(port).await?;
             micros.push(begun.elapsed().as_secs_f64() * 1e6);
         }
-        micros.sort_by(f64::total_cmp);
-        Ok(json!({ "median_micros": micros[micros.len() / 2], "p99_micros": micros[micros.len() * 99 / 100] }))
+        Ok(told(micros))
+    }
+
+    /// Puts a node, and waits until the view has it.
+    async fn add(&mut self, port: u16) -> Result<()> {
+        let view = self.view.as_mut().context("no view yet")?;
+        let node = ServerNode::new(view.name().as_str(), &format!("10.9.9.9:{port}"))?;
+        let wanted = view.nodes().len() + 1;
+        self.client.put(self.layout.key(&node), self.layout.value(&node, Weight::MAX), None).await?;
+        while view.nodes().len() < wanted {
+            view.changed().await?;
+        }
+        Ok(())
+    }
+
+    /// How long the first pick after a change takes, which is the one that takes it over.
+    async fn take_over(&mut self, count: u16) -> Result<Value> {
+        let balancer = Balancer::new(self.view.clone().context("no view yet")?);
+        balancer.pick(&[]).context("no node")?;
+        let mut micros = Vec::new();
+        for port in 0..count {
+            self.add(TAKEN_OVER_FROM + port).await?;
+            // Longer than a change may wait to be taken over.
+            sleep(Duration::from_millis(120)).await;
+            let begun = Instant::now();
+            black_box(balancer.pick(&[]));
+            micros.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok(told(micros))
     }
 
     fn pick(&mut self, count: u32) -> Result<Value> {
@@ -87,6 +115,11 @@ impl Viewer {
         }
         Ok(json!({ "nanos": begun.elapsed().as_secs_f64() * 1e9 / f64::from(count) }))
     }
+}
+
+fn told(mut micros: Vec<f64>) -> Value {
+    micros.sort_by(f64::total_cmp);
+    json!({ "median_micros": micros[micros.len() / 2], "p99_micros": micros[micros.len() * 99 / 100] })
 }
 
 fn rss_bytes() -> Result<u64> {

@@ -1,4 +1,5 @@
-//! `make bench-views`: following 100,000 nodes of one service, ours beside two libraries, in turn on one etcd.
+//! `make bench-views`: following 100,000 nodes of one service, ours beside two libraries, in turn on one etcd; and what a
+//! component is told of them.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,8 +10,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use etcd_client::{Client, GetOptions, Txn, TxnOp};
 use leasehold::{Layout, ServerNode, Version, Weight};
+use leasehold_end_to_end::{
+    Host,
+    config::{hostile, with},
+    http::{Kept, Protocol},
+};
 use leasehold_scenarios::real::Etcd;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -19,6 +25,10 @@ use tokio::{
 
 const NODES: usize = 100_000;
 const SEEN: usize = 200;
+/// A component is told 1000 nodes, from a random one on. So behind every so many one is put, all in one transaction, and
+/// every answer from then on has one of them.
+const SPREAD: usize = 900;
+const TAKEN_OVER: usize = 20;
 const PICKS: usize = 10_000_000;
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -29,6 +39,14 @@ struct Measured {
     median_micros: f64,
     p99_micros: f64,
     pick_nanos: f64,
+    take_over_micros: f64,
+}
+
+/// A component's answers.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    median_micros: f64,
+    p99_micros: f64,
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
@@ -40,9 +58,9 @@ async fn main() -> Result<()> {
         (Some("--rounds"), Some(number)) => number.parse()?,
         _ => bail!("usage: views [--rounds N]"),
     };
-    println!("{:<52} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
+    println!("{:<58} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for (layout, peer) in [("etcd-naming", "endpoints-view"), ("go-zero", "go-zero-view")] {
-        let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut answered, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 0..rounds {
             eprintln!("{peer}: round {} of {rounds}", round + 1);
             let etcd = Box::pin(Etcd::start()).await;
@@ -53,27 +71,71 @@ async fn main() -> Result<()> {
                     _ => theirs.push(measure(format!("target/peers/{peer}").into(), &etcd, layout, false).await?),
                 }
             }
+            answered.push(Box::pin(ask_a_component(&etcd, layout)).await?);
             bare.push(bare_read(&etcd, layout).await?);
         }
-        print(layout, &ours, &theirs, &bare);
+        print(layout, &ours, &theirs, &answered, &bare);
     }
     Ok(())
 }
 
 async fn fill(client: &mut Client, layout: &Layout) -> Result<()> {
-    let nodes: Vec<_> =
-        (0..NODES).map(|i| format!("10.0.{}.{}:{}", i / 250 % 250, i % 250, 1000 + i / 62_500)).collect();
+    let nodes = nodes()?;
     for chunk in nodes.chunks(100) {
-        let puts: Result<Vec<_>> = chunk
-            .iter()
-            .map(|addr| {
-                let node = ServerNode::new("user", addr)?;
-                Ok(TxnOp::put(layout.key(&node), layout.value(&node, Weight::MAX), None))
-            })
-            .collect();
-        client.txn(Txn::new().and_then(puts?)).await?;
+        let put = |node: &ServerNode| TxnOp::put(layout.key(node), layout.value(node, Weight::MAX), None);
+        client.txn(Txn::new().and_then(chunk.iter().map(put).collect::<Vec<_>>())).await?;
     }
     Ok(())
+}
+
+fn nodes() -> Result<Vec<ServerNode>> {
+    let addrs = (0..NODES).map(|i| format!("10.0.{}.{}:{}", i / 250 % 250, i % 250, 1000 + i / 62_500));
+    addrs.map(|addr| Ok(ServerNode::new("user", &addr)?)).collect()
+}
+
+/// From before the put to the answer over HTTP of a component that was told one of the new nodes.
+async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
+    let config = json!({
+        "etcd": { "endpoints": [etcd.endpoint()] },
+        "registry": { "layout": layout },
+        "services": [with(hostile("asked"), json!({ "allow": { "discover": ["user"] } }))],
+    });
+    let host = Host::ready(&config).await;
+    let mut connection = Kept::open(Protocol::Http1, &host.addr("asked")).await;
+    let layout: Layout = layout.parse()?;
+    let mut keys: Vec<_> = nodes()?.iter().map(|node| layout.key(node)).collect();
+    keys.sort();
+    // What sorts behind a key, and before the next one.
+    let keys: Vec<_> = keys.into_iter().step_by(SPREAD).map(|key| key + "z").collect();
+    let mut client = etcd.client().await;
+    let mut micros = Vec::new();
+    for port in 20_000..20_000 + SEEN {
+        let url = format!("{}act/sees/user/{port}", host.url("asked"));
+        let mut sees = async |wanted: &str| -> Result<()> {
+            loop {
+                let answer = connection.answer(&url).await.json();
+                match answer["text"].as_str() {
+                    Some(text) if answer["case"] == "ok" && text == wanted => return Ok(()),
+                    Some("true" | "false") => {}
+                    _ => bail!("the component says {answer}"),
+                }
+            }
+        };
+        let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
+        let put = |key: &String| TxnOp::put(key.as_str(), layout.value(&node, Weight::MAX), None);
+        let puts: Vec<_> = keys.iter().map(put).collect();
+        sees("false").await?;
+        let begun = Instant::now();
+        client.txn(Txn::new().and_then(puts)).await?;
+        sees("true").await?;
+        micros.push(begun.elapsed().as_secs_f64() * 1e6);
+        let deletes: Vec<_> = keys.iter().map(|key| TxnOp::delete(key.as_str(), None)).collect();
+        client.txn(Txn::new().and_then(deletes)).await?;
+        sees("false").await?;
+    }
+    host.stop().await;
+    micros.sort_by(f64::total_cmp);
+    Ok(Answered { median_micros: micros[SEEN / 2], p99_micros: micros[SEEN * 99 / 100] })
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
@@ -85,11 +147,15 @@ async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Resul
     }
     let full = side.ask("memory").await?.number("rss_bytes")?;
     let seen = side.ask(&format!("see {SEEN}")).await?;
-    let pick_nanos = if picks { side.ask(&format!("pick {PICKS}")).await?.number("nanos")? } else { f64::NAN };
+    let (mut pick_nanos, mut take_over_micros) = (f64::NAN, f64::NAN);
+    if picks {
+        pick_nanos = side.ask(&format!("pick {PICKS}")).await?.number("nanos")?;
+        take_over_micros = side.ask(&format!("take-over {TAKEN_OVER}")).await?.number("median_micros")?;
+    }
     side.quit().await?;
     // What it put is put again by the next, and must be new to it.
     let mut client = etcd.client().await;
-    for port in 1..=SEEN {
+    for port in (1..=SEEN).chain(10_000..10_000 + TAKEN_OVER) {
         let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
         let layout: Layout = layout.parse()?;
         client.delete(layout.key(&node), None).await?;
@@ -100,6 +166,7 @@ async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Resul
         median_micros: seen.number("median_micros")?,
         p99_micros: seen.number("p99_micros")?,
         pick_nanos,
+        take_over_micros,
     })
 }
 
@@ -119,24 +186,35 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[expect(clippy::print_stdout, reason = "a command speaks to its user")]
-fn print(layout: &str, ours: &[Measured], peer: &[Measured], bare: &[f64]) {
+fn print(layout: &str, ours: &[Measured], peer: &[Measured], answered: &[Answered], bare: &[f64]) {
     let median_of = |all: &[Measured], of: fn(&Measured) -> f64| median(all.iter().map(of).collect());
-    let line = |name: &str, of: fn(&Measured) -> f64, times: f64, goal: &str| {
-        let (ours, peer) = (median_of(ours, of), median_of(peer, of));
+    let beside = |name: &str, ours: f64, peer: f64, times: f64, goal: &str| {
         let verdict = if ours * times <= peer { "ok" } else { "short" };
         let name = format!("{layout}: {name}");
-        println!("{name:<52} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
+        println!("{name:<58} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
+    };
+    let line = |name: &str, of: fn(&Measured) -> f64, times: f64, goal: &str| {
+        beside(name, median_of(ours, of), median_of(peer, of), times, goal);
     };
     line("first view of 100,000 nodes (s)", |m| m.first_seconds, 2.0, "2 times less");
     let name = format!("{layout}: a bare read by a client of Rust (s)");
-    println!("{name:<52} {:>12} {:>12.3} {:>10}", "-", median(bare.to_vec()), "-");
+    println!("{name:<58} {:>12} {:>12.3} {:>10}", "-", median(bare.to_vec()), "-");
     line("memory of the view (MiB)", |m| m.bytes / 1048576.0, 3.0, "3 times less");
     line("from a put to the answer, median (us)", |m| m.median_micros, 1.0, "no more");
     line("from a put to the answer, p99 (us)", |m| m.p99_micros, 1.0, "no more");
+    let component = |name: &str, ours: fn(&Answered) -> f64, of: fn(&Measured) -> f64| {
+        let ours = median(answered.iter().map(ours).collect());
+        beside(&format!("from a put to a component's answer, {name} (us)"), ours, median_of(peer, of), 1.0, "no more");
+    };
+    component("median", |a| a.median_micros, |m| m.median_micros);
+    component("p99", |a| a.p99_micros, |m| m.p99_micros);
     let pick = median_of(ours, |m| m.pick_nanos);
     let verdict = if pick <= 100.0 { "ok" } else { "short" };
     let name = format!("{layout}: a pick (ns)");
-    println!("{name:<52} {pick:>12.1} {:>12} {:>10}  {:<22} {verdict}", "-", "-", "at most 100");
+    println!("{name:<58} {pick:>12.1} {:>12} {:>10}  {:<22} {verdict}", "-", "-", "at most 100");
+    let (name, taken) =
+        (format!("{layout}: a pick that takes a change over (us)"), median_of(ours, |m| m.take_over_micros));
+    println!("{name:<58} {taken:>12.1} {:>12} {:>10}", "-", "-");
 }
 
 /// A process under measurement.

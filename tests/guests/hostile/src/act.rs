@@ -49,6 +49,7 @@ pub(crate) fn act(name: &str) -> Outcome {
         "weight-after-stop" => weight_after_stop(),
         "node-after-stop" => node_after_stop(),
         _ if name.starts_with("resolve/") => resolve(&name["resolve/".len()..]),
+        _ if name.starts_with("sees/") => sees(&name["sees/".len()..]),
         "resolve-foreign" => discovery::resolve("somebody-else", "").map(|nodes| nodes.len().to_string()),
 
         "trap" => panic!("told to trap"),
@@ -178,6 +179,14 @@ fn resolve(what: &str) -> Outcome {
         format!("{} {} {} {:?} {:?}", node.name, node.version, node.addr, node.weight, node.metadata)
     };
     Ok(nodes.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+/// Whether one of the nodes of `NAME` that it is given has `PORT`; of `NAME/PORT`.
+fn sees(what: &str) -> Outcome {
+    let (name, port) = what.split_once('/').unwrap_or((what, ""));
+    let port = format!(":{port}");
+    let nodes = discovery::resolve(name, "")?;
+    Ok(nodes.iter().any(|node| node.addr.ends_with(&port)).to_string())
 }
 
 /// Traps from one second of the configuration until another.
