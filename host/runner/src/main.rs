@@ -58,6 +58,7 @@ use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
 use futures::future::{join, join_all, select_all, try_join, try_join_all};
 use leasehold::Registrar;
+use mimalloc::MiMalloc;
 use tokio::runtime::Runtime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -75,12 +76,13 @@ use crate::{
     traces::Traces,
 };
 
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 /// How long leases may take to be revoked at the end; what is left ends with its time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// One thread answers while another computes.
 const MIN_THREADS: usize = 2;
-/// Tasks between two looks at the network. Each may be a component that computes for a whole tick.
-const TASKS_PER_LOOK: u32 = 11;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -131,11 +133,7 @@ fn cores() -> usize {
 
 fn runtime() -> Result<Runtime, Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder
-        .worker_threads(cores().max(MIN_THREADS))
-        .event_interval(TASKS_PER_LOOK)
-        .thread_name("leasehold")
-        .enable_all();
+    builder.worker_threads(cores().max(MIN_THREADS)).thread_name("leasehold").enable_all();
     Ok(builder.build().context("cannot start the runtime")?)
 }
 
