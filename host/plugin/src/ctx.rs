@@ -102,6 +102,9 @@ impl RegistryCtx {
     /// A node with the same keys as one that is registered is that registration, and is published in its place: its
     /// metadata, its weight if it has one, and its version where the layouts have none in their keys.
     ///
+    /// To set its weight for good, register it again with that weight: one that is set on the registration itself is
+    /// forgotten by [`withdraw`](Self::withdraw).
+    ///
     /// Errors: those of [`Registrar::register_on`]; `Quota` beyond the policy's limit; `Ended` after
     /// [`stop_all`](Self::stop_all). In each case nothing is registered that was not before.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {

@@ -13,8 +13,9 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Registrations in progress at a time. Many callers are what group commits are for; the peer gets worse beyond its 256.
-const AT_A_TIME: usize = 1500;
+/// Registrations in progress at a time. Many callers are what group commits are for: of ten leases, a full transaction each is
+/// under way while as much gathers for the next. The peer gets worse beyond its 256.
+const AT_A_TIME: usize = 3000;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
 #[tokio::main(flavor = "current_thread")]
