@@ -47,6 +47,8 @@ struct Measured {
 struct Answered {
     median_micros: f64,
     p99_micros: f64,
+    /// Of the median, what etcd takes to confirm the put.
+    put_micros: f64,
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
@@ -108,7 +110,7 @@ async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
     // What sorts behind a key, and before the next one.
     let keys: Vec<_> = keys.into_iter().step_by(SPREAD).map(|key| key + "z").collect();
     let mut client = etcd.client().await;
-    let mut micros = Vec::new();
+    let (mut micros, mut confirmed) = (Vec::new(), Vec::new());
     for port in 20_000..20_000 + SEEN {
         let url = format!("{}act/sees/user/{port}", host.url("asked"));
         let mut sees = async |wanted: &str| -> Result<()> {
@@ -127,6 +129,7 @@ async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
         sees("false").await?;
         let begun = Instant::now();
         client.txn(Txn::new().and_then(puts)).await?;
+        confirmed.push(begun.elapsed().as_secs_f64() * 1e6);
         sees("true").await?;
         micros.push(begun.elapsed().as_secs_f64() * 1e6);
         let deletes: Vec<_> = keys.iter().map(|key| TxnOp::delete(key.as_str(), None)).collect();
@@ -135,7 +138,8 @@ async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
     }
     host.stop().await;
     micros.sort_by(f64::total_cmp);
-    Ok(Answered { median_micros: micros[SEEN / 2], p99_micros: micros[SEEN * 99 / 100] })
+    let (median_micros, p99_micros) = (micros[SEEN / 2], micros[SEEN * 99 / 100]);
+    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed) })
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
@@ -208,6 +212,8 @@ fn print(layout: &str, ours: &[Measured], peer: &[Measured], answered: &[Answere
     };
     component("median", |a| a.median_micros, |m| m.median_micros);
     component("p99", |a| a.p99_micros, |m| m.p99_micros);
+    let (name, put) = (format!("{layout}: that put until etcd confirms it, median (us)"), |a: &Answered| a.put_micros);
+    println!("{name:<58} {:>12.3} {:>12} {:>10}", median(answered.iter().map(put).collect()), "-", "-");
     let pick = median_of(ours, |m| m.pick_nanos);
     let verdict = if pick <= 100.0 { "ok" } else { "short" };
     let name = format!("{layout}: a pick (ns)");
