@@ -72,8 +72,9 @@ impl Engine {
         let wasmtime = pooled.and_then(Result::ok).map_or_else(|| wasmtime::Engine::new(&config()), Ok);
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
-        tick(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, unpooled, turns: Arc::new(Turns::new(cores())), cache })
+        let turns = Arc::new(Turns::new(cores()));
+        tick(wasmtime.weak(), Arc::clone(&turns)).context("cannot start the thread that interrupts components")?;
+        Ok(Self { wasmtime, linker, unpooled, turns, cache })
     }
 
     /// How many components were compiled so far, and how many were found in the cache; none where there is none.
@@ -90,9 +91,8 @@ impl Engine {
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let turns = Arc::clone(&self.turns);
         store.epoch_deadline_callback(move |mut store| {
-            let taken = &mut store.data_mut().turns_taken;
-            *taken = taken.saturating_add(1);
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(turns.next(*taken))))
+            let next = turns.next(&mut store.data_mut().computed);
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(next)))
         });
         store.set_epoch_deadline(1);
         store
@@ -218,9 +218,10 @@ fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
 }
 
 /// Advances the epoch until the engine is gone.
-fn tick(engine: EngineWeak) -> std::io::Result<()> {
+fn tick(engine: EngineWeak, turns: Arc<Turns>) -> std::io::Result<()> {
     let ticks = move || {
         while let Some(engine) = engine.upgrade() {
+            turns.tick();
             engine.increment_epoch();
             drop(engine);
             thread::sleep(TURN);
@@ -233,7 +234,7 @@ impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if let Some(room) = &self.room {
             room.look(&mut self.table);
-            self.turns_taken = 0;
+            self.computed = 0;
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
         WasiCtxView { ctx, table }

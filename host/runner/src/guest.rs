@@ -84,8 +84,8 @@ pub(crate) struct Host {
     pub(crate) config: Arc<WasiConfigVariables>,
     pub(crate) registry: RegistryCtx,
     pub(crate) limits: Limiter,
-    /// How often the request at hand has computed for a whole turn.
-    pub(crate) turns_taken: u32,
+    /// How much the request at hand has computed of late, as `turns` counts it.
+    pub(crate) computed: u32,
     /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
     pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
@@ -246,7 +246,7 @@ impl Guest {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
                 stats: Arc::clone(&self.stats),
             },
-            turns_taken: 0,
+            computed: 0,
             room: None,
             _slot: slot,
         }

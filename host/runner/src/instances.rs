@@ -161,7 +161,7 @@ impl WorkerState for Worker {
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
         store.set_epoch_deadline(1);
-        store.data_mut().turns_taken = 0;
+        store.data_mut().computed = 0;
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
         Box::pin(sleep(call.within))

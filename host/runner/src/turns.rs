@@ -2,7 +2,11 @@
 //! on a thread that nothing else waits for, so that those which answer at once do not wait behind them.
 
 use std::{
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -14,25 +18,46 @@ use tokio::{
 /// How long a component computes before its neighbours get their turn; also how exact its deadlines are.
 pub(crate) const TURN: Duration = Duration::from_millis(5);
 
-/// Turns that a request may take until it is one of those that compute for long. The first may be as short as one likes,
-/// since it ends at the next tick.
-const SHORT: u32 = 1;
+/// What a turn counts that was computed through; one of waiting takes one back. So a request that waits for others time and
+/// again, and finds a tick by chance now and then, is none of those that compute for long, and one that computes, and has to
+/// wait for the processor half of the time, is.
+const WHOLE: u32 = 2;
+/// Up to here a request is short: two whole turns, of which the first may be as short as one likes.
+const SHORT: u32 = 2 * WHOLE;
+/// As much is remembered.
+const MOST: u32 = 4 * WHOLE;
+/// A component that computes finds its turn over so soon after the tick. One that waited meanwhile finds that at any time.
+const AT_ONCE: Duration = Duration::from_micros(250);
 /// How long a thread may take to find another one for what it has to do besides.
 const HAND_OVER: Duration = Duration::from_millis(1);
 
-/// The processors that may be at work on long computations, by when each is free again.
+/// The ticks that end turns, and the processors that may be at work on long computations.
 #[derive(Debug)]
-pub(crate) struct Turns(Mutex<Vec<Instant>>);
+pub(crate) struct Turns {
+    begun: Instant,
+    /// The latest tick, in nanoseconds since then.
+    tick: AtomicU64,
+    /// When each of the processors is free again.
+    free: Mutex<Vec<Instant>>,
+}
 
 impl Turns {
     /// For that many processors; at least one computes.
     pub(crate) fn new(cores: usize) -> Self {
-        Self(Mutex::new(vec![Instant::now(); cores.saturating_sub(1).max(1)]))
+        let begun = Instant::now();
+        Self { begun, tick: AtomicU64::new(0), free: Mutex::new(vec![begun; cores.saturating_sub(1).max(1)]) }
     }
 
-    /// Waits for the next turn of a request that has had so many.
-    pub(crate) fn next(&self, taken: u32) -> impl Future<Output = ()> + Send + 'static {
-        let long = (taken > SHORT).then(|| self.take(Instant::now()));
+    /// All turns end now.
+    pub(crate) fn tick(&self) {
+        self.tick.store(self.elapsed(), Ordering::Relaxed);
+    }
+
+    /// Waits for the next turn of a request, of which it is remembered how much it `computed`.
+    pub(crate) fn next(&self, computed: &mut u32) -> impl Future<Output = ()> + Send + 'static {
+        let late = Duration::from_nanos(self.elapsed().saturating_sub(self.tick.load(Ordering::Relaxed)));
+        *computed = after(*computed, late <= AT_ONCE);
+        let long = (*computed > SHORT).then(|| self.take(Instant::now()));
         async move {
             match long.flatten() {
                 None => yield_now().await,
@@ -44,14 +69,23 @@ impl Turns {
         }
     }
 
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// When the turn begins; at once where it says nothing. A turn that is taken by nobody in the end is lost.
     fn take(&self, now: Instant) -> Option<Instant> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let first = free.iter_mut().min()?;
         let begins = now.max(*first);
         *first = begins + TURN;
         (begins > now).then_some(begins)
     }
+}
+
+/// What is remembered after one more turn.
+fn after(computed: u32, whole: bool) -> u32 {
+    if whole { MOST.min(computed + WHOLE) } else { computed.saturating_sub(1) }
 }
 
 /// Lets another thread do what this one has to do besides: tasks that are ready, the network and the timers. This one then
@@ -69,7 +103,30 @@ fn hand_over() {
 mod tests {
     use std::time::Instant;
 
-    use super::{TURN, Turns};
+    use super::{SHORT, TURN, Turns, after};
+
+    /// How many of these turns are those of a request that computes for long.
+    fn long(turns: impl IntoIterator<Item = bool>) -> usize {
+        let mut computed = 0;
+        let mut is_long = |whole| {
+            computed = after(computed, whole);
+            computed > SHORT
+        };
+        turns.into_iter().filter(|whole| is_long(*whole)).count()
+    }
+
+    #[test]
+    fn who_waits_for_others_time_and_again_never_computes_for_long() {
+        assert_eq!(long((0..1000).map(|turn| turn % 3 == 0)), 0);
+    }
+
+    #[test]
+    fn who_computes_does_so_for_long_also_where_the_processor_is_others_half_of_the_time() {
+        assert_eq!(long([true; 1000]), 998);
+        assert!(long((0..1000).map(|turn| turn % 2 == 0)) > 980);
+        // And no longer once it waits.
+        assert_eq!(long([[true; 10], [false; 10], [false; 10]].concat()), 8 + 3);
+    }
 
     #[test]
     fn who_computes_alone_never_waits() {
