@@ -38,6 +38,7 @@ async fn main() {
     let rounds = rounds.ok().filter(|rounds| *rounds > 0).expect("usage: serving [ROUNDS [WORD...]]");
     let words: Vec<String> = arguments.collect();
     let is_wanted = |figure: &Figure| words.is_empty() || words.iter().any(|word| figure.name.contains(word));
+    assert!(FIGURES.iter().any(is_wanted), "none of the figures has {words:?} in its name");
     let world = World::real().await;
     let scene = Box::pin(Scene::set(&world)).await;
     println!("{:<58} {:>10} {:>10} {:>8}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
