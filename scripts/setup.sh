@@ -45,7 +45,7 @@ need() {
 # Lists the packages that are missing, by the names that they have here.
 look() {
     missing=
-    have cc || need "$1" "a C compiler links everything, and ring and zstd are written in C"
+    have cc || need "$1" "a C compiler links everything, and ring and mimalloc are written in C"
     have_protoc || need "$2" "etcd's API is generated from its .proto files"
     have etcd || need "$3" "\`leasehold run --dev\` and the tests run a real etcd"
     have etcdctl || need "$4" "the tests look into etcd from outside"

@@ -42,6 +42,8 @@ const MAX_GATHERED: usize = 1024;
 /// What the registrar, or a registration's handle, asks of the lease.
 pub(crate) enum Command {
     Keep(Box<Wish>),
+    /// Have a lease for a key that is about to come; not beyond that time if none does.
+    Await(Instant),
     Weigh {
         key: Arc<str>,
         weight: Weight,
@@ -140,6 +142,8 @@ pub(crate) struct Lease {
     entries: BTreeMap<Arc<str>, Entry>,
     /// Entries with the goal to be present.
     present: usize,
+    /// Until when there is to be a lease although there is no entry.
+    awaited: Option<Instant>,
     /// Keys that have something to write, in the order they came.
     queue: VecDeque<Arc<str>>,
     /// Registrations not confirmed yet, by deadline.
@@ -170,6 +174,7 @@ impl Lease {
             around,
             entries: BTreeMap::new(),
             present: 0,
+            awaited: None,
             queue: VecDeque::new(),
             births: VecDeque::new(),
             rewrite_at: None,
@@ -222,6 +227,7 @@ impl Lease {
     fn on(&mut self, wake: Wake) {
         match wake {
             Wake::Command(Command::Keep(wish)) => self.keep(*wish),
+            Wake::Command(Command::Await(until)) => self.awaited = Some(until).filter(|_| !self.ending),
             Wake::Command(Command::Weigh { key, weight, reply }) => self.weigh(&key, weight, reply),
             Wake::Command(Command::Replace { key, node, reply }) => self.replace(&key, node, reply),
             Wake::Command(Command::Stop { key, reply }) => self.stop(&key, reply),
@@ -252,6 +258,7 @@ impl Lease {
         self.births.insert(place, (deadline, key.clone()));
         self.entries.insert(key.clone(), Entry::new(wish, self.around.vitals.clone(), load, Instant::now()));
         self.present += 1;
+        self.awaited = None;
         self.enqueue(&key);
     }
 
@@ -308,7 +315,7 @@ impl Lease {
     }
 
     fn end(&mut self) {
-        self.ending = true;
+        (self.ending, self.awaited) = (true, None);
         let keys: Vec<_> = self.entries.keys().cloned().collect();
         for key in keys {
             self.withdraw(&key, Error::Ended);
@@ -361,6 +368,7 @@ impl Lease {
     /// Starts whatever is due. After it, nothing is left to do before the next wake-up.
     fn advance(&mut self) {
         let now = Instant::now();
+        self.awaited.take_if(|until| *until <= now);
         self.expire_births(now);
         if self.rewrite_at.is_some_and(|at| at <= now) {
             self.rewrite_at = None;
@@ -385,7 +393,8 @@ impl Lease {
         let backoff = (self.call.is_none() && self.not_before > Instant::now()).then_some(self.not_before);
         let audit = (self.call.is_none() && self.current().is_some()).then(|| self.audit_at.max(self.not_before));
         let never = Instant::now() + Duration::from_secs(3600);
-        births.into_iter().chain(self.rewrite_at).chain(renewals).chain(backoff).chain(audit).min().unwrap_or(never)
+        let others = [births, self.awaited, self.rewrite_at, backoff, audit].into_iter().flatten();
+        others.chain(renewals).min().unwrap_or(never)
     }
 
     /// Registrations that were not confirmed in time fail, with the reason if there is one.
@@ -428,7 +437,8 @@ impl Lease {
     }
 
     fn next_call(&mut self, now: Instant) -> Option<Call<Answer>> {
-        if self.present == 0 {
+        let is_awaited = self.awaited.is_some() && self.entries.is_empty();
+        if self.present == 0 && !is_awaited {
             // Whatever is left of the keys goes with their leases.
             let lease = self.leases.first()?.lease;
             return Some(self.revoke(lease));

@@ -40,6 +40,8 @@ const MAX_REQUESTS: usize = 1024;
 const MAX_COMMANDS: usize = 1024;
 /// Calls of `register` that wait for one key to be out of etcd, at most.
 const MAX_WAITING: usize = 64;
+/// How long a lease that was granted ahead waits for its first key, at most.
+const MAX_AHEAD: Duration = Duration::from_secs(3600);
 /// Views at a time, at most.
 const MAX_VIEWS: usize = 10_000;
 /// Answers of etcd that wait for one who follows; then etcd waits.
@@ -87,6 +89,7 @@ pub struct EtcdStatus {
 #[derive(Debug)]
 enum Request {
     Register(Application),
+    GrantAhead { until: Instant },
     Status(oneshot::Sender<Result<EtcdStatus, Error>>),
     List { what: Which, reply: oneshot::Sender<Result<Vec<Listed>, Error>> },
     Follow { what: Which, reply: oneshot::Sender<Following> },
@@ -215,6 +218,16 @@ impl Registrar {
     /// Asks etcd for its version: one round trip within the request timeout.
     pub async fn reach(&self) -> Result<EtcdStatus, Error> {
         self.ask(Request::Status).await?
+    }
+
+    /// Has a lease granted for a node that is about to be registered on the TTL of the [`Options`], which then waits for one
+    /// answer of etcd instead of two.
+    ///
+    /// Does not wait. A lease that nobody registers on `within` that time, an hour at most, is revoked.
+    pub fn grant_ahead(&self, within: Duration) {
+        let until = Instant::now() + within.min(MAX_AHEAD);
+        // Where requests wait in line, or nobody takes them any more, there is nothing to be ahead of.
+        let _ = self.requests.try_send(Request::GrantAhead { until });
     }
 
     /// Registers `node` on the terms of the [`Options`].
@@ -459,6 +472,11 @@ impl Keeper {
                 }
                 request = self.inbox.recv() => match request {
                     Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
+                    Some(Request::GrantAhead { until }) => {
+                        let slot = self.slot(self.options.ttl, None, &etcd, &load, &freed);
+                        // One that has more to do than it can take has a lease, or cannot get one.
+                        let _ = self.slots[slot].commands.try_send(Command::Await(until));
+                    }
                     Some(Request::Status(reply)) => self.status(etcd.clone(), reply),
                     Some(Request::List { what, reply }) => self.list(etcd.clone(), what.as_ref(), reply),
                     Some(Request::Follow { what, reply }) => {
@@ -540,7 +558,7 @@ impl Keeper {
             let _ = reply.send(Err(error)); // The caller may have given up.
             return;
         }
-        let slot = self.slot(ttl, &node.name, etcd, load, freed);
+        let slot = self.slot(ttl, Some(&node.name), etcd, load, freed);
         let weight = node.weight.unwrap_or(*load.borrow());
         let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
         let (confirm, confirmed) = oneshot::channel();
@@ -584,16 +602,17 @@ impl Keeper {
         let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
     }
 
-    /// The index of a slot that has room for another key, of a service it does not carry yet.
+    /// The index of a slot that has room for another key: of a service it does not carry yet, or of one to be named later.
     fn slot(
         &mut self,
         ttl: Ttl,
-        name: &ServiceName,
+        name: Option<&ServiceName>,
         etcd: &Etcd,
         load: &watch::Receiver<Weight>,
         freed: &mpsc::UnboundedSender<Arc<str>>,
     ) -> usize {
-        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !slot.names.contains(name);
+        let carries = |slot: &Slot| name.is_some_and(|name| slot.names.contains(name));
+        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !carries(slot);
         if let Some(index) = self.slots.iter().position(has_room) {
             return index;
         }

@@ -389,7 +389,8 @@ impl RunArgs {
             Config::load(&self.file)?
         };
         config.services.iter_mut().for_each(|spec| spec.follow = self.watch);
-        if self.dev {
+        config.dev = self.dev;
+        if config.dev {
             // The private etcd has neither users nor certificates.
             config.registrar.credentials = None;
             config.registrar.tls = leasehold::Tls::default();
@@ -435,6 +436,7 @@ impl SingleArgs {
         Ok(Config {
             registrar: options(&self.etcd)?,
             etcd_required: false,
+            dev: false,
             admin: None,
             traces: None,
             services: vec![spec],

@@ -200,7 +200,7 @@ fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component,
         }
         _ => return Err(said("not WebAssembly")),
     }
-    Component::new(&engine.wasmtime, bytes).map_err(|error| said(&format!("not a valid component: {}", cause(&error))))
+    engine.component(&bytes).map_err(|error| said(&format!("not a valid component: {}", cause(&error))))
 }
 
 /// Takes machine code as it is. wasmtime looks at who made it and for which machine, not at what it does.

@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) registrar: Options,
     /// Whether a start without etcd is a failure; otherwise etcd is waited for.
     pub(crate) etcd_required: bool,
+    /// Whether etcd is one of the host's own, and what is shown is a trial.
+    pub(crate) dev: bool,
     /// Where operators ask, if anywhere.
     pub(crate) admin: Option<Admin>,
     /// Where traces go, if anywhere.
@@ -410,7 +412,7 @@ impl Config {
                 spec.layouts = Some(layouts.iter().map(Layout::secured).collect());
             }
         }
-        Ok(Self { registrar, etcd_required, admin, traces, services })
+        Ok(Self { registrar, etcd_required, dev: false, admin, traces, services })
     }
 }
 

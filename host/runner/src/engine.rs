@@ -1,19 +1,12 @@
 //! The one wasmtime engine of the process, and the one linker that says what components can import.
 
-use std::{
-    fs::{self, DirBuilder},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    thread,
-};
+use std::{sync::Arc, thread};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
-    Cache, CacheConfig, Config, Enabled, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
-    UpdateDeadline,
-    component::{Linker, ResourceTable},
+    Config, Enabled, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
+    component::{Component, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::WasiConfig;
@@ -21,6 +14,7 @@ use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     asked,
+    cache::Cache,
     config::{Limits, Spec},
     cores,
     failure::one_line,
@@ -37,9 +31,6 @@ const KEPT: usize = 2 << 20;
 /// The same of a table and of a stack.
 const KEPT_BESIDE: usize = 64 << 10;
 
-/// Of a folder's mode, what lets the group or everybody write.
-const OTHERS_WRITE: u32 = 0o022;
-
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
 
@@ -54,14 +45,12 @@ pub(crate) struct Engine {
     /// Why instances have no pool although there is room for them in one.
     pub(crate) unpooled: Option<String>,
     turns: Arc<Turns>,
-    cache: Option<Cache>,
+    cache: Option<Arc<Cache>>,
 }
 
 impl Engine {
     /// An engine with room for these services, none for a look at components only.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
-        let cache = cache();
-        let config = || config(cache.clone());
         let pooled = pool(services).map(|pool| {
             let mut pooled = config();
             pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -72,14 +61,23 @@ impl Engine {
         let wasmtime = pooled.and_then(Result::ok).map_or_else(|| wasmtime::Engine::new(&config()), Ok);
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
+        let cache = Cache::open().map(Arc::new);
         let turns = Arc::new(Turns::new(cores()));
         tick(wasmtime.weak(), Arc::clone(&turns)).context("cannot start the thread that interrupts components")?;
         Ok(Self { wasmtime, linker, unpooled, turns, cache })
     }
 
+    /// The component in these bytes, compiled unless the cache has it.
+    pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        match &self.cache {
+            Some(cache) => cache.component(&self.wasmtime, bytes),
+            None => Component::new(&self.wasmtime, bytes),
+        }
+    }
+
     /// How many components were compiled so far, and how many were found in the cache; none where there is none.
     pub(crate) fn compiled(&self) -> Option<(usize, usize)> {
-        self.cache.as_ref().map(|cache| (cache.cache_misses(), cache.cache_hits()))
+        self.cache.as_ref().map(|cache| cache.counts())
     }
 
     /// A store for one instance, which lets others have their turn whenever its own is over.
@@ -105,49 +103,11 @@ fn foreign(error: wasmtime::Error) -> anyhow::Error {
     anyhow!("{error:#}")
 }
 
-fn config(cache: Option<Cache>) -> Config {
+fn config() -> Config {
     let mut config = Config::new();
     config.wasm_component_model_async(true);
     config.epoch_interruption(true);
-    config.cache(cache);
     config
-}
-
-/// Compiled components, kept in the user's cache folder. Only this host writes there.
-fn cache() -> Option<Cache> {
-    let opened = cache_folder().context("neither XDG_CACHE_HOME nor HOME is an absolute path").and_then(|folder| {
-        own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
-        let mut config = CacheConfig::new();
-        config.with_directory(folder);
-        Cache::new(config).map_err(foreign)
-    });
-    opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
-}
-
-/// Makes the folder where there is none. What is in it runs as machine code, which no sandbox holds, so nobody else may
-/// have written there.
-fn own(folder: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let found = fs::metadata(folder)?;
-    // What we make is ours.
-    let ours = fs::metadata(tempfile::tempdir_in(folder)?.path())?;
-    if found.uid() != ours.uid() {
-        bail!("it belongs to somebody else");
-    }
-    if found.mode() & OTHERS_WRITE != 0 {
-        bail!("others may write there; remove it, and it is made anew");
-    }
-    Ok(())
-}
-
-fn cache_folder() -> Option<PathBuf> {
-    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| {
-            let home = absolute("HOME")?;
-            Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
-        })
-        .map(|folder| folder.join("leasehold"))
 }
 
 /// What the instances of all services may come to.

@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod ask;
 mod asked;
+mod cache;
 mod call;
 mod cli;
 mod commands;
@@ -24,6 +25,7 @@ mod input;
 mod instances;
 mod life;
 mod linger;
+mod loading;
 mod log;
 mod mesh;
 mod metrics;
@@ -50,9 +52,7 @@ mod version;
 mod watched;
 mod yaml;
 
-use std::{
-    collections::HashMap, io::stderr, num::NonZero, path::PathBuf, process::ExitCode, sync::Arc, time::Duration,
-};
+use std::{io::stderr, num::NonZero, process::ExitCode, sync::Arc, thread, time::Duration};
 
 use anyhow::Context;
 use clap::{Parser, error::ErrorKind};
@@ -65,11 +65,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{Admin, Desk},
     cli::{Cli, Command, LogFormat, RunArgs},
-    component::Loaded,
-    config::{Config, Register, Spec},
+    config::{Config, Register},
     dev::PrivateEtcd,
-    engine::{Demand, Engine},
     failure::Failure,
+    loading::Loading,
     metrics::Events,
     roster::Roster,
     service::Service,
@@ -128,7 +127,7 @@ fn no_command(error: &clap::Error) -> ExitCode {
 
 /// The processors that this process may use.
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get)
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 fn runtime() -> Result<Runtime, Failure> {
@@ -155,19 +154,19 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
 /// Everything from the configuration to the last revoked lease.
 async fn run(args: RunArgs) -> Result<(), Failure> {
     files::raise();
-    let dev = args.dev;
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
     let ending = shutdown::on_signal(&tasks)?;
+    // What takes long goes on side by side, and a start is as long as the longest of it.
+    let loading = Loading::begin(&config.services, &tasks);
 
-    let mut etcd = if dev { Some(PrivateEtcd::start()?) } else { None };
+    let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
     if let Some(etcd) = &etcd {
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
-    // It connects on its own thread while components are loaded.
     let registrar = reach::start(&config.registrar)?;
     let told = CancellationToken::new();
-    if dev {
+    if config.dev {
         tasks.spawn(story::tell(registrar.events(), told.clone()));
     }
     let roster = Arc::new(Roster::new(ending.clone()));
@@ -186,14 +185,14 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        outcome = live(&config, dev, &registrar, traces.as_ref(), &tasks, &roster, &mut services) => outcome,
+        outcome = live(&config, loading, &registrar, traces.as_ref(), &tasks, &roster, &mut services) => outcome,
     };
 
     // Whatever it was that ended.
     roster.ending.cancel();
     systemd::stopping(&tasks);
     join_all(services.iter_mut().map(Service::drain)).await;
-    if dev && outcome.is_ok() {
+    if config.dev && outcome.is_ok() {
         story::show_gone(&registrar, &config.services).await;
     }
     let flushed = async {
@@ -218,72 +217,40 @@ async fn run(args: RunArgs) -> Result<(), Failure> {
 /// Starts the services and serves them for ever. What is in `services` at the end, however it comes, is to be drained.
 async fn live(
     config: &Config,
-    dev: bool,
+    loading: Loading,
     registrar: &Registrar,
     traces: Option<&Traces>,
     tasks: &TaskTracker,
     roster: &Roster,
     services: &mut Vec<Service>,
 ) -> Result<(), Failure> {
-    let registers = config.services.iter().any(|spec| spec.register != Register::Off);
+    let registering = config.services.iter().filter(|spec| spec.register != Register::Off);
+    let longest_start = registering.map(|spec| spec.limits.start_timeout).max();
+    if let Some(longest) = longest_start {
+        registrar.grant_ahead(longest);
+    }
     let etcd = async {
-        match registers || config.etcd_required {
-            true => reach::etcd(registrar, &config.registrar, config.etcd_required, dev).await,
+        match longest_start.is_some() || config.etcd_required {
+            true => reach::etcd(registrar, &config.registrar, config.etcd_required, config.dev).await,
             false => Ok(()),
         }
     };
     let bound = async {
-        for (spec, loaded) in load(&config.services, tasks).await? {
-            services.push(Service::bind(spec, loaded.0, &loaded.1, registrar, traces)?);
+        for (spec, loaded, engine) in loading.end().await? {
+            services.push(Service::bind(spec, loaded, &engine, registrar, traces)?);
         }
         roster.fill(services.iter().map(Service::face).collect());
         Ok(())
     };
     try_join(bound, etcd).await?;
     try_join_all(services.iter_mut().map(Service::start)).await?;
-    if dev {
+    if config.dev {
         story::show(registrar, services).await;
     }
     tracing::info!(services = services.len(), "ready");
     systemd::ready(tasks);
     let (never, ..) = select_all(services.iter_mut().map(|service| Box::pin(service.live()))).await;
     match never {}
-}
-
-/// Compiles each component once, all at the same time.
-async fn load(specs: &[Spec], tasks: &TaskTracker) -> Result<Vec<(Spec, (Loaded, Engine))>, Failure> {
-    let all: Arc<[Spec]> = specs.into();
-    let making = tasks.spawn_blocking(move || Engine::new(&all));
-    let engine = making.await.context("the component engine could not be started")??;
-    if let Some(why) = &engine.unpooled {
-        tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
-    }
-    if let Some(lack) = files::lacking(&Demand::of(specs)) {
-        tracing::warn!("{lack}");
-    }
-    let mut compiling = HashMap::<(PathBuf, bool), _>::new();
-    for spec in specs {
-        compiling.entry((spec.component.clone(), spec.precompiled)).or_insert_with(|| {
-            let (engine, path, precompiled) = (engine.clone(), spec.component.clone(), spec.precompiled);
-            tasks.spawn_blocking(move || Loaded::load(&engine, &path, precompiled))
-        });
-    }
-    let mut loaded = HashMap::new();
-    for ((path, precompiled), compiled) in compiling {
-        let compiled = compiled.await.with_context(|| format!("{} could not be compiled", path.display()))??;
-        compiled.way(&path)?;
-        loaded.insert((path, precompiled), compiled);
-    }
-    if let Some((compiled, cached)) = engine.compiled() {
-        tracing::debug!(compiled, cached, "components are loaded");
-    }
-    let mut services = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let component = loaded[&(spec.component.clone(), spec.precompiled)].clone();
-        component.check(spec)?;
-        services.push((spec.clone(), (component, engine.clone())));
-    }
-    Ok(services)
 }
 
 async fn ended(etcd: Option<&mut PrivateEtcd>) -> Failure {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{EventType, WatchOptions};
+use etcd_client::{EventType, WatchOptions, WatchStream};
 use leasehold_scenarios::world::World;
 use tokio::time::timeout;
 
@@ -21,29 +21,48 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub async fn measure(world: &World, runs: usize) -> Vec<Duration> {
     let config = config(world, [greeter()]);
     Host::ready(&config).await.stop().await;
-    let mut client = world.client().await;
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs {
-        let mut changes =
-            client.watch("/greeter/", Some(WatchOptions::new().with_prefix())).await.expect("etcd can be watched");
-        changes.message().await.expect("etcd answers"); // The watch is on.
+        let registration = Awaited::new(world, "/greeter/").await;
         let begun = Instant::now();
         let host = Host::spawn(&config, &[]);
+        registration.put().await;
+        times.push(begun.elapsed());
+        host.stop().await;
+    }
+    times.sort();
+    times
+}
+
+/// A key that is about to come, waited for without a question to etcd.
+#[derive(Debug)]
+pub struct Awaited(WatchStream);
+
+impl Awaited {
+    /// One under this prefix, from now on.
+    pub async fn new(world: &World, prefix: &str) -> Self {
+        let mut client = world.client().await;
+        let prefixed = Some(WatchOptions::new().with_prefix());
+        let mut changes = client.watch(prefix, prefixed).await.expect("etcd can be watched");
+        changes.message().await.expect("etcd answers"); // The watch is on.
+        Self(changes)
+    }
+
+    /// Waits until it stands.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub async fn put(mut self) {
         let put = async {
             loop {
-                let news = changes.message().await.expect("etcd answers").expect("a watch does not end");
+                let news = self.0.message().await.expect("etcd answers").expect("a watch does not end");
                 if news.events().iter().any(|event| event.event_type() == EventType::Put) {
                     return;
                 }
             }
         };
         timeout(PATIENCE, put).await.expect("the key is put");
-        times.push(begun.elapsed());
-        host.stop().await;
-        drop(changes);
     }
-    times.sort();
-    times
 }
 
 /// The middle one of times in order.

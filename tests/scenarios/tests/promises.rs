@@ -70,6 +70,7 @@ on_both!(
     no_gap_when_another_node_takes_the_key,
     weight_follows_the_load_and_a_set_weight_wins,
     cheap_many_services_share_one_lease,
+    cheap_a_lease_granted_ahead_is_used_or_revoked,
     cheap_a_thousand_keys_are_all_that_one_lease_carries,
     cheap_instances_of_one_service_never_share_a_lease,
     a_key_can_be_registered_again_right_after_its_stop,
@@ -548,6 +549,33 @@ async fn cheap_many_services_share_one_lease(world: World) {
     assert_eq!(world.count().await, 300);
     assert_eq!(world.leases().await.len(), 1);
     drop(held);
+}
+
+async fn cheap_a_lease_granted_ahead_is_used_or_revoked(world: World) {
+    let ttl = 2.try_into().unwrap();
+    let registrar = world.registrar_with("host", Options { ttl, ..world.options() }).await;
+    registrar.grant_ahead(Duration::MAX);
+    let granted = async || world.leases().await.len() == 1;
+    wait_for("a lease is granted", SOON, granted).await;
+    let ahead = world.leases().await;
+    // It is kept as long as it is waited with.
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(world.leases().await, ahead);
+    let registration = registrar.register(user()).await.unwrap();
+    assert_eq!(world.get(KEY).await.unwrap().lease, ahead[0]);
+    registration.stop().await.unwrap();
+    wait_for("it is revoked with its last key", SOON, async || world.leases().await.is_empty()).await;
+
+    registrar.grant_ahead(Duration::from_secs(3));
+    wait_for("a lease is granted", SOON, granted).await;
+    let begun = Instant::now();
+    wait_for("nobody used it", SOON, async || world.leases().await.is_empty()).await;
+    assert!(begun.elapsed() > Duration::from_secs(2), "it was not waited with: {:?}", begun.elapsed());
+
+    registrar.grant_ahead(Duration::from_secs(60));
+    wait_for("a lease is granted", SOON, granted).await;
+    registrar.shutdown(SOON).await.unwrap();
+    assert!(world.leases().await.is_empty());
 }
 
 async fn cheap_a_thousand_keys_are_all_that_one_lease_carries(world: World) {

@@ -13,6 +13,7 @@ use leasehold_end_to_end::{
     config::{config, hostile, plain, service, with},
     http::{Protocol, get, get_over},
     paths,
+    startup::Awaited,
 };
 use leasehold_scenarios::world::World;
 use serde_json::json;
@@ -241,7 +242,7 @@ impl Served {
         let folder = TempDir::new().expect("a temporary directory");
         let program = Program::spawn(&path, arguments, folder.path());
         while TcpStream::connect(&addr).await.is_err() {
-            sleep(Duration::from_millis(1)).await;
+            sleep(POLL).await;
         }
         Self { addr, _program: program, _folder: folder }
     }
@@ -268,13 +269,11 @@ async fn start_ours(world: &World) -> f64 {
     for _ in 0..STARTS {
         let addr = free();
         let config = config(world, [with(plain("starting"), json!({ "listen": addr }))]);
+        let registration = Awaited::new(world, "/starting/").await;
         let begun = Instant::now();
         let host = Host::spawn(&config, &[]);
         answered(&addr).await;
-        let key = format!("/starting/{addr}");
-        while world.get(&key).await.is_none() {
-            sleep(POLL).await;
-        }
+        registration.put().await;
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
         host.stop().await;
     }

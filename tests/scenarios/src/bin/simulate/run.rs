@@ -33,6 +33,9 @@ const QUIET: Duration = Duration::from_secs(30);
 /// Longest time that `register` and `stop` take by their own deadlines.
 const PATIENCE: Duration = Duration::from_secs(16);
 
+/// How long a lease may be kept for registrations to come, in seconds, at most: until the next calm is over.
+const AHEAD: u64 = 60;
+
 const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
 
 pub(crate) async fn run(seed: u64) -> Verdict {
@@ -113,6 +116,9 @@ impl Run {
         };
         let channels = vec![(Arc::from("sim"), self.etcd.channel(&name))];
         let registrar = Registrar::start_over(options, channels).await.expect("good options");
+        if self.rng.bool() {
+            registrar.grant_ahead(Duration::from_secs(self.rng.u64(0..AHEAD)));
+        }
         let home = self.home();
         self.hosts.push(Host { name, home, registrar, load, desk: Arc::default(), crashed: None, suspended: false });
     }
@@ -377,13 +383,21 @@ impl Run {
     }
 
     /// Under the leases of hosts that live stands what they were asked to keep: nothing that a stop, a call that failed or
-    /// a dropped handle left behind.
+    /// a dropped handle left behind. Nor is there a lease that nothing is kept on.
     fn nothing_else_stands(&mut self) {
         let history = self.etcd.history();
         let mut owners = BTreeMap::new();
         for event in &history {
             if let (What::Granted { lease, .. }, Some(host)) = (&event.what, event.host()) {
                 owners.insert(*lease, host);
+            }
+        }
+        for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
+            let leases = self.etcd.leases().into_keys().filter(|lease| owners.get(lease) == Some(&&*host.name)).count();
+            let keys = host.desk.held.lock().expect("unpoisoned").len();
+            if leases > keys {
+                let now = self.etcd.now();
+                self.violations.push(format!("gone: {} has {leases} leases for {keys} keys at {now:?}", host.name));
             }
         }
         for (key, entry) in self.etcd.keys("") {

@@ -1,0 +1,93 @@
+//! The components of all services, read and compiled beside everything else that a start takes.
+
+use std::{
+    collections::{BTreeSet, HashMap, btree_set},
+    panic::resume_unwind,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use anyhow::Context;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    component::Loaded,
+    config::Spec,
+    cores,
+    engine::{Demand, Engine},
+    failure::Failure,
+    files,
+};
+
+/// What a service is made of.
+pub(crate) type Prepared = (Spec, Loaded, Engine);
+
+/// The work that is under way.
+pub(crate) struct Loading(JoinHandle<Result<Vec<Prepared>, Failure>>);
+
+impl Loading {
+    /// Begins it, on a thread of its own.
+    pub(crate) fn begin(specs: &[Spec], tasks: &TaskTracker) -> Self {
+        let specs = specs.to_vec();
+        Self(tasks.spawn_blocking(move || load(&specs)))
+    }
+
+    /// Waits for all of it, in the order of the services. The error is the first that there was.
+    pub(crate) async fn end(self) -> Result<Vec<Prepared>, Failure> {
+        self.0.await.context("the components could not be loaded")?
+    }
+}
+
+fn load(specs: &[Spec]) -> Result<Vec<Prepared>, Failure> {
+    let engine = Engine::new(specs)?;
+    if let Some(why) = &engine.unpooled {
+        tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
+    }
+    if let Some(lack) = files::lacking(&Demand::of(specs)) {
+        tracing::warn!("{lack}");
+    }
+    let files = specs.iter().map(|spec| (&*spec.component, spec.precompiled)).collect();
+    let loaded = load_files(&engine, &files)?;
+    if let Some((compiled, cached)) = engine.compiled() {
+        tracing::debug!(compiled, cached, "components are loaded");
+    }
+    let prepared = specs.iter().map(|spec| {
+        let loaded = loaded[&(&*spec.component, spec.precompiled)].clone();
+        loaded.check(spec)?;
+        Ok((spec.clone(), loaded, engine.clone()))
+    });
+    prepared.collect()
+}
+
+/// A component's file, and whether it may be machine code.
+type File<'a> = (&'a Path, bool);
+
+/// Loads each file once, as many at a time as there are processors.
+fn load_files<'a>(engine: &Engine, files: &BTreeSet<File<'a>>) -> Result<HashMap<File<'a>, Loaded>, Failure> {
+    let queue = Mutex::new(files.iter());
+    let work = || -> Result<Vec<_>, Failure> {
+        let mut loaded = Vec::new();
+        loop {
+            let next = unpoisoned(&queue).next();
+            let Some(&(path, precompiled)) = next else { return Ok(loaded) };
+            let component = Loaded::load(engine, path, precompiled);
+            // After a failure nobody needs what is left.
+            let component = component.inspect_err(|_| *unpoisoned(&queue) = btree_set::Iter::default())?;
+            loaded.push(((path, precompiled), component));
+        }
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..cores().min(files.len())).map(|_| scope.spawn(work)).collect();
+        let mut loaded: HashMap<_, _> = work()?.into_iter().collect();
+        for other in others {
+            loaded.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        Ok(loaded)
+    })
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
