@@ -19,11 +19,14 @@ const PAGE_BYTES: usize = 2 << 20;
 const UNREAD: u8 = 0xff;
 /// What etcd says of a key beside it and its value, roughly, in bytes.
 const KEY_OVERHEAD: usize = 40;
-/// Pages that are read, or taken from, at a time.
-const PAGES: usize = 3;
-/// Where what follows a page is cut to be read side by side: before these characters, which part digits, the letters of
-/// hexadecimal numbers, and others.
-const CUTS: &[u8] = b"2468aceimqu";
+/// Pages that etcd is asked for at a time.
+const ASKED: usize = 4;
+/// The same, and those that are taken from.
+const PAGES: usize = 2 * ASKED;
+/// Where what follows a page is cut to be read side by side: before these digits, and where keys have letters before these,
+/// which part those of hexadecimal numbers and others.
+const DIGITS: &[u8] = b"2468";
+const LETTERS: &[u8] = b"aceimqu";
 /// Keys that are taken from a page before others have a turn on this thread.
 const TURN: usize = 256;
 
@@ -68,10 +71,13 @@ impl Etcd {
         let (mut revision, mut limit) = (0, FIRST_PAGE);
         let mut taken: BTreeMap<Vec<u8>, Vec<T>> = BTreeMap::new();
         let mut under_way = FuturesUnordered::new();
+        let mut asked = 0;
         loop {
-            while under_way.len() < PAGES
+            while asked < ASKED
+                && under_way.len() < PAGES
                 && let Some(range) = rest.pop_front()
             {
+                asked += 1;
                 under_way.push(Either::Left(self.page(range, limit, revision)));
             }
             let Some(progress) = under_way.next().await else { break };
@@ -82,6 +88,7 @@ impl Etcd {
                     continue;
                 }
             };
+            asked -= 1;
             if revision == 0 {
                 revision = page.answer.header().map_or(0, |header| header.revision());
             }
@@ -155,11 +162,15 @@ impl Page {
     }
 }
 
-/// Where to cut what is left of a range after its `first` to `last` keys: where these differ, and where the range begins.
+/// Where to cut what is left of a range after its `first` to `last` keys: where these differ, in what begins as the last one
+/// does there, and where the range begins.
 fn cuts(range: &Range, first: &[u8], last: &[u8]) -> Vec<Vec<u8>> {
     let same = |other: &[u8]| last.iter().zip(other).take_while(|(a, b)| a == b).count();
-    let places = BTreeSet::from([same(first), same(&range.from)]);
-    let all = places.iter().rev().flat_map(|place| CUTS.iter().map(|cut| [&last[..*place], &[*cut]].concat()));
+    let differ = same(first);
+    let letters = if last[differ..].iter().any(u8::is_ascii_alphabetic) { LETTERS } else { &[] };
+    let places = BTreeSet::from([differ + 1, differ, same(&range.from)]);
+    let at = |place: usize| DIGITS.iter().chain(letters).map(move |cut| [&last[..place], &[*cut]].concat());
+    let all = places.into_iter().rev().filter(|place| *place <= last.len()).flat_map(at);
     all.filter(|cut| **cut > *last && (**cut < *range.end || range.end == [0])).collect()
 }
 
@@ -184,17 +195,16 @@ mod tests {
             assert!(end == "\0" || cuts.iter().all(|cut| **cut < *end.as_bytes()), "{cuts:?}");
             cuts.into_iter().map(|cut| String::from_utf8(cut).unwrap()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8 u/a u/c u/e u/i u/m u/q u/u");
+        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8");
         assert_eq!(
-            of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"),
-            "u/10.4a u/10.4c u/10.4e u/10.4i u/10.4m u/10.4q u/10.4u"
+            of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9"),
+            "u/10.0.18 u/10.0.2 u/10.0.4 u/10.0.6 u/10.0.8 u/2 u/4 u/6 u/8"
         );
-        assert!(
-            of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").starts_with("u/10.0.2 u/10.0.4 u/10.0.6 u/10.0.8 u/10.0.a")
-        );
-        assert!(of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9").contains(" u/10.0.u u/2 u/4"));
-        assert!(of("\0", "\0", "a", "b").starts_with("c e i"));
-        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z2 u/z4 u/z6 u/z8 u/za u/zc u/ze u/zi u/zm u/zq u/zu");
+        assert_eq!(of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"), "u/10.492 u/10.494 u/10.496 u/10.498");
+        assert!(of("u/", "u0", "u/0a3", "u/0f7").starts_with("u/0f8 u/0fa u/0fc u/0fe u/0fi "));
+        assert!(of("u/", "u0", "u/0a3", "u/0f7").ends_with(" u/0u u/2 u/4 u/6 u/8 u/a u/c u/e u/i u/m u/q u/u"));
+        assert!(of("\0", "\0", "a", "b").ends_with(" c e i m q u"));
+        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z2 u/z4 u/z6 u/z8");
     }
 
     #[test]
