@@ -100,9 +100,13 @@ impl Door {
         self.places.most
     }
 
-    /// The component's answer to what came by `scheme`, or what is said in its place.
-    pub(crate) async fn answer(&self, mut request: hyper::Request<Incoming>, scheme: &Scheme) -> Response<Answer> {
-        let begun = Instant::now();
+    /// The component's answer to what came at that time and by `scheme`, or what is said in its place.
+    pub(crate) async fn answer(
+        &self,
+        mut request: hyper::Request<Incoming>,
+        arrived: Instant,
+        scheme: &Scheme,
+    ) -> Response<Answer> {
         let grpc = grpc::is_spoken(request.headers());
         let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
         let attempted = async {
@@ -113,7 +117,7 @@ impl Door {
             if request.body().is_end_stream() {
                 // There is nothing to count.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, &self.places, grpc, &mut span).await;
+                return self.attempt(request, arrived, &self.places, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
@@ -121,7 +125,7 @@ impl Door {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
+                answered = self.attempt(request, arrived, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
                     Hit::Failed if broken.is_cancelled() => Hit::Broken,
                     hit => hit,
                 }),
@@ -139,7 +143,7 @@ impl Door {
                 (refusal.status(), refusal.response(grpc))
             }
         };
-        self.stats.answered(status, begun.elapsed());
+        self.stats.answered(status, arrived.elapsed());
         response
     }
 
@@ -166,7 +170,7 @@ impl Door {
     ) -> Result<Response<Answer>, Hit> {
         let grpc = grpc::is_spoken(question.headers());
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        self.attempt(question, places, grpc, &mut None).await
+        self.attempt(question, Instant::now(), places, grpc, &mut None).await
     }
 
     /// Waits until no request is in here, for a door to which nobody is sent any more.
@@ -179,11 +183,11 @@ impl Door {
     async fn attempt(
         &self,
         request: http::Request<WasiBody>,
+        arrived: Instant,
         places: &Places,
         grpc: bool,
         span: &mut Option<Span>,
     ) -> Result<Response<Answer>, Hit> {
-        let arrived = Instant::now();
         // A caller may wait shorter than the host does; longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
@@ -193,13 +197,20 @@ impl Door {
 
         let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
         let counted = (self.stats.enter(), self.inside.token());
-        let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
-        let Ok(Ok(turn)) = timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await else {
-            let theirs = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            return Err(if theirs { self.late(arrived) } else { Hit::Waited });
+        let (turn, begun) = match Arc::clone(&places.room).try_acquire_owned() {
+            Ok(turn) => (turn, arrived),
+            Err(_) => {
+                let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
+                let waited = timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
+                let now = Instant::now();
+                let Ok(Ok(turn)) = waited else {
+                    let theirs = deadline.is_some_and(|deadline| deadline <= now);
+                    return Err(if theirs { self.late(arrived) } else { Hit::Waited });
+                };
+                (turn, now)
+            }
         };
         let waiting = Waiting::begin(within, span.as_ref());
-        let begun = Instant::now();
         let end = by(begun + within);
         let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
         match answered {

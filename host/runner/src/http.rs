@@ -8,11 +8,16 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, select},
+    stream::FuturesUnordered,
+};
 use http::{HeaderValue, Response, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
@@ -67,7 +72,7 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 /// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
 pub(crate) struct Server {
     /// Clients are asked to go elsewhere.
-    leaving: CancellationToken,
+    leaving: Arc<AtomicBool>,
     /// No further connections.
     closing: CancellationToken,
     /// No further patience.
@@ -85,7 +90,7 @@ impl Server {
         limits: &Limits,
     ) -> Self {
         let server = Self {
-            leaving: CancellationToken::new(),
+            leaving: Arc::default(),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -99,7 +104,7 @@ impl Server {
             tls,
             limits: *limits,
             permits: Arc::new(Semaphore::new(limits.connections as usize)),
-            leaving: server.leaving.clone(),
+            leaving: Arc::clone(&server.leaving),
             closing: server.closing.clone(),
             cut: server.cut.clone(),
             tasks: server.tasks.clone(),
@@ -110,7 +115,7 @@ impl Server {
 
     /// Serves on, and asks clients with each answer to take their next request elsewhere.
     pub(crate) fn leave(&self) {
-        self.leaving.cancel();
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
@@ -144,7 +149,7 @@ struct Connections {
     tls: Option<Arc<Tls>>,
     limits: Limits,
     permits: Arc<Semaphore>,
-    leaving: CancellationToken,
+    leaving: Arc<AtomicBool>,
     closing: CancellationToken,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -183,7 +188,7 @@ impl Connections {
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let (doors, leaving) = (self.doors.clone(), self.leaving.clone());
+        let (doors, leaving) = (self.doors.clone(), Arc::clone(&self.leaving));
         let counts = self.doors.clone();
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
@@ -193,12 +198,12 @@ impl Connections {
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
                 let door = Arc::clone(&doors.borrow());
-                let (leaving, last, scheme) = (leaving.clone(), last.clone(), scheme.clone());
-                let version = request.version();
-                let open = progress.begin(version);
+                let (leaving, last, scheme) = (Arc::clone(&leaving), last.clone(), scheme.clone());
+                let (version, now) = (request.version(), Instant::now());
+                let open = progress.begin(version, now);
                 async move {
-                    let mut response = door.answer(request, &scheme).await;
-                    if leaving.is_cancelled() {
+                    let mut response = door.answer(request, now, &scheme).await;
+                    if leaving.load(Ordering::Relaxed) {
                         farewell(version, &mut response, &last);
                     }
                     // Until the answer has been sent; this is not about its errors.
@@ -229,30 +234,35 @@ impl Connections {
                 Box::pin(TimeoutStream::new(InspectReader::new(stream, move |bytes: &[u8]| read.read(bytes))));
             stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
-            let served = async {
+            // Looked at when one of them has something to say, and not with every byte of the connection.
+            let watches: [BoxFuture<'_, Watched>; 3] = [
+                cut.cancelled().map(|()| Watched::Cut).boxed(),
+                progress.overdue(client_timeout, within).map(|()| Watched::Slow).boxed(),
+                // Later than what is half HTTP/1.1 is cut for that.
+                select(Box::pin(last.cancelled()), Box::pin(progress.idle(2 * client_timeout)))
+                    .map(|_| Watched::Last)
+                    .boxed(),
+            ];
+            let mut watched: FuturesUnordered<_> = watches.into_iter().collect();
+            let ended = loop {
                 tokio::select! {
-                    ended = connection.as_mut() => return ended,
-                    () = last.cancelled() => {}
-                    // Later than what is half HTTP/1.1 is cut for that.
-                    () = progress.idle(2 * client_timeout) => {}
-                }
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            };
-            tokio::select! {
-                () = cut.cancelled() => {}
-                () = progress.overdue(client_timeout, within) => {
-                    counts.borrow().hit(Hit::Slow);
-                    tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
-                }
-                ended = served => {
-                    if let Err(error) = ended {
-                        if let Some(hit) = ran_into(error.as_ref()) {
-                            counts.borrow().hit(hit);
+                    biased;
+                    ended = connection.as_mut() => break ended,
+                    Some(news) = watched.next() => match news {
+                        Watched::Last => connection.as_mut().graceful_shutdown(),
+                        Watched::Cut => return,
+                        Watched::Slow => {
+                            counts.borrow().hit(Hit::Slow);
+                            return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                         }
-                        tracing::debug!(service = %name, error, "a connection broke");
-                    }
+                    },
                 }
+            };
+            if let Err(error) = ended {
+                if let Some(hit) = ran_into(error.as_ref()) {
+                    counts.borrow().hit(hit);
+                }
+                tracing::debug!(service = %name, error, "a connection broke");
             }
         });
     }
@@ -271,6 +281,8 @@ impl Connections {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.client_timeout)
+            // One write of a copy is cheaper than one of pieces, which are small mostly.
+            .writev(false)
             .max_buf_size(header_size);
         builder
             .http2()
@@ -280,6 +292,14 @@ impl Connections {
             .max_concurrent_streams(self.doors.borrow().most_requests());
         builder
     }
+}
+
+/// What happens to a connection from outside.
+enum Watched {
+    Cut,
+    Slow,
+    /// It has had its last request.
+    Last,
 }
 
 /// How far the client of a connection has come, as far as hyper does not look after it.
@@ -292,7 +312,7 @@ struct Progress {
 struct Requests {
     /// How many are not answered yet.
     open: usize,
-    /// When that changed, or the connection came.
+    /// When that changed, or the connection came, where several may be open.
     since: Instant,
     /// When the latest one began, where there is one at a time: streams of HTTP/2 have each an end of its own.
     latest: Option<Instant>,
@@ -305,7 +325,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         let mut requests = self.0.requests();
         requests.open -= 1;
-        requests.since = Instant::now();
+        if requests.latest.is_none() {
+            requests.since = Instant::now();
+        }
     }
 }
 
@@ -323,11 +345,11 @@ impl Progress {
         self.read.fetch_add(bytes.len(), Ordering::Relaxed);
     }
 
-    fn begin(self: &Arc<Self>, version: Version) -> Open {
+    fn begin(self: &Arc<Self>, version: Version, now: Instant) -> Open {
         let mut requests = self.requests();
         requests.open += 1;
         if version != Version::HTTP_2 {
-            requests.latest = Some(Instant::now());
+            requests.latest = Some(now);
         }
         Open(Arc::clone(self))
     }
