@@ -120,10 +120,18 @@ impl WorkerExpiration for Expiration {
             WorkerStatus::PostReturn => self.stream_timeout + GRACE,
         };
         let deadline = (start + allowed).into();
-        if self.sleep.deadline() != deadline {
+        // Every request puts it off, and the timer is left where it was until it is due: setting it takes a lock that all
+        // threads share.
+        if deadline < self.sleep.deadline() {
             self.sleep.as_mut().reset(deadline);
         }
-        ready!(self.sleep.as_mut().poll(cx));
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            if self.sleep.deadline() >= deadline {
+                break;
+            }
+            self.sleep.as_mut().reset(deadline);
+        }
         if !matches!(status, WorkerStatus::Idle) {
             self.calls.ended(End::Late);
         }
