@@ -224,13 +224,14 @@ async fn live(
     roster: &Roster,
     services: &mut Vec<Service>,
 ) -> Result<(), Failure> {
-    let registering = config.services.iter().filter(|spec| spec.register != Register::Off);
-    let longest_start = registering.map(|spec| spec.limits.start_timeout).max();
-    if let Some(longest) = longest_start {
+    let registers = config.services.iter().any(|spec| spec.register != Register::Off);
+    // On which TTL a component registers itself it says when it does.
+    let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
+    if let Some(longest) = registered_here.map(|spec| spec.limits.start_timeout).max() {
         registrar.grant_ahead(longest);
     }
     let etcd = async {
-        match longest_start.is_some() || config.etcd_required {
+        match registers || config.etcd_required {
             true => reach::etcd(registrar, &config.registrar, config.etcd_required, config.dev).await,
             false => Ok(()),
         }
