@@ -42,6 +42,8 @@ struct Shared {
     policy: Policy,
     registrations: Slots<Keys, Arc<Kept>>,
     views: Mutex<HashMap<(ServiceName, Version), View>>,
+    /// Where among very many nodes those begin that the component is told.
+    place: u32,
     /// Versions below this one register nothing until they are restored.
     withdrawn: AtomicU64,
     /// The earliest version that may still register, and the latest that there is.
@@ -67,6 +69,7 @@ impl RegistryCtx {
             policy,
             registrations,
             views: Mutex::default(),
+            place: fastrand::u32(..),
             withdrawn: AtomicU64::new(0),
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
@@ -212,6 +215,10 @@ impl RegistryCtx {
     /// A guest's `stop`. One that a later version of the component has registered, too, is that one's.
     pub(crate) async fn stop(&self, kept: &Kept) -> Result<(), Error> {
         if kept.owner() <= self.version { kept.stop().await } else { Ok(()) }
+    }
+
+    pub(crate) fn place(&self) -> u32 {
+        self.shared.place
     }
 
     /// A guest's `resolve`.

@@ -107,7 +107,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
-        Ok(self.ctx.resolve(&name, &version).await?.some(MAX_NODES).map(wire).collect())
+        Ok(self.ctx.resolve(&name, &version).await?.some(MAX_NODES, self.ctx.place()).map(wire).collect())
     }
 }
 

@@ -112,9 +112,11 @@ impl Nodes {
         self.known().filter_map(|known| known.node())
     }
 
-    /// At most so many: where there are more, those that follow a random one in the order of their keys.
-    pub fn some(&self, most: usize) -> impl Iterator<Item = &ServerNode> {
-        let from = if self.len() > most { fastrand::usize(..self.0.iter().count()) } else { 0 };
+    /// At most so many: where there are more, those from a place among them on, in the order of their keys and around. Places
+    /// are all of `u32`, spread evenly: who keeps one is given the same nodes as long as they stay, but for very few.
+    pub fn some(&self, most: usize, place: u32) -> impl Iterator<Item = &ServerNode> {
+        let at = |all: usize| (all as u128 * u128::from(place)) >> u32::BITS;
+        let from = if self.len() > most { usize::try_from(at(self.0.iter().count())).unwrap_or(0) } else { 0 };
         let all = self.0.iter().skip(from).chain(self.0.iter().take(from));
         all.filter_map(|known| known.node()).take(most)
     }
@@ -479,9 +481,41 @@ pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng:
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{collections::HashSet, sync::Arc, time::Duration};
 
-    use super::Picture;
+    use super::{Keys, Known, Nodes, Picture, ServerNode, What};
+
+    fn crowd(numbers: impl Iterator<Item = usize>) -> Nodes {
+        let known = |number| {
+            let addr = format!("10.0.{}.{}:80", number / 250, number % 250);
+            let what = What::Node(ServerNode::new("crowd", &addr).unwrap());
+            Arc::new(Known { key: format!("{number:06}").into_bytes().into(), created: 1, what })
+        };
+        Nodes(Keys::of(numbers.map(known)))
+    }
+
+    #[test]
+    fn who_keeps_a_place_is_given_the_same_nodes_and_places_cover_all() {
+        let (all, most) = (crowd(0..10_000), 1000);
+        let given = |nodes: &Nodes, place: u32| -> HashSet<String> {
+            nodes.some(most, place).map(|node| node.addr.to_string()).collect()
+        };
+        let mut seen = HashSet::new();
+        for place in (0..=u32::MAX).step_by(1 << 28) {
+            let now = given(&all, place);
+            assert_eq!(now.len(), most);
+            assert_eq!(given(&all, place), now);
+            // Some come and go, wherever.
+            let later = given(&crowd((3..9_998).filter(|number| number % 5000 != 1)), place);
+            assert_eq!(later.len(), most);
+            assert!(later.intersection(&now).count() > most - 10, "{place}: {}", later.intersection(&now).count());
+            seen.extend(now);
+        }
+        assert_eq!(seen.len(), 10_000);
+        assert_eq!(given(&all, u32::MAX).len(), most);
+        assert_eq!(given(&crowd(0..most), u32::MAX).len(), most);
+        assert!(given(&crowd(0..0), 7).is_empty());
+    }
 
     #[test]
     fn the_task_of_a_second_layout_may_have_news_after_the_end() {
