@@ -49,7 +49,7 @@ async fn server(answers: usize) -> (SocketAddr, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn a_component_has_no_more_requests_under_way_than_it_may() {
     let world = World::real().await;
-    let ((greets, _), mute) = (server(1).await, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+    let ((greets, _), mute) = (server(4).await, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
     let (greets, mute) = (greets.to_string(), mute.local_addr().unwrap().to_string());
     let limits = json!({ "limits": { "outgoing": 2 } });
     let host = limited_host(&world, &json!({ "outbound": [greets, mute] }), limits).await;
