@@ -15,6 +15,8 @@ use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, component::Component};
 
+use crate::engine::foreign;
+
 /// What is kept, in bytes. Beyond it goes what nobody has used for the longest time.
 const MOST: u64 = 1 << 30;
 /// How exactly it is known when something was used last.
@@ -67,9 +69,10 @@ impl Cache {
     }
 
     fn keep(&self, component: &Component, file: &Path) -> anyhow::Result<()> {
-        let code = component.serialize().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-        write_whole(file, &code, 0o600)?;
-        self.forget_old()?;
+        write_whole(file, &component.serialize().map_err(foreign)?, 0o600)?;
+        if let Err(error) = self.forget_old() {
+            tracing::warn!("the cache may grow beyond its size: {}: {error}", self.folder.display());
+        }
         Ok(())
     }
 

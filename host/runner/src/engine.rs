@@ -99,7 +99,7 @@ impl Engine {
 
 /// wasmtime has an error type of its own.
 #[expect(clippy::needless_pass_by_value, reason = "as map_err wants it")]
-fn foreign(error: wasmtime::Error) -> anyhow::Error {
+pub(crate) fn foreign(error: wasmtime::Error) -> anyhow::Error {
     anyhow!("{error:#}")
 }
 

@@ -1,10 +1,10 @@
 //! The components of all services, read and compiled beside everything else that a start takes.
 
 use std::{
-    collections::{BTreeSet, HashMap, btree_set},
+    collections::{BTreeSet, HashMap},
     panic::resume_unwind,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -34,7 +34,7 @@ impl Loading {
         Self(tasks.spawn_blocking(move || load(&specs)))
     }
 
-    /// Waits for all of it, in the order of the services. The error is the first that there was.
+    /// Waits for all of it, in the order of the services. Of several failures one is told.
     pub(crate) async fn end(self) -> Result<Vec<Prepared>, Failure> {
         self.0.await.context("the components could not be loaded")?
     }
@@ -48,7 +48,8 @@ fn load(specs: &[Spec]) -> Result<Vec<Prepared>, Failure> {
     if let Some(lack) = files::lacking(&Demand::of(specs)) {
         tracing::warn!("{lack}");
     }
-    let files = specs.iter().map(|spec| (&*spec.component, spec.precompiled)).collect();
+    let files: BTreeSet<File<'_>> = specs.iter().map(|spec| (&*spec.component, spec.precompiled)).collect();
+    let files: Vec<_> = files.into_iter().collect();
     let loaded = load_files(&engine, &files)?;
     if let Some((compiled, cached)) = engine.compiled() {
         tracing::debug!(compiled, cached, "components are loaded");
@@ -64,19 +65,18 @@ fn load(specs: &[Spec]) -> Result<Vec<Prepared>, Failure> {
 /// A component's file, and whether it may be machine code.
 type File<'a> = (&'a Path, bool);
 
-/// Loads each file once, as many at a time as there are processors.
-fn load_files<'a>(engine: &Engine, files: &BTreeSet<File<'a>>) -> Result<HashMap<File<'a>, Loaded>, Failure> {
-    let queue = Mutex::new(files.iter());
+/// Loads each file, as many at a time as there are processors.
+fn load_files<'a>(engine: &Engine, files: &[File<'a>]) -> Result<HashMap<File<'a>, Loaded>, Failure> {
+    let next = AtomicUsize::new(0);
     let work = || -> Result<Vec<_>, Failure> {
         let mut loaded = Vec::new();
-        loop {
-            let next = unpoisoned(&queue).next();
-            let Some(&(path, precompiled)) = next else { return Ok(loaded) };
+        while let Some(&(path, precompiled)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             let component = Loaded::load(engine, path, precompiled);
             // After a failure nobody needs what is left.
-            let component = component.inspect_err(|_| *unpoisoned(&queue) = btree_set::Iter::default())?;
+            let component = component.inspect_err(|_| next.store(files.len(), Ordering::Relaxed))?;
             loaded.push(((path, precompiled), component));
         }
+        Ok(loaded)
     };
     thread::scope(|scope| {
         let others: Vec<_> = (1..cores().min(files.len())).map(|_| scope.spawn(work)).collect();
@@ -86,8 +86,4 @@ fn load_files<'a>(engine: &Engine, files: &BTreeSet<File<'a>>) -> Result<HashMap
         }
         Ok(loaded)
     })
-}
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
