@@ -1,11 +1,11 @@
 //! The one wasmtime engine of the process, and the one linker that says what components can import.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
-    Config, Enabled, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
+    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     component::{Component, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -19,7 +19,7 @@ use crate::{
     cores,
     failure::one_line,
     guest::{Guest, Host},
-    turns::{TURN, Turns},
+    turns::Turns,
 };
 
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
@@ -51,6 +51,11 @@ pub(crate) struct Engine {
 impl Engine {
     /// An engine with room for these services, none for a look at components only.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
+        Self::taking_turns(services, Turns::new(cores()))
+    }
+
+    /// One whose components are interrupted as these turns have it, which are of no other engine.
+    pub(crate) fn taking_turns(services: &[Spec], turns: Arc<Turns>) -> anyhow::Result<Self> {
         let pooled = pool(services).map(|pool| {
             let mut pooled = config();
             pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -62,8 +67,7 @@ impl Engine {
         let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
         let cache = Cache::open().map(Arc::new);
-        let turns = Arc::new(Turns::new(cores()));
-        tick(wasmtime.weak(), Arc::clone(&turns)).context("cannot start the thread that interrupts components")?;
+        turns.interrupt(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
         Ok(Self { wasmtime, linker, unpooled, turns, cache })
     }
 
@@ -89,11 +93,19 @@ impl Engine {
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let turns = Arc::clone(&self.turns);
         store.epoch_deadline_callback(move |mut store| {
-            let next = turns.next(&mut store.data_mut().computed);
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(next)))
+            Ok(match turns.next(&mut store.data_mut().computed) {
+                Some(next) => UpdateDeadline::YieldCustom(1, Box::pin(next)),
+                None => UpdateDeadline::Continue(1),
+            })
         });
         store.set_epoch_deadline(1);
+        self.turns.begin(&mut store.data_mut().computed);
         store
+    }
+
+    /// Whose turn it is.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 }
 
@@ -177,24 +189,11 @@ fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
     Ok(linker)
 }
 
-/// Advances the epoch until the engine is gone.
-fn tick(engine: EngineWeak, turns: Arc<Turns>) -> std::io::Result<()> {
-    let ticks = move || {
-        while let Some(engine) = engine.upgrade() {
-            turns.tick();
-            engine.increment_epoch();
-            drop(engine);
-            thread::sleep(TURN);
-        }
-    };
-    thread::Builder::new().name("epoch".to_owned()).spawn(ticks).map(drop)
-}
-
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if let Some(room) = &self.room {
             room.look(&mut self.table);
-            self.computed = 0;
+            self.computed.forget();
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
         WasiCtxView { ctx, table }

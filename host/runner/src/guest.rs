@@ -24,6 +24,7 @@ use crate::{
     sockets::{Room, Sockets},
     span::Tracer,
     stats::{Hit, Stats},
+    turns::Computed,
 };
 
 /// The most registrations of one component.
@@ -85,7 +86,7 @@ pub(crate) struct Host {
     pub(crate) registry: RegistryCtx,
     pub(crate) limits: Limiter,
     /// How much the request at hand has computed of late, as `turns` counts it.
-    pub(crate) computed: u32,
+    pub(crate) computed: Computed,
     /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
     pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
@@ -246,7 +247,7 @@ impl Guest {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
                 stats: Arc::clone(&self.stats),
             },
-            computed: 0,
+            computed: Computed::default(),
             room: None,
             _slot: slot,
         }

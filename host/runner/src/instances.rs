@@ -8,7 +8,7 @@ use std::{
 };
 
 use leasehold::ServiceName;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, sleep_until, timeout_at};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wasmtime::{Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
 use wasmtime_wasi_http::{
@@ -23,6 +23,7 @@ use crate::{
     engine::Engine,
     guest::{Guest, Host},
     stats::Hit,
+    turns::{self, Summons, Turns},
 };
 
 /// How long an idle instance is kept for a further request.
@@ -48,14 +49,13 @@ impl HandlerState for Instances {
     type WorkerState = Worker;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<Host, Expiration, Worker>> {
-        let made = async {
-            let mut store = self.engine.store(self.guest.host_for_requests().await);
-            let proxy = self.pre.instantiate_async(&mut store).await?;
-            wasmtime::error::Ok((store, proxy))
-        };
-        let made = timeout(self.request_timeout, made).await;
-        let (store, proxy) =
-            made.map_err(|_| format_err!("instantiation took longer than {:?}", self.request_timeout))??;
+        let deadline = Instant::now() + self.request_timeout;
+        let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
+        let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
+        let mut store = self.engine.store(host);
+        let summons = Arc::clone(&store.data().computed.summons);
+        let made = self.pre.instantiate_async(&mut store);
+        let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
         let calls = Arc::new(Calls::default());
         Ok(Instance {
             store,
@@ -66,8 +66,15 @@ impl HandlerState for Instances {
                 sleep: Box::pin(sleep(IDLE)),
                 replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
                 calls: Arc::clone(&calls),
+                summons,
             },
-            state: Worker { name: self.name.clone(), guest: Arc::clone(&self.guest), reuse: self.reuse, calls },
+            state: Worker {
+                name: self.name.clone(),
+                turns: self.engine.turns(),
+                guest: Arc::clone(&self.guest),
+                reuse: self.reuse,
+                calls,
+            },
         })
     }
 }
@@ -102,10 +109,20 @@ pub(crate) struct Expiration {
     sleep: Pin<Box<Sleep>>,
     replaced: Pin<Box<WaitForCancellationFutureOwned>>,
     calls: Arc<Calls>,
+    summons: Arc<Summons>,
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        // The component has given its thread back, and is asked for it again when what follows is due.
+        turns::end();
+        let summons = Arc::clone(&self.summons);
+        summons.poll(cx, |cx| self.as_mut().poll_due(cx, status, start))
+    }
+}
+
+impl Expiration {
+    fn poll_due(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         if self.calls.poll_abandoned(cx).is_ready() {
             self.calls.ended(End::Abandoned);
             return Poll::Ready(());
@@ -142,6 +159,7 @@ impl WorkerExpiration for Expiration {
 /// One instance as `ProxyHandler` drives it.
 pub(crate) struct Worker {
     name: ServiceName,
+    turns: Arc<Turns>,
     guest: Arc<Guest>,
     reuse: Reuse,
     calls: Arc<Calls>,
@@ -169,13 +187,14 @@ impl WorkerState for Worker {
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
         store.set_epoch_deadline(1);
-        store.data_mut().computed = 0;
+        self.turns.begin(&mut store.data_mut().computed);
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
         Box::pin(sleep(call.within))
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
+        turns::end();
         if let Err(error) = result {
             if self.calls.ended(End::Failed) == End::Abandoned {
                 tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");

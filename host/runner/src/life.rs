@@ -1,7 +1,9 @@
 //! The instance on which a component's `lifecycle` is called, in the order it is lived: started, kept, stopped.
 
+use std::sync::Arc;
+
 use leasehold_wasmtime::Lifecycle;
-use tokio::time::timeout;
+use tokio::time::sleep;
 use wasmtime::{Store, component::Instance};
 
 use crate::{
@@ -33,14 +35,15 @@ impl Life {
             found.map_err(|error| Failure::usage(format!("{}: {}", spec.component.display(), cause(&error))))?;
         let Some(lifecycle) = found else { return Ok(None) };
         let deadline = spec.limits.start_timeout;
-        // A component that computes for ever yields at every tick, and is dropped here.
-        let started = timeout(deadline, Self::attempt(engine, guest, loaded, lifecycle)).await;
+        let store = engine.store(guest.host_for_life());
+        let summons = Arc::clone(&store.data().computed.summons);
+        // A component that computes for ever is interrupted, and dropped here.
+        let started = summons.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
         outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
     }
 
-    async fn attempt(engine: &Engine, guest: &Guest, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
-        let mut store = engine.store(guest.host_for_life());
+    async fn attempt(mut store: Store<Host>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
         let instance = loaded.pre.instantiate_async(&mut store).await;
         let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
         match lifecycle.start(&mut store, &instance).await {
@@ -53,7 +56,8 @@ impl Life {
     /// Stops it within its deadline.
     pub(crate) async fn stop(mut self, spec: &Spec) {
         let deadline = spec.limits.stop_timeout;
-        match timeout(deadline, self.lifecycle.stop(&mut self.store, &self.instance)).await {
+        let summons = Arc::clone(&self.store.data().computed.summons);
+        match summons.until(sleep(deadline), self.lifecycle.stop(&mut self.store, &self.instance)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {}", cause(&error)),
             Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),

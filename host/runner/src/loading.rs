@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     panic::resume_unwind,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -19,6 +22,7 @@ use crate::{
     engine::{Demand, Engine},
     failure::Failure,
     files,
+    turns::Turns,
 };
 
 /// What a service is made of.
@@ -29,9 +33,9 @@ pub(crate) struct Loading(JoinHandle<Result<Vec<Prepared>, Failure>>);
 
 impl Loading {
     /// Begins it, on a thread of its own.
-    pub(crate) fn begin(specs: &[Spec], tasks: &TaskTracker) -> Self {
+    pub(crate) fn begin(specs: &[Spec], turns: Arc<Turns>, tasks: &TaskTracker) -> Self {
         let specs = specs.to_vec();
-        Self(tasks.spawn_blocking(move || load(&specs)))
+        Self(tasks.spawn_blocking(move || load(&specs, turns)))
     }
 
     /// Waits for all of it, in the order of the services. Of several failures one is told.
@@ -40,8 +44,8 @@ impl Loading {
     }
 }
 
-fn load(specs: &[Spec]) -> Result<Vec<Prepared>, Failure> {
-    let engine = Engine::new(specs)?;
+fn load(specs: &[Spec], turns: Arc<Turns>) -> Result<Vec<Prepared>, Failure> {
+    let engine = Engine::taking_turns(specs, turns)?;
     if let Some(why) = &engine.unpooled {
         tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
     }

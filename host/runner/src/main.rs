@@ -73,6 +73,7 @@ use crate::{
     roster::Roster,
     service::Service,
     traces::Traces,
+    turns::Turns,
 };
 
 #[global_allocator]
@@ -89,8 +90,9 @@ fn main() -> ExitCode {
         Err(error) => return no_command(&error),
     };
     let log = log::init(&cli.log);
-    let outcome = runtime().and_then(|runtime| {
-        let outcome = runtime.block_on(dispatch(cli.command));
+    let turns = Turns::new(cores());
+    let outcome = runtime(&turns).and_then(|runtime| {
+        let outcome = runtime.block_on(dispatch(cli.command, turns));
         // A component that computes for ever ends here.
         runtime.shutdown_background();
         outcome
@@ -130,15 +132,17 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn runtime() -> Result<Runtime, Failure> {
+fn runtime(turns: &Arc<Turns>) -> Result<Runtime, Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(cores().max(MIN_THREADS)).thread_name("leasehold").enable_all();
+    let (parks, wakes) = (Arc::clone(turns), Arc::clone(turns));
+    builder.on_thread_park(move || parks.look_up()).on_thread_unpark(move || wakes.look_up());
     Ok(builder.build().context("cannot start the runtime")?)
 }
 
-async fn dispatch(command: Command) -> Result<(), Failure> {
+async fn dispatch(command: Command, turns: Arc<Turns>) -> Result<(), Failure> {
     match command {
-        Command::Run(args) => run(args).await,
+        Command::Run(args) => run(args, turns).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch(args).await,
         Command::Doctor(args) => commands::doctor(args).await,
@@ -152,13 +156,13 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 /// Everything from the configuration to the last revoked lease.
-async fn run(args: RunArgs) -> Result<(), Failure> {
+async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure> {
     files::raise();
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
     let ending = shutdown::on_signal(&tasks)?;
     // What takes long goes on side by side, and a start is as long as the longest of it.
-    let loading = Loading::begin(&config.services, &tasks);
+    let loading = Loading::begin(&config.services, turns, &tasks);
 
     let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
     if let Some(etcd) = &etcd {

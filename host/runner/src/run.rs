@@ -50,7 +50,8 @@ impl Run {
     ) -> Result<Self, Failure> {
         let (told, cut) = (Told::default(), CancellationToken::new());
         let store = engine.store(guest.host_for_program(spec, &told));
-        let running = cut.clone().run_until_cancelled_owned(run(store, pre, Arc::clone(&guest)));
+        let summons = Arc::clone(&store.data().computed.summons);
+        let running = summons.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
         let running = tasks.spawn(async move { running.await.unwrap_or_default() });
         let mut started = Self { guest, running: Some(running), told, cut: Some(cut.drop_guard()), life: None };
 

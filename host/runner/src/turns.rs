@@ -1,22 +1,42 @@
 //! Whose turn it is to compute. Components that compute for long take turns with one another on all processors but one, each
 //! on a thread that nothing else waits for, so that those which answer at once do not wait behind them.
+//!
+//! To the kernel such a thread is one among others. Linux lets one that has just begun go on until its next tick, 4 ms later
+//! at worst, whoever was woken on the same processor meanwhile, and also where another processor idles. So it offers its
+//! processor to others whenever a worker of the runtime wakes up or goes to sleep, and a few times a millisecond besides.
 
 use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::pin,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
         mpsc,
     },
+    task::{Context, Poll, Wake, Waker},
+    thread,
     time::{Duration, Instant},
 };
 
-use tokio::{
-    task::{block_in_place, spawn_blocking, yield_now},
-    time::sleep_until,
+use futures::{
+    executor::block_on,
+    future::{Either, select},
+    task::AtomicWaker,
 };
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{block_in_place, spawn_blocking, yield_now},
+};
+use wasmtime::EngineWeak;
 
-/// How long a component computes before its neighbours get their turn; also how exact its deadlines are.
-pub(crate) const TURN: Duration = Duration::from_millis(5);
+/// How long a component computes before its neighbours get their turn.
+const TURN: Duration = Duration::from_millis(5);
+/// The same of those that compute for long, among each other: every change costs whoever is woken in that moment.
+const LONG_TURN: Duration = Duration::from_millis(20);
+/// How often one that computes for long looks up at least.
+const LOOK: Duration = Duration::from_micros(500);
 
 /// What a turn counts that was computed through; one of waiting takes one back. So a request that waits for others time and
 /// again, and finds a tick by chance now and then, is none of those that compute for long, and one that computes, and has to
@@ -28,58 +48,173 @@ const SHORT: u32 = 2 * WHOLE;
 const MOST: u32 = 4 * WHOLE;
 /// A component that computes finds its turn over so soon after the tick. One that waited meanwhile finds that at any time.
 const AT_ONCE: Duration = Duration::from_micros(250);
-/// How long a thread may take to find another one for what it has to do besides.
-const HAND_OVER: Duration = Duration::from_millis(1);
+/// How long a thread waits for another one that does what it has to do besides. There are enough, but a busy machine.
+const HAND_OVER: Duration = Duration::from_millis(20);
+/// How many that compute for long have a thread on which they wait for their turn. Others wait for a thread.
+const WAITING: usize = 16;
+/// For so long they have one where others wait for it.
+const HELD: Duration = Duration::from_millis(100);
 
-/// The ticks that end turns, and the processors that may be at work on long computations.
-#[derive(Debug)]
+/// The ticks that end turns, and the places of long computations.
 pub(crate) struct Turns {
     begun: Instant,
-    /// The latest tick, in nanoseconds since then.
-    tick: AtomicU64,
-    /// When each of the processors is free again.
-    free: Mutex<Vec<Instant>>,
+    ticks: AtomicU64,
+    /// When the latest of them was, in nanoseconds since the beginning.
+    latest: AtomicU64,
+    /// One for each processor but one; at least one.
+    places: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
+    /// How many have one.
+    long: AtomicUsize,
+    engine: OnceLock<EngineWeak>,
+}
+
+/// What an instance has computed of late.
+#[derive(Debug, Default)]
+pub(crate) struct Computed {
+    turns: u32,
+    pub(crate) summons: Arc<Summons>,
+}
+
+/// Whether an instance is to give back its thread because somebody else wants to see to its task: its time is up, say.
+#[derive(Debug, Default)]
+pub(crate) struct Summons {
+    wanted: AtomicBool,
+    /// The tick in which its turn began.
+    since: AtomicU64,
+    task: AtomicWaker,
+    /// The thread on which it waits.
+    thread: AtomicWaker,
+}
+
+/// The turn of a long computation, on the thread that it has.
+struct Turn {
+    turns: Arc<Turns>,
+    summons: Arc<Summons>,
+    /// Since when it has the thread.
+    held: Instant,
+    /// Since when it has the place.
+    begun: Instant,
+    place: Option<OwnedSemaphorePermit>,
+    _thread: OwnedSemaphorePermit,
+}
+
+thread_local! {
+    static HERE: RefCell<Option<Turn>> = const { RefCell::new(None) };
 }
 
 impl Turns {
     /// For that many processors; at least one computes.
-    pub(crate) fn new(cores: usize) -> Self {
-        let begun = Instant::now();
-        Self { begun, tick: AtomicU64::new(0), free: Mutex::new(vec![begun; cores.saturating_sub(1).max(1)]) }
+    pub(crate) fn new(cores: usize) -> Arc<Self> {
+        let most = cores.saturating_sub(1).max(1);
+        Arc::new(Self {
+            begun: Instant::now(),
+            ticks: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+            places: Arc::new(Semaphore::new(most)),
+            threads: Arc::new(Semaphore::new(most + WAITING)),
+            long: AtomicUsize::new(0),
+            engine: OnceLock::new(),
+        })
     }
 
-    /// All turns end now.
-    pub(crate) fn tick(&self) {
-        self.tick.store(self.elapsed(), Ordering::Relaxed);
-    }
-
-    /// Waits for the next turn of a request, of which it is remembered how much it `computed`.
-    pub(crate) fn next(&self, computed: &mut u32) -> impl Future<Output = ()> + Send + 'static {
-        let late = Duration::from_nanos(self.elapsed().saturating_sub(self.tick.load(Ordering::Relaxed)));
-        *computed = after(*computed, late <= AT_ONCE);
-        let long = (*computed > SHORT).then(|| self.take(Instant::now()));
-        async move {
-            match long.flatten() {
-                None => yield_now().await,
-                Some(begins) => sleep_until(begins.into()).await,
+    /// Interrupts the components of this engine until it is gone.
+    pub(crate) fn interrupt(self: &Arc<Self>, engine: EngineWeak) -> io::Result<()> {
+        let turns = Arc::clone(self);
+        let engine = self.engine.get_or_init(|| engine).clone();
+        let ticks = move || {
+            while let Some(engine) = engine.upgrade() {
+                turns.tick();
+                engine.increment_epoch();
+                drop(engine);
+                turns.sleep();
             }
-            if long.is_some() {
-                hand_over();
+        };
+        thread::Builder::new().name("epoch".to_owned()).spawn(ticks).map(drop)
+    }
+
+    fn tick(&self) {
+        self.latest.store(self.elapsed(), Relaxed);
+        self.ticks.fetch_add(1, Relaxed);
+    }
+
+    /// Until the next tick.
+    fn sleep(&self) {
+        let next = Instant::now() + TURN;
+        while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let is_alone = self.long.load(Relaxed) == 0;
+            thread::sleep(if is_alone { left } else { LOOK.min(left) });
+            self.look_up();
+        }
+    }
+
+    /// Lets those who compute for long offer their processors to others.
+    pub(crate) fn look_up(&self) {
+        if self.long.load(Relaxed) > 0
+            && let Some(engine) = self.engine.get().and_then(EngineWeak::upgrade)
+        {
+            engine.increment_epoch();
+        }
+    }
+
+    /// A request begins: what was before is another one's.
+    pub(crate) fn begin(&self, computed: &mut Computed) {
+        computed.forget();
+        self.begin_turn(&computed.summons);
+    }
+
+    fn begin_turn(&self, summons: &Summons) {
+        summons.since.store(self.ticks.load(Relaxed), Relaxed);
+    }
+
+    /// What an instance waits for that was interrupted; nothing where it goes on.
+    pub(crate) fn next(self: &Arc<Self>, computed: &mut Computed) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let summons = Arc::clone(&computed.summons);
+        let goes_on = HERE.with_borrow_mut(|here| {
+            let turn = here.as_mut().filter(|turn| Arc::ptr_eq(&turn.summons, &summons))?;
+            Some(turn.goes_on())
+        });
+        let goes_on = goes_on.unwrap_or_else(|| {
+            let is_interrupted = summons.since.load(Relaxed) == self.ticks.load(Relaxed);
+            if !is_interrupted {
+                let late = Duration::from_nanos(self.elapsed().saturating_sub(self.latest.load(Relaxed)));
+                computed.turns = after(computed.turns, late <= AT_ONCE);
+            }
+            is_interrupted
+        });
+        if goes_on {
+            return None;
+        }
+        end();
+        let (turns, is_long) = (Arc::clone(self), computed.turns > SHORT);
+        Some(async move {
+            // Others on this thread, and who looks after the end of this one.
+            yield_now().await;
+            if is_long && let Ok(thread) = Arc::clone(&turns.threads).acquire_owned().await {
+                hand_over(&turns, &summons, thread);
+            }
+            turns.begin_turn(&summons);
+        })
+    }
+
+    /// Waits on this thread for a place; none for one that is wanted.
+    fn place(&self, summons: &Summons) -> Option<OwnedSemaphorePermit> {
+        let wanted = poll_fn(|cx| {
+            summons.thread.register(cx.waker());
+            if summons.wanted.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        match block_on(select(wanted, pin!(Arc::clone(&self.places).acquire_owned()))) {
+            Either::Left(_) => None,
+            Either::Right((place, _)) => {
+                // Whoever was put behind this thread while it waited.
+                thread::yield_now();
+                place.ok()
             }
         }
     }
 
     fn elapsed(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// When the turn begins; at once where it says nothing. A turn that is taken by nobody in the end is lost.
-    fn take(&self, now: Instant) -> Option<Instant> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = free.iter_mut().min()?;
-        let begins = now.max(*first);
-        *first = begins + TURN;
-        (begins > now).then_some(begins)
     }
 }
 
@@ -89,21 +224,121 @@ fn after(computed: u32, whole: bool) -> u32 {
 }
 
 /// Lets another thread do what this one has to do besides: tasks that are ready, the network and the timers. This one then
-/// computes until the end of the turn, and is a thread of the kernel's among others.
-fn hand_over() {
+/// computes, and is a thread of the kernel's among others.
+fn hand_over(turns: &Arc<Turns>, summons: &Arc<Summons>, thread: OwnedSemaphorePermit) {
     block_in_place(|| {
         // Taking it back is tried for at the end of this block. What is spawned now is begun after the other thread is.
         let (begun, begins) = mpsc::channel();
         drop(spawn_blocking(move || begun.send(())));
-        let _ = begins.recv_timeout(HAND_OVER); // Without another thread it goes on as it was.
+        if begins.recv_timeout(HAND_OVER).is_err() {
+            // Without another thread this one has to look after the others soon.
+            return;
+        }
+        let Some(place) = turns.place(summons) else { return };
+        turns.long.fetch_add(1, Relaxed);
+        let (turns, summons, now) = (Arc::clone(turns), Arc::clone(summons), Instant::now());
+        HERE.set(Some(Turn { turns, summons, held: now, begun: now, place: Some(place), _thread: thread }));
     });
+}
+
+impl Turn {
+    /// After others had theirs, if its turn is over.
+    fn goes_on(&mut self) -> bool {
+        let others_wait = self.turns.threads.available_permits() == 0;
+        if self.summons.wanted.load(Relaxed) || (others_wait && self.held.elapsed() > HELD) {
+            return false;
+        }
+        // In a block, in which the thread is handed over again if it has not been.
+        block_in_place(|| {
+            if self.begun.elapsed() < LONG_TURN {
+                thread::yield_now();
+            } else {
+                drop(self.place.take());
+                self.place = self.turns.place(&self.summons);
+                self.begun = Instant::now();
+            }
+        });
+        self.place.is_some()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.long.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Ends the turn of what has computed for long on this thread, if something has. Owed whenever a component gives its thread
+/// back.
+pub(crate) fn end() {
+    HERE.take();
+}
+
+impl Computed {
+    /// What was, was of another request.
+    pub(crate) fn forget(&mut self) {
+        self.turns = 0;
+    }
+}
+
+impl Summons {
+    /// Polls what may end the work of the instance, which is interrupted once that is to be polled again.
+    pub(crate) fn poll<T>(
+        self: &Arc<Self>,
+        cx: &Context<'_>,
+        end: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.wanted.store(false, Relaxed);
+        self.task.register(cx.waker());
+        end(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
+    }
+
+    /// Works until that is done, or ended, which the error says.
+    pub(crate) async fn until<T, E>(
+        self: Arc<Self>,
+        ended: impl Future<Output = E>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, E> {
+        let (mut ended, mut work) = (pin!(ended), pin!(work));
+        poll_fn(|cx| {
+            let worked = work.as_mut().poll(cx);
+            end();
+            match worked {
+                Poll::Ready(worked) => Poll::Ready(Ok(worked)),
+                Poll::Pending => self.poll(cx, |cx| ended.as_mut().poll(cx)).map(Err),
+            }
+        })
+        .await
+    }
+}
+
+impl Wake for Summons {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.wanted.store(true, Relaxed);
+        self.thread.wake();
+        self.task.wake();
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
+        time::{Duration, Instant},
+    };
 
-    use super::{SHORT, TURN, Turns, after};
+    use futures::future::join_all;
+    use tokio::time::sleep;
+    use wasmtime::Engine;
+
+    use super::{Computed, HERE, SHORT, Turns, WAITING, after, end};
 
     /// How many of these turns are those of a request that computes for long.
     fn long(turns: impl IntoIterator<Item = bool>) -> usize {
@@ -128,28 +363,102 @@ mod tests {
         assert_eq!(long([[true; 10], [false; 10], [false; 10]].concat()), 8 + 3);
     }
 
-    #[test]
-    fn who_computes_alone_never_waits() {
-        let (turns, begun) = (Turns::new(2), Instant::now() + TURN);
-        for turn in 0..5 {
-            assert_eq!(turns.take(begun + TURN * turn), None);
+    /// Computations on that many processors.
+    struct Machine {
+        turns: Arc<Turns>,
+        _engine: Engine,
+        /// How many compute on a thread of their own, and how many did at most.
+        at_work: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Machine {
+        fn new(cores: usize) -> Arc<Self> {
+            let (turns, engine) = (Turns::new(cores), Engine::default());
+            turns.interrupt(engine.weak()).unwrap();
+            Arc::new(Self { turns, _engine: engine, at_work: AtomicUsize::new(0), most: AtomicUsize::new(0) })
+        }
+
+        /// Computes as a component does, interrupted more often, and counts for how long it did so on a thread of its own.
+        async fn compute(&self, computed: &mut Computed, for_long: &AtomicUsize) {
+            self.turns.begin(computed);
+            loop {
+                let is_long = HERE.with_borrow(Option::is_some);
+                if is_long {
+                    self.most.fetch_max(self.at_work.fetch_add(1, Relaxed) + 1, Relaxed);
+                }
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_micros(100) {}
+                if is_long {
+                    self.at_work.fetch_sub(1, Relaxed);
+                    for_long.fetch_add(1, Relaxed);
+                }
+                if let Some(next) = self.turns.next(computed) {
+                    next.await;
+                }
+            }
+        }
+
+        /// As many computations side by side: how often each was found at work on a thread of its own, and how long it took
+        /// to the end of the last.
+        async fn run(self: &Arc<Self>, computations: usize, within: Duration) -> (Vec<usize>, Duration) {
+            let begun = Instant::now();
+            let tasks = (0..computations).map(|_| {
+                let (machine, mut computed, for_long) = (Arc::clone(self), Computed::default(), AtomicUsize::new(0));
+                let summons = Arc::clone(&computed.summons);
+                tokio::spawn(async move {
+                    let work = machine.compute(&mut computed, &for_long);
+                    let ended: Result<(), ()> = summons.until(sleep(within), work).await;
+                    assert_eq!(ended, Err(()));
+                    for_long.into_inner()
+                })
+            });
+            let counted = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
+            (counted, begun.elapsed())
         }
     }
 
-    #[test]
-    fn those_who_compute_share_all_processors_but_one() {
-        let (turns, now) = (Turns::new(3), Instant::now() + TURN);
-        let begins: Vec<_> = (0..6).map(|_| turns.take(now)).collect();
-        assert_eq!(
-            begins,
-            [None, None, Some(now + TURN), Some(now + TURN), Some(now + TURN * 2), Some(now + TURN * 2)]
-        );
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn those_who_compute_for_long_share_all_processors_but_one() {
+        let machine = Machine::new(3);
+        let (counted, _) = machine.run(5, Duration::from_secs(1)).await;
+        assert!(machine.most.load(Relaxed) <= 2);
+        let (least, most) = (counted.iter().min().unwrap(), counted.iter().max().unwrap());
+        assert!(*least > 0 && *most < least * 3, "{counted:?}");
     }
 
-    #[test]
-    fn one_processor_is_better_than_none() {
-        let (turns, now) = (Turns::new(1), Instant::now() + TURN);
-        assert_eq!(turns.take(now), None);
-        assert_eq!(turns.take(now), Some(now + TURN));
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_processor_is_better_than_none() {
+        let machine = Machine::new(1);
+        let (counted, _) = machine.run(2, Duration::from_millis(500)).await;
+        assert_eq!(machine.most.load(Relaxed), 1);
+        assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn also_who_has_no_thread_to_wait_on_has_turns() {
+        let machine = Machine::new(1);
+        let (counted, _) = machine.run(WAITING + 3, Duration::from_secs(4)).await;
+        assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_is_wanted_gives_its_thread_back_at_once() {
+        let machine = Machine::new(1);
+        let within = Duration::from_millis(300);
+        // All but one of them wait on their threads for turns that would come much later.
+        let (_, took) = machine.run(WAITING, within).await;
+        assert!(took < within + Duration::from_millis(150), "{took:?}");
+        assert!(HERE.with_borrow(Option::is_none));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_has_ended_has_no_place_any_more() {
+        let machine = Machine::new(3);
+        machine.run(4, Duration::from_millis(200)).await;
+        end();
+        assert_eq!(machine.turns.long.load(Relaxed), 0);
+        assert_eq!(machine.turns.places.available_permits(), 2);
+        assert_eq!(machine.turns.threads.available_permits(), 2 + WAITING);
     }
 }
