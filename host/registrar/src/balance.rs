@@ -438,7 +438,7 @@ mod tests {
                 metadata: Metadata::try_from(zone).unwrap(),
                 ..ServerNode::new("user", &format!("h:{}", index + 1)).unwrap()
             };
-            Arc::new(Known { key: [index as u8].into(), created: 1, what: What::Node(node) })
+            Arc::new(Known { key: vec![index as u8].into(), created: 1, what: What::Node(node) })
         };
         let nodes = Nodes(Keys::of(weights.iter().enumerate().map(node)));
         let prefer: Vec<_> = prefer.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -449,7 +449,7 @@ mod tests {
     fn nodes_that_speak_tls_are_left_out_for_those_who_do_not() {
         let node = |port: u8| ServerNode::new("user", &format!("h:{port}")).unwrap();
         let known = [What::Node(node(1)), What::Secured(node(2))].into_iter().enumerate();
-        let known = known.map(|(index, what)| Arc::new(Known { key: [index as u8].into(), created: 1, what }));
+        let known = known.map(|(index, what)| Arc::new(Known { key: vec![index as u8].into(), created: 1, what }));
         let nodes = Nodes(Keys::of(known));
         let ports = |plain| {
             let table = Table::of(0, &nodes, &Taste { plain, ..Taste::default() }, &Table::default());
@@ -506,7 +506,7 @@ mod tests {
     fn a_change_makes_little_anew_and_forgets_nothing() {
         let known = |port: u16| {
             let node = ServerNode::new("user", &format!("h:{port}")).unwrap();
-            Arc::new(Known { key: port.to_be_bytes().into(), created: 1, what: What::Node(node) })
+            Arc::new(Known { key: port.to_be_bytes().to_vec().into(), created: 1, what: What::Node(node) })
         };
         let mut keys = Keys::of((1..10_000).map(|number| known(2 * number)));
         let before = Table::of(0, &Nodes(keys.clone()), &Taste::default(), &Table::default());

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Unavailable},
     etcd::{Etcd, Failure, Found, Reading},
     follow::{Follower, News, Step},
-    keys::{Keys, Known, What},
+    keys::{Key, Keys, Known, What},
     layout::Layout,
     node::{Addr, ServerNode, ServiceName, Version},
 };
@@ -310,7 +310,7 @@ impl Picture {
     }
 
     /// A key that is known, when it was created, and a revision at which it stood.
-    fn witness(&self, layout: usize) -> Option<(Box<[u8]>, i64, i64)> {
+    fn witness(&self, layout: usize) -> Option<(Key, i64, i64)> {
         let seen = self.seen();
         let sight = seen.sights.get(layout)?;
         let known = sight.known.iter().next()?;
@@ -344,7 +344,7 @@ impl Picture {
             Ok(_) => What::Other,
             Err(_) => What::Garbage,
         };
-        Arc::new(Known { key: found.key.into(), created: found.created, what })
+        Arc::new(Known { key: Key::from_vec(found.key), created: found.created, what })
     }
 
     /// Ends if nobody holds a handle any more; none is given out afterwards.

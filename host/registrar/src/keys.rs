@@ -2,15 +2,20 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use smallvec::SmallVec;
+
 use crate::node::ServerNode;
 
 /// Keys to a leaf, at most. A leaf is copied when it changes while a copy of the whole has it, too.
 const LEAF: usize = 256;
 
+/// A key; most have so few bytes that they take no allocation of their own.
+pub(crate) type Key = SmallVec<[u8; 24]>;
+
 /// A key and what stands there.
 #[derive(Debug)]
 pub(crate) struct Known {
-    pub(crate) key: Box<[u8]>,
+    pub(crate) key: Key,
     pub(crate) created: i64,
     pub(crate) what: What,
 }
@@ -168,13 +173,13 @@ impl Leaves {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use super::{Keys, Known, LEAF, What};
+    use super::{Key, Keys, Known, LEAF, What};
 
     fn known(key: u16, created: i64) -> Arc<Known> {
-        Arc::new(Known { key: key.to_be_bytes().into(), created, what: What::Garbage })
+        Arc::new(Known { key: Key::from_slice(&key.to_be_bytes()), created, what: What::Garbage })
     }
 
-    fn contents(keys: &Keys) -> Vec<(Box<[u8]>, i64)> {
+    fn contents(keys: &Keys) -> Vec<(Key, i64)> {
         keys.iter().map(|known| (known.key.clone(), known.created)).collect()
     }
 
@@ -199,7 +204,8 @@ mod tests {
                     copies.push((keys.clone(), contents(&keys)));
                 }
             }
-            let expected: Vec<_> = model.iter().map(|(key, created)| (key.to_be_bytes().into(), *created)).collect();
+            let expected: Vec<_> =
+                model.iter().map(|(key, created)| (Key::from_slice(&key.to_be_bytes()), *created)).collect();
             assert_eq!(contents(&keys), expected);
             assert!(copies.iter().all(|(copy, was)| contents(copy) == *was));
         }

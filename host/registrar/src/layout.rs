@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{
-    node::{Invalid, Metadata, ServerNode, ServiceName, Version, Weight},
+    node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight},
     template::{Field, Found, Parts, Shape, Text},
 };
 
@@ -276,9 +276,9 @@ impl Layout {
         });
         let is_secured = found.scheme.is_some_and(|scheme| ["https", "grpcs"].contains(&scheme.as_str()));
         let node = ServerNode {
-            name: found.name.unwrap_or_default().parse()?,
-            addr: found.addr.unwrap_or_default().parse()?,
-            version: found.version.unwrap_or_default().parse()?,
+            name: ServiceName::new(found.name.unwrap_or_default())?,
+            addr: Addr::new(found.addr.unwrap_or_default())?,
+            version: Version::new(found.version.unwrap_or_default())?,
             weight: weight.transpose()?,
             metadata: Metadata::try_from(found.metadata)?,
         };

@@ -41,6 +41,14 @@ impl Invalid {
 pub struct ServiceName(SmolStr);
 
 impl ServiceName {
+    pub(crate) fn new(text: SmolStr) -> Result<Self, Invalid> {
+        if text.is_empty() {
+            return Err(Invalid::new("name", "must not be empty"));
+        }
+        visible("name", &text, MAX_NAME_BYTES)?;
+        Ok(Self(text))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -51,11 +59,7 @@ impl FromStr for ServiceName {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.is_empty() {
-            return Err(Invalid::new("name", "must not be empty"));
-        }
-        visible("name", text, MAX_NAME_BYTES)?;
-        Ok(Self(text.into()))
+        Self::new(text.into())
     }
 }
 
@@ -70,6 +74,11 @@ impl fmt::Display for ServiceName {
 pub struct Version(SmolStr);
 
 impl Version {
+    pub(crate) fn new(text: SmolStr) -> Result<Self, Invalid> {
+        visible("version", &text, MAX_VERSION_BYTES)?;
+        Ok(Self(text))
+    }
+
     /// The version as text; empty for none.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,8 +89,7 @@ impl FromStr for Version {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        visible("version", text, MAX_VERSION_BYTES)?;
-        Ok(Self(text.into()))
+        Self::new(text.into())
     }
 }
 
@@ -96,6 +104,32 @@ impl fmt::Display for Version {
 pub struct Addr(SmolStr);
 
 impl Addr {
+    pub(crate) fn new(text: SmolStr) -> Result<Self, Invalid> {
+        let invalid = |rule: &str| Err(Invalid::new("addr", format!("{rule}, not {}", shown(&text))));
+        let Some((host, port)) = text.rsplit_once(':') else {
+            return invalid("must be host:port");
+        };
+        if !matches!(port.parse::<u16>(), Ok(1..)) || port.starts_with('+') {
+            return invalid("must end in a port from 1 to 65535");
+        }
+        let ip = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => match v6.parse::<Ipv6Addr>() {
+                Ok(ip) => Some(IpAddr::V6(ip)),
+                Err(_) => return invalid("must hold an IPv6 address between its brackets"),
+            },
+            None if host.contains(':') => return invalid("must put an IPv6 address into brackets"),
+            None => host.parse::<IpAddr>().ok(),
+        };
+        if ip.is_some_and(|ip| ip.is_unspecified()) {
+            return invalid("must be an address that a client can dial");
+        }
+        let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
+        if ip.is_none() && (host.is_empty() || host.len() > MAX_HOST_BYTES || !host.bytes().all(legal)) {
+            return invalid("must begin with a host name or an IP address");
+        }
+        Ok(Self(text))
+    }
+
     /// The address as text, exactly as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -118,29 +152,7 @@ impl FromStr for Addr {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let invalid = |rule: &str| Err(Invalid::new("addr", format!("{rule}, not {}", shown(text))));
-        let Some((host, port)) = text.rsplit_once(':') else {
-            return invalid("must be host:port");
-        };
-        if !matches!(port.parse::<u16>(), Ok(1..)) || port.starts_with('+') {
-            return invalid("must end in a port from 1 to 65535");
-        }
-        let ip = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) => match v6.parse::<Ipv6Addr>() {
-                Ok(ip) => Some(IpAddr::V6(ip)),
-                Err(_) => return invalid("must hold an IPv6 address between its brackets"),
-            },
-            None if host.contains(':') => return invalid("must put an IPv6 address into brackets"),
-            None => host.parse::<IpAddr>().ok(),
-        };
-        if ip.is_some_and(|ip| ip.is_unspecified()) {
-            return invalid("must be an address that a client can dial");
-        }
-        let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
-        if ip.is_none() && (host.is_empty() || host.len() > MAX_HOST_BYTES || !host.bytes().all(legal)) {
-            return invalid("must begin with a host name or an IP address");
-        }
-        Ok(Self(text.into()))
+        Self::new(text.into())
     }
 }
 

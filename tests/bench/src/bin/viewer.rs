@@ -12,11 +12,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use etcd_client::Client;
 use leasehold::{Balancer, Layout, Options, Registrar, ServerNode, Version, View, Weight};
+use mimalloc::MiMalloc;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     time::sleep,
 };
+
+/// That of the binary.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The port of the first node that is put for `take-over`.
 const TAKEN_OVER_FROM: u16 = 10_000;
