@@ -53,7 +53,7 @@ impl HandlerState for Instances {
         let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
         let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
         let mut store = self.engine.store(host);
-        let summons = Arc::clone(&store.data().computed.summons);
+        let summons = Arc::clone(&store.data().computed.summons).alone();
         let made = self.pre.instantiate_async(&mut store);
         let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
         let calls = Arc::new(Calls::default());

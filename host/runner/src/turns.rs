@@ -80,6 +80,8 @@ pub(crate) struct Computed {
 #[derive(Debug, Default)]
 pub(crate) struct Summons {
     wanted: AtomicBool,
+    /// Whether its task is at work on nothing else. Otherwise it gives its thread back after every turn.
+    is_alone: AtomicBool,
     /// The tick in which its turn began.
     since: AtomicU64,
     task: AtomicWaker,
@@ -245,7 +247,12 @@ impl Turn {
     /// After others had theirs, if its turn is over.
     fn goes_on(&mut self) -> bool {
         let others_wait = self.turns.threads.available_permits() == 0;
-        if self.summons.wanted.load(Relaxed) || (others_wait && self.held.elapsed() > HELD) {
+        let most = match self.summons.is_alone.load(Relaxed) {
+            false => TURN,
+            true if others_wait => HELD,
+            true => Duration::MAX,
+        };
+        if self.summons.wanted.load(Relaxed) || self.held.elapsed() >= most {
             return false;
         }
         // In a block, in which the thread is handed over again if it has not been.
@@ -282,6 +289,12 @@ impl Computed {
 }
 
 impl Summons {
+    /// The task of the instance is at work on nothing else.
+    pub(crate) fn alone(self: Arc<Self>) -> Arc<Self> {
+        self.is_alone.store(true, Relaxed);
+        self
+    }
+
     /// Polls what may end the work of the instance, which is interrupted once that is to be polled again.
     pub(crate) fn poll<T>(
         self: &Arc<Self>,
@@ -334,7 +347,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use futures::future::join_all;
+    use futures::future::{join, join_all};
     use tokio::time::sleep;
     use wasmtime::Engine;
 
@@ -405,7 +418,7 @@ mod tests {
             let begun = Instant::now();
             let tasks = (0..computations).map(|_| {
                 let (machine, mut computed, for_long) = (Arc::clone(self), Computed::default(), AtomicUsize::new(0));
-                let summons = Arc::clone(&computed.summons);
+                let summons = Arc::clone(&computed.summons).alone();
                 tokio::spawn(async move {
                     let work = machine.compute(&mut computed, &for_long);
                     let ended: Result<(), ()> = summons.until(sleep(within), work).await;
@@ -450,6 +463,26 @@ mod tests {
         let (_, took) = machine.run(WAITING, within).await;
         assert!(took < within + Duration::from_millis(150), "{took:?}");
         assert!(HERE.with_borrow(Option::is_none));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_shares_a_task_lets_the_rest_of_it_go_on() {
+        let (machine, mut computed, for_long) = (Machine::new(3), Computed::default(), AtomicUsize::new(0));
+        let summons = Arc::clone(&computed.summons);
+        let (within, most) = (Duration::from_millis(500), Duration::from_millis(100));
+        let beside = async {
+            let mut longest = Duration::ZERO;
+            for _ in 0..50 {
+                let begun = Instant::now();
+                sleep(Duration::from_millis(5)).await;
+                longest = longest.max(begun.elapsed());
+            }
+            longest
+        };
+        let work = machine.compute(&mut computed, &for_long);
+        let (_, longest) = join(summons.until(sleep(within), work), beside).await;
+        assert!(for_long.into_inner() > 0);
+        assert!(longest < most, "{longest:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
