@@ -144,8 +144,11 @@ impl Turns {
     fn sleep(&self) {
         let next = Instant::now() + TURN;
         while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let is_alone = self.long.load(Relaxed) == 0;
-            thread::sleep(if is_alone { left } else { LOOK.min(left) });
+            let pause = match self.long.load(Relaxed) {
+                0 => left,
+                _ => LOOK.min(left),
+            };
+            thread::sleep(pause);
             self.look_up();
         }
     }
@@ -205,7 +208,8 @@ impl Turns {
             summons.thread.register(cx.waker());
             if summons.wanted.load(Relaxed) { Poll::Ready(()) } else { Poll::Pending }
         });
-        match block_on(select(wanted, pin!(Arc::clone(&self.places).acquire_owned()))) {
+        let place = pin!(Arc::clone(&self.places).acquire_owned());
+        match block_on(select(wanted, place)) {
             Either::Left(_) => None,
             Either::Right((place, _)) => {
                 // Whoever was put behind this thread while it waited.
@@ -348,7 +352,10 @@ mod tests {
     };
 
     use futures::future::{join, join_all};
-    use tokio::time::sleep;
+    use tokio::{
+        sync::{Mutex, MutexGuard},
+        time::sleep,
+    };
     use wasmtime::Engine;
 
     use super::{Computed, HERE, SHORT, Turns, WAITING, after, end};
@@ -376,20 +383,25 @@ mod tests {
         assert_eq!(long([[true; 10], [false; 10], [false; 10]].concat()), 8 + 3);
     }
 
+    /// Those that burn all processors do so one after the other.
+    static ONE: Mutex<()> = Mutex::const_new(());
+
     /// Computations on that many processors.
     struct Machine {
         turns: Arc<Turns>,
         _engine: Engine,
+        _one: MutexGuard<'static, ()>,
         /// How many compute on a thread of their own, and how many did at most.
         at_work: AtomicUsize,
         most: AtomicUsize,
     }
 
     impl Machine {
-        fn new(cores: usize) -> Arc<Self> {
+        async fn new(cores: usize) -> Arc<Self> {
+            let _one = ONE.lock().await;
             let (turns, engine) = (Turns::new(cores), Engine::default());
             turns.interrupt(engine.weak()).unwrap();
-            Arc::new(Self { turns, _engine: engine, at_work: AtomicUsize::new(0), most: AtomicUsize::new(0) })
+            Arc::new(Self { turns, _engine: engine, _one, at_work: AtomicUsize::new(0), most: AtomicUsize::new(0) })
         }
 
         /// Computes as a component does, interrupted more often, and counts for how long it did so on a thread of its own.
@@ -433,7 +445,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn those_who_compute_for_long_share_all_processors_but_one() {
-        let machine = Machine::new(3);
+        let machine = Machine::new(3).await;
         let (counted, _) = machine.run(5, Duration::from_secs(1)).await;
         assert!(machine.most.load(Relaxed) <= 2);
         let (least, most) = (counted.iter().min().unwrap(), counted.iter().max().unwrap());
@@ -442,7 +454,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_processor_is_better_than_none() {
-        let machine = Machine::new(1);
+        let machine = Machine::new(1).await;
         let (counted, _) = machine.run(2, Duration::from_millis(500)).await;
         assert_eq!(machine.most.load(Relaxed), 1);
         assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
@@ -450,14 +462,14 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn also_who_has_no_thread_to_wait_on_has_turns() {
-        let machine = Machine::new(1);
+        let machine = Machine::new(1).await;
         let (counted, _) = machine.run(WAITING + 3, Duration::from_secs(4)).await;
         assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_is_wanted_gives_its_thread_back_at_once() {
-        let machine = Machine::new(1);
+        let machine = Machine::new(1).await;
         let within = Duration::from_millis(300);
         // All but one of them wait on their threads for turns that would come much later.
         let (_, took) = machine.run(WAITING, within).await;
@@ -467,7 +479,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_shares_a_task_lets_the_rest_of_it_go_on() {
-        let (machine, mut computed, for_long) = (Machine::new(3), Computed::default(), AtomicUsize::new(0));
+        let (machine, mut computed, for_long) = (Machine::new(3).await, Computed::default(), AtomicUsize::new(0));
         let summons = Arc::clone(&computed.summons);
         let (within, most) = (Duration::from_millis(500), Duration::from_millis(100));
         let beside = async {
@@ -487,7 +499,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_has_ended_has_no_place_any_more() {
-        let machine = Machine::new(3);
+        let machine = Machine::new(3).await;
         machine.run(4, Duration::from_millis(200)).await;
         end();
         assert_eq!(machine.turns.long.load(Relaxed), 0);
