@@ -1,6 +1,8 @@
 //! An answer on its way to the client: the body, the place that it holds meanwhile, and how it ends when it cannot go on.
 
 use std::{
+    future::poll_fn,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -11,10 +13,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -23,6 +22,7 @@ use crate::{
     grpc::{self, Status},
     span::Span,
     stats::{Hit, Within},
+    timers::Sleep,
 };
 
 /// Why the host answers in the component's place. What is said tells nothing of the host.
@@ -101,9 +101,14 @@ impl Drop for Waiting {
     }
 }
 
+/// What a body was found to have next: a frame, an error, or its end.
+type Next = Option<Result<Frame<Bytes>, Error>>;
+
 /// The body of an answer.
 pub(crate) struct Answer {
     body: WasiBody,
+    /// What was taken of it already, before anything is sent: a piece, and what follows.
+    ahead: [Option<Next>; 2],
     /// What an answer of the component has, and one of the host has not.
     hold: Option<Hold>,
     ended: bool,
@@ -119,44 +124,94 @@ struct Hold {
     /// Where gRPC is spoken, an answer that cannot go on ends with a status.
     grpc: bool,
     /// Until then the answer has to be there.
-    deadline: Instant,
-    /// Wakes by then, once something is waited for.
-    alarm: Option<Pin<Box<Sleep>>>,
+    late: Sleep,
     /// Bytes that are still to come, where the component says so.
     left: Option<u64>,
 }
 
 impl Answer {
     fn of(body: WasiBody) -> Self {
-        Self { body, hold: None, ended: false }
+        Self { body, ahead: [None, None], hold: None, ended: false }
     }
 
-    /// The component's answer.
-    pub(crate) fn component(
+    /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
+    /// that is whole by then tells its length, and one that has failed by then is none. The span goes with it.
+    pub(crate) async fn component(
         response: Response<WasiBody>,
         waiting: Waiting,
         permits: Permits,
-        deadline: Instant,
-        span: Option<Span>,
-    ) -> Response<Self> {
+        late: Sleep,
+        span: &mut Option<Span>,
+    ) -> Result<Response<Self>, End> {
         let (parts, body) = response.into_parts();
+        // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
+        let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
         let left = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut hold = Hold { waiting, _permits: permits, grpc, deadline, alarm: None, left };
+        let mut hold = Hold { waiting, _permits: permits, grpc, late, left };
         hold.waiting.whole = body.is_end_stream() || left == Some(0);
-        hold.waiting.span = span;
-        if let Some(span) = &mut hold.waiting.span {
+        let mut answer = Self { hold: Some(hold), ..Self::of(body) };
+        answer.gather().await?;
+        if let (Some(mut span), Some(hold)) = (span.take(), &mut answer.hold) {
             span.begins(&parts);
+            hold.waiting.span = Some(span);
         }
-        // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
-        if grpc::is_trailers_only(&parts.headers) {
-            hold.waiting.whole = true;
-            return Response::from_parts(parts, Self::of(empty()));
-        }
-        Response::from_parts(parts, Self { body, hold: Some(hold), ended: false })
+        Ok(Response::from_parts(parts, answer))
     }
 
-    fn end(&mut self, frame: Option<Result<Frame<Bytes>, Error>>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    async fn gather(&mut self) -> Result<(), End> {
+        poll_fn(|cx| {
+            if self.poll_ahead(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if let Some(hold) = &self.hold {
+                ready!(hold.waiting.call.poll_rest(cx));
+            }
+            let _ = self.poll_ahead(cx);
+            Poll::Ready(())
+        })
+        .await;
+        let Some(hold) = self.hold.as_ref().filter(|hold| !hold.grpc && !hold.waiting.whole) else { return Ok(()) };
+        match self.ahead.iter().flatten().last() {
+            Some(Some(Err(_))) => Err(hold.waiting.call.end().unwrap_or(End::Failed)),
+            Some(None) => hold.waiting.call.end().map_or(Ok(()), Err),
+            Some(Some(Ok(_))) | None => Ok(()),
+        }
+    }
+
+    /// Takes a piece and what follows, as far as they are there. Ready once there is nothing more to take.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(hold) = self.hold.as_mut().filter(|hold| !hold.waiting.whole) else { return Poll::Ready(()) };
+        for ahead in self.ahead.iter_mut().filter(|ahead| ahead.is_none()) {
+            let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
+            // Not by the end of its instance, and what a component says of its length is held against it.
+            hold.waiting.whole = next.is_none() && hold.left.is_none() && hold.waiting.call.end().is_none();
+            *ahead = Some(next);
+            if !is_data {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// How much of it is not sent yet, where all of it was taken.
+    fn left(&self) -> Option<u64> {
+        let ends = self.ahead.iter().flatten().any(Option::is_none);
+        let is_whole = self.hold.as_ref().is_some_and(|hold| hold.waiting.whole);
+        let data = self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref);
+        (ends && is_whole).then(|| data.map(|data| data.len() as u64).sum())
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let [first, second] = &mut self.ahead;
+        match mem::replace(first, second.take()) {
+            Some(next) => Poll::Ready(next),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        }
+    }
+
+    fn end(&mut self, frame: Next) -> Poll<Next> {
         self.ended = true;
         Poll::Ready(frame)
     }
@@ -175,10 +230,6 @@ impl Hold {
             }
             (false, _) => Err(Error::HttpResponseIncomplete),
         }
-    }
-
-    fn alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.alarm.get_or_insert_with(|| Box::pin(sleep_until(self.deadline))).as_mut().poll(cx)
     }
 
     fn fails(&mut self, end: End) {
@@ -204,14 +255,15 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
         }
-        let Some(hold) = &mut this.hold else { return Pin::new(&mut this.body).poll_frame(cx) };
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if Instant::now() >= hold.deadline || (polled.is_pending() && hold.alarm(cx).is_ready()) {
+        let polled = this.poll_next(cx);
+        let Some(hold) = &mut this.hold else { return polled };
+        let is_late = Instant::now() >= hold.late.deadline();
+        if is_late || (polled.is_pending() && Pin::new(&mut hold.late).poll(cx).is_ready()) {
             let last = hold.broken(End::Late);
             return this.end(Some(last));
         }
@@ -236,10 +288,10 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         let whole = self.hold.as_ref().is_none_or(|hold| hold.waiting.whole);
-        self.ended || (whole && self.body.is_end_stream())
+        self.ended || self.left() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.left().map_or_else(|| self.body.size_hint(), SizeHint::with_exact)
     }
 }

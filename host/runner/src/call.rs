@@ -10,6 +10,8 @@ use std::{
 use futures::task::AtomicWaker;
 use opentelemetry::trace::SpanContext;
 
+use crate::rest::Rest;
+
 /// One request, from the queue until its answer has been sent or nobody wants it any more.
 #[derive(Default)]
 pub(crate) struct Call {
@@ -35,6 +37,7 @@ enum Place {
 pub(crate) struct Calls {
     state: Mutex<State>,
     waker: AtomicWaker,
+    pub(crate) rest: Rest,
 }
 
 #[derive(Default)]
@@ -80,6 +83,14 @@ impl Call {
         match &*locked(&self.place) {
             Place::Instance(calls) => locked(&calls.state).end,
             _ => None,
+        }
+    }
+
+    /// Ready when its instance has said what it has to say for now.
+    pub(crate) fn poll_rest(&self, cx: &Context<'_>) -> Poll<()> {
+        match &*locked(&self.place) {
+            Place::Instance(calls) => calls.rest.poll(cx, &calls.waker),
+            _ => Poll::Ready(()),
         }
     }
 

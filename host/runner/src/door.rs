@@ -10,10 +10,7 @@ use http::{
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
@@ -23,13 +20,14 @@ use wasmtime_wasi_http::{
 
 use crate::{
     answer::{Answer, Refusal, Waiting},
-    call::Call,
+    call::{Call, End},
     component::cause,
     config::Limits,
     grpc,
     instances::Instances,
     span::{Span, Tracer},
     stats::{Hit, Stats},
+    timers::Timers,
 };
 
 /// How long a request waits for its turn, at most.
@@ -100,11 +98,13 @@ impl Door {
         self.places.most
     }
 
-    /// The component's answer to what came at that time and by `scheme`, or what is said in its place.
+    /// The component's answer to what came at that time and by `scheme`, on the connection of these timers, or what is said in
+    /// its place.
     pub(crate) async fn answer(
         &self,
         mut request: hyper::Request<Incoming>,
         arrived: Instant,
+        timers: &Timers,
         scheme: &Scheme,
     ) -> Response<Answer> {
         let grpc = grpc::is_spoken(request.headers());
@@ -117,7 +117,7 @@ impl Door {
             if request.body().is_end_stream() {
                 // There is nothing to count.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, arrived, &self.places, grpc, &mut span).await;
+                return self.attempt(request, arrived, timers, &self.places, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
@@ -125,7 +125,7 @@ impl Door {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, arrived, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
+                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
                     Hit::Failed if broken.is_cancelled() => Hit::Broken,
                     hit => hit,
                 }),
@@ -170,7 +170,7 @@ impl Door {
     ) -> Result<Response<Answer>, Hit> {
         let grpc = grpc::is_spoken(question.headers());
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        self.attempt(question, Instant::now(), places, grpc, &mut None).await
+        self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await
     }
 
     /// Waits until no request is in here, for a door to which nobody is sent any more.
@@ -184,6 +184,7 @@ impl Door {
         &self,
         request: http::Request<WasiBody>,
         arrived: Instant,
+        timers: &Timers,
         places: &Places,
         grpc: bool,
         span: &mut Option<Span>,
@@ -201,7 +202,7 @@ impl Door {
             Ok(turn) => (turn, arrived),
             Err(_) => {
                 let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
-                let waited = timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
+                let waited = timers.timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
                 let now = Instant::now();
                 let Ok(Ok(turn)) = waited else {
                     let theirs = deadline.is_some_and(|deadline| deadline <= now);
@@ -212,11 +213,15 @@ impl Door {
         };
         let waiting = Waiting::begin(within, span.as_ref());
         let end = by(begun + within);
-        let answered = timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
+        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
         match answered {
             Ok(Ok(response)) => {
-                let deadline = by(Instant::now() + self.stream_timeout);
-                Ok(Answer::component(response, waiting, (entered, turn, counted), deadline, span.take()))
+                let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
+                let permits = (entered, turn, counted);
+                Answer::component(response, waiting, permits, late, span).await.map_err(|end| match end {
+                    End::Late => self.late(begun),
+                    End::Failed | End::Abandoned => Hit::Failed,
+                })
             }
             // An instance that is ended for being late fails in more than one way.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),

@@ -15,6 +15,7 @@ use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
+    call::Calls,
     config::{Limits, Spec},
     door::Places,
     input::Input,
@@ -87,6 +88,8 @@ pub(crate) struct Host {
     pub(crate) limits: Limiter,
     /// How much the request at hand has computed of late, as `turns` counts it.
     pub(crate) computed: Computed,
+    /// The requests that it answers.
+    pub(crate) calls: Arc<Calls>,
     /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
     pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
@@ -248,6 +251,7 @@ impl Guest {
                 stats: Arc::clone(&self.stats),
             },
             computed: Computed::default(),
+            calls: Arc::default(),
             room: None,
             _slot: slot,
         }

@@ -21,10 +21,7 @@ use futures::{
 use http::{HeaderValue, Response, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -38,6 +35,7 @@ use crate::{
     door::{Door, QUEUE_WAIT},
     linger::Lingering,
     stats::Hit,
+    timers::Timers,
     tls::Tls,
     tracked::Bounded,
 };
@@ -193,16 +191,19 @@ impl Connections {
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
+        let timers = Timers::default();
+        let protocols = self.protocols(&timers);
         let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
                 let door = Arc::clone(&doors.borrow());
                 let (leaving, last, scheme) = (Arc::clone(&leaving), last.clone(), scheme.clone());
+                let timers = timers.clone();
                 let (version, now) = (request.version(), Instant::now());
                 let open = progress.begin(version, now);
                 async move {
-                    let mut response = door.answer(request, now, &scheme).await;
+                    let mut response = door.answer(request, now, &timers, &scheme).await;
                     if leaving.load(Ordering::Relaxed) {
                         farewell(version, &mut response, &last);
                     }
@@ -216,8 +217,7 @@ impl Connections {
                 }
             }
         });
-        let (protocols, tls) = (self.protocols(), self.tls.clone());
-        let (cut, name) = (self.cut.clone(), self.doors.borrow().name().clone());
+        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.doors.borrow().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
         let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
         self.tasks.spawn(async move {
@@ -274,19 +274,20 @@ impl Connections {
     }
 
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
-    fn protocols(&self) -> auto::Builder<Bounded> {
+    fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
         let header_size = self.limits.header_size;
-        let mut builder = auto::Builder::new(Bounded { tasks: self.tasks.clone(), within: self.longest() });
+        let (tasks, within) = (self.tasks.clone(), self.longest());
+        let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
-            .timer(TokioTimer::new())
+            .timer(timers.clone())
             .header_read_timeout(self.limits.client_timeout)
             // One write of a copy is cheaper than one of pieces, which are small mostly.
             .writev(false)
             .max_buf_size(header_size);
         builder
             .http2()
-            .timer(TokioTimer::new())
+            .timer(timers.clone())
             .keep_alive_interval(PING_INTERVAL)
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
             .max_concurrent_streams(self.doors.borrow().most_requests());

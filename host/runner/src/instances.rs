@@ -8,9 +8,9 @@ use std::{
 };
 
 use leasehold::ServiceName;
-use tokio::time::{Sleep, sleep, sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout_at};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use wasmtime::{Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
+use wasmtime::{CallHook, Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
 use wasmtime_wasi_http::{
     WasiHttpView,
     handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus},
@@ -23,6 +23,7 @@ use crate::{
     engine::Engine,
     guest::{Guest, Host},
     stats::Hit,
+    timers::{Sleep, Timers},
     turns::{self, Summons, Turns},
 };
 
@@ -54,16 +55,25 @@ impl HandlerState for Instances {
         let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
         let mut store = self.engine.store(host);
         let summons = Arc::clone(&store.data().computed.summons).alone();
+        if let ProxyPre::P3(_) = self.pre {
+            // Of 0.2 an answer is there in one piece, or the component waits.
+            store.call_hook(|store, call| {
+                if matches!(call, CallHook::CallingWasm) {
+                    store.data().calls.rest.runs();
+                }
+                Ok(())
+            });
+        }
         let made = self.pre.instantiate_async(&mut store);
         let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
-        let calls = Arc::new(Calls::default());
+        let (calls, timers) = (Arc::clone(&store.data().calls), Timers::default());
         Ok(Instance {
             store,
             proxy,
             view: WasiHttpView::http,
             expiration: Expiration {
                 stream_timeout: self.stream_timeout,
-                sleep: Box::pin(sleep(IDLE)),
+                sleep: timers.sleep(IDLE),
                 replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
                 calls: Arc::clone(&calls),
                 summons,
@@ -74,6 +84,7 @@ impl HandlerState for Instances {
                 guest: Arc::clone(&self.guest),
                 reuse: self.reuse,
                 calls,
+                timers,
             },
         })
     }
@@ -106,7 +117,7 @@ impl Reuse {
 /// whose clients have all left. It is polled outside of the component, so that one that computes for ever ends as well.
 pub(crate) struct Expiration {
     stream_timeout: Duration,
-    sleep: Pin<Box<Sleep>>,
+    sleep: Sleep,
     replaced: Pin<Box<WaitForCancellationFutureOwned>>,
     calls: Arc<Calls>,
     summons: Arc<Summons>,
@@ -116,8 +127,10 @@ impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         // The component has given its thread back, and is asked for it again when what follows is due.
         turns::end();
-        let summons = Arc::clone(&self.summons);
-        summons.poll(cx, |cx| self.as_mut().poll_due(cx, status, start))
+        let (summons, calls) = (Arc::clone(&self.summons), Arc::clone(&self.calls));
+        let due = summons.poll(cx, |cx| self.as_mut().poll_due(cx, status, start));
+        calls.rest.look(cx.waker());
+        due
     }
 }
 
@@ -136,19 +149,8 @@ impl Expiration {
             WorkerStatus::Requests => self.calls.longest() + GRACE,
             WorkerStatus::PostReturn => self.stream_timeout + GRACE,
         };
-        let deadline = (start + allowed).into();
-        // Every request puts it off, and the timer is left where it was until it is due: setting it takes a lock that all
-        // threads share.
-        if deadline < self.sleep.deadline() {
-            self.sleep.as_mut().reset(deadline);
-        }
-        loop {
-            ready!(self.sleep.as_mut().poll(cx));
-            if self.sleep.deadline() >= deadline {
-                break;
-            }
-            self.sleep.as_mut().reset(deadline);
-        }
+        self.sleep.reset((start + allowed).into());
+        ready!(Pin::new(&mut self.sleep).poll(cx));
         if !matches!(status, WorkerStatus::Idle) {
             self.calls.ended(End::Late);
         }
@@ -163,6 +165,7 @@ pub(crate) struct Worker {
     guest: Arc<Guest>,
     reuse: Reuse,
     calls: Arc<Calls>,
+    timers: Timers,
 }
 
 impl WorkerState for Worker {
@@ -190,7 +193,7 @@ impl WorkerState for Worker {
         self.turns.begin(&mut store.data_mut().computed);
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
-        Box::pin(sleep(call.within))
+        Box::pin(self.timers.sleep(call.within))
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
@@ -207,5 +210,6 @@ impl WorkerState for Worker {
         }
         // Answers that are not whole yet break off here, and then ask how the instance ended.
         drop(store);
+        self.calls.rest.ended();
     }
 }

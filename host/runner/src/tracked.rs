@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+
+use crate::timers::Timers;
 
 #[derive(Clone)]
 pub(crate) struct Tracked(pub(crate) TaskTracker);
@@ -23,6 +25,7 @@ where
 #[derive(Clone)]
 pub(crate) struct Bounded {
     pub(crate) tasks: TaskTracker,
+    pub(crate) timers: Timers,
     pub(crate) within: Duration,
 }
 
@@ -32,6 +35,7 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.tasks.spawn(timeout(self.within, task));
+        let (timers, end) = (self.timers.clone(), Instant::now() + self.within);
+        self.tasks.spawn(async move { timers.timeout_at(end, task).await });
     }
 }

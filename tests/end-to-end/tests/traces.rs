@@ -390,6 +390,10 @@ async fn failures_and_limits_are_told_of() {
     client.read_to_end(&mut Vec::new()).await.unwrap();
     let span = collector.answer("relay", "/break").await;
     span.has(&[("error.type", "failed"), ("http.response.status_code", "200"), ("server.address", "relay")]);
+    // One of which nothing was sent yet.
+    assert_eq!(get(&format!("{}fail", host.url("relay"))).await.status, 500);
+    let span = collector.answer("relay", "/fail").await;
+    span.has(&[("error.type", "failed"), ("http.response.status_code", "500")]);
     let mut client = TcpStream::connect(host.addr("failing")).await.unwrap();
     client.write_all(b"MINE /act/sleep HTTP/1.1\r\nhost: failing\r\n\r\n").await.unwrap();
     get(&failing).await;

@@ -1,9 +1,13 @@
 //! A `wasi:http` 0.3 component that knows nothing of the registry.
 //!
-//! `/echo` sends back the body with its trailers while they come, `/break` traps in the middle of an answer,
-//! `/relay/HOST/PATH` asks another host; anything else is greeted.
+//! `/echo` sends back the body with its trailers while they come. `/fail` traps at the end of an answer, and `/break` does so
+//! when its beginning has been sent. `/yield` and `/compute` work for a second after the head, the one bit by bit and the other
+//! at a stretch. `/relay/HOST/PATH` asks another host. Anything else is greeted.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use wasip3::{
     exports::http::handler::Guest,
@@ -12,8 +16,13 @@ use wasip3::{
         types::{ErrorCode, Fields, Request, Response, Scheme},
     },
     http_compat::{http_from_wasi_request, http_into_wasi_response},
-    wit_bindgen, wit_future, wit_stream,
+    wit_bindgen::{self, StreamWriter},
+    wit_future, wit_stream,
 };
+
+const HELLO: &[u8] = b"hello\n";
+/// How long some work before the body of their answer.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 struct Plain;
 
@@ -23,9 +32,28 @@ impl Guest for Plain {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
         match request.get_path_with_query().as_deref() {
             Some("/echo") => echo(request),
-            Some("/break") => Ok(greeting("hello\n".to_owned(), true)),
+            Some("/fail") => Ok(answer(async |mut body| {
+                body.write_all(HELLO.to_vec()).await;
+                panic!("told to trap");
+            })),
+            Some("/break") => Ok(answer(async |mut body| {
+                body.write_all(HELLO.to_vec()).await;
+                work(A_WHILE / 10).await;
+                panic!("told to trap");
+            })),
+            Some("/yield") => Ok(answer(async |mut body| {
+                work(A_WHILE).await;
+                body.write_all(HELLO.to_vec()).await;
+            })),
+            Some("/compute") => Ok(answer(async |mut body| {
+                // The host sees the head only when it has the thread.
+                wit_bindgen::yield_async().await;
+                let begun = Instant::now();
+                while begun.elapsed() < A_WHILE {}
+                body.write_all(HELLO.to_vec()).await;
+            })),
             Some(path) if let Some(target) = path.strip_prefix("/relay/") => relay(request, target).await,
-            _ => Ok(greeting("hello\n".to_owned(), false)),
+            _ => Ok(answer(async |mut body| drop(body.write_all(HELLO.to_vec()).await))),
         }
     }
 }
@@ -55,16 +83,22 @@ async fn relay(request: Request, target: &str) -> Result<Response, ErrorCode> {
     asked.set_path_with_query(Some(&format!("/{path}?secret={length}"))).expect("a path");
     let status = client::send(asked).await?.get_status_code();
     INSIDE.fetch_sub(1, Ordering::Relaxed);
-    Ok(greeting(format!("{status} {inside}\n"), false))
+    Ok(answer(async move |mut body| drop(body.write_all(format!("{status} {inside}\n").into_bytes()).await)))
 }
 
-fn greeting(text: String, breaks: bool) -> Response {
-    let (mut body, reader) = wit_stream::new();
+/// Bit by bit.
+async fn work(within: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < within {
+        wit_bindgen::yield_async().await;
+    }
+}
+
+/// A head, and then what is written; of that, what is left over was not wanted.
+fn answer(write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Response {
+    let (body, reader) = wit_stream::new();
     let (_, no_trailers) = wit_future::new(|| Ok(None));
     let (response, _sent) = Response::new(Fields::new(), Some(reader), no_trailers);
-    wit_bindgen::spawn_local(async move {
-        body.write_all(text.into_bytes()).await; // What is left over was not wanted.
-        assert!(!breaks, "told to trap");
-    });
+    wit_bindgen::spawn_local(write(body));
     response
 }

@@ -1,0 +1,80 @@
+//! What reaches the client of an answer, and when, over either protocol.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Uri, header};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use leasehold_end_to_end::{
+    Host,
+    config::{plain, service, with},
+    http::{BOTH, Protocol, get_over},
+};
+use leasehold_scenarios::world::World;
+use serde_json::{Value, json};
+
+fn plain_p3() -> Value {
+    with(service("plain-p3", "plain-p3"), json!({ "register": "host" }))
+}
+
+fn client(protocol: Protocol) -> Client<HttpConnector, Empty<Bytes>> {
+    Client::builder(TokioExecutor::new()).http2_only(protocol == Protocol::Http2).build_http()
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3()]).await;
+    for protocol in BOTH {
+        let url = host.url("plain-p3");
+        assert_eq!(get_over(protocol, &url).await.unwrap().body, "hello\n");
+        let begun = client(protocol).get(format!("{url}break").parse().unwrap()).await.unwrap();
+        assert_eq!(begun.status(), 200);
+        assert!(begun.into_body().collect().await.is_err(), "{protocol:?}");
+        // Nothing of this one has left the host.
+        let failed = get_over(protocol, &format!("{url}fail")).await.unwrap();
+        assert_eq!((failed.status, failed.body.as_str()), (500, "the service failed\n"), "{protocol:?}");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_small_answer_is_told_with_its_length() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3(), plain("plain")]).await;
+    for name in ["plain", "plain-p3"] {
+        for protocol in BOTH {
+            let (client, uri) = (client(protocol), host.url(name).parse::<Uri>().unwrap());
+            let mut told = 0;
+            for _ in 0..100 {
+                let answer = client.get(uri.clone()).await.unwrap();
+                told += usize::from(answer.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "6"));
+                assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello\n");
+            }
+            // An instance that has to wait for a processor meanwhile is not waited for.
+            assert!(told >= 50, "{name} {protocol:?}: {told}");
+        }
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn the_head_of_an_answer_does_not_wait_for_an_instance_that_works_on_its_body() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3()]).await;
+    for protocol in BOTH {
+        for path in ["yield", "compute"] {
+            let (client, begun) = (client(protocol), Instant::now());
+            let answer = client.get(format!("{}{path}", host.url("plain-p3")).parse().unwrap()).await.unwrap();
+            let head = begun.elapsed();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello\n");
+            // It works for a second.
+            assert!(head < begun.elapsed() - Duration::from_millis(500), "{path} {protocol:?}: {head:?}");
+        }
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
