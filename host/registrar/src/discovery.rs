@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    alike::Last,
     error::{Error, Unavailable},
     etcd::{Etcd, Failure, Found, Reading},
     follow::{Follower, News, Step},
@@ -331,11 +332,11 @@ impl Picture {
         }
     }
 
-    fn known(&self, layout: &Layout, found: Found) -> Arc<Known> {
+    fn known(&self, layout: &Layout, last: &mut Last, found: Found) -> Arc<Known> {
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         let Self { name, version, .. } = self;
         let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match layout.read(&found.key, &found.value) {
+        let what = match layout.read_next(last, &found.key, &found.value) {
             Ok((node, is_secured)) if ours(&node) => {
                 // A long name is shared by all.
                 let node = ServerNode { name: name.clone(), ..node };
@@ -424,7 +425,7 @@ fn told(known: Option<&Arc<Known>>) -> Option<(&ServerNode, bool)> {
 /// Follows one layout of a view, for as long as a handle lives.
 pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng: fastrand::Rng) {
     let (layout, prefix) = &picture.places[index];
-    let take = |found| picture.known(layout, found);
+    let take = |last: &mut Last, found| picture.known(layout, last, found);
     let mut follower = Follower::new(etcd.clone(), prefix.clone(), picture.patience, take, rng);
     let service = &picture.name;
     let life = async {

@@ -6,6 +6,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::{
+    alike::Last,
     backoff::backoff,
     etcd::{Change, Changes, Etcd, Failure, Found, Reading},
 };
@@ -49,7 +50,7 @@ pub(crate) enum News<T> {
     Deleted(Vec<u8>),
 }
 
-impl<T, F: Fn(Found) -> T> Follower<F> {
+impl<T, F: Fn(&mut Last, Found) -> T> Follower<F> {
     pub(crate) fn new(etcd: Etcd, prefix: String, patience: Duration, take: F, rng: fastrand::Rng) -> Self {
         Self { etcd, prefix, patience, take, rng, failures: 0, stage: Stage::Unread }
     }
@@ -91,8 +92,9 @@ impl<T, F: Fn(Found) -> T> Follower<F> {
                 }
                 Stage::Followed(changes) => {
                     let changes = changes.next(SILENCE, self.patience).await?.into_iter();
+                    let mut last = Last::default();
                     let news = changes.map(|change| match change {
-                        Change::Put(found) => News::Put((self.take)(found)),
+                        Change::Put(found) => News::Put((self.take)(&mut last, found)),
                         Change::Deleted(key) => News::Deleted(key),
                     });
                     return Ok(Step::Changed(news.collect()));

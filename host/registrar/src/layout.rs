@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{
+    alike::Last,
     node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight},
     template::{Field, Found, Parts, Shape, Text},
 };
@@ -262,9 +263,21 @@ impl Layout {
 
     /// The same, and whether the node says that it speaks TLS.
     pub(crate) fn read(&self, key: &[u8], value: &[u8]) -> Result<(ServerNode, bool), Invalid> {
+        self.read_next(&mut Last::default(), key, value)
+    }
+
+    /// The same of one after the other, of which those that are like the last one are known sooner.
+    pub(crate) fn read_next(&self, last: &mut Last, key: &[u8], value: &[u8]) -> Result<(ServerNode, bool), Invalid> {
         let key = std::str::from_utf8(key).map_err(|_| Invalid::new("key", "must be UTF-8"))?;
-        let mut found = Found::default();
-        self.0.value.read(value, &mut found)?;
+        let mut found = match last.found(value) {
+            Some(found) => found,
+            None => {
+                let mut found = Found::default();
+                self.0.value.read(value, &mut found)?;
+                last.keep(&self.0.value, value, &found);
+                found
+            }
+        };
         if !self.0.key.read(key, &mut found) {
             let fits = self.0.key.read(key, &mut Found::default());
             let rule = if fits { "must agree with its value" } else { "must have the form of its layout" };

@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod alike;
 mod backoff;
 mod balance;
 mod config;

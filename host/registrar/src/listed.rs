@@ -9,6 +9,7 @@ use futures::{StreamExt, stream};
 use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
+    alike::Last,
     error::{Error, Unavailable},
     etcd::{Etcd, Failure, Found},
     follow::{Follower, News, Step},
@@ -114,7 +115,7 @@ impl Ranges {
 pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<Listed>, Failure> {
     let mut all = Vec::new();
     for prefix in ranges.prefixes() {
-        all.extend(etcd.read(&prefix, |found| ranges.listed(found)).await?.found);
+        all.extend(etcd.read(&prefix, |_, found| ranges.listed(found)).await?.found);
     }
     all.sort_by_key(|(layout, _)| *layout);
     Ok(all.into_iter().map(|(_, listed)| listed).collect())
@@ -145,7 +146,7 @@ pub(crate) async fn tell(
     let mut followed: Vec<_> = prefixes.iter().map(|_| Followed::default()).collect();
     let steps = prefixes.into_iter().enumerate().map(|(index, prefix)| {
         let ranges = ranges.clone();
-        let take = move |found| ranges.listed(found).1;
+        let take = move |_: &mut Last, found| ranges.listed(found).1;
         let follower = Follower::new(etcd.clone(), prefix, patience, take, rng.fork());
         let steps = stream::unfold(follower, |mut follower| async { Some((follower.next().await, follower)) });
         Box::pin(steps.map(move |step| (index, step)))

@@ -178,6 +178,11 @@ impl Text {
         Ok(Self(pieces))
     }
 
+    /// Whether it is `{addr}`.
+    fn is_addr(&self) -> bool {
+        matches!(&*self.0, [Piece::Field { field: Field::Addr, default, slash: false }] if default.is_empty())
+    }
+
     pub(crate) fn has(&self, wanted: Field) -> bool {
         self.0.iter().any(|piece| matches!(piece, Piece::Field { field, .. } if *field == wanted))
     }
@@ -231,6 +236,11 @@ fn placeholder(inside: &str) -> Result<Piece, String> {
         Some((_, field)) => Ok(Piece::Field { field: *field, default: default.to_owned(), slash }),
         None => Err(format!("has the unknown placeholder {{{inside}}}; known are {KNOWN}")),
     }
+}
+
+/// Whether one placeholder reads all of it.
+pub(crate) fn is_run(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_RUN && !text.contains('/')
 }
 
 /// Fits pieces to a text, the longest runs first. A run has no `/`, as no part of a node has. What does not fit leaves
@@ -303,6 +313,11 @@ impl Shape {
             Self::Query { pairs, .. } => pairs.iter().any(|(_, text)| text.has(field)),
             Self::Text(text) => text.has(field),
         }
+    }
+
+    /// Whether the address has one string of JSON to itself.
+    pub(crate) fn has_addr_alone(&self) -> bool {
+        matches!(self, Self::Json(node) if node.addrs() == Some(1))
     }
 
     pub(crate) fn has_metadata(&self) -> bool {
@@ -404,6 +419,16 @@ impl Node {
             Self::Object { fields, .. } => fields.iter().any(|(_, node)| node.has(field)),
             Self::List(nodes) => nodes.iter().any(|node| node.has(field)),
             Self::Fixed(_) | Self::Metadata { .. } | Self::Wrong(_) => false,
+        }
+    }
+
+    /// How many strings are the address; `None` where one has it beside other things.
+    fn addrs(&self) -> Option<usize> {
+        match self {
+            Self::Text(text) if text.is_addr() => Some(1),
+            Self::Object { fields, .. } => fields.iter().map(|(_, node)| node.addrs()).sum(),
+            Self::List(nodes) => nodes.iter().map(Self::addrs).sum(),
+            node => (!node.has(Field::Addr)).then_some(0),
         }
     }
 

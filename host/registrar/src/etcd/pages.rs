@@ -7,12 +7,14 @@ use futures::{StreamExt, future::Either, stream::FuturesUnordered};
 use tokio::task::yield_now;
 
 use super::{Etcd, Failure, Found, MAX_ANSWER};
-use crate::latency::Verb;
+use crate::{alike::Last, latency::Verb};
 
 /// Keys to the first page when a prefix is read, and to one that had to be asked for again.
 const FIRST_PAGE: i64 = 1000;
 /// Keys to a page, at most.
 const MAX_PAGE: i64 = 20_000;
+/// How many times those of the page before it, at most: the first are there early, and taken from while etcd gathers others.
+const GROWTH: i64 = 6;
 /// What a page should come to, judged by those before it.
 const PAGE_BYTES: usize = 2 << 20;
 /// What stands for a value that is longer: not UTF-8, and so a node in no layout.
@@ -63,7 +65,11 @@ impl Etcd {
     /// Every key under a prefix, as of one revision: what `take` makes of it.
     ///
     /// Pages are read side by side, and while etcd gathers some, others are taken from.
-    pub(crate) async fn read<T>(&self, prefix: &str, take: impl Fn(Found) -> T) -> Result<Reading<T>, Failure> {
+    pub(crate) async fn read<T>(
+        &self,
+        prefix: &str,
+        take: impl Fn(&mut Last, Found) -> T,
+    ) -> Result<Reading<T>, Failure> {
         let end = end_of(prefix.as_bytes());
         // etcd takes an empty key for none, and the byte 0 for the first of all.
         let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
@@ -99,10 +105,11 @@ impl Etcd {
             }
             let take = &take;
             under_way.push(Either::Right(async move {
-                let mut found = Vec::with_capacity(page.answer.kvs().len());
+                let (mut found, mut last) = (Vec::with_capacity(page.answer.kvs().len()), Last::default());
                 for kv in page.answer.take_kvs() {
                     let kv = Found::from(kv);
-                    found.push(take(if page.is_without_values { Found { value: vec![UNREAD], ..kv } } else { kv }));
+                    let kv = if page.is_without_values { Found { value: vec![UNREAD], ..kv } } else { kv };
+                    found.push(take(&mut last, kv));
                     if found.len() % TURN == 0 {
                         yield_now().await;
                     }
@@ -144,7 +151,7 @@ impl Page {
         let all = self.answer.kvs();
         let bytes: usize = all.iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
         let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
-        i64::try_from(fits).unwrap_or(MAX_PAGE).min(MAX_PAGE / FIRST_PAGE * self.most).clamp(1, MAX_PAGE)
+        i64::try_from(fits).unwrap_or(MAX_PAGE).min(GROWTH * self.most).clamp(1, MAX_PAGE)
     }
 
     /// What of the range comes after it, in pieces if that is much.

@@ -20,10 +20,12 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 const NODES: usize = 100_000;
+/// How long etcd is left alone after those were put.
+const SETTLE: Duration = Duration::from_secs(2);
 const SEEN: usize = 200;
 const TAKEN_OVER: usize = 20;
 const PICKS: usize = 10_000_000;
@@ -64,6 +66,8 @@ async fn main() -> Result<()> {
             eprintln!("{peer}: round {} of {rounds}", round + 1);
             let etcd = Box::pin(Etcd::start()).await;
             fill(&mut etcd.client().await, &layout.parse()?).await?;
+            // What it has to do with what was put is no matter of reading.
+            sleep(SETTLE).await;
             for side in 0..2 {
                 match (round + side) % 2 {
                     0 => ours.push(measure("target/release/viewer".into(), &etcd, layout, true).await?),
