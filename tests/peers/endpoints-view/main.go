@@ -2,7 +2,8 @@
 //
 // One command per line on stdin, one JSON object per line on stdout:
 // memory: rss_bytes; view NAME: seconds until all nodes are there, and their number; see N: median_micros and p99_micros
-// from the put of a node to the moment in which it is there, N times; quit.
+// from the put of a node to the moment in which it is there, N times; serve: addr, where /PORT?key=KEY tells over HTTP whether
+// a node of that port is there under that key; quit.
 package main
 
 import (
@@ -10,10 +11,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -49,6 +53,8 @@ func main() {
 		case "see":
 			count, _ := strconv.Atoi(words[1])
 			answer, err = v.see(count)
+		case "serve":
+			answer, err = v.serve()
 		}
 		if err != nil {
 			answer = map[string]any{"error": err.Error()}
@@ -100,6 +106,30 @@ func (v *viewer) see(count int) (any, error) {
 	}
 	sort.Float64s(micros)
 	return map[string]any{"median_micros": micros[len(micros)/2], "p99_micros": micros[len(micros)*99/100]}, nil
+}
+
+// A service that looks a node up where the manager's updates are kept, which is less than what the component is told.
+func (v *viewer) serve() (any, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	var lock sync.RWMutex
+	go func() {
+		for updates := range v.updates {
+			lock.Lock()
+			v.apply(updates)
+			lock.Unlock()
+		}
+	}()
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		lock.RLock()
+		node := v.nodes[r.URL.Query().Get("key")]
+		lock.RUnlock()
+		is := strings.HasSuffix(node.Addr, ":"+strings.TrimPrefix(r.URL.Path, "/"))
+		json.NewEncoder(w).Encode(map[string]any{"case": "ok", "text": strconv.FormatBool(is)})
+	}))
+	return map[string]any{"addr": listener.Addr().String()}, nil
 }
 
 func rss() int64 {

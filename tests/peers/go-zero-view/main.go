@@ -6,7 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -48,6 +51,8 @@ func main() {
 		case "see":
 			count, _ := strconv.Atoi(words[1])
 			answer, err = v.see(count)
+		case "serve":
+			answer, err = v.serve()
 		}
 		if err != nil {
 			answer = map[string]any{"error": err.Error()}
@@ -97,6 +102,19 @@ func (v *viewer) see(count int) (any, error) {
 	}
 	sort.Float64s(micros)
 	return map[string]any{"median_micros": micros[len(micros)/2], "p99_micros": micros[len(micros)*99/100]}, nil
+}
+
+// A service that looks for a node among the subscriber's values.
+func (v *viewer) serve() (any, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		is := slices.Contains(v.subscriber.Values(), "10.9.9.9:"+strings.TrimPrefix(r.URL.Path, "/"))
+		json.NewEncoder(w).Encode(map[string]any{"case": "ok", "text": strconv.FormatBool(is)})
+	}))
+	return map[string]any{"addr": listener.Addr().String()}, nil
 }
 
 func rss() int64 {

@@ -41,13 +41,15 @@ struct Measured {
     take_over_micros: f64,
 }
 
-/// A component's answers.
+/// Answers over HTTP.
 #[derive(Debug, Clone, Copy)]
 struct Answered {
     median_micros: f64,
     p99_micros: f64,
     /// Of the median, what etcd takes to confirm the put.
     put_micros: f64,
+    /// One answer while nothing happens.
+    one_micros: f64,
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
@@ -61,7 +63,8 @@ async fn main() -> Result<()> {
     };
     println!("{:<58} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for (layout, peer) in [("etcd-naming", "endpoints-view"), ("go-zero", "go-zero-view")] {
-        let (mut ours, mut theirs, mut answered, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut answered, mut answered_theirs) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             eprintln!("{peer}: round {} of {rounds}", round + 1);
             let etcd = Box::pin(Etcd::start()).await;
@@ -74,10 +77,16 @@ async fn main() -> Result<()> {
                     _ => theirs.push(measure(format!("target/peers/{peer}").into(), &etcd, layout, false).await?),
                 }
             }
-            answered.push(Box::pin(ask_a_component(&etcd, layout)).await?);
+            for side in 0..2 {
+                match (round + side) % 2 {
+                    0 => answered.push(Box::pin(ask_a_component(&etcd, layout)).await?),
+                    _ => answered_theirs.push(ask_a_peer(format!("target/peers/{peer}").into(), &etcd, layout).await?),
+                }
+            }
             bare.push(bare_read(&etcd, layout).await?);
         }
-        print(layout, &ours, &theirs, &answered, &bare);
+        print(layout, &ours, &theirs, &bare);
+        print_answers(layout, &answered, &answered_theirs);
     }
     Ok(())
 }
@@ -96,6 +105,15 @@ fn nodes() -> Result<Vec<ServerNode>> {
     addrs.map(|addr| Ok(ServerNode::new("user", &addr)?)).collect()
 }
 
+/// Who answers over HTTP whether a node is there.
+struct Asked {
+    addr: String,
+    /// Before the port of the node that is asked for, and behind it.
+    url: [String; 2],
+    /// Where the node is put.
+    key: String,
+}
+
 /// From before the put of a node to the answer over HTTP of a component that was told of it. It is told 1000 nodes, and the
 /// new one is put among those.
 async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
@@ -112,35 +130,59 @@ async fn ask_a_component(etcd: &Etcd, layout: &str) -> Result<Answered> {
     let addr = told[told.len() / 2].split_whitespace().nth(1).context("a node has an address")?;
     // What sorts behind a key, and before the next one.
     let key = layout.key(&ServerNode::new("user", addr)?) + "z";
+    let url = [format!("{}act/sees/user/", host.url("asked")), String::new()];
+    let answered = ask(etcd, &layout, &Asked { addr: host.addr("asked"), url, key }).await?;
+    host.stop().await;
+    Ok(answered)
+}
+
+/// The same of a service that is asked so beside its library, and looks for that node alone.
+async fn ask_a_peer(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Answered> {
+    let mut side = Side::start(&path, etcd, layout)?;
+    side.ask("view user").await?;
+    let served = side.ask("serve").await?;
+    let addr = served.0["addr"].as_str().context("it says where it serves")?.to_owned();
+    let layout: Layout = layout.parse()?;
+    let key = layout.key(&ServerNode::new("user", "10.0.0.1:1000")?) + "z";
+    let url = [format!("http://{addr}/"), format!("?key={key}")];
+    let answered = ask(etcd, &layout, &Asked { addr, url, key }).await?;
+    side.quit().await?;
+    Ok(answered)
+}
+
+async fn ask(etcd: &Etcd, layout: &Layout, asked: &Asked) -> Result<Answered> {
     let mut client = etcd.client().await;
-    let (mut micros, mut confirmed) = (Vec::new(), Vec::new());
+    let mut connection = Kept::open(Protocol::Http1, &asked.addr).await;
+    let (mut micros, mut confirmed, mut one) = (Vec::new(), Vec::new(), Vec::new());
     for port in 20_000..20_000 + SEEN {
-        let url = format!("{}act/sees/user/{port}", host.url("asked"));
-        let mut sees = async |wanted: &str| -> Result<()> {
+        let url = format!("{}{port}{}", asked.url[0], asked.url[1]);
+        let mut sees = async |wanted: &str| -> Result<f64> {
             loop {
+                let begun = Instant::now();
                 let answer = connection.answer(&url).await.json();
                 match answer["text"].as_str() {
-                    Some(text) if answer["case"] == "ok" && text == wanted => return Ok(()),
+                    Some(text) if answer["case"] == "ok" && text == wanted => {
+                        return Ok(begun.elapsed().as_secs_f64() * 1e6);
+                    }
                     Some("true" | "false") => {}
-                    _ => bail!("the component says {answer}"),
+                    _ => bail!("the service says {answer}"),
                 }
             }
         };
         let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
         let value = layout.value(&node, Weight::MAX);
-        sees("false").await?;
+        one.push(sees("false").await?);
         let begun = Instant::now();
-        client.put(key.as_str(), value, None).await?;
+        client.put(asked.key.as_str(), value, None).await?;
         confirmed.push(begun.elapsed().as_secs_f64() * 1e6);
         sees("true").await?;
         micros.push(begun.elapsed().as_secs_f64() * 1e6);
-        client.delete(key.as_str(), None).await?;
+        client.delete(asked.key.as_str(), None).await?;
         sees("false").await?;
     }
-    host.stop().await;
     micros.sort_by(f64::total_cmp);
     let (median_micros, p99_micros) = (micros[SEEN / 2], micros[SEEN * 99 / 100]);
-    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed) })
+    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed), one_micros: median(one) })
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
@@ -191,30 +233,17 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[expect(clippy::print_stdout, reason = "a command speaks to its user")]
-fn print(layout: &str, ours: &[Measured], peer: &[Measured], answered: &[Answered], bare: &[f64]) {
+fn print(layout: &str, ours: &[Measured], peer: &[Measured], bare: &[f64]) {
     let median_of = |all: &[Measured], of: fn(&Measured) -> f64| median(all.iter().map(of).collect());
-    let beside = |name: &str, ours: f64, peer: f64, times: f64, goal: &str| {
-        let verdict = if ours * times <= peer { "ok" } else { "short" };
-        let name = format!("{layout}: {name}");
-        println!("{name:<58} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
-    };
     let line = |name: &str, of: fn(&Measured) -> f64, times: f64, goal: &str| {
-        beside(name, median_of(ours, of), median_of(peer, of), times, goal);
+        beside(layout, name, [median_of(ours, of), median_of(peer, of)], Some((times, goal)));
     };
     line("first view of 100,000 nodes (s)", |m| m.first_seconds, 2.0, "2 times less");
     let name = format!("{layout}: a bare read by a client of Rust (s)");
     println!("{name:<58} {:>12} {:>12.3} {:>10}", "-", median(bare.to_vec()), "-");
     line("memory of the view (MiB)", |m| m.bytes / 1048576.0, 3.0, "3 times less");
-    line("from a put to the answer, median (us)", |m| m.median_micros, 1.0, "no more");
-    line("from a put to the answer, p99 (us)", |m| m.p99_micros, 1.0, "no more");
-    let component = |name: &str, ours: fn(&Answered) -> f64, of: fn(&Measured) -> f64| {
-        let ours = median(answered.iter().map(ours).collect());
-        beside(&format!("from a put to a component's answer, {name} (us)"), ours, median_of(peer, of), 1.0, "no more");
-    };
-    component("median", |a| a.median_micros, |m| m.median_micros);
-    component("p99", |a| a.p99_micros, |m| m.p99_micros);
-    let (name, put) = (format!("{layout}: that put until etcd confirms it, median (us)"), |a: &Answered| a.put_micros);
-    println!("{name:<58} {:>12.3} {:>12} {:>10}", median(answered.iter().map(put).collect()), "-", "-");
+    line("from a put to the view, median (us)", |m| m.median_micros, 1.0, "no more");
+    line("from a put to the view, p99 (us)", |m| m.p99_micros, 1.0, "no more");
     let pick = median_of(ours, |m| m.pick_nanos);
     let verdict = if pick <= 100.0 { "ok" } else { "short" };
     let name = format!("{layout}: a pick (ns)");
@@ -222,6 +251,29 @@ fn print(layout: &str, ours: &[Measured], peer: &[Measured], answered: &[Answere
     let (name, taken) =
         (format!("{layout}: a pick that takes a change over (us)"), median_of(ours, |m| m.take_over_micros));
     println!("{name:<58} {taken:>12.1} {:>12} {:>10}", "-", "-");
+}
+
+fn print_answers(layout: &str, ours: &[Answered], peer: &[Answered]) {
+    let line = |name: &str, of: fn(&Answered) -> f64, goal| {
+        let median_of = |all: &[Answered]| median(all.iter().map(of).collect());
+        beside(layout, name, [median_of(ours), median_of(peer)], goal);
+    };
+    let goal = Some((1.0, "no more"));
+    line("from a put to an answer over HTTP, median (us)", |a| a.median_micros, goal);
+    line("from a put to an answer over HTTP, p99 (us)", |a| a.p99_micros, goal);
+    line("of that until etcd confirms the put, median (us)", |a| a.put_micros, None);
+    line("such an answer while nothing happens, median (us)", |a| a.one_micros, None);
+}
+
+/// A line: ours and the peer's, and how many times less ours should be.
+#[expect(clippy::print_stdout, reason = "a command speaks to its user")]
+fn beside(layout: &str, name: &str, [ours, peer]: [f64; 2], goal: Option<(f64, &str)>) {
+    let name = format!("{layout}: {name}");
+    let (goal, verdict) = match goal {
+        Some((times, goal)) => (goal, if ours * times <= peer { "ok" } else { "short" }),
+        None => ("", ""),
+    };
+    println!("{name:<58} {ours:>12.3} {peer:>12.3} {:>9.1}x  {goal:<22} {verdict}", peer / ours);
 }
 
 /// A process under measurement.
