@@ -100,6 +100,8 @@ mod tests {
             (r#"{"a":"http://{addr}"}"#, r#"{"a":"http://h:1"}"#),
             (r#"{"a":"{addr}","b":"{name}@{addr}"}"#, r#"{"a":"h:1","b":"n@h:1"}"#),
             ("{addr}", "h:1"),
+            // An item that may be read twice.
+            (r#"{"a":["{addr}","{version}"]}"#, r#"{"a":["h:1"]}"#),
         ] {
             let (last, _) = kept(&Shape::parse(shape).unwrap(), value);
             assert!(last.like.is_none(), "{shape} {value}");

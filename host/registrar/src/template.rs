@@ -427,7 +427,9 @@ impl Node {
         match self {
             Self::Text(text) if text.is_addr() => Some(1),
             Self::Object { fields, .. } => fields.iter().map(|(_, node)| node.addrs()).sum(),
-            Self::List(nodes) => nodes.iter().map(Self::addrs).sum(),
+            // Several may read the same item.
+            Self::List(nodes) if nodes.len() == 1 => nodes[0].addrs(),
+            Self::List(_) => None,
             node => (!node.has(Field::Addr)).then_some(0),
         }
     }

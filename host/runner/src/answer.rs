@@ -20,6 +20,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 use crate::{
     call::{Call, End},
     grpc::{self, Status},
+    rest::PATIENCE,
     span::Span,
     stats::{Hit, Within},
     timers::Sleep,
@@ -160,12 +161,17 @@ impl Answer {
     }
 
     async fn gather(&mut self) -> Result<(), End> {
+        let mut until = None;
         poll_fn(|cx| {
             if self.poll_ahead(cx).is_ready() {
                 return Poll::Ready(());
             }
             if let Some(hold) = &self.hold {
-                ready!(hold.waiting.call.poll_rest(cx));
+                let now = std::time::Instant::now();
+                let is_patient = now < *until.get_or_insert(now + PATIENCE);
+                if hold.waiting.call.poll_rest(cx).is_pending() && is_patient {
+                    return Poll::Pending;
+                }
             }
             let _ = self.poll_ahead(cx);
             Poll::Ready(())
@@ -195,12 +201,16 @@ impl Answer {
         Poll::Ready(())
     }
 
-    /// How much of it is not sent yet, where all of it was taken.
+    /// How much was taken and is not sent yet.
+    fn taken(&self) -> u64 {
+        self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
+    }
+
+    /// The same, where that is all.
     fn left(&self) -> Option<u64> {
         let ends = self.ahead.iter().flatten().any(Option::is_none);
         let is_whole = self.hold.as_ref().is_some_and(|hold| hold.waiting.whole);
-        let data = self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref);
-        (ends && is_whole).then(|| data.map(|data| data.len() as u64).sum())
+        (ends && is_whole).then(|| self.taken())
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
@@ -292,6 +302,15 @@ impl Body for Answer {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left().map_or_else(|| self.body.size_hint(), SizeHint::with_exact)
+        if let Some(left) = self.left() {
+            return SizeHint::with_exact(left);
+        }
+        // What the body knows of is behind what was taken.
+        let (mut hint, taken) = (self.body.size_hint(), self.taken());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(taken));
+        }
+        hint.set_lower(hint.lower().saturating_add(taken));
+        hint
     }
 }

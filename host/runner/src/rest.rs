@@ -14,7 +14,7 @@ use std::{
 use futures::task::AtomicWaker;
 
 /// For so long what an instance has said is kept back while it goes on, and until it gives back its thread then.
-const PATIENCE: Duration = Duration::from_millis(1);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
 
 /// The rest of one instance, which is always at rest where nobody tells that it runs.
 #[derive(Debug, Default)]
@@ -69,7 +69,8 @@ impl Rest {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Ready when the instance is at rest, or has gone on for long enough. It is asked for its thread.
+    /// Ready when the instance is at rest. It is asked for its thread, and who waits is woken then, and when it has gone on for
+    /// long enough.
     pub(crate) fn poll(&self, cx: &Context<'_>, instance: &AtomicWaker) -> Poll<()> {
         let mut state = self.state();
         if !state.goes_on && !self.has_run.load(Relaxed) {

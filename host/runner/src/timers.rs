@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use tokio::time::{self, Instant};
+use tokio::{
+    task::unconstrained,
+    time::{self, Instant},
+};
 
 /// As many are kept; the others are taken back.
 const KEPT: usize = 8;
@@ -81,7 +84,8 @@ impl Future for Sleep {
             timer.as_mut().reset(this.deadline);
         }
         loop {
-            ready!(timer.as_mut().poll(cx));
+            // What it is to end may have used up the budget of its task, every time.
+            ready!(Pin::new(&mut unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= this.deadline {
                 return Poll::Ready(());
             }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Uri, header};
-use http_body_util::{BodyExt, Empty};
+use http::{Request, Uri, header};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -57,6 +57,34 @@ async fn a_small_answer_is_told_with_its_length() {
             }
             // An instance that has to wait for a processor meanwhile is not waited for.
             assert!(told >= 50, "{name} {protocol:?}: {told}");
+        }
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn an_answer_whose_length_is_known_from_elsewhere_comes_as_it_is() {
+    let world = World::real().await;
+    let host = Host::of(&world, [plain_p3()]).await;
+    for protocol in BOTH {
+        // On one connection: what is left over of one would be the next one's beginning.
+        let client: Client<HttpConnector, Full<Bytes>> =
+            Client::builder(TokioExecutor::new()).http2_only(protocol == Protocol::Http2).build_http();
+        for length in [0, 1, 6, 70_000, 300_000, 6] {
+            let url = format!("{}length/{length}", host.url("plain-p3"));
+            let answer = client.get(url.parse().unwrap()).await.unwrap();
+            assert_eq!(answer.headers()[header::CONTENT_LENGTH], length.to_string(), "{protocol:?}");
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            assert!(
+                body.len() == length && body.iter().all(|byte| *byte == b'x'),
+                "{protocol:?} {length}: {}",
+                body.len()
+            );
+
+            let sent: Bytes = (0..length).map(|at| (at % 251) as u8).collect::<Vec<_>>().into();
+            let passed = Request::post(format!("{}pass", host.url("plain-p3"))).body(Full::new(sent.clone())).unwrap();
+            let body = client.request(passed).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+            assert!(body == sent, "{protocol:?} {length}: {} passed", body.len());
         }
     }
     assert_eq!(host.stop().await.code, Some(0));

@@ -2,7 +2,8 @@
 //!
 //! `/echo` sends back the body with its trailers while they come. `/fail` traps at the end of an answer, and `/break` does so
 //! when its beginning has been sent. `/yield` and `/compute` work for a second after the head, the one bit by bit and the other
-//! at a stretch. `/relay/HOST/PATH` asks another host. Anything else is greeted.
+//! at a stretch. `/length/N` tells the length of its body, N bytes, and `/pass` gives back the body that came as it is.
+//! `/relay/HOST/PATH` asks another host. Anything else is greeted.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -52,6 +53,10 @@ impl Guest for Plain {
                 while begun.elapsed() < A_WHILE {}
                 body.write_all(HELLO.to_vec()).await;
             })),
+            Some("/pass") => Ok(pass(request)),
+            Some(path) if let Some(length) = path.strip_prefix("/length/") => {
+                Ok(long(length.parse().expect("a number")))
+            }
             Some(path) if let Some(target) = path.strip_prefix("/relay/") => relay(request, target).await,
             _ => Ok(answer(async |mut body| drop(body.write_all(HELLO.to_vec()).await))),
         }
@@ -86,6 +91,19 @@ async fn relay(request: Request, target: &str) -> Result<Response, ErrorCode> {
     Ok(answer(async move |mut body| drop(body.write_all(format!("{status} {inside}\n").into_bytes()).await)))
 }
 
+/// What came, without a look at it.
+fn pass(request: Request) -> Response {
+    let (_, taken) = wit_future::new(|| Ok(()));
+    let (body, trailers) = Request::consume_body(request, taken);
+    Response::new(Fields::new(), Some(body), trailers).0
+}
+
+fn long(length: usize) -> Response {
+    let headers = Fields::new();
+    headers.append("content-length", length.to_string().as_bytes()).expect("a header");
+    answer_with(headers, async move |mut body| drop(body.write_all(vec![b'x'; length]).await))
+}
+
 /// Bit by bit.
 async fn work(within: Duration) {
     let begun = Instant::now();
@@ -96,9 +114,13 @@ async fn work(within: Duration) {
 
 /// A head, and then what is written; of that, what is left over was not wanted.
 fn answer(write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Response {
+    answer_with(Fields::new(), write)
+}
+
+fn answer_with(headers: Fields, write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Response {
     let (body, reader) = wit_stream::new();
     let (_, no_trailers) = wit_future::new(|| Ok(None));
-    let (response, _sent) = Response::new(Fields::new(), Some(reader), no_trailers);
+    let (response, _sent) = Response::new(headers, Some(reader), no_trailers);
     wit_bindgen::spawn_local(write(body));
     response
 }
