@@ -1,50 +1,79 @@
-//! Values that differ in the address alone, as most of one service do: such a one is known without being read as JSON.
+//! Nodes that differ in the address alone, as most of one service do: such a one is known without being read.
 
-use crate::template::{Found, Shape, is_run};
+use crate::{
+    node::{Addr, Invalid, ServerNode},
+    template::{Shape, Tail, Text, is_run},
+};
 
-/// One of so many values that are not like the last one takes its place.
+/// One of so many that are not like the last one takes its place.
 const EVERY: u32 = 8;
 
-/// The last value that was read of several under one prefix.
+/// The last node that was read of several under one prefix.
 #[derive(Debug, Default)]
 pub(crate) struct Last {
     like: Option<Like>,
     unlike: u32,
 }
 
-/// What stands before and after the address of a value, and what that was found to say.
+/// A node, and what stands around its address.
 #[derive(Debug)]
 struct Like {
+    /// What its key begins with, and what follows that.
+    key: String,
+    tail: Tail,
+    /// What stands before and after the address in its value.
     before: Vec<u8>,
     after: Vec<u8>,
-    found: Found,
+    node: ServerNode,
+    is_secured: bool,
 }
 
 impl Last {
-    /// What reading this value would find, where it is like the last one.
-    pub(crate) fn found(&self, value: &[u8]) -> Option<Found> {
-        let Like { before, after, found } = self.like.as_ref()?;
+    /// What reading these would give, where they are like the last ones.
+    pub(crate) fn read(&self, key: &str, value: &[u8]) -> Option<Result<(ServerNode, bool), Invalid>> {
+        let Like { before, after, node, is_secured, .. } = self.like.as_ref()?;
         let addr = value.strip_prefix(before.as_slice())?.strip_suffix(after.as_slice())?;
         let addr = std::str::from_utf8(addr).ok().filter(|addr| is_plain(addr))?;
-        let mut found = found.clone();
-        found.addr = Some(addr.into());
-        Some(found)
+        self.has_key(key, addr).then(|| {
+            let addr = Addr::new(addr.into())?;
+            Ok((ServerNode { addr, ..node.clone() }, *is_secured))
+        })
     }
 
-    /// Takes over a value that was read, now and then. Its address must be a string of its own there, and the only one of
-    /// that text, in the place of the template that is for an address and nothing else: another one in that place is read
-    /// as the same but for the address.
-    pub(crate) fn keep(&mut self, shape: &Shape, value: &[u8], found: &Found) {
+    fn has_key(&self, key: &str, addr: &str) -> bool {
+        let like = self.like.as_ref();
+        like.and_then(|like| Some((key.strip_prefix(&*like.key)?, like.tail))).is_some_and(|(rest, tail)| match tail {
+            Tail::Addr => rest == addr,
+            Tail::Any => is_run(rest),
+        })
+    }
+
+    /// Takes over what was read, now and then. Its address must be a text of its own in the value, and the only one like it,
+    /// in the place of the template that is for an address and nothing else; and its key must end in one that nothing but
+    /// the address has a say in. Others there are read as the same but for the address.
+    pub(crate) fn keep(
+        &mut self,
+        templates: (&Text, &Shape),
+        (key, value): (&str, &[u8]),
+        (node, is_secured): &(ServerNode, bool),
+    ) {
         self.unlike = self.unlike.wrapping_add(1);
-        let Some(addr) = found.addr.as_deref().filter(|addr| is_plain(addr)) else { return };
-        if self.unlike % EVERY != 1 || !shape.has_addr_alone() || value.contains(&b'\\') {
+        let addr = node.addr.as_str();
+        if self.unlike % EVERY != 1 || !is_plain(addr) || value.contains(&b'\\') {
             return;
         }
-        let string = format!("\"{addr}\"");
-        let mut places = (0..value.len()).filter(|at| value[*at..].starts_with(string.as_bytes()));
+        let (Some((key, tail)), Some(quoted)) = (templates.0.tail(key), templates.1.quoted(addr)) else { return };
+        let mut places = (0..value.len()).filter(|at| value[*at..].starts_with(quoted.as_bytes()));
         if let (Some(at), None) = (places.next(), places.next()) {
-            let (before, after) = (value[..=at].to_vec(), value[at + string.len() - 1..].to_vec());
-            self.like = Some(Like { before, after, found: found.clone() });
+            let quote = (quoted.len() - addr.len()) / 2;
+            self.like = Some(Like {
+                key: key.to_owned(),
+                tail,
+                before: value[..at + quote].to_vec(),
+                after: value[at + quote + addr.len()..].to_vec(),
+                node: node.clone(),
+                is_secured: *is_secured,
+            });
         }
     }
 }
@@ -60,62 +89,74 @@ mod tests {
     use crate::{
         layout::Layout,
         node::{Metadata, ServerNode},
-        template::{Found, Shape},
     };
 
-    /// What is remembered of a value that was read.
-    fn kept(shape: &Shape, value: &str) -> (Last, Found) {
-        let (mut last, mut found) = (Last::default(), Found::default());
-        shape.read(value.as_bytes(), &mut found).unwrap();
-        last.keep(shape, value.as_bytes(), &found);
-        (last, found)
+    fn custom(key: &str, value: &str) -> Layout {
+        Layout::custom(key, value).unwrap()
     }
 
     #[test]
-    fn a_value_that_differs_in_the_address_alone_is_known() {
-        let shape = Shape::parse(r#"{"Addr":"{addr}","Weight":"{weight:number}","Metadata":"{metadata}"}"#).unwrap();
-        let (last, mut found) = kept(&shape, r#"{"Addr":"10.0.0.1:80","Weight":7,"Metadata":{"zone":"a"}}"#);
-        let like = last.found(br#"{"Addr":"[::1]:8080","Weight":7,"Metadata":{"zone":"a"}}"#).unwrap();
-        found.addr = Some("[::1]:8080".into());
-        assert_eq!(like, found);
-        for unlike in [
-            r#"{"Addr":"10.0.0.2:80","Weight":8,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"","Weight":7,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"a/b","Weight":7,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"a\u0062","Weight":7,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"a","Addr":"b","Weight":7,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"é","Weight":7,"Metadata":{"zone":"a"}}"#,
-            r#"{"Addr":"10.0.0.2:80","Weight":7"#,
+    fn a_node_that_differs_in_the_address_alone_is_known() {
+        let layout =
+            custom("/{name}/{addr}", r#"{"Addr":"{addr}","Weight":"{weight:number}","Metadata":"{metadata}"}"#);
+        let mut last = Last::default();
+        let first = r#"{"Addr":"10.0.0.1:80","Weight":7,"Metadata":{"zone":"a"}}"#;
+        let (node, _) = layout.read_next(&mut last, b"/user/10.0.0.1:80", first.as_bytes()).unwrap();
+        let (key, value) = ("/user/[::1]:8080", r#"{"Addr":"[::1]:8080","Weight":7,"Metadata":{"zone":"a"}}"#);
+        let like = ServerNode { addr: "[::1]:8080".parse().unwrap(), ..node };
+        assert_eq!(last.read(key, value.as_bytes()), Some(Ok((like, false))));
+        for (key, value) in [
+            ("/user/[::1]:8081", value),
+            ("/users/[::1]:8080", value),
+            ("/user/v1/[::1]:8080", value),
+            ("/user/10.0.0.2:80", r#"{"Addr":"10.0.0.2:80","Weight":8,"Metadata":{"zone":"a"}}"#),
+            ("/user/", r#"{"Addr":"","Weight":7,"Metadata":{"zone":"a"}}"#),
+            ("/user/a/b", r#"{"Addr":"a/b","Weight":7,"Metadata":{"zone":"a"}}"#),
+            ("/user/ab", r#"{"Addr":"a\u0062","Weight":7,"Metadata":{"zone":"a"}}"#),
+            ("/user/b", r#"{"Addr":"a","Addr":"b","Weight":7,"Metadata":{"zone":"a"}}"#),
+            ("/user/é", r#"{"Addr":"é","Weight":7,"Metadata":{"zone":"a"}}"#),
+            ("/user/10.0.0.2:80", r#"{"Addr":"10.0.0.2:80","Weight":7"#),
         ] {
-            assert_eq!(last.found(unlike.as_bytes()), None, "{unlike}");
+            assert_eq!(last.read(key, value.as_bytes()), None, "{key} {value}");
         }
     }
 
     #[test]
     fn nothing_is_kept_where_the_address_may_be_something_else_too() {
-        for (shape, value) in [
-            // Twice in the value; as an escape; beside other things; twice in the template; not in JSON.
-            (r#"{"a":"{addr}"}"#, r#"{"a":"h:1","b":"h:1"}"#),
-            (r#"{"a":"{addr}"}"#, r#"{"a":"h\u003a1","b":"h:1"}"#),
-            (r#"{"a":"http://{addr}"}"#, r#"{"a":"http://h:1"}"#),
-            (r#"{"a":"{addr}","b":"{name}@{addr}"}"#, r#"{"a":"h:1","b":"n@h:1"}"#),
-            ("{addr}", "h:1"),
+        let json = r#"{"a":"{addr}"}"#;
+        for (template, shape, key, value) in [
+            // Twice in the value; as an escape; beside other things; twice in the template.
+            ("/{name}/{addr}", json, "/n/h:1", r#"{"a":"h:1","b":"h:1"}"#),
+            ("/{name}/{addr}", json, "/n/h:1", r#"{"a":"h\u003a1","b":"h:1"}"#),
+            ("/{name}/{addr}", r#"{"a":"http://{addr}"}"#, "/n/h:1", r#"{"a":"http://h:1"}"#),
+            ("/{name}/{addr}", r#"{"a":"{addr}","b":"{name}@{addr}"}"#, "/n/h:1", r#"{"a":"h:1","b":"n@h:1"}"#),
             // An item that may be read twice.
-            (r#"{"a":["{addr}","{version}"]}"#, r#"{"a":["h:1"]}"#),
+            ("/{name}/{addr}", r#"{"a":["{addr}","{version}"]}"#, "/n/h:1", r#"{"a":["h:1"]}"#),
+            // The end of the key is not the placeholder's alone, or is another one.
+            ("/{name}/{version}-{addr}", json, "/n/v1-h:1", r#"{"a":"h:1"}"#),
+            ("/{name}/{version}{id}", json, "/n/v1", r#"{"a":"h:1"}"#),
+            ("/{name}/{addr}/{version}", json, "/n/h:1/v1", r#"{"a":"h:1"}"#),
         ] {
-            let (last, _) = kept(&Shape::parse(shape).unwrap(), value);
-            assert!(last.like.is_none(), "{shape} {value}");
+            let (layout, mut last) = (custom(template, shape), Last::default());
+            layout.read_next(&mut last, key.as_bytes(), value.as_bytes()).unwrap();
+            assert!(last.like.is_none(), "{template} {shape} {value}");
         }
     }
 
-    /// Some of the values of all layouts, as they are and with bytes changed, in any order: whatever was read before, each is
-    /// read as if it were the only one.
+    /// Some nodes of all layouts, as they are and with bytes changed, in any order: whatever was read before, each is read as
+    /// if it were the only one.
     #[test]
     fn what_was_read_before_changes_nothing() {
         let mut rng = fastrand::Rng::with_seed(11);
         let (mut known, mut all) = (0, 0);
-        for name in Layout::NAMES {
-            let layout: Layout = name.parse().unwrap();
+        let customs = [
+            ("/{name}/{version/}tcp@{addr}", r#"{"a":"{addr}"}"#),
+            ("/{name}/{version}{id}", "{addr}"),
+            ("/{name}/{version}-{id}", r#"{"a":"{addr}"}"#),
+            ("/{name}/{addr}", r#"{"a":"{addr}","b":"{version}"}"#),
+        ];
+        let customs = customs.map(|(key, value)| custom(key, value));
+        for layout in Layout::NAMES.into_iter().map(|name| name.parse().unwrap()).chain(customs) {
             let mut last = Last::default();
             for _ in 0..20_000 {
                 let pairs = if rng.u8(..8) == 0 {
@@ -125,7 +166,8 @@ mod tests {
                 };
                 let node = ServerNode {
                     metadata: Metadata::try_from(pairs).unwrap(),
-                    ..ServerNode::new("user", &format!("10.0.0.{}:80", rng.u8(..3))).unwrap()
+                    version: rng.choice(["", "v1"]).unwrap().parse().unwrap(),
+                    ..ServerNode::new(rng.choice(["user", "users"]).unwrap(), &format!("10.0.0.{}:80", rng.u8(..3))).unwrap()
                 };
                 let (mut key, mut value) = (layout.key(&node).into_bytes(), layout.value(&node, 7.try_into().unwrap()));
                 let changed = if rng.bool() { &mut key } else { &mut value };
@@ -137,13 +179,13 @@ mod tests {
                         _ => changed.insert(at, *rng.choice(br#"",:{}[]\/0198az "#).unwrap()),
                     }
                 }
-                known += usize::from(last.found(&value).is_some());
+                known += usize::from(str::from_utf8(&key).is_ok_and(|key| last.read(key, &value).is_some()));
                 all += 1;
                 let alone = layout.read(&key, &value);
                 assert_eq!(
                     layout.read_next(&mut last, &key, &value),
                     alone,
-                    "{name}: {}",
+                    "{layout}: {}",
                     String::from_utf8_lossy(&value)
                 );
             }

@@ -269,15 +269,17 @@ impl Layout {
     /// The same of one after the other, of which those that are like the last one are known sooner.
     pub(crate) fn read_next(&self, last: &mut Last, key: &[u8], value: &[u8]) -> Result<(ServerNode, bool), Invalid> {
         let key = std::str::from_utf8(key).map_err(|_| Invalid::new("key", "must be UTF-8"))?;
-        let mut found = match last.found(value) {
-            Some(found) => found,
-            None => {
-                let mut found = Found::default();
-                self.0.value.read(value, &mut found)?;
-                last.keep(&self.0.value, value, &found);
-                found
-            }
-        };
+        if let Some(like) = last.read(key, value) {
+            return like;
+        }
+        let read = self.read_alone(key, value)?;
+        last.keep((&self.0.key, &self.0.value), (key, value), &read);
+        Ok(read)
+    }
+
+    fn read_alone(&self, key: &str, value: &[u8]) -> Result<(ServerNode, bool), Invalid> {
+        let mut found = Found::default();
+        self.0.value.read(value, &mut found)?;
         if !self.0.key.read(key, &mut found) {
             let fits = self.0.key.read(key, &mut Found::default());
             let rule = if fits { "must agree with its value" } else { "must have the form of its layout" };

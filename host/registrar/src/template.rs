@@ -144,6 +144,15 @@ enum Piece {
     Field { field: Field, default: String, slash: bool },
 }
 
+/// What a key may have at its end where everything else is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// The address.
+    Addr,
+    /// Any run of characters.
+    Any,
+}
+
 /// A text with placeholders.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Text(Vec<Piece>);
@@ -181,6 +190,23 @@ impl Text {
     /// Whether it is `{addr}`.
     fn is_addr(&self) -> bool {
         matches!(&*self.0, [Piece::Field { field: Field::Addr, default, slash: false }] if default.is_empty())
+    }
+
+    /// How a text ends whose last placeholder has all behind the last `/` to itself, but for a fixed text before it; and what
+    /// comes before that end.
+    pub(crate) fn tail<'a>(&self, text: &'a str) -> Option<(&'a str, Tail)> {
+        let [pieces @ .., Piece::Field { field, default, slash: false }] = &*self.0 else { return None };
+        let tail = match field {
+            Field::Addr => Tail::Addr,
+            Field::Label | Field::Id => Tail::Any,
+            _ => return None,
+        };
+        let fixed = match pieces.last()? {
+            Piece::Text(text) => text.rsplit_once('/')?.1,
+            Piece::Field { .. } => end_in_slash(pieces).then_some("")?,
+        };
+        let at = text.rfind('/')? + 1 + fixed.len();
+        default.is_empty().then(|| (&text[..at], tail))
     }
 
     pub(crate) fn has(&self, wanted: Field) -> bool {
@@ -226,6 +252,15 @@ impl Text {
     /// Reads a text back; false when it does not fit, or says something else than what was found before.
     pub(crate) fn read(&self, text: &str, found: &mut Found) -> bool {
         read(&self.0, text, found)
+    }
+}
+
+/// Whether what comes next begins behind a `/`, whichever of these are there.
+fn end_in_slash(pieces: &[Piece]) -> bool {
+    match pieces.split_last() {
+        Some((Piece::Text(text), _)) => text.ends_with('/'),
+        Some((Piece::Field { slash, .. }, pieces)) => *slash && end_in_slash(pieces),
+        None => false,
     }
 }
 
@@ -315,9 +350,13 @@ impl Shape {
         }
     }
 
-    /// Whether the address has one string of JSON to itself.
-    pub(crate) fn has_addr_alone(&self) -> bool {
-        matches!(self, Self::Json(node) if node.addrs() == Some(1))
+    /// How an address is written that has a place of its own in the value, and no other one.
+    pub(crate) fn quoted(&self, addr: &str) -> Option<String> {
+        match self {
+            Self::Json(node) if node.addrs() == Some(1) => Some(format!("\"{addr}\"")),
+            Self::Text(text) if text.is_addr() => Some(addr.to_owned()),
+            _ => None,
+        }
     }
 
     pub(crate) fn has_metadata(&self) -> bool {
