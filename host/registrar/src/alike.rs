@@ -1,5 +1,7 @@
 //! Nodes that differ in the address alone, as most of one service do: such a one is known without being read.
 
+use std::ops::Range;
+
 use crate::{
     node::{Addr, Invalid, ServerNode},
     template::{Shape, Tail, Text, is_run},
@@ -21,9 +23,9 @@ struct Like {
     /// What its key begins with, and what follows that.
     key: String,
     tail: Tail,
-    /// What stands before and after the address in its value.
-    before: Vec<u8>,
-    after: Vec<u8>,
+    /// Its value, and where the address stands in it.
+    value: Vec<u8>,
+    addr: Range<usize>,
     node: ServerNode,
     is_secured: bool,
 }
@@ -31,21 +33,17 @@ struct Like {
 impl Last {
     /// What reading these would give, where they are like the last ones.
     pub(crate) fn read(&self, key: &str, value: &[u8]) -> Option<Result<(ServerNode, bool), Invalid>> {
-        let Like { before, after, node, is_secured, .. } = self.like.as_ref()?;
-        let addr = value.strip_prefix(before.as_slice())?.strip_suffix(after.as_slice())?;
+        let like = self.like.as_ref()?;
+        let (before, after) = (&like.value[..like.addr.start], &like.value[like.addr.end..]);
+        let addr = value.strip_prefix(before)?.strip_suffix(after)?;
         let addr = std::str::from_utf8(addr).ok().filter(|addr| is_plain(addr))?;
-        self.has_key(key, addr).then(|| {
-            let addr = Addr::new(addr.into())?;
-            Ok((ServerNode { addr, ..node.clone() }, *is_secured))
-        })
-    }
-
-    fn has_key(&self, key: &str, addr: &str) -> bool {
-        let like = self.like.as_ref();
-        like.and_then(|like| Some((key.strip_prefix(&*like.key)?, like.tail))).is_some_and(|(rest, tail)| match tail {
-            Tail::Addr => rest == addr,
-            Tail::Any => is_run(rest),
-        })
+        let tail = key.strip_prefix(like.key.as_str())?;
+        let fits = match like.tail {
+            Tail::Addr => tail == addr,
+            Tail::Any => is_run(tail),
+        };
+        let node = |addr| (ServerNode { addr, ..like.node.clone() }, like.is_secured);
+        fits.then(|| Addr::new(addr.into()).map(node))
     }
 
     /// Takes over what was read, now and then. Its address must be a text of its own in the value, and the only one like it,
@@ -65,12 +63,12 @@ impl Last {
         let (Some((key, tail)), Some(quoted)) = (templates.0.tail(key), templates.1.quoted(addr)) else { return };
         let mut places = (0..value.len()).filter(|at| value[*at..].starts_with(quoted.as_bytes()));
         if let (Some(at), None) = (places.next(), places.next()) {
-            let quote = (quoted.len() - addr.len()) / 2;
+            let at = at + (quoted.len() - addr.len()) / 2;
             self.like = Some(Like {
                 key: key.to_owned(),
                 tail,
-                before: value[..at + quote].to_vec(),
-                after: value[at + quote + addr.len()..].to_vec(),
+                value: value.to_vec(),
+                addr: at..at + addr.len(),
                 node: node.clone(),
                 is_secured: *is_secured,
             });
@@ -167,7 +165,8 @@ mod tests {
                 let node = ServerNode {
                     metadata: Metadata::try_from(pairs).unwrap(),
                     version: rng.choice(["", "v1"]).unwrap().parse().unwrap(),
-                    ..ServerNode::new(rng.choice(["user", "users"]).unwrap(), &format!("10.0.0.{}:80", rng.u8(..3))).unwrap()
+                    ..ServerNode::new(rng.choice(["user", "users"]).unwrap(), &format!("10.0.0.{}:80", rng.u8(..3)))
+                        .unwrap()
                 };
                 let (mut key, mut value) = (layout.key(&node).into_bytes(), layout.value(&node, 7.try_into().unwrap()));
                 let changed = if rng.bool() { &mut key } else { &mut value };

@@ -13,8 +13,6 @@ use crate::{alike::Last, latency::Verb};
 const FIRST_PAGE: i64 = 1000;
 /// Keys to a page, at most.
 const MAX_PAGE: i64 = 20_000;
-/// How many times those of the page before it, at most: the first are there early, and taken from while etcd gathers others.
-const GROWTH: i64 = 6;
 /// What a page should come to, judged by those before it.
 const PAGE_BYTES: usize = 2 << 20;
 /// What stands for a value that is longer: not UTF-8, and so a node in no layout.
@@ -27,7 +25,7 @@ const ASKED: usize = 4;
 const PAGES: usize = 2 * ASKED;
 /// Where what follows a page is cut to be read side by side: before these digits, and where keys have letters before these,
 /// which part those of hexadecimal numbers and others.
-const DIGITS: &[u8] = b"2468";
+const DIGITS: &[u8] = b"123456789";
 const LETTERS: &[u8] = b"aceimqu";
 /// Keys that are taken from a page before others have a turn on this thread.
 const TURN: usize = 256;
@@ -55,8 +53,6 @@ enum Progress<T> {
 struct Page {
     range: Range,
     answer: GetResponse,
-    /// How many keys it could have.
-    most: i64,
     /// Whether the values are too large to be read.
     is_without_values: bool,
 }
@@ -141,17 +137,17 @@ impl Etcd {
                 answer => break (answer?, false),
             }
         };
-        Ok(Progress::Page(Page { range, answer, most: limit, is_without_values }))
+        Ok(Progress::Page(Page { range, answer, is_without_values }))
     }
 }
 
 impl Page {
-    /// How many keys the next pages should have: as many as come to [`PAGE_BYTES`], and not many times more than these.
+    /// How many keys the next pages should have: as many as come to [`PAGE_BYTES`].
     fn next_limit(&self) -> i64 {
         let all = self.answer.kvs();
         let bytes: usize = all.iter().map(|kv| kv.key().len() + kv.value().len() + KEY_OVERHEAD).sum();
         let fits = (PAGE_BYTES * all.len()).checked_div(bytes).unwrap_or_default();
-        i64::try_from(fits).unwrap_or(MAX_PAGE).min(GROWTH * self.most).clamp(1, MAX_PAGE)
+        i64::try_from(fits).unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
     }
 
     /// What of the range comes after it, in pieces if that is much.
@@ -202,16 +198,23 @@ mod tests {
             assert!(end == "\0" || cuts.iter().all(|cut| **cut < *end.as_bytes()), "{cuts:?}");
             cuts.into_iter().map(|cut| String::from_utf8(cut).unwrap()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8");
+        assert_eq!(of("u/", "u0", "u/40", "u/79"), "u/8 u/9");
         assert_eq!(
             of("u/", "u0", "u/10.0.0.1", "u/10.0.17.9"),
-            "u/10.0.18 u/10.0.2 u/10.0.4 u/10.0.6 u/10.0.8 u/2 u/4 u/6 u/8"
+            "u/10.0.18 u/10.0.19 u/10.0.2 u/10.0.3 u/10.0.4 u/10.0.5 u/10.0.6 u/10.0.7 u/10.0.8 u/10.0.9 \
+             u/2 u/3 u/4 u/5 u/6 u/7 u/8 u/9"
         );
-        assert_eq!(of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"), "u/10.492 u/10.494 u/10.496 u/10.498");
-        assert!(of("u/", "u0", "u/0a3", "u/0f7").starts_with("u/0f8 u/0fa u/0fc u/0fe u/0fi "));
-        assert!(of("u/", "u0", "u/0a3", "u/0f7").ends_with(" u/0u u/2 u/4 u/6 u/8 u/a u/c u/e u/i u/m u/q u/u"));
+        assert_eq!(
+            of("u/10.4", "u/10.6", "u/10.4.1", "u/10.49.1"),
+            "u/10.491 u/10.492 u/10.493 u/10.494 u/10.495 u/10.496 u/10.497 u/10.498 u/10.499"
+        );
+        assert!(of("u/", "u0", "u/0a3", "u/0f7").starts_with("u/0f8 u/0f9 u/0fa u/0fc u/0fe u/0fi "));
+        assert!(
+            of("u/", "u0", "u/0a3", "u/0f7")
+                .ends_with(" u/0u u/1 u/2 u/3 u/4 u/5 u/6 u/7 u/8 u/9 u/a u/c u/e u/i u/m u/q u/u")
+        );
         assert!(of("\0", "\0", "a", "b").ends_with(" c e i m q u"));
-        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z2 u/z4 u/z6 u/z8");
+        assert_eq!(of("u/", "u0", "u/z", "u/z"), "u/z1 u/z2 u/z3 u/z4 u/z5 u/z6 u/z7 u/z8 u/z9");
     }
 
     #[test]
