@@ -45,6 +45,9 @@ pub struct Policy {
     pub addrs: Vec<Addr>,
     /// The most registrations that it may have at a time, those under way included; one more is `quota-exceeded`.
     pub max_registrations: usize,
+    /// The most nodes in one answer of `resolve`: of a service that has more, it is told the same ones each time. Copying
+    /// them into the component is most of what such a call takes, and takes longer the more they are.
+    pub max_nodes: usize,
     /// The longest time to live that it may ask for; a longer one is `invalid-argument`.
     /// It bounds how long the keys of a dead host stay.
     pub max_ttl: Duration,
@@ -63,6 +66,7 @@ impl Default for Policy {
             addr: None,
             addrs: Vec::new(),
             max_registrations: 16,
+            max_nodes: 1000,
             max_ttl: Duration::from_secs(60 * 60),
             deadline: Duration::from_secs(30),
             terms: Terms::default(),

@@ -12,9 +12,6 @@ use crate::{
     kept::Kept,
 };
 
-/// The most nodes in one answer: a component's memory is limited, and so is what a host copies for it.
-const MAX_NODES: usize = 1000;
-
 /// What a guest's handle stands for. The registration itself stays with the component.
 #[derive(Debug)]
 pub struct Handle(Arc<Kept>);
@@ -107,7 +104,8 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
-        Ok(self.ctx.resolve(&name, &version).await?.some(MAX_NODES, self.ctx.place()).map(wire).collect())
+        let nodes = self.ctx.resolve(&name, &version).await?;
+        Ok(nodes.some(self.ctx.policy().max_nodes, self.ctx.place()).map(wire).collect())
     }
 }
 

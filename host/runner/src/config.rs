@@ -196,6 +196,8 @@ pub(crate) struct Limits {
     pub(crate) connections: u32,
     /// Requests of the component's own at a time, until their answers are read; further ones wait, and fail in the end.
     pub(crate) outgoing: u32,
+    /// Nodes of a service that the component is told when it looks that up.
+    pub(crate) nodes: u32,
     /// The headers of a request, in bytes. More is answered with 431.
     pub(crate) header_size: usize,
     /// The body of a request, in bytes. More is answered with 413.
@@ -229,6 +231,7 @@ impl Default for Limits {
             concurrency: 200,
             connections: 4096,
             outgoing: 256,
+            nodes: 1000,
             header_size: 64 << 10,
             body_size: 64 << 20,
             client_timeout: Duration::from_secs(30),
@@ -640,6 +643,7 @@ impl Reader<'_> {
         set(&mut limits.concurrency, count("concurrency", written.concurrency)?);
         set(&mut limits.connections, count("connections", written.connections)?);
         set(&mut limits.outgoing, count("outgoing", written.outgoing)?);
+        set(&mut limits.nodes, count("nodes", written.nodes)?);
         set(&mut limits.header_size, written.header_size.map(|Parsed(size)| size.0));
         set(&mut limits.body_size, written.body_size.map(|Parsed(size)| size.0));
         set(&mut limits.client_timeout, written.client_timeout.map(|Parsed(span)| span.0));

@@ -125,6 +125,7 @@ impl Guest {
             addr: published.first().cloned(),
             addrs: published.to_vec(),
             max_registrations: MAX_REGISTRATIONS,
+            max_nodes: spec.limits.nodes as usize,
             terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
             max_ttl: MAX_TTL,
             ..Policy::default()

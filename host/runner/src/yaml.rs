@@ -154,6 +154,7 @@ pub(crate) struct Limits {
     pub(crate) concurrency: Option<Spanned<u32>>,
     pub(crate) connections: Option<Spanned<u32>>,
     pub(crate) outgoing: Option<Spanned<u32>>,
+    pub(crate) nodes: Option<Spanned<u32>>,
     pub(crate) header_size: Option<Parsed<HeaderSize>>,
     pub(crate) body_size: Option<Parsed<Size>>,
     pub(crate) client_timeout: Option<Parsed<Span>>,

@@ -245,12 +245,15 @@ async fn a_component_resolves_the_nodes_themselves() {
         world.put(&format!("/microservices/shop/{id}"), &value.to_string(), 0).await;
     }
     let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });
-    let host = Host::ready(&with(config(&world, [caller(&["shop", "crowd", "nobody"])]), registry)).await;
-    let resolve = async |what: &str| {
-        let answer = get(&format!("{}act/resolve/{what}", host.url("caller"))).await.json();
+    let few = json!({ "name": "told-few", "listen": "127.0.0.1:0", "limits": { "nodes": 3 } });
+    let callers = [caller(&["shop", "crowd", "nobody"]), with(caller(&["crowd"]), few)];
+    let host = Host::ready(&with(config(&world, callers), registry)).await;
+    let resolve_as = async |service: &str, what: &str| {
+        let answer = get(&format!("{}act/resolve/{what}", host.url(service))).await.json();
         assert_eq!(answer["case"], "ok", "{answer}");
         answer["text"].as_str().unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
     };
+    let resolve = async |what: &str| resolve_as("caller", what).await;
     let one = r#"shop v1 10.0.0.1:80 Some(7) [("zone", "a")]"#;
     let two = r#"shop v2 10.0.0.2:80 Some(7) [("zone", "b")]"#;
     assert_eq!(resolve("shop").await, [one, two]);
@@ -270,6 +273,9 @@ async fn a_component_resolves_the_nodes_themselves() {
     let seen = resolve("crowd").await;
     assert_eq!(seen.len(), 1000);
     assert_eq!(resolve("crowd").await, seen);
+    let few = resolve_as("told-few", "crowd").await;
+    assert_eq!(few.len(), 3);
+    assert_eq!(resolve_as("told-few", "crowd").await, few);
     let addr = seen[500].split_whitespace().find(|word| word.ends_with(":80")).unwrap();
     world.delete(&format!("/crowd/{addr}")).await;
     wait_for("it is gone", SOON, async || !resolve("crowd").await.contains(&seen[500])).await;

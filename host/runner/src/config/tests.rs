@@ -63,7 +63,7 @@ services:
     allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
     limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s,
               connections: 8, header_size: 9KiB, body_size: 10KiB, client_timeout: 11s, instance_requests: 12, instance_concurrency: 13,
-              stream_timeout: 14m, outgoing: 15 }
+              stream_timeout: 14m, outgoing: 15, nodes: 16 }
     health: { path: /healthz?deep=1, interval: 5s, fall: 7 }
 "#,
     )
@@ -96,7 +96,7 @@ services:
     assert_eq!((limits.connections, limits.header_size, limits.body_size), (8, 9 << 10, 10 << 10));
     assert_eq!(limits.client_timeout, Duration::from_secs(11));
     assert_eq!((limits.instance_requests, limits.instance_concurrency), (Some(12), Some(13)));
-    assert_eq!((limits.stream_timeout(), limits.outgoing), (Duration::from_secs(14 * 60), 15));
+    assert_eq!((limits.stream_timeout(), limits.outgoing, limits.nodes), (Duration::from_secs(14 * 60), 15, 16));
     assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
 }
@@ -117,6 +117,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    limits: { memory: 1MiB, request_timeout: 10 }\n", "c.yaml:5: request_timeout: must be a duration"),
         ("    limits:\n      memory: lots\n", "c.yaml:6: memory: must be a size"),
         ("    limits: { concurrency: 0 }\n", "c.yaml:5: concurrency: must be 1 to 100000, not 0"),
+        ("    limits: { nodes: 0 }\n", "c.yaml:5: nodes: must be 1 to 100000, not 0"),
         ("    limits: { instance_requests: 0 }\n", "c.yaml:5: instance_requests: must be 1 to 100000, not 0"),
         ("    limits: { header_size: 1KiB }\n", "c.yaml:5: header_size: must be 8KiB to 16MiB"),
         ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be"),
