@@ -74,7 +74,15 @@ impl Etcd {
         let mut taken: BTreeMap<Vec<u8>, Vec<T>> = BTreeMap::new();
         let mut under_way = FuturesUnordered::new();
         let mut asked = 0;
+        let mut unread = None;
         loop {
+            if unread == Some(0) {
+                // Pages that are still asked for are empty.
+                rest.clear();
+                if under_way.len() == asked {
+                    break;
+                }
+            }
             while asked < ASKED
                 && under_way.len() < PAGES
                 && let Some(range) = rest.pop_front()
@@ -94,6 +102,8 @@ impl Etcd {
             if revision == 0 {
                 revision = page.answer.header().map_or(0, |header| header.revision());
             }
+            let in_page = i64::try_from(page.answer.kvs().len()).unwrap_or(i64::MAX);
+            unread = Some(unread.unwrap_or(page.answer.count()) - in_page);
             // The last keys of a range, which may be few or none, say nothing of those in others.
             if page.answer.more() {
                 limit = page.next_limit();
