@@ -20,7 +20,6 @@ use wasmtime_wasi_http::{Error, WasiBody};
 use crate::{
     call::{Call, End},
     grpc::{self, Status},
-    rest::PATIENCE,
     span::Span,
     stats::{Hit, Within},
     timers::Sleep,
@@ -167,11 +166,7 @@ impl Answer {
                 return Poll::Ready(());
             }
             if let Some(hold) = &self.hold {
-                let now = std::time::Instant::now();
-                let is_patient = now < *until.get_or_insert(now + PATIENCE);
-                if hold.waiting.call.poll_rest(cx).is_pending() && is_patient {
-                    return Poll::Pending;
-                }
+                ready!(hold.waiting.call.poll_rest(cx, &mut until));
             }
             let _ = self.poll_ahead(cx);
             Poll::Ready(())

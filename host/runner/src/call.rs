@@ -4,7 +4,7 @@ use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::task::AtomicWaker;
@@ -86,10 +86,10 @@ impl Call {
         }
     }
 
-    /// Ready when its instance has said what it has to say for now.
-    pub(crate) fn poll_rest(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when its instance has said what it has to say for now, or takes too long.
+    pub(crate) fn poll_rest(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
         match &*locked(&self.place) {
-            Place::Instance(calls) => calls.rest.poll(cx, &calls.waker),
+            Place::Instance(calls) => calls.rest.poll(cx, &calls.waker, until),
             _ => Poll::Ready(()),
         }
     }

@@ -14,7 +14,7 @@ use std::{
 use futures::task::AtomicWaker;
 
 /// For so long what an instance has said is kept back while it goes on, and until it gives back its thread then.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// The rest of one instance, which is always at rest where nobody tells that it runs.
 #[derive(Debug, Default)]
@@ -69,16 +69,21 @@ impl Rest {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Ready when the instance is at rest. It is asked for its thread, and who waits is woken then, and when it has gone on for
-    /// long enough.
-    pub(crate) fn poll(&self, cx: &Context<'_>, instance: &AtomicWaker) -> Poll<()> {
+    /// Ready when the instance is at rest, or has gone on for long enough: `until` is the caller's, `None` at first. The
+    /// instance is asked for its thread, and who waits is woken once it gives that back.
+    pub(crate) fn poll(&self, cx: &Context<'_>, instance: &AtomicWaker, until: &mut Option<Instant>) -> Poll<()> {
         let mut state = self.state();
         if !state.goes_on && !self.has_run.load(Relaxed) {
             return Poll::Ready(());
         }
+        let now = Instant::now();
+        let until = *until.get_or_insert(now + PATIENCE);
+        if now >= until {
+            return Poll::Ready(());
+        }
         state.waiting.push(cx.waker().clone());
         if state.until.is_none() {
-            state.until = Some(Instant::now() + PATIENCE);
+            state.until = Some(until);
             drop(state);
             instance.wake();
         }
@@ -100,6 +105,7 @@ mod tests {
         },
         task::{Context, Wake, Waker},
         thread,
+        time::Instant,
     };
 
     use futures::task::AtomicWaker;
@@ -139,7 +145,12 @@ mod tests {
         }
 
         fn is_ready(&self) -> bool {
-            self.rest.poll(&Context::from_waker(&Waker::from(Arc::clone(&self.told))), &self.instance).is_ready()
+            self.is_ready_for(&mut None)
+        }
+
+        fn is_ready_for(&self, until: &mut Option<Instant>) -> bool {
+            let told = Waker::from(Arc::clone(&self.told));
+            self.rest.poll(&Context::from_waker(&told), &self.instance, until).is_ready()
         }
 
         fn look(&self) {
@@ -178,10 +189,12 @@ mod tests {
     #[test]
     fn one_that_goes_on_is_waited_for_only_so_long() {
         let scene = Scene::new();
-        assert!(!scene.is_ready());
+        let mut until = None;
+        assert!(!scene.is_ready_for(&mut until));
         thread::sleep(PATIENCE);
         scene.look();
         assert_eq!(scene.woken(), (1, 1));
+        assert!(scene.is_ready_for(&mut until) && !scene.is_ready());
     }
 
     #[test]
