@@ -7,6 +7,8 @@ use tokio::process::Command;
 
 /// How long one load lasts, in seconds.
 const SECONDS: &str = "4";
+/// How long a load of one request at a time lasts, in seconds.
+const SECONDS_OF_ONE: &str = "1";
 /// Connections of a load that takes all that there is.
 const CONNECTIONS: &str = "32";
 /// Connections of a load of a given rate.
@@ -30,16 +32,16 @@ fn number(said: &str, label: &str) -> f64 {
 
 /// Requests a second over HTTP/1.1, all of them answered well.
 pub(crate) async fn rate(url: &str) -> f64 {
-    requests(url, &["-t", "1", "-c", CONNECTIONS]).await
+    requests(url, CONNECTIONS, SECONDS).await
 }
 
 /// The same, one at a time.
 pub(crate) async fn rate_of_one(url: &str) -> f64 {
-    requests(url, &["-t", "1", "-c", "1"]).await
+    requests(url, "1", SECONDS_OF_ONE).await
 }
 
-async fn requests(url: &str, how: &[&str]) -> f64 {
-    let said = run("wrk", "wrk", how.iter().chain(&["-d", SECONDS, url])).await;
+async fn requests(url: &str, connections: &str, seconds: &str) -> f64 {
+    let said = run("wrk", "wrk", ["-t", "1", "-c", connections, "-d", seconds, url]).await;
     assert!(!said.contains("Non-2xx") && !said.contains("Socket errors"), "{url}: {said}");
     number(&said, "Requests/sec:")
 }

@@ -45,11 +45,14 @@ async fn main() {
     println!("{:<58} {:>10} {:>10} {:>8}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for figure in FIGURES.iter().filter(|figure| is_wanted(figure)) {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
-        for round in 0..rounds {
-            eprintln!("{}: round {} of {rounds}", figure.name, round + 1);
+        let turns = figure.what.turns();
+        for turn in 0..rounds * turns {
+            if turn.is_multiple_of(turns) {
+                eprintln!("{}: round {} of {rounds}", figure.name, turn / turns + 1);
+            }
             // One right after the other, so that both meet the same machine; who goes first changes.
             for side in 0..2 {
-                match (round + side).is_multiple_of(2) {
+                match (turn + side).is_multiple_of(2) {
                     true => ours.push(Box::pin(scene.ours(figure.what)).await),
                     false => peer.push(Box::pin(scene.peer(figure.what)).await),
                 }
@@ -90,6 +93,13 @@ enum What {
     One,
     Start,
     Neighbour,
+}
+
+impl What {
+    /// How often each side has its turn in one round: where a few hundredths are to be told apart, shortly and more often.
+    fn turns(self) -> usize {
+        if matches!(self, Self::One) { 4 } else { 1 }
+    }
 }
 
 /// What is wanted of ours, as a share of the peer's.
