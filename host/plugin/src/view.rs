@@ -111,9 +111,9 @@ impl discovery::Host for RegistryView<'_> {
 
 fn wire(node: &ServerNode) -> types::ServerNode {
     types::ServerNode {
-        name: node.name.to_string(),
-        addr: node.addr.to_string(),
-        version: node.version.to_string(),
+        name: node.name.as_str().to_owned(),
+        addr: node.addr.as_str().to_owned(),
+        version: node.version.as_str().to_owned(),
         weight: node.weight.map(Weight::value),
         metadata: node.metadata.pairs().to_vec(),
     }

@@ -134,6 +134,11 @@ mod tests {
             ("/{name}/{version}-{addr}", json, "/n/v1-h:1", r#"{"a":"h:1"}"#),
             ("/{name}/{version}{id}", json, "/n/v1", r#"{"a":"h:1"}"#),
             ("/{name}/{addr}/{version}", json, "/n/h:1/v1", r#"{"a":"h:1"}"#),
+            // The address stands elsewhere in the key, too; or in the key alone, and in the metadata.
+            ("/{name}/{addr}/{id}", json, "/n/h:1/5", r#"{"a":"h:1"}"#),
+            ("/{name}/{addr}/{addr}", json, "/n/h:1/h:1", r#"{"a":"h:1"}"#),
+            ("/{name}/{addr}", r#"{"a":"{addr}","...":1}"#, "/n/h:1", r#"{"b":"h:1"}"#),
+            ("/{name}/{addr}", r#"{"a":"{addr}","...":1}"#, "/n/h:1", r#"{"h:1":"x"}"#),
         ] {
             let (layout, mut last) = (custom(template, shape), Last::default());
             layout.read_next(&mut last, key.as_bytes(), value.as_bytes()).unwrap();
@@ -148,10 +153,13 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(11);
         let (mut known, mut all) = (0, 0);
         let customs = [
-            ("/{name}/{version/}tcp@{addr}", r#"{"a":"{addr}"}"#),
+            ("/{name}/tcp@{addr}", r#"{"a":"{addr}"}"#),
+            ("/{name}/{version/}{id}", "{addr}"),
             ("/{name}/{version}{id}", "{addr}"),
             ("/{name}/{version}-{id}", r#"{"a":"{addr}"}"#),
+            ("/{name}/{addr}/{label}", "{addr}"),
             ("/{name}/{addr}", r#"{"a":"{addr}","b":"{version}"}"#),
+            ("/{name}/{addr}", r#"{"a":"{addr}","...":1}"#),
         ];
         let customs = customs.map(|(key, value)| custom(key, value));
         for layout in Layout::NAMES.into_iter().map(|name| name.parse().unwrap()).chain(customs) {

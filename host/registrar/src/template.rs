@@ -192,8 +192,8 @@ impl Text {
         matches!(&*self.0, [Piece::Field { field: Field::Addr, default, slash: false }] if default.is_empty())
     }
 
-    /// How a text ends whose last placeholder has all behind the last `/` to itself, but for a fixed text before it; and what
-    /// comes before that end.
+    /// How a text ends whose last placeholder has all behind the last `/` to itself, but for a fixed text before it, and what
+    /// comes before that end, if the address has no place there.
     pub(crate) fn tail<'a>(&self, text: &'a str) -> Option<(&'a str, Tail)> {
         let [pieces @ .., Piece::Field { field, default, slash: false }] = &*self.0 else { return None };
         let tail = match field {
@@ -206,7 +206,8 @@ impl Text {
             Piece::Field { .. } => end_in_slash(pieces).then_some("")?,
         };
         let at = text.rfind('/')? + 1 + fixed.len();
-        default.is_empty().then(|| (&text[..at], tail))
+        let is_alone = pieces.iter().all(|piece| !matches!(piece, Piece::Field { field: Field::Addr, .. }));
+        (is_alone && default.is_empty()).then(|| (&text[..at], tail))
     }
 
     pub(crate) fn has(&self, wanted: Field) -> bool {
@@ -461,10 +462,11 @@ impl Node {
         }
     }
 
-    /// How many strings are the address; `None` where one has it beside other things.
+    /// How many strings are the address; `None` where one has it beside other things, or may be missing.
     fn addrs(&self) -> Option<usize> {
         match self {
             Self::Text(text) if text.is_addr() => Some(1),
+            Self::Object { spread: true, .. } if self.has(Field::Addr) => None,
             Self::Object { fields, .. } => fields.iter().map(|(_, node)| node.addrs()).sum(),
             // Several may read the same item.
             Self::List(nodes) if nodes.len() == 1 => nodes[0].addrs(),

@@ -91,12 +91,17 @@ impl Etcd {
                 under_way.push(Either::Left(self.page(range, limit, revision)));
             }
             let Some(progress) = under_way.next().await else { break };
-            let mut page = match progress? {
-                Progress::Page(page) => page,
-                Progress::Taken(from, found) => {
+            let mut page = match progress {
+                Ok(Progress::Page(page)) => page,
+                Ok(Progress::Taken(from, found)) => {
                     taken.insert(from, found);
                     continue;
                 }
+                Err(_) if unread == Some(0) => {
+                    asked -= 1;
+                    continue;
+                }
+                Err(failure) => return Err(failure),
             };
             asked -= 1;
             if revision == 0 {

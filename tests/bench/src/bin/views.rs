@@ -52,6 +52,8 @@ struct Answered {
     put_micros: f64,
     /// One answer while nothing happens.
     one_micros: f64,
+    /// How many of 100 answers that are asked for first once etcd has confirmed the put have not heard of it.
+    unheard: f64,
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
@@ -124,8 +126,8 @@ struct Asked {
 
 /// From before the put of a node to the answer over HTTP of a component that was told of it. It is told so many nodes, and
 /// the new one is put among those.
-async fn ask_a_component(etcd: &Etcd, layout: &str, told: usize) -> Result<Answered> {
-    let may = json!({ "allow": { "discover": ["user"] }, "limits": { "nodes": told } });
+async fn ask_a_component(etcd: &Etcd, layout: &str, most: usize) -> Result<Answered> {
+    let may = json!({ "allow": { "discover": ["user"] }, "limits": { "nodes": most } });
     let config = json!({
         "etcd": { "endpoints": [etcd.endpoint()] },
         "registry": { "layout": layout },
@@ -136,7 +138,10 @@ async fn ask_a_component(etcd: &Etcd, layout: &str, told: usize) -> Result<Answe
     let layout: Layout = layout.parse()?;
     let told = connection.answer(&format!("{}act/resolve/user", host.url("asked"))).await.json();
     let told: Vec<_> = told["text"].as_str().with_context(|| format!("the component says {told}"))?.lines().collect();
-    let addr = told[told.len() / 2].split_whitespace().nth(1).context("a node has an address")?;
+    if told.len() != most {
+        bail!("it is told {} nodes, and should be {most}", told.len());
+    }
+    let addr = told[most / 2].split_whitespace().nth(1).context("a node has an address")?;
     // What sorts behind a key, and before the next one.
     let key = layout.key(&ServerNode::new("user", addr)?) + "z";
     let url = [format!("{}act/sees/user/", host.url("asked")), String::new()];
@@ -162,36 +167,38 @@ async fn ask_a_peer(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Answered
 async fn ask(etcd: &Etcd, layout: &Layout, asked: &Asked) -> Result<Answered> {
     let mut client = etcd.client().await;
     let mut connection = Kept::open(Protocol::Http1, &asked.addr).await;
-    let (mut micros, mut confirmed, mut one) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut micros, mut confirmed, mut one, mut unheard) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for port in 20_000..20_000 + SEEN {
         let url = format!("{}{port}{}", asked.url[0], asked.url[1]);
-        let mut sees = async |wanted: &str| -> Result<f64> {
-            loop {
+        let mut sees = async |wanted: &str| -> Result<(f64, bool)> {
+            for asked in 0.. {
                 let begun = Instant::now();
                 let answer = connection.answer(&url).await.json();
                 match answer["text"].as_str() {
                     Some(text) if answer["case"] == "ok" && text == wanted => {
-                        return Ok(begun.elapsed().as_secs_f64() * 1e6);
+                        return Ok((begun.elapsed().as_secs_f64() * 1e6, asked == 0));
                     }
                     Some("true" | "false") => {}
                     _ => bail!("the service says {answer}"),
                 }
             }
+            unreachable!("it is asked until it sees that")
         };
         let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
         let value = layout.value(&node, Weight::MAX);
-        one.push(sees("false").await?);
+        one.push(sees("false").await?.0);
         let begun = Instant::now();
         client.put(asked.key.as_str(), value, None).await?;
         confirmed.push(begun.elapsed().as_secs_f64() * 1e6);
-        sees("true").await?;
+        unheard += usize::from(!sees("true").await?.1);
         micros.push(begun.elapsed().as_secs_f64() * 1e6);
         client.delete(asked.key.as_str(), None).await?;
         sees("false").await?;
     }
     micros.sort_by(f64::total_cmp);
     let (median_micros, p99_micros) = (micros[SEEN / 2], micros[SEEN * 99 / 100]);
-    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed), one_micros: median(one) })
+    let unheard = unheard as f64 * 100.0 / SEEN as f64;
+    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed), one_micros: median(one), unheard })
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
@@ -270,6 +277,7 @@ fn print_answers(layout: &str, told: usize, ours: &[Answered], peer: &[Answered]
     let goal = Some((1.0, "no more"));
     line("put to answer over HTTP, median (us)", |a| a.median_micros, goal);
     line("put to answer over HTTP, p99 (us)", |a| a.p99_micros, goal);
+    line("first answers without it (%)", |a| a.unheard, goal);
     line("until etcd confirms the put (us)", |a| a.put_micros, None);
     line("an answer, nothing happening (us)", |a| a.one_micros, None);
 }
