@@ -378,6 +378,8 @@ fn explain(file: &str, text: &str, error: &Error) -> String {
         Error::Message { msg, .. } => msg.clone(),
         Error::SerdeInvalidType { expected, .. } => format!("must be {expected}"),
         Error::SerdeInvalidValue { expected, .. } => format!("must be {expected}"),
+        // The only numbers that are read as such.
+        Error::InvalidScalar { ty: "u32", .. } => "must be a whole number".to_owned(),
         Error::InvalidScalar { ty, .. } => format!("must be {ty}"),
         Error::InvalidBooleanStrict { .. } => "must be true or false".to_owned(),
         Error::Unexpected { expected, .. } => format!("must be {expected}"),

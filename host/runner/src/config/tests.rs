@@ -120,7 +120,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    limits: { nodes: 0 }\n", "c.yaml:5: nodes: must be 1 to 100000, not 0"),
         ("    limits: { instance_requests: 0 }\n", "c.yaml:5: instance_requests: must be 1 to 100000, not 0"),
         ("    limits: { header_size: 1KiB }\n", "c.yaml:5: header_size: must be 8KiB to 16MiB"),
-        ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be"),
+        ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be a whole number"),
         ("    health: { interval: 1s }\n", "c.yaml:5: health: needs either path or grpc: true"),
         ("    health: { path: healthz }\n", "c.yaml:5: path: must be a path such as /healthz"),
         ("    health: { path: /, rise: 0 }\n", "c.yaml:5: rise: must be"),

@@ -26,7 +26,7 @@ use tokio::{
 const NODES: usize = 100_000;
 /// How long etcd is left alone after those were put.
 const SETTLE: Duration = Duration::from_secs(2);
-const SEEN: usize = 200;
+const SEEN: usize = 1000;
 const TAKEN_OVER: usize = 20;
 /// How many of the nodes a component is told: by default, and where its limits say less.
 const TOLD: [usize; 2] = [1000, 100];
