@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use etcd_client::{GetOptions, GetResponse};
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::task::yield_now;
 
 use super::{Etcd, Failure, Found, MAX_ANSWER};
@@ -43,12 +43,6 @@ struct Range {
     end: Vec<u8>,
 }
 
-/// What becomes of a range that is read: first a page, then what was taken from it.
-enum Progress<T> {
-    Page(Page),
-    Taken(Vec<u8>, Vec<T>),
-}
-
 /// The first keys of a range.
 struct Page {
     range: Range,
@@ -72,38 +66,29 @@ impl Etcd {
         let mut rest = VecDeque::from([Range { from, end }]);
         let (mut revision, mut limit) = (0, FIRST_PAGE);
         let mut taken: BTreeMap<Vec<u8>, Vec<T>> = BTreeMap::new();
-        let mut under_way = FuturesUnordered::new();
-        let mut asked = 0;
+        let (mut asked, mut taking) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut unread = None;
         loop {
             if unread == Some(0) {
                 // Pages that are still asked for are empty.
                 rest.clear();
-                if under_way.len() == asked {
-                    break;
-                }
+                asked.clear();
             }
-            while asked < ASKED
-                && under_way.len() < PAGES
+            while asked.len() < ASKED
+                && asked.len() + taking.len() < PAGES
                 && let Some(range) = rest.pop_front()
             {
-                asked += 1;
-                under_way.push(Either::Left(self.page(range, limit, revision)));
+                asked.push(self.page(range, limit, revision));
             }
-            let Some(progress) = under_way.next().await else { break };
-            let mut page = match progress {
-                Ok(Progress::Page(page)) => page,
-                Ok(Progress::Taken(from, found)) => {
+            let mut page = tokio::select! {
+                biased;
+                Some(page) = asked.next() => page?,
+                Some((from, found)) = taking.next() => {
                     taken.insert(from, found);
                     continue;
                 }
-                Err(_) if unread == Some(0) => {
-                    asked -= 1;
-                    continue;
-                }
-                Err(failure) => return Err(failure),
+                else => break,
             };
-            asked -= 1;
             if revision == 0 {
                 revision = page.answer.header().map_or(0, |header| header.revision());
             }
@@ -115,7 +100,7 @@ impl Etcd {
                 rest.extend(page.rest(limit));
             }
             let take = &take;
-            under_way.push(Either::Right(async move {
+            taking.push(async move {
                 let (mut found, mut last) = (Vec::with_capacity(page.answer.kvs().len()), Last::default());
                 for kv in page.answer.take_kvs() {
                     let kv = Found::from(kv);
@@ -125,15 +110,15 @@ impl Etcd {
                         yield_now().await;
                     }
                 }
-                Ok(Progress::Taken(page.range.from, found))
-            }));
+                (page.range.from, found)
+            });
         }
         Ok(Reading { found: taken.into_values().flatten().collect(), revision })
     }
 
     /// The first keys of a range, as of a revision, or of now if that is 0: fewer than asked for where they are large, and
     /// one without its value where that alone is too large.
-    async fn page<T>(&self, range: Range, mut limit: i64, revision: i64) -> Result<Progress<T>, Failure> {
+    async fn page(&self, range: Range, mut limit: i64, revision: i64) -> Result<Page, Failure> {
         let page = |limit, keys_only| {
             let options = GetOptions::new().with_range(range.end.clone()).with_limit(limit).with_revision(revision);
             let options = if keys_only { options.with_keys_only() } else { options };
@@ -152,7 +137,7 @@ impl Etcd {
                 answer => break (answer?, false),
             }
         };
-        Ok(Progress::Page(Page { range, answer, is_without_values }))
+        Ok(Page { range, answer, is_without_values })
     }
 }
 
