@@ -16,6 +16,6 @@ wasmtime::component::bindgen!({
         default: trappable,
     },
     exports: { default: async },
-    with: { "leasehold:registry/registrar.registration": crate::view::Handle },
+    with: { "leasehold:registry/registrar.registration": crate::host::Handle },
     trappable_error_type: { "leasehold:registry/types.error" => crate::error::CallError },
 });

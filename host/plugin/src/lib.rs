@@ -53,16 +53,16 @@
 //! `examples/embed.rs` is the same as a program, with deadlines for guests that do not return.
 
 pub mod bindings;
-mod ctx;
+mod context;
 mod error;
-mod kept;
+mod host;
 mod lifecycle;
+mod once_map;
 mod policy;
-mod slots;
-mod view;
+mod registration;
 
-pub use ctx::RegistryCtx;
+pub use context::RegistryCtx;
 pub use error::CallError;
+pub use host::{Handle, RegistryView, add_to_linker};
 pub use lifecycle::Lifecycle;
 pub use policy::{Names, Policy};
-pub use view::{Handle, RegistryView, add_to_linker};

@@ -16,45 +16,34 @@
 //! # }
 //! ```
 
-mod alike;
 mod backoff;
-mod balance;
-mod config;
 mod discovery;
-mod entry;
 mod error;
 mod etcd;
-mod follow;
-mod health;
-mod keeper;
-mod keys;
-mod latency;
 mod layout;
-mod leaps;
 mod lease;
-mod listed;
-mod load;
 mod node;
+mod options;
+mod placement;
 mod registrar;
 mod registration;
-mod status;
 #[cfg(feature = "simulation")]
-mod suspension;
-mod template;
+mod sim;
+mod status;
 mod weight;
 
-pub use balance::{Balancer, Choice, Pick};
-pub use config::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
-pub use discovery::{NodeEvent, Nodes, View};
+pub use discovery::balancer::{Balancer, Choice, Pick};
+pub use discovery::list::{Following, KeyEvent, Listed, TimeLeft, Told};
+pub use discovery::view::{NodeEvent, Nodes, View};
 pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use etcd::Channel;
-pub use health::{Alarm, Health, Member};
-pub use latency::{Latency, Verb};
+pub use etcd::health::{Alarm, Health, Member};
+pub use etcd::latency::{Latency, Verb};
 pub use layout::Layout;
-pub use listed::{Following, KeyEvent, Listed, TimeLeft, Told};
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};
+pub use options::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
 pub use registrar::{EtcdStatus, LeaseStatus, Registrar};
 pub use registration::Registration;
 pub use status::{Event, State, Status, What};

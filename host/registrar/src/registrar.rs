@@ -15,16 +15,20 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{Options, Terms},
-    discovery::View,
+    discovery::{
+        list::{self, Following, Listed, Ranges, TimeLeft},
+        view::View,
+    },
     error::Error,
-    etcd::{Etcd, Failure, LeaseView},
-    health::Health,
-    keeper::{Application, Keeper, Line, Request},
-    latency::{Latency, Verb},
+    etcd::{
+        Etcd, Failure, LeaseView,
+        health::Health,
+        latency::{Latency, Verb},
+    },
     layout::Layout,
-    listed::{self, Following, Listed, Ranges, TimeLeft},
     node::{Invalid, ServerNode, ServiceName, Version},
+    options::{Options, Terms},
+    placement::{Application, Keeper, Line, Request},
     registration::Registration,
     status::Event,
 };
@@ -243,7 +247,7 @@ impl Registrar {
 
     async fn listed(&self, what: Option<&(ServiceName, Version)>) -> Result<Vec<Listed>, Error> {
         let ranges = Ranges::new(&self.options.read_layouts(), what);
-        self.look(|etcd| async move { listed::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
+        self.look(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
     }
 
     /// The same keys, and what happens to them from now on, through outages of etcd. Does not wait for etcd.
@@ -274,7 +278,7 @@ impl Registrar {
 
     /// How long leases last without a renewal, as far as etcd tells `within` that time; zero for those that are gone.
     pub async fn times_left(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, TimeLeft>, Error> {
-        self.look(move |etcd| async move { listed::times_left(&etcd, leases, within).await }).await
+        self.look(move |etcd| async move { list::times_left(&etcd, leases, within).await }).await
     }
 
     /// How etcd is: each of the endpoints by itself, and its alarms.

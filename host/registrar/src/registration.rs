@@ -10,9 +10,9 @@ use tokio::{
 
 use crate::{
     error::Error,
-    keeper::Request,
-    lease::Command,
+    lease::task::Command,
     node::{ServerNode, Weight},
+    placement::Request,
     status::{Board, Standing, State, Status, Vitals},
 };
 

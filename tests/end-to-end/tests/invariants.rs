@@ -81,7 +81,7 @@ fn named_nowhere(words: &[&str], under: &str, but: &[&str]) {
 
 #[test]
 fn the_client_of_etcd_is_named_in_one_module() {
-    named_nowhere(&["etcd_client"], "host", &["host/registrar/src/etcd.rs", "host/registrar/src/etcd/"]);
+    named_nowhere(&["etcd_client"], "host", &["host/registrar/src/etcd/"]);
 }
 
 #[test]
@@ -116,8 +116,8 @@ fn spawns(line: &str) -> bool {
 fn the_pure_files_do_no_io_and_read_no_clock() {
     let impure =
         ["fs", "tokio", "Instant", "SystemTime", "TcpStream", "TcpListener", "UdpSocket", "ToSocketAddrs", "thread"];
-    for pure in ["node", "layout", "template", "weight"] {
-        let path = format!("host/registrar/src/{pure}.rs");
+    for pure in ["node.rs", "layout/mod.rs", "layout/template.rs", "layout/memo.rs", "weight/mod.rs"] {
+        let path = format!("host/registrar/src/{pure}");
         let all = sources("host/registrar/src");
         let source = all.iter().find(|source| source.path == path).unwrap();
         assert_eq!(source.naming(&impure), Vec::<String>::new());

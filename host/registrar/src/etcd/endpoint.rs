@@ -24,11 +24,11 @@ use tokio::{
 };
 use tonic::transport::Endpoint as Transport;
 
-use super::failure::{Failure, classify};
+use super::error::{Failure, classify};
 use crate::{
-    config::{Credentials, Options, Tls},
     error::Error,
     node::Invalid,
+    options::{Credentials, Options, Tls},
 };
 
 /// How often an idle connection is probed, so that a dead one is noticed. etcd tolerates one ping in 5 s.
@@ -281,7 +281,7 @@ fn tls(tls: &Tls) -> TlsOptions {
 #[cfg(test)]
 mod tests {
     use super::transport;
-    use crate::config::Options;
+    use crate::options::Options;
 
     #[test]
     fn an_endpoint_is_a_url_without_secrets() {

@@ -6,14 +6,17 @@ use serde::Serialize;
 
 use super::{print, print_json, table};
 use crate::{
-    admin::Admin,
+    admin::server::Admin,
     cli::CheckArgs,
-    component::{Facts, Loaded},
     config::{Config, Spec},
-    engine::{Demand, Engine, MAX_POOLED_SLOTS},
-    failure::Failure,
-    files, http, reach,
-    tls::Files,
+    connect,
+    error::Failure,
+    inbound::{server, tls::Files},
+    process::rlimit,
+    wasm::{
+        component::{Facts, Loaded},
+        engine::{Demand, Engine, MAX_POOLED_SLOTS},
+    },
 };
 
 /// How long the registrar's thread may take to end; it holds no lease.
@@ -56,17 +59,17 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     if let Some(traces) = &config.traces {
         traces.channel().map_err(Failure::Usage)?;
     }
-    let registrar = reach::start(&config.registrar)?;
+    let registrar = connect::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;
     let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();
-    let reached = reach::attempt(&registrar, &config.registrar).await;
+    let reached = connect::attempt(&registrar, &config.registrar).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
 
     let etcd = Etcd {
         endpoints: config.registrar.endpoints.clone(),
         required: config.etcd_required,
-        problem: reached.err().map(|error| reach::said(&error, &config.registrar)),
+        problem: reached.err().map(|error| connect::said(&error, &config.registrar)),
     };
     let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
     let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
@@ -79,7 +82,7 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
         admin,
         demand,
         unpooled: engine.unpooled.clone(),
-        files: files::most(),
+        files: rlimit::most(),
         services,
     };
     if args.json {
@@ -114,7 +117,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
     };
     let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
     note(tls.map_err(|said| Failure::usage(format!("tls: {said}"))));
-    let bound = http::bind(spec.listen).map(drop);
+    let bound = server::bind(spec.listen).map(drop);
     note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
     Checked {
         name: spec.name.to_string(),
@@ -158,7 +161,7 @@ fn demanded(report: &Report) -> String {
              longer: a smaller limits.concurrency makes them fit"
         ),
     };
-    match files::lacking(&report.demand) {
+    match rlimit::lacking(&report.demand) {
         Some(lack) => format!("{said}\n{lack}"),
         None => said,
     }

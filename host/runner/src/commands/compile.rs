@@ -1,6 +1,10 @@
 //! `leasehold compile`: machine code of a component, for starts that do not compile.
 
-use crate::{cache, cli::CompileArgs, component, engine::Engine, failure::Failure};
+use crate::{
+    cli::CompileArgs,
+    error::Failure,
+    wasm::{cache, component, engine::Engine},
+};
 
 /// As any other file, and not for its maker only.
 const MODE: u32 = 0o666;

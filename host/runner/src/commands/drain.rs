@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{print, print_json};
-use crate::{ask, cli::DrainArgs, failure::Failure};
+use crate::{cli::DrainArgs, commands::admin_client, error::Failure};
 
 /// How one drain went.
 #[derive(Deserialize)]
@@ -16,7 +16,7 @@ struct Drained {
 
 /// Asks for it, waits, and reports on stdout.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
-    let answer = ask::post(&args.admin, &format!("/drain/{}", ask::part(&args.name))).await?;
+    let answer = admin_client::post(&args.admin, &format!("/drain/{}", admin_client::part(&args.name))).await?;
     if args.json {
         return print_json(&answer);
     }

@@ -7,7 +7,7 @@ use super::{print, print_json};
 use crate::{
     cli::ExplainArgs,
     config::{Config, Register, Spec},
-    failure::{Failure, shown},
+    error::{Failure, shown},
 };
 
 /// Stands for a weight that follows the load.

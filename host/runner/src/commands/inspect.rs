@@ -3,9 +3,11 @@
 use super::{print, print_json};
 use crate::{
     cli::InspectArgs,
-    component::{self, Facts},
-    engine::Engine,
-    failure::Failure,
+    error::Failure,
+    wasm::{
+        component::{self, Facts},
+        engine::Engine,
+    },
 };
 
 /// Shows the facts. A component that cannot run here is shown all the same.

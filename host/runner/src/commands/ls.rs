@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use super::{print, print_json, table};
 use crate::{
     cli::{LsArgs, parse},
-    failure::Failure,
-    reach,
+    connect,
+    error::Failure,
 };
 
 /// How long the registrar's thread may take to end; it holds no lease.
@@ -82,7 +82,7 @@ pub(super) const HEADINGS: [&str; 7] = ["NAME", "VERSION", "ADDR", "WEIGHT", "ST
 pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
     let options = args.etcd.registrar()?;
-    let registrar = reach::start(&options)?;
+    let registrar = connect::start(&options)?;
     let listed = timed(&registrar, &options, name.as_ref()).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
@@ -122,8 +122,8 @@ pub(super) async fn read(
     name: Option<&ServiceName>,
 ) -> Result<Vec<Listed>, Failure> {
     // A first answer says whether etcd is there at all; the list itself may take longer than one request.
-    let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
-    reach::attempt(registrar, options).await.map_err(unavailable)?;
+    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
+    connect::attempt(registrar, options).await.map_err(unavailable)?;
     let deadline = options.register_timeout;
     let listed = timeout(deadline, registrar.list(name)).await;
     listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)

@@ -4,9 +4,9 @@ use serde::Deserialize;
 
 use super::{print, print_json};
 use crate::{
-    ask,
     cli::ReloadArgs,
-    failure::{Failure, shown},
+    commands::admin_client,
+    error::{Failure, shown},
 };
 
 /// How one reload went.
@@ -20,8 +20,8 @@ struct Reloaded {
 
 /// Asks for it, waits, and reports on stdout. A service that goes on as it was is a failure.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
-    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", ask::part(name)));
-    let answer = ask::post(&args.admin, &format!("/reload{path}")).await?;
+    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
+    let answer = admin_client::post(&args.admin, &format!("/reload{path}")).await?;
     let all: Vec<Reloaded> = serde_json::from_value(answer.clone())
         .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
     if args.json {

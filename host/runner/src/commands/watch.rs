@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     cli::{WatchArgs, parse},
-    failure::Failure,
-    reach,
+    connect,
+    error::Failure,
 };
 
 /// Moves to the upper left corner and clears the screen.
@@ -63,7 +63,7 @@ impl What {
 pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
     let name = args.name.as_deref().map(|name| parse::<ServiceName>("NAME", name)).transpose()?;
     let options = args.etcd.registrar()?;
-    let registrar = reach::start(&options)?;
+    let registrar = connect::start(&options)?;
     let live = !args.json && stdout().is_terminal();
     let shown = Shown { lines: BTreeMap::new(), begun: false, json: args.json, live };
     tokio::select! {
@@ -80,8 +80,8 @@ async fn follow(
     every: Duration,
     mut shown: Shown,
 ) -> Result<(), Failure> {
-    let unavailable = |error: Error| Failure::unavailable(reach::said(&error, options));
-    reach::attempt(registrar, options).await.map_err(unavailable)?;
+    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
+    connect::attempt(registrar, options).await.map_err(unavailable)?;
     let mut following = registrar.follow(name).await.map_err(unavailable)?;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -104,7 +104,7 @@ async fn follow(
                 // Never read: the mistake may be in the arguments.
                 Told::Lost(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
                 Told::Lost(why) => {
-                    let said = reach::said(&Error::Unavailable(why), options);
+                    let said = connect::said(&Error::Unavailable(why), options);
                     tracing::warn!("{said}; what is shown is what was known");
                 }
             },

@@ -20,7 +20,7 @@ use tokio_rustls::{
 };
 
 use super::Finding;
-use crate::ask;
+use crate::commands::admin_client;
 
 /// How many seconds between two clocks are a finding. etcd tells whole ones.
 const MAX_SKEW: u64 = 3;
@@ -44,9 +44,9 @@ async fn version(endpoint: &str, tls: &Tls) -> Option<Parts> {
         "https" => {
             let name = ServerName::try_from(tls.server_name.as_deref().unwrap_or(host).to_owned()).ok()?;
             let connector = TlsConnector::from(Arc::new(client(tls)?));
-            ask::exchange(connector.connect(name, stream).await.ok()?, request).await
+            admin_client::exchange(connector.connect(name, stream).await.ok()?, request).await
         }
-        _ => ask::exchange(stream, request).await,
+        _ => admin_client::exchange(stream, request).await,
     };
     Some(answer.ok()?.0)
 }

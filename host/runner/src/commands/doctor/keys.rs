@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use leasehold::{Invalid, Layout, Listed, ServerNode, ServiceName, Version};
 
 use super::Finding;
-use crate::failure::shown;
+use crate::error::shown;
 
 /// Whose key it is, if it is no node of a layout that is looked at.
 enum Owner {

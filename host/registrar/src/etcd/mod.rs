@@ -1,0 +1,421 @@
+//! The verbs that etcd is spoken to with, each with a deadline.
+
+mod endpoint;
+mod error;
+pub(crate) mod health;
+pub(crate) mod latency;
+mod range;
+mod txn;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use etcd_client::{
+    AlarmAction, AlarmMember, AlarmType, Client, Error as ClientError, EventType, GetOptions, KeyValue,
+    LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, Txn, WatchOptions, WatchStream,
+};
+use futures::future::join_all;
+use tokio::time::{Instant, timeout};
+use tokio_stream::Stream;
+use tonic::{Code, Status};
+
+#[cfg(feature = "simulation")]
+pub use self::endpoint::Channel;
+use self::{
+    endpoint::{Endpoint, Endpoints},
+    error::classify,
+    range::end_of,
+};
+pub(crate) use self::{
+    error::Failure,
+    range::Reading,
+    txn::{Op, Outcome},
+};
+use crate::{
+    error::Error,
+    etcd::{
+        health::{Alarm, Health, Member},
+        latency::{Latencies, Verb},
+    },
+    options::{Options, Ttl},
+};
+
+/// The most operations in one transaction of ours. etcd counts 128 along the deepest path, and one of ours is
+/// a transaction within a transaction within the outer one.
+pub(crate) const MAX_OPS: usize = 126;
+/// The most bytes of keys and values in one transaction; etcd's default limit for a request is 1.5 MiB, and each key
+/// stands in it four times.
+pub(crate) const MAX_BYTES: usize = 256 * 1024;
+/// The longest answer that is read. Others may have put large values where nodes are looked for: 1.5 MiB at most, unless
+/// that etcd allows more.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// A key as it stands in etcd.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) lease: i64,
+    /// The revision that created it: another one after it was deleted and put again.
+    pub(crate) created: i64,
+}
+
+/// What happened to one key.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Put(Found),
+    Deleted(Vec<u8>),
+}
+
+/// A granted lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Granted {
+    pub(crate) lease: i64,
+    /// What etcd granted, not what was asked for.
+    pub(crate) ttl: Duration,
+}
+
+/// What etcd says about a lease.
+#[derive(Debug)]
+pub(crate) struct LeaseView {
+    pub(crate) ttl: Duration,
+    pub(crate) remaining: Duration,
+    pub(crate) keys: Vec<Vec<u8>>,
+}
+
+/// A cluster of etcd, spoken to through one endpoint at a time. Cloning clones the handle.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    endpoints: Endpoints,
+    request_timeout: Duration,
+    latencies: Arc<Latencies>,
+}
+
+impl Etcd {
+    /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
+    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Error> {
+        let endpoints = Endpoints::prepare(options).await?;
+        Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
+    }
+
+    /// The same over given channels, each named as an endpoint would be.
+    #[cfg(feature = "simulation")]
+    pub(crate) async fn over(
+        options: &Options,
+        channels: Vec<(Arc<str>, Channel)>,
+        latencies: Arc<Latencies>,
+    ) -> Result<Self, Error> {
+        let endpoints = Endpoints::over(options, channels).await?;
+        Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
+    }
+
+    /// Returns when an endpoint answers after none could be reached.
+    pub(crate) async fn is_back(&self) {
+        self.endpoints.is_back().await;
+    }
+
+    /// Who answers, and its version.
+    pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
+        let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
+            Ok(client.status().await?.version().to_owned())
+        });
+        asked.await.map(|(index, version)| (self.url(index), version))
+    }
+
+    /// How it is: each endpoint asked by itself.
+    pub(crate) async fn health(&self) -> Health {
+        let endpoints = self.endpoints.iter().map(|endpoint| async {
+            let standing = self.standing(endpoint).await.map_err(Into::into);
+            (endpoint.url.to_string(), standing)
+        });
+        let alarms = self.call(Verb::Status, self.request_timeout, |mut client| async move {
+            client.alarm(AlarmAction::Get, AlarmType::None, None).await
+        });
+        let kind = |alarm: &AlarmMember| match alarm.alarm() {
+            AlarmType::None => None,
+            AlarmType::Nospace => Some(Alarm::NoSpace),
+            AlarmType::Corrupt => Some(Alarm::Corrupt),
+        };
+        let endpoints = join_all(endpoints).await;
+        Health { endpoints, alarms: alarms.await.ok().map(|all| all.alarms().iter().filter_map(kind).collect()) }
+    }
+
+    async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
+        let asked = async {
+            self.endpoints.sign_in(endpoint).await?;
+            endpoint.client.clone().status().await.map_err(|error| classify(&endpoint.url, &error))
+        };
+        let after = self.request_timeout;
+        match timeout(after, asked).await {
+            Ok(Ok(status)) => Ok(Member {
+                has_leader: status.leader() != 0,
+                database: u64::try_from(status.db_size()).unwrap_or_default(),
+                quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
+            }),
+            Ok(Err(Failure::Busy { message, .. })) if message.contains("no leader") => {
+                Ok(Member { has_leader: false, database: 0, quota: None })
+            }
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => {
+                Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: format!("nothing within {after:?}") })
+            }
+        }
+    }
+
+    /// A new lease.
+    pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
+        // Within i64: a Ttl is bounded by etcd's maximum.
+        let seconds = ttl.seconds() as i64;
+        let answer = self
+            .call(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
+            .await?;
+        let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
+        Ok(Granted { lease: answer.id(), ttl: Duration::from_secs(granted) })
+    }
+
+    /// Ends a lease and deletes its keys. A lease that is gone already is a success.
+    pub(crate) async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Failure> {
+        match self.call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
+            Ok(_) | Err(Failure::LeaseGone) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Every lease there is.
+    pub(crate) async fn leases(&self) -> Result<Vec<i64>, Failure> {
+        let answer =
+            self.call(Verb::Look, self.request_timeout, |mut client| async move { client.leases().await }).await?;
+        Ok(answer.leases().iter().map(LeaseStatus::id).collect())
+    }
+
+    /// What etcd knows of a lease, with its keys where `keys` says so.
+    pub(crate) async fn look_at(&self, lease: i64, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
+        let mut options = LeaseTimeToLiveOptions::new();
+        if keys {
+            options = options.with_keys();
+        }
+        let answer = self
+            .call(Verb::Look, deadline, |mut client| {
+                let options = options.clone();
+                async move { client.lease_time_to_live(lease, Some(options)).await }
+            })
+            .await?;
+        match u64::try_from(answer.ttl()) {
+            Ok(seconds) => Ok(LeaseView {
+                ttl: Duration::from_secs(u64::try_from(answer.granted_ttl()).unwrap_or_default()),
+                remaining: Duration::from_secs(seconds),
+                keys: answer.keys().to_vec(),
+            }),
+            Err(_) => Err(Failure::LeaseGone),
+        }
+    }
+
+    /// Opens a stream of renewals; its opening is the first renewal.
+    pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
+        let (index, (keeper, answers)) = self
+            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease).await })
+            .await?;
+        Ok(Renewals { keeper, answers, etcd: self.clone(), index })
+    }
+
+    /// Does every operation whose condition holds, in one transaction, all puts under `lease`.
+    ///
+    /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
+    pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
+        let (index, answer) = self
+            .ask(Verb::Write, deadline, |mut client| {
+                let txn = Txn::new().and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>());
+                async move { client.txn(txn).await }
+            })
+            .await?;
+        let outcomes: Option<Vec<_>> =
+            ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer)).collect();
+        match outcomes {
+            Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
+            // It was applied, and we do not know how.
+            _ => Err(Failure::Unanswered {
+                endpoint: self.url(index),
+                reason: "its answer does not fit the request".to_owned(),
+            }),
+        }
+    }
+
+    /// The revision that had created the key that stood at `revision`; refused when that is compacted.
+    pub(crate) async fn created(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Failure> {
+        let answer = self.call(Verb::Read, self.request_timeout, |mut client| async move {
+            client.get(key, Some(GetOptions::new().with_revision(revision))).await
+        });
+        Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
+    }
+
+    /// Opens a stream of what happens to the keys under a prefix from `revision` on. Ok once etcd has confirmed it.
+    pub(crate) async fn open_changes(
+        &self,
+        prefix: &str,
+        revision: i64,
+        deadline: Duration,
+    ) -> Result<Changes, Failure> {
+        let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+        let opened = self.ask(Verb::Watch, deadline, |client| {
+            // In fragments: etcd may have more to say at a time than fits into one message.
+            let options =
+                WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
+            let key = key.clone();
+            async move { client.watch_client().max_decoding_message_size(MAX_ANSWER).watch(key, Some(options)).await }
+        });
+        let (index, stream) = opened.await?;
+        let mut changes = Changes { stream, url: self.url(index), asked: false };
+        match timeout(deadline, changes.message()).await {
+            Ok(confirmed) => confirmed.map(|_| changes),
+            Err(_) => Err(changes.unanswered(format!("no watch within {deadline:?}"))),
+        }
+    }
+
+    fn url(&self, index: usize) -> Arc<str> {
+        self.endpoints.url(index)
+    }
+
+    async fn call<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        self.ask(verb, deadline, make).await.map(|(_, answer)| answer)
+    }
+
+    async fn ask<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        self.counted(verb, self.endpoints.ask(deadline, make)).await
+    }
+
+    async fn counted<T>(&self, verb: Verb, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let begun = Instant::now();
+        let answer = asked.await;
+        match &answer {
+            Ok(_) | Err(Failure::LeaseGone) => self.latencies.answered(verb, begun.elapsed()),
+            Err(_) => self.latencies.failed(verb),
+        }
+        answer
+    }
+}
+
+/// An open stream of renewals of one lease.
+pub(crate) struct Renewals {
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+    etcd: Etcd,
+    /// The endpoint that it leads to.
+    index: usize,
+}
+
+impl Renewals {
+    /// Ready once the stream has broken although nothing is asked on it.
+    pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        Pin::new(&mut self.answers).poll_next(cx).map(|answer| match answer {
+            Some(Err(error)) => classify(&self.etcd.url(self.index), &error),
+            _ => self.unanswered("the stream of renewals ended".to_owned()),
+        })
+    }
+
+    /// Renews once. Ok only on etcd's answer that the lease lives on, with the TTL it has from then.
+    ///
+    /// After a failure the stream must not be used again: a late answer would be taken for the next one.
+    pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
+        let etcd = self.etcd.clone();
+        etcd.counted(Verb::Renew, self.exchange(deadline)).await
+    }
+
+    async fn exchange(&mut self, deadline: Duration) -> Result<Duration, Failure> {
+        let exchange = async {
+            self.keeper.keep_alive().await?;
+            self.answers.message().await
+        };
+        match timeout(deadline, exchange).await {
+            Err(_) => {
+                // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
+                self.etcd.endpoints.pass_over(self.index);
+                Err(self.unanswered(format!("no renewal within {deadline:?}")))
+            }
+            Ok(Err(error)) => Err(classify(&self.etcd.url(self.index), &error)),
+            Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
+            Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
+                Ok(0) | Err(_) => Err(Failure::LeaseGone),
+                Ok(seconds) => Ok(Duration::from_secs(seconds)),
+            },
+        }
+    }
+
+    fn unanswered(&self, reason: String) -> Failure {
+        Failure::Unanswered { endpoint: self.etcd.url(self.index), reason }
+    }
+}
+
+/// An open stream of what happens under a prefix.
+pub(crate) struct Changes {
+    stream: WatchStream,
+    url: Arc<str>,
+    /// Whether etcd was asked for a sign of life.
+    asked: bool,
+}
+
+impl Changes {
+    /// What happened next. Nothing is etcd's word that nothing has: it is asked for one after `silence`.
+    ///
+    /// After a failure the stream must not be used again. May be dropped and called again.
+    pub(crate) async fn next(&mut self, silence: Duration, deadline: Duration) -> Result<Vec<Change>, Failure> {
+        if !self.asked {
+            match timeout(silence, self.message()).await {
+                Ok(changes) => return changes,
+                Err(_) => self.stream.request_progress().await.map_err(|error| classify(&self.url, &error))?,
+            }
+            self.asked = true;
+        }
+        let answer = timeout(deadline, self.message()).await;
+        let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {deadline:?}")))?;
+        self.asked = false;
+        changes
+    }
+
+    async fn message(&mut self) -> Result<Vec<Change>, Failure> {
+        let message = self.stream.message().await.map_err(|error| classify(&self.url, &error))?;
+        let Some(message) = message else { return Err(self.unanswered("the watch ended".to_owned())) };
+        if message.compact_revision() > 0 {
+            let message = format!("has compacted what came before revision {}", message.compact_revision());
+            return Err(Failure::Refused { endpoint: self.url.clone(), message });
+        }
+        if message.canceled() {
+            let reason = message.cancel_reason();
+            let code = if reason.contains("permission denied") { Code::PermissionDenied } else { Code::Cancelled };
+            return Err(classify(&self.url, &ClientError::GRpcStatus(Status::new(code, reason))));
+        }
+        let changes = message.events().iter().filter_map(|event| {
+            let kv = event.kv()?;
+            Some(match event.event_type() {
+                EventType::Put => Change::Put(kv.clone().into()),
+                EventType::Delete => Change::Deleted(kv.key().to_vec()),
+            })
+        });
+        Ok(changes.collect())
+    }
+
+    fn unanswered(&self, reason: String) -> Failure {
+        Failure::Unanswered { endpoint: self.url.clone(), reason }
+    }
+}
+
+impl From<KeyValue> for Found {
+    fn from(found: KeyValue) -> Self {
+        let (lease, created) = (found.lease(), found.create_revision());
+        let (key, value) = found.into_key_value();
+        Self { key, value, lease, created }
+    }
+}
+
+/// A boxed call under way.
+pub(crate) type Call<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -1,0 +1,422 @@
+//! The task behind the handles: which lease a registration is placed on, and when there is another one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+#[cfg(feature = "simulation")]
+use crate::sim::Suspension;
+use crate::{
+    discovery::{
+        list::{self, Following, Ranges},
+        view::{self, Picture, View},
+    },
+    error::Error,
+    etcd::{Etcd, latency::Latencies},
+    layout::Layout,
+    lease::{
+        key::Wish,
+        suspend,
+        task::{Command, Lease, Surroundings},
+    },
+    node::{ServerNode, ServiceName, Version, Weight},
+    options::{LoadSource, Options, Ownership, Ttl},
+    registration::Registration,
+    status::{Board, Event, Standing, State, Vitals},
+    weight::load,
+};
+
+/// Keys on one lease, at most: what is lost with it, and what an audit reads, stays bounded.
+const MAX_KEYS: usize = 1000;
+/// Requests that wait for the registrar, at most; a caller beyond waits in line.
+const MAX_REQUESTS: usize = 1024;
+/// Commands that wait for a lease, at most; a caller beyond waits in line.
+const MAX_COMMANDS: usize = 1024;
+/// Calls of `register` that wait for one key to be out of etcd, at most.
+const MAX_WAITING: usize = 64;
+/// Views at a time, at most.
+const MAX_VIEWS: usize = 10_000;
+/// Answers of etcd that wait for one who follows; then etcd waits.
+const MAX_UNTOLD: usize = 16;
+/// Events that a slow listener may fall behind before it loses the oldest.
+const MAX_EVENTS: usize = 4096;
+
+/// What the handles of a registrar hold of its keeper.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) ended: watch::Receiver<bool>,
+    pub(crate) latencies: Arc<Latencies>,
+    #[cfg(feature = "simulation")]
+    pub(crate) suspension: Suspension,
+    pub(crate) leaps: watch::Sender<Duration>,
+}
+
+/// What a handle asks.
+pub(crate) enum Request {
+    Register(Application),
+    GrantAhead {
+        until: Instant,
+    },
+    /// What only looks at etcd, and answers by itself.
+    Look(Look),
+    Follow {
+        what: Which,
+        reply: oneshot::Sender<Following>,
+    },
+    Watch {
+        name: ServiceName,
+        version: Version,
+        reply: oneshot::Sender<Result<View, Error>>,
+    },
+    End,
+}
+
+/// What is to be done with etcd, apart from the keeper's own work.
+pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
+
+/// Which keys of the layouts are read: all, or those of one service, or of one version of it.
+pub(crate) type Which = Option<(ServiceName, Version)>;
+
+/// One key that is to be registered.
+pub(crate) struct Application {
+    pub(crate) node: Arc<ServerNode>,
+    pub(crate) layout: Layout,
+    pub(crate) ttl: Ttl,
+    pub(crate) ownership: Ownership,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: oneshot::Sender<Result<Placement, Error>>,
+}
+
+/// A registration that has its place on a lease, and the news whether it is in etcd.
+pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
+
+/// The task behind the handles: it places registrations on leases, and answers what the handles ask.
+pub(crate) struct Keeper {
+    options: Arc<Options>,
+    inbox: mpsc::Receiver<Request>,
+    events: broadcast::Sender<Event>,
+    ended: watch::Sender<bool>,
+    slots: Vec<Slot>,
+    next_slot: u64,
+    keys: HashMap<Arc<str>, Place>,
+    /// Applications for keys that are being taken back.
+    waiting: HashMap<Arc<str>, Vec<Application>>,
+    /// Views that somebody holds, or did until lately.
+    views: HashMap<(ServiceName, Version), Arc<Picture>>,
+    /// Ends the views.
+    ending: CancellationToken,
+    tracker: TaskTracker,
+    /// How much time went by, all in all, that timers did not see.
+    leaps: watch::Sender<Duration>,
+    #[cfg(feature = "simulation")]
+    suspension: Suspension,
+    rng: fastrand::Rng,
+}
+
+/// A lease with room on it.
+struct Slot {
+    id: u64,
+    ttl: Ttl,
+    /// No lease carries two instances of one service: losing it must not take the whole service away, and a reader of
+    /// the seed layout freezes on two events of one service in one response.
+    names: HashSet<ServiceName>,
+    commands: mpsc::Sender<Command>,
+    vitals: Arc<Vitals>,
+    nudge: Arc<Notify>,
+}
+
+struct Place {
+    slot: u64,
+    name: ServiceName,
+    board: Weak<Board>,
+}
+
+impl Place {
+    /// Whether the key is being taken back, or about to be since its handle was dropped.
+    fn is_leaving(&self) -> bool {
+        self.board.upgrade().is_none_or(|board| matches!(board.read().state, State::Draining | State::Stopped))
+    }
+}
+
+impl Keeper {
+    /// One that lives once it is told to, and what its handles hold of it.
+    pub(crate) fn new(options: Arc<Options>) -> (Self, Line) {
+        let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
+        let (events, _) = broadcast::channel(MAX_EVENTS);
+        let (ended, has_ended) = watch::channel(false);
+        let line = Line {
+            requests,
+            events,
+            ended: has_ended,
+            latencies: Arc::default(),
+            #[cfg(feature = "simulation")]
+            suspension: Suspension::default(),
+            leaps: watch::Sender::new(Duration::ZERO),
+        };
+        let keeper = Self {
+            rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            options,
+            inbox,
+            events: line.events.clone(),
+            ended,
+            slots: Vec::new(),
+            next_slot: 0,
+            keys: HashMap::new(),
+            waiting: HashMap::new(),
+            views: HashMap::new(),
+            ending: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            leaps: line.leaps.clone(),
+            #[cfg(feature = "simulation")]
+            suspension: line.suspension.clone(),
+        };
+        (keeper, line)
+    }
+
+    /// Follows this machine's clocks, for as long as it lives.
+    pub(crate) fn notice_leaps(&self) {
+        let (leaps, ending) = (suspend::follow(self.leaps.clone()), self.ending.clone());
+        self.spawn(async move {
+            ending.run_until_cancelled(leaps).await;
+        });
+    }
+
+    pub(crate) async fn live(mut self, etcd: Etcd) {
+        let load = self.load();
+        let (freed, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
+        loop {
+            tokio::select! {
+                biased;
+                Some(key) = free.recv() => {
+                    for application in self.release(&key) {
+                        self.place(application, &etcd, &load, &freed).await;
+                    }
+                }
+                request = self.inbox.recv() => match request {
+                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
+                    Some(Request::GrantAhead { until }) => {
+                        let slot = self.slot(self.options.ttl, None, &etcd, &load, &freed);
+                        // One that has more to do than it can take has a lease, or cannot get one.
+                        let _ = self.slots[slot].commands.try_send(Command::Await(until));
+                    }
+                    Some(Request::Look(look)) => {
+                        self.tracker.spawn(look(etcd.clone()));
+                    }
+                    Some(Request::Follow { what, reply }) => {
+                        let _ = reply.send(self.follow(&etcd, what.as_ref())); // The caller may have given up.
+                    }
+                    Some(Request::Watch { name, version, reply }) => {
+                        let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
+                    }
+                    Some(Request::End) | None => break,
+                },
+            }
+        }
+        self.inbox.close();
+        self.ending.cancel();
+        // Who still waits is told: leases may take long to end.
+        while self.inbox.try_recv().is_ok() {}
+        self.waiting.clear();
+        for slot in self.slots.drain(..) {
+            let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
+        }
+        drop(load);
+        let Self { tracker, ended, .. } = self;
+        tracker.close();
+        tracker.wait().await;
+        let _ = ended.send(true); // Nobody may be waiting.
+    }
+
+    /// A task that goes on until the registrar ends.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(feature = "simulation")]
+        let task = self.suspension.clone().hold(task);
+        self.tracker.spawn(task);
+    }
+
+    fn load(&self) -> watch::Receiver<Weight> {
+        match &self.options.load {
+            LoadSource::Given(load) => load.clone(),
+            LoadSource::Fixed(weight) => watch::channel(*weight).1,
+            LoadSource::Machine => {
+                let (weight, load) = watch::channel(load::first_look());
+                self.tracker.spawn(load::sample(weight));
+                load
+            }
+        }
+    }
+
+    async fn place(
+        &mut self,
+        application: Application,
+        etcd: &Etcd,
+        load: &watch::Receiver<Weight>,
+        freed: &mpsc::UnboundedSender<Arc<str>>,
+    ) {
+        if application.reply.is_closed() {
+            return;
+        }
+        let key: Arc<str> = application.layout.key(&application.node).into();
+        if let Some(place) = self.keys.get(&key)
+            && place.is_leaving()
+        {
+            return self.wait(key, application);
+        }
+        let Application { node, layout, ttl, ownership, deadline, reply } = application;
+        let refusal = match layout.accept(&node) {
+            Err(invalid) => Some(invalid.into()),
+            Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
+            Ok(()) if self.keys.len() >= self.options.max_registrations => {
+                Some(Error::Quota { what: "the number of registrations", limit: self.options.max_registrations })
+            }
+            Ok(()) => None,
+        };
+        if let Some(error) = refusal {
+            let _ = reply.send(Err(error)); // The caller may have given up.
+            return;
+        }
+        let slot = self.slot(ttl, Some(&node.name), etcd, load, freed);
+        let weight = node.weight.unwrap_or(*load.borrow());
+        let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let (confirm, confirmed) = oneshot::channel();
+        let wish = Wish {
+            key: key.clone(),
+            node: node.clone(),
+            layout,
+            ownership,
+            board: Arc::downgrade(&board),
+            deadline,
+            reply: confirm,
+        };
+        let slot = &mut self.slots[slot];
+        let registration = Registration {
+            key: key.clone(),
+            node: node.clone(),
+            renewals_before: slot.vitals.renewals(),
+            vitals: slot.vitals.clone(),
+            commands: slot.commands.clone(),
+            stop_timeout: self.options.stop_timeout,
+            board: Some(board),
+            nudge: slot.nudge.clone(),
+            keeper: None,
+            others: Vec::new(),
+        };
+        slot.names.insert(node.name.clone());
+        let place = Place { slot: slot.id, name: node.name.clone(), board: wish.board.clone() };
+        self.keys.insert(key, place);
+        let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
+        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
+    }
+
+    /// Until the key is out of etcd. Those that have given up make room for those that have not.
+    fn wait(&mut self, key: Arc<str>, application: Application) {
+        let waiting = self.waiting.entry(key).or_default();
+        waiting.retain(|application| !application.reply.is_closed());
+        if waiting.len() < MAX_WAITING {
+            return waiting.push(application);
+        }
+        let what = "the number of calls that wait for one key";
+        let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
+    }
+
+    /// The index of a slot that has room for another key: of a service it does not carry yet, or of one to be named later.
+    fn slot(
+        &mut self,
+        ttl: Ttl,
+        name: Option<&ServiceName>,
+        etcd: &Etcd,
+        load: &watch::Receiver<Weight>,
+        freed: &mpsc::UnboundedSender<Arc<str>>,
+    ) -> usize {
+        let carries = |slot: &Slot| name.is_some_and(|name| slot.names.contains(name));
+        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !carries(slot);
+        if let Some(index) = self.slots.iter().position(has_room) {
+            return index;
+        }
+        let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+        let vitals = Arc::new(Vitals::new(Instant::now()));
+        let nudge = Arc::new(Notify::new());
+        let lease = Lease::new(Surroundings {
+            etcd: etcd.clone(),
+            ttl,
+            request_timeout: self.options.request_timeout,
+            register_timeout: self.options.register_timeout,
+            damping: self.options.damping,
+            load: load.clone(),
+            vitals: vitals.clone(),
+            events: self.events.clone(),
+            freed: freed.clone(),
+            nudge: nudge.clone(),
+            leaps: self.leaps.subscribe(),
+            rng: self.rng.fork(),
+        });
+        self.spawn(lease.live(inbox));
+        self.next_slot += 1;
+        self.slots.push(Slot { id: self.next_slot, ttl, names: HashSet::new(), commands, vitals, nudge });
+        self.slots.len() - 1
+    }
+
+    /// Frees a key's place; gives the applications that waited for it.
+    fn release(&mut self, key: &Arc<str>) -> Vec<Application> {
+        if let Some(place) = self.keys.remove(key)
+            && let Some(index) = self.slots.iter().position(|slot| slot.id == place.slot)
+        {
+            let slot = &mut self.slots[index];
+            slot.names.remove(&place.name);
+            if slot.names.is_empty() && slot.commands.try_send(Command::End).is_ok() {
+                self.slots.swap_remove(index);
+            }
+        }
+        self.waiting.remove(key).unwrap_or_default()
+    }
+
+    fn view(&mut self, etcd: &Etcd, name: ServiceName, version: Version) -> Result<View, Error> {
+        let what = (name, version);
+        if let Some(view) = self.views.get(&what).and_then(|picture| picture.view()) {
+            return Ok(view);
+        }
+        if self.views.len() >= MAX_VIEWS {
+            self.views.retain(|_, picture| !picture.is_over());
+        }
+        if self.views.len() >= MAX_VIEWS {
+            return Err(Error::Quota { what: "the number of views", limit: MAX_VIEWS });
+        }
+        let layouts = self.options.read_layouts();
+        let patience = self.options.request_timeout;
+        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), &layouts, patience));
+        let view = picture.view().ok_or(Error::Ended)?;
+        for index in 0..layouts.len() {
+            let (picture, ending) = (picture.clone(), self.ending.clone());
+            let following = view::follow(picture.clone(), index, etcd.clone(), self.rng.fork());
+            let following = Box::pin(following);
+            self.spawn(async move {
+                ending.run_until_cancelled(following).await;
+                picture.end();
+            });
+        }
+        self.views.insert(what, picture);
+        Ok(view)
+    }
+
+    fn follow(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> Following {
+        let (tell, told) = mpsc::channel(MAX_UNTOLD);
+        let ranges = Ranges::new(&self.options.read_layouts(), what);
+        let telling = list::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
+        let (telling, ending) = (Box::pin(telling), self.ending.clone());
+        self.tracker.spawn(async move {
+            ending.run_until_cancelled(telling).await;
+        });
+        Following { told }
+    }
+}

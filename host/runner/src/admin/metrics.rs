@@ -1,0 +1,333 @@
+//! What a scrape of `/metrics` is told, read at that moment.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use leasehold::{Event, Latency, Registrar, Registration, State, Verb, View, What};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+    },
+    registry::Registry,
+};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::service::handle::{Face, PHASES, Readiness, Roster};
+
+/// What the text is, for who reads it.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The same for who reads what was there before OpenMetrics.
+pub(crate) const FORMER_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Whether a reader takes the former text, and not this one.
+pub(crate) fn is_former(accept: &str) -> bool {
+    accept.contains("text/plain") && !accept.contains("application/openmetrics-text")
+}
+
+/// The text as it was before OpenMetrics, where a counter is called in full in its description, too, and nothing ends it.
+pub(crate) fn former(page: &str) -> String {
+    let described = |line: &str| match line.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')) {
+        Some(("TYPE", rest)) => rest.strip_suffix(" counter").map(str::to_owned),
+        _ => None,
+    };
+    let counters: Vec<String> = page.lines().filter_map(described).collect();
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(word), Some(name), Some(rest)) if counters.iter().any(|counter| counter == name) => {
+                text.extend(["# ", word, " ", name, "_total ", rest]);
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// How long etcd may take to answer one scrape.
+const ETCD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The states of a registration that has not ended, in the order in which they are shown.
+const STATES: [State; 6] =
+    [State::Pending, State::Registered, State::Suspect, State::Recovering, State::Conflict, State::Draining];
+
+/// The kinds of events, and what metrics call them.
+const EVENTS: [(What, &str); 12] = [
+    (What::Registered, "registered"),
+    (What::TookOver, "took_over"),
+    (What::Renewed, "renewed"),
+    (What::Suspect, "suspect"),
+    (What::Confirmed, "confirmed"),
+    (What::Recovering, "recovering"),
+    (What::Recovered, "recovered"),
+    (What::Healed, "healed"),
+    (What::Conflict, "conflict"),
+    (What::Weighed, "weighed"),
+    (What::Updated, "updated"),
+    (What::Stopped, "stopped"),
+];
+
+/// What has happened to leases and keys, counted.
+#[derive(Debug, Default)]
+pub(crate) struct Events([Counter; EVENTS.len()]);
+
+impl Events {
+    /// Counts until the registrar ends, or `done`.
+    pub(crate) async fn count(self: Arc<Self>, mut events: Receiver<Event>, done: CancellationToken) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                () = done.cancelled() => return,
+            };
+            match event {
+                Ok(event) => {
+                    let counted = EVENTS.iter().position(|(what, _)| *what == event.what);
+                    counted.map(|kind| self.0[kind].inc());
+                }
+                Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be counted"),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+/// The text of a scrape. Asks etcd once, and does not wait for it for long.
+pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar: &Registrar) -> String {
+    let etcd_is_up = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
+    let latencies = registrar.latencies();
+    let mut registry = Registry::with_prefix("leasehold");
+    let (roster, events) = (Arc::clone(roster), Arc::clone(events));
+    registry.register_collector(Box::new(Scrape { roster, events, etcd_is_up, latencies }));
+    let mut page = String::new();
+    text::encode(&mut page, &registry).expect("a string takes all that is written");
+    page
+}
+
+struct Scrape {
+    roster: Arc<Roster>,
+    events: Arc<Events>,
+    /// Whether it answered this scrape.
+    etcd_is_up: bool,
+    latencies: [Latency; Verb::ALL.len()],
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scrape").finish_non_exhaustive()
+    }
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        self.process(&mut page)?;
+        self.latencies(&mut page)?;
+        self.phases(&mut page)?;
+        self.requests(&mut page)?;
+        self.instances(&mut page)?;
+        self.views(&mut page)?;
+        self.registrations(&mut page)
+    }
+}
+
+impl Scrape {
+    fn process(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge("build", "Always 1", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])?;
+        let up = f64::from(u8::from(self.etcd_is_up));
+        page.gauge("etcd_up", "Whether etcd answered this scrape", [(vec![], up)])?;
+        let counts = EVENTS.iter().zip(&self.events.0);
+        let counts = counts.map(|((_, name), count)| (vec![("what", *name)], count.get()));
+        page.counter("lease_events", "What happened to leases and keys", counts)
+    }
+
+    fn latencies(&self, page: &mut Page<'_>) -> fmt::Result {
+        let verbs = self.latencies.map(|latency| (latency, latency.verb.to_string()));
+        let (name, help) = ("etcd_request_duration_seconds", "Time until etcd did what it was asked to");
+        let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let seconds = |bound: Duration| if bound == Duration::MAX { f64::INFINITY } else { bound.as_secs_f64() };
+        for (latency, verb) in &verbs {
+            let buckets = latency.answered.map(|(bound, count)| (seconds(bound), count));
+            let all = latency.answered.iter().map(|(_, count)| count).sum();
+            let labels: Labels<'_> = vec![("verb", verb.as_str())];
+            let mut series = family.encode_family(&labels)?;
+            series.encode_histogram::<NoLabelSet>(latency.total.as_secs_f64(), all, &buckets, None)?;
+        }
+        let failed = verbs.iter().map(|(latency, verb)| (vec![("verb", verb.as_str())], latency.failed));
+        page.counter("etcd_requests_failed", "Requests that etcd did not answer, or refused", failed)
+    }
+
+    fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
+        let names = PHASES.map(|phase| (phase, phase.to_string()));
+        let phases = self.faces().flat_map(|face| {
+            let now = face.phase();
+            let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
+            shown.map(move |(is, name)| (with(labels(face), "phase", name), f64::from(u8::from(is))))
+        });
+        page.gauge("service_phase", "1 for the phase of its life that the service is in", phases)?;
+        let ready = self.faces().map(|face| {
+            let is_out = matches!(face.readiness(), Readiness::NotReady(_));
+            (labels(face), f64::from(u8::from(!is_out)))
+        });
+        page.gauge("service_ready", "Whether clients find the service and are answered", ready)
+    }
+
+    fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
+        let classes = self.faces().flat_map(|face| {
+            let classes = face.stats.classes();
+            classes.map(|(class, count)| (with(labels(face), "class", class), count.get()))
+        });
+        page.counter("requests", "Answers by the class of their status, the host's own included", classes)?;
+        let hits = self.faces().flat_map(|face| {
+            let hits = face.stats.hits();
+            hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
+        });
+        page.counter("hits", "What requests and instances ran into", hits)?;
+        let within = self.faces().map(|face| (labels(face), face.stats.within() as f64));
+        page.gauge("requests_in_flight", "Requests that wait for their turn or whose answer is not sent yet", within)?;
+        let outgoing: Vec<_> = self.faces().map(|face| (face, face.stats.outgoing().clone())).collect();
+        let outgoing = outgoing.iter().flat_map(|(face, targets)| {
+            targets.iter().flat_map(move |(to, count)| {
+                [("answered", count.answered), ("failed", count.failed)]
+                    .map(|(result, count)| (with(with(labels(face), "to", to), "result", result), count))
+            })
+        });
+        page.counter("outgoing_requests", "Requests of the component's own", outgoing)?;
+        let help = "Time until the answer begins";
+        let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
+        for face in self.faces() {
+            face.stats.duration.encode(family.encode_family(&labels(face))?)?;
+        }
+        Ok(())
+    }
+
+    fn instances(&self, page: &mut Page<'_>) -> fmt::Result {
+        let used = self.faces().map(|face| (labels(face), whole(face.guest().instances())));
+        page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
+        let most = self.faces().map(|face| (labels(face), f64::from(face.guest().most_instances())));
+        page.gauge("instances_limit", "Instances at a time, at most", most)
+    }
+
+    fn views(&self, page: &mut Page<'_>) -> fmt::Result {
+        let all: Vec<(&Face, Vec<View>)> = self.faces().map(|face| (face, face.guest().registry.views())).collect();
+        let each = || {
+            let each = all.iter().flat_map(|(face, views)| views.iter().map(move |view| (*face, view)));
+            each.map(|(face, view)| {
+                let labels = with(labels(face), "name", view.name().as_str());
+                (with(labels, "version", view.version().as_str()), view)
+            })
+        };
+        let ages = each().filter_map(|(labels, view)| Some((labels, view.age()?.as_secs_f64())));
+        page.gauge("view_age_seconds", "How long ago etcd confirmed what is known of a service", ages)?;
+        let nodes = each().map(|(labels, view)| (labels, whole(view.nodes().len())));
+        page.gauge("view_nodes", "Nodes of a service that the component looked up", nodes)?;
+        let garbage = each().map(|(labels, view)| (labels, whole(view.garbage())));
+        page.gauge("view_garbage", "Keys that stand where its nodes do and are none", garbage)
+    }
+
+    fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
+        let all: Vec<(&Face, Vec<Arc<Registration>>)> =
+            self.faces().map(|face| (face, face.guest().registry.registrations())).collect();
+        let names = STATES.map(|state| (state, state.to_string()));
+        let states = all.iter().flat_map(|(face, kept)| {
+            names.iter().map(move |(state, name)| {
+                let count = kept.iter().filter(|registration| registration.status().state == *state).count();
+                (with(labels(face), "state", name), whole(count))
+            })
+        });
+        page.gauge("registrations", "Registrations by state", states)?;
+        let each = || {
+            let each = all.iter().flat_map(|(face, kept)| kept.iter().map(move |one| (*face, one)));
+            each.map(|(face, one)| (with(labels(face), "key", one.key()), one.status()))
+        };
+        let weights = each().map(|(labels, status)| (labels, f64::from(status.weight.value())));
+        page.gauge("weight", "The weight that is published", weights)?;
+        let left = each().map(|(labels, status)| (labels, status.ttl_remaining.as_secs_f64()));
+        page.gauge("ttl_remaining_seconds", "How long the key stays if no renewal is confirmed any more", left)?;
+        let ages = each().map(|(labels, status)| (labels, status.lease_age.as_secs_f64()));
+        page.gauge("lease_age_seconds", "How long ago etcd granted the lease that the key stands under", ages)?;
+        let renewals = each().map(|(labels, status)| (labels, status.renewals));
+        page.counter("renewals", "Renewals that etcd confirmed", renewals)?;
+        let recoveries = each().map(|(labels, status)| (labels, status.recoveries));
+        page.counter("recoveries", "How often the key was lost and written again", recoveries)
+    }
+
+    fn faces(&self) -> impl Iterator<Item = &Face> {
+        self.roster.services().iter()
+    }
+}
+
+fn labels(face: &Face) -> Labels<'_> {
+    vec![("service", face.name.as_str()), ("listen", &face.listen)]
+}
+
+fn with<'a>(mut labels: Labels<'a>, name: &'static str, value: &'a str) -> Labels<'a> {
+    labels.push((name, value));
+    labels
+}
+
+fn whole(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
+/// The page that is being written.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'l>, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{former, is_former};
+
+    #[test]
+    fn who_does_not_know_openmetrics_is_told_in_the_former_words() {
+        for (accept, is) in [
+            ("text/plain;version=0.0.4", true),
+            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            assert_eq!(is_former(accept), is, "{accept}");
+        }
+        let page = "# HELP a Help.\n# TYPE a counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n# EOF\n";
+        let text =
+            "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n";
+        assert_eq!(former(page), text);
+    }
+}

@@ -1,0 +1,438 @@
+//! The admin endpoint: what an operator, a supervisor and a scraper ask of a running host.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use leasehold::Registrar;
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin::metrics::{self, Events},
+    config,
+    error::Failure,
+    inbound::server::bind,
+    service::handle::{Asker, Face, Readiness, Roster},
+};
+
+/// Connections at a time; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a client may send as headers, at most.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// The longest that a connection lasts, for one request each. A drain takes as long as its requests in flight.
+const LONGEST: Duration = Duration::from_secs(600);
+/// The pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+const PATHS: &str =
+    "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
+
+/// The endpoint, until it is closed.
+pub(crate) struct Admin {
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What answers are made from.
+pub(crate) struct Desk {
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) registrar: Registrar,
+    /// Whether it listens beyond this machine, where a name in a request says nothing.
+    pub(crate) remote: bool,
+}
+
+type Answer = Response<Full<Bytes>>;
+/// Who was asked, and where each answers.
+type Asked<'a, T> = Vec<(&'a Face, oneshot::Receiver<T>)>;
+/// Why nobody was.
+type Refused = (StatusCode, String);
+
+impl Admin {
+    /// Listens and answers. It does so while services start, too, and while they drain.
+    pub(crate) fn start(admin: &config::Admin, desk: Desk) -> Result<Self, Failure> {
+        let (listener, bound) = Self::bind(admin)?;
+        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new() };
+        let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
+        started.tasks.spawn(accept(listener, Arc::new(desk), closing, tasks));
+        tracing::info!(url = format!("http://{bound}/"), "admin");
+        Ok(started)
+    }
+
+    /// Listens, and says where.
+    pub(crate) fn bind(admin: &config::Admin) -> Result<(TcpListener, SocketAddr), Failure> {
+        let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
+        let listener = bind(admin.listen).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        Ok((listener, bound))
+    }
+
+    /// Lets go of the listener and cuts what is left of connections: whatever they wait for has ended.
+    pub(crate) async fn close(self) {
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken, tasks: TaskTracker) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the permits are never closed");
+            listener.accept().await.map(|(stream, _)| (stream, permit))
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = closing.cancelled() => return,
+            accepted = next => accepted,
+        };
+        match accepted {
+            Ok((stream, permit)) => drop(tasks.spawn(connection(stream, permit, Arc::clone(&desk), closing.clone()))),
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the admin endpoint could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, desk: Arc<Desk>, closing: CancellationToken) {
+    let requests = service_fn(|request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, Infallible>(desk.answer(request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        // Nobody holds a place for a request that may never come.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), requests);
+    tokio::select! {
+        () = closing.cancelled() => {}
+        // A client that breaks off knows it.
+        _ = timeout(LONGEST, served) => {}
+    }
+    drop(permit);
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        if let Some(said) = self.foreign(&request) {
+            return said_as_json(StatusCode::FORBIDDEN, said);
+        }
+        let path = request.uri().path();
+        let (expected, answer) = match path {
+            "/healthz" => (Method::GET, self.healthz()),
+            "/readyz" => (Method::GET, self.readyz()),
+            "/services" => (Method::GET, self.services()),
+            "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics(request.headers()).await),
+            "/metrics" => (Method::GET, plain(StatusCode::OK, String::new())),
+            "/reload" if request.method() == Method::POST => (Method::POST, self.reload(None).await),
+            "/reload" => (Method::POST, plain(StatusCode::OK, String::new())),
+            _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+                Some(("drain", name)) if request.method() == Method::POST => (Method::POST, self.drain(name).await),
+                Some(("reload", name)) if request.method() == Method::POST => {
+                    (Method::POST, self.reload(Some(name)).await)
+                }
+                Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
+                _ => return said_as_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
+            },
+        };
+        if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
+            return answer;
+        }
+        let mut refused = said_as_json(StatusCode::METHOD_NOT_ALLOWED, &format!("ask with {expected}"));
+        let allowed = HeaderValue::from_str(expected.as_str()).expect("a method is a header's value");
+        refused.headers_mut().insert(header::ALLOW, allowed);
+        refused
+    }
+
+    /// Why a request comes from a web page that an operator looks at, and not from the operator.
+    fn foreign(&self, request: &Request<Incoming>) -> Option<&'static str> {
+        if request.headers().contains_key(header::ORIGIN) {
+            return Some("not for web pages");
+        }
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
+        let is_plain =
+            name.is_ok_and(|name| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok());
+        // A name that leads to loopback may have been made to lead there.
+        (!self.remote && !is_plain).then_some("ask by the address, or localhost")
+    }
+
+    /// Whether starting the process again would help.
+    fn healthz(&self) -> Answer {
+        match self.registrar.has_ended() && !self.roster.ending.is_cancelled() {
+            false => plain(StatusCode::OK, "ok\n".to_owned()),
+            true => plain(StatusCode::INTERNAL_SERVER_ERROR, "the registrar has ended\n".to_owned()),
+        }
+    }
+
+    fn readyz(&self) -> Answer {
+        if self.roster.ending.is_cancelled() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is ending\n".to_owned());
+        }
+        if !self.roster.is_filled() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is starting\n".to_owned());
+        }
+        let (mut unknown, mut not_ready) = (String::new(), String::new());
+        let services = self.roster.services();
+        let all_out = services.iter().all(Face::is_out);
+        // One that was drained by command does not speak against the host, unless there is no other.
+        for face in services.iter().filter(|face| all_out || !face.is_out()) {
+            match face.readiness() {
+                Readiness::Ready => {}
+                Readiness::Unknown(said) => unknown += &format!("{}: {said}\n", face.name),
+                Readiness::NotReady(said) => not_ready += &format!("{}: {said}\n", face.name),
+            }
+        }
+        match (not_ready.is_empty(), unknown.is_empty()) {
+            (true, true) => plain(StatusCode::OK, "ready\n".to_owned()),
+            (true, false) => plain(StatusCode::OK, format!("unknown\n{unknown}")),
+            (false, _) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{not_ready}{unknown}")),
+        }
+    }
+
+    async fn metrics(&self, asked: &HeaderMap) -> Answer {
+        let page = metrics::scrape(&self.roster, &self.events, &self.registrar).await;
+        let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let (page, kind) = match metrics::is_former(accept) {
+            true => (metrics::former(&page), metrics::FORMER_CONTENT_TYPE),
+            false => (page, metrics::CONTENT_TYPE),
+        };
+        let mut answer = plain(StatusCode::OK, page);
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        answer
+    }
+
+    fn services(&self) -> Answer {
+        as_json(StatusCode::OK, &self.roster.services().iter().map(Row::of).collect::<Vec<_>>())
+    }
+
+    async fn drain(&self, name: &str) -> Answer {
+        let asked = self.ask(Some(name), |face| &face.drains);
+        self.told(asked, |face, drained| {
+            json!({
+                "service": face.name.as_str(),
+                "listen": face.listen,
+                "phase": face.phase().to_string(),
+                "keys_gone": drained.keys_gone,
+                "all_answered": drained.all_answered,
+            })
+        })
+        .await
+    }
+
+    async fn reload(&self, name: Option<&str>) -> Answer {
+        let asked = self.ask(name, |face| &face.reloads);
+        self.told(asked, |face, outcome| {
+            json!({
+                "service": face.name.as_str(),
+                "listen": face.listen,
+                "phase": face.phase().to_string(),
+                "reloaded": outcome.is_ok(),
+                "why": outcome.err().map(|failure| failure.sentence()),
+            })
+        })
+        .await
+    }
+
+    /// Asks every service of that name, or all of them, and says who was asked.
+    fn ask<T>(
+        &self,
+        name: Option<&str>,
+        queue: impl Fn(&Face) -> &mpsc::Sender<Asker<T>>,
+    ) -> Result<Asked<'_, T>, Refused> {
+        if self.roster.ending.is_cancelled() {
+            return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
+        }
+        if !self.roster.is_filled() {
+            return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
+        }
+        let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
+        let meant = |face: &&Face| name.as_ref().is_none_or(|name| face.name.as_str() == name);
+        let asked: Result<Vec<_>, _> = self
+            .roster
+            .services()
+            .iter()
+            .filter(meant)
+            .map(|face| {
+                let (reply, outcome) = oneshot::channel();
+                match queue(face).try_send(reply) {
+                    Ok(()) => Ok((face, outcome)),
+                    Err(TrySendError::Full(_)) => {
+                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", face.name)))
+                    }
+                    Err(TrySendError::Closed(_)) => {
+                        Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
+                    }
+                }
+            })
+            .collect();
+        match asked {
+            Ok(asked) if asked.is_empty() => {
+                let known: Vec<_> = self.roster.services().iter().map(|face| face.name.as_str()).collect();
+                let name = name.unwrap_or_default();
+                Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
+            }
+            asked => asked,
+        }
+    }
+
+    /// Waits until all that were asked have answered, or the host ends.
+    async fn told<T>(
+        &self,
+        asked: Result<Asked<'_, T>, Refused>,
+        show: impl Fn(&Face, T) -> serde_json::Value,
+    ) -> Answer {
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err((status, said)) => return said_as_json(status, &said),
+        };
+        let all = join_all(asked.into_iter().map(|(face, outcome)| {
+            let show = &show;
+            async move { outcome.await.map(|outcome| show(face, outcome)) }
+        }));
+        let told: Result<Vec<_>, _> = tokio::select! {
+            told = all => told.into_iter().collect(),
+            () = self.roster.ending.cancelled() => {
+                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
+            }
+        };
+        match told {
+            Ok(told) => as_json(StatusCode::OK, &told),
+            Err(_) => said_as_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
+        }
+    }
+}
+
+/// A service as `/services` shows it.
+#[derive(Serialize)]
+struct Row<'a> {
+    service: &'a str,
+    version: &'a str,
+    listen: &'a str,
+    url: &'a str,
+    component: &'a str,
+    phase: String,
+    /// `ready`, `unknown` or `not ready`.
+    readiness: &'static str,
+    /// Why it is not known to be ready.
+    why: Option<String>,
+    instances: usize,
+    registrations: Vec<Kept>,
+    /// The services that it looked up.
+    views: Vec<Followed>,
+}
+
+#[derive(Serialize)]
+struct Followed {
+    name: String,
+    version: String,
+    nodes: usize,
+    garbage: usize,
+    /// Null before etcd was read.
+    age_seconds: Option<f64>,
+    /// Why it is not kept up to date; null while it is.
+    trouble: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    key: String,
+    state: String,
+    weight: u32,
+    ttl_remaining_seconds: f64,
+    lease_age_seconds: f64,
+    renewals: u64,
+    recoveries: u64,
+}
+
+impl<'a> Row<'a> {
+    fn of(face: &'a Face) -> Self {
+        let guest = face.guest();
+        let (readiness, why) = match face.readiness() {
+            Readiness::Ready => ("ready", None),
+            Readiness::Unknown(said) => ("unknown", Some(said)),
+            Readiness::NotReady(said) => ("not ready", Some(said)),
+        };
+        let registrations = guest.registry.registrations().into_iter().map(|registration| {
+            let status = registration.status();
+            Kept {
+                key: registration.key().to_string(),
+                state: status.state.to_string(),
+                weight: status.weight.value(),
+                ttl_remaining_seconds: status.ttl_remaining.as_secs_f64(),
+                lease_age_seconds: status.lease_age.as_secs_f64(),
+                renewals: status.renewals,
+                recoveries: status.recoveries,
+            }
+        });
+        let views = guest.registry.views().into_iter().map(|view| Followed {
+            name: view.name().to_string(),
+            version: view.version().to_string(),
+            nodes: view.nodes().len(),
+            garbage: view.garbage(),
+            age_seconds: view.age().map(|age| age.as_secs_f64()),
+            trouble: view.trouble().map(|why| why.to_string()),
+        });
+        Self {
+            service: face.name.as_str(),
+            version: face.version.as_str(),
+            listen: &face.listen,
+            url: &face.url,
+            component: &face.component,
+            phase: face.phase().to_string(),
+            readiness,
+            why,
+            instances: guest.instances(),
+            registrations: registrations.collect(),
+            views: views.collect(),
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: String) -> Answer {
+    made(status, "text/plain; charset=utf-8", text)
+}
+
+fn said_as_json(status: StatusCode, said: &str) -> Answer {
+    as_json(status, &json!({ "error": said }))
+}
+
+fn as_json(status: StatusCode, value: &impl Serialize) -> Answer {
+    let text = serde_json::to_string_pretty(value).expect("what is shown has no keys but text");
+    made(status, "application/json", text + "\n")
+}
+
+fn made(status: StatusCode, kind: &'static str, text: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}

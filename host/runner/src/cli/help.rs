@@ -1,0 +1,28 @@
+//! Help, the version, and usage errors: the command lines that run nothing.
+
+use std::{io::stderr, process::ExitCode};
+
+use clap::error::ErrorKind;
+
+use crate::{cli::LogFormat, error::Failure, telemetry::log};
+
+/// Help, the version, or what is wrong with the arguments.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody reads it when stdout is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = match error.kind() {
+        // clap would show all of its help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let said = said.split("\n\nFor more").next().unwrap_or_default();
+    let failure = Failure::usage(format!("{said}; see leasehold --help"));
+    log::last_words(&failure, LogFormat::Text, &mut stderr());
+    ExitCode::from(failure.code())
+}

@@ -1,0 +1,579 @@
+//! The command line, and help that teaches it.
+
+pub(crate) mod help;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use leasehold::{Addr, Layout, Options, ServiceName, Version};
+
+use crate::{
+    commands::admin_client,
+    config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables, file::Listen, units::Span},
+    error::Failure,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  leasehold run --dev greeter.yaml      try it: a private etcd, gone with the host
+  leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
+  leasehold ls greeter                  who is registered under that name
+  leasehold watch                       the same, live
+  leasehold doctor                      what is wrong with what is registered, and the cure
+  leasehold check greeter.yaml          would it run? starts nothing
+  leasehold explain greeter.yaml        the keys and values it would write
+  leasehold inspect greeter.wasm        what a component imports, exports and lacks
+  leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold drain greeter               take one service of a running host out, in order
+  leasehold reload greeter              replace it by what is in its component file now
+
+Exit codes:
+  0   clean
+  64  bad configuration, arguments or component file
+  69  etcd is unavailable although it is required
+  1   anything else
+  130 a second Ctrl-C, which does not wait
+
+RUST_LOG chooses what is logged in the usual way, for example RUST_LOG=leasehold=debug.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  leasehold run --dev greeter.yaml
+  leasehold run greeter.wasm --name greeter --listen 127.0.0.1:8080 --etcd http://127.0.0.1:2379
+  leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
+  leasehold run cache.wasm --name cache --listen 127.0.0.1:6379 --register host -- 127.0.0.1:6379
+
+A configuration file:
+  etcd: { endpoints: [http://127.0.0.1:2379] }
+  registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
+  admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
+  traces: { endpoint: http://127.0.0.1:4317, sample: 0.1 }      # OpenTelemetry; see docs/traces.md
+  services:
+    - name: greeter
+      component: greeter.wasm            # relative to this file
+      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port; or what a program listens on itself
+      advertise: 127.0.0.1:10002         # what clients are told; by default where it listens
+      version: v1
+      register: component                # or host: for a component that knows nothing of Leasehold; or off
+      config: { greeting: hello }        # what wasi:config/store shows the component
+      args: []                           # its arguments, and env: {...}; see docs/programs.md
+      allow: { names: [greeter], discover: [], outbound: [] }
+      limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
+      health: { path: / }                # out of etcd while it does not answer; see docs/health.md
+
+The end (SIGTERM, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are stopped,
+leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases.";
+
+const EXPLAIN_HELP: &str = "\
+Examples:
+  leasehold explain greeter.yaml
+  leasehold explain greeter.yaml --json
+
+How a node becomes a key and a value is its layout; in the configuration, for all services or for one:
+  registry: { layout: kratos }
+  registry: { layout: [seed, kratos] }                    # under both, while clients migrate
+  registry: { layout: { name: kratos, prefix: /prod, scheme: http } }
+  registry:
+    layout:                                               # your own, as templates
+      key: /svc/{name}/{addr}
+      value: '{\"addr\":\"{addr}\",\"weight\":\"{weight:number}\",\"tags\":\"{metadata|null}\"}'
+
+Built in: seed, grpc-todolist, kratos, go-zero, kitex, hertz, go-micro, rpcx, goframe, etcd-naming.
+Placeholders: {name}, {addr}, {version}, {weight}, {id} (a number, the same at every start of one instance);
+{version|latest} has a word for no version, {version/} takes its slash with it. In a value, \"{weight:number}\" is a
+number, \"{metadata}\" an object, \"{metadata|null}\" null when there is none.";
+
+/// Runs WebAssembly service components and keeps them findable in etcd.
+#[derive(Parser, Debug)]
+#[command(name = "leasehold", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// How much is logged, and how.
+#[derive(Args, Debug)]
+pub(crate) struct LogArgs {
+    /// How log lines are written, on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+
+    /// Log errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run services until SIGTERM or Ctrl-C
+    Run(RunArgs),
+    /// List what is registered in etcd
+    #[command(
+        after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
+    )]
+    Ls(LsArgs),
+    /// Show what is registered in etcd and what changes, until Ctrl-C
+    #[command(
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 5s\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt follows etcd, so a change is seen at once. Time passes silently there: a terminal's TTL is asked for once an interval."
+    )]
+    Watch(WatchArgs),
+    /// Say what is wrong with what is registered in etcd, and the cure
+    #[command(
+        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s. It changes nothing."
+    )]
+    Doctor(DoctorArgs),
+    /// Say whether a configuration would run; starts nothing
+    #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
+    Check(CheckArgs),
+    /// Print the exact keys and values that a configuration would write to etcd
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(ExplainArgs),
+    /// End one service of a running host, in order; the others go on
+    #[command(
+        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. The service stays out until the host starts again."
+    )]
+    Drain(DrainArgs),
+    /// Replace services of a running host by what is in their component files now; no request fails
+    #[command(
+        after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. A new version that does not start leaves the old one\nserving, and the exit code is 1. The configuration file is not read again."
+    )]
+    Reload(ReloadArgs),
+    /// Compile a component ahead of its start, for this release on this kind of machine
+    #[command(
+        after_help = "Examples:\n  leasehold compile greeter.wasm\n  leasehold compile greeter.wasm -o /srv/greeter.cwasm\n\nThe result is machine code, which no sandbox holds: a configuration that runs it says precompiled: true."
+    )]
+    Compile(CompileArgs),
+    /// Say what a component imports, exports and lacks
+    #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
+    Inspect(InspectArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// A configuration file (YAML), or one component (.wasm) with --name and --listen
+    pub(crate) file: PathBuf,
+
+    /// Start a private etcd on loopback, with a temporary folder, gone with this process
+    #[arg(long)]
+    pub(crate) dev: bool,
+
+    /// Replace a service whenever its component file changes; no request fails
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    #[command(flatten)]
+    pub(crate) single: SingleArgs,
+}
+
+/// What a configuration file would say of the one service of `run X.wasm`.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "For one component (.wasm)")]
+pub(crate) struct SingleArgs {
+    /// The service's name
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Where to accept HTTP, as ip:port; or where a program opens its own listener
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+
+    /// An etcd endpoint; repeat it for each member of the cluster
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+
+    /// The version to publish, where the host registers
+    #[arg(long)]
+    version: Option<String>,
+
+    /// The address to publish, as host:port [default: where it listens]
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<String>,
+
+    /// A pair that wasi:config/store shows the component
+    #[arg(long, value_name = "KEY=VALUE")]
+    config: Vec<String>,
+
+    /// An environment variable of the component
+    #[arg(long, value_name = "KEY=VALUE")]
+    env: Vec<String>,
+
+    /// Who registers the service: component, host or off [default: component]
+    #[arg(long, value_name = "WHO")]
+    register: Option<String>,
+
+    /// Arguments of the component
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LsArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WatchArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// One JSON object a line for each change
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// How often a terminal's TTL is brought up to date, 100ms or more
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub(crate) every: Every,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Do not try to connect to the nodes
+    #[arg(long)]
+    pub(crate) no_dial: bool,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+/// Which etcd to look at, and for what.
+#[derive(Args, Debug)]
+pub(crate) struct EtcdArgs {
+    /// How the keys and values are laid out; repeat it for several [default: seed]
+    #[arg(long, conflicts_with = "config")]
+    layout: Vec<String>,
+
+    /// The prefix of the keys, where it is not the usual one of the layout
+    #[arg(long, conflicts_with = "config")]
+    prefix: Option<String>,
+
+    /// An etcd endpoint; repeat it for each member of the cluster [default: http://127.0.0.1:2379]
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    etcd: Vec<String>,
+
+    /// Take etcd's endpoints, user, TLS and the layouts from this configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The interval of `watch`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Every(pub(crate) Duration);
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        if span < Duration::from_millis(100) {
+            return Err(format!("must be 100ms or more, not {text:?}"));
+        }
+        Ok(Self(span))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// A configuration file (YAML)
+    pub(crate) file: PathBuf,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// A configuration file (YAML)
+    pub(crate) file: PathBuf,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// A component (.wasm)
+    pub(crate) file: PathBuf,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompileArgs {
+    /// A component (.wasm)
+    pub(crate) file: PathBuf,
+
+    /// Where to write the machine code [default: beside it, as .cwasm]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DrainArgs {
+    /// The service
+    pub(crate) name: String,
+
+    /// The host's admin endpoint
+    #[arg(long, value_name = "URL", default_value = admin_client::DEFAULT)]
+    pub(crate) admin: String,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReloadArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// The host's admin endpoint
+    #[arg(long, value_name = "URL", default_value = admin_client::DEFAULT)]
+    pub(crate) admin: String,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl RunArgs {
+    /// What to run, from the file or from the arguments.
+    pub(crate) fn config(self) -> Result<Config, Failure> {
+        let mut config = if self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm") {
+            self.single.config(self.file)?
+        } else {
+            if let Some(flag) = self.single.first_given() {
+                return Err(Failure::usage(format!(
+                    "{flag} goes with a component (.wasm); a configuration file says it itself"
+                )));
+            }
+            Config::load(&self.file)?
+        };
+        config.services.iter_mut().for_each(|spec| spec.follow = self.watch);
+        config.dev = self.dev;
+        if config.dev {
+            // The private etcd has neither users nor certificates.
+            config.registrar.credentials = None;
+            config.registrar.tls = leasehold::Tls::default();
+            config.etcd_required = true;
+        }
+        Ok(config)
+    }
+}
+
+impl SingleArgs {
+    fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--name", self.name.is_some()),
+            ("--listen", self.listen.is_some()),
+            ("--etcd", !self.etcd.is_empty()),
+            ("--version", self.version.is_some()),
+            ("--advertise", self.advertise.is_some()),
+            ("--config", !self.config.is_empty()),
+            ("--env", !self.env.is_empty()),
+            ("--register", self.register.is_some()),
+            ("--", !self.args.is_empty()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    fn config(self, component: PathBuf) -> Result<Config, Failure> {
+        let missing =
+            |flag: &str| Failure::usage(format!("{} needs {flag}; try leasehold run --help", component.display()));
+        let name: ServiceName = parse("--name", &self.name.ok_or_else(|| missing("--name"))?)?;
+        let Listen(listen) = parse::<Listen>("--listen", &self.listen.ok_or_else(|| missing("--listen"))?)?;
+        let mut spec = Spec::new(name, component, listen);
+        spec.advertise = self.advertise.map(|text| parse::<Addr>("--advertise", &text)).transpose()?;
+        if let Some(text) = self.version {
+            spec.version = parse::<Version>("--version", &text)?;
+        }
+        if let Some(text) = self.register {
+            spec.register = parse::<Register>("--register", &text)?;
+        }
+        spec.args = self.args;
+        spec.config = pairs("--config", &self.config)?;
+        spec.env = pairs("--env", &self.env)?;
+        spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
+        Ok(Config {
+            registrar: options(&self.etcd)?,
+            etcd_required: false,
+            dev: false,
+            admin: None,
+            traces: None,
+            services: vec![spec],
+        })
+    }
+}
+
+impl EtcdArgs {
+    /// How to reach etcd.
+    pub(crate) fn registrar(&self) -> Result<Options, Failure> {
+        match &self.config {
+            Some(file) => Ok(Config::load(Path::new(file))?.registrar),
+            None => {
+                let mut options = options(&self.etcd)?;
+                if !self.layout.is_empty() {
+                    options.layouts =
+                        self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
+                }
+                if let Some(prefix) = &self.prefix {
+                    let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
+                    options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
+                }
+                Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
+                Ok(options)
+            }
+        }
+    }
+}
+
+fn options(urls: &[String]) -> Result<Options, Failure> {
+    let mut endpoints = Vec::with_capacity(urls.len().max(1));
+    for url in urls {
+        let Endpoint(url) = parse("--etcd", url)?;
+        if url.starts_with("https:") {
+            let said = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
+            return Err(Failure::usage(said));
+        }
+        endpoints.push(url);
+    }
+    if endpoints.is_empty() {
+        endpoints.push(DEFAULT_ENDPOINT.to_owned());
+    }
+    Ok(Options::new(endpoints))
+}
+
+/// Parses an argument; the error names its flag.
+pub(crate) fn parse<T>(flag: &str, text: &str) -> Result<T, Failure>
+where
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| wrong(flag, error))
+}
+
+fn wrong(flag: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::usage(format!("{flag}: {error}"))
+}
+
+fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
+    let mut variables = Variables::default();
+    for pair in given {
+        match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                variables.0.insert(key.to_owned(), value.to_owned());
+            }
+            // Not repeated: it may be half of a secret.
+            _ => return Err(Failure::usage(format!("{flag}: must be KEY=VALUE"))),
+        }
+    }
+    Ok(variables)
+}
+
+/// The URL at which a listener answers.
+pub(crate) fn url(bound: SocketAddr, secured: bool) -> String {
+    let scheme = if secured { "https" } else { "http" };
+    format!("{scheme}://{bound}/")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, Command};
+    use crate::{config::Config, error::Failure};
+
+    fn run(arguments: &[&str]) -> Result<Config, Failure> {
+        let cli = Cli::try_parse_from(["leasehold", "run"].iter().chain(arguments)).unwrap();
+        let Command::Run(args) = cli.command else { panic!("run") };
+        args.config()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_component_runs_from_arguments_alone() {
+        let config = run(&[
+            "g.wasm",
+            "--name",
+            "g",
+            "--listen",
+            "127.0.0.1:8080",
+            "--etcd",
+            "http://a:1",
+            "--etcd",
+            "http://b:2",
+            "--config",
+            "greeting=a=b",
+            "--version",
+            "v1",
+            "--register",
+            "host",
+        ])
+        .unwrap();
+        assert_eq!(config.registrar.endpoints, ["http://a:1", "http://b:2"]);
+        assert_eq!(config.services[0].config.0["greeting"], "a=b");
+        assert_eq!(config.services[0].version.as_str(), "v1");
+    }
+
+    #[test]
+    fn wrong_arguments_are_one_sentence_and_64() {
+        let cases: [(&[&str], &str); 8] = [
+            (&["g.wasm"], "g.wasm needs --name"),
+            (&["g.wasm", "--name", "a/b", "--listen", "127.0.0.1:1"], "--name: name must be visible"),
+            (&["g.wasm", "--name", "g", "--listen", "8080"], "--listen: must be an IP address and a port"),
+            (&["g.wasm", "--name", "g", "--listen", "0.0.0.0:80"], "--listen: no client can dial"),
+            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--env", "x"], "--env: must be KEY=VALUE"),
+            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--etcd", "a:1"], "--etcd: must be http://"),
+            (&["g.yaml", "--name", "g"], "--name goes with a component"),
+            (&["/does/not/exist.yaml"], "cannot read /does/not/exist.yaml"),
+        ];
+        for (arguments, start) in cases {
+            let failure = run(arguments).unwrap_err();
+            assert_eq!(failure.code(), 64);
+            assert!(failure.sentence().starts_with(start), "{}", failure.sentence());
+        }
+    }
+}

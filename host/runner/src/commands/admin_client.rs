@@ -1,0 +1,108 @@
+//! Asking the admin endpoint of a running host.
+
+use std::{error::Error, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, header, response::Parts};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::error::{Failure, one_line, shown};
+
+/// Where a host listens unless it is told otherwise.
+pub(crate) const DEFAULT: &str = "http://127.0.0.1:9090";
+
+/// How long making the connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the answer may take; the host itself ends every wait before.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// The longest answer that is read.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// Sends `POST` and gives the answer. A failure is one sentence; a name that is not known there is a mistake of whoever
+/// asks.
+pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
+    let authority = authority(admin)?;
+    let silent = |said: String| {
+        Failure::other(format!(
+            "no host answers at {admin} ({said}); it does where its configuration says admin: {{ listen: ... }}"
+        ))
+    };
+    let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(&authority)).await;
+    let stream = connecting
+        .map_err(|_| silent(format!("no connection within {CONNECT_TIMEOUT:?}")))?
+        .map_err(|error| silent(error.to_string()))?;
+    let request = Request::builder().method(Method::POST).uri(path).header(header::HOST, &authority);
+    let request = request.body(Empty::new()).expect("a path of visible characters");
+    let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
+    let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
+    let (Parts { status, .. }, body) = answered.map_err(|error| silent(error.to_string()))?;
+    let answer: Value = serde_json::from_slice(&body).map_err(|_| silent("what answers is no host".to_owned()))?;
+    match (status, answer["error"].as_str()) {
+        (StatusCode::OK, _) => Ok(answer),
+        (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(shown(&one_line(said)))),
+        (_, Some(said)) => Err(Failure::other(shown(&one_line(said)))),
+        (status, None) => Err(silent(format!("it answers {status}"))),
+    }
+}
+
+/// One request on a connection of its own, and its answer, read to the end.
+pub(crate) async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Empty<Bytes>>,
+) -> Result<(Parts, Bytes), Box<dyn Error + Send + Sync>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let answered = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        Ok((head, Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes()))
+    };
+    // The connection is driven here and ends here.
+    tokio::pin!(answered);
+    tokio::select! {
+        biased;
+        answered = &mut answered => answered,
+        ended = connection => {
+            ended?;
+            answered.await
+        }
+    }
+}
+
+fn authority(admin: &str) -> Result<String, Failure> {
+    let wrong = || Failure::usage(format!("--admin: must be http://host:port, not {admin:?}"));
+    let uri: Uri = admin.parse().map_err(|_| wrong())?;
+    match (uri.scheme_str(), uri.authority(), uri.path()) {
+        (Some("http"), Some(authority), "" | "/") if authority.port_u16().is_some() => Ok(authority.to_string()),
+        _ => Err(wrong()),
+    }
+}
+
+/// A name as a part of a path.
+pub(crate) fn part(name: &str) -> String {
+    percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{authority, part};
+
+    #[test]
+    fn an_endpoint_is_a_host_and_a_port() {
+        assert_eq!(authority("http://127.0.0.1:9090/").unwrap(), "127.0.0.1:9090");
+        for bad in ["127.0.0.1:9090", "https://127.0.0.1:9090", "http://127.0.0.1", "http://a:1/b", ""] {
+            assert_eq!(authority(bad).unwrap_err().code(), 64, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_part_of_a_path() {
+        assert_eq!(part("a/b?c"), "a%2Fb%3Fc");
+    }
+}

@@ -1,0 +1,171 @@
+//! `leasehold doctor`: what is wrong with what is registered in etcd, and the cure.
+
+mod clock;
+mod etcd;
+mod keys;
+mod leases;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt, stream};
+use leasehold::{Addr, Error, Listed, Options, Registrar};
+use serde::Serialize;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
+use self::leases::Leases;
+use super::{
+    ls::{END_TIMEOUT, read},
+    print, print_json,
+};
+use crate::{
+    cli::DoctorArgs,
+    connect,
+    error::{Failure, shown},
+};
+
+/// A node that takes no connection within this time counts as unreachable.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Nodes that are dialled at a time.
+const MAX_DIALS: usize = 64;
+
+/// One thing that is wrong.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Finding {
+    /// What kind, for machines.
+    kind: &'static str,
+    /// The key in etcd; none where it is about etcd itself.
+    key: Option<String>,
+    /// What is wrong.
+    found: String,
+    /// What to do.
+    cure: String,
+}
+
+/// Everything, as `--json` shows it.
+#[derive(Serialize)]
+struct Report {
+    endpoint: String,
+    etcd: String,
+    round_trip_ms: u128,
+    /// Ahead of etcd's if positive; null where etcd does not tell its time.
+    clock_skew_seconds: Option<i64>,
+    keys: usize,
+    nodes: usize,
+    /// Null where they are not this user's to see.
+    leases: Option<Leases>,
+    findings: Vec<Finding>,
+    /// What may be wrong, and is no failure.
+    notes: Vec<Finding>,
+}
+
+/// Reports on stdout. Findings are a failure, so that a script notices.
+pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
+    let options = args.etcd.registrar()?;
+    let registrar = connect::start(&options)?;
+    let report = examine(&registrar, &options, !args.no_dial).await;
+    let _ = registrar.shutdown(END_TIMEOUT).await; // It holds nothing.
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&text(&report))?;
+    }
+    match report.findings.len() {
+        0 => Ok(()),
+        1 => Err(Failure::other("1 finding")),
+        many => Err(Failure::other(format!("{many} findings"))),
+    }
+}
+
+async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result<Report, Failure> {
+    let listed = read(registrar, options, None).await?;
+    let begun = Instant::now();
+    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
+    let status = registrar.reach().await.map_err(unavailable)?;
+    let round_trip = begun.elapsed();
+    let dials = async { if dial { unreachable(&listed).await } else { Vec::new() } };
+    let held = listed.iter().map(|found| found.lease).collect();
+    let (unreachable, leases, skew, health) = tokio::join!(
+        dials,
+        leases::examine(registrar, &held),
+        clock::skew(&status.endpoint, options),
+        registrar.health()
+    );
+    let (leases, notes) = leases.map_err(unavailable)?.unzip();
+    let mut findings = keys::findings(&listed, &options.read_layouts());
+    findings.extend(unreachable);
+    findings.sort_by(|a, b| a.key.cmp(&b.key));
+    findings.extend(etcd::slow(&status.endpoint, round_trip));
+    findings.extend(etcd::findings(&health.map_err(unavailable)?));
+    findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
+    Ok(Report {
+        endpoint: status.endpoint,
+        etcd: status.version,
+        round_trip_ms: round_trip.as_millis(),
+        clock_skew_seconds: skew,
+        keys: listed.len(),
+        nodes: listed.iter().filter(|found| found.node.is_ok()).count(),
+        leases,
+        findings,
+        notes: notes.unwrap_or_default(),
+    })
+}
+
+/// Which nodes take no connection from here.
+async fn unreachable(listed: &[Listed]) -> Vec<Finding> {
+    let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
+    for found in listed {
+        if let Ok(node) = &found.node {
+            addrs.entry(node.addr.clone()).or_insert_with(|| shown(&found.key));
+        }
+    }
+    let dials = addrs.into_iter().map(|(addr, key)| async move {
+        let why = match timeout(DIAL_TIMEOUT, TcpStream::connect((addr.host(), addr.port()))).await {
+            Ok(Ok(_)) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("nothing within {DIAL_TIMEOUT:?}"),
+        };
+        Some(Finding {
+            kind: "unreachable",
+            key: Some(key),
+            found: format!("{addr} takes no connection from here: {why}"),
+            cure:
+                "if its host is dead the key goes with its lease; else look at its firewall and its advertised address"
+                    .to_owned(),
+        })
+    });
+    stream::iter(dials).buffer_unordered(MAX_DIALS).filter_map(std::future::ready).collect().await
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "etcd {} at {}, {} ms away; keys: {}, nodes: {}\n",
+        report.etcd, report.endpoint, report.round_trip_ms, report.keys, report.nodes
+    );
+    if let Some(leases) = &report.leases {
+        for (what, count) in [
+            ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
+            ("that are renewed, beside those below", leases.renewed_without_keys - report.notes.len()),
+            ("or with some, too many to be looked at", leases.left_out),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("leases without keys {what}: {count}\n"));
+            }
+        }
+    }
+    let mut add = |finding: &Finding, mark: &str| {
+        let key = finding.key.as_deref().unwrap_or("etcd");
+        text.push_str(&format!("\n{key}\n  {mark}{}: {}\n  cure: {}\n", finding.kind, finding.found, finding.cure));
+    };
+    report.findings.iter().for_each(|finding| add(finding, ""));
+    report.notes.iter().for_each(|note| add(note, "note, "));
+    match (report.findings.is_empty(), report.notes.is_empty()) {
+        (true, true) => text.push_str("nothing is wrong\n"),
+        (true, false) => text.push_str("\nnothing else is wrong\n"),
+        (false, _) => {}
+    }
+    text
+}

@@ -1,0 +1,72 @@
+//! The commands beside `run`: those that look and run nothing, and those that ask a running host.
+
+pub(crate) mod admin_client;
+mod check;
+mod compile;
+mod doctor;
+mod drain;
+mod explain;
+mod inspect;
+mod ls;
+mod reload;
+pub(crate) mod run;
+mod watch;
+
+use std::io::{self, Write, stdout};
+
+use serde::Serialize;
+
+pub(crate) use check::check;
+pub(crate) use compile::compile;
+pub(crate) use doctor::doctor;
+pub(crate) use drain::drain;
+pub(crate) use explain::explain;
+pub(crate) use inspect::inspect;
+pub(crate) use ls::ls;
+pub(crate) use reload::reload;
+pub(crate) use run::run;
+pub(crate) use watch::watch;
+
+use crate::error::Failure;
+
+/// Writes to stdout. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let written = stdout().lock().write_all(text.as_bytes()).and_then(|()| stdout().flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::other(format!("cannot write: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::other(format!("cannot write: {error}")))?;
+    print(&format!("{text}\n"))
+}
+
+/// Rows under headings, in columns as wide as they need to be.
+fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
+    });
+    let headings = headings.map(str::to_owned);
+    let mut text = String::new();
+    for row in [&headings].into_iter().chain(rows) {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table;
+
+    #[test]
+    fn columns_are_as_wide_as_they_need_to_be() {
+        let rows = [["greeter".to_owned(), "1".to_owned()], ["x".to_owned(), "100".to_owned()]];
+        assert_eq!(table(["NAME", "WEIGHT"], &rows), "NAME     WEIGHT\ngreeter  1\nx        100\n");
+    }
+}

@@ -1,0 +1,61 @@
+//! What `run --dev` shows: each renewal and weight, and what etcd really holds.
+
+use leasehold::{Event, Registrar, What};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Spec, error::shown, service::Service};
+
+/// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
+pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event,
+            () = done.cancelled() => return,
+        };
+        match event {
+            Ok(event) => tell_one(&event),
+            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be told"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn tell_one(event: &Event) {
+    let lease = format_args!("{:x}", event.lease);
+    match event.what {
+        What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),
+        What::Weighed | What::Updated => {
+            tracing::info!(key = event.key.as_deref(), "{:?}: {}", event.what, event.why);
+        }
+        _ => {}
+    }
+}
+
+/// Shows what etcd holds of these services, read back from it.
+pub(crate) async fn show(registrar: &Registrar, services: &[Service]) {
+    for service in services {
+        tracing::info!(service = %service.spec().name, "open {}", service.url());
+        match registrar.list(Some(&service.spec().name)).await {
+            Ok(listed) => {
+                for found in listed {
+                    let value = String::from_utf8_lossy(&found.value);
+                    tracing::info!("in etcd: {} = {}", shown(&found.key), shown(&value));
+                }
+            }
+            Err(error) => tracing::warn!("etcd cannot be read: {error}"),
+        }
+    }
+}
+
+/// Shows that etcd holds nothing of these services any more.
+pub(crate) async fn show_gone(registrar: &Registrar, specs: &[Spec]) {
+    for spec in specs {
+        match registrar.list(Some(&spec.name)).await {
+            Ok(listed) if listed.is_empty() => tracing::info!("in etcd: no key of {}", spec.name),
+            Ok(listed) => tracing::warn!("in etcd: still {} of {}", listed.len(), spec.name),
+            Err(error) => tracing::warn!("etcd cannot be read: {error}"),
+        }
+    }
+}

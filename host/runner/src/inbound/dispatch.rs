@@ -1,0 +1,339 @@
+//! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    Method, Response, Uri, header,
+    uri::{Authority, Scheme},
+};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use leasehold::ServiceName;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wasmtime::PoolConcurrencyLimitError;
+use wasmtime_wasi_http::{
+    Error, WasiBody,
+    handler::{ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError},
+};
+
+use crate::{
+    config::Limits,
+    grpc,
+    inbound::response::{Answer, Refusal, Waiting},
+    rt::timers::Timers,
+    telemetry::{
+        service_metrics::{Hit, Stats},
+        span::{Span, Tracer},
+    },
+    wasm::{
+        component::cause,
+        in_flight::{Call, End},
+        instance::Instances,
+    },
+};
+
+/// How long a request waits for its turn, at most.
+pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
+
+/// The way into one service.
+pub(crate) struct Door {
+    name: ServiceName,
+    handler: ProxyHandler<Instances>,
+    request_timeout: Duration,
+    stream_timeout: Duration,
+    body_size: usize,
+    stats: Arc<Stats>,
+    tracer: Option<Tracer>,
+    pub(crate) places: Places,
+    /// Requests that are in here.
+    inside: TaskTracker,
+}
+
+/// What a service has for requests, whichever version answers them.
+#[derive(Clone)]
+pub(crate) struct Places {
+    most: u32,
+    /// Requests that are answered or wait.
+    hall: Arc<Semaphore>,
+    /// Requests that are answered.
+    room: Arc<Semaphore>,
+}
+
+impl Places {
+    /// For so many requests that are answered at a time, and as many that wait.
+    pub(crate) fn new(concurrency: u32) -> Self {
+        let most = concurrency.saturating_mul(2);
+        Self {
+            most,
+            hall: Arc::new(Semaphore::new(most as usize)),
+            room: Arc::new(Semaphore::new(concurrency as usize)),
+        }
+    }
+}
+
+impl Door {
+    pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
+        Self {
+            name,
+            places: instances.guest.places.clone(),
+            inside: TaskTracker::new(),
+            stats: Arc::clone(&instances.guest.stats),
+            tracer: instances.guest.tracer.clone(),
+            handler: ProxyHandler::new(instances),
+            request_timeout: limits.request_timeout,
+            stream_timeout: limits.stream_timeout(),
+            body_size: limits.body_size,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &ServiceName {
+        &self.name
+    }
+
+    /// Counts what a connection ran into.
+    pub(crate) fn hit(&self, hit: Hit) {
+        self.stats.hit(hit);
+    }
+
+    /// Requests that are neither refused nor answered yet, at most.
+    pub(crate) fn most_requests(&self) -> u32 {
+        self.places.most
+    }
+
+    /// The component's answer to what came at that time and by `scheme`, on the connection of these timers, or what is said in
+    /// its place.
+    pub(crate) async fn answer(
+        &self,
+        mut request: hyper::Request<Incoming>,
+        arrived: Instant,
+        timers: &Timers,
+        scheme: &Scheme,
+    ) -> Response<Answer> {
+        let grpc = grpc::is_spoken(request.headers());
+        let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
+        let attempted = async {
+            address(&mut request, scheme)?;
+            if request.body().size_hint().lower() > self.body_size as u64 {
+                return Err(Hit::Large);
+            }
+            if request.body().is_end_stream() {
+                // There is nothing to count.
+                let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
+                return self.attempt(request, arrived, timers, &self.places, grpc, &mut span).await;
+            }
+            let (large, broken) = (CancellationToken::new(), CancellationToken::new());
+            let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
+            tokio::select! {
+                biased;
+                // What the component makes of half a body is of no interest.
+                () = large.cancelled() => Err(Hit::Large),
+                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
+                    Hit::Failed if broken.is_cancelled() => Hit::Broken,
+                    hit => hit,
+                }),
+            }
+        };
+        let (status, response) = match attempted.await {
+            Ok(response) => (response.status(), response),
+            Err(hit) => {
+                self.stats.hit(hit);
+                if let Some(span) = &mut span {
+                    span.refused(hit, grpc);
+                }
+                let refusal = Refusal::from(hit);
+                // Where gRPC is spoken, a failure is a 200.
+                (refusal.status(), refusal.response(grpc))
+            }
+        };
+        self.stats.answered(status, arrived.elapsed());
+        response
+    }
+
+    /// A body that says when it breaks off: since it is larger than it may be, or by the client's doing.
+    fn bounded(&self, body: Incoming, large: CancellationToken, broken: CancellationToken) -> WasiBody {
+        let size = self.body_size;
+        let failed = move |error: Box<dyn std::error::Error + Send + Sync>| {
+            if error.is::<LengthLimitError>() {
+                large.cancel();
+                return Error::HttpRequestBodySize(Some(size as u64));
+            }
+            // Nothing to warn the operator of, and no failure of a component that can do nothing with half a request.
+            broken.cancel();
+            Error::ConnectionTerminated
+        };
+        Limited::new(body, size).map_err(failed).boxed_unsync()
+    }
+
+    /// The component's answer to a question of the host's own, which counts for nothing.
+    pub(crate) async fn probe(
+        &self,
+        question: http::Request<Full<Bytes>>,
+        places: &Places,
+    ) -> Result<Response<Answer>, Hit> {
+        let grpc = grpc::is_spoken(question.headers());
+        let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+        self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await
+    }
+
+    /// Waits until no request is in here, for a door to which nobody is sent any more.
+    pub(crate) async fn emptied(&self) {
+        self.inside.close();
+        self.inside.wait().await;
+    }
+
+    /// The span goes with the answer, once there is one.
+    async fn attempt(
+        &self,
+        request: http::Request<WasiBody>,
+        arrived: Instant,
+        timers: &Timers,
+        places: &Places,
+        grpc: bool,
+        span: &mut Option<Span>,
+    ) -> Result<Response<Answer>, Hit> {
+        // A caller may wait shorter than the host does; longer as far as streams may last.
+        let asked = if grpc { grpc::timeout(request.headers()) } else { None };
+        let within =
+            asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
+        let deadline = asked.and_then(|asked| arrived.checked_add(asked));
+        let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
+
+        let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
+        let counted = (self.stats.enter(), self.inside.token());
+        let (turn, begun) = match Arc::clone(&places.room).try_acquire_owned() {
+            Ok(turn) => (turn, arrived),
+            Err(_) => {
+                let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
+                let waited = timers.timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
+                let now = Instant::now();
+                let Ok(Ok(turn)) = waited else {
+                    let theirs = deadline.is_some_and(|deadline| deadline <= now);
+                    return Err(if theirs { self.late(arrived) } else { Hit::Waited });
+                };
+                (turn, now)
+            }
+        };
+        let waiting = Waiting::begin(within, span.as_ref());
+        let end = by(begun + within);
+        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
+        match answered {
+            Ok(Ok(response)) => {
+                let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
+                let permits = (entered, turn, counted);
+                Answer::component(response, waiting, permits, late, span).await.map_err(|end| match end {
+                    End::Late => self.late(begun),
+                    End::Failed | End::Abandoned => Hit::Failed,
+                })
+            }
+            // An instance that is ended for being late fails in more than one way.
+            Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),
+            Ok(Err(error)) => Err(self.failed(&error)),
+            Err(_) => Err(self.late(begun)),
+        }
+    }
+
+    fn failed(&self, error: &wasmtime::Error) -> Hit {
+        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
+            if failed.error.is::<PoolConcurrencyLimitError>() {
+                return Hit::Waited;
+            }
+            tracing::warn!(service = %self.name, "the component could not be instantiated: {}", cause(&failed.error));
+            return Hit::Instantiation;
+        }
+        if error.is::<TrapOrPanicError>() {
+            tracing::debug!(service = %self.name, "a request ended with its instance");
+        } else {
+            tracing::warn!(service = %self.name, "the component failed: {}", cause(error));
+        }
+        Hit::Failed
+    }
+
+    fn late(&self, begun: Instant) -> Hit {
+        if begun.elapsed() >= self.request_timeout {
+            tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
+        } else {
+            tracing::debug!(service = %self.name, "a request took longer than its caller waits");
+        }
+        Hit::Late
+    }
+}
+
+/// Lets the URI of a request tell its host, which components of 0.3 are told nowhere else. Who names none, or not one that
+/// can be read, is refused here: in wasmtime that is a failure, and would be counted as the component's. So is who asks for
+/// a tunnel.
+fn address<B>(request: &mut http::Request<B>, scheme: &Scheme) -> Result<(), Hit> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(Authority::try_from(host.as_bytes()).map_err(|_| Hit::NoHost)?),
+        (Some(_), Some(_)) => return Err(Hit::NoHost),
+    };
+    let asked = request.uri().authority().or(host.as_ref()).ok_or(Hit::NoHost)?;
+    if asked.as_str().contains('@') || request.method() == Method::CONNECT {
+        return Err(Hit::NoHost);
+    }
+    if request.uri().authority().is_none() {
+        let mut parts = mem::take(request.uri_mut()).into_parts();
+        (parts.scheme, parts.authority) = (Some(scheme.clone()), host);
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Hit::NoHost)?;
+    }
+    Ok(())
+}
+
+impl From<Hit> for Refusal {
+    fn from(hit: Hit) -> Self {
+        match hit {
+            Hit::Full | Hit::Waited => Self::Busy,
+            Hit::NoHost => Self::NoHost,
+            Hit::Broken => Self::Broken,
+            Hit::Large => Self::Large,
+            Hit::Late => Self::Late,
+            // Some are of no request, or are answered elsewhere.
+            Hit::Denied
+            | Hit::Outgoing
+            | Hit::Connections
+            | Hit::Slow
+            | Hit::Headers
+            | Hit::Memory
+            | Hit::Failed
+            | Hit::Instantiation
+            | Hit::Trap
+            | Hit::Fell => Self::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, uri::Scheme};
+
+    use super::address;
+
+    fn addressed(method: &str, uri: &str, hosts: &[&[u8]]) -> Option<String> {
+        let mut request = Request::builder().method(method).uri(uri);
+        for host in hosts {
+            request = request.header("host", *host);
+        }
+        let mut request = request.body(()).unwrap();
+        address(&mut request, &Scheme::HTTPS).ok()?;
+        Some(request.uri().to_string())
+    }
+
+    #[test]
+    fn a_request_has_one_host_that_can_be_read() {
+        let get = |uri, hosts| addressed("GET", uri, hosts);
+        assert_eq!(get("/a?b", &[b"here:80"]).unwrap(), "https://here:80/a?b");
+        assert_eq!(get("http://there/a", &[]).unwrap(), "http://there/a");
+        assert_eq!(get("http://there/a", &[b"here"]).unwrap(), "http://there/a");
+        assert!(addressed("OPTIONS", "*", &[b"[::1]:8080"]).is_some());
+        let bad: [&[&[u8]]; 7] =
+            [&[], &[b""], &[b"here", b"here"], &[b"\xff"], &[b"\x80here"], &[b"he re"], &[b"somebody@here"]];
+        for hosts in bad {
+            assert_eq!(get("/", hosts), None, "{hosts:?}");
+        }
+        assert_eq!(get("http://somebody@there/", &[]), None);
+        assert_eq!(addressed("CONNECT", "there:80", &[b"there:80"]), None);
+    }
+}

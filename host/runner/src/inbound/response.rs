@@ -1,0 +1,313 @@
+//! An answer on its way to the client: the body, the place that it holds meanwhile, and how it ends when it cannot go on.
+
+use std::{
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use wasmtime_wasi_http::{Error, WasiBody};
+
+use crate::{
+    grpc::{self, Status},
+    rt::timers::Sleep,
+    telemetry::{
+        service_metrics::{Hit, Within},
+        span::Span,
+    },
+    wasm::in_flight::{Call, End},
+};
+
+/// Why the host answers in the component's place. What is said tells nothing of the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Refusal {
+    Busy,
+    NoHost,
+    Broken,
+    Large,
+    Late,
+    Failed,
+}
+
+impl Refusal {
+    /// In HTTP, in gRPC and in words.
+    pub(crate) fn told(self) -> (StatusCode, Status, &'static str) {
+        match self {
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
+            Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
+            Self::Broken => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
+            Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
+            Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
+            Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Status::Internal, "the service failed"),
+        }
+    }
+
+    /// The status in HTTP, however it is told.
+    pub(crate) fn status(self) -> StatusCode {
+        self.told().0
+    }
+
+    /// The answer, as a gRPC status where gRPC is spoken.
+    pub(crate) fn response(self, grpc: bool) -> Response<Answer> {
+        let (status, grpc_status, said) = self.told();
+        if grpc {
+            let mut response = Response::new(Answer::of(empty()));
+            *response.headers_mut() = grpc::trailers_only(grpc_status, said);
+            return response;
+        }
+        let text = Full::new(Bytes::from(format!("{said}\n"))).map_err(|never| match never {}).boxed_unsync();
+        let mut response = Response::new(Answer::of(text));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if matches!(self, Self::Busy) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn empty() -> WasiBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
+pub(crate) struct Waiting {
+    pub(crate) call: Arc<Call>,
+    whole: bool,
+    /// The span of the answer, from its beginning on.
+    span: Option<Span>,
+}
+
+impl Waiting {
+    pub(crate) fn begin(within: Duration, span: Option<&Span>) -> Self {
+        Self { call: Arc::new(Call::new(within, span.map(Span::context))), whole: false, span: None }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.call.leave(self.whole);
+        if let Some(span) = self.span.as_mut().filter(|_| self.whole) {
+            span.ends();
+        }
+    }
+}
+
+/// What a body was found to have next: a frame, an error, or its end.
+type Next = Option<Result<Frame<Bytes>, Error>>;
+
+/// The body of an answer.
+pub(crate) struct Answer {
+    body: WasiBody,
+    /// What was taken of it already, before anything is sent: a piece, and what follows.
+    ahead: [Option<Next>; 2],
+    /// What an answer of the component has, and one of the host has not.
+    hold: Option<Hold>,
+    ended: bool,
+}
+
+/// Of the hall, of the room, and among those that are counted: by the service, and by the door.
+pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, (Within, TaskTrackerToken));
+
+struct Hold {
+    waiting: Waiting,
+    /// Given back when the answer has been sent.
+    _permits: Permits,
+    /// Where gRPC is spoken, an answer that cannot go on ends with a status.
+    grpc: bool,
+    /// Until then the answer has to be there.
+    late: Sleep,
+    /// Bytes that are still to come, where the component says so.
+    left: Option<u64>,
+}
+
+impl Answer {
+    fn of(body: WasiBody) -> Self {
+        Self { body, ahead: [None, None], hold: None, ended: false }
+    }
+
+    /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
+    /// that is whole by then tells its length, and one that has failed by then is none. The span goes with it.
+    pub(crate) async fn component(
+        response: Response<WasiBody>,
+        waiting: Waiting,
+        permits: Permits,
+        late: Sleep,
+        span: &mut Option<Span>,
+    ) -> Result<Response<Self>, End> {
+        let (parts, body) = response.into_parts();
+        // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
+        let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
+        let grpc = grpc::is_spoken(&parts.headers);
+        let left = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let mut hold = Hold { waiting, _permits: permits, grpc, late, left };
+        hold.waiting.whole = body.is_end_stream() || left == Some(0);
+        let mut answer = Self { hold: Some(hold), ..Self::of(body) };
+        answer.gather().await?;
+        if let (Some(mut span), Some(hold)) = (span.take(), &mut answer.hold) {
+            span.begins(&parts);
+            hold.waiting.span = Some(span);
+        }
+        Ok(Response::from_parts(parts, answer))
+    }
+
+    async fn gather(&mut self) -> Result<(), End> {
+        let mut until = None;
+        poll_fn(|cx| {
+            if self.poll_ahead(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if let Some(hold) = &self.hold {
+                ready!(hold.waiting.call.poll_rest(cx, &mut until));
+            }
+            let _ = self.poll_ahead(cx);
+            Poll::Ready(())
+        })
+        .await;
+        let Some(hold) = self.hold.as_ref().filter(|hold| !hold.grpc && !hold.waiting.whole) else { return Ok(()) };
+        match self.ahead.iter().flatten().last() {
+            Some(Some(Err(_))) => Err(hold.waiting.call.end().unwrap_or(End::Failed)),
+            Some(None) => hold.waiting.call.end().map_or(Ok(()), Err),
+            Some(Some(Ok(_))) | None => Ok(()),
+        }
+    }
+
+    /// Takes a piece and what follows, as far as they are there. Ready once there is nothing more to take.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(hold) = self.hold.as_mut().filter(|hold| !hold.waiting.whole) else { return Poll::Ready(()) };
+        for ahead in self.ahead.iter_mut().filter(|ahead| ahead.is_none()) {
+            let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
+            // Not by the end of its instance, and what a component says of its length is held against it.
+            hold.waiting.whole = next.is_none() && hold.left.is_none() && hold.waiting.call.end().is_none();
+            *ahead = Some(next);
+            if !is_data {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// How much was taken and is not sent yet.
+    fn taken(&self) -> u64 {
+        self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
+    }
+
+    /// The same, where that is all.
+    fn left(&self) -> Option<u64> {
+        let ends = self.ahead.iter().flatten().any(Option::is_none);
+        let is_whole = self.hold.as_ref().is_some_and(|hold| hold.waiting.whole);
+        (ends && is_whole).then(|| self.taken())
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        let [first, second] = &mut self.ahead;
+        match mem::replace(first, second.take()) {
+            Some(next) => Poll::Ready(next),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        }
+    }
+
+    fn end(&mut self, frame: Next) -> Poll<Next> {
+        self.ended = true;
+        Poll::Ready(frame)
+    }
+}
+
+impl Hold {
+    /// What is sent instead of the rest.
+    fn broken(&mut self, end: End) -> Result<Frame<Bytes>, Error> {
+        self.fails(end);
+        match (self.grpc, end) {
+            (true, End::Late) => {
+                Ok(Frame::trailers(grpc::trailers(Status::DeadlineExceeded, "the service took too long")))
+            }
+            (true, End::Failed | End::Abandoned) => {
+                Ok(Frame::trailers(grpc::trailers(Status::Internal, "the service failed")))
+            }
+            (false, _) => Err(Error::HttpResponseIncomplete),
+        }
+    }
+
+    fn fails(&mut self, end: End) {
+        if let Some(span) = &mut self.waiting.span {
+            let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
+            span.fails(hit.name().to_owned(), Refusal::from(hit).told().2);
+            span.ends();
+        }
+    }
+
+    fn passed(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(span), Some(trailers)) = (&mut self.waiting.span, frame.trailers_ref()) {
+            span.trailers(trailers);
+        }
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        self.waiting.whole |= frame.is_trailers() || self.left == Some(0);
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let polled = this.poll_next(cx);
+        let Some(hold) = &mut this.hold else { return polled };
+        let is_late = Instant::now() >= hold.late.deadline();
+        if is_late || (polled.is_pending() && Pin::new(&mut hold.late).poll(cx).is_ready()) {
+            let last = hold.broken(End::Late);
+            return this.end(Some(last));
+        }
+        let end = match ready!(polled) {
+            Some(Ok(frame)) => {
+                hold.passed(&frame);
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            // A body whose instance is gone looks as if it had come to its end.
+            None if hold.waiting.whole => None,
+            None => hold.waiting.call.end(),
+            Some(Err(error)) if !hold.grpc => {
+                hold.fails(End::Failed);
+                return this.end(Some(Err(error)));
+            }
+            Some(Err(_)) => Some(hold.waiting.call.end().unwrap_or(End::Failed)),
+        };
+        hold.waiting.whole |= end.is_none();
+        let last = end.map(|end| hold.broken(end));
+        this.end(last)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let whole = self.hold.as_ref().is_none_or(|hold| hold.waiting.whole);
+        self.ended || self.left() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if let Some(left) = self.left() {
+            return SizeHint::with_exact(left);
+        }
+        // What the body knows of is behind what was taken.
+        let (mut hint, taken) = (self.body.size_hint(), self.taken());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(taken));
+        }
+        hint.set_lower(hint.lower().saturating_add(taken));
+        hint
+    }
+}

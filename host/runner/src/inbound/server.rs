@@ -1,0 +1,411 @@
+//! The listener of one service: connections, their limits, and their orderly end.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, select},
+    stream::FuturesUnordered,
+};
+use http::{HeaderValue, Response, Version, header, uri::Scheme};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{rt::TokioIo, server::conn::auto};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::{either::Either, io::InspectReader, sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Limits,
+    inbound::{
+        dispatch::{Door, QUEUE_WAIT},
+        lingering_close::Lingering,
+        tls::Tls,
+    },
+    rt::{executor::Bounded, timers::Timers},
+    telemetry::service_metrics::Hit,
+};
+
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: u32 = 1024;
+/// How often a silent HTTP/2 connection is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often an operator is told that it is still so.
+const REMIND: Duration = Duration::from_secs(60);
+/// The bytes by which HTTP/2 is told from HTTP/1.1.
+const PREFACE: usize = 24;
+/// How long connections that were cut may take to notice.
+const CUT: Duration = Duration::from_secs(1);
+
+/// Binds a listener; the error is for the operator.
+pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    // A port whose last owner just ended is free; one that is in use is still refused.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
+            io::Error::new(error.kind(), format!("{error}; ports below 1024 need CAP_NET_BIND_SERVICE"))
+        }
+        _ => error,
+    })?;
+    socket.listen(BACKLOG)
+}
+
+/// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
+pub(crate) struct Server {
+    /// Clients are asked to go elsewhere.
+    leaving: Arc<AtomicBool>,
+    /// No further connections.
+    closing: CancellationToken,
+    /// No further patience.
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the door that is there when it
+    /// comes.
+    pub(crate) fn start(
+        listener: TcpListener,
+        doors: watch::Receiver<Arc<Door>>,
+        tls: Option<Arc<Tls>>,
+        limits: &Limits,
+    ) -> Self {
+        let server = Self {
+            leaving: Arc::default(),
+            closing: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        if let Some(tls) = tls.clone() {
+            let (name, closing) = (doors.borrow().name().clone(), server.closing.clone());
+            server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
+        }
+        let connections = Connections {
+            doors,
+            tls,
+            limits: *limits,
+            permits: Arc::new(Semaphore::new(limits.connections as usize)),
+            leaving: Arc::clone(&server.leaving),
+            closing: server.closing.clone(),
+            cut: server.cut.clone(),
+            tasks: server.tasks.clone(),
+        };
+        server.tasks.spawn(connections.accept(listener));
+        server
+    }
+
+    /// Serves on, and asks clients with each answer to take their next request elsewhere.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
+    ///
+    /// May be asked for again when it was broken off.
+    pub(crate) async fn close(&self, deadline: Duration) -> bool {
+        self.closing.cancel();
+        self.tasks.close();
+        let all = timeout(deadline, self.tasks.wait()).await.is_ok();
+        if !all {
+            self.cut.cancel();
+            // What does not notice in time ends with the process.
+            let _ = timeout(CUT, self.tasks.wait()).await;
+        }
+        all
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        if !self.tasks.is_closed() {
+            self.cut.cancel();
+        }
+    }
+}
+
+/// The accepting task.
+struct Connections {
+    doors: watch::Receiver<Arc<Door>>,
+    tls: Option<Arc<Tls>>,
+    limits: Limits,
+    permits: Arc<Semaphore>,
+    leaving: Arc<AtomicBool>,
+    closing: CancellationToken,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Connections {
+    async fn accept(self, listener: TcpListener) {
+        let mut told: Option<(io::ErrorKind, Instant)> = None;
+        loop {
+            let next = async {
+                if self.permits.available_permits() == 0 {
+                    self.doors.borrow().hit(Hit::Connections);
+                }
+                let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
+                listener.accept().await.map(|(stream, _)| (stream, permit))
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = self.closing.cancelled() => break,
+                accepted = next => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => self.connection(stream, permit),
+                Err(error) => {
+                    let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
+                    if is_news {
+                        tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
+                        told = Some((error.kind(), Instant::now()));
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        // Small pieces of an answer are not held back for larger ones.
+        let _ = stream.set_nodelay(true);
+        let (doors, leaving) = (self.doors.clone(), Arc::clone(&self.leaving));
+        let counts = self.doors.clone();
+        // The client's last requests on this connection are those that it has sent.
+        let last = self.closing.child_token();
+        let progress = Arc::new(Progress::new());
+        let timers = Timers::default();
+        let protocols = self.protocols(&timers);
+        let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+        let requests = service_fn({
+            let (last, progress) = (last.clone(), Arc::clone(&progress));
+            move |request: hyper::Request<Incoming>| {
+                let door = Arc::clone(&doors.borrow());
+                let (leaving, last, scheme) = (Arc::clone(&leaving), last.clone(), scheme.clone());
+                let timers = timers.clone();
+                let (version, now) = (request.version(), Instant::now());
+                let open = progress.begin(version, now);
+                async move {
+                    let mut response = door.answer(request, now, &timers, &scheme).await;
+                    if leaving.load(Ordering::Relaxed) {
+                        farewell(version, &mut response, &last);
+                    }
+                    // Until the answer has been sent; this is not about its errors.
+                    Ok::<_, Infallible>(response.map(|body| {
+                        body.map_err(move |error| {
+                            let _ = &open;
+                            error
+                        })
+                    }))
+                }
+            }
+        });
+        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.doors.borrow().name().clone());
+        let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
+        let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
+        self.tasks.spawn(async move {
+            let stream = match tls {
+                None => Either::Left(stream),
+                Some(tls) => match last.run_until_cancelled(tls.accept(stream)).await {
+                    Some(Ok(stream)) => Either::Right(stream),
+                    Some(Err(error)) => return tracing::debug!(service = %name, %error, "a handshake failed"),
+                    None => return,
+                },
+            };
+            let read = Arc::clone(&progress);
+            let mut stream =
+                Box::pin(TimeoutStream::new(InspectReader::new(stream, move |bytes: &[u8]| read.read(bytes))));
+            stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
+            let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
+            // Looked at when one of them has something to say, and not with every byte of the connection.
+            let watches: [BoxFuture<'_, Watched>; 3] = [
+                cut.cancelled().map(|()| Watched::Cut).boxed(),
+                progress.overdue(client_timeout, within).map(|()| Watched::Slow).boxed(),
+                // Later than what is half HTTP/1.1 is cut for that.
+                select(Box::pin(last.cancelled()), Box::pin(progress.idle(2 * client_timeout)))
+                    .map(|_| Watched::Last)
+                    .boxed(),
+            ];
+            let mut watched: FuturesUnordered<_> = watches.into_iter().collect();
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => break ended,
+                    Some(news) = watched.next() => match news {
+                        Watched::Last => connection.as_mut().graceful_shutdown(),
+                        Watched::Cut => return,
+                        Watched::Slow => {
+                            counts.borrow().hit(Hit::Slow);
+                            return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
+                        }
+                    },
+                }
+            };
+            if let Err(error) = ended {
+                if let Some(hit) = ran_into(error.as_ref()) {
+                    counts.borrow().hit(hit);
+                }
+                tracing::debug!(service = %name, error, "a connection broke");
+            }
+        });
+    }
+
+    /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
+    fn longest(&self) -> Duration {
+        let Limits { request_timeout, client_timeout, .. } = self.limits;
+        QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
+    }
+
+    /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
+    fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
+        let header_size = self.limits.header_size;
+        let (tasks, within) = (self.tasks.clone(), self.longest());
+        let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
+        builder
+            .http1()
+            .timer(timers.clone())
+            .header_read_timeout(self.limits.client_timeout)
+            // One write of a copy is cheaper than one of pieces, which are small mostly.
+            .writev(false)
+            .max_buf_size(header_size);
+        builder
+            .http2()
+            .timer(timers.clone())
+            .keep_alive_interval(PING_INTERVAL)
+            .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
+            .max_concurrent_streams(self.doors.borrow().most_requests());
+        builder
+    }
+}
+
+/// What happens to a connection from outside.
+enum Watched {
+    Cut,
+    Slow,
+    /// It has had its last request.
+    Last,
+}
+
+/// How far the client of a connection has come, as far as hyper does not look after it.
+struct Progress {
+    /// Bytes that came.
+    read: AtomicUsize,
+    requests: Mutex<Requests>,
+}
+
+struct Requests {
+    /// How many are not answered yet.
+    open: usize,
+    /// When that changed, or the connection came, where several may be open.
+    since: Instant,
+    /// When the latest one began, where there is one at a time: streams of HTTP/2 have each an end of its own.
+    latest: Option<Instant>,
+}
+
+/// A request, until its answer has been sent.
+struct Open(Arc<Progress>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests();
+        requests.open -= 1;
+        if requests.latest.is_none() {
+            requests.since = Instant::now();
+        }
+    }
+}
+
+impl Progress {
+    fn new() -> Self {
+        let requests = Requests { open: 0, since: Instant::now(), latest: None };
+        Self { read: AtomicUsize::new(0), requests: Mutex::new(requests) }
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        self.read.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+
+    fn begin(self: &Arc<Self>, version: Version, now: Instant) -> Open {
+        let mut requests = self.requests();
+        requests.open += 1;
+        if version != Version::HTTP_2 {
+            requests.latest = Some(now);
+        }
+        Open(Arc::clone(self))
+    }
+
+    /// Ends when nothing was asked over HTTP/2 for that long. hyper looks after it in HTTP/1.1 only.
+    async fn idle(&self, client_timeout: Duration) {
+        loop {
+            let until = {
+                let Requests { open, since, latest } = *self.requests();
+                let is_idle = open == 0 && latest.is_none();
+                if is_idle { since + client_timeout } else { Instant::now() + client_timeout }
+            };
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+
+    /// Ends for a client that does not say what it speaks, or does not read an answer: once the latest request has been
+    /// there for longer than any may. Had that been answered, the next one would have begun by then, or the connection
+    /// been closed for being idle.
+    async fn overdue(&self, client_timeout: Duration, within: Duration) {
+        sleep(client_timeout).await;
+        if self.read.load(Ordering::Relaxed) < PREFACE && self.requests().latest.is_none() {
+            return;
+        }
+        loop {
+            let until = self.requests().latest.unwrap_or_else(Instant::now) + within;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+}
+
+/// The limit that a connection ran into which ended so, where hyper tells of it.
+fn ran_into(error: &(dyn Error + 'static)) -> Option<Hit> {
+    let error: &hyper::Error = error.downcast_ref()?;
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match () {
+        () if error.is_parse_too_large() => Some(Hit::Headers),
+        () if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) => {
+            Some(Hit::Slow)
+        }
+        () => None,
+    }
+}
+
+/// Asks a client to go elsewhere: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
+fn farewell<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
+    match version {
+        Version::HTTP_2 => last.cancel(),
+        _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),
+    }
+}

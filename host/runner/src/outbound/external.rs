@@ -1,0 +1,216 @@
+//! The way to hosts that are not services: connections that are kept for the next request, and no detour by which a name
+//! leads to this machine or its link.
+
+use std::{
+    error::Error as _,
+    fmt, io,
+    iter::successors,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+    vec,
+};
+
+use futures::{
+    future::{BoxFuture, Either, select},
+    pin_mut,
+};
+use http::{
+    Request, Response, Uri,
+    uri::{Authority, Scheme},
+};
+use http_body_util::BodyExt;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{
+        Client, Error as ClientError,
+        connect::{HttpConnector, capture_connection, dns::Name},
+    },
+    rt::TokioTimer,
+};
+use tokio::{net::lookup_host, time::timeout};
+use tokio_util::task::TaskTracker;
+use tower::util::{ServiceFn, service_fn};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
+
+use crate::{
+    error::one_line,
+    outbound::{
+        drain,
+        service::{Answer, Attempt, chain},
+    },
+    rt::executor::Tracked,
+};
+
+/// How long an idle connection is kept, and how many of one host.
+const IDLE: Duration = Duration::from_secs(30);
+const MAX_IDLE: usize = 32;
+/// How long a connection may take whose request does not say so.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Metadata beyond the link, with credentials like that of IPv4.
+const AMAZONS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+type Found = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, Unfit>>;
+type Resolver = ServiceFn<fn(Name) -> Found>;
+
+/// A client of one service's component.
+#[derive(Clone)]
+pub(crate) struct Exit(Client<HttpsConnector<HttpConnector<Resolver>>, Attempt>);
+
+impl Exit {
+    /// With `local`, a name may lead to this machine or its link. An address that is written as one always may, and so may
+    /// `localhost`: whoever lists these means them.
+    pub(crate) fn new(local: bool) -> Self {
+        let resolver: fn(Name) -> Found = if local { anywhere } else { elsewhere };
+        let mut http = HttpConnector::new_with_resolver(service_fn(resolver));
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let https = HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1();
+        let mut builder = Client::builder(Tracked(TaskTracker::new()));
+        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
+        builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
+        Self(builder.build(https.wrap_connector(http)))
+    }
+
+    /// Sends a request to the host that it names. Errors are those of `wasi:http`; the log says more.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<WasiBody>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>, Error> {
+        if request.uri().scheme().is_none() {
+            let mut parts = request.uri().clone().into_parts();
+            parts.scheme = Some(Scheme::HTTP);
+            *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Error::HttpRequestUriInvalid)?;
+        }
+        let (head, body) = request.into_parts();
+        let body = Attempt::new(body);
+        let answered = self.answer(Request::from_parts(head, body.clone()), options).await;
+        if answered.is_err() {
+            drain(body).await;
+        }
+        answered
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Attempt>,
+        options: RequestOptions,
+    ) -> Result<Response<WasiBody>, Error> {
+        let to = request.uri().authority().cloned();
+        let failed = |error: ClientError| {
+            tracing::debug!(to = to.as_ref().map(Authority::as_str), "a request failed: {}", one_line(&chain(&error)));
+            told(&error)
+        };
+        let mut connection = capture_connection(&mut request);
+        let within = options.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let connected = timeout(within, async { drop(connection.wait_for_connection_metadata().await) });
+        let answered = timeout(options.first_byte_timeout.unwrap_or(Duration::MAX), self.0.request(request));
+        pin_mut!(connected, answered);
+        let answered = match select(answered, connected).await {
+            Either::Left((answered, _)) => answered,
+            Either::Right((Ok(()), answered)) => answered.await,
+            Either::Right((Err(_), _)) => return Err(Error::ConnectionTimeout),
+        };
+        let response = answered.map_err(|_| Error::HttpResponseTimeout)?.map_err(failed)?;
+        Ok(response.map(|body| Answer::new(body, options.between_bytes_timeout, None).boxed_unsync()))
+    }
+}
+
+/// What a component is told of a failure.
+fn told(error: &ClientError) -> Error {
+    let mut kind = None;
+    for cause in successors(error.source(), |&cause| cause.source()) {
+        match cause.downcast_ref() {
+            Some(Unfit::Local) => return Error::DestinationIpProhibited,
+            Some(Unfit::Unknown(_)) => return Error::DnsError { rcode: None, info_code: None },
+            None => kind = kind.or_else(|| cause.downcast_ref().map(innermost)),
+        }
+    }
+    match kind {
+        Some(io::ErrorKind::TimedOut) => Error::ConnectionTimeout,
+        Some(io::ErrorKind::ConnectionRefused) => Error::ConnectionRefused,
+        // As rustls has it.
+        Some(io::ErrorKind::InvalidData) => Error::TlsProtocolError,
+        _ if error.is_connect() => Error::DestinationUnavailable,
+        _ => Error::ConnectionTerminated,
+    }
+}
+
+fn innermost(error: &io::Error) -> io::ErrorKind {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(inner) => innermost(inner),
+        None => error.kind(),
+    }
+}
+
+/// Why a name leads nowhere.
+#[derive(Debug)]
+enum Unfit {
+    /// All of its addresses are of this machine or its link.
+    Local,
+    Unknown(io::Error),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("the name leads to this machine or its link; allow.local lets it"),
+            Self::Unknown(error) => write!(f, "the name is not known: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+fn anywhere(name: Name) -> Found {
+    Box::pin(async move {
+        let found = lookup_host((name.as_str(), 0)).await.map_err(Unfit::Unknown)?;
+        Ok(found.collect::<Vec<_>>().into_iter())
+    })
+}
+
+fn elsewhere(name: Name) -> Found {
+    Box::pin(async move {
+        let listed = name.as_str() == "localhost";
+        let found = anywhere(name).await?;
+        let fit: Vec<_> = found.filter(|addr| listed || !is_local(addr.ip())).collect();
+        if fit.is_empty() { Err(Unfit::Local) } else { Ok(fit.into_iter()) }
+    })
+}
+
+/// Whether an address is of this machine, or reaches no further than its link: where metadata of clouds is found, too.
+fn is_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+        IpAddr::V6(ip) => {
+            ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified() || ip == AMAZONS_METADATA
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn what_is_local() {
+        for local in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "0.0.0.0",
+            "::1",
+            "::",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "fd00:ec2::254",
+        ] {
+            assert!(is_local(local.parse().unwrap()), "{local}");
+        }
+        for other in ["10.0.0.1", "192.168.0.1", "8.8.8.8", "2001:db8::1", "fd00:ec2::253", "::ffff:8.8.8.8"] {
+            assert!(!is_local(other.parse().unwrap()), "{other}");
+        }
+    }
+}

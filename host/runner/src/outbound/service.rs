@@ -1,0 +1,479 @@
+//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as etcd has them.
+//!
+//! `VERSION.NAME.leasehold` is a node of that version. A node that takes no connection is passed over, which is safe
+//! with any request: nothing of it was sent. One that takes it and does not answer is left out of the calls to come.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, Uri, Version as HttpVersion,
+    header::{HOST, TE},
+    request::Parts,
+    uri::{Authority, Scheme},
+};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{HttpConnector, capture_connection},
+    },
+    rt::TokioTimer,
+};
+use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version, View};
+use leasehold_wasmtime::{Names, RegistryCtx};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+use tokio_util::task::TaskTracker;
+use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
+
+use crate::{error::one_line, grpc, outbound::drain, rt::executor::Tracked, telemetry::span::Span};
+
+/// What follows a service's name in a host, unless the configuration says otherwise.
+pub(crate) const SUFFIX: &str = "leasehold";
+/// Nodes that one request is tried on, at most.
+const MAX_NODES: usize = 3;
+/// A node that takes no connection within this time is passed over.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer is waited for where nobody says how long.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
+const IDLE: Duration = Duration::from_secs(10);
+/// How often a node is asked whether it is still there while it is to answer over HTTP/2, and how long it may take to say so.
+const PING: Duration = Duration::from_secs(10);
+/// Idle connections to one node, at most.
+const MAX_IDLE: usize = 16;
+
+/// The services that one component may call by name.
+pub(crate) struct Mesh {
+    registry: RegistryCtx,
+    names: Names,
+    /// With a dot before it.
+    suffix: String,
+    http1: Client<HttpConnector, Attempt>,
+    /// For gRPC, which exists over HTTP/2 only.
+    http2: Client<HttpConnector, Attempt>,
+    /// What nodes have that are picked first.
+    prefer: Metadata,
+    balancers: Mutex<HashMap<Target, Arc<Balancer>>>,
+}
+
+/// Which nodes a request may go to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    name: ServiceName,
+    version: Version,
+}
+
+/// How long one request waits.
+struct Limits {
+    /// For a connection to one node.
+    connect: Duration,
+    /// For the answer of any.
+    until: Instant,
+}
+
+/// What came of a request to one node, other than an answer.
+enum Failed {
+    /// It was not connected, so that nothing was sent.
+    Refused(String),
+    /// The same, for want of an answer.
+    TookTooLong,
+    /// It broke off.
+    Broken(String),
+    /// It was connected, and has not answered in time.
+    Silent,
+}
+
+/// A call that its component may give up, as it does when its own time is over, which is as long. A node that had half of
+/// that time until then is to blame.
+struct Waiting<'a> {
+    pick: &'a Pick,
+    body: &'a Attempt,
+    enough: Instant,
+}
+
+impl Waiting<'_> {
+    fn ends(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if Instant::now() >= self.enough && !self.body.explains(&Failed::Silent) {
+            self.pick.failed();
+        }
+    }
+}
+
+impl Target {
+    pub(crate) fn name(&self) -> &ServiceName {
+        &self.name
+    }
+}
+
+impl Mesh {
+    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, prefer: &Metadata) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let mut builder = Client::builder(Tracked(TaskTracker::new()));
+        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
+        builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
+        let http1 = builder.build(connector.clone());
+        builder.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
+        let http2 = builder.http2_only(true).build(connector);
+        let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
+        Self { registry, names, suffix, http1, http2, prefer, balancers: Mutex::default() }
+    }
+
+    /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
+    pub(crate) fn target(&self, authority: &Authority, scheme: Option<&Scheme>) -> Option<Target> {
+        let named = authority.as_str().strip_suffix(&self.suffix)?;
+        if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
+            return None;
+        }
+        let target = |version: &str, name: &str| {
+            let target = Target { name: name.parse().ok()?, version: version.parse().ok()? };
+            self.names.allow(&target.name).then_some(target)
+        };
+        // Names may have dots too, and so may versions.
+        let versions = || named.match_indices('.').find_map(|(dot, _)| target(&named[..dot], &named[dot + 1..]));
+        target("", named).or_else(versions)
+    }
+
+    /// Sends a request to a node of the service. Errors are those of `wasi:http`; the log says more.
+    pub(crate) async fn send(
+        &self,
+        target: Target,
+        request: Request<WasiBody>,
+        options: RequestOptions,
+        mut span: Option<&mut Span>,
+    ) -> Result<Response<WasiBody>, Error> {
+        if let Some(span) = &mut span {
+            span.calls(&target.name);
+        }
+        let (parts, body) = request.into_parts();
+        let body = Attempt::new(body);
+        let until = Instant::now() + options.first_byte_timeout.unwrap_or(LONGEST).min(LONGEST);
+        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
+        let response = async {
+            let balancer = timeout_at(until, self.balancer(&target)).await;
+            let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;
+            self.try_nodes(&target, &balancer, &parts, &body, &Limits { connect, until }, span).await
+        };
+        let response = response.await;
+        let (response, pick) = match response {
+            Ok(response) => response,
+            Err(error) => {
+                drain(body).await;
+                return Err(error);
+            }
+        };
+        let between_bytes = options.between_bytes_timeout;
+        Ok(response.map(|body| Answer::new(body, between_bytes, Some(pick)).boxed_unsync()))
+    }
+
+    async fn try_nodes(
+        &self,
+        target: &Target,
+        balancer: &Balancer,
+        parts: &Parts,
+        body: &Attempt,
+        limits: &Limits,
+        mut span: Option<&mut Span>,
+    ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
+        let mut tried: Vec<Addr> = Vec::new();
+        let mut last = Error::ConnectionRefused;
+        while tried.len() < MAX_NODES
+            && let Some(pick) = balancer.pick(&tried)
+        {
+            let addr = pick.node().addr.clone();
+            let (client, request) = self.attempt(parts, body, &addr)?;
+            if let Some(span) = &mut span {
+                span.tries(&addr, tried.len());
+            }
+            let begun = Instant::now();
+            let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
+            let outcome = ask(client, request, limits).await;
+            waiting.ends();
+            let failed = match outcome {
+                Ok(response) => {
+                    pick.succeeded(begun.elapsed());
+                    return Ok((response, pick));
+                }
+                Err(failed) => failed,
+            };
+            if !body.explains(&failed) {
+                pick.failed();
+            }
+            let why = match &failed {
+                Failed::Refused(why) | Failed::Broken(why) => why.as_str(),
+                Failed::TookTooLong => "it takes no connection in time",
+                Failed::Silent => "it does not answer in time",
+            };
+            tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(why));
+            last = match failed {
+                // The node may have begun to act on it.
+                Failed::Broken(_) => return Err(Error::ConnectionTerminated),
+                Failed::Silent => return Err(Error::HttpResponseTimeout),
+                Failed::TookTooLong if Instant::now() >= limits.until => return Err(Error::HttpResponseTimeout),
+                Failed::TookTooLong => Error::ConnectionTimeout,
+                Failed::Refused(_) => Error::ConnectionRefused,
+            };
+            if let Some(span) = &mut span {
+                span.passed_over(&addr);
+            }
+            tried.push(addr);
+        }
+        if !tried.is_empty() {
+            return Err(last);
+        }
+        let said = nobody(target, balancer.view());
+        tracing::debug!(service = %target.name, "a call failed: {said}");
+        Err(not_found(said))
+    }
+
+    fn attempt(
+        &self,
+        parts: &Parts,
+        body: &Attempt,
+        addr: &Addr,
+    ) -> Result<(&Client<HttpConnector, Attempt>, Request<Attempt>), Error> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
+        let mut request = Request::new(body.clone());
+        *request.uri_mut() = uri.map_err(|_| Error::HttpRequestUriInvalid)?;
+        *request.method_mut() = parts.method.clone();
+        *request.headers_mut() = parts.headers.clone();
+        if grpc::is_spoken(&parts.headers) {
+            *request.version_mut() = HttpVersion::HTTP_2;
+            // gRPC over HTTP/2 asks for it, and `wasi:http` keeps it from components.
+            request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+            return Ok((&self.http2, request));
+        }
+        if let Some(authority) = parts.uri.authority()
+            && let Ok(host) = HeaderValue::from_str(authority.as_str())
+        {
+            request.headers_mut().entry(HOST).or_insert(host);
+        }
+        Ok((&self.http1, request))
+    }
+
+    async fn balancer(&self, target: &Target) -> Result<Arc<Balancer>, Error> {
+        let known = self.balancers().get(target).cloned();
+        if let Some(balancer) = known {
+            return Ok(balancer);
+        }
+        let view = self.registry.view(target.name.clone(), target.version.clone()).await;
+        let view = view.map_err(|error| {
+            tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
+            not_found(format!("{} cannot be looked up now", target.name))
+        })?;
+        let make = || Arc::new(Balancer::new(view).without_tls().preferring(self.prefer.pairs().to_vec()));
+        // As many as there are views, which are limited.
+        Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(make)))
+    }
+
+    fn balancers(&self) -> MutexGuard<'_, HashMap<Target, Arc<Balancer>>> {
+        self.balancers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends a request to one node.
+async fn ask(
+    client: &Client<HttpConnector, Attempt>,
+    mut request: Request<Attempt>,
+    limits: &Limits,
+) -> Result<Response<hyper::body::Incoming>, Failed> {
+    let mut connection = capture_connection(&mut request);
+    let mut answer = client.request(request);
+    let connected = async { drop(connection.wait_for_connection_metadata().await) };
+    let limit = limits.until.min(Instant::now() + limits.connect);
+    let answer = tokio::select! {
+        answer = &mut answer => Ok(answer),
+        () = connected => timeout_at(limits.until, answer).await,
+        () = sleep_until(limit) => return Err(Failed::TookTooLong),
+    };
+    match answer {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) if error.is_connect() => Err(Failed::Refused(chain(&error))),
+        Ok(Err(error)) => Err(Failed::Broken(chain(&error))),
+        Err(_) => Err(Failed::Silent),
+    }
+}
+
+/// That nobody is there, and where that was looked for. A component may know the keys of what it may call.
+fn nobody(target: &Target, view: &View) -> String {
+    let mut said = format!("nobody is registered as {}", target.name);
+    if !target.version.as_str().is_empty() {
+        said += &format!(" in version {}", target.version);
+    }
+    let places: Vec<_> = view.places().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
+    said += &format!(", under {}", places.join(", "));
+    for (count, one, many) in [
+        (view.garbage(), "key there is not a node", "keys there are not nodes"),
+        (
+            view.nodes().secured(),
+            "node there speaks TLS, which calls by name do not",
+            "nodes there speak TLS, which calls by name do not",
+        ),
+    ] {
+        if count > 0 {
+            said += &format!("; {count} {}", if count == 1 { one } else { many });
+        }
+    }
+    said
+}
+
+/// The error of `wasi:http` that has room for a sentence.
+fn not_found(said: String) -> Error {
+    Error::DnsError { rcode: Some(said), info_code: None }
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
+/// The body of a request, lent to one attempt after the other. One that made no connection has not touched it.
+#[derive(Clone)]
+pub(crate) struct Attempt(Arc<Mutex<Lent>>);
+
+struct Lent {
+    body: WasiBody,
+    /// Whether the component has more to write, or to say that it has not.
+    is_waited_for: bool,
+    is_broken: bool,
+}
+
+impl Attempt {
+    pub(crate) fn new(body: WasiBody) -> Self {
+        Self(Arc::new(Mutex::new(Lent { body, is_waited_for: false, is_broken: false })))
+    }
+
+    fn lent(&self) -> MutexGuard<'_, Lent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a failure is the component's, and not the node's.
+    fn explains(&self, failed: &Failed) -> bool {
+        let lent = self.lent();
+        match failed {
+            Failed::Refused(_) | Failed::TookTooLong => false,
+            Failed::Broken(_) => lent.is_broken,
+            Failed::Silent => lent.is_waited_for,
+        }
+    }
+}
+
+impl Body for Attempt {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut lent = self.lent();
+        let frame = Pin::new(&mut lent.body).poll_frame(cx);
+        lent.is_waited_for = frame.is_pending();
+        lent.is_broken |= matches!(frame, Poll::Ready(Some(Err(_))));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.lent().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lent().body.size_hint()
+    }
+}
+
+/// The body of an answer. The node that was picked for it counts as busy until its end.
+pub(crate) struct Answer {
+    body: hyper::body::Incoming,
+    between_bytes: Option<Duration>,
+    silence: Option<Pin<Box<Sleep>>>,
+    _pick: Option<Pick>,
+}
+
+impl Answer {
+    /// One that breaks off when nothing comes of it for that long.
+    pub(crate) fn new(body: hyper::body::Incoming, between_bytes: Option<Duration>, pick: Option<Pick>) -> Self {
+        Self { body, between_bytes, silence: None, _pick: pick }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Error::Hyper)));
+        }
+        let Some(limit) = self.between_bytes else { return Poll::Pending };
+        ready!(self.silence.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::uri::Scheme;
+    use leasehold::{Metadata, Options, Registrar};
+    use leasehold_wasmtime::{Names, Policy, RegistryCtx};
+
+    use super::Mesh;
+
+    fn mesh(names: Names) -> Mesh {
+        // Nobody listens there, and nobody is asked.
+        let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
+        Mesh::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", &Metadata::default())
+    }
+
+    #[tokio::test]
+    async fn a_host_names_a_service_and_perhaps_its_version() {
+        let only = mesh(["user", "user.rpc"].iter().map(|name| name.parse().unwrap()).collect());
+        let target = |mesh: &Mesh, authority: &str, scheme| {
+            let target = mesh.target(&authority.parse().unwrap(), Some(&scheme))?;
+            Some((target.version.to_string(), target.name.to_string()))
+        };
+        let named = |version: &str, name: &str| Some((version.to_owned(), name.to_owned()));
+        for (authority, expected) in [
+            ("user.leasehold", named("", "user")),
+            ("user.rpc.leasehold", named("", "user.rpc")),
+            ("v1.user.leasehold", named("v1", "user")),
+            ("v1.2.user.leasehold", named("v1.2", "user")),
+            ("v1.user.rpc.leasehold", named("v1", "user.rpc")),
+            ("order.leasehold", None),
+            ("user.leasehold:80", None),
+            ("user.leasehold.evil", None),
+            ("a@user.leasehold", None),
+            ("leasehold", None),
+            ("user", None),
+        ] {
+            assert_eq!(target(&only, authority, Scheme::HTTP), expected, "{authority}");
+        }
+        assert_eq!(target(&only, "user.leasehold", Scheme::HTTPS), None);
+        assert_eq!(target(&mesh(Names::Any), "v1.user.leasehold", Scheme::HTTP), named("", "v1.user"));
+    }
+}

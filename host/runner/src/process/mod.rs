@@ -1,0 +1,6 @@
+//! The process and its surroundings: signals, systemd, file descriptors.
+
+pub(crate) mod cpus;
+pub(crate) mod rlimit;
+pub(crate) mod signals;
+pub(crate) mod systemd;

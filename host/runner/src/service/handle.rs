@@ -1,0 +1,155 @@
+//! The services of this process as others see them, and the way in which something is asked of them.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use leasehold::{ServiceName, State, Version};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::Guest};
+
+/// Those who wait for one service to do what they asked for, at most; of each kind.
+pub(crate) const MAX_ASKERS: usize = 4;
+
+/// Where who asked for something hears how it went.
+pub(crate) type Asker<T> = oneshot::Sender<T>;
+
+/// All services, once they are bound.
+pub(crate) struct Roster {
+    services: OnceLock<Vec<Face>>,
+    /// Cancelled when the whole process ends.
+    pub(crate) ending: CancellationToken,
+}
+
+/// One service from outside.
+pub(crate) struct Face {
+    pub(crate) name: ServiceName,
+    pub(crate) version: Version,
+    /// Where it really listens.
+    pub(crate) listen: String,
+    pub(crate) url: String,
+    pub(crate) component: String,
+    pub(crate) register: Register,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) present: watch::Receiver<Present>,
+    /// To end, while the others go on.
+    pub(crate) drains: mpsc::Sender<Asker<Drained>>,
+    /// To go on with what is in the component's file now.
+    pub(crate) reloads: mpsc::Sender<Asker<Result<(), Failure>>>,
+}
+
+/// A service at one moment.
+#[derive(Clone)]
+pub(crate) struct Present {
+    pub(crate) phase: Phase,
+    /// Why it is in that phase, where that is not the usual course.
+    pub(crate) why: Option<Arc<str>>,
+    /// What its component has at the moment.
+    pub(crate) guest: Arc<Guest>,
+}
+
+/// Where a service is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Starting,
+    Serving,
+    /// Served, but out of etcd until it is well.
+    Withdrawn,
+    Draining,
+    /// Out until the process starts again.
+    Drained,
+}
+
+/// All of them, in order.
+pub(crate) const PHASES: [Phase; 5] =
+    [Phase::Starting, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Withdrawn => "withdrawn",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        })
+    }
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Drained {
+    /// Whether etcd confirmed that the keys are gone; otherwise they go with their lease.
+    pub(crate) keys_gone: bool,
+    /// Whether every request in flight was answered.
+    pub(crate) all_answered: bool,
+}
+
+/// Whether clients find a service and are answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Ready,
+    /// As far as is known; etcd has not confirmed it lately.
+    Unknown(String),
+    NotReady(String),
+}
+
+impl Roster {
+    pub(crate) fn new(ending: CancellationToken) -> Self {
+        Self { services: OnceLock::new(), ending }
+    }
+
+    /// Says who there is. Called once.
+    pub(crate) fn fill(&self, services: Vec<Face>) {
+        assert!(self.services.set(services).is_ok(), "services are bound once");
+    }
+
+    /// Empty until all are bound.
+    pub(crate) fn services(&self) -> &[Face] {
+        self.services.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn is_filled(&self) -> bool {
+        self.services.get().is_some()
+    }
+}
+
+impl Face {
+    pub(crate) fn phase(&self) -> Phase {
+        self.present.borrow().phase
+    }
+
+    /// Whether it was told to end, alone: its being out is what somebody wants.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.phase(), Phase::Draining | Phase::Drained)
+    }
+
+    pub(crate) fn guest(&self) -> Arc<Guest> {
+        Arc::clone(&self.present.borrow().guest)
+    }
+
+    pub(crate) fn readiness(&self) -> Readiness {
+        let Present { phase, why, guest } = self.present.borrow().clone();
+        if phase != Phase::Serving {
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            return Readiness::NotReady(format!("it is {phase}{why}"));
+        }
+        if self.register == Register::Off {
+            return Readiness::Ready;
+        }
+        let registrations = guest.registry.registrations();
+        if registrations.is_empty() {
+            return Readiness::NotReady("nothing is registered".to_owned());
+        }
+        let standing = registrations.iter().map(|registration| (registration.key(), registration.status().state));
+        standing.fold(Readiness::Ready, |so_far, (key, state)| match (so_far, state) {
+            (Readiness::NotReady(said), _) => Readiness::NotReady(said),
+            (so_far, State::Registered) => so_far,
+            (_, State::Suspect) => Readiness::Unknown(format!("etcd has not confirmed the lease of {key}")),
+            (_, state) => Readiness::NotReady(format!("{key} is {state}")),
+        })
+    }
+}

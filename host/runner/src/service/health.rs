@@ -1,0 +1,407 @@
+//! Whether a service does its work: what it is asked, how its answers are counted, and when it is to leave etcd or return.
+
+use std::{collections::VecDeque, error::Error, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::{Health, Probe},
+    error::one_line,
+    inbound::dispatch::{Door, Places},
+    rt::executor::Tracked,
+    telemetry::service_metrics::Stats,
+};
+
+/// So many failed requests within the window, and no fewer than half of all, are a component that does not work.
+const FAILURES: u64 = 5;
+const WINDOW: Duration = Duration::from_secs(10);
+/// How often failures are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// The pause before a component in quarantine is asked; it doubles with each bad answer, and with each relapse.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// One that worked for so long has recovered; sooner it has relapsed.
+const PROBATION: Duration = Duration::from_secs(60);
+/// How long an answer may take where nothing is said.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often somebody who listens by itself, and is asked nothing, is looked for; and how often it may be missed.
+const KNOCK: Duration = Duration::from_secs(1);
+const KNOCKS: u32 = 3;
+/// What is read of an answer, at most.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// `grpc.health.v1.HealthCheckRequest` for the whole server: an empty message, behind its header.
+const GRPC_REQUEST: &[u8] = &[0, 0, 0, 0, 0];
+/// `grpc.health.v1.HealthCheckResponse` with `SERVING`.
+const GRPC_SERVING: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
+
+/// What follows from a look.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is to leave etcd; the text says why.
+    Ill(String),
+    /// It may be found again.
+    Well,
+}
+
+/// Who is asked.
+pub(crate) enum Asked {
+    /// The component behind the door, by the service's address.
+    Door(watch::Receiver<Arc<Door>>, String),
+    /// Whoever listens there. Without a health check a connection is a good answer.
+    Address(SocketAddr),
+}
+
+/// The looks at one service.
+pub(crate) struct Checkup {
+    health: Option<Health>,
+    asked: Asked,
+    stats: Arc<Stats>,
+    condition: Condition,
+    row: Row,
+    ward: Ward,
+    next_probe: Instant,
+    next_look: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Well,
+    /// Its health check says so.
+    Ill,
+    /// Its requests fail.
+    Quarantined,
+}
+
+impl Checkup {
+    /// One that has yet to answer where it is asked how it is, unless it is trusted until then.
+    pub(crate) fn new(health: Option<Health>, asked: Asked, stats: Arc<Stats>, trusted: bool) -> Self {
+        let now = Instant::now();
+        let well = trusted || health.is_none();
+        Self {
+            condition: if well { Condition::Well } else { Condition::Ill },
+            row: Row::new(well),
+            ward: Ward::new(now, stats.failed(), stats.all()),
+            health,
+            asked,
+            stats,
+            next_probe: now,
+            next_look: now + LOOK,
+        }
+    }
+
+    /// Whether nothing speaks against its being found.
+    pub(crate) fn is_well(&self) -> bool {
+        self.condition == Condition::Well
+    }
+
+    /// Waits for the next change. Dropped halfway, it goes on where it was.
+    pub(crate) async fn next(&mut self) -> Verdict {
+        loop {
+            let asks = self.health.is_some() || matches!(self.asked, Asked::Address(_));
+            let probes = asks || self.condition != Condition::Well;
+            tokio::select! {
+                () = sleep_until(self.next_look), if self.condition == Condition::Well => {
+                    self.next_look = Instant::now() + LOOK;
+                    if let Some(said) = self.ward.look(Instant::now(), self.stats.failed(), self.stats.all()) {
+                        self.condition = Condition::Quarantined;
+                        self.next_probe = Instant::now() + self.ward.pause;
+                        return Verdict::Ill(said);
+                    }
+                }
+                () = sleep_until(self.next_probe), if probes => {
+                    if let Some(verdict) = self.ask().await {
+                        return verdict;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Option<Verdict> {
+        let answer = self.probe().await;
+        let now = Instant::now();
+        let (pause, rise, fall) = match (&self.health, &self.asked) {
+            (Some(health), _) => (health.interval, health.rise, health.fall),
+            (None, Asked::Address(_)) => (KNOCK, 1, KNOCKS),
+            (None, Asked::Door(..)) => (LONGEST_PAUSE, 1, 1),
+        };
+        self.next_probe = now + pause;
+        if self.condition == Condition::Quarantined {
+            if let Err(said) = answer {
+                tracing::debug!("still in quarantine: {said}");
+                self.next_probe = now + self.ward.longer();
+                return None;
+            }
+            self.ward.released(now, self.stats.failed(), self.stats.all());
+            self.row = Row::new(true);
+            self.condition = Condition::Well;
+            return Some(Verdict::Well);
+        }
+        if !self.row.add(answer.is_ok(), rise, fall) {
+            return None;
+        }
+        match answer {
+            Ok(()) => {
+                self.condition = Condition::Well;
+                Some(Verdict::Well)
+            }
+            Err(said) => {
+                self.condition = Condition::Ill;
+                Some(Verdict::Ill(format!("its health check fails: {said}")))
+            }
+        }
+    }
+
+    /// What followed from `Well` could not be done; it is said again.
+    pub(crate) fn again(&mut self) {
+        self.condition = Condition::Ill;
+        self.row = Row::new(false);
+        self.next_probe = Instant::now() + FIRST_PAUSE;
+    }
+
+    /// There is a new version: what the old one did is forgotten, and it is asked at once. One whose health check was
+    /// answered well is well.
+    pub(crate) fn afresh(&mut self, proven: bool) {
+        let now = Instant::now();
+        if proven {
+            (self.condition, self.row) = (Condition::Well, Row::new(true));
+        }
+        self.ward = Ward::new(now, self.stats.failed(), self.stats.all());
+        self.next_probe = now;
+    }
+
+    /// One question. The error says what was wrong with the answer.
+    async fn probe(&self) -> Result<(), String> {
+        match &self.asked {
+            Asked::Door(doors, authority) => {
+                let door = Arc::clone(&doors.borrow());
+                probe(&door, &door.places, self.health.as_ref(), authority).await
+            }
+            Asked::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
+        }
+    }
+}
+
+/// Asks through a door, like a client, in one of these places. A component without a health check answers anything but with
+/// a failure.
+pub(crate) async fn probe(
+    door: &Door,
+    places: &Places,
+    health: Option<&Health>,
+    authority: &str,
+) -> Result<(), String> {
+    let patience = health.map_or(PATIENCE, |health| health.timeout);
+    let probe = health.map(|health| &health.probe);
+    let asking = async {
+        let response = door.probe(question(probe, authority), places).await;
+        let response = response.map_err(|hit| format!("{hit:?}").to_lowercase())?;
+        judge(probe, response).await
+    };
+    timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
+}
+
+/// Asks at an address, like a client. Without a health check a connection is a good answer.
+pub(crate) async fn probe_at(addr: SocketAddr, health: Option<&Health>) -> Result<(), String> {
+    let patience = health.map_or(KNOCK, |health| health.timeout);
+    let asking = async {
+        let Some(Health { probe, .. }) = health else {
+            return TcpStream::connect(addr).await.map(drop).map_err(|error| one_line(&error.to_string()));
+        };
+        let mut client = Client::builder(Tracked(TaskTracker::new()));
+        let client = client.http2_only(matches!(probe, Probe::Grpc)).build_http();
+        let response = client.request(question(Some(probe), &addr.to_string())).await;
+        let response = response
+            .map_err(|error| one_line(&error.source().map_or_else(|| error.to_string(), ToString::to_string)))?;
+        judge(Some(probe), response).await
+    };
+    timeout(patience, asking).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
+}
+
+async fn judge<B>(probe: Option<&Probe>, response: Response<B>) -> Result<(), String>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>>,
+{
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
+    let trailers = body.trailers().cloned();
+    match probe {
+        None => Ok(()),
+        Some(Probe::Http(_)) if head.status.is_success() => Ok(()),
+        Some(Probe::Http(path)) => Err(format!("{path} answers {}", head.status)),
+        Some(Probe::Grpc) => serving(&head.headers, trailers.as_ref(), &body.to_bytes()),
+    }
+}
+
+fn question(probe: Option<&Probe>, authority: &str) -> Request<Full<Bytes>> {
+    let path = match probe {
+        None => "/",
+        Some(Probe::Http(path)) => path.as_str(),
+        Some(Probe::Grpc) => "/grpc.health.v1.Health/Check",
+    };
+    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
+    let request = Request::builder().uri(uri.expect("a path is checked when it is read"));
+    let made = match probe {
+        Some(Probe::Grpc) => request
+            .method(Method::POST)
+            .version(http::Version::HTTP_2)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::from(GRPC_REQUEST)),
+        _ => request.header("host", authority).body(Full::default()),
+    };
+    made.expect("these are headers")
+}
+
+fn serving(headers: &HeaderMap, trailers: Option<&HeaderMap>, body: &[u8]) -> Result<(), String> {
+    let status = trailers.and_then(|trailers| trailers.get("grpc-status")).or_else(|| headers.get("grpc-status"));
+    match (status.and_then(|status| status.to_str().ok()), body) {
+        (Some("0"), GRPC_SERVING) => Ok(()),
+        (Some("0"), _) => Err("grpc.health.v1 does not say SERVING".to_owned()),
+        (Some(status), _) => Err(format!("grpc.health.v1 answers status {}", status.escape_debug())),
+        (None, _) => Err("grpc.health.v1 is not answered as gRPC".to_owned()),
+    }
+}
+
+/// Answers in a row.
+#[derive(Debug, PartialEq, Eq)]
+struct Row {
+    up: bool,
+    against: u32,
+}
+
+impl Row {
+    fn new(up: bool) -> Self {
+        Self { up, against: 0 }
+    }
+
+    /// Says whether this answer turned it: so many in a row that speak against how it was.
+    fn add(&mut self, good: bool, rise: u32, fall: u32) -> bool {
+        if good == self.up {
+            self.against = 0;
+            return false;
+        }
+        self.against += 1;
+        let turned = self.against >= if self.up { fall } else { rise };
+        if turned {
+            *self = Self::new(good);
+        }
+        turned
+    }
+}
+
+/// Failures of the last while, and how long to keep away who has too many.
+#[derive(Debug)]
+struct Ward {
+    /// When, how many had failed by then, and how many had been answered.
+    seen: VecDeque<(Instant, u64, u64)>,
+    pause: Duration,
+    released: Option<Instant>,
+}
+
+impl Ward {
+    /// What happened until now does not count.
+    fn new(now: Instant, failed: u64, all: u64) -> Self {
+        Self { seen: VecDeque::from([(now, failed, all)]), pause: FIRST_PAUSE, released: None }
+    }
+
+    /// Counts what came since the last look. The text says why it is too much.
+    fn look(&mut self, now: Instant, failed: u64, all: u64) -> Option<String> {
+        while self.seen.front().is_some_and(|(at, ..)| now.duration_since(*at) > WINDOW) {
+            self.seen.pop_front();
+        }
+        if self.released.is_some_and(|at| now.duration_since(at) > PROBATION) {
+            (self.released, self.pause) = (None, FIRST_PAUSE);
+        }
+        let (_, failed_before, all_before) = *self.seen.front().unwrap_or(&(now, failed, all));
+        self.seen.push_back((now, failed, all));
+        let (failed, all) = (failed - failed_before, all - all_before);
+        if failed < FAILURES || failed.saturating_mul(2) < all {
+            return None;
+        }
+        if self.released.take().is_some() {
+            self.longer();
+        }
+        self.seen.clear();
+        Some(format!("{failed} of its last {all} requests failed"))
+    }
+
+    fn longer(&mut self) -> Duration {
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause
+    }
+
+    /// What happened meanwhile does not count against it.
+    fn released(&mut self, now: Instant, failed: u64, all: u64) {
+        self.released = Some(now);
+        self.seen.clear();
+        self.seen.push_back((now, failed, all));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::{FIRST_PAUSE, GRPC_SERVING, HeaderMap, PROBATION, Row, WINDOW, Ward, serving};
+
+    #[test]
+    fn only_answers_in_a_row_turn_it() {
+        let mut row = Row::new(true);
+        let turned = [false, false, true, false, false, false].map(|good| row.add(good, 2, 3));
+        assert_eq!(turned, [false, false, false, false, false, true]);
+        let turned = [true, false, true, true].map(|good| row.add(good, 2, 3));
+        assert_eq!(turned, [false, false, false, true]);
+        assert_eq!(row, Row::new(true));
+    }
+
+    #[test]
+    fn a_few_failures_among_many_answers_are_borne() {
+        let begun = Instant::now();
+        let mut ward = Ward::new(begun, 0, 0);
+        assert_eq!(ward.look(begun + Duration::from_secs(1), 5, 11), None);
+        assert_eq!(ward.look(begun + Duration::from_secs(2), 4, 4), None);
+    }
+
+    #[test]
+    fn failures_that_are_long_past_are_borne() {
+        let begun = Instant::now();
+        let mut ward = Ward::new(begun, 0, 0);
+        assert_eq!(ward.look(begun + Duration::from_secs(1), 4, 4), None);
+        assert_eq!(ward.look(begun + WINDOW + Duration::from_secs(2), 5, 5), None);
+    }
+
+    #[test]
+    fn who_relapses_is_kept_away_for_longer_and_who_recovered_is_not() {
+        let begun = Instant::now();
+        let mut ward = Ward::new(begun, 0, 0);
+        assert!(ward.look(begun, 5, 10).is_some());
+        assert_eq!(ward.pause, FIRST_PAUSE);
+        ward.released(begun, 6, 12);
+        assert!(ward.look(begun, 11, 17).is_some());
+        assert_eq!(ward.pause, FIRST_PAUSE * 2);
+        ward.released(begun, 11, 17);
+        assert_eq!(ward.look(begun + PROBATION + Duration::from_secs(1), 11, 17), None);
+        assert_eq!(ward.pause, FIRST_PAUSE);
+    }
+
+    #[test]
+    fn only_serving_is_healthy() {
+        let status = |status: &str| HeaderMap::from_iter([("grpc-status".parse().unwrap(), status.parse().unwrap())]);
+        assert_eq!(serving(&HeaderMap::new(), Some(&status("0")), GRPC_SERVING), Ok(()));
+        assert!(serving(&HeaderMap::new(), Some(&status("0")), &[0, 0, 0, 0, 2, 8, 2]).is_err());
+        assert!(serving(&status("12"), None, &[]).is_err());
+        assert!(serving(&HeaderMap::new(), None, GRPC_SERVING).is_err());
+    }
+}

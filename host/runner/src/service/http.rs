@@ -1,0 +1,139 @@
+//! A service whose listener is the host's, in the order it is lived: bound, started, replaced, drained.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::Spec,
+    error::Failure,
+    inbound::{
+        dispatch::Door,
+        server::{self, Server},
+        tls::Tls,
+    },
+    service::revision::Version,
+    wasm::{component::Loaded, context::Guest, engine::Engine},
+};
+
+/// The component, and the way of requests to it.
+pub(crate) struct Handler {
+    bound: SocketAddr,
+    listener: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
+    /// The version that requests go to.
+    version: Option<Version>,
+    /// Where requests find it.
+    doors: Option<watch::Sender<Arc<Door>>>,
+    /// Former versions that still answer.
+    retiring: TaskTracker,
+    server: Option<Server>,
+}
+
+impl Handler {
+    /// Binds the listener. Nothing of the component runs yet.
+    pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
+        let tls = spec.tls.clone().map(Tls::open).transpose();
+        let tls = tls.map_err(|said| Failure::usage(format!("{}: tls: {said}", spec.name)))?.map(Arc::new);
+        let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
+        let listener = server::bind(spec.listen).map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            bound,
+            listener: Some(listener),
+            tls,
+            version: None,
+            doors: None,
+            retiring: TaskTracker::new(),
+            server: None,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn bound(&self) -> SocketAddr {
+        self.bound
+    }
+
+    /// Serves the component, which is started before that, unless it is to answer first.
+    pub(crate) async fn start(
+        &mut self,
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        guest: &Arc<Guest>,
+    ) -> Result<(), Failure> {
+        let mut version = Version::open(spec, engine, loaded, Arc::clone(guest))?;
+        if !spec.answers_first() {
+            version.begin(spec, engine, loaded).await?;
+        }
+        let doors = watch::Sender::new(Arc::clone(&version.door));
+        let tls = self.tls.clone();
+        self.server =
+            self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &spec.limits));
+        (self.version, self.doors) = (Some(version), Some(doors));
+        Ok(())
+    }
+
+    /// Starts the component that has answered.
+    pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
+        match &mut self.version {
+            Some(version) => version.begin(spec, engine, loaded).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Where requests go, once it is started.
+    pub(crate) fn doors(&self) -> Option<watch::Receiver<Arc<Door>>> {
+        self.doors.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// Former versions that still answer.
+    pub(crate) fn retiring(&self) -> TaskTracker {
+        self.retiring.clone()
+    }
+
+    /// Moves the requests to another version, which has been started beside the one that is served.
+    pub(crate) fn replace(&mut self, version: Version, spec: &Spec) {
+        if let Some(doors) = &self.doors {
+            doors.send_replace(Arc::clone(&version.door));
+        }
+        if let Some(former) = self.version.replace(version) {
+            self.retiring.spawn(former.retire(spec.clone()));
+        }
+    }
+
+    /// Ends it: clients that have yet to hear of it are served for a while, if there may be some; then requests in flight
+    /// have `drain_timeout`. Says whether all were answered.
+    ///
+    /// May be asked for again when it was broken off.
+    pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
+        let mut all_answered = true;
+        // Let go of where nobody was served yet.
+        self.listener = None;
+        if let Some(server) = &self.server {
+            if announced {
+                // Who watches etcd hears of it now, and until then is answered as ever.
+                server.leave();
+                sleep(spec.limits.settle_time).await;
+            }
+            let deadline = spec.limits.drain_timeout;
+            all_answered = server.close(deadline).await;
+            if !all_answered {
+                tracing::warn!(service = %spec.name, "requests were cut off after {deadline:?}");
+            }
+        }
+        self.retiring.close();
+        // Its requests were those of the server, so what is left is the component's own end.
+        let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;
+        if let Some(version) = &mut self.version {
+            version.stop(spec).await;
+        }
+        self.server = None;
+        all_answered
+    }
+}

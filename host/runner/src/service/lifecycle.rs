@@ -1,0 +1,68 @@
+//! The instance on which a component's `lifecycle` is called, in the order it is lived: started, kept, stopped.
+
+use std::sync::Arc;
+
+use leasehold_wasmtime::Lifecycle;
+use tokio::time::sleep;
+use wasmtime::{Store, component::Instance};
+
+use crate::{
+    config::Spec,
+    error::{Failure, one_line},
+    wasm::{
+        component::{Loaded, cause},
+        context::{Guest, Host},
+        engine::Engine,
+    },
+};
+
+/// One that was started.
+pub(crate) struct Life {
+    store: Store<Host>,
+    instance: Instance,
+    lifecycle: Lifecycle,
+}
+
+impl Life {
+    /// Starts it within its deadline; `None` for a component that does not ask for it. What it registered before a failure
+    /// is still registered after it.
+    pub(crate) async fn start(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        guest: &Guest,
+    ) -> Result<Option<Self>, Failure> {
+        let found = Lifecycle::of(&loaded.pre);
+        let found =
+            found.map_err(|error| Failure::usage(format!("{}: {}", spec.component.display(), cause(&error))))?;
+        let Some(lifecycle) = found else { return Ok(None) };
+        let deadline = spec.limits.start_timeout;
+        let store = engine.store(guest.host_for_life());
+        let summons = Arc::clone(&store.data().computed.summons);
+        // A component that computes for ever is interrupted, and dropped here.
+        let started = summons.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
+        let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
+        outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
+    }
+
+    async fn attempt(mut store: Store<Host>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
+        let instance = loaded.pre.instantiate_async(&mut store).await;
+        let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
+        match lifecycle.start(&mut store, &instance).await {
+            Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
+            Ok(Err(said)) => Err(format!("lifecycle.start failed: {}", one_line(&said))),
+            Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
+        }
+    }
+
+    /// Stops it within its deadline.
+    pub(crate) async fn stop(mut self, spec: &Spec) {
+        let deadline = spec.limits.stop_timeout;
+        let summons = Arc::clone(&self.store.data().computed.summons);
+        match summons.until(sleep(deadline), self.lifecycle.stop(&mut self.store, &self.instance)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {}", cause(&error)),
+            Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),
+        }
+    }
+}

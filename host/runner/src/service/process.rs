@@ -1,0 +1,136 @@
+//! One run of a program, in the order it is lived: started, listening, told to end, ended.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use wasmtime::Store;
+use wasmtime_wasi::I32Exit;
+
+use crate::{
+    config::Spec,
+    error::Failure,
+    service::{health, lifecycle::Life},
+    telemetry::service_metrics::Hit,
+    wasm::{
+        component::{Loaded, ProgramPre, cause},
+        context::{Guest, Host, Told},
+        engine::Engine,
+    },
+};
+
+/// The pause between two attempts to reach a program that is about to listen.
+const KNOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// A run that listens. Dropping it ends it.
+pub(crate) struct Run {
+    guest: Arc<Guest>,
+    /// How it ended, until that was heard.
+    running: Option<JoinHandle<String>>,
+    told: Told,
+    cut: Option<DropGuard>,
+    life: Option<Life>,
+}
+
+impl Run {
+    /// Runs the component until it listens, and then starts its `lifecycle`, each within its deadline. What it registered
+    /// before a failure is still registered after it.
+    pub(crate) async fn start(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        pre: ProgramPre,
+        guest: Arc<Guest>,
+        tasks: &TaskTracker,
+    ) -> Result<Self, Failure> {
+        let (told, cut) = (Told::default(), CancellationToken::new());
+        let store = engine.store(guest.host_for_program(spec, &told));
+        let summons = Arc::clone(&store.data().computed.summons).alone();
+        let running = summons.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
+        let running = tasks.spawn(async move { running.await.unwrap_or_default() });
+        let mut started = Self { guest, running: Some(running), told, cut: Some(cut.drop_guard()), life: None };
+
+        let deadline = spec.limits.start_timeout;
+        let listens = started.told.listens.clone();
+        let listening = async {
+            listens.cancelled().await;
+            while health::probe_at(spec.reachable(), None).await.is_err() {
+                sleep(KNOCK_PAUSE).await;
+            }
+        };
+        let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
+        tokio::select! {
+            why = started.ended() => return Err(failed(format!("it did not listen on {}: {why}", spec.listen))),
+            listening = timeout(deadline, listening) => listening
+                .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
+        }
+        started.life = Life::start(spec, engine, loaded, &started.guest).await?;
+        Ok(started)
+    }
+
+    /// Waits until it has ended, and says why. Dropped halfway, it may be asked again.
+    pub(crate) async fn ended(&mut self) -> String {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let said = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
+        self.running = None;
+        said
+    }
+
+    /// Tells it to end, gives it `drain_timeout` for that, and ends it. Says whether it ended by itself.
+    ///
+    /// May be asked for again when it was broken off.
+    pub(crate) async fn stop(&mut self, spec: &Spec) -> bool {
+        self.told.end.cancel();
+        let mut by_itself = true;
+        if self.running.is_some() {
+            let deadline = spec.limits.drain_timeout;
+            if let Ok(why) = timeout(deadline, self.ended()).await {
+                tracing::debug!(service = %spec.name, "{why}");
+            } else {
+                by_itself = false;
+                tracing::warn!(service = %spec.name, "it did not end within {deadline:?}, and its connections were cut off");
+                self.cut = None;
+                self.ended().await;
+            }
+        }
+        if let Some(life) = self.life.take() {
+            life.stop(spec).await;
+        }
+        self.guest.ended.cancel();
+        by_itself
+    }
+}
+
+/// Runs a component to its end, and says what that was.
+async fn run(mut store: Store<Host>, pre: ProgramPre, guest: Arc<Guest>) -> String {
+    let outcome = match pre {
+        ProgramPre::P2(pre) => match pre.instantiate_async(&mut store).await {
+            Ok(command) => command.wasi_cli_run().call_run(&mut store).await,
+            Err(error) => return format!("the component cannot be instantiated: {}", cause(&error)),
+        },
+        ProgramPre::P3(pre) => match pre.instantiate_async(&mut store).await {
+            Ok(command) => {
+                let running = store.run_concurrent(async |store| command.wasi_cli_run().call_run(store).await);
+                running.await.flatten()
+            }
+            Err(error) => return format!("the component cannot be instantiated: {}", cause(&error)),
+        },
+    };
+    match outcome {
+        Ok(Ok(())) => "the component returned".to_owned(),
+        Ok(Err(())) => "the component returned with an error".to_owned(),
+        Err(error) => match error.downcast_ref::<I32Exit>() {
+            Some(I32Exit(code)) => format!("the component exited with {code}"),
+            None => {
+                guest.stats.hit(Hit::Trap);
+                format!("the component trapped: {}", cause(&error))
+            }
+        },
+    }
+}

@@ -1,0 +1,118 @@
+//! One version of a service's component, in the order it is lived: opened, started, served through its door, retired.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    config::Spec,
+    error::Failure,
+    inbound::dispatch::{Door, Places},
+    service::{health, lifecycle::Life},
+    wasm::{
+        component::Loaded,
+        context::Guest,
+        engine::Engine,
+        instance::{Instances, Reuse},
+    },
+};
+
+/// The pause between two questions to a version that is not served yet.
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+
+/// A version that can be asked.
+pub(crate) struct Version {
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) door: Arc<Door>,
+    life: Option<Life>,
+}
+
+impl Version {
+    /// Makes the way into it. Nothing of the component runs yet.
+    pub(crate) fn open(spec: &Spec, engine: &Engine, loaded: &Loaded, guest: Arc<Guest>) -> Result<Self, Failure> {
+        let pre = loaded.handler(&spec.component)?;
+        let reuse = Reuse::of(&pre, &spec.limits);
+        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))?;
+        let instances = Instances {
+            name: spec.name.clone(),
+            engine: engine.clone(),
+            pre,
+            guest: Arc::clone(&guest),
+            request_timeout: spec.limits.request_timeout,
+            stream_timeout: spec.limits.stream_timeout(),
+            reuse,
+        };
+        let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));
+        Ok(Self { guest, door, life: None })
+    }
+
+    /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
+    pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
+        self.life = Life::start(spec, engine, loaded, &self.guest).await?;
+        Ok(())
+    }
+
+    /// Opens and starts one beside another that is served, and asks it how it is, where that can be asked: before it can
+    /// register anything. One that does not start or answer is stopped.
+    pub(crate) async fn beside(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        guest: Arc<Guest>,
+        authority: &str,
+    ) -> Result<Self, Failure> {
+        let mut version = Self::open(spec, engine, loaded, guest)?;
+        let begun = async {
+            if spec.answers_first() {
+                proven(&version.door, spec, authority).await?;
+                version.begin(spec, engine, loaded).await
+            } else {
+                version.begin(spec, engine, loaded).await?;
+                proven(&version.door, spec, authority).await
+            }
+        };
+        match begun.await {
+            Ok(()) => Ok(version),
+            Err(failure) => {
+                version.stop(spec).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends it once its requests are answered, or have had their time. Nobody is sent to it any more.
+    pub(crate) async fn retire(mut self, spec: Spec) {
+        self.guest.replaced.cancel();
+        let deadline = spec.limits.drain_timeout;
+        if timeout(deadline, self.door.emptied()).await.is_err() {
+            tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");
+        }
+        self.stop(&spec).await;
+        tracing::info!(service = %spec.name, "the former version has ended");
+    }
+
+    /// Stops the component, within its deadline. Once only; a second time does nothing.
+    pub(crate) async fn stop(&mut self, spec: &Spec) {
+        if let Some(life) = self.life.take() {
+            life.stop(spec).await;
+        }
+        self.guest.ended.cancel();
+    }
+}
+
+/// Asks a version that is not served yet how it is, for as long as a start may take.
+async fn proven(door: &Door, spec: &Spec, authority: &str) -> Result<(), Failure> {
+    let Some(health) = &spec.health else { return Ok(()) };
+    let until = Instant::now() + spec.limits.start_timeout;
+    // It does not wait for the requests that the former version has.
+    let places = Places::new(1);
+    loop {
+        match health::probe(door, &places, Some(health), authority).await {
+            Ok(()) => return Ok(()),
+            Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
+            Err(said) => {
+                return Err(Failure::other(format!("{}: the new version's health check fails: {said}", spec.name)));
+            }
+        }
+    }
+}

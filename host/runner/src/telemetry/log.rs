@@ -1,0 +1,86 @@
+//! What is logged and how it looks: readable on a terminal, JSON for machines, always on stderr. Nothing waits for whoever
+//! reads it, and nothing ends because nobody does.
+
+use std::{
+    fmt,
+    io::{IsTerminal, Write, stderr},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{
+        format::Writer,
+        time::{FormatTime, SystemTime as Timestamp},
+    },
+};
+
+use crate::{
+    cli::{LogArgs, LogFormat},
+    error::Failure,
+};
+
+/// Libraries speak up at warnings only; what they say below that is of no use to an operator.
+const FILTERS: [&str; 3] = [
+    "warn,leasehold=info,leasehold_wasmtime=info",
+    "info,leasehold=debug,leasehold_wasmtime=debug",
+    "debug,leasehold=trace",
+];
+
+/// Lines that wait for their reader. Further ones are lost.
+const MAX_LINES: usize = 10_000;
+
+/// The log of the process. Dropping it writes what still waits, for a second at most.
+pub(crate) struct Log {
+    format: LogFormat,
+    lines: NonBlocking,
+    _writer: WorkerGuard,
+}
+
+/// Starts logging. Called once.
+pub(crate) fn init(args: &LogArgs) -> Log {
+    let fallback = if args.quiet { "error" } else { FILTERS[usize::from(args.verbose).min(FILTERS.len() - 1)] };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(fallback));
+    let (lines, writer) =
+        NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES).thread_name("log").finish(stderr());
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone()).with_target(false);
+    match args.log_format {
+        LogFormat::Json => base.json().flatten_event(true).with_timer(Timestamp).init(),
+        LogFormat::Text if stderr().is_terminal() => base.compact().with_timer(TimeOfDay).init(),
+        LogFormat::Text => base.compact().with_ansi(false).with_timer(Timestamp).init(),
+    }
+    Log { format: args.log_format, lines, _writer: writer }
+}
+
+impl Log {
+    /// Says why the process ends.
+    pub(crate) fn last_words(mut self, failure: &Failure) {
+        last_words(failure, self.format, &mut self.lines);
+    }
+}
+
+/// Says why the process ends, as one sentence.
+pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Write) {
+    let sentence = failure.sentence();
+    let line = match format {
+        LogFormat::Text => format!("leasehold: {sentence}\n"),
+        LogFormat::Json => {
+            let line = serde_json::json!({ "level": "ERROR", "message": sentence, "exit_code": failure.code() });
+            format!("{line}\n")
+        }
+    };
+    // Stderr may be closed; there is nobody left to tell.
+    let _ = to.write_all(line.as_bytes());
+}
+
+/// `21:48:46.123`, in UTC: on a terminal the date is known.
+struct TimeOfDay;
+
+impl FormatTime for TimeOfDay {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = now.as_secs() % 86_400;
+        write!(writer, "{:02}:{:02}:{:02}.{:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60, now.subsec_millis())
+    }
+}

@@ -1,0 +1,328 @@
+//! The spans of a request: one for its answer, one for each request that the component sends meanwhile. Contexts come
+//! and go in the headers of W3C Trace Context.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
+use leasehold::{Addr, ServiceName};
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::{Extractor, Injector, TextMapPropagator},
+    trace::{Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer as _},
+};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, Span as Recorded},
+};
+
+use crate::{grpc, inbound::response::Refusal, telemetry::service_metrics::Hit};
+
+const PARENT: HeaderName = HeaderName::from_static("traceparent");
+const STATE: HeaderName = HeaderName::from_static("tracestate");
+/// A parent of the version that there is, and the longest of one that is yet to come.
+const PARENT_LENGTH: usize = 55;
+const MAX_PARENT: usize = 128;
+/// What the specification asks everybody to pass on; a longer state is left out.
+const MAX_STATE: usize = 512;
+/// Characters of a name, a path or an address in a span, at most.
+const MAX_TEXT: usize = 256;
+
+/// What begins the spans of one service.
+#[derive(Clone)]
+pub(crate) struct Tracer {
+    sdk: SdkTracer,
+    scheme: &'static str,
+}
+
+/// One span. It ends when this is dropped, and says so when that is too early.
+pub(crate) struct Span {
+    recorded: Recorded,
+    kind: SpanKind,
+    settled: bool,
+}
+
+impl Tracer {
+    pub(crate) fn new(sdk: SdkTracer, tls: bool) -> Self {
+        Self { sdk, scheme: if tls { "https" } else { "http" } }
+    }
+
+    /// The span of a request's answer. From here on the request names it as its parent, as the component sees it.
+    pub(crate) fn answer<B>(&self, request: &mut Request<B>) -> Span {
+        let parent = extract(request.headers()).unwrap_or_default();
+        let mut span = self.begin(SpanKind::Server, &parent, request);
+        if span.recorded.is_recording() {
+            let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()?.parse().ok());
+            if let Some(authority) = request.uri().authority().cloned().or(host) {
+                span.address(authority.host(), authority.port_u16());
+            }
+            span.set("url.scheme", self.scheme);
+            span.set("url.path", bounded(request.uri().path()));
+            let version = match request.version() {
+                Version::HTTP_2 => "2",
+                Version::HTTP_10 => "1.0",
+                _ => "1.1",
+            };
+            span.set("network.protocol.version", version);
+        }
+        span
+    }
+
+    /// The span of a request that the component sends. Its parent is the one that the request names, otherwise `asked`,
+    /// the request that the component answers. Without either there is none.
+    pub(crate) fn send<B>(&self, asked: Option<SpanContext>, request: &mut Request<B>) -> Option<Span> {
+        let parent = extract(request.headers());
+        let parent = parent.or_else(|| asked.map(|asked| Context::new().with_remote_span_context(asked)))?;
+        let mut span = self.begin(SpanKind::Client, &parent, request);
+        if span.recorded.is_recording() {
+            if let Some(authority) = request.uri().authority() {
+                span.address(authority.host(), authority.port_u16());
+            }
+            span.set("url.full", bounded(&without_query(request.uri())));
+        }
+        Some(span)
+    }
+
+    fn begin<B>(&self, kind: SpanKind, parent: &Context, request: &mut Request<B>) -> Span {
+        let method = method(request.method());
+        let grpc = grpc::is_spoken(request.headers()).then(|| bounded(request.uri().path().trim_start_matches('/')));
+        let name = match &grpc {
+            Some(call) => Cow::Owned(call.clone()),
+            None => Cow::Borrowed(method.unwrap_or("HTTP")),
+        };
+        let recorded = self.sdk.span_builder(name).with_kind(kind.clone()).start_with_context(&self.sdk, parent);
+        let mut span = Span { recorded, kind, settled: false };
+        if span.recorded.is_recording() {
+            span.set("http.request.method", method.unwrap_or("_OTHER"));
+            if let Some(call) = grpc {
+                span.set("rpc.system", "grpc");
+                if let Some((service, method)) = call.rsplit_once('/') {
+                    span.set("rpc.service", service.to_owned());
+                    span.set("rpc.method", method.to_owned());
+                }
+            }
+        }
+        inject(span.context(), request.headers_mut());
+        span
+    }
+}
+
+impl Span {
+    pub(crate) fn context(&self) -> SpanContext {
+        self.recorded.span_context().clone()
+    }
+
+    fn set(&mut self, key: &'static str, value: impl Into<opentelemetry::Value>) {
+        self.recorded.set_attribute(KeyValue::new(key, value));
+    }
+
+    fn address(&mut self, host: &str, port: Option<u16>) {
+        self.set("server.address", bounded(host));
+        if let Some(port) = port {
+            self.set("server.port", i64::from(port));
+        }
+    }
+
+    /// A call by name.
+    pub(crate) fn calls(&mut self, name: &ServiceName) {
+        self.set("peer.service", name.to_string());
+    }
+
+    /// A call by name is sent to a node, after so many others.
+    pub(crate) fn tries(&mut self, node: &Addr, others: usize) {
+        if let Some((host, port)) = node.as_str().rsplit_once(':') {
+            self.address(host, port.parse().ok());
+        }
+        self.set("leasehold.node", node.to_string());
+        self.set("leasehold.attempts", i64::try_from(others + 1).unwrap_or(i64::MAX));
+    }
+
+    /// It was not taken there, and perhaps is elsewhere.
+    pub(crate) fn passed_over(&mut self, node: &Addr) {
+        self.recorded.add_event("passed over", vec![KeyValue::new("leasehold.node", node.to_string())]);
+    }
+
+    /// An answer begins.
+    pub(crate) fn begins(&mut self, head: &response::Parts) {
+        let status = head.status.as_u16();
+        self.set("http.response.status_code", i64::from(status));
+        if status >= if self.kind == SpanKind::Client { 400 } else { 500 } {
+            self.fails(status.to_string(), head.status.canonical_reason().unwrap_or_default());
+        }
+        if grpc::is_trailers_only(&head.headers) {
+            self.trailers(&head.headers);
+        }
+    }
+
+    /// How gRPC says that a call has ended.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        let Some(code) = grpc::status(trailers) else { return };
+        self.set("rpc.grpc.status_code", i64::from(code));
+        // Those that are not the caller's own doing.
+        let failed = matches!(code, 2 | 4 | 12..=15) || (self.kind == SpanKind::Client && code != 0);
+        if failed {
+            self.fails(code.to_string(), "");
+        }
+        self.settled = true;
+    }
+
+    /// The host answers in the component's place.
+    pub(crate) fn refused(&mut self, hit: Hit, grpc: bool) {
+        let (status, grpc_status, said) = Refusal::from(hit).told();
+        let answered = if grpc { StatusCode::OK } else { status };
+        self.set("http.response.status_code", i64::from(answered.as_u16()));
+        if grpc {
+            self.set("rpc.grpc.status_code", i64::from(grpc_status as u16));
+        }
+        if status.is_server_error() {
+            self.fails(hit.name().to_owned(), said);
+        }
+        self.settled = true;
+    }
+
+    /// It comes to no good end.
+    pub(crate) fn fails(&mut self, kind: String, said: &'static str) {
+        self.set("error.type", kind);
+        self.recorded.set_status(Status::error(said));
+    }
+
+    /// An error of `wasi:http`, by its own name.
+    pub(crate) fn breaks(&mut self, error: &wasmtime_wasi_http::Error) {
+        let name: String = format!("{error:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
+        self.fails(name, "");
+        self.settled = true;
+    }
+
+    /// Nothing more is to be said of it.
+    pub(crate) fn ends(&mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.recorded.add_event("given up by whoever asked", Vec::new());
+        }
+    }
+}
+
+/// The methods that are known everywhere; a name of one's own would be one of very many.
+fn method(method: &Method) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+fn bounded(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+/// A query may hold what is nobody else's business.
+fn without_query(uri: &Uri) -> String {
+    let scheme = uri.scheme_str().unwrap_or("http");
+    let host = uri.authority().map_or("", |authority| authority.as_str().rsplit('@').next().unwrap_or_default());
+    format!("{scheme}://{host}{}", uri.path())
+}
+
+struct Incoming<'a>(&'a HeaderMap);
+
+impl Extractor for Incoming<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let (limit, mut all) = match key {
+            "traceparent" => (MAX_PARENT, self.0.get_all(PARENT).iter()),
+            _ => (MAX_STATE, self.0.get_all(STATE).iter()),
+        };
+        // Two of them are as good as none.
+        let (only, None) = (all.next()?.to_str().ok()?, all.next()) else { return None };
+        (only.len() <= limit).then_some(only)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+struct Outgoing<'a>(&'a mut HeaderMap);
+
+impl Injector for Outgoing<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = if key == PARENT.as_str() { PARENT } else { STATE };
+        match HeaderValue::try_from(value) {
+            Ok(value) if !value.is_empty() => self.0.insert(name, value),
+            _ => self.0.remove(name),
+        };
+    }
+}
+
+/// The parent that a request names, if it can be read.
+fn extract(headers: &HeaderMap) -> Option<Context> {
+    // The library is content with shorter numbers.
+    let legal = |at, byte: u8| if [2, 35, 52].contains(&at) { byte == b'-' } else { byte.is_ascii_hexdigit() };
+    let headers = Incoming(headers);
+    let parent = headers.get(PARENT.as_str())?.as_bytes();
+    let (known, rest) = parent.split_at_checked(PARENT_LENGTH)?;
+    if !known.iter().enumerate().all(|(at, byte)| legal(at, *byte)) || !(rest.is_empty() || rest[0] == b'-') {
+        return None;
+    }
+    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
+    context.span().span_context().is_valid().then_some(context)
+}
+
+/// Makes a span the parent that a request names, in the place of any other.
+fn inject(span: SpanContext, headers: &mut HeaderMap) {
+    let context = Context::new().with_remote_span_context(span);
+    TraceContextPropagator::new().inject_context(&context, &mut Outgoing(headers));
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName};
+    use opentelemetry::trace::TraceContextExt;
+
+    use super::{extract, inject};
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_parent_is_passed_on_with_its_state() {
+        let given = headers(&[("traceparent", PARENT), ("tracestate", "a=1,b=2")]);
+        let context = extract(&given).unwrap().span().span_context().clone();
+        let mut passed = headers(&[("traceparent", "other"), ("tracestate", "c=3")]);
+        inject(context.clone(), &mut passed);
+        assert_eq!(passed, given);
+
+        let state = "a=".to_owned() + &"1".repeat(600);
+        let long = headers(&[("traceparent", PARENT), ("tracestate", &state)]);
+        inject(extract(&long).unwrap().span().span_context().clone(), &mut passed);
+        assert_eq!(passed, headers(&[("traceparent", PARENT)]));
+        assert!(extract(&headers(&[("traceparent", &format!("cc{}-more", &PARENT[2..]))])).is_some());
+    }
+
+    #[test]
+    fn a_parent_that_is_none_is_ignored() {
+        let long = format!("{PARENT}-{}", "a".repeat(100));
+        for bad in [
+            "",
+            "00-1-1-01",
+            &PARENT[..54],
+            &long,
+            &format!("{PARENT}-00"),
+            &format!("{PARENT}0"),
+            &PARENT.to_uppercase(),
+            &PARENT.replace("b7ad6b7169203331", "0000000000000000"),
+            &PARENT.replace("0af7", "+af7"),
+            &PARENT.replacen("00", "ff", 1),
+        ] {
+            assert!(extract(&headers(&[("traceparent", bad)])).is_none(), "{bad:?}");
+        }
+        assert!(extract(&headers(&[("traceparent", PARENT), ("traceparent", PARENT)])).is_none());
+        assert!(extract(&HeaderMap::new()).is_none());
+    }
+}

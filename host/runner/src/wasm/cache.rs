@@ -1,0 +1,257 @@
+//! Compiled components, kept in the user's cache folder from one start to the next. A start maps what is there: it is
+//! neither unpacked nor copied, and processes that run the same share it.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
+use wasmtime::{Engine, component::Component};
+
+use crate::wasm::engine::foreign;
+
+/// What is kept, in bytes. Beyond it goes what nobody has used for the longest time.
+const MOST: u64 = 1 << 30;
+/// How exactly it is known when something was used last.
+const USED: Duration = Duration::from_secs(60 * 60);
+
+/// Of a folder's mode, what lets the group or everybody write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// The folder, and how often it helped.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+    most: u64,
+    compiled: AtomicUsize,
+    found: AtomicUsize,
+}
+
+impl Cache {
+    /// That of the user; where there is none that can be used, the log says why.
+    pub(crate) fn open() -> Option<Self> {
+        let opened = folder().context("neither XDG_CACHE_HOME nor HOME is an absolute path").and_then(|folder| {
+            own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
+            Ok(Self::at(folder, MOST))
+        });
+        opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
+    }
+
+    fn at(folder: PathBuf, most: u64) -> Self {
+        Self { folder, most, compiled: AtomicUsize::new(0), found: AtomicUsize::new(0) }
+    }
+
+    /// How many components were compiled so far, and how many were there.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.compiled.load(Ordering::Relaxed), self.found.load(Ordering::Relaxed))
+    }
+
+    /// The component in these bytes, as an earlier start has compiled it, or compiled now. Errors are those of the bytes.
+    pub(crate) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
+        let file = self.folder.join(name(engine, bytes));
+        if let Some(found) = find(engine, &file) {
+            self.found.fetch_add(1, Ordering::Relaxed);
+            return Ok(found);
+        }
+        let component = Component::new(engine, bytes)?;
+        self.compiled.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.keep(&component, &file) {
+            tracing::warn!("a component will be compiled at the next start, too: {}: {error:#}", self.folder.display());
+        }
+        Ok(component)
+    }
+
+    fn keep(&self, component: &Component, file: &Path) -> anyhow::Result<()> {
+        write_whole(file, &component.serialize().map_err(foreign)?, 0o600)?;
+        if let Err(error) = self.forget_old() {
+            tracing::warn!("the cache may grow beyond its size: {}: {error}", self.folder.display());
+        }
+        Ok(())
+    }
+
+    /// Also what was left by a process that ended halfway.
+    fn forget_old(&self) -> io::Result<()> {
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            // Another process may have removed it just now.
+            let Some(found) = entry.metadata().ok().filter(fs::Metadata::is_file) else { continue };
+            kept.push((found.modified()?, found.len(), entry.path()));
+        }
+        kept.sort_by(|a, b| b.cmp(a));
+        let mut all = 0;
+        for (_, size, path) in kept {
+            all += size;
+            if all > self.most {
+                let _ = fs::remove_file(path); // As above.
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the same bytes become for the same processor, by the same compiler with the same settings.
+fn name(engine: &Engine, bytes: &[u8]) -> String {
+    let mut settings = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut settings);
+    format!("{:x}-{:016x}.cwasm", Sha256::digest(bytes), settings.finish())
+}
+
+/// What is damaged is not there.
+#[expect(unsafe_code, reason = "what this host has compiled does not have to be compiled again")]
+fn find(engine: &Engine, file: &Path) -> Option<Component> {
+    let opened = File::open(file).ok()?;
+    // SAFETY: nobody else writes in this folder, and this host writes what it has compiled, as a whole or not at all, and
+    // never changes it.
+    let mapped = unsafe { Component::deserialize_file(engine, file) };
+    let found = mapped.or_else(|error| {
+        tracing::debug!("{} cannot be mapped: {error:#}", file.display());
+        // In a folder from which nothing may be executed it can be read all the same.
+        let code = fs::read(file)?;
+        // SAFETY: as above.
+        unsafe { Component::deserialize(engine, code) }
+    });
+    let found = found.inspect_err(|error| tracing::debug!("{} is of no use: {error:#}", file.display())).ok()?;
+    let now = SystemTime::now();
+    if opened.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| used + USED < now) {
+        let _ = File::options().write(true).open(file).and_then(|file| file.set_modified(now)); // It is forgotten sooner.
+    }
+    Some(found)
+}
+
+/// Writes a file that is there as a whole or not at all, whatever happens, and takes the place of one of that name.
+pub(crate) fn write_whole(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut written = tempfile::Builder::new().permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    written.write_all(content)?;
+    written.as_file().sync_all()?;
+    written.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Makes the folder where there is none. What is in it runs as machine code, which no sandbox holds, so nobody else may
+/// have written there.
+fn own(folder: &Path) -> anyhow::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let found = fs::metadata(folder)?;
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        bail!("it belongs to somebody else");
+    }
+    if found.mode() & OTHERS_WRITE != 0 {
+        bail!("others may write there; remove it, and it is made anew");
+    }
+    Ok(())
+}
+
+fn folder() -> Option<PathBuf> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| {
+            let home = absolute("HOME")?;
+            Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
+        })
+        .map(|folder| folder.join("leasehold"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        path::{Path, PathBuf},
+        time::{Duration, SystemTime},
+    };
+
+    use tempfile::TempDir;
+    use wasmtime::Engine;
+
+    use super::{Cache, MOST};
+
+    /// A component that does nothing, with a custom section so that it is not the same as others.
+    fn component(letter: u8) -> Vec<u8> {
+        [b"\0asm\x0d\0\x01\0".as_slice(), &[0, 2, 1, letter]].concat()
+    }
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn age(file: &Path, age: Duration) {
+        File::options().write(true).open(file).unwrap().set_modified(SystemTime::now() - age).unwrap();
+    }
+
+    #[test]
+    fn what_was_compiled_once_is_there_for_every_cache_and_engine_of_the_kind() {
+        let folder = TempDir::new().unwrap();
+        for counts in [(1, 0), (0, 1)] {
+            let (cache, engine) = (Cache::at(folder.path().into(), MOST), Engine::default());
+            cache.component(&engine, &component(b'a')).unwrap();
+            assert_eq!(cache.counts(), counts);
+        }
+        let cache = Cache::at(folder.path().into(), MOST);
+        let mut config = wasmtime::Config::new();
+        config.epoch_interruption(true);
+        cache.component(&Engine::new(&config).unwrap(), &component(b'a')).unwrap();
+        cache.component(&Engine::default(), &component(b'b')).unwrap();
+        assert_eq!(cache.counts(), (2, 0));
+        assert!(cache.component(&Engine::default(), b"\0asm\x0d\0\x01\0garbage").is_err());
+        assert_eq!(files(folder.path()).len(), 3);
+    }
+
+    #[test]
+    fn what_is_damaged_is_compiled_anew() {
+        let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
+        let cache = Cache::at(folder.path().into(), MOST);
+        cache.component(&engine, &component(b'a')).unwrap();
+        let file = files(folder.path()).remove(0);
+        let whole = fs::read(&file).unwrap();
+        for damaged in [&whole[..0], &whole[..100], &whole[..whole.len() / 2], b"something else"] {
+            // As another file, since this one is mapped.
+            fs::remove_file(&file).unwrap();
+            fs::write(&file, damaged).unwrap();
+            cache.component(&engine, &component(b'a')).unwrap();
+            assert_eq!(fs::read(&file).unwrap(), whole);
+        }
+        assert_eq!(cache.counts(), (5, 0));
+    }
+
+    #[test]
+    fn what_nobody_uses_makes_room() {
+        let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
+        let cache = Cache::at(folder.path().into(), MOST);
+        cache.component(&engine, &component(b'a')).unwrap();
+        let first = files(folder.path()).remove(0);
+        let size = fs::metadata(&first).unwrap().len();
+        age(&first, Duration::from_secs(1_000_000));
+        cache.component(&engine, &component(b'b')).unwrap();
+        let second = files(folder.path()).into_iter().find(|file| *file != first).unwrap();
+        age(&second, Duration::from_secs(100_000));
+        let left_behind = folder.path().join(".tmp123");
+        fs::write(&left_behind, "half of it").unwrap();
+        age(&left_behind, Duration::from_secs(50_000));
+
+        // The first is used again, and so the second is the oldest.
+        cache.component(&engine, &component(b'a')).unwrap();
+        let cache = Cache::at(folder.path().into(), 2 * size + 100);
+        cache.component(&engine, &component(b'c')).unwrap();
+        assert!(first.exists() && !second.exists() && left_behind.exists());
+        let cache = Cache::at(folder.path().into(), size + 100);
+        cache.component(&engine, &component(b'd')).unwrap();
+        assert_eq!(files(folder.path()).len(), 1, "only what was compiled last has room");
+    }
+
+    #[test]
+    fn where_nothing_can_be_kept_components_are_compiled() {
+        let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
+        let cache = Cache::at(folder.path().join("gone"), MOST);
+        cache.component(&engine, &component(b'a')).unwrap();
+        cache.component(&engine, &component(b'a')).unwrap();
+        assert_eq!(cache.counts(), (2, 0));
+    }
+}

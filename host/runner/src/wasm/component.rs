@@ -1,0 +1,312 @@
+//! A component file: reading it, compiling it, and what it turns out to be.
+
+use std::path::Path;
+
+use leasehold_wasmtime::Lifecycle;
+use wasmtime::component::{Component, InstancePre, types::ComponentItem};
+use wasmtime_wasi::{p2::bindings::CommandPre, p3::bindings::CommandPre as AsyncCommandPre};
+use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
+
+use crate::{
+    config::{Register, Spec},
+    error::{Failure, one_line},
+    wasm::{context::Host, engine::Engine, instance::Reuse},
+};
+
+/// A compiled component whose imports are all there.
+#[derive(Clone)]
+pub(crate) struct Loaded {
+    pub(crate) pre: InstancePre<Host>,
+    pub(crate) facts: Facts,
+}
+
+/// How a component is served.
+pub(crate) enum Way {
+    /// The host accepts requests, and calls it with each.
+    Handler(ProxyPre<Host>),
+    /// It runs, and accepts what it likes at the address of its service.
+    Program(ProgramPre),
+}
+
+/// A component with `wasi:cli/run`, by the version of that.
+pub(crate) enum ProgramPre {
+    P2(CommandPre<Host>),
+    P3(AsyncCommandPre<Host>),
+}
+
+/// What a component says of itself.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Facts {
+    /// What it imports, as interface names.
+    pub(crate) imports: Vec<String>,
+    /// What it exports, as interface names.
+    pub(crate) exports: Vec<String>,
+    /// The version of `wasi:http` through which it can be served.
+    pub(crate) http: Option<&'static str>,
+    /// The version of `wasi:cli` through which it is run, to open its own listener. One with `wasi:http` is not.
+    pub(crate) program: Option<&'static str>,
+    /// Whether it exports `leasehold:registry/lifecycle`.
+    pub(crate) lifecycle: bool,
+    /// What it imports of Leasehold's own.
+    pub(crate) leasehold: Vec<String>,
+    /// Why it cannot run here, if it cannot.
+    pub(crate) missing: Vec<String>,
+}
+
+impl Loaded {
+    /// Reads and compiles a file that is to be run; with `precompiled`, it may be machine code already. The error is one
+    /// sentence that names it.
+    pub(crate) fn load(engine: &Engine, path: &Path, precompiled: bool) -> Result<Self, Failure> {
+        let component = compile(engine, path, precompiled)?;
+        let pre = engine.linker.instantiate_pre(&component);
+        let pre = pre
+            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
+        Ok(Self { facts: facts(engine, &component, Some(&pre)), pre })
+    }
+
+    /// How it is served.
+    pub(crate) fn way(&self, path: &Path) -> Result<Way, Failure> {
+        way(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
+    }
+
+    /// One that takes the place of a handler.
+    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<Host>, Failure> {
+        match self.way(path)? {
+            Way::Handler(pre) => Ok(pre),
+            Way::Program(_) => {
+                Err(Failure::usage(format!("{}: it would open its own listener; {ANOTHER}", path.display())))
+            }
+        }
+    }
+
+    /// One that takes the place of a program.
+    pub(crate) fn program(&self, path: &Path) -> Result<ProgramPre, Failure> {
+        match self.way(path)? {
+            Way::Program(pre) => Ok(pre),
+            Way::Handler(_) => {
+                Err(Failure::usage(format!("{}: it does not open its own listener; {ANOTHER}", path.display())))
+            }
+        }
+    }
+
+    /// Whether the component can do its part of what is configured.
+    pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
+        let path = &spec.component;
+        let said = match self.way(path)? {
+            Way::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
+            Way::Program(_) if spec.tls.is_some() => Some(NO_TLS),
+            Way::Program(_) => None,
+            Way::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
+        };
+        let said = said.or_else(|| self.facts.unregistered(spec.register));
+        said.map_or(Ok(()), |said| Err(Failure::usage(format!("{}: {said}", path.display()))))
+    }
+}
+
+const NO_HANDLER: &str = "the component exports nothing that can be served; it needs wasi:http/incoming-handler@0.2 \
+                          or wasi:http/handler@0.3, or wasi:cli/run to open its own listener";
+const NO_SOCKETS: &str = "the component runs (wasi:cli/run) and cannot listen, since it does not import wasi:sockets/tcp; \
+                          to be called by the host it needs wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3";
+const NO_PORT: &str = "the component opens its own listener, so listen must name a port other than 0";
+const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
+const ANOTHER: &str = "that takes another service";
+
+fn way(pre: &InstancePre<Host>) -> Result<Way, &'static str> {
+    if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
+        return Ok(Way::Handler(ProxyPre::P3(pre)));
+    }
+    if let Ok(pre) = p2::bindings::ProxyPre::new(pre.clone()) {
+        return Ok(Way::Handler(ProxyPre::P2(pre)));
+    }
+    let program = match AsyncCommandPre::new(pre.clone()) {
+        Ok(pre) => ProgramPre::P3(pre),
+        Err(_) => ProgramPre::P2(CommandPre::new(pre.clone()).map_err(|_| NO_HANDLER)?),
+    };
+    let kind = pre.component().component_type();
+    // 0.3 has all kinds of sockets in one interface.
+    let listens = |name: &str| ["wasi:sockets/tcp@", "wasi:sockets/types@"].iter().any(|tcp| name.starts_with(tcp));
+    match kind.imports(pre.engine()).any(|(name, _)| listens(name)) {
+        true => Ok(Way::Program(program)),
+        false => Err(NO_SOCKETS),
+    }
+}
+
+impl Facts {
+    /// How it is served, in a few words.
+    pub(crate) fn served(&self) -> String {
+        match (self.http, self.program) {
+            (Some(version), _) => format!("over wasi:http {version}"),
+            (None, Some(version)) => format!("by its own listener, wasi:cli/run {version}"),
+            (None, None) => "not".to_owned(),
+        }
+    }
+
+    /// What stands in the way of a registration by whom it is configured to be.
+    pub(crate) fn unregistered(&self, register: Register) -> Option<&'static str> {
+        let calls = self.leasehold.iter().any(|name| name.contains("/registrar@"));
+        match register {
+            Register::Component if !calls => Some(
+                "the component does not import leasehold:registry/registrar and so cannot register itself; \
+                 say register: host and the host does it",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Looks at a file that need not be able to run.
+pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
+    let component = compile(engine, path, false)?;
+    Ok(match engine.linker.instantiate_pre(&component) {
+        Ok(pre) => facts(engine, &component, Some(&pre)),
+        Err(error) => {
+            let mut facts = facts(engine, &component, None);
+            facts.missing.insert(0, unlinked(engine, &component, &error));
+            facts
+        }
+    })
+}
+
+/// The machine code of a component that could run here, for another start of this very release on such a machine.
+pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
+    let component = compile(engine, path, false)?;
+    let linked = engine.linker.instantiate_pre(&component);
+    linked.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
+    component.serialize().map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
+}
+
+fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component, Failure> {
+    let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
+    let bytes =
+        std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    match bytes.get(..8) {
+        // The binary format's version, then its layer: 0 for a core module, 1 for a component.
+        Some(b"\0asm\x01\0\0\0") => {
+            return Err(said(
+                "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
+            ));
+        }
+        Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
+        Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => {
+            return trusted(engine, &bytes)
+                .map_err(|error| said(&format!("not made by this release: {}", cause(&error))));
+        }
+        Some([0x7f, b'E', b'L', b'F', ..]) => {
+            return Err(said(
+                "machine code, which no sandbox holds; where you trust whoever compiled it, say precompiled: true",
+            ));
+        }
+        _ => return Err(said("not WebAssembly")),
+    }
+    engine.component(&bytes).map_err(|error| said(&format!("not a valid component: {}", cause(&error))))
+}
+
+/// Takes machine code as it is. wasmtime looks at who made it and for which machine, not at what it does.
+#[expect(unsafe_code, reason = "the operator has said that this file is trusted, and nothing else can")]
+fn trusted(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: `precompiled: true` is the operator's word that the file comes from `leasehold compile`, unchanged.
+    unsafe { Component::deserialize(&engine.wasmtime, bytes) }
+}
+
+fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>) -> Facts {
+    let kind = component.component_type();
+    let instances = |name: &str, item: &ComponentItem| match item {
+        ComponentItem::ComponentInstance(_) => name.to_owned(),
+        ComponentItem::ComponentFunc(_) => format!("{name} (function)"),
+        _ => format!("{name} (other)"),
+    };
+    let imports: Vec<_> = kind.imports(&engine.wasmtime).map(|(name, item)| instances(name, &item.ty)).collect();
+    let exports: Vec<_> = kind.exports(&engine.wasmtime).map(|(name, item)| instances(name, &item.ty)).collect();
+    let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
+    let version = |new: &str, old: &str| if has(new) { Some("0.3") } else { has(old).then_some("0.2") };
+    let http = version("wasi:http/handler@0.3", "wasi:http/incoming-handler@0.2");
+    let program = version("wasi:cli/run@0.3", "wasi:cli/run@0.2").filter(|_| http.is_none());
+    let missing = match pre.map(way) {
+        Some(Err(said)) => vec![said.to_owned()],
+        None if http.or(program).is_none() => vec![NO_HANDLER.to_owned()],
+        _ => Vec::new(),
+    };
+    Facts {
+        http: http.filter(|_| missing.is_empty()),
+        program: program.filter(|_| missing.is_empty()),
+        lifecycle: Lifecycle::is_exported(component),
+        leasehold: imports.iter().filter(|name| name.starts_with("leasehold:")).cloned().collect(),
+        missing,
+        imports,
+        exports,
+    }
+}
+
+/// Packages that components can import, in the versions that this host has.
+const PACKAGES: [(&str, &[&str]); 9] = [
+    ("wasi:cli", &["0.2", "0.3"]),
+    ("wasi:clocks", &["0.2", "0.3"]),
+    ("wasi:filesystem", &["0.2", "0.3"]),
+    ("wasi:http", &["0.2", "0.3"]),
+    ("wasi:io", &["0.2"]),
+    ("wasi:random", &["0.2", "0.3"]),
+    ("wasi:sockets", &["0.2", "0.3"]),
+    ("wasi:config", &["0.2.0-rc.1"]),
+    ("leasehold:registry", &["0.1"]),
+];
+
+/// What a component lacks here, and how it comes to that.
+fn unlinked(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
+    let kind = component.component_type();
+    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| lacking(name));
+    // wasmtime names the import first and then, in the causes, what about it does not fit.
+    let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
+    format!("this host has not everything it needs: {said}")
+}
+
+/// What to do about an import that is of no package here, or of one in another version.
+fn lacking(import: &str) -> Option<String> {
+    let (path, version) = import.split_once('@').unwrap_or((import, ""));
+    let package = path.split('/').next().unwrap_or(path);
+    let Some((_, versions)) = PACKAGES.iter().find(|(known, _)| *known == package) else {
+        return Some(format!(
+            "{import}; another component can bring it: `wac plug --plug THAT.wasm THIS.wasm -o BOTH.wasm`"
+        ));
+    };
+    let is_here = |here: &&str| version.strip_prefix(*here).is_some_and(|rest| rest.is_empty() || is_patch(rest));
+    if versions.iter().any(is_here) {
+        return None;
+    }
+    Some(format!("{import}; it has {package} {}: build the component for that", versions.join(" and ")))
+}
+
+/// Whether that follows a version of two numbers, and names no candidate of a release.
+fn is_patch(rest: &str) -> bool {
+    rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What went wrong at the bottom of an error, without wasmtime's backtrace.
+pub(crate) fn cause(error: &wasmtime::Error) -> String {
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(trap) => trap.to_string(),
+        None => one_line(&error.root_cause().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lacking;
+
+    #[test]
+    fn an_import_that_is_not_here_is_told_with_its_cure() {
+        for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
+            assert_eq!(lacking(here), None, "{here}");
+        }
+        assert_eq!(lacking("leasehold:registry/registrar@0.1.0"), None);
+        for (other, cure) in [
+            ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build"),
+            ("wasi:io/streams@0.3.0", "it has wasi:io 0.2: build"),
+            ("leasehold:registry/registrar@0.2.0", "it has leasehold:registry 0.1: build"),
+            ("wasi:nn/graph@0.2.0", "`wac plug "),
+            ("logger", "`wac plug "),
+        ] {
+            let said = lacking(other).unwrap();
+            assert!(said.starts_with(&format!("{other}; ")) && said.contains(cure), "{said}");
+        }
+    }
+}

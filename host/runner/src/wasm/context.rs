@@ -1,0 +1,263 @@
+//! What one service's component is given: nothing but what its policy says.
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use leasehold::{Addr, Registrar, ServiceName, Terms};
+use leasehold_wasmtime::{Policy, RegistryCtx};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder, component::ResourceTable};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder};
+use wasmtime_wasi_config::WasiConfigVariables;
+use wasmtime_wasi_http::WasiHttpCtx;
+
+use crate::{
+    config::{Limits, Spec},
+    inbound::dispatch::Places,
+    outbound::{Outbound, service::Mesh},
+    telemetry::{
+        service_metrics::{Hit, Stats},
+        span::Tracer,
+    },
+    wasm::{
+        in_flight::Calls,
+        scheduler::Computed,
+        sockets::{Room, Sockets},
+        stdin::Input,
+        stdout::Output,
+    },
+};
+
+/// The most registrations of one component.
+const MAX_REGISTRATIONS: usize = 100;
+/// The longest time to live that a component may ask for.
+const MAX_TTL: Duration = Duration::from_secs(3600);
+/// The most elements in one table of a component.
+const MAX_TABLE_ELEMENTS: usize = 20_000;
+
+/// What the host keeps for one component at a time: requests, answers, headers, streams. One more traps.
+const RESOURCES: usize = 2048;
+/// The most random bytes that a component gets at once; the host makes them in its own memory.
+const MAX_RANDOM: u64 = 4 << 20;
+
+/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for each of them; and
+/// what all else takes. One more traps.
+const RESOURCES_EACH: usize = 6;
+const RESOURCES_ELSE: usize = 64;
+
+/// What a program and its host tell each other.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// By the program: it is about to listen.
+    pub(crate) listens: CancellationToken,
+    /// By the host: it is to end.
+    pub(crate) end: CancellationToken,
+}
+
+/// What all instances of one service share.
+pub(crate) struct Guest {
+    name: ServiceName,
+    /// The service's name first, as a program's is its own.
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    config: Arc<WasiConfigVariables>,
+    outbound: Outbound,
+    memory: usize,
+    http: WasiHttpCtx,
+    /// The registrations of the service, which outlive its instances.
+    pub(crate) registry: RegistryCtx,
+    /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
+    pub(crate) ended: CancellationToken,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) tracer: Option<Tracer>,
+    pub(crate) places: Places,
+    /// Cancelled when requests go to a later version: an instance that idles is of no more use.
+    pub(crate) replaced: CancellationToken,
+    slots: Arc<Semaphore>,
+    most_instances: u32,
+}
+
+/// What the store of one instance carries.
+pub(crate) struct Host {
+    pub(crate) wasi: WasiCtx,
+    pub(crate) table: ResourceTable,
+    pub(crate) http: WasiHttpCtx,
+    pub(crate) outbound: Outbound,
+    pub(crate) config: Arc<WasiConfigVariables>,
+    pub(crate) registry: RegistryCtx,
+    pub(crate) limits: Limiter,
+    /// How much the request at hand has computed of late, as `turns` counts it.
+    pub(crate) computed: Computed,
+    /// The requests that it answers.
+    pub(crate) calls: Arc<Calls>,
+    /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
+    pub(crate) room: Option<Room>,
+    /// Given back when the store is dropped.
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// The limits of one instance, and where it is counted that it ran into them.
+pub(crate) struct Limiter {
+    limits: StoreLimits,
+    stats: Arc<Stats>,
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let grows = self.limits.memory_growing(current, desired, maximum)?;
+        if !grows {
+            self.stats.hit(Hit::Memory);
+        }
+        Ok(grows)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
+}
+
+impl Guest {
+    /// `published` is the address under which clients find the service.
+    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar, tracer: Option<Tracer>) -> Self {
+        let policy = Policy {
+            names: spec.allow.names.clone(),
+            discover: spec.allow.discover.clone(),
+            addr: published.first().cloned(),
+            addrs: published.to_vec(),
+            max_registrations: MAX_REGISTRATIONS,
+            max_nodes: spec.limits.nodes as usize,
+            terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
+            max_ttl: MAX_TTL,
+            ..Policy::default()
+        };
+        let registry = RegistryCtx::new(registrar, policy);
+        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer);
+        let stats = Arc::new(Stats::new());
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(spec.limits.header_size);
+        let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
+        Self {
+            name: spec.name.clone(),
+            args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
+            env: pairs(&spec.env),
+            config: Arc::new(pairs(&spec.config).into_iter().collect()),
+            outbound: Outbound::new(&spec.allow, &spec.limits, mesh, Arc::clone(&stats), tracer.clone()),
+            memory: spec.limits.memory,
+            http,
+            registry,
+            ended: CancellationToken::new(),
+            stats,
+            tracer,
+            places: Places::new(spec.limits.concurrency),
+            replaced: CancellationToken::new(),
+            slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
+            most_instances: Self::slots(&spec.limits),
+        }
+    }
+
+    /// The same for the component's next version. Both share the places of requests, so that the limit on these is one of
+    /// the service, and the slots for instances: they suffice for so many requests, whichever version answers.
+    pub(crate) fn successor(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            args: self.args.clone(),
+            env: self.env.clone(),
+            config: Arc::clone(&self.config),
+            outbound: self.outbound.clone(),
+            memory: self.memory,
+            http: self.http.clone(),
+            registry: self.registry.successor(),
+            ended: CancellationToken::new(),
+            stats: Arc::clone(&self.stats),
+            tracer: self.tracer.clone(),
+            places: self.places.clone(),
+            replaced: CancellationToken::new(),
+            slots: Arc::clone(&self.slots),
+            most_instances: self.most_instances,
+        }
+    }
+
+    /// How many instances answer requests at a time. More than requests at a time, since an instance may outlive the
+    /// request whose client went away.
+    pub(crate) fn slots(limits: &Limits) -> u32 {
+        limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
+    }
+
+    /// How many there may be, and how many there are, idle ones included.
+    pub(crate) fn most_instances(&self) -> u32 {
+        self.most_instances
+    }
+
+    pub(crate) fn instances(&self) -> usize {
+        (self.most_instances as usize).saturating_sub(self.slots.available_permits())
+    }
+
+    /// The host side of an instance that answers requests, once there is a slot for it.
+    pub(crate) async fn host_for_requests(&self) -> Host {
+        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
+        self.host(self.wasi().build(), Some(slot))
+    }
+
+    /// The host side of the one instance that lives as long as the service.
+    pub(crate) fn host_for_life(&self) -> Host {
+        self.host(self.wasi().build(), None)
+    }
+
+    /// The host side of a program, which listens where `spec` says.
+    pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
+        let connections = spec.limits.connections as usize;
+        let room = Room::new(connections);
+        let sockets = Arc::new(Sockets {
+            service: self.name.clone(),
+            listen: spec.listen,
+            outbound: spec.allow.outbound.clone().into(),
+            listens: told.listens.clone(),
+            told: told.end.clone(),
+            room: room.clone(),
+            refused: AtomicBool::new(false),
+        });
+        let mut wasi = self.wasi();
+        wasi.stdin(Input(told.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
+            let sockets = Arc::clone(&sockets);
+            Box::pin(async move { sockets.decide(addr, purpose).await })
+        });
+        let mut host = self.host(wasi.build(), None);
+        host.room = Some(room);
+        host.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
+        host
+    }
+
+    fn wasi(&self) -> WasiCtxBuilder {
+        let mut wasi = WasiCtx::builder();
+        wasi.args(&self.args);
+        wasi.envs(&self.env);
+        wasi.max_random_size(MAX_RANDOM);
+        wasi.stdout(Output::stdout(self.name.clone()));
+        wasi.stderr(Output::stderr(self.name.clone()));
+        wasi
+    }
+
+    fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
+        Host {
+            wasi,
+            table,
+            http: self.http.clone(),
+            outbound: self.outbound.clone(),
+            config: Arc::clone(&self.config),
+            registry: self.registry.clone(),
+            limits: Limiter {
+                limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
+                stats: Arc::clone(&self.stats),
+            },
+            computed: Computed::default(),
+            calls: Arc::default(),
+            room: None,
+            _slot: slot,
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The instances that answer the requests of one service: made when needed, reused where that is safe, ended in time.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use leasehold::ServiceName;
+use tokio::time::{sleep_until, timeout_at};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use wasmtime::{CallHook, Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
+use wasmtime_wasi_http::{
+    WasiHttpView,
+    handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus},
+};
+
+use crate::{
+    config::Limits,
+    rt::timers::{Sleep, Timers},
+    telemetry::service_metrics::Hit,
+    wasm::{
+        component::cause,
+        context::{Guest, Host},
+        engine::Engine,
+        in_flight::{Call, Calls, End},
+        scheduler::{self, Summons, Turns},
+    },
+};
+
+/// How long an idle instance is kept for a further request.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How much later an instance is ended than the last of its requests, each of which ends in its own words.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What `ProxyHandler` asks for when it needs an instance.
+pub(crate) struct Instances {
+    pub(crate) name: ServiceName,
+    pub(crate) engine: Engine,
+    pub(crate) pre: ProxyPre<Host>,
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) request_timeout: Duration,
+    pub(crate) stream_timeout: Duration,
+    pub(crate) reuse: Reuse,
+}
+
+impl HandlerState for Instances {
+    type StoreData = Host;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<Host, Expiration, Worker>> {
+        let deadline = Instant::now() + self.request_timeout;
+        let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
+        let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
+        let mut store = self.engine.store(host);
+        let summons = Arc::clone(&store.data().computed.summons).alone();
+        if let ProxyPre::P3(_) = self.pre {
+            // Of 0.2 an answer is there in one piece, or the component waits.
+            store.call_hook(|store, call| {
+                if matches!(call, CallHook::CallingWasm) {
+                    store.data().calls.rest.runs();
+                }
+                Ok(())
+            });
+        }
+        let made = self.pre.instantiate_async(&mut store);
+        let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
+        let (calls, timers) = (Arc::clone(&store.data().calls), Timers::default());
+        Ok(Instance {
+            store,
+            proxy,
+            view: WasiHttpView::http,
+            expiration: Expiration {
+                stream_timeout: self.stream_timeout,
+                sleep: timers.sleep(IDLE),
+                replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
+                calls: Arc::clone(&calls),
+                summons,
+            },
+            state: Worker {
+                name: self.name.clone(),
+                turns: self.engine.turns(),
+                guest: Arc::clone(&self.guest),
+                reuse: self.reuse,
+                calls,
+                timers,
+            },
+        })
+    }
+}
+
+/// How many requests one instance answers, and how many at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reuse {
+    total: usize,
+    concurrent: usize,
+}
+
+impl Reuse {
+    /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error says what the component cannot do.
+    pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
+        let (total, concurrent) = match pre {
+            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
+                return Err("limits.instance_concurrency must be 1: \
+                            an instance of wasi:http 0.2 answers one request at a time");
+            }
+            ProxyPre::P2(_) => (1, 1),
+            ProxyPre::P3(_) => (1000, 16),
+        };
+        let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
+        Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
+    }
+}
+
+/// The end of an instance that idles too long or for a version that was replaced, whose last request or answer is overdue, or
+/// whose clients have all left. It is polled outside of the component, so that one that computes for ever ends as well.
+pub(crate) struct Expiration {
+    stream_timeout: Duration,
+    sleep: Sleep,
+    replaced: Pin<Box<WaitForCancellationFutureOwned>>,
+    calls: Arc<Calls>,
+    summons: Arc<Summons>,
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        // The component has given its thread back, and is asked for it again when what follows is due.
+        scheduler::end();
+        let (summons, calls) = (Arc::clone(&self.summons), Arc::clone(&self.calls));
+        let due = summons.poll(cx, |cx| self.as_mut().poll_due(cx, status, start));
+        calls.rest.look(cx.waker());
+        due
+    }
+}
+
+impl Expiration {
+    fn poll_due(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        if self.calls.poll_abandoned(cx).is_ready() {
+            self.calls.ended(End::Abandoned);
+            return Poll::Ready(());
+        }
+        if matches!(status, WorkerStatus::Idle) && self.replaced.as_mut().poll(cx).is_ready() {
+            // The next version needs its slot.
+            return Poll::Ready(());
+        }
+        let allowed = match status {
+            WorkerStatus::Idle => IDLE,
+            WorkerStatus::Requests => self.calls.longest() + GRACE,
+            WorkerStatus::PostReturn => self.stream_timeout + GRACE,
+        };
+        self.sleep.reset((start + allowed).into());
+        ready!(Pin::new(&mut self.sleep).poll(cx));
+        if !matches!(status, WorkerStatus::Idle) {
+            self.calls.ended(End::Late);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// One instance as `ProxyHandler` drives it.
+pub(crate) struct Worker {
+    name: ServiceName,
+    turns: Arc<Turns>,
+    guest: Arc<Guest>,
+    reuse: Reuse,
+    calls: Arc<Calls>,
+    timers: Timers,
+}
+
+impl WorkerState for Worker {
+    type StoreData = Host;
+    type RequestData = Arc<Call>;
+
+    fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
+        if total >= self.reuse.total {
+            ShouldAccept::Never
+        } else if concurrent >= self.reuse.concurrent {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    fn on_request_start(
+        &self,
+        mut store: StoreContextMut<'_, Host>,
+        call: Arc<Call>,
+        task: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
+        store.set_epoch_deadline(1);
+        self.turns.begin(&mut store.data_mut().computed);
+        call.enter(&self.calls);
+        store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
+        Box::pin(self.timers.sleep(call.within))
+    }
+
+    fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
+        scheduler::end();
+        if let Err(error) = result {
+            if self.calls.ended(End::Failed) == End::Abandoned {
+                tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
+            } else if !self.guest.ended.is_cancelled() {
+                if error.is::<Trap>() {
+                    self.guest.stats.hit(Hit::Trap);
+                }
+                tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
+            }
+        }
+        // Answers that are not whole yet break off here, and then ask how the instance ended.
+        drop(store);
+        self.calls.rest.ended();
+    }
+}

@@ -1,0 +1,14 @@
+//! Components: compiled, instantiated, scheduled, and given what their policy allows.
+
+pub(crate) mod cache;
+pub(crate) mod component;
+pub(crate) mod context;
+pub(crate) mod engine;
+pub(crate) mod idle;
+pub(crate) mod in_flight;
+pub(crate) mod instance;
+pub(crate) mod loader;
+pub(crate) mod scheduler;
+pub(crate) mod sockets;
+pub(crate) mod stdin;
+pub(crate) mod stdout;
