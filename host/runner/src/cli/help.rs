@@ -4,7 +4,10 @@ use std::{io::stderr, process::ExitCode};
 
 use clap::error::ErrorKind;
 
-use crate::{cli::LogFormat, error::Failure, telemetry::log};
+use crate::{
+    error::Failure,
+    telemetry::log::{self, LogFormat},
+};
 
 /// Help, the version, or what is wrong with the arguments.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {

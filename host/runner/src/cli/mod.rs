@@ -3,19 +3,18 @@
 pub(crate) mod help;
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use leasehold::{Addr, Layout, Options, ServiceName, Version};
 
 use crate::{
-    commands::admin_client,
     config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables, file::Listen, units::Span},
     error::Failure,
+    telemetry::log::LogArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -99,29 +98,8 @@ pub(crate) struct Cli {
     pub(crate) log: LogArgs,
 }
 
-/// How much is logged, and how.
-#[derive(Args, Debug)]
-pub(crate) struct LogArgs {
-    /// How log lines are written, on stderr
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    pub(crate) log_format: LogFormat,
-
-    /// Log more; twice for everything
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
-    pub(crate) verbose: u8,
-
-    /// Log errors only
-    #[arg(short, long, global = true)]
-    pub(crate) quiet: bool,
-}
-
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
+/// Where a host listens unless it is told otherwise.
+const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
@@ -353,7 +331,7 @@ pub(crate) struct DrainArgs {
     pub(crate) name: String,
 
     /// The host's admin endpoint
-    #[arg(long, value_name = "URL", default_value = admin_client::DEFAULT)]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_ADMIN)]
     pub(crate) admin: String,
 
     /// One JSON array
@@ -367,7 +345,7 @@ pub(crate) struct ReloadArgs {
     pub(crate) name: Option<String>,
 
     /// The host's admin endpoint
-    #[arg(long, value_name = "URL", default_value = admin_client::DEFAULT)]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_ADMIN)]
     pub(crate) admin: String,
 
     /// One JSON array
@@ -507,12 +485,6 @@ fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
         }
     }
     Ok(variables)
-}
-
-/// The URL at which a listener answers.
-pub(crate) fn url(bound: SocketAddr, secured: bool) -> String {
-    let scheme = if secured { "https" } else { "http" };
-    format!("{scheme}://{bound}/")
 }
 
 #[cfg(test)]

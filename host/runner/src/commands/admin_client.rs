@@ -16,9 +16,6 @@ use tokio::{
 
 use crate::error::{Failure, one_line, shown};
 
-/// Where a host listens unless it is told otherwise.
-pub(crate) const DEFAULT: &str = "http://127.0.0.1:9090";
-
 /// How long making the connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the answer may take; the host itself ends every wait before.

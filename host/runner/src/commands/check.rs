@@ -161,7 +161,7 @@ fn demanded(report: &Report) -> String {
              longer: a smaller limits.concurrency makes them fit"
         ),
     };
-    match rlimit::lacking(&report.demand) {
+    match rlimit::lacking(report.demand.files) {
         Some(lack) => format!("{said}\n{lack}"),
         None => said,
     }

@@ -25,11 +25,15 @@ use crate::{
     },
     error::Failure,
     inbound::tls::Files,
-    outbound::service::SUFFIX,
 };
 
 /// Where etcd listens unless it is told otherwise.
 pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+
+/// What follows a service's name in a host, unless the configuration says otherwise.
+pub(crate) const SUFFIX: &str = "leasehold";
+/// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
+pub(crate) const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Everything that one process runs.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ use crate::{
         span::{Span, Tracer},
     },
     wasm::{
-        component::cause,
+        error::cause,
         in_flight::{Call, End},
         instance::Instances,
     },

@@ -35,8 +35,6 @@ use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
 use crate::{error::one_line, grpc, outbound::drain, rt::executor::Tracked, telemetry::span::Span};
 
-/// What follows a service's name in a host, unless the configuration says otherwise.
-pub(crate) const SUFFIX: &str = "leasehold";
 /// Nodes that one request is tried on, at most.
 const MAX_NODES: usize = 3;
 /// A node that takes no connection within this time is passed over.

@@ -2,8 +2,6 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::wasm::engine::Demand;
-
 /// Beside connections: listeners, files, etcd, and connections that are kept for the next request.
 const ELSE: u64 = 256;
 
@@ -22,8 +20,8 @@ pub(crate) fn most() -> Option<u64> {
 }
 
 /// What is to be said where they are not enough for all that the limits allow.
-pub(crate) fn lacking(demand: &Demand) -> Option<String> {
-    let (needed, most) = (demand.files + ELSE, most()?);
+pub(crate) fn lacking(files: u64) -> Option<String> {
+    let (needed, most) = (files + ELSE, most()?);
     (needed > most).then(|| {
         format!(
             "files: connections and outgoing requests may come to {needed}, and the process may have {most} (ulimit -Hn, \

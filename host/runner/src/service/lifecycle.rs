@@ -10,9 +10,10 @@ use crate::{
     config::Spec,
     error::{Failure, one_line},
     wasm::{
-        component::{Loaded, cause},
+        component::Loaded,
         context::{Guest, Host},
         engine::Engine,
+        error::cause,
     },
 };
 

@@ -19,8 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::url,
-    config::{Register, Spec},
+    config::{DELETE_TIMEOUT, Register, Spec},
     error::Failure,
     service::{
         file_watcher::Watched,
@@ -38,9 +37,6 @@ use crate::{
         engine::Engine,
     },
 };
-
-/// How long the keys of a service may take to leave etcd. Those that do not go with their lease.
-pub(crate) const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A service whose address is known to be free for it.
 pub(crate) struct Service {
@@ -518,4 +514,10 @@ impl Work {
             Self::Program(program) => program.stop(spec, announced).await,
         }
     }
+}
+
+/// The URL at which a listener answers.
+fn url(bound: SocketAddr, secured: bool) -> String {
+    let scheme = if secured { "https" } else { "http" };
+    format!("{scheme}://{bound}/")
 }

@@ -19,9 +19,10 @@ use crate::{
     service::{health, lifecycle::Life},
     telemetry::service_metrics::Hit,
     wasm::{
-        component::{Loaded, ProgramPre, cause},
+        component::{Loaded, ProgramPre},
         context::{Guest, Host, Told},
         engine::Engine,
+        error::cause,
     },
 };
 

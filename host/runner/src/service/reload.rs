@@ -7,9 +7,9 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::Spec,
+    config::{DELETE_TIMEOUT, Spec},
     error::Failure,
-    service::{DELETE_TIMEOUT, handle::Asker, revision::Version},
+    service::{handle::Asker, revision::Version},
     wasm::{component::Loaded, context::Guest, engine::Engine},
 };
 

@@ -7,6 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use clap::{ArgAction, Args, ValueEnum};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter,
@@ -16,10 +17,7 @@ use tracing_subscriber::{
     },
 };
 
-use crate::{
-    cli::{LogArgs, LogFormat},
-    error::Failure,
-};
+use crate::error::Failure;
 
 /// Libraries speak up at warnings only; what they say below that is of no use to an operator.
 const FILTERS: [&str; 3] = [
@@ -30,6 +28,30 @@ const FILTERS: [&str; 3] = [
 
 /// Lines that wait for their reader. Further ones are lost.
 const MAX_LINES: usize = 10_000;
+
+/// Arguments of the log: how much is logged, and how.
+#[derive(Args, Debug)]
+pub(crate) struct LogArgs {
+    /// How log lines are written, on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+
+    /// Log errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
 
 /// The log of the process. Dropping it writes what still waits, for a second at most.
 pub(crate) struct Log {

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, component::Component};
 
-use crate::wasm::engine::foreign;
+use crate::wasm::error::into_anyhow;
 
 /// What is kept, in bytes. Beyond it goes what nobody has used for the longest time.
 const MOST: u64 = 1 << 30;
@@ -69,7 +69,7 @@ impl Cache {
     }
 
     fn keep(&self, component: &Component, file: &Path) -> anyhow::Result<()> {
-        write_whole(file, &component.serialize().map_err(foreign)?, 0o600)?;
+        write_whole(file, &component.serialize().map_err(into_anyhow)?, 0o600)?;
         if let Err(error) = self.forget_old() {
             tracing::warn!("the cache may grow beyond its size: {}: {error}", self.folder.display());
         }

@@ -10,7 +10,7 @@ use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
 use crate::{
     config::{Register, Spec},
     error::{Failure, one_line},
-    wasm::{context::Host, engine::Engine, instance::Reuse},
+    wasm::{context::Host, engine::Engine, error::cause, instance::Reuse},
 };
 
 /// A compiled component whose imports are all there.
@@ -278,14 +278,6 @@ fn lacking(import: &str) -> Option<String> {
 /// Whether that follows a version of two numbers, and names no candidate of a release.
 fn is_patch(rest: &str) -> bool {
     rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// What went wrong at the bottom of an error, without wasmtime's backtrace.
-pub(crate) fn cause(error: &wasmtime::Error) -> String {
-    match error.downcast_ref::<wasmtime::Trap>() {
-        Some(trap) => trap.to_string(),
-        None => one_line(&error.root_cause().to_string()),
-    }
 }
 
 #[cfg(test)]

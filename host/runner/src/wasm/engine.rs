@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
@@ -20,6 +20,7 @@ use crate::{
     wasm::{
         cache::Cache,
         context::{Guest, Host},
+        error::into_anyhow,
         scheduler::Turns,
     },
 };
@@ -66,8 +67,8 @@ impl Engine {
         let unpooled =
             pooled.as_ref().and_then(|pooled| pooled.as_ref().err()).map(|error| one_line(&format!("{error:#}")));
         let wasmtime = pooled.and_then(Result::ok).map_or_else(|| wasmtime::Engine::new(&config()), Ok);
-        let wasmtime = wasmtime.map_err(foreign).context("cannot start the component engine")?;
-        let linker = linker(&wasmtime).map_err(foreign).context("cannot link the host's interfaces")?;
+        let wasmtime = wasmtime.map_err(into_anyhow).context("cannot start the component engine")?;
+        let linker = linker(&wasmtime).map_err(into_anyhow).context("cannot link the host's interfaces")?;
         let cache = Cache::open().map(Arc::new);
         turns.interrupt(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
         Ok(Self { wasmtime, linker, unpooled, turns, cache })
@@ -109,12 +110,6 @@ impl Engine {
     pub(crate) fn turns(&self) -> Arc<Turns> {
         Arc::clone(&self.turns)
     }
-}
-
-/// wasmtime has an error type of its own.
-#[expect(clippy::needless_pass_by_value, reason = "as map_err wants it")]
-pub(crate) fn foreign(error: wasmtime::Error) -> anyhow::Error {
-    anyhow!("{error:#}")
 }
 
 fn config() -> Config {

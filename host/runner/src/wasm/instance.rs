@@ -21,9 +21,9 @@ use crate::{
     rt::timers::{Sleep, Timers},
     telemetry::service_metrics::Hit,
     wasm::{
-        component::cause,
         context::{Guest, Host},
         engine::Engine,
+        error::cause,
         in_flight::{Call, Calls, End},
         scheduler::{self, Summons, Turns},
     },

@@ -51,7 +51,7 @@ fn load(specs: &[Spec], turns: Arc<Turns>) -> Result<Vec<Prepared>, Failure> {
     if let Some(why) = &engine.unpooled {
         tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
     }
-    if let Some(lack) = rlimit::lacking(&Demand::of(specs)) {
+    if let Some(lack) = rlimit::lacking(Demand::of(specs).files) {
         tracing::warn!("{lack}");
     }
     let files: BTreeSet<File<'_>> = specs.iter().map(|spec| (&*spec.component, spec.precompiled)).collect();

@@ -4,6 +4,7 @@ pub(crate) mod cache;
 pub(crate) mod component;
 pub(crate) mod context;
 pub(crate) mod engine;
+pub(crate) mod error;
 pub(crate) mod idle;
 pub(crate) mod in_flight;
 pub(crate) mod instance;
