@@ -10,7 +10,7 @@ use http::{
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
@@ -28,6 +28,7 @@ use crate::{
         span::{Span, Tracer},
     },
     wasm::{
+        admission::Places,
         error::cause,
         in_flight::{Call, End},
         instance::Instances,
@@ -49,28 +50,6 @@ pub(crate) struct Door {
     pub(crate) places: Places,
     /// Requests that are in here.
     inside: TaskTracker,
-}
-
-/// What a service has for requests, whichever version answers them.
-#[derive(Clone)]
-pub(crate) struct Places {
-    most: u32,
-    /// Requests that are answered or wait.
-    hall: Arc<Semaphore>,
-    /// Requests that are answered.
-    room: Arc<Semaphore>,
-}
-
-impl Places {
-    /// For so many requests that are answered at a time, and as many that wait.
-    pub(crate) fn new(concurrency: u32) -> Self {
-        let most = concurrency.saturating_mul(2);
-        Self {
-            most,
-            hall: Arc::new(Semaphore::new(most as usize)),
-            room: Arc::new(Semaphore::new(concurrency as usize)),
-        }
-    }
 }
 
 impl Door {

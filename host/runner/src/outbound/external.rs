@@ -35,7 +35,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 use crate::{
     error::one_line,
     outbound::{
-        drain,
+        body::drain,
         service::{Answer, Attempt, chain},
     },
     rt::executor::Tracked,

@@ -1,41 +1,32 @@
 //! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
 
+pub(crate) mod body;
 pub(crate) mod external;
 pub(crate) mod service;
 pub(crate) mod trace_parent;
 
-use std::{
-    future::ready,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{future::ready, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{
     Response,
     uri::{Authority, Scheme},
 };
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use crate::{
     config::{Allow, Host, Limits},
-    outbound::{external::Exit, service::Mesh, trace_parent::Asked},
+    outbound::{
+        body::{Incoming, drain},
+        external::Exit,
+        service::Mesh,
+        trace_parent::Asked,
+    },
     telemetry::{
         service_metrics::{Hit, Stats},
         span::{Span, Tracer},
     },
 };
-
-/// How long the rest of a request that goes nowhere is taken.
-const DRAIN: Duration = Duration::from_millis(100);
 
 /// Bytes that are taken of a body at a time.
 const CHUNK: usize = 64 << 10;
@@ -149,68 +140,6 @@ fn failed(span: Option<Span>, error: Error) -> Error {
         span.breaks(&error);
     }
     error
-}
-
-/// The body of an answer, and what ends with it: its span, and the place of its request.
-struct Incoming {
-    body: WasiBody,
-    span: Option<Span>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Incoming {
-    fn answer(response: Response<WasiBody>, mut span: Option<Span>, place: OwnedSemaphorePermit) -> Response<WasiBody> {
-        let (head, body) = response.into_parts();
-        if let Some(span) = &mut span {
-            span.begins(&head);
-        }
-        Response::from_parts(head, Self { body, span, _place: place }.boxed_unsync())
-    }
-}
-
-impl Body for Incoming {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let Some(span) = &mut self.span else { return Poll::Ready(frame) };
-        match &frame {
-            None => span.ends(),
-            Some(Err(error)) => span.breaks(error),
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    span.trailers(trailers);
-                }
-            }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        if self.body.is_end_stream()
-            && let Some(span) = &mut self.span
-        {
-            span.ends();
-        }
-    }
-}
-
-/// Takes what a component writes of a request that goes nowhere, for a moment. Many components write it before they look
-/// at the answer, and would be told that the writing broke off, and not why.
-pub(crate) async fn drain(mut body: impl Body + Unpin) {
-    let all = async { while let Some(Ok(_)) = body.frame().await {} };
-    let _ = timeout(DRAIN, all).await; // What has not come by then is not waited for.
 }
 
 fn allowed<'a>(hosts: &'a [Host], authority: &Authority, scheme: Option<&Scheme>) -> Option<&'a Host> {

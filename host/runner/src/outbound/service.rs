@@ -33,7 +33,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
-use crate::{error::one_line, grpc, outbound::drain, rt::executor::Tracked, telemetry::span::Span};
+use crate::{error::one_line, grpc, outbound::body::drain, rt::executor::Tracked, telemetry::span::Span};
 
 /// Nodes that one request is tried on, at most.
 const MAX_NODES: usize = 3;

@@ -3,20 +3,7 @@
 use std::collections::HashMap;
 
 use opentelemetry::trace::SpanContext;
-use wasmtime::{
-    AsContextMut,
-    component::{Accessor, GuestTaskId, HasData, Linker, Resource},
-};
-use wasmtime_wasi::TrappableError;
-use wasmtime_wasi_http::{
-    WasiHttp, WasiHttpCtxView, WasiHttpView,
-    p3::bindings::http::{
-        client::{self, HostWithStore},
-        types::{ErrorCode, Request, Response},
-    },
-};
-
-use crate::wasm::context::Host;
+use wasmtime::component::GuestTaskId;
 
 /// The requests of one instance that are traced.
 #[derive(Clone, Default)]
@@ -44,35 +31,15 @@ impl Asked {
         // 0.2 does not say who sends.
         self.sender.take().unwrap_or_else(|| self.only.clone())
     }
-}
 
-/// `wasi:http/client` 0.3, which takes down which task sends and then does what it always does.
-pub(crate) fn add_client_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    client::add_to_linker::<_, Client>(linker, Host::http)
-}
+    /// Notes the tasks behind the request that is sent next, the innermost first.
+    pub(crate) fn sending(&mut self, tasks: &[GuestTaskId]) {
+        // The oldest is the one that was given the request.
+        self.sender = Some(tasks.iter().rev().find_map(|task| self.spans.get(task).cloned()));
+    }
 
-struct Client;
-
-impl HasData for Client {
-    type Data<'a> = WasiHttpCtxView<'a>;
-}
-
-impl HostWithStore<Host> for Client {
-    async fn send(
-        store: &Accessor<Host, Self>,
-        request: Resource<Request>,
-    ) -> Result<Resource<Response>, TrappableError<ErrorCode>> {
-        store.with(|mut access| {
-            let mut store = access.as_context_mut();
-            if store.data().outbound.asked.spans.is_empty() {
-                return;
-            }
-            let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
-            let asked = &mut store.data_mut().outbound.asked;
-            // The oldest is the one that was given the request.
-            asked.sender = Some(tasks.iter().rev().find_map(|task| asked.spans.get(task).cloned()));
-        });
-        // The first thing that this does, before it waits for anything, is to take what was taken down.
-        WasiHttp::send(&store.with_getter::<WasiHttp>(Host::http), request).await
+    /// Returns true if no request of the instance is traced.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.spans.is_empty()
     }
 }

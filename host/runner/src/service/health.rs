@@ -17,9 +17,10 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::{Health, Probe},
     error::one_line,
-    inbound::dispatch::{Door, Places},
+    inbound::dispatch::Door,
     rt::executor::Tracked,
     telemetry::service_metrics::Stats,
+    wasm::admission::Places,
 };
 
 /// So many failed requests within the window, and no fewer than half of all, are a component that does not work.

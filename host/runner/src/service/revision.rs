@@ -7,9 +7,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     config::Spec,
     error::Failure,
-    inbound::dispatch::{Door, Places},
+    inbound::dispatch::Door,
     service::{health, lifecycle::Life},
     wasm::{
+        admission::Places,
         component::Loaded,
         context::Guest,
         engine::Engine,

@@ -16,13 +16,13 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
-    inbound::dispatch::Places,
     outbound::{Outbound, service::Mesh},
     telemetry::{
         service_metrics::{Hit, Stats},
         span::Tracer,
     },
     wasm::{
+        admission::Places,
         in_flight::Calls,
         scheduler::Computed,
         sockets::{Room, Sockets},

@@ -1,26 +1,24 @@
-//! The one wasmtime engine of the process, and the one linker that says what components can import.
+//! The one wasmtime engine of the process, its instance pool, and what an instance's store gives to WASI.
 
 use std::sync::Arc;
 
 use anyhow::Context;
-use leasehold_wasmtime::RegistryView;
 use wasmtime::{
     Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     component::{Component, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_config::WasiConfig;
-use wasmtime_wasi_http::{WasiHttp, WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     config::{Limits, Spec},
     error::one_line,
-    outbound::trace_parent,
     process::cpus,
     wasm::{
         cache::Cache,
         context::{Guest, Host},
         error::into_anyhow,
+        linker::linker,
         scheduler::Turns,
     },
 };
@@ -168,22 +166,6 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
         .async_stack_keep_resident(KEPT_BESIDE)
         .max_memory_size(memory);
     Some(pool)
-}
-
-fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
-    let mut linker = Linker::new(engine);
-    // All of WASI is linked because a plain Rust component imports most of it; what it may use of it is in `Guest`.
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    trace_parent::add_client_to_linker(&mut linker)?;
-    wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, Host::http)?;
-    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(host.config.as_ref()))?;
-    leasehold_wasmtime::add_to_linker(&mut linker, |host: &mut Host| RegistryView {
-        ctx: &host.registry,
-        table: &mut host.table,
-    })?;
-    Ok(linker)
 }
 
 impl WasiView for Host {

@@ -1,5 +1,6 @@
 //! Components: compiled, instantiated, scheduled, and given what their policy allows.
 
+pub(crate) mod admission;
 pub(crate) mod cache;
 pub(crate) mod component;
 pub(crate) mod context;
@@ -8,6 +9,7 @@ pub(crate) mod error;
 pub(crate) mod idle;
 pub(crate) mod in_flight;
 pub(crate) mod instance;
+pub(crate) mod linker;
 pub(crate) mod loader;
 pub(crate) mod scheduler;
 pub(crate) mod sockets;

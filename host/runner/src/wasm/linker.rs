@@ -1,0 +1,64 @@
+//! The one linker, which says what components can import.
+
+use leasehold_wasmtime::RegistryView;
+use wasmtime::{
+    AsContextMut,
+    component::{Accessor, HasData, Linker, Resource},
+};
+use wasmtime_wasi::TrappableError;
+use wasmtime_wasi_config::WasiConfig;
+use wasmtime_wasi_http::{
+    WasiHttp, WasiHttpCtxView, WasiHttpView,
+    p3::bindings::http::{
+        client::{self, HostWithStore},
+        types::{ErrorCode, Request, Response},
+    },
+};
+
+use crate::wasm::context::Host;
+
+/// Links every interface that a component can import. What a component may do with them is in its service context.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(engine);
+    // All of WASI, since a plain Rust component imports most of it.
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    add_client(&mut linker)?;
+    wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, Host::http)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(host.config.as_ref()))?;
+    leasehold_wasmtime::add_to_linker(&mut linker, |host: &mut Host| RegistryView {
+        ctx: &host.registry,
+        table: &mut host.table,
+    })?;
+    Ok(linker)
+}
+
+/// Links `wasi:http/client` 0.3, which notes the task that sends and then sends as usual.
+fn add_client(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+    client::add_to_linker::<_, Client>(linker, Host::http)
+}
+
+struct Client;
+
+impl HasData for Client {
+    type Data<'a> = WasiHttpCtxView<'a>;
+}
+
+impl HostWithStore<Host> for Client {
+    async fn send(
+        store: &Accessor<Host, Self>,
+        request: Resource<Request>,
+    ) -> Result<Resource<Response>, TrappableError<ErrorCode>> {
+        store.with(|mut access| {
+            let mut store = access.as_context_mut();
+            if store.data().outbound.asked.is_empty() {
+                return;
+            }
+            let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
+            store.data_mut().outbound.asked.sending(&tasks);
+        });
+        // The first thing that this does, before it waits for anything, is to take what was taken down.
+        WasiHttp::send(&store.with_getter::<WasiHttp>(Host::http), request).await
+    }
+}
