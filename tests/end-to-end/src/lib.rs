@@ -6,6 +6,7 @@ mod host;
 pub mod http;
 pub mod paths;
 mod program;
+pub mod sources;
 pub mod startup;
 
 pub use host::Host;

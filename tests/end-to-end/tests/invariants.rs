@@ -2,68 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
-use leasehold_end_to_end::paths;
-
-/// A Rust file: where it stands in the workspace, and its text.
-struct Source {
-    path: String,
-    text: String,
-}
-
-impl Source {
-    /// The lines that are code, without those of its unit tests, numbered from 1.
-    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let tests = |line: &&str| line.trim() == "#[cfg(test)]";
-        let lines = self.text.lines().take_while(move |line| !tests(line)).zip(1..);
-        lines.filter(|(line, _)| !line.trim_start().starts_with("//")).map(|(line, number)| (number, line))
-    }
-
-    /// Where one of these words stands in its code.
-    fn naming(&self, words: &[&str]) -> Vec<String> {
-        let named = self.code().filter(|(_, line)| words.iter().any(|word| has_word(line, word)));
-        named.map(|(number, line)| format!("{}:{number}: {}", self.path, line.trim())).collect()
-    }
-}
-
-/// Whether a line has that word, not as a part of a longer one.
-fn has_word(line: &str, word: &str) -> bool {
-    let part = |c: char| c.is_alphanumeric() || c == '_';
-    line.match_indices(word).any(|(start, _)| {
-        let (before, after) = (&line[..start], &line[start + word.len()..]);
-        !before.ends_with(part) && !after.starts_with(part)
-    })
-}
-
-/// Every Rust file under a folder of the workspace.
-fn sources(under: &str) -> Vec<Source> {
-    let root = paths::workspace();
-    let mut files = Vec::new();
-    walk(&root.join(under), &mut files);
-    assert!(!files.is_empty(), "there is nothing under {under}");
-    let source = |file: PathBuf| Source {
-        path: file.strip_prefix(&root).unwrap().display().to_string(),
-        text: fs::read_to_string(&file).unwrap(),
-    };
-    files.into_iter().map(source).collect()
-}
-
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target") {
-                walk(&path, files);
-            }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-}
+use leasehold_end_to_end::sources::{Source, has_word, sources};
 
 /// Holds that no file under the folder names one of these words, but for those that may: files, or all under a folder.
 fn named_nowhere(words: &[&str], under: &str, but: &[&str]) {
