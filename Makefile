@@ -59,7 +59,7 @@ lint: setup ## formatting, clippy, documentation; warnings are errors
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
 
 simulate: setup ## SEEDS=n seeds on the simulated etcd; SEED=n replays one
-	cargo run --locked --release -p leasehold-scenarios --bin simulate -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+	cargo run --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin simulate -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 interop: build guests ## services against the libraries of others; LIBRARIES="kratos rpcx" runs these alone
 	@command -v go >/dev/null || { echo "interop: needs Go 1.26 or newer, for the libraries: https://go.dev/dl" >&2; exit 1; }
@@ -67,7 +67,7 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	cd tests/interop/go-zero && go build -trimpath -o ../../../target/interop/ .
 	python3 -m venv target/interop/python
 	target/interop/python/bin/pip install --quiet --disable-pip-version-check -r tests/interop/python/requirements.txt
-	cargo run --locked --release -p leasehold-end-to-end --bin interop -- $(LIBRARIES)
+	cargo run --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop -- $(LIBRARIES)
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys
