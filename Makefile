@@ -3,6 +3,8 @@
 # The components: the examples, and those that the tests need.
 GUESTS = greeter grpc-greeter hostile nothing plain plain-p3 program program-p3
 HOSTS = --workspace $(GUESTS:%=--exclude %)
+# The runner takes minutes to optimise, and its unit tests need none of it.
+UNITS = --config profile.release.package.leasehold-cli.opt-level=0
 SEEDS ?= 500
 ROUNDS ?= 5
 MINUTES ?= 10
@@ -42,7 +44,7 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
-	cargo test --locked --release -p leasehold -p leasehold-wasmtime -p leasehold-cli
+	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-cli
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
 
