@@ -33,8 +33,10 @@ mod status;
 mod weight;
 
 pub use discovery::balancer::{Balancer, Choice, Pick};
-pub use discovery::list::{Following, KeyEvent, Listed, TimeLeft, Told};
-pub use discovery::view::{NodeEvent, Nodes, View};
+pub use discovery::key_watch::{Following, KeyEvent, Told};
+pub use discovery::list::{Listed, TimeLeft};
+pub use discovery::nodes::Nodes;
+pub use discovery::view::{NodeEvent, View};
 pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -17,7 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::sim::Suspension;
 use crate::{
     discovery::{
-        list::{self, Following, Ranges},
+        key_watch::{self, Following},
+        list::Ranges,
         view::{self, Picture, View},
     },
     error::Error,
@@ -383,7 +384,7 @@ impl Keeper {
 
     fn view(&mut self, etcd: &Etcd, name: ServiceName, version: Version) -> Result<View, Error> {
         let what = (name, version);
-        if let Some(view) = self.views.get(&what).and_then(|picture| picture.view()) {
+        if let Some(view) = self.views.get(&what).and_then(View::of) {
             return Ok(view);
         }
         if self.views.len() >= MAX_VIEWS {
@@ -395,7 +396,7 @@ impl Keeper {
         let layouts = self.options.read_layouts();
         let patience = self.options.request_timeout;
         let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), &layouts, patience));
-        let view = picture.view().ok_or(Error::Ended)?;
+        let view = View::of(&picture).ok_or(Error::Ended)?;
         for index in 0..layouts.len() {
             let (picture, ending) = (picture.clone(), self.ending.clone());
             let following = view::follow(picture.clone(), index, etcd.clone(), self.rng.fork());
@@ -412,7 +413,7 @@ impl Keeper {
     fn follow(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> Following {
         let (tell, told) = mpsc::channel(MAX_UNTOLD);
         let ranges = Ranges::new(&self.options.read_layouts(), what);
-        let telling = list::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
+        let telling = key_watch::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
         let (telling, ending) = (Box::pin(telling), self.ending.clone());
         self.tracker.spawn(async move {
             ending.run_until_cancelled(telling).await;

@@ -16,7 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     discovery::{
-        list::{self, Following, Listed, Ranges, TimeLeft},
+        key_watch::Following,
+        list::{self, Listed, Ranges, TimeLeft},
         view::View,
     },
     error::Error,

@@ -55,11 +55,14 @@ fn spawns(line: &str) -> bool {
 fn the_pure_files_do_no_io_and_read_no_clock() {
     let impure =
         ["fs", "tokio", "Instant", "SystemTime", "TcpStream", "TcpListener", "UdpSocket", "ToSocketAddrs", "thread"];
-    for pure in ["node.rs", "layout/mod.rs", "layout/template.rs", "layout/memo.rs", "weight/mod.rs"] {
-        let path = format!("host/registrar/src/{pure}");
+    for pure in ["node.rs", "layout/", "weight/mod.rs"] {
         let all = sources("host/registrar/src");
-        let source = all.iter().find(|source| source.path == path).unwrap();
-        assert_eq!(source.naming(&impure), Vec::<String>::new());
+        let pure: Vec<_> =
+            all.iter().filter(|source| source.path.starts_with(&format!("host/registrar/src/{pure}"))).collect();
+        assert!(!pure.is_empty());
+        for source in pure {
+            assert_eq!(source.naming(&impure), Vec::<String>::new());
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use tracing::debug;
 use crate::{
     backoff::backoff,
     etcd::{Change, Changes, Etcd, Failure, Found, Reading},
-    layout::memo::Last,
+    layout::template::memo::Last,
 };
 
 /// A stream that is silent for so long is asked for a sign of life.

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::task::yield_now;
 
 use super::{Etcd, Failure, Found, MAX_ANSWER};
-use crate::{etcd::latency::Verb, layout::memo::Last};
+use crate::{etcd::latency::Verb, layout::template::memo::Last};
 
 /// Keys to the first page when a prefix is read, and to one that had to be asked for again.
 const FIRST_PAGE: i64 = 1000;

@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use crate::{
-    layout::template::{Shape, Tail, Text, is_run},
+    layout::template::{
+        Shape,
+        text::{Tail, Text, is_run},
+    },
     node::{Addr, Invalid, ServerNode},
 };
 
