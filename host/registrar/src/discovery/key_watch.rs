@@ -12,7 +12,7 @@ use crate::{
     },
     error::{Error, Unavailable},
     etcd::Etcd,
-    layout::template::memo::Last,
+    layout::template::memo::ParseMemo,
 };
 
 /// What a [`Following`] tells.
@@ -60,7 +60,7 @@ pub(crate) async fn tell(
     let mut followed: Vec<_> = prefixes.iter().map(|_| Followed::default()).collect();
     let steps = prefixes.into_iter().enumerate().map(|(index, prefix)| {
         let ranges = ranges.clone();
-        let take = move |_: &mut Last, found| ranges.listed(found).1;
+        let take = move |_: &mut ParseMemo, found| ranges.listed(found).1;
         let follower = Follower::new(etcd.clone(), prefix, patience, take, rng.fork());
         let steps = stream::unfold(follower, |mut follower| async { Some((follower.next().await, follower)) });
         Box::pin(steps.map(move |step| (index, step)))

@@ -8,7 +8,7 @@ use tracing::debug;
 use crate::{
     backoff::backoff,
     etcd::{Change, Changes, Etcd, Failure, Found, Reading},
-    layout::template::memo::Last,
+    layout::template::memo::ParseMemo,
 };
 
 /// A stream that is silent for so long is asked for a sign of life.
@@ -50,7 +50,7 @@ pub(crate) enum News<T> {
     Deleted(Vec<u8>),
 }
 
-impl<T, F: Fn(&mut Last, Found) -> T> Follower<F> {
+impl<T, F: Fn(&mut ParseMemo, Found) -> T> Follower<F> {
     pub(crate) fn new(etcd: Etcd, prefix: String, patience: Duration, take: F, rng: fastrand::Rng) -> Self {
         Self { etcd, prefix, patience, take, rng, failures: 0, stage: Stage::Unread }
     }
@@ -92,7 +92,7 @@ impl<T, F: Fn(&mut Last, Found) -> T> Follower<F> {
                 }
                 Stage::Followed(changes) => {
                     let changes = changes.next(SILENCE, self.patience).await?.into_iter();
-                    let mut last = Last::default();
+                    let mut last = ParseMemo::default();
                     let news = changes.map(|change| match change {
                         Change::Put(found) => News::Put((self.take)(&mut last, found)),
                         Change::Deleted(key) => News::Deleted(key),

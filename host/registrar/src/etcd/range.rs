@@ -7,7 +7,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::task::yield_now;
 
 use super::{Etcd, Failure, Found, MAX_ANSWER};
-use crate::{etcd::latency::Verb, layout::template::memo::Last};
+use crate::{etcd::latency::Verb, layout::template::memo::ParseMemo};
 
 /// Keys to the first page when a prefix is read, and to one that had to be asked for again.
 const FIRST_PAGE: i64 = 1000;
@@ -58,7 +58,7 @@ impl Etcd {
     pub(crate) async fn read<T>(
         &self,
         prefix: &str,
-        take: impl Fn(&mut Last, Found) -> T,
+        take: impl Fn(&mut ParseMemo, Found) -> T,
     ) -> Result<Reading<T>, Failure> {
         let end = end_of(prefix.as_bytes());
         // etcd takes an empty key for none, and the byte 0 for the first of all.
@@ -101,7 +101,7 @@ impl Etcd {
             }
             let take = &take;
             taking.push(async move {
-                let (mut found, mut last) = (Vec::with_capacity(page.answer.kvs().len()), Last::default());
+                let (mut found, mut last) = (Vec::with_capacity(page.answer.kvs().len()), ParseMemo::default());
                 for kv in page.answer.take_kvs() {
                     let kv = Found::from(kv);
                     let kv = if page.is_without_values { Found { value: vec![UNREAD], ..kv } } else { kv };

@@ -1,33 +1,87 @@
-//! The conventions that ship with Leasehold, as data.
+//! The built-in layouts: conventions of other ecosystems, as data.
 
-/// A row of the table below: name, prefix, scheme, key, value.
-pub(super) type Row = [&'static str; 5];
+/// A built-in layout.
+pub(super) struct Convention {
+    pub(super) name: &'static str,
+    pub(super) prefix: &'static str,
+    pub(super) scheme: &'static str,
+    /// Template of a key.
+    pub(super) key: &'static str,
+    /// Template of a value.
+    pub(super) value: &'static str,
+}
 
-/// What each ecosystem writes, as of the versions in use in 2026. Go writes structs in the order of their fields and maps
-/// in the order of their keys.
-#[rustfmt::skip]
-pub(super) const BUILT_IN: [Row; 10] = [
-    ["seed", "", "", "{prefix}/{name}/{version/}{addr}",
-        r#"{"name":"{name}","addr":"{addr}","version":"{version}","weight":"{weight}"}"#],
-    ["grpc-todolist", "", "", "{prefix}/{name}/{version/}{addr}",
-        r#"{"name":"{name}","addr":"{addr}","version":"{version}","weight":"{weight:number}"}"#],
-    ["kratos", "/microservices", "grpc", "{prefix}/{name}/{id}",
-        r#"{"id":"{id}","name":"{name}","version":"{version}","metadata":{"weight":"{weight}","...":1},"endpoints":["{scheme}://{addr}"]}"#],
-    ["go-zero", "", "", "{prefix/}{name}/{id}", "{addr}"],
-    ["kitex", "kitex/registry-etcd", "", "{prefix}/{name}/{addr}",
-        r#"{"network":"tcp","address":"{addr}","weight":"{weight:number}","tags":"{metadata|null}"}"#],
-    ["hertz", "hertz/registry-etcd", "", "{prefix}/{name}/{addr}",
-        r#"{"network":"tcp","address":"{addr}","weight":"{weight:number}","tags":"{metadata|null}"}"#],
-    ["go-micro", "/micro/registry", "", "{prefix}/{name}/{name}-{id}",
-        r#"{"name":"{name}","version":"{version|latest}","metadata":null,"endpoints":[],"nodes":[{"metadata":"{metadata}","id":"{name}-{id}","address":"{addr}"}]}"#],
-    ["rpcx", "/rpcx", "", "{prefix}/{name}/tcp@{addr}", "?weight={weight}&..."],
-    ["goframe", "/service/default/default", "http", "{prefix}/{name}/{version|latest}/{addr}",
-        r#"{"insecure":true,"protocol":"{scheme}","...":1}"#],
-    ["etcd-naming", "", "", "{prefix/}{name}/{label}", r#"{"Op":0,"Addr":"{addr}","Metadata":"{metadata|null}"}"#],
+/// Conventions in the versions that are in use in 2026. Go writes the fields of a struct in their order, and a map in the
+/// order of its keys.
+pub(super) const BUILT_IN: [Convention; 10] = [
+    Convention {
+        name: "seed",
+        prefix: "",
+        scheme: "",
+        key: "{prefix}/{name}/{version/}{addr}",
+        value: r#"{"name":"{name}","addr":"{addr}","version":"{version}","weight":"{weight}"}"#,
+    },
+    Convention {
+        name: "grpc-todolist",
+        prefix: "",
+        scheme: "",
+        key: "{prefix}/{name}/{version/}{addr}",
+        value: r#"{"name":"{name}","addr":"{addr}","version":"{version}","weight":"{weight:number}"}"#,
+    },
+    Convention {
+        name: "kratos",
+        prefix: "/microservices",
+        scheme: "grpc",
+        key: "{prefix}/{name}/{id}",
+        value: r#"{"id":"{id}","name":"{name}","version":"{version}","metadata":{"weight":"{weight}","...":1},"endpoints":["{scheme}://{addr}"]}"#,
+    },
+    Convention { name: "go-zero", prefix: "", scheme: "", key: "{prefix/}{name}/{id}", value: "{addr}" },
+    Convention {
+        name: "kitex",
+        prefix: "kitex/registry-etcd",
+        scheme: "",
+        key: "{prefix}/{name}/{addr}",
+        value: r#"{"network":"tcp","address":"{addr}","weight":"{weight:number}","tags":"{metadata|null}"}"#,
+    },
+    Convention {
+        name: "hertz",
+        prefix: "hertz/registry-etcd",
+        scheme: "",
+        key: "{prefix}/{name}/{addr}",
+        value: r#"{"network":"tcp","address":"{addr}","weight":"{weight:number}","tags":"{metadata|null}"}"#,
+    },
+    Convention {
+        name: "go-micro",
+        prefix: "/micro/registry",
+        scheme: "",
+        key: "{prefix}/{name}/{name}-{id}",
+        value: r#"{"name":"{name}","version":"{version|latest}","metadata":null,"endpoints":[],"nodes":[{"metadata":"{metadata}","id":"{name}-{id}","address":"{addr}"}]}"#,
+    },
+    Convention {
+        name: "rpcx",
+        prefix: "/rpcx",
+        scheme: "",
+        key: "{prefix}/{name}/tcp@{addr}",
+        value: "?weight={weight}&...",
+    },
+    Convention {
+        name: "goframe",
+        prefix: "/service/default/default",
+        scheme: "http",
+        key: "{prefix}/{name}/{version|latest}/{addr}",
+        value: r#"{"insecure":true,"protocol":"{scheme}","...":1}"#,
+    },
+    Convention {
+        name: "etcd-naming",
+        prefix: "",
+        scheme: "",
+        key: "{prefix/}{name}/{label}",
+        value: r#"{"Op":0,"Addr":"{addr}","Metadata":"{metadata|null}"}"#,
+    },
 ];
 
-/// First segments of keys that belong to other registries in the same etcd. A service of that name would write its keys
-/// among theirs, and read theirs as its own.
+/// Prefixes that belong to a registry, each with the layout that may write there. A service with such a name under another
+/// layout would write its keys among theirs, and read theirs as its own.
 pub(super) const FOREIGN_PREFIXES: [(&str, &str); 6] = [
     ("/microservices/", "kratos"),
     ("kitex/", "kitex"),

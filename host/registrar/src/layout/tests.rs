@@ -2,7 +2,7 @@
 
 use super::Layout;
 use crate::{
-    layout::template::Parts,
+    layout::template::FieldValues,
     node::{Metadata, ServerNode},
 };
 
@@ -21,7 +21,7 @@ fn published(layout: &Layout, node: &ServerNode, weight: u32) -> (String, String
     (layout.key(node), String::from_utf8(value).unwrap())
 }
 
-/// FNV-1a as its authors write it, and not as `template` does.
+/// FNV-1a as published by its authors, independent of `template`.
 fn id(text: &str) -> u64 {
     let mut hash: u64 = 14_695_981_039_346_656_037;
     for byte in text.bytes() {
@@ -37,13 +37,13 @@ fn an_id_is_fnv_1a_without_its_sign() {
     assert_eq!(id(""), 0xcbf2_9ce4_8422_2325 & (u64::MAX >> 1));
     assert_eq!(id("foobar"), 0x8594_4171_f739_67e8 & (u64::MAX >> 1));
     let id_of = |name, version, addr| {
-        let parts = Parts { name, addr, version, weight: 1, metadata: &[] };
-        crate::layout::template::Text::parse("{id}").unwrap().write(&parts)
+        let values = FieldValues { name, addr, version, weight: 1, metadata: &[] };
+        crate::layout::template::TextTemplate::parse("{id}").unwrap().write(&values)
     };
     assert_eq!(id_of("user", "v1", "10.0.0.5:80"), id("user/v1/10.0.0.5:80").to_string());
 }
 
-/// What real services of each ecosystem write, byte for byte.
+/// Keys and values of real services of each ecosystem, byte for byte.
 #[test]
 fn every_layout_byte_for_byte() {
     let kratos = id("helloworld/v1.0.0/10.0.0.5:9000");
@@ -157,7 +157,7 @@ fn every_layout_byte_for_byte() {
 }
 
 #[test]
-fn what_is_published_reads_back_under_every_layout() {
+fn published_nodes_read_back_under_every_layout() {
     for name in Layout::NAMES {
         let layout = layout(name);
         for original in [
@@ -186,9 +186,9 @@ fn value_has_weight(name: &str) -> bool {
     !["go-zero", "go-micro", "goframe", "etcd-naming"].contains(&name)
 }
 
-/// What the libraries themselves write, which is not in every point what we write.
+/// Keys and values of the libraries themselves, which differ from ours in details.
 #[test]
-fn what_others_write_is_read() {
+fn values_of_other_libraries_are_read() {
     let read = |name: &str, key: &str, value: &str| layout(name).parse(key.as_bytes(), value.as_bytes());
     let kratos = r#"{"id":"8a1f","name":"user","version":"v2","metadata":null,"endpoints":["http://10.0.0.1:80","grpc://10.0.0.1:90"]}"#;
     let found = read("kratos", "/microservices/user/8a1f", kratos).unwrap();
@@ -212,7 +212,7 @@ fn what_others_write_is_read() {
     assert_eq!(found.metadata.pairs(), [("Weight".to_owned(), "3".to_owned())]);
 }
 
-/// etcd's endpoints manager leaves the last segment to whoever adds an endpoint.
+/// The last segment of a key of etcd's endpoints manager is chosen by the caller of its API.
 #[test]
 fn the_last_segment_of_etcds_own_naming_says_nothing() {
     let naming = layout("etcd-naming").with_prefix("foo/bar").unwrap();
@@ -225,7 +225,7 @@ fn the_last_segment_of_etcds_own_naming_says_nothing() {
 }
 
 #[test]
-fn any_scheme_is_read_and_the_own_one_preferred() {
+fn any_scheme_is_read_and_its_own_preferred() {
     let kratos = |scheme: &str, endpoints: &str| {
         let value = format!(r#"{{"id":"1","name":"user","version":"","metadata":{{}},"endpoints":[{endpoints}]}}"#);
         let layout = layout("kratos").with_scheme(scheme).unwrap();
@@ -252,7 +252,7 @@ fn any_scheme_is_read_and_the_own_one_preferred() {
             .map(|(node, tls)| (node.addr.to_string(), tls))
     };
     let own = layout("goframe");
-    for layout in [&own, &own.secured()] {
+    for layout in [&own, &own.with_tls()] {
         assert_eq!(goframe(layout, r#"{"insecure":true,"protocol":"http"}"#), found("h:1", false));
         assert_eq!(goframe(layout, r#"{"insecure":false,"protocol":"https"}"#), found("h:1", true));
         assert_eq!(goframe(layout, r#"{"insecure":true,"protocol":"grpc"}"#), found("h:1", false));
@@ -274,7 +274,7 @@ fn metadata_is_never_taken_for_the_weight() {
 }
 
 #[test]
-fn garbage_is_refused_with_its_reason() {
+fn invalid_keys_and_values_are_refused_with_a_reason() {
     let parse = |key: &str, value: &str| Layout::default().parse(key.as_bytes(), value.as_bytes()).unwrap_err();
     assert_eq!(parse("/u/h:1", "").field, "value");
     assert_eq!(parse("/u/h:1", r#"{"name":"u","addr":"h:1","version":"","wei"#).field, "value");
@@ -295,7 +295,7 @@ fn garbage_is_refused_with_its_reason() {
 }
 
 #[test]
-fn what_carries_metadata_is_known() {
+fn layouts_that_carry_metadata_are_known() {
     let none: Vec<_> = Layout::NAMES.into_iter().filter(|name| !layout(name).carries_metadata()).collect();
     assert_eq!(none, ["seed", "grpc-todolist", "go-zero"]);
 }
@@ -309,20 +309,20 @@ fn a_name_under_a_foreign_prefix_is_refused() {
 }
 
 #[test]
-fn instances_that_speak_tls_say_so_where_they_say_how_they_speak() {
+fn tls_shows_in_layouts_that_publish_a_scheme() {
     let user = node("user", "v1", "10.0.0.5:80", &[]);
-    let secured = |name: &str| published(&layout(name).secured(), &user, 73).1;
+    let secured = |name: &str| published(&layout(name).with_tls(), &user, 73).1;
     assert!(secured("kratos").ends_with(r#""endpoints":["grpcs://10.0.0.5:80"]}"#));
     assert_eq!(secured("goframe"), r#"{"insecure":false,"protocol":"https"}"#);
     for name in Layout::NAMES.into_iter().filter(|name| !["kratos", "goframe"].contains(name)) {
-        assert_eq!(layout(name).secured(), layout(name));
+        assert_eq!(layout(name).with_tls(), layout(name));
     }
     let chosen = layout("kratos").with_scheme("grpcs").unwrap();
-    assert_eq!(chosen.secured(), chosen);
+    assert_eq!(chosen.with_tls(), chosen);
 }
 
 #[test]
-fn a_prefix_and_a_scheme_can_be_others() {
+fn prefix_and_scheme_can_be_replaced() {
     let user = node("user", "v1", "h:1", &[]);
     assert_eq!(layout("seed").with_prefix("/prod/").unwrap().key(&user), "/prod/user/v1/h:1");
     assert_eq!(layout("etcd-naming").with_prefix("foo/bar").unwrap().key(&user), "foo/bar/user/h:1");
@@ -352,7 +352,7 @@ fn a_layout_of_ones_own() {
 }
 
 #[test]
-fn a_template_that_is_none_is_explained() {
+fn errors_in_a_template_are_explained() {
     let cases = [
         ("/{name}/{addr", "{}", "key has a placeholder that is not closed: {addr"),
         (
@@ -361,8 +361,8 @@ fn a_template_that_is_none_is_explained() {
             "key has the unknown placeholder {port}; known are name, addr, version, weight, id, label, prefix and scheme, and \
              in JSON, as a whole value, weight:number, metadata and metadata|null",
         ),
-        ("/{addr}", "{}", "key must have {name}/, so that services are told apart"),
-        ("/{name}/x", "{addr}", "key must have {addr}, {id} or {label}, so that instances are told apart"),
+        ("/{addr}", "{}", "key must have {name}/, which distinguishes services"),
+        ("/{name}/x", "{addr}", "key must have {addr}, {id} or {label}, which distinguish instances"),
         ("/{name}/{addr}/{weight}", "{}", "key must not have {weight}: a key does not change"),
         ("/{name}/{id}", "{}", "value must have {addr}, since the key has none"),
         ("/{name}/{addr}", r#"{"a":"{addr}","a":1}"#, "value has the key \"a\" twice"),
@@ -388,13 +388,13 @@ fn layouts_stand_beside_each_other_unless_their_keys_are_the_same() {
 #[test]
 fn a_layout_is_read_once_whatever_its_scheme() {
     let kratos = layout("kratos");
-    assert!(kratos.reads_as(&kratos.secured()) && kratos.reads_as(&kratos.with_scheme("http").unwrap()));
+    assert!(kratos.reads_as(&kratos.with_tls()) && kratos.reads_as(&kratos.with_scheme("http").unwrap()));
     assert!(!kratos.reads_as(&kratos.with_prefix("/x").unwrap()));
     assert!(!layout("seed").reads_as(&layout("grpc-todolist")));
 }
 
 #[test]
-fn an_unknown_name_is_answered_with_those_that_are_known() {
+fn the_error_about_an_unknown_name_lists_the_known_ones() {
     let said = "consul".parse::<Layout>().unwrap_err().to_string();
     assert!(said.starts_with("layout must be one of: seed, grpc-todolist, kratos,"), "{said}");
 }

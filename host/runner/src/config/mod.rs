@@ -421,7 +421,7 @@ impl Config {
             set(&mut spec.prefer, prefer.clone());
             if spec.tls.is_some() {
                 let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
-                spec.layouts = Some(layouts.iter().map(Layout::secured).collect());
+                spec.layouts = Some(layouts.iter().map(Layout::with_tls).collect());
             }
         }
         Ok(Self { registrar, etcd_required, dev: false, admin, traces, services })

@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Error, Unavailable},
     etcd::{Etcd, Failure, Found},
-    layout::{Layout, template::memo::Last},
+    layout::{Layout, template::memo::ParseMemo},
     node::{ServerNode, ServiceName, Version},
 };
 
@@ -175,11 +175,11 @@ impl Picture {
         }
     }
 
-    pub(super) fn known(&self, layout: &Layout, last: &mut Last, found: Found) -> Arc<Known> {
+    pub(super) fn known(&self, layout: &Layout, memo: &mut ParseMemo, found: Found) -> Arc<Known> {
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         let Self { name, version, .. } = self;
         let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match layout.read_next(last, &found.key, &found.value) {
+        let what = match layout.read_with(memo, &found.key, &found.value) {
             Ok((node, is_secured)) if ours(&node) => {
                 // A long name is shared by all.
                 let node = ServerNode { name: name.clone(), ..node };

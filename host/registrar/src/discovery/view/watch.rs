@@ -12,13 +12,13 @@ use crate::{
         watcher::{Follower, Step},
     },
     etcd::{Etcd, Reading},
-    layout::template::memo::Last,
+    layout::template::memo::ParseMemo,
 };
 
 /// Follows one layout of a view, for as long as a handle lives.
 pub(crate) async fn follow(picture: Arc<Picture>, index: usize, etcd: Etcd, rng: fastrand::Rng) {
     let (layout, prefix) = &picture.places[index];
-    let take = |last: &mut Last, found| picture.known(layout, last, found);
+    let take = |memo: &mut ParseMemo, found| picture.known(layout, memo, found);
     let mut follower = Follower::new(etcd.clone(), prefix.clone(), picture.patience, take, rng);
     let service = &picture.name;
     let life = async {

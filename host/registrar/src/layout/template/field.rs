@@ -1,24 +1,35 @@
-//! The fields of a node: as they are written, and as a template finds them in a key and a value.
+//! The fields of a node: written into a template, and captured from a key and a value.
 
 use smol_str::SmolStr;
 
-/// What a placeholder stands for.
+/// A field that a placeholder names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Field {
     Name,
     Addr,
     Version,
     Weight,
-    /// A number made of name, version and address: the same at every start, and another for every instance.
+    /// A number derived from name, version and address: the same at every start, different for every instance.
     Id,
-    /// The address when it is written, and anything when it is read.
+    /// The address when written, any text when read.
     Label,
-    /// How the address is spoken to: always written as its default, and read as any.
+    /// Scheme of the address: always written as the default, read as any.
     Scheme,
 }
 
-/// The parts of a node that is being written.
-pub(crate) struct Parts<'a> {
+/// Placeholders by name.
+pub(super) const FIELDS: [(&str, Field); 7] = [
+    ("name", Field::Name),
+    ("addr", Field::Addr),
+    ("version", Field::Version),
+    ("weight", Field::Weight),
+    ("id", Field::Id),
+    ("label", Field::Label),
+    ("scheme", Field::Scheme),
+];
+
+/// Values of the fields of a node that is being written.
+pub(crate) struct FieldValues<'a> {
     pub(crate) name: &'a str,
     pub(crate) addr: &'a str,
     pub(crate) version: &'a str,
@@ -26,8 +37,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) metadata: &'a [(String, String)],
 }
 
-impl Parts<'_> {
-    pub(super) fn of(&self, field: Field) -> String {
+impl FieldValues<'_> {
+    pub(super) fn text(&self, field: Field) -> String {
         match field {
             Field::Name => self.name.to_owned(),
             Field::Addr | Field::Label => self.addr.to_owned(),
@@ -46,57 +57,37 @@ impl Parts<'_> {
     }
 }
 
-/// The parts of a node that was read, as far as they were there.
+/// Fields captured from a key and a value, as far as present.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct Captures {
     pub(crate) name: Option<SmolStr>,
     pub(crate) addr: Option<SmolStr>,
     pub(crate) version: Option<SmolStr>,
     pub(crate) weight: Option<SmolStr>,
     pub(crate) scheme: Option<SmolStr>,
     pub(crate) metadata: Vec<(String, String)>,
-    /// How far the scheme is from that of the layout.
-    pub(super) strangeness: Strangeness,
+    pub(super) scheme_match: SchemeMatch,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Strangeness {
-    #[default]
-    Own,
-    /// The same with TLS, or without.
-    Secured,
-    Foreign,
-}
-
-impl Strangeness {
-    pub(super) fn of(scheme: &str, own: &str) -> Self {
-        let plain = |scheme: &str| scheme.strip_suffix('s').unwrap_or(scheme).to_owned();
-        match scheme {
-            scheme if scheme == own => Self::Own,
-            scheme if plain(scheme) == plain(own) => Self::Secured,
-            _ => Self::Foreign,
-        }
-    }
-}
-
-impl Found {
-    /// Takes a part over if `fits` then; false, and nothing is taken, if not, or when another is there already.
-    pub(super) fn bind_if(&mut self, field: Field, text: &str, fits: impl FnOnce(&mut Self) -> bool) -> bool {
-        match self.place(field) {
-            None => fits(self), // Others have their own way to make one.
-            Some(Some(there)) => there == text && fits(self),
-            Some(place) => {
-                *place = Some(text.into());
-                let taken = fits(self);
-                if let (false, Some(place)) = (taken, self.place(field)) {
-                    *place = None;
+impl Captures {
+    /// Captures a field if `fits` then holds. Returns false and captures nothing if it does not, or if the field already
+    /// has another text.
+    pub(super) fn capture_if(&mut self, field: Field, text: &str, fits: impl FnOnce(&mut Self) -> bool) -> bool {
+        match self.slot(field) {
+            None => fits(self), // Other implementations derive it in their own way.
+            Some(Some(captured)) => captured == text && fits(self),
+            Some(slot) => {
+                *slot = Some(text.into());
+                let captured = fits(self);
+                if let (false, Some(slot)) = (captured, self.slot(field)) {
+                    *slot = None;
                 }
-                taken
+                captured
             }
         }
     }
 
-    fn place(&mut self, field: Field) -> Option<&mut Option<SmolStr>> {
+    fn slot(&mut self, field: Field) -> Option<&mut Option<SmolStr>> {
         match field {
             Field::Name => Some(&mut self.name),
             Field::Addr => Some(&mut self.addr),
@@ -104,6 +95,27 @@ impl Found {
             Field::Weight => Some(&mut self.weight),
             Field::Scheme => Some(&mut self.scheme),
             Field::Id | Field::Label => None,
+        }
+    }
+}
+
+/// Closeness of a captured scheme to the layout's own, closest first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SchemeMatch {
+    #[default]
+    Own,
+    /// The same protocol, one of the two over TLS.
+    TlsVariant,
+    Foreign,
+}
+
+impl SchemeMatch {
+    pub(super) fn new(scheme: &str, own: &str) -> Self {
+        let plain = |scheme: &str| scheme.strip_suffix('s').unwrap_or(scheme).to_owned();
+        match scheme {
+            scheme if scheme == own => Self::Own,
+            scheme if plain(scheme) == plain(own) => Self::TlsVariant,
+            _ => Self::Foreign,
         }
     }
 }

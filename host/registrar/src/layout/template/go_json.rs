@@ -1,12 +1,12 @@
-//! JSON as Go writes it: its escapes, and maps in the order of their keys.
+//! JSON with Go's escapes, and maps sorted by key as Go sorts them.
 
-/// Own pairs, which win, and metadata, sorted by key as Go sorts maps. Read back, a pair is the layout's own, too: metadata
-/// named `weight` must not become the weight.
-pub(super) fn merged<'a>(
+/// Merges metadata into a layout's own pairs, sorted by key. An own pair wins over metadata of the same key, since it is
+/// read back as the layout's own: metadata named `weight` must not become the weight.
+pub(super) fn merge_sorted<'a>(
     own: Vec<(String, String)>,
     metadata: impl Iterator<Item = &'a (String, String)>,
 ) -> Vec<(String, String)> {
-    let metadata: Vec<_> = metadata.filter(|(key, _)| own.iter().all(|(there, _)| there != key)).cloned().collect();
+    let metadata: Vec<_> = metadata.filter(|(key, _)| own.iter().all(|(taken, _)| taken != key)).cloned().collect();
     let mut all = [own, metadata].concat();
     all.sort();
     all
@@ -18,20 +18,15 @@ pub(super) fn write_object<T>(fields: &[(String, T)], json: &mut String, mut wri
         if index > 0 {
             json.push(',');
         }
-        go_string(key, json);
+        write_string(key, json);
         json.push(':');
         write(value, json);
     }
     json.push('}');
 }
 
-#[expect(clippy::ptr_arg, reason = "it is called through `write_object`")]
-pub(super) fn go_string_of(text: &String, json: &mut String) {
-    go_string(text, json);
-}
-
-/// A string as Go's `encoding/json` writes it: with these five characters escaped, too.
-pub(super) fn go_string(text: &str, json: &mut String) {
+/// Writes a string as Go's `encoding/json` does, which escapes five more characters than `serde_json`.
+pub(super) fn write_string(text: &str, json: &mut String) {
     for c in serde_json::to_string(text).expect("strings always serialise").chars() {
         match c {
             '<' => json.push_str("\\u003c"),
@@ -46,12 +41,12 @@ pub(super) fn go_string(text: &str, json: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::go_string;
+    use super::write_string;
 
     #[test]
-    fn strings_are_escaped_as_go_does() {
+    fn strings_are_escaped_as_in_go() {
         let mut json = String::new();
-        go_string("<a href=\"x\">&\u{2028}\u{2029}\\/\t\n\r\u{8}\u{c}\u{1}\u{7f}é\u{1f600}", &mut json);
+        write_string("<a href=\"x\">&\u{2028}\u{2029}\\/\t\n\r\u{8}\u{c}\u{1}\u{7f}é\u{1f600}", &mut json);
         let expected =
             "\"\\u003ca href=\\\"x\\\"\\u003e\\u0026\\u2028\\u2029\\\\/\\t\\n\\r\\b\\f\\u0001\u{7f}é\u{1f600}\"";
         assert_eq!(json, expected);

@@ -7,267 +7,276 @@ use serde_json::Value;
 
 use crate::{
     layout::template::{
-        field::{Field, Found, Parts},
-        go_json::{go_string, go_string_of, merged, write_object},
-        json_value::{Json, sorted},
-        text::Text,
+        field::{Captures, Field, FieldValues},
+        go_json::{merge_sorted, write_object, write_string},
+        json_value::{JsonValue, sorted},
+        text::TextTemplate,
     },
     node::Invalid,
 };
 
-/// The key of an object, or of a query, into which the metadata is merged.
-pub(super) const SPREAD: &str = "...";
+/// Key in a template that merges the metadata into its object or query.
+pub(super) const MERGE_KEY: &str = "...";
 
-/// A part of a JSON template.
+/// A JSON template, or a value inside one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Node {
-    /// Written as it stands, and not looked at when read.
-    Fixed(String),
+pub(crate) enum JsonTemplate {
+    /// Serialised JSON, written as it is and skipped when read.
+    Literal(String),
     /// A string.
-    Text(Text),
+    Text(TextTemplate),
     /// `"{weight:number}"`.
-    Number,
-    /// `"{metadata}"`: an object; `"{metadata|null}"`: null when there is none.
+    WeightNumber,
+    /// `"{metadata}"`: an object; `"{metadata|null}"`: null instead of an empty object.
     Metadata {
         or_null: bool,
     },
-    /// Its keys in this order, or, with the key `...`, sorted together with the metadata, as Go sorts a map.
+    /// Members in the order of the template; with the key `...`, sorted together with the metadata, as Go sorts a map.
     Object {
-        fields: Vec<(String, Self)>,
-        spread: bool,
+        members: Vec<(String, Self)>,
+        merges_metadata: bool,
     },
     List(Vec<Self>),
-    /// Where a string was no good template.
-    Wrong(String),
+    /// An error in the template, reported by [`JsonTemplate::parse`].
+    Invalid(String),
 }
 
-impl Node {
-    pub(super) fn checked(self) -> Result<Self, String> {
+impl JsonTemplate {
+    pub(super) fn parse(source: &str) -> Result<Self, String> {
+        let template: Self = serde_json::from_str(source).map_err(|error| format!("must be JSON: {error}"))?;
+        template.checked()
+    }
+
+    /// Returns the first error inside the template, if there is one.
+    fn checked(self) -> Result<Self, String> {
         match self {
-            Self::Wrong(why) => Err(why),
-            Self::Object { fields, spread } => {
-                let fields = fields.into_iter().map(|(key, node)| Ok((key, node.checked()?)));
-                Ok(Self::Object { fields: fields.collect::<Result<_, String>>()?, spread })
+            Self::Invalid(error) => Err(error),
+            Self::Object { members, merges_metadata } => {
+                let members = members.into_iter().map(|(key, member)| Ok((key, member.checked()?)));
+                Ok(Self::Object { members: members.collect::<Result<_, String>>()?, merges_metadata })
             }
-            Self::List(nodes) => Ok(Self::List(nodes.into_iter().map(Self::checked).collect::<Result<_, _>>()?)),
-            node => Ok(node),
+            Self::List(items) => Ok(Self::List(items.into_iter().map(Self::checked).collect::<Result<_, _>>()?)),
+            template => Ok(template),
         }
     }
 
     pub(super) fn has(&self, field: Field) -> bool {
         match self {
             Self::Text(text) => text.has(field),
-            Self::Number => field == Field::Weight,
-            Self::Object { fields, .. } => fields.iter().any(|(_, node)| node.has(field)),
-            Self::List(nodes) => nodes.iter().any(|node| node.has(field)),
-            Self::Fixed(_) | Self::Metadata { .. } | Self::Wrong(_) => false,
-        }
-    }
-
-    /// How many strings are the address; `None` where one has it beside other things, or may be missing.
-    pub(super) fn addrs(&self) -> Option<usize> {
-        match self {
-            Self::Text(text) if text.is_addr() => Some(1),
-            Self::Object { spread: true, .. } if self.has(Field::Addr) => None,
-            Self::Object { fields, .. } => fields.iter().map(|(_, node)| node.addrs()).sum(),
-            // Several may read the same item.
-            Self::List(nodes) if nodes.len() == 1 => nodes[0].addrs(),
-            Self::List(_) => None,
-            node => (!node.has(Field::Addr)).then_some(0),
+            Self::WeightNumber => field == Field::Weight,
+            Self::Object { members, .. } => members.iter().any(|(_, member)| member.has(field)),
+            Self::List(items) => items.iter().any(|item| item.has(field)),
+            Self::Literal(_) | Self::Metadata { .. } | Self::Invalid(_) => false,
         }
     }
 
     pub(super) fn has_metadata(&self) -> bool {
         match self {
             Self::Metadata { .. } => true,
-            Self::Object { fields, spread } => *spread || fields.iter().any(|(_, node)| node.has_metadata()),
-            Self::List(nodes) => nodes.iter().any(Self::has_metadata),
-            Self::Fixed(_) | Self::Text(_) | Self::Number | Self::Wrong(_) => false,
+            Self::Object { members, merges_metadata } => {
+                *merges_metadata || members.iter().any(|(_, member)| member.has_metadata())
+            }
+            Self::List(items) => items.iter().any(Self::has_metadata),
+            Self::Literal(_) | Self::Text(_) | Self::WeightNumber | Self::Invalid(_) => false,
         }
     }
 
-    pub(super) fn write(&self, parts: &Parts<'_>, json: &mut String) {
+    /// Number of strings that are the address and nothing else; `None` if the address occurs beside other text, or may be
+    /// missing.
+    pub(super) fn addr_count(&self) -> Option<usize> {
         match self {
-            Self::Fixed(text) => json.push_str(text),
-            Self::Text(text) => go_string(&text.write(parts), json),
-            Self::Number => json.push_str(&parts.weight.to_string()),
-            Self::Metadata { or_null: true } if parts.metadata.is_empty() => json.push_str("null"),
-            Self::Metadata { .. } => write_object(&merged(Vec::new(), parts.metadata.iter()), json, go_string_of),
-            Self::Object { fields, spread: false } => {
-                write_object(fields, json, |node, json| node.write(parts, json));
+            Self::Text(text) if text.is_addr() => Some(1),
+            Self::Object { merges_metadata: true, .. } if self.has(Field::Addr) => None,
+            Self::Object { members, .. } => members.iter().map(|(_, member)| member.addr_count()).sum(),
+            // Several templates may read the same item.
+            Self::List(items) if items.len() == 1 => items[0].addr_count(),
+            Self::List(_) => None,
+            template => (!template.has(Field::Addr)).then_some(0),
+        }
+    }
+
+    pub(super) fn write(&self, values: &FieldValues<'_>, json: &mut String) {
+        match self {
+            Self::Literal(text) => json.push_str(text),
+            Self::Text(text) => write_string(&text.write(values), json),
+            Self::WeightNumber => json.push_str(&values.weight.to_string()),
+            Self::Metadata { or_null: true } if values.metadata.is_empty() => json.push_str("null"),
+            Self::Metadata { .. } => {
+                let pairs = merge_sorted(Vec::new(), values.metadata.iter());
+                write_object(&pairs, json, |text, json| write_string(text, json));
             }
-            Self::Object { fields, spread: true } => {
-                let own = fields.iter().map(|(key, node)| {
+            Self::Object { members, merges_metadata: false } => {
+                write_object(members, json, |member, json| member.write(values, json));
+            }
+            Self::Object { members, merges_metadata: true } => {
+                let own = members.iter().map(|(key, member)| {
                     let mut json = String::new();
-                    node.write(parts, &mut json);
+                    member.write(values, &mut json);
                     (key.clone(), json)
                 });
-                let quoted: Vec<_> = parts
-                    .metadata
-                    .iter()
-                    .map(|(key, text)| {
-                        let mut json = String::new();
-                        go_string(text, &mut json);
-                        (key.clone(), json)
-                    })
-                    .collect();
-                write_object(&merged(own.collect(), quoted.iter()), json, |text, json| json.push_str(text));
+                let metadata = values.metadata.iter().map(|(key, text)| {
+                    let mut json = String::new();
+                    write_string(text, &mut json);
+                    (key.clone(), json)
+                });
+                let pairs = merge_sorted(own.collect(), metadata.collect::<Vec<_>>().iter());
+                write_object(&pairs, json, |text, json| json.push_str(text));
             }
-            Self::List(nodes) => {
+            Self::List(items) => {
                 json.push('[');
-                for (index, node) in nodes.iter().enumerate() {
+                for (index, item) in items.iter().enumerate() {
                     if index > 0 {
                         json.push(',');
                     }
-                    node.write(parts, json);
+                    item.write(values, json);
                 }
                 json.push(']');
             }
-            Self::Wrong(_) => {}
+            Self::Invalid(_) => {}
         }
     }
 
-    /// Takes what it knows out of `json`; `at` says where in the value that stands.
-    pub(super) fn read(&self, at: &str, json: &Json<'_>, found: &mut Found) -> Result<(), Invalid> {
-        let place = if at.is_empty() { "it" } else { at };
-        // The weight is told apart: where only that is wrong, others may see a node.
-        let wrong = |rule: String| Err(Invalid::new("value", rule));
+    /// Captures fields from `json`, which is the member `key` of the value, or all of it if `key` is empty.
+    pub(super) fn read(&self, key: &str, json: &JsonValue<'_>, captures: &mut Captures) -> Result<(), Invalid> {
+        let place = if key.is_empty() { "it" } else { key };
+        let invalid = |rule: String| Err(Invalid::new("value", rule));
+        // A wrong weight is reported as such: other registries may still see a node.
         let wrong_type = |rule: &str| match self.has(Field::Weight) {
             true => Err(Invalid::new("weight", rule)),
-            false => wrong(format!("{rule} as {place}")),
+            false => invalid(format!("{rule} as {place}")),
         };
         match (self, json) {
-            (Self::Fixed(_), _) | (Self::Metadata { .. }, Json::Other(Value::Null)) => Ok(()),
-            (Self::Text(template), Json::Text(text)) if template.read(text, found) => Ok(()),
-            (Self::Text(_), Json::Text(text)) => wrong(format!("must have another {place} than {text:?}")),
+            (Self::Literal(_), _) | (Self::Metadata { .. }, JsonValue::Other(Value::Null)) => Ok(()),
+            (Self::Text(template), JsonValue::String(text)) if template.read(text, captures) => Ok(()),
+            (Self::Text(_), JsonValue::String(text)) => invalid(format!("must have another {place} than {text:?}")),
             (Self::Text(_), _) => wrong_type("must be a string in JSON"),
-            (Self::Number, Json::Other(Value::Number(number)))
-                if found.bind_if(Field::Weight, &number.to_string(), |_| true) =>
+            (Self::WeightNumber, JsonValue::Other(Value::Number(number)))
+                if captures.capture_if(Field::Weight, &number.to_string(), |_| true) =>
             {
                 Ok(())
             }
-            (Self::Number, _) => wrong_type("must be a number in JSON"),
-            (Self::Metadata { .. }, Json::Object(pairs)) => {
-                found.metadata.extend(sorted(pairs).map(|(key, value)| (key.to_owned(), value.plain())));
+            (Self::WeightNumber, _) => wrong_type("must be a number in JSON"),
+            (Self::Metadata { .. }, JsonValue::Object(pairs)) => {
+                captures.metadata.extend(sorted(pairs).map(|(key, value)| (key.to_owned(), value.to_text())));
                 Ok(())
             }
-            (Self::Object { fields, spread }, Json::Object(pairs)) => {
-                for (key, node) in fields {
-                    match pairs.iter().rfind(|(is, _)| is == key) {
-                        Some((_, json)) => node.read(key, json, found)?,
-                        // What may stand among metadata may be missing there.
-                        None if *spread || !node.is_needed() => {}
-                        None => return wrong(format!("must have {key}")),
+            (Self::Object { members, merges_metadata }, JsonValue::Object(pairs)) => {
+                for (key, member) in members {
+                    match pairs.iter().rfind(|(name, _)| name == key) {
+                        Some((_, json)) => member.read(key, json, captures)?,
+                        // A member that stands among metadata may be missing.
+                        None if *merges_metadata || !member.is_required() => {}
+                        None => return invalid(format!("must have {key}")),
                     }
                 }
-                if *spread {
-                    let rest = sorted(pairs).filter(|(key, _)| !fields.iter().any(|(own, _)| own == key));
-                    found.metadata.extend(rest.map(|(key, value)| (key.to_owned(), value.plain())));
+                if *merges_metadata {
+                    let metadata = sorted(pairs).filter(|(key, _)| !members.iter().any(|(own, _)| own == key));
+                    captures.metadata.extend(metadata.map(|(key, value)| (key.to_owned(), value.to_text())));
                 }
                 Ok(())
             }
-            (Self::Object { spread: true, .. }, Json::Other(Value::Null)) => Ok(()),
-            // Go writes an empty list so, where nobody has made it.
-            (Self::List(nodes), Json::Other(Value::Null)) if nodes.is_empty() => Ok(()),
-            (Self::List(nodes), Json::List(items)) => nodes.iter().try_for_each(|node| {
+            (Self::Object { merges_metadata: true, .. }, JsonValue::Other(Value::Null)) => Ok(()),
+            // Go writes a nil slice as null.
+            (Self::List(templates), JsonValue::Other(Value::Null)) if templates.is_empty() => Ok(()),
+            (Self::List(templates), JsonValue::List(items)) => templates.iter().try_for_each(|template| {
                 let fits = items.iter().filter_map(|item| {
-                    let mut attempt = found.clone();
-                    node.read(at, item, &mut attempt).is_ok().then_some(attempt)
+                    let mut attempt = captures.clone();
+                    template.read(key, item, &mut attempt).is_ok().then_some(attempt)
                 });
-                // The first of those whose scheme is the nearest.
-                match fits.min_by_key(|attempt| attempt.strangeness) {
+                // The first item with the closest scheme.
+                match fits.min_by_key(|attempt| attempt.scheme_match) {
                     Some(attempt) => {
-                        *found = attempt;
+                        *captures = attempt;
                         Ok(())
                     }
-                    None => wrong(format!("must have an item of the layout's form in {place}")),
+                    None => invalid(format!("must have an item of the layout's form in {place}")),
                 }
             }),
-            (Self::Metadata { .. } | Self::Object { .. }, _) => wrong(format!("must have an object as {place}")),
-            (Self::List(_), _) => wrong(format!("must have a list as {place}")),
-            (Self::Wrong(why), _) => wrong(why.clone()),
+            (Self::Metadata { .. } | Self::Object { .. }, _) => invalid(format!("must have an object as {place}")),
+            (Self::List(_), _) => invalid(format!("must have a list as {place}")),
+            (Self::Invalid(error), _) => invalid(error.clone()),
         }
     }
 
-    /// Whether a value without it is no node. Many write no weight, and none of them the version they do not have.
-    fn is_needed(&self) -> bool {
+    /// Returns true if a value without this member is not a node. Many services write no weight, and some no version.
+    fn is_required(&self) -> bool {
         self.has(Field::Name) || self.has(Field::Addr)
     }
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for JsonTemplate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reading)
+        deserializer.deserialize_any(TemplateVisitor)
     }
 }
 
-/// Reads a JSON template with its keys in order, and a key that stands twice as a mistake.
-struct Reading;
+/// Visitor that keeps the order of keys and rejects repeated ones.
+struct TemplateVisitor;
 
-impl<'de> Visitor<'de> for Reading {
-    type Value = Node;
+impl<'de> Visitor<'de> for TemplateVisitor {
+    type Value = JsonTemplate;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Fixed("null".to_owned()))
+    fn visit_unit<E>(self) -> Result<JsonTemplate, E> {
+        Ok(JsonTemplate::Literal("null".to_owned()))
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Fixed(value.to_string()))
+    fn visit_bool<E>(self, value: bool) -> Result<JsonTemplate, E> {
+        Ok(JsonTemplate::Literal(value.to_string()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Fixed(value.to_string()))
+    fn visit_u64<E>(self, value: u64) -> Result<JsonTemplate, E> {
+        Ok(JsonTemplate::Literal(value.to_string()))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Fixed(value.to_string()))
+    fn visit_i64<E>(self, value: i64) -> Result<JsonTemplate, E> {
+        Ok(JsonTemplate::Literal(value.to_string()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Node::Fixed(value.to_string()))
+    fn visit_f64<E>(self, value: f64) -> Result<JsonTemplate, E> {
+        Ok(JsonTemplate::Literal(value.to_string()))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+    fn visit_str<E>(self, text: &str) -> Result<JsonTemplate, E> {
         Ok(match text {
-            "{weight:number}" => Node::Number,
-            "{metadata}" => Node::Metadata { or_null: false },
-            "{metadata|null}" => Node::Metadata { or_null: true },
-            text => match Text::parse(text) {
-                Ok(template) if template.has_fields() => Node::Text(template),
+            "{weight:number}" => JsonTemplate::WeightNumber,
+            "{metadata}" => JsonTemplate::Metadata { or_null: false },
+            "{metadata|null}" => JsonTemplate::Metadata { or_null: true },
+            text => match TextTemplate::parse(text) {
+                Ok(template) if template.has_placeholders() => JsonTemplate::Text(template),
                 Ok(_) => {
                     let mut json = String::new();
-                    go_string(text, &mut json);
-                    Node::Fixed(json)
+                    write_string(text, &mut json);
+                    JsonTemplate::Literal(json)
                 }
-                Err(why) => Node::Wrong(why),
+                Err(error) => JsonTemplate::Invalid(error),
             },
         })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
-        let mut nodes = Vec::new();
-        while let Some(node) = items.next_element()? {
-            nodes.push(node);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<JsonTemplate, A::Error> {
+        let mut templates = Vec::new();
+        while let Some(template) = items.next_element()? {
+            templates.push(template);
         }
-        Ok(Node::List(nodes))
+        Ok(JsonTemplate::List(templates))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
-        let mut fields: Vec<(String, Node)> = Vec::new();
-        let mut spread = false;
-        while let Some((key, node)) = entries.next_entry::<String, Node>()? {
-            if key == SPREAD {
-                spread = true;
-            } else if fields.iter().any(|(there, _)| *there == key) {
-                return Ok(Node::Wrong(format!("has the key {key:?} twice")));
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<JsonTemplate, A::Error> {
+        let mut members: Vec<(String, JsonTemplate)> = Vec::new();
+        let mut merges_metadata = false;
+        while let Some((key, member)) = entries.next_entry::<String, JsonTemplate>()? {
+            if key == MERGE_KEY {
+                merges_metadata = true;
+            } else if members.iter().any(|(taken, _)| *taken == key) {
+                return Ok(JsonTemplate::Invalid(format!("has the key {key:?} twice")));
             } else {
-                fields.push((key, node));
+                members.push((key, member));
             }
         }
-        Ok(Node::Object { fields, spread })
+        Ok(JsonTemplate::Object { members, merges_metadata })
     }
 }

@@ -1,34 +1,34 @@
-//! JSON as it is read from etcd, whose texts stay where they were read.
+//! A JSON value whose strings borrow from the bytes that were read.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// A value that is JSON, whose texts are where they were read, as far as they stand there as they are.
-pub(super) enum Json<'a> {
-    Text(Cow<'a, str>),
-    /// In the order in which they stand; of a key that stands twice the last counts, as in Go.
+/// A JSON value. A string without escapes borrows from the input.
+pub(super) enum JsonValue<'a> {
+    String(Cow<'a, str>),
+    /// Pairs in the order of the input; the last one of a repeated key counts, as in Go.
     Object(Vec<(Cow<'a, str>, Self)>),
     List(Vec<Self>),
-    /// None of those.
+    /// Null, a boolean or a number.
     Other(Value),
 }
 
-impl Json<'_> {
-    /// A value of foreign metadata as text.
-    pub(super) fn plain(&self) -> String {
+impl JsonValue<'_> {
+    /// The text of a metadata value: a string as it is, anything else as JSON.
+    pub(super) fn to_text(&self) -> String {
         match self {
-            Self::Text(text) => text.clone().into_owned(),
-            json => json.to_value().to_string(),
+            Self::String(text) => text.clone().into_owned(),
+            value => value.to_value().to_string(),
         }
     }
 
     fn to_value(&self) -> Value {
         match self {
-            Self::Text(text) => Value::String(text.clone().into_owned()),
+            Self::String(text) => Value::String(text.clone().into_owned()),
             Self::Object(pairs) => {
-                Value::Object(pairs.iter().map(|(key, json)| (key.clone().into_owned(), json.to_value())).collect())
+                Value::Object(pairs.iter().map(|(key, value)| (key.clone().into_owned(), value.to_value())).collect())
             }
             Self::List(items) => Value::Array(items.iter().map(Self::to_value).collect()),
             Self::Other(value) => value.clone(),
@@ -36,70 +36,73 @@ impl Json<'_> {
     }
 }
 
-pub(super) fn sorted<'a>(pairs: &'a [(Cow<'_, str>, Json<'_>)]) -> impl Iterator<Item = (&'a str, &'a Json<'a>)> {
-    pairs.iter().map(|(key, json)| (&**key, json)).collect::<BTreeMap<_, _>>().into_iter()
+/// Pairs of an object sorted by key, the last one of a repeated key.
+pub(super) fn sorted<'a>(
+    pairs: &'a [(Cow<'_, str>, JsonValue<'_>)],
+) -> impl Iterator<Item = (&'a str, &'a JsonValue<'a>)> {
+    pairs.iter().map(|(key, value)| (&**key, value)).collect::<BTreeMap<_, _>>().into_iter()
 }
 
-/// A text that stays where it is, if it can.
+/// A key that borrows from the input if it has no escapes.
 #[derive(serde::Deserialize)]
-struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
+struct BorrowedKey<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Json<'de> {
+impl<'de> Deserialize<'de> for JsonValue<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ReadingValue)
+        deserializer.deserialize_any(JsonVisitor)
     }
 }
 
-struct ReadingValue;
+struct JsonVisitor;
 
-impl<'de> Visitor<'de> for ReadingValue {
-    type Value = Json<'de>;
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = JsonValue<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Json<'de>, E> {
-        Ok(Json::Other(Value::Null))
+    fn visit_unit<E>(self) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::Other(Value::Null))
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
-        Ok(Json::Other(value.into()))
+    fn visit_bool<E>(self, value: bool) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::Other(value.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
-        Ok(Json::Other(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::Other(value.into()))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
-        Ok(Json::Other(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::Other(value.into()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
-        Ok(Json::Other(value.into()))
+    fn visit_f64<E>(self, value: f64) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::Other(value.into()))
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {
-        Ok(Json::Text(text.into()))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::String(text.into()))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Json<'de>, E> {
-        Ok(Json::Text(text.to_owned().into()))
+    fn visit_str<E>(self, text: &str) -> Result<JsonValue<'de>, E> {
+        Ok(JsonValue::String(text.to_owned().into()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json<'de>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<JsonValue<'de>, A::Error> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element()? {
             list.push(item);
         }
-        Ok(Json::List(list))
+        Ok(JsonValue::List(list))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json<'de>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<JsonValue<'de>, A::Error> {
         let mut pairs = Vec::new();
-        while let Some((Borrowed(key), json)) = entries.next_entry()? {
-            pairs.push((key, json));
+        while let Some((BorrowedKey(key), value)) = entries.next_entry()? {
+            pairs.push((key, value));
         }
-        Ok(Json::Object(pairs))
+        Ok(JsonValue::Object(pairs))
     }
 }

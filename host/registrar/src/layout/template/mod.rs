@@ -1,4 +1,4 @@
-//! The language of layouts: texts, queries and JSON with placeholders, written byte-exact and read back.
+//! The template language of layouts: texts, queries and JSON with placeholders, written byte-exact and read back.
 
 mod field;
 mod go_json;
@@ -9,106 +9,100 @@ mod query;
 mod text;
 
 pub(crate) use self::{
-    field::{Field, Found, Parts},
-    text::Text,
+    field::{Captures, Field, FieldValues},
+    text::TextTemplate,
 };
 use crate::{
-    layout::template::{json::Node, query::Query},
+    layout::template::{json::JsonTemplate, query::QueryTemplate},
     node::Invalid,
 };
 
-/// The shape of a value.
+/// Template of a value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Shape {
-    /// A JSON object, as Go writes it.
-    Json(Node),
-    /// A query as in a URL.
-    Query(Query),
-    /// Plain text.
-    Text(Text),
+pub(crate) enum ValueTemplate {
+    Json(JsonTemplate),
+    Query(QueryTemplate),
+    Text(TextTemplate),
 }
 
-impl Shape {
+impl ValueTemplate {
+    /// Parses a template: JSON if it begins with an object, a query if it begins with `?`, else text.
     pub(crate) fn parse(source: &str) -> Result<Self, String> {
-        // A template may stand in a block of YAML, with a line break at its ends.
+        // A template from a YAML block may have line breaks at its ends.
         if source.trim_start().strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with(['"', '}'])) {
-            let node: Node = serde_json::from_str(source).map_err(|error| format!("must be JSON: {error}"))?;
-            return node.checked().map(Self::Json);
+            return JsonTemplate::parse(source).map(Self::Json);
         }
         match source.strip_prefix('?') {
-            Some(query) => Query::parse(query).map(Self::Query),
-            None => Text::parse(source).map(Self::Text),
+            Some(query) => QueryTemplate::parse(query).map(Self::Query),
+            None => TextTemplate::parse(source).map(Self::Text),
         }
     }
 
     pub(crate) fn has(&self, field: Field) -> bool {
         match self {
-            Self::Json(node) => node.has(field),
+            Self::Json(json) => json.has(field),
             Self::Query(query) => query.has(field),
             Self::Text(text) => text.has(field),
         }
     }
 
-    /// How an address is written that has a place of its own in the value, and no other one.
-    pub(crate) fn quoted(&self, addr: &str) -> Option<String> {
-        match self {
-            Self::Json(node) if node.addrs() == Some(1) => Some(format!("\"{addr}\"")),
-            Self::Text(text) if text.is_addr() => Some(addr.to_owned()),
-            _ => None,
-        }
-    }
-
     pub(crate) fn has_metadata(&self) -> bool {
         match self {
-            Self::Json(node) => node.has_metadata(),
+            Self::Json(json) => json.has_metadata(),
             Self::Query(query) => query.has_metadata(),
             Self::Text(_) => false,
         }
     }
 
-    pub(crate) fn write(&self, parts: &Parts<'_>) -> Vec<u8> {
+    pub(crate) fn write(&self, values: &FieldValues<'_>) -> Vec<u8> {
         match self {
-            Self::Json(node) => {
+            Self::Json(template) => {
                 let mut json = String::new();
-                node.write(parts, &mut json);
+                template.write(values, &mut json);
                 json.into_bytes()
             }
-            Self::Query(query) => query.write(parts).into_bytes(),
-            Self::Text(text) => text.write(parts).into_bytes(),
+            Self::Query(query) => query.write(values).into_bytes(),
+            Self::Text(text) => text.write(values).into_bytes(),
         }
     }
 
-    /// Reads a value back, or says what is wrong with it.
-    pub(crate) fn read(&self, value: &[u8], found: &mut Found) -> Result<(), Invalid> {
+    /// Captures fields from a value.
+    pub(crate) fn read(&self, value: &[u8], captures: &mut Captures) -> Result<(), Invalid> {
         let invalid = |rule: String| Invalid::new("value", rule);
         let utf8 = |value| std::str::from_utf8(value).map_err(|_| invalid("must be UTF-8".to_owned()));
         match self {
-            Self::Json(node) => {
+            Self::Json(template) => {
                 let json = serde_json::from_slice(value).map_err(|error| invalid(format!("must be JSON: {error}")))?;
-                node.read("", &json, found)
+                template.read("", &json, captures)
             }
-            Self::Query(query) => query.read(utf8(value)?, found).map_err(invalid),
-            Self::Text(text) if text.read(utf8(value)?, found) => Ok(()),
+            Self::Query(query) => query.read(utf8(value)?, captures).map_err(invalid),
+            Self::Text(text) if text.read(utf8(value)?, captures) => Ok(()),
             Self::Text(_) => Err(invalid("must fit its layout".to_owned())),
+        }
+    }
+
+    /// An address as this template writes it, if it stands alone in one place of the value and in no other.
+    pub(crate) fn quote_sole_addr(&self, addr: &str) -> Option<String> {
+        match self {
+            Self::Json(json) if json.addr_count() == Some(1) => Some(format!("\"{addr}\"")),
+            Self::Text(text) if text.is_addr() => Some(addr.to_owned()),
+            _ => None,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Field, Parts, Shape};
-
-    fn parts<'a>(version: &'a str, metadata: &'a [(String, String)]) -> Parts<'a> {
-        Parts { name: "user", addr: "h:1", version, weight: 7, metadata }
-    }
+    use super::{Field, FieldValues, ValueTemplate};
 
     fn written(template: &str, metadata: &[(&str, &str)]) -> String {
         let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        String::from_utf8(Shape::parse(template).unwrap().write(&parts("", &metadata))).unwrap()
+        let values = FieldValues { name: "user", addr: "h:1", version: "", weight: 7, metadata: &metadata };
+        String::from_utf8(ValueTemplate::parse(template).unwrap().write(&values)).unwrap()
     }
 
     #[test]
-    fn what_is_fixed_in_a_template_is_escaped_too() {
+    fn literals_in_a_template_are_escaped_too() {
         assert_eq!(
             written(r#"{"<k>":"a&b","n":null,"l":[],"f":1.5}"#, &[]),
             r#"{"\u003ck\u003e":"a\u0026b","n":null,"l":[],"f":1.5}"#
@@ -131,11 +125,11 @@ mod tests {
 
     #[test]
     fn a_template_knows_its_fields() {
-        let shape = Shape::parse(r#"{"a":[{"w":"{weight:number}"}],"m":"{metadata}"}"#).unwrap();
-        assert!(shape.has(Field::Weight) && !shape.has(Field::Addr) && shape.has_metadata());
-        assert!(!Shape::parse("{addr}").unwrap().has_metadata());
-        assert!(Shape::parse("?...&w={weight}").unwrap().has_metadata());
+        let template = ValueTemplate::parse(r#"{"a":[{"w":"{weight:number}"}],"m":"{metadata}"}"#).unwrap();
+        assert!(template.has(Field::Weight) && !template.has(Field::Addr) && template.has_metadata());
+        assert!(!ValueTemplate::parse("{addr}").unwrap().has_metadata());
+        assert!(ValueTemplate::parse("?...&w={weight}").unwrap().has_metadata());
         let deep = format!("{{\"a\":{}", "[".repeat(10_000));
-        assert!(Shape::parse(&deep).unwrap_err().starts_with("must be JSON: recursion limit"));
+        assert!(ValueTemplate::parse(&deep).unwrap_err().starts_with("must be JSON: recursion limit"));
     }
 }
