@@ -105,7 +105,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
         let nodes = self.ctx.resolve(&name, &version).await?;
-        Ok(nodes.some(self.ctx.policy().max_nodes, self.ctx.place()).map(wire).collect())
+        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.place()).map(wire).collect())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Keeps service registrations alive in etcd: lease, keepalive, recovery, weight and the clean end.
 //!
-//! A [`Registrar`] owns one thread, and on it every lease. [`Registrar::register`] returns once the key is in etcd; from
-//! then on the key comes back by itself from whatever happens to etcd, the network or this process, until
-//! [`Registration::stop`] has taken it out for good.
+//! A [`Registrar`] owns one thread, which owns every lease. [`Registrar::register`] returns once the key is in etcd; from then
+//! on the registrar restores the key after any failure of etcd or the network, until [`Registration::stop`] deletes it.
+//! [`Registrar::watch`] keeps a [`View`] of the nodes of a service, from which a [`Balancer`] picks one for each call.
 //!
 //! ```no_run
 //! use leasehold::{Options, Registrar, ServerNode};
@@ -33,10 +33,10 @@ mod status;
 mod weight;
 
 pub use discovery::balancer::{Balancer, Choice, Pick};
-pub use discovery::key_watch::{Following, KeyEvent, Told};
-pub use discovery::list::{Listed, TimeLeft};
-pub use discovery::nodes::Nodes;
-pub use discovery::view::{NodeEvent, View};
+pub use discovery::key_watch::{KeyEvent, KeyWatch, WatchEvent};
+pub use discovery::list::{LeaseTtl, RawEntry};
+pub use discovery::nodes::{NodeEvent, Nodes};
+pub use discovery::view::View;
 pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -17,9 +17,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::sim::Suspension;
 use crate::{
     discovery::{
-        key_watch::{self, Following},
+        key_watch::{self, KeyWatch},
         list::Ranges,
-        view::{self, Picture, View},
+        view::{self, View, ViewState},
     },
     error::Error,
     etcd::{Etcd, latency::Latencies},
@@ -46,8 +46,8 @@ const MAX_COMMANDS: usize = 1024;
 const MAX_WAITING: usize = 64;
 /// Views at a time, at most.
 const MAX_VIEWS: usize = 10_000;
-/// Answers of etcd that wait for one who follows; then etcd waits.
-const MAX_UNTOLD: usize = 16;
+/// Largest number of events that wait for the reader of a key watch; then etcd waits.
+const MAX_QUEUED_EVENTS: usize = 16;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
@@ -71,9 +71,9 @@ pub(crate) enum Request {
     },
     /// What only looks at etcd, and answers by itself.
     Look(Look),
-    Follow {
+    WatchKeys {
         what: Which,
-        reply: oneshot::Sender<Following>,
+        reply: oneshot::Sender<KeyWatch>,
     },
     Watch {
         name: ServiceName,
@@ -114,7 +114,7 @@ pub(crate) struct Keeper {
     /// Applications for keys that are being taken back.
     waiting: HashMap<Arc<str>, Vec<Application>>,
     /// Views that somebody holds, or did until lately.
-    views: HashMap<(ServiceName, Version), Arc<Picture>>,
+    views: HashMap<(ServiceName, Version), Arc<ViewState>>,
     /// Ends the views.
     ending: CancellationToken,
     tracker: TaskTracker,
@@ -214,8 +214,8 @@ impl Keeper {
                     Some(Request::Look(look)) => {
                         self.tracker.spawn(look(etcd.clone()));
                     }
-                    Some(Request::Follow { what, reply }) => {
-                        let _ = reply.send(self.follow(&etcd, what.as_ref())); // The caller may have given up.
+                    Some(Request::WatchKeys { what, reply }) => {
+                        let _ = reply.send(self.watch_keys(&etcd, what.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
@@ -384,40 +384,40 @@ impl Keeper {
 
     fn view(&mut self, etcd: &Etcd, name: ServiceName, version: Version) -> Result<View, Error> {
         let what = (name, version);
-        if let Some(view) = self.views.get(&what).and_then(View::of) {
+        if let Some(view) = self.views.get(&what).and_then(View::new) {
             return Ok(view);
         }
         if self.views.len() >= MAX_VIEWS {
-            self.views.retain(|_, picture| !picture.is_over());
+            self.views.retain(|_, state| !state.has_ended());
         }
         if self.views.len() >= MAX_VIEWS {
             return Err(Error::Quota { what: "the number of views", limit: MAX_VIEWS });
         }
         let layouts = self.options.read_layouts();
         let patience = self.options.request_timeout;
-        let picture = Arc::new(Picture::new(what.0.clone(), what.1.clone(), &layouts, patience));
-        let view = View::of(&picture).ok_or(Error::Ended)?;
+        let state = Arc::new(ViewState::new(what.0.clone(), what.1.clone(), &layouts, patience));
+        let view = View::new(&state).ok_or(Error::Ended)?;
         for index in 0..layouts.len() {
-            let (picture, ending) = (picture.clone(), self.ending.clone());
-            let following = view::follow(picture.clone(), index, etcd.clone(), self.rng.fork());
-            let following = Box::pin(following);
+            let (state, ending) = (state.clone(), self.ending.clone());
+            let watching = view::watch(state.clone(), index, etcd.clone(), self.rng.fork());
+            let watching = Box::pin(watching);
             self.spawn(async move {
-                ending.run_until_cancelled(following).await;
-                picture.end();
+                ending.run_until_cancelled(watching).await;
+                state.end();
             });
         }
-        self.views.insert(what, picture);
+        self.views.insert(what, state);
         Ok(view)
     }
 
-    fn follow(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> Following {
-        let (tell, told) = mpsc::channel(MAX_UNTOLD);
+    fn watch_keys(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> KeyWatch {
+        let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         let ranges = Ranges::new(&self.options.read_layouts(), what);
-        let telling = key_watch::tell(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), tell);
-        let (telling, ending) = (Box::pin(telling), self.ending.clone());
+        let watching = key_watch::watch(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), sender);
+        let (watching, ending) = (Box::pin(watching), self.ending.clone());
         self.tracker.spawn(async move {
-            ending.run_until_cancelled(telling).await;
+            ending.run_until_cancelled(watching).await;
         });
-        Following { told }
+        KeyWatch { events }
     }
 }

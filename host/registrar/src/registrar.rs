@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     discovery::{
-        key_watch::Following,
-        list::{self, Listed, Ranges, TimeLeft},
+        key_watch::KeyWatch,
+        list::{self, LeaseTtl, Ranges, RawEntry},
         view::View,
     },
     error::Error,
@@ -218,9 +218,9 @@ impl Registrar {
     /// What is not a node under one of this registrar's layouts is left out. An instance that stands under several of
     /// them is one node, as the first of them has it.
     pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
-        let found = self.listed(Some(&(name.clone(), version.clone()))).await?;
+        let found = self.entries(Some(&(name.clone(), version.clone()))).await?;
         let mut seen = HashSet::new();
-        let mut nodes: Vec<_> = found.into_iter().filter_map(|listed| listed.node.ok()).collect();
+        let mut nodes: Vec<_> = found.into_iter().filter_map(|entry| entry.node.ok()).collect();
         // Not every layout has a name's keys, or a version's, to themselves under their prefix.
         nodes.retain(|node| node.name == *name && (version.as_str().is_empty() || node.version == *version));
         let is_one = self.options.layouts.len() + self.options.also_read.len() == 1;
@@ -237,24 +237,24 @@ impl Registrar {
         self.ask(|reply| Request::Watch { name, version, reply }).await?
     }
 
-    /// Every key of one service, or of all, under each layout of this registrar, with its lease, in the order of the keys;
-    /// garbage included.
-    pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<Listed>, Error> {
+    /// Lists every key of one service, or of all services, under each layout of this registrar, in the order of the keys,
+    /// invalid ones included.
+    pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<RawEntry>, Error> {
         let what = name.map(|name| (name.clone(), Version::default()));
-        let mut listed = self.listed(what.as_ref()).await?;
-        listed.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(listed)
+        let mut entries = self.entries(what.as_ref()).await?;
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
     }
 
-    async fn listed(&self, what: Option<&(ServiceName, Version)>) -> Result<Vec<Listed>, Error> {
+    async fn entries(&self, what: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
         let ranges = Ranges::new(&self.options.read_layouts(), what);
         self.look(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
     }
 
-    /// The same keys, and what happens to them from now on, through outages of etcd. Does not wait for etcd.
-    pub async fn follow(&self, name: Option<&ServiceName>) -> Result<Following, Error> {
+    /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
+    pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
         let what = name.map(|name| (name.clone(), Version::default()));
-        self.ask(|reply| Request::Follow { what, reply }).await
+        self.ask(|reply| Request::WatchKeys { what, reply }).await
     }
 
     /// Every lease in etcd, whoever's it is.
@@ -277,9 +277,9 @@ impl Registrar {
         .await?
     }
 
-    /// How long leases last without a renewal, as far as etcd tells `within` that time; zero for those that are gone.
-    pub async fn times_left(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, TimeLeft>, Error> {
-        self.look(move |etcd| async move { list::times_left(&etcd, leases, within).await }).await
+    /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
+    pub async fn lease_ttls(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, LeaseTtl>, Error> {
+        self.look(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 
     /// How etcd is: each of the endpoints by itself, and its alarms.

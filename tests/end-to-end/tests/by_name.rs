@@ -121,7 +121,7 @@ async fn calls_go_on_while_etcd_is_down() {
     assert!(well["trouble"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
     world.kill();
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
-    caller.says("a service cannot be followed; its nodes stay as they were known").await;
+    caller.says("watch failed; the view keeps the last known nodes").await;
     assert!(view(&caller).await["trouble"].is_string());
     let metrics = get(&format!("{}metrics", caller.admin())).await.body;
     assert!(
@@ -130,7 +130,7 @@ async fn calls_go_on_while_etcd_is_down() {
     );
     assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
-    caller.says("a service is followed again").await;
+    caller.says("watch re-established").await;
     assert!(view(&caller).await["trouble"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }

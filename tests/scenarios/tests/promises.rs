@@ -669,7 +669,7 @@ async fn latencies_tell_what_etcd_is_asked(mut world: World) {
     let registrar = world.registrar("host").await;
     let counted = |verb: Verb| {
         let latency = registrar.latencies().into_iter().find(|latency| latency.verb == verb).unwrap();
-        (latency.answered.iter().map(|(_, count)| count).sum::<u64>(), latency.failed)
+        (latency.buckets.iter().map(|(_, count)| count).sum::<u64>(), latency.failed)
     };
     let is_answered = |verb: Verb| counted(verb).0 > 0 && counted(verb).1 == 0;
     assert!(Verb::ALL.iter().all(|verb| counted(*verb) == (0, 0)));

@@ -152,7 +152,7 @@ async fn a_view_keeps_what_it_knows_while_etcd_is_down(mut world: World) {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     world.kill();
-    wait_for("the view is in trouble", SOON, async || view.trouble().is_some()).await;
+    wait_for("the view is in trouble", SOON, async || view.error().is_some()).await;
     sleep(8 * SECOND).await;
     assert_eq!(seen(&view), BTreeMap::from([(1, 10), (2, 20)]));
     assert!(view.age().unwrap() >= 8 * SECOND, "{:?}", view.age());
@@ -160,7 +160,7 @@ async fn a_view_keeps_what_it_knows_while_etcd_is_down(mut world: World) {
     world.restart(true).await;
     world.delete(&key("user", 1)).await;
     sees(&view, [(2, 20)]).await;
-    wait_for("the view is well", SOON, async || view.trouble().is_none()).await;
+    wait_for("the view is well", SOON, async || view.error().is_none()).await;
     assert!(view.age().unwrap() < SOON);
 }
 
@@ -219,7 +219,7 @@ async fn a_view_survives_a_compaction(mut world: World) {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     world.kill();
-    wait_for("the view is in trouble", SOON, async || view.trouble().is_some()).await;
+    wait_for("the view is in trouble", SOON, async || view.error().is_some()).await;
     world.restart(true).await;
     for weight in 11..=20 {
         put(&world, 1, weight).await;
@@ -239,14 +239,14 @@ async fn a_view_skips_garbage_and_counts_it(world: World) {
     let registrar = world.registrar("watcher").await;
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
-    assert_eq!((seen(&view), view.garbage()), (BTreeMap::from([(1, 10)]), 2));
+    assert_eq!((seen(&view), view.invalid_keys()), (BTreeMap::from([(1, 10)]), 2));
     world.put(&key("user", 1), "half", 0).await;
     sees(&view, []).await;
-    assert_eq!(view.garbage(), 3);
+    assert_eq!(view.invalid_keys(), 3);
     put(&world, 1, 10).await;
     sees(&view, [(1, 10)]).await;
     world.delete("/user/x").await;
-    wait_for("one less", SOON, async || view.garbage() == 1).await;
+    wait_for("one less", SOON, async || view.invalid_keys() == 1).await;
 }
 
 async fn a_view_of_an_etcd_that_is_down_is_an_error_in_time_and_ready_later(mut world: World) {
@@ -297,8 +297,8 @@ async fn a_view_is_read_among_large_values_of_others(world: World) {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     sees(&view, [(1, 10), (9, 90)]).await;
-    assert_eq!(view.garbage(), 3 + 80 * 16);
-    assert!(view.trouble().is_none());
+    assert_eq!(view.invalid_keys(), 3 + 80 * 16);
+    assert!(view.error().is_none());
     client.put(key("user", 6), vec![b'x'; 1_400_000], None).await.unwrap();
     put(&world, 2, 20).await;
     sees(&view, [(1, 10), (2, 20), (9, 90)]).await;
@@ -417,7 +417,7 @@ async fn picks_follow_the_weights_and_leave_out_what_failed(world: World) {
     world.delete(&key("user", 1)).await;
     sees(&view, [(2, 20), (3, 20)]).await;
     assert!(!ports(100).contains(&1));
-    let quick = Balancer::new(view).choosing(Choice::LeastLatency);
+    let quick = Balancer::new(view).with_choice(Choice::LeastLatency);
     for (port, latency) in [(2, 100), (3, 1)] {
         let other: Vec<_> = [5 - port].iter().map(|port| format!("h:{port}").parse().unwrap()).collect();
         quick.pick(&other).unwrap().succeeded(Duration::from_millis(latency));
@@ -444,7 +444,7 @@ async fn a_view_of_very_many_nodes_has_each_of_them_once() {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     let nodes = view.nodes();
-    assert_eq!((nodes.len(), view.garbage()), (ids.len(), 0));
+    assert_eq!((nodes.len(), view.invalid_keys()), (ids.len(), 0));
     // Addresses were given in the order of the keys.
     let place = |node: &ServerNode| node.addr.host()[1..].parse::<usize>().unwrap() * 100 + node.addr.port() as usize;
     assert!(nodes.iter().map(place).eq(1..=ids.len()));
@@ -461,7 +461,7 @@ async fn a_silent_etcd_is_noticed() {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     proxy.set(Mode::Blackhole);
-    wait_for("the silence is noticed", 2 * SOON, async || view.trouble().is_some()).await;
+    wait_for("the silence is noticed", 2 * SOON, async || view.error().is_some()).await;
     client.put(key("user", 2), value("user", 2, 20), None).await.unwrap();
     assert_eq!(seen(&view), BTreeMap::from([(1, 10)]));
     proxy.set(Mode::Pass);
@@ -478,7 +478,7 @@ async fn a_view_believes_that_all_went_while_it_was_cut_off() {
     let view = view_of(&registrar, "user").await;
     view.ready().await.unwrap();
     etcd.stop();
-    wait_for("the view is in trouble", SOON, async || view.trouble().is_some()).await;
+    wait_for("the view is in trouble", SOON, async || view.error().is_some()).await;
     etcd.delete(&key("user", 1));
     etcd.put(&key("user", 2), &value("user", 2, 20), 0);
     etcd.start();
@@ -541,7 +541,7 @@ async fn through_faults(seed: u64) {
             .collect()
     };
     let what = format!("seed {seed}: the view is {:?}", stands());
-    wait_for(&what, 60 * SECOND, async || seen(&view) == stands() && view.trouble().is_none()).await;
+    wait_for(&what, 60 * SECOND, async || seen(&view) == stands() && view.error().is_none()).await;
     let name: ServiceName = "user".parse().unwrap();
     assert_eq!(registrar.resolve(&name, &Version::default()).await.unwrap().len(), view.nodes().len());
 }

@@ -1,4 +1,4 @@
-//! Every key of the layouts, followed.
+//! A watch of every key of the layouts, valid or not.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -7,123 +7,123 @@ use tokio::sync::mpsc;
 
 use crate::{
     discovery::{
-        list::{Listed, Ranges},
-        watcher::{Follower, News, Step},
+        list::{Ranges, RawEntry},
+        watcher::{KeyChange, PrefixWatcher, Update},
     },
     error::{Error, Unavailable},
     etcd::Etcd,
-    layout::template::memo::ParseMemo,
 };
 
-/// What a [`Following`] tells.
-#[derive(Debug, Clone)]
-pub enum Told {
-    /// What happened, in order: at first that everything was put which stands there.
-    Changes(Vec<KeyEvent>),
-    /// All that stands there has been told: at first, and again after a break.
-    Current,
-    /// etcd cannot be followed at the moment; that goes on being tried.
-    Lost(Unavailable),
+/// A watch of the keys of the layouts; see [`Registrar::watch_keys`](crate::Registrar::watch_keys). Dropping it ends it.
+#[derive(Debug)]
+pub struct KeyWatch {
+    pub(crate) events: mpsc::Receiver<WatchEvent>,
 }
 
-/// What happened to one key.
+/// An event of a [`KeyWatch`].
+#[derive(Debug, Clone)]
+pub enum WatchEvent {
+    /// Changes in order. The first ones put every key that exists.
+    Changes(Vec<KeyEvent>),
+    /// Every existing key has been reported: after the first read, and after each interruption.
+    Synced,
+    /// etcd cannot be watched at the moment. The watch keeps trying.
+    Interrupted(Unavailable),
+}
+
+/// A change of one key.
 #[derive(Debug, Clone)]
 pub enum KeyEvent {
-    /// It was put, or found again after a break, changed or not.
-    Put(Listed),
-    /// It is gone.
+    /// The key was put, or was found again after an interruption, changed or not.
+    Put(RawEntry),
+    /// The key was deleted.
     Deleted(String),
 }
 
-/// What happens to the keys of the layouts; see [`Registrar::follow`](crate::Registrar::follow). Dropping it ends that.
-#[derive(Debug)]
-pub struct Following {
-    pub(crate) told: mpsc::Receiver<Told>,
-}
-
-impl Following {
-    /// What is told next. Fails with [`Error::Ended`] when the registrar has. May be dropped and called again.
-    pub async fn next(&mut self) -> Result<Told, Error> {
-        self.told.recv().await.ok_or(Error::Ended)
+impl KeyWatch {
+    /// Waits for the next event. Fails with [`Error::Ended`] when the registrar has ended. Cancel safe.
+    pub async fn next(&mut self) -> Result<WatchEvent, Error> {
+        self.events.recv().await.ok_or(Error::Ended)
     }
 }
 
-/// Tells what stands there and what happens, until nobody listens any more.
-pub(crate) async fn tell(
+/// Watches all keys and sends events until the receiver is dropped.
+pub(crate) async fn watch(
     etcd: Etcd,
     ranges: Ranges,
-    patience: Duration,
+    request_timeout: Duration,
     mut rng: fastrand::Rng,
-    told: mpsc::Sender<Told>,
+    events: mpsc::Sender<WatchEvent>,
 ) {
+    let ranges = &ranges;
     let prefixes = ranges.prefixes();
-    let mut followed: Vec<_> = prefixes.iter().map(|_| Followed::default()).collect();
-    let steps = prefixes.into_iter().enumerate().map(|(index, prefix)| {
-        let ranges = ranges.clone();
-        let take = move |_: &mut ParseMemo, found| ranges.listed(found).1;
-        let follower = Follower::new(etcd.clone(), prefix, patience, take, rng.fork());
-        let steps = stream::unfold(follower, |mut follower| async { Some((follower.next().await, follower)) });
-        Box::pin(steps.map(move |step| (index, step)))
+    let mut reported: Vec<_> = prefixes.iter().map(|_| Reported::default()).collect();
+    let updates = prefixes.into_iter().enumerate().map(|(index, prefix)| {
+        let parser = move || move |found| ranges.parse(found).1;
+        let watcher = PrefixWatcher::new(etcd.clone(), prefix, request_timeout, parser, rng.fork());
+        let updates = stream::unfold(watcher, |mut watcher| async { Some((watcher.next().await, watcher)) });
+        Box::pin(updates.map(move |update| (index, update)))
     });
-    let mut steps = stream::select_all(steps);
-    let telling = async {
-        let mut is_lost = false;
-        while let Some((index, step)) = steps.next().await {
-            let is_reading = matches!(step, Step::Read(_));
-            let events = match step {
-                Step::Read(reading) => followed[index].read(reading.found),
-                Step::Changed(news) => followed[index].changed(news),
-                Step::Broken(failure) => {
-                    followed[index].is_current = false;
-                    if !std::mem::replace(&mut is_lost, true) {
-                        let _ = told.send(Told::Lost(failure.into())).await; // Closed: it ends below.
+    let mut updates = stream::select_all(updates);
+    let reporting = async {
+        let mut is_interrupted = false;
+        while let Some((index, update)) = updates.next().await {
+            let is_read = matches!(update, Update::Read(_));
+            let changes = match update {
+                Update::Read(snapshot) => reported[index].read(snapshot.entries),
+                Update::Changed(changes) => reported[index].changed(changes),
+                Update::Failed(failure) => {
+                    reported[index].is_synced = false;
+                    if !std::mem::replace(&mut is_interrupted, true) {
+                        // A closed channel ends the watch below.
+                        let _ = events.send(WatchEvent::Interrupted(failure.into())).await;
                     }
                     continue;
                 }
             };
-            if !events.is_empty() {
-                let _ = told.send(Told::Changes(events)).await;
+            if !changes.is_empty() {
+                let _ = events.send(WatchEvent::Changes(changes)).await;
             }
-            if is_reading && followed.iter().all(|followed| followed.is_current) {
-                is_lost = false;
-                let _ = told.send(Told::Current).await;
+            if is_read && reported.iter().all(|reported| reported.is_synced) {
+                is_interrupted = false;
+                let _ = events.send(WatchEvent::Synced).await;
             }
         }
     };
     tokio::select! {
-        () = telling => {}
-        () = told.closed() => {}
+        () = reporting => {}
+        () = events.closed() => {}
     }
 }
 
-/// What was told of the keys under one prefix.
+/// Keys under one prefix that have been reported.
 #[derive(Default)]
-struct Followed {
+struct Reported {
     keys: HashSet<String>,
-    is_current: bool,
+    is_synced: bool,
 }
 
-impl Followed {
-    fn read(&mut self, found: Vec<Listed>) -> Vec<KeyEvent> {
-        let keys: HashSet<_> = found.iter().map(|listed| listed.key.clone()).collect();
-        let mut gone: Vec<_> = self.keys.difference(&keys).cloned().collect();
-        gone.sort();
-        (self.keys, self.is_current) = (keys, true);
-        gone.into_iter().map(KeyEvent::Deleted).chain(found.into_iter().map(KeyEvent::Put)).collect()
+impl Reported {
+    fn read(&mut self, entries: Vec<RawEntry>) -> Vec<KeyEvent> {
+        let keys: HashSet<_> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let mut deleted: Vec<_> = self.keys.difference(&keys).cloned().collect();
+        deleted.sort();
+        (self.keys, self.is_synced) = (keys, true);
+        deleted.into_iter().map(KeyEvent::Deleted).chain(entries.into_iter().map(KeyEvent::Put)).collect()
     }
 
-    fn changed(&mut self, news: Vec<News<Listed>>) -> Vec<KeyEvent> {
-        let event = |news: News<Listed>| match news {
-            News::Put(listed) => {
-                self.keys.insert(listed.key.clone());
-                KeyEvent::Put(listed)
+    fn changed(&mut self, changes: Vec<KeyChange<RawEntry>>) -> Vec<KeyEvent> {
+        let event = |change: KeyChange<RawEntry>| match change {
+            KeyChange::Put(entry) => {
+                self.keys.insert(entry.key.clone());
+                KeyEvent::Put(entry)
             }
-            News::Deleted(key) => {
+            KeyChange::Deleted(key) => {
                 let key = String::from_utf8_lossy(&key).into_owned();
                 self.keys.remove(&key);
                 KeyEvent::Deleted(key)
             }
         };
-        news.into_iter().map(event).collect()
+        changes.into_iter().map(event).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Every key of the layouts, whether a node stands there or not.
+//! Lists every key of the layouts, valid or not.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,46 +14,46 @@ use crate::{
     node::{Invalid, ServerNode, ServiceName, Version},
 };
 
-/// Leases that are asked about at a time.
-const LOOKS: usize = 32;
+/// Number of concurrent requests about leases.
+const CONCURRENT_LOOKUPS: usize = 32;
 
-/// One key in etcd, as [`Registrar::list`](crate::Registrar::list) found it.
+/// A key in etcd with its value, parsed or not.
 #[derive(Debug, Clone)]
-pub struct Listed {
+pub struct RawEntry {
     /// The key; bytes that are not UTF-8 are replaced.
     pub key: String,
-    /// The value as it stands there.
+    /// The value, byte for byte.
     pub value: Vec<u8>,
-    /// The node, or why the value is not one.
+    /// The node, or the rule that the key or value breaks.
     pub node: Result<ServerNode, Invalid>,
     /// The lease, 0 for none: such a key outlives its host.
     pub lease: i64,
 }
 
-/// How long a lease lasts, in whole seconds.
+/// Time to live of a lease, in whole seconds; zero for a lease that is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeLeft {
-    /// From a renewal on; zero for a lease that is gone.
+pub struct LeaseTtl {
+    /// Granted time to live, which a renewal restores.
     pub granted: Duration,
-    /// If it is not renewed.
-    pub left: Duration,
+    /// Remaining time to live.
+    pub remaining: Duration,
 }
 
-/// The layouts, each with what the keys begin with that are looked at.
+/// The layouts, each with the beginning of the keys to read.
 #[derive(Clone)]
 pub(crate) struct Ranges(Vec<(Layout, String)>);
 
 impl Ranges {
-    /// All keys, or those of one service, or of one version of it.
-    pub(crate) fn new(layouts: &[Layout], what: Option<&(ServiceName, Version)>) -> Self {
-        let prefix = |layout: &Layout| match what {
+    /// Covers all keys, or those of one service and version.
+    pub(crate) fn new(layouts: &[Layout], service: Option<&(ServiceName, Version)>) -> Self {
+        let prefix = |layout: &Layout| match service {
             None => layout.root(),
             Some((name, version)) => layout.prefix(name, version),
         };
         Self(layouts.iter().map(|layout| (layout.clone(), prefix(layout))).collect())
     }
 
-    /// What every key begins with; no key begins with two of them.
+    /// Prefixes to read, none of which begins with another.
     pub(super) fn prefixes(&self) -> Vec<String> {
         let mut prefixes: Vec<_> = self.0.iter().map(|(_, prefix)| prefix.clone()).collect();
         prefixes.sort();
@@ -61,39 +61,40 @@ impl Ranges {
         prefixes
     }
 
-    /// A key, and which layout it belongs to. Garbage to one may be a node to another that shares its prefix.
-    pub(super) fn listed(&self, found: Found) -> (usize, Listed) {
-        let here = self.0.iter().enumerate().filter(|(_, (_, prefix))| found.key.starts_with(prefix.as_bytes()));
-        let mut parsed = here.map(|(index, (layout, _))| (index, layout.parse(&found.key, &found.value)));
-        let first = parsed.next().expect("it was read under one of them");
+    /// Parses a key, and returns the index of its layout. A key that is invalid under one layout may be a node of another one
+    /// with the same prefix.
+    pub(super) fn parse(&self, found: Found) -> (usize, RawEntry) {
+        let layouts = self.0.iter().enumerate().filter(|(_, (_, prefix))| found.key.starts_with(prefix.as_bytes()));
+        let mut parsed = layouts.map(|(index, (layout, _))| (index, layout.parse(&found.key, &found.value)));
+        let first = parsed.next().expect("the key was read under one of the prefixes");
         let (index, node) = match first {
             (_, Ok(_)) => first,
-            garbage => parsed.find(|(_, node)| node.is_ok()).unwrap_or(garbage),
+            invalid => parsed.find(|(_, node)| node.is_ok()).unwrap_or(invalid),
         };
         let key = String::from_utf8_lossy(&found.key).into_owned();
-        (index, Listed { key, value: found.value, node, lease: found.lease })
+        (index, RawEntry { key, value: found.value, node, lease: found.lease })
     }
 }
 
-/// Every key, those of the first layout first.
-pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<Listed>, Failure> {
+/// Lists every key in the order of the layouts.
+pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<RawEntry>, Failure> {
     let mut all = Vec::new();
     for prefix in ranges.prefixes() {
-        all.extend(etcd.read(&prefix, |_, found| ranges.listed(found)).await?.found);
+        all.extend(etcd.read(&prefix, || move |found| ranges.parse(found)).await?.entries);
     }
     all.sort_by_key(|(layout, _)| *layout);
-    Ok(all.into_iter().map(|(_, listed)| listed).collect())
+    Ok(all.into_iter().map(|(_, entry)| entry).collect())
 }
 
-/// How long leases last without a renewal, as far as etcd tells `within` that time.
-pub(crate) async fn times_left(etcd: &Etcd, leases: HashSet<i64>, within: Duration) -> HashMap<i64, TimeLeft> {
-    let looks = leases.into_iter().map(|lease| async move {
+/// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
+pub(crate) async fn lease_ttls(etcd: &Etcd, leases: HashSet<i64>, within: Duration) -> HashMap<i64, LeaseTtl> {
+    let lookups = leases.into_iter().map(|lease| async move {
         match etcd.look_at(lease, false, within).await {
-            Ok(view) => Some((lease, TimeLeft { granted: view.ttl, left: view.remaining })),
-            Err(Failure::LeaseGone) => Some((lease, TimeLeft { granted: Duration::ZERO, left: Duration::ZERO })),
+            Ok(view) => Some((lease, LeaseTtl { granted: view.ttl, remaining: view.remaining })),
+            Err(Failure::LeaseGone) => Some((lease, LeaseTtl { granted: Duration::ZERO, remaining: Duration::ZERO })),
             Err(_) => None,
         }
     });
-    let looks = stream::iter(looks).buffer_unordered(LOOKS).take_until(sleep(within));
-    looks.filter_map(std::future::ready).collect().await
+    let lookups = stream::iter(lookups).buffer_unordered(CONCURRENT_LOOKUPS).take_until(sleep(within));
+    lookups.filter_map(std::future::ready).collect().await
 }

@@ -1,4 +1,4 @@
-//! Reading the registry: watched views of services, lists of keys, and the choice of a node.
+//! Reads the registry: watched views of services, lists and watches of keys, and the choice of a node.
 
 pub(crate) mod balancer;
 pub(crate) mod key_watch;

@@ -1,4 +1,4 @@
-//! What stands under a prefix, in the order of the keys. A copy costs nothing, and shares what stays the same.
+//! The entries under a prefix, in the order of their keys. Copies are cheap and share the leaves that stay the same.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -6,65 +6,68 @@ use smallvec::SmallVec;
 
 use crate::node::ServerNode;
 
-/// Keys to a leaf, at most. A leaf is copied when it changes while a copy of the whole has it, too.
+/// Largest number of entries in a leaf. A leaf that a copy shares is copied when it changes.
 const LEAF: usize = 256;
 
-/// A key; most have so few bytes that they take no allocation of their own.
+/// A key. Most are short enough to need no allocation of their own.
 pub(crate) type Key = SmallVec<[u8; 24]>;
 
-/// A key and what stands there.
+/// A key with its parsed value.
 #[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct Entry {
     pub(crate) key: Key,
+    /// Revision that created the key.
     pub(crate) created: i64,
-    pub(crate) what: What,
+    pub(crate) content: Content,
 }
 
+/// A parsed value.
 #[derive(Debug, PartialEq)]
-pub(crate) enum What {
+pub(crate) enum Content {
     Node(ServerNode),
-    /// One that says that it speaks TLS.
-    Secured(ServerNode),
-    /// No node of the service that is looked for.
-    Other,
-    Garbage,
+    /// A node that says it uses TLS.
+    TlsNode(ServerNode),
+    /// A node of another service or version.
+    OtherService,
+    Invalid,
 }
 
-impl Known {
-    pub(crate) fn is_secured(&self) -> bool {
-        matches!(self.what, What::Secured(_))
-    }
-
+impl Entry {
     pub(crate) fn node(&self) -> Option<&ServerNode> {
-        match &self.what {
-            What::Node(node) | What::Secured(node) => Some(node),
-            What::Other | What::Garbage => None,
+        match &self.content {
+            Content::Node(node) | Content::TlsNode(node) => Some(node),
+            Content::OtherService | Content::Invalid => None,
         }
     }
+
+    pub(crate) fn uses_tls(&self) -> bool {
+        matches!(self.content, Content::TlsNode(_))
+    }
 }
 
-/// A few of them, in order; one that stays the same is shared from one generation to the next.
-pub(crate) type Leaf = Vec<Arc<Known>>;
+/// Consecutive entries, shared between copies while none of them changes.
+pub(crate) type Leaf = Vec<Arc<Entry>>;
 
-/// A sorted map: leaves, none of which is empty.
+/// A sorted map from keys to entries.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Keys(Arc<Leaves>);
+pub(crate) struct NodeSet(Arc<Leaves>);
 
 #[derive(Debug, Clone, Default)]
 struct Leaves {
+    /// None of them is empty.
     all: Vec<Arc<Leaf>>,
     nodes: usize,
-    garbage: usize,
+    invalid: usize,
 }
 
-impl Keys {
-    /// Of what is in the order of its keys.
-    pub(crate) fn of(sorted: impl IntoIterator<Item = Arc<Known>>) -> Self {
+impl NodeSet {
+    /// Builds a set from entries in the order of their keys.
+    pub(crate) fn from_sorted(entries: impl IntoIterator<Item = Arc<Entry>>) -> Self {
         let mut leaves = Leaves::default();
         let mut leaf = Leaf::with_capacity(LEAF);
-        for known in sorted {
-            leaves.count(&known, true);
-            leaf.push(known);
+        for entry in entries {
+            leaves.count(&entry, true);
+            leaf.push(entry);
             if leaf.len() == LEAF {
                 leaves.all.push(Arc::new(std::mem::replace(&mut leaf, Leaf::with_capacity(LEAF))));
             }
@@ -76,16 +79,17 @@ impl Keys {
         Self(Arc::new(leaves))
     }
 
-    /// How many of them are nodes.
-    pub(crate) fn nodes(&self) -> usize {
+    /// Number of entries that are nodes.
+    pub(crate) fn node_count(&self) -> usize {
         self.0.nodes
     }
 
-    pub(crate) fn garbage(&self) -> usize {
-        self.0.garbage
+    /// Number of entries that are invalid.
+    pub(crate) fn invalid_count(&self) -> usize {
+        self.0.invalid
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Known>> + Clone {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> + Clone {
         self.0.all.iter().flat_map(|leaf| leaf.iter())
     }
 
@@ -93,42 +97,42 @@ impl Keys {
         &self.0.all
     }
 
-    /// These, and `others` over them.
-    pub(crate) fn with(&self, others: &Self) -> Self {
+    /// The union of both sets, with the entries of `others` where both have a key.
+    pub(crate) fn union(&self, others: &Self) -> Self {
         let mut all = self.clone();
-        for known in others.iter() {
-            all.insert(known.clone());
+        for entry in others.iter() {
+            all.insert(entry.clone());
         }
         all
     }
 
-    /// What these and `others` do not share.
-    pub(crate) fn unshared<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = &'a Arc<Known>> {
-        let pointers = |keys: &Self| keys.0.all.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
+    /// Entries of leaves that the two sets do not share; a superset of their differences.
+    pub(crate) fn unshared<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = &'a Arc<Entry>> {
+        let pointers = |set: &Self| set.0.all.iter().map(Arc::as_ptr).collect::<HashSet<_>>();
         let (ours, theirs) = (pointers(self), pointers(others));
         let ours_alone = self.0.all.iter().filter(move |leaf| !theirs.contains(&Arc::as_ptr(leaf)));
         let theirs_alone = others.0.all.iter().filter(move |leaf| !ours.contains(&Arc::as_ptr(leaf)));
         ours_alone.chain(theirs_alone).flat_map(|leaf| leaf.iter())
     }
 
-    /// Gives what stood there before.
-    pub(crate) fn insert(&mut self, known: Arc<Known>) -> Option<Arc<Known>> {
+    /// Inserts an entry, and returns the one that it replaces.
+    pub(crate) fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let leaves = Arc::make_mut(&mut self.0);
-        leaves.count(&known, true);
+        leaves.count(&entry, true);
         if leaves.all.is_empty() {
             leaves.all.push(Arc::default());
         }
-        let (index, place) = leaves.place(&known.key);
+        let (index, place) = leaves.find(&entry.key);
         let leaf = Arc::make_mut(&mut leaves.all[index]);
         let at = match place {
             Ok(at) => {
-                let before = std::mem::replace(&mut leaf[at], known);
-                leaves.count(&before, false);
-                return Some(before);
+                let replaced = std::mem::replace(&mut leaf[at], entry);
+                leaves.count(&replaced, false);
+                return Some(replaced);
             }
             Err(at) => at,
         };
-        leaf.insert(at, known);
+        leaf.insert(at, entry);
         if leaf.len() > LEAF {
             let half = leaf.split_off(LEAF / 2);
             leaves.all.insert(index + 1, Arc::new(half));
@@ -136,9 +140,9 @@ impl Keys {
         None
     }
 
-    /// Gives what stood there.
-    pub(crate) fn remove(&mut self, key: &[u8]) -> Option<Arc<Known>> {
-        let (index, Ok(at)) = self.0.place(key) else { return None };
+    /// Removes the entry of a key, and returns it.
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Option<Arc<Entry>> {
+        let (index, Ok(at)) = self.0.find(key) else { return None };
         let leaves = Arc::make_mut(&mut self.0);
         let leaf = Arc::make_mut(&mut leaves.all[index]);
         let removed = leaf.remove(at);
@@ -151,21 +155,21 @@ impl Keys {
 }
 
 impl Leaves {
-    /// The leaf of a key, the last for one after all, and where it stands there, or would.
-    fn place(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
+    /// The leaf of a key, the last one for a key after all others, and the key's place in it: `Err` if absent.
+    fn find(&self, key: &[u8]) -> (usize, Result<usize, usize>) {
         let before = self.all.partition_point(|leaf| leaf.last().is_some_and(|last| *last.key < *key));
         let index = before.min(self.all.len().saturating_sub(1));
         let leaf = self.all.get(index);
-        (index, leaf.map_or(Err(0), |leaf| leaf.binary_search_by(|known| (*known.key).cmp(key))))
+        (index, leaf.map_or(Err(0), |leaf| leaf.binary_search_by(|entry| (*entry.key).cmp(key))))
     }
 
-    fn count(&mut self, known: &Known, is_there: bool) {
-        let counter = match known.what {
-            What::Node(_) | What::Secured(_) => &mut self.nodes,
-            What::Other => return,
-            What::Garbage => &mut self.garbage,
+    fn count(&mut self, entry: &Entry, is_added: bool) {
+        let counter = match entry.content {
+            Content::Node(_) | Content::TlsNode(_) => &mut self.nodes,
+            Content::OtherService => return,
+            Content::Invalid => &mut self.invalid,
         };
-        *counter = if is_there { *counter + 1 } else { *counter - 1 };
+        *counter = if is_added { *counter + 1 } else { *counter - 1 };
     }
 }
 
@@ -173,51 +177,51 @@ impl Leaves {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use super::{Key, Keys, Known, LEAF, What};
+    use super::{Content, Entry, Key, LEAF, NodeSet};
 
-    fn known(key: u16, created: i64) -> Arc<Known> {
-        Arc::new(Known { key: Key::from_slice(&key.to_be_bytes()), created, what: What::Garbage })
+    fn entry(key: u16, created: i64) -> Arc<Entry> {
+        Arc::new(Entry { key: Key::from_slice(&key.to_be_bytes()), created, content: Content::Invalid })
     }
 
-    fn contents(keys: &Keys) -> Vec<(Key, i64)> {
-        keys.iter().map(|known| (known.key.clone(), known.created)).collect()
+    fn contents(set: &NodeSet) -> Vec<(Key, i64)> {
+        set.iter().map(|entry| (entry.key.clone(), entry.created)).collect()
     }
 
     #[test]
-    fn it_is_a_sorted_map_whatever_happens_to_it_and_copies_stay_as_they_were() {
+    fn a_set_stays_a_sorted_map_and_copies_stay_as_they_were() {
         let mut rng = fastrand::Rng::with_seed(7);
         for size in [0, 1, LEAF - 1, LEAF, LEAF + 1, 10 * LEAF] {
-            let mut keys = Keys::of((0..size).map(|key| known(2 * key as u16, 0)));
+            let mut set = NodeSet::from_sorted((0..size).map(|key| entry(2 * key as u16, 0)));
             let mut model: BTreeMap<u16, i64> = (0..size).map(|key| (2 * key as u16, 0)).collect();
             let mut copies = Vec::new();
             for step in 1..4000 {
                 let key = rng.u16(..3000);
-                // More go than come for a while, so that leaves run empty.
+                // More keys are removed than inserted for a while, so that leaves run empty.
                 let (was, is) = if rng.u8(..10) < if step < 2000 { 7 } else { 2 } {
-                    (model.insert(key, step), keys.insert(known(key, step)))
+                    (model.insert(key, step), set.insert(entry(key, step)))
                 } else {
-                    (model.remove(&key), keys.remove(&key.to_be_bytes()))
+                    (model.remove(&key), set.remove(&key.to_be_bytes()))
                 };
-                assert_eq!(was, is.map(|known| known.created));
-                assert_eq!(keys.garbage(), model.len());
+                assert_eq!(was, is.map(|entry| entry.created));
+                assert_eq!(set.invalid_count(), model.len());
                 if step % 500 == 0 {
-                    copies.push((keys.clone(), contents(&keys)));
+                    copies.push((set.clone(), contents(&set)));
                 }
             }
             let expected: Vec<_> =
                 model.iter().map(|(key, created)| (Key::from_slice(&key.to_be_bytes()), *created)).collect();
-            assert_eq!(contents(&keys), expected);
+            assert_eq!(contents(&set), expected);
             assert!(copies.iter().all(|(copy, was)| contents(copy) == *was));
         }
     }
 
     #[test]
-    fn what_is_not_shared_is_little() {
-        let mut keys = Keys::of((0..10_000).map(|key| known(2 * key, 0)));
-        let before = keys.clone();
-        keys.insert(known(5001, 1));
-        assert!(keys.unshared(&before).count() <= 3 * LEAF);
-        assert!(keys.unshared(&before).any(|known| known.created == 1));
-        assert_eq!(keys.unshared(&keys.clone()).count(), 0);
+    fn a_change_leaves_most_leaves_shared() {
+        let mut set = NodeSet::from_sorted((0..10_000).map(|key| entry(2 * key, 0)));
+        let before = set.clone();
+        set.insert(entry(5001, 1));
+        assert!(set.unshared(&before).count() <= 3 * LEAF);
+        assert!(set.unshared(&before).any(|entry| entry.created == 1));
+        assert_eq!(set.unshared(&set.clone()).count(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What stands under a prefix, told step by step: read once, followed from there, read again after a break.
+//! A watch of the keys under a prefix that survives failures: read once, watched from there, read again after a failure.
 
 use std::time::Duration;
 
@@ -7,21 +7,20 @@ use tracing::debug;
 
 use crate::{
     backoff::backoff,
-    etcd::{Change, Changes, Etcd, Failure, Found, Reading},
-    layout::template::memo::ParseMemo,
+    etcd::{Change, Changes, Etcd, Failure, Found, RangeSnapshot},
 };
 
-/// A stream that is silent for so long is asked for a sign of life.
+/// Silence of the stream after which a progress notification is requested.
 const SILENCE: Duration = Duration::from_secs(5);
-/// The longest wait between two tries.
+/// Longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
 
-/// Follows the keys under a prefix; `take` says what becomes of each.
-pub(crate) struct Follower<F> {
+/// Watches the keys under a prefix. `F` creates the parser of each batch of keys.
+pub(crate) struct PrefixWatcher<F> {
     etcd: Etcd,
     prefix: String,
-    patience: Duration,
-    take: F,
+    request_timeout: Duration,
+    parser: F,
     rng: fastrand::Rng,
     failures: u32,
     stage: Stage,
@@ -29,77 +28,77 @@ pub(crate) struct Follower<F> {
 
 enum Stage {
     Unread,
-    /// As of a revision.
+    /// Read as of a revision.
     Read(i64),
-    Followed(Box<Changes>),
+    Watching(Box<Changes>),
 }
 
-/// What a follower tells next.
-pub(crate) enum Step<T> {
-    /// Everything that stands there: at first, and again after a break.
-    Read(Reading<T>),
-    /// What has happened since; nothing is a sign of life.
-    Changed(Vec<News<T>>),
-    /// It has to be read again, which the next call does.
-    Broken(Failure),
+/// Result of one step.
+pub(crate) enum Update<T> {
+    /// All keys: at first, and again after a failure.
+    Read(RangeSnapshot<T>),
+    /// Changes in order; empty when etcd confirms that there are none.
+    Changed(Vec<KeyChange<T>>),
+    /// A failure, after which the next step reads all keys again.
+    Failed(Failure),
 }
 
-/// What happened to one key.
-pub(crate) enum News<T> {
+/// Change of one key.
+pub(crate) enum KeyChange<T> {
     Put(T),
     Deleted(Vec<u8>),
 }
 
-impl<T, F: Fn(&mut ParseMemo, Found) -> T> Follower<F> {
-    pub(crate) fn new(etcd: Etcd, prefix: String, patience: Duration, take: F, rng: fastrand::Rng) -> Self {
-        Self { etcd, prefix, patience, take, rng, failures: 0, stage: Stage::Unread }
+impl<T, P: FnMut(Found) -> T, F: Fn() -> P> PrefixWatcher<F> {
+    pub(crate) fn new(etcd: Etcd, prefix: String, request_timeout: Duration, parser: F, rng: fastrand::Rng) -> Self {
+        Self { etcd, prefix, request_timeout, parser, rng, failures: 0, stage: Stage::Unread }
     }
 
-    /// What comes next. Goes on for ever, with a pause after a failure.
-    pub(crate) async fn next(&mut self) -> Step<T> {
+    /// Returns the next update. Never ends, and pauses after a failure.
+    pub(crate) async fn next(&mut self) -> Update<T> {
         match self.step().await {
-            Ok(step) => step,
+            Ok(update) => update,
             Err(failure) => {
-                self.doubt(&failure);
-                Step::Broken(failure)
+                self.restart(&failure);
+                Update::Failed(failure)
             }
         }
     }
 
-    /// What was told is not to be trusted: it is read again.
-    pub(crate) fn doubt(&mut self, failure: &Failure) {
-        debug!(prefix = self.prefix, %failure, "what is followed has to be read again");
-        self.failures += 1;
-        self.stage = Stage::Unread;
-    }
-
-    async fn step(&mut self) -> Result<Step<T>, Failure> {
+    async fn step(&mut self) -> Result<Update<T>, Failure> {
         loop {
             match &mut self.stage {
                 Stage::Unread => {
                     if self.failures > 0 {
                         let pause = backoff(&mut self.rng, self.failures, MAX_BACKOFF);
-                        let _ = timeout(pause, self.etcd.is_back()).await; // Either way it is time.
+                        let _ = timeout(pause, self.etcd.is_back()).await; // Either way the pause is over.
                     }
-                    let reading = self.etcd.read(&self.prefix, &self.take).await?;
-                    self.stage = Stage::Read(reading.revision);
-                    return Ok(Step::Read(reading));
+                    let snapshot = self.etcd.read(&self.prefix, &self.parser).await?;
+                    self.stage = Stage::Read(snapshot.revision);
+                    return Ok(Update::Read(snapshot));
                 }
                 Stage::Read(revision) => {
                     self.failures = 0;
-                    let changes = self.etcd.open_changes(&self.prefix, *revision + 1, self.patience).await?;
-                    self.stage = Stage::Followed(Box::new(changes));
+                    let changes = self.etcd.open_changes(&self.prefix, *revision + 1, self.request_timeout).await?;
+                    self.stage = Stage::Watching(Box::new(changes));
                 }
-                Stage::Followed(changes) => {
-                    let changes = changes.next(SILENCE, self.patience).await?.into_iter();
-                    let mut last = ParseMemo::default();
-                    let news = changes.map(|change| match change {
-                        Change::Put(found) => News::Put((self.take)(&mut last, found)),
-                        Change::Deleted(key) => News::Deleted(key),
+                Stage::Watching(changes) => {
+                    let changes = changes.next(SILENCE, self.request_timeout).await?.into_iter();
+                    let mut parse = (self.parser)();
+                    let changes = changes.map(|change| match change {
+                        Change::Put(found) => KeyChange::Put(parse(found)),
+                        Change::Deleted(key) => KeyChange::Deleted(key),
                     });
-                    return Ok(Step::Changed(news.collect()));
+                    return Ok(Update::Changed(changes.collect()));
                 }
             }
         }
+    }
+
+    /// Distrusts the updates so far: the next step reads all keys again.
+    pub(crate) fn restart(&mut self, failure: &Failure) {
+        debug!(prefix = self.prefix, %failure, "watch failed; its keys are read again");
+        self.failures += 1;
+        self.stage = Stage::Unread;
     }
 }

@@ -1,4 +1,4 @@
-//! How long etcd takes to answer, told apart by what it is asked. Counted without a lock.
+//! Latency of requests to etcd, by their kind. Recorded without a lock.
 
 use std::{
     array, fmt,
@@ -6,33 +6,33 @@ use std::{
     time::Duration,
 };
 
-/// Times that are told apart, in microseconds; the last is for what takes longer.
+/// Upper bounds of the histogram buckets, in microseconds; the last bucket has none.
 const BOUNDS: [u64; 13] =
     [1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, u64::MAX];
 
-/// What etcd is asked to do.
+/// Kind of a request to etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
-    /// To grant a lease.
+    /// Grants a lease.
     Grant,
-    /// To renew one.
+    /// Renews a lease.
     Renew,
-    /// To write keys, or delete them, up to 126 at a time.
+    /// Puts or deletes keys, up to 126 at a time.
     Write,
-    /// To tell of leases: of their keys, for the most part.
+    /// Reads leases, mostly with their keys.
     Look,
-    /// To revoke a lease.
+    /// Revokes a lease.
     Revoke,
-    /// To read keys: those of a service, or a page of them.
+    /// Reads keys: those of a service, or a page of them.
     Read,
-    /// To begin to tell of changes.
+    /// Opens a watch.
     Watch,
-    /// To tell of itself.
+    /// Reads the status of etcd itself.
     Status,
 }
 
 impl Verb {
-    /// All there are.
+    /// All kinds.
     pub const ALL: [Self; 8] =
         [Self::Grant, Self::Renew, Self::Write, Self::Look, Self::Revoke, Self::Read, Self::Watch, Self::Status];
 }
@@ -52,35 +52,35 @@ impl fmt::Display for Verb {
     }
 }
 
-/// What came of all requests of one kind since the registrar was started.
+/// Latency of all requests of one kind since the registrar was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
-    /// What etcd was asked to do.
+    /// The kind of request.
     pub verb: Verb,
-    /// How many it answered within each of these times, and not within the one before; the last has no end.
-    pub answered: [(Duration, u64); BOUNDS.len()],
-    /// How long those took together.
+    /// Number of responses in each bucket of the histogram, with its upper bound; the last has none.
+    pub buckets: [(Duration, u64); BOUNDS.len()],
+    /// Sum of the latencies of those responses.
     pub total: Duration,
-    /// How many were not answered, or with anything but what was asked for. That a lease is gone is an answer.
+    /// Number of failed requests. The response that a lease is gone is not a failure.
     pub failed: u64,
 }
 
-/// The counters behind them.
+/// Counters of all kinds.
 #[derive(Debug, Default)]
 pub(crate) struct Latencies([Counters; Verb::ALL.len()]);
 
 #[derive(Debug, Default)]
 struct Counters {
-    within: [AtomicU64; BOUNDS.len()],
+    buckets: [AtomicU64; BOUNDS.len()],
     micros: AtomicU64,
     failed: AtomicU64,
 }
 
 impl Latencies {
-    pub(crate) fn answered(&self, verb: Verb, after: Duration) {
+    pub(crate) fn succeeded(&self, verb: Verb, latency: Duration) {
         let counters = &self.0[verb as usize];
-        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
-        counters.within[BOUNDS.partition_point(|bound| *bound < micros)].fetch_add(1, Relaxed);
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        counters.buckets[BOUNDS.partition_point(|bound| *bound < micros)].fetch_add(1, Relaxed);
         counters.micros.fetch_add(micros, Relaxed);
     }
 
@@ -95,7 +95,7 @@ impl Latencies {
                 |at: usize| if BOUNDS[at] == u64::MAX { Duration::MAX } else { Duration::from_micros(BOUNDS[at]) };
             Latency {
                 verb,
-                answered: array::from_fn(|at| (bound(at), counters.within[at].load(Relaxed))),
+                buckets: array::from_fn(|at| (bound(at), counters.buckets[at].load(Relaxed))),
                 total: Duration::from_micros(counters.micros.load(Relaxed)),
                 failed: counters.failed.load(Relaxed),
             }
@@ -115,15 +115,15 @@ mod tests {
         for (number, verb) in Verb::ALL.into_iter().enumerate() {
             assert_eq!(verb as usize, number);
             for micros in [0, 1000, 1001, 6_000_000] {
-                counted.answered(verb, Duration::from_micros(micros));
+                counted.succeeded(verb, Duration::from_micros(micros));
             }
             counted.failed(verb);
             let read = counted.read()[number];
             assert_eq!((read.verb, read.failed), (verb, 1));
             assert_eq!(read.total, Duration::from_micros(6_002_001));
-            let within: Vec<_> = read.answered.into_iter().filter(|(_, count)| *count > 0).collect();
+            let filled: Vec<_> = read.buckets.into_iter().filter(|(_, count)| *count > 0).collect();
             let millis = Duration::from_millis;
-            assert_eq!(within, [(millis(1), 2), (Duration::from_micros(2500), 1), (Duration::MAX, 1)]);
+            assert_eq!(filled, [(millis(1), 2), (Duration::from_micros(2500), 1), (Duration::MAX, 1)]);
         }
     }
 }

@@ -29,11 +29,11 @@ pub use self::endpoint::Channel;
 use self::{
     endpoint::{Endpoint, Endpoints},
     error::classify,
-    range::end_of,
+    range::range_end,
 };
 pub(crate) use self::{
     error::Failure,
-    range::Reading,
+    range::RangeSnapshot,
     txn::{Op, Outcome},
 };
 use crate::{
@@ -263,8 +263,10 @@ impl Etcd {
         let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
         let opened = self.ask(Verb::Watch, deadline, |client| {
             // In fragments: etcd may have more to say at a time than fits into one message.
-            let options =
-                WatchOptions::new().with_range(end_of(prefix.as_bytes())).with_start_revision(revision).with_fragment();
+            let options = WatchOptions::new()
+                .with_range(range_end(prefix.as_bytes()))
+                .with_start_revision(revision)
+                .with_fragment();
             let key = key.clone();
             async move { client.watch_client().max_decoding_message_size(MAX_ANSWER).watch(key, Some(options)).await }
         });
@@ -298,7 +300,7 @@ impl Etcd {
         let begun = Instant::now();
         let answer = asked.await;
         match &answer {
-            Ok(_) | Err(Failure::LeaseGone) => self.latencies.answered(verb, begun.elapsed()),
+            Ok(_) | Err(Failure::LeaseGone) => self.latencies.succeeded(verb, begun.elapsed()),
             Err(_) => self.latencies.failed(verb),
         }
         answer

@@ -157,8 +157,8 @@ impl Scrape {
         let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         let seconds = |bound: Duration| if bound == Duration::MAX { f64::INFINITY } else { bound.as_secs_f64() };
         for (latency, verb) in &verbs {
-            let buckets = latency.answered.map(|(bound, count)| (seconds(bound), count));
-            let all = latency.answered.iter().map(|(_, count)| count).sum();
+            let buckets = latency.buckets.map(|(bound, count)| (seconds(bound), count));
+            let all = latency.buckets.iter().map(|(_, count)| count).sum();
             let labels: Labels<'_> = vec![("verb", verb.as_str())];
             let mut series = family.encode_family(&labels)?;
             series.encode_histogram::<NoLabelSet>(latency.total.as_secs_f64(), all, &buckets, None)?;
@@ -231,7 +231,7 @@ impl Scrape {
         page.gauge("view_age_seconds", "How long ago etcd confirmed what is known of a service", ages)?;
         let nodes = each().map(|(labels, view)| (labels, whole(view.nodes().len())));
         page.gauge("view_nodes", "Nodes of a service that the component looked up", nodes)?;
-        let garbage = each().map(|(labels, view)| (labels, whole(view.garbage())));
+        let garbage = each().map(|(labels, view)| (labels, whole(view.invalid_keys())));
         page.gauge("view_garbage", "Keys that stand where its nodes do and are none", garbage)
     }
 

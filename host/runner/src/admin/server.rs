@@ -397,9 +397,9 @@ impl<'a> Row<'a> {
             name: view.name().to_string(),
             version: view.version().to_string(),
             nodes: view.nodes().len(),
-            garbage: view.garbage(),
+            garbage: view.invalid_keys(),
             age_seconds: view.age().map(|age| age.as_secs_f64()),
-            trouble: view.trouble().map(|why| why.to_string()),
+            trouble: view.error().map(|why| why.to_string()),
         });
         Self {
             service: face.name.as_str(),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Error, Listed, Options, Registrar, ServiceName, TimeLeft};
+use leasehold::{Error, LeaseTtl, Options, RawEntry, Registrar, ServiceName};
 use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
@@ -53,9 +53,9 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    fn of(left: TimeLeft) -> Self {
+    fn of(left: LeaseTtl) -> Self {
         // etcd tells whole seconds, and there may be almost one more.
-        match (left.left + Duration::from_secs(1)) * 3 <= left.granted {
+        match (left.remaining + Duration::from_secs(1)) * 3 <= left.granted {
             _ if left.granted.is_zero() => Self::LeaseGone,
             true => Self::Expiring,
             false => Self::Ok,
@@ -111,7 +111,7 @@ async fn timed(
     let (mut rows, others) = rows(read(registrar, options, name).await?);
     let leases = rows.iter().filter_map(|row| row.lease).collect();
     // The list is there, whatever becomes of this.
-    let left = registrar.times_left(leases, options.register_timeout).await.unwrap_or_default();
+    let left = registrar.lease_ttls(leases, options.register_timeout).await.unwrap_or_default();
     rows.iter_mut().for_each(|row| row.take_time(&left));
     Ok((rows, others))
 }
@@ -120,7 +120,7 @@ pub(super) async fn read(
     registrar: &Registrar,
     options: &Options,
     name: Option<&ServiceName>,
-) -> Result<Vec<Listed>, Failure> {
+) -> Result<Vec<RawEntry>, Failure> {
     // A first answer says whether etcd is there at all; the list itself may take longer than one request.
     let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
     connect::attempt(registrar, options).await.map_err(unavailable)?;
@@ -129,7 +129,7 @@ pub(super) async fn read(
     listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)
 }
 
-fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
+fn rows(listed: Vec<RawEntry>) -> (Vec<Row>, usize) {
     let all = listed.len();
     let rows: Vec<Row> = listed.into_iter().filter_map(Row::of).collect();
     let others = all - rows.len();
@@ -138,7 +138,7 @@ fn rows(listed: Vec<Listed>) -> (Vec<Row>, usize) {
 
 impl Row {
     /// A node, or nothing. Nobody has asked for its time yet.
-    pub(super) fn of(found: Listed) -> Option<Self> {
+    pub(super) fn of(found: RawEntry) -> Option<Self> {
         let node = found.node.ok()?;
         Some(Self {
             key: found.key,
@@ -170,10 +170,10 @@ impl Row {
         ]
     }
 
-    pub(super) fn take_time(&mut self, left: &HashMap<i64, TimeLeft>) {
+    pub(super) fn take_time(&mut self, left: &HashMap<i64, LeaseTtl>) {
         if let Some(left) = self.lease.and_then(|lease| left.get(&lease)) {
             self.state = Standing::of(*left);
-            self.ttl_seconds = Some(left.left.as_secs());
+            self.ttl_seconds = Some(left.remaining.as_secs());
         }
     }
 
@@ -192,14 +192,14 @@ fn hexadecimal<S: Serializer>(lease: &Option<i64>, serializer: S) -> Result<S::O
 mod tests {
     use std::time::Duration;
 
-    use leasehold::TimeLeft;
+    use leasehold::LeaseTtl;
 
     use super::Standing;
 
     #[test]
     fn a_lease_expires_when_less_than_a_third_of_its_time_is_left_for_certain() {
         let standing = |granted, left| {
-            Standing::of(TimeLeft { granted: Duration::from_secs(granted), left: Duration::from_secs(left) })
+            Standing::of(LeaseTtl { granted: Duration::from_secs(granted), remaining: Duration::from_secs(left) })
         };
         for (granted, left, expected) in [
             (10, 9, Standing::Ok),

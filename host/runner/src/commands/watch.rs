@@ -11,7 +11,7 @@ use futures::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
-use leasehold::{Error, KeyEvent, Options, Registrar, ServiceName, TimeLeft, Told};
+use leasehold::{Error, KeyEvent, LeaseTtl, Options, Registrar, ServiceName, WatchEvent};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -82,7 +82,7 @@ async fn follow(
 ) -> Result<(), Failure> {
     let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
     connect::attempt(registrar, options).await.map_err(unavailable)?;
-    let mut following = registrar.follow(name).await.map_err(unavailable)?;
+    let mut following = registrar.watch_keys(name).await.map_err(unavailable)?;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Leases tell nothing by themselves: they are asked, and what happens meanwhile does not wait for that.
@@ -90,27 +90,27 @@ async fn follow(
     loop {
         tokio::select! {
             told = following.next() => match told.map_err(unavailable)? {
-                Told::Changes(events) => {
+                WatchEvent::Changes(events) => {
                     let changes = shown.turn(events);
                     if shown.begun {
                         show(&mut shown, changes, registrar, options).await?;
                     }
                 }
-                Told::Current if shown.begun => tracing::info!("etcd is back"),
-                Told::Current => {
+                WatchEvent::Synced if shown.begun => tracing::info!("etcd is back"),
+                WatchEvent::Synced => {
                     let all = shown.lines.values().map(|line| (line.what, line.row.clone())).collect();
                     show(&mut shown, all, registrar, options).await?;
                 }
                 // Never read: the mistake may be in the arguments.
-                Told::Lost(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
-                Told::Lost(why) => {
+                WatchEvent::Interrupted(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
+                WatchEvent::Interrupted(why) => {
                     let said = connect::said(&Error::Unavailable(why), options);
                     tracing::warn!("{said}; what is shown is what was known");
                 }
             },
             _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {
                 let leases = shown.lines.values().filter_map(|line| line.row.lease).collect();
-                asking.set(registrar.times_left(leases, options.request_timeout).fuse());
+                asking.set(registrar.lease_ttls(leases, options.request_timeout).fuse());
             }
             left = &mut asking => {
                 shown.take_times(&left.unwrap_or_default());
@@ -129,7 +129,7 @@ async fn show(
 ) -> Result<(), Failure> {
     let there = changes.iter().filter(|(what, _)| *what != What::Left);
     let leases = there.filter_map(|(_, row)| row.lease).collect();
-    let left = registrar.times_left(leases, options.request_timeout).await.unwrap_or_default();
+    let left = registrar.lease_ttls(leases, options.request_timeout).await.unwrap_or_default();
     shown.take_times(&left);
     changes.iter_mut().for_each(|(_, row)| row.take_time(&left));
     shown.print(&changes)
@@ -173,7 +173,7 @@ impl Shown {
         changes
     }
 
-    fn take_times(&mut self, left: &HashMap<i64, TimeLeft>) {
+    fn take_times(&mut self, left: &HashMap<i64, LeaseTtl>) {
         self.lines.values_mut().for_each(|line| line.row.take_time(left));
     }
 
@@ -229,14 +229,14 @@ fn marked(what: What, row: &Row) -> [String; 8] {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use leasehold::{KeyEvent, Layout, Listed, TimeLeft};
+    use leasehold::{KeyEvent, Layout, LeaseTtl, RawEntry};
 
     use super::{CLEAR, FRESH, Shown, What};
 
     fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
         let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
         let node = Layout::default().parse(key.as_bytes(), &value);
-        KeyEvent::Put(Listed { key, value, node, lease })
+        KeyEvent::Put(RawEntry { key, value, node, lease })
     }
 
     fn put(name: &str, weight: u32, lease: i64) -> KeyEvent {
@@ -273,7 +273,7 @@ mod tests {
         shown.turn(vec![put("a", 1, 7), put("b", 1, 8), put("c", 1, 0)]);
         shown.begun = true;
         let seconds =
-            |granted, left| TimeLeft { granted: Duration::from_secs(granted), left: Duration::from_secs(left) };
+            |granted, left| LeaseTtl { granted: Duration::from_secs(granted), remaining: Duration::from_secs(left) };
         let table = |shown: &Shown| {
             let screen = shown.screen();
             let text = screen.strip_prefix(CLEAR).unwrap();

@@ -275,7 +275,7 @@ impl Mesh {
             tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
             not_found(format!("{} cannot be looked up now", target.name))
         })?;
-        let make = || Arc::new(Balancer::new(view).without_tls().preferring(self.prefer.pairs().to_vec()));
+        let make = || Arc::new(Balancer::new(view).without_tls().with_preferred(self.prefer.pairs().to_vec()));
         // As many as there are views, which are limited.
         Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(make)))
     }
@@ -314,12 +314,12 @@ fn nobody(target: &Target, view: &View) -> String {
     if !target.version.as_str().is_empty() {
         said += &format!(" in version {}", target.version);
     }
-    let places: Vec<_> = view.places().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
+    let places: Vec<_> = view.prefixes().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
     said += &format!(", under {}", places.join(", "));
     for (count, one, many) in [
-        (view.garbage(), "key there is not a node", "keys there are not nodes"),
+        (view.invalid_keys(), "key there is not a node", "keys there are not nodes"),
         (
-            view.nodes().secured(),
+            view.nodes().tls_count(),
             "node there speaks TLS, which calls by name do not",
             "nodes there speak TLS, which calls by name do not",
         ),

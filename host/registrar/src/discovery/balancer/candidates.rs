@@ -1,105 +1,121 @@
-//! What is picked from: the nodes of each leaf of the view.
+//! Nodes that can be picked, with the statistics of their endpoints.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{Arc, OnceLock},
 };
 
 use crate::{
     discovery::{
-        balancer::pick::{Peer, Pick},
-        node_set::{Known, Leaf},
+        balancer::pick::{EndpointStats, Pick},
+        node_set::{Entry, Leaf},
     },
     node::{Addr, ServerNode, Weight},
 };
 
-/// Which nodes are picked at all, and which ones first.
+/// Preferences of a balancer among nodes.
 #[derive(Debug, Default)]
-pub(super) struct Taste {
-    pub(super) prefer: Vec<(String, String)>,
-    pub(super) plain: bool,
+pub(super) struct Preference {
+    /// Pairs that a preferred node has; without any, no node is preferred.
+    pub(super) metadata: Vec<(String, String)>,
+    pub(super) excludes_tls: bool,
 }
 
-/// What is made of one leaf of the view, once: the next table shares the parts that stay the same.
+/// Candidates of one leaf of the view. Snapshots share those of leaves that stay the same.
 #[derive(Debug)]
-pub(super) struct Part {
-    pub(super) leaf: Arc<Leaf>,
+pub(super) struct CandidateLeaf {
+    pub(super) source: Arc<Leaf>,
     pub(super) candidates: Vec<Candidate>,
+    /// Indices of preferred candidates.
     preferred: Vec<u16>,
-    /// The heaviest weight of all, and of those that are preferred.
-    pub(super) heaviest: [u32; 2],
+    /// Heaviest weight of all, and of the preferred candidates.
+    heaviest: [u32; 2],
 }
 
+/// A node that can be picked.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    known: Arc<Known>,
+    entry: Arc<Entry>,
     pub(super) weight: u32,
-    /// Of many nodes most are never picked.
-    pub(super) peer: OnceLock<Arc<Peer>>,
+    /// Created by the first pick: of many nodes, most are never picked.
+    stats: OnceLock<Arc<EndpointStats>>,
 }
 
-impl Taste {
-    fn takes(&self, known: &Known) -> bool {
-        known.node().is_some() && !(self.plain && known.is_secured())
+impl Preference {
+    fn includes(&self, entry: &Entry) -> bool {
+        entry.node().is_some() && !(self.excludes_tls && entry.uses_tls())
     }
 
     fn prefers(&self, node: &ServerNode) -> bool {
         let has = |(key, value): &(String, String)| {
-            let stands = |(at, is): &(String, String)| at == key && is == value;
-            node.metadata.pairs().iter().any(stands) || key == "version" && node.version.as_str() == value
+            let is_equal = |(other_key, other_value): &(String, String)| other_key == key && other_value == value;
+            node.metadata.pairs().iter().any(is_equal) || key == "version" && node.version.as_str() == value
         };
-        !self.prefer.is_empty() && self.prefer.iter().all(has)
+        !self.metadata.is_empty() && self.metadata.iter().all(has)
     }
 }
 
-impl Part {
-    pub(super) fn of(leaf: Arc<Leaf>, taste: &Taste, peers: &HashMap<&Addr, &Arc<Peer>>) -> Self {
-        let candidate = |known: &Arc<Known>| {
-            let node = node_of(known);
-            let peer = peers.get(&node.addr).map_or_else(OnceLock::new, |peer| OnceLock::from(Arc::clone(peer)));
-            Candidate { known: known.clone(), weight: node.weight.unwrap_or(Weight::MAX).value(), peer }
+impl CandidateLeaf {
+    /// Builds the candidates of a leaf, with the statistics of endpoints that are known already.
+    pub(super) fn build(
+        source: Arc<Leaf>,
+        preference: &Preference,
+        stats: &HashMap<&Addr, &Arc<EndpointStats>>,
+    ) -> Self {
+        let candidate = |entry: &Arc<Entry>| {
+            let node = node_of(entry);
+            let stats = stats.get(&node.addr).map_or_else(OnceLock::new, |stats| OnceLock::from(Arc::clone(stats)));
+            Candidate { entry: entry.clone(), weight: node.weight.unwrap_or(Weight::MAX).value(), stats }
         };
-        let candidates: Vec<_> = leaf.iter().filter(|known| taste.takes(known)).map(candidate).collect();
-        // A leaf is small.
-        let preferred = |(candidate, at): (&Candidate, u16)| taste.prefers(candidate.node()).then_some(at);
+        let candidates: Vec<_> = source.iter().filter(|entry| preference.includes(entry)).map(candidate).collect();
+        // A leaf is small enough for `u16`.
+        let preferred = |(candidate, index): (&Candidate, u16)| preference.prefers(candidate.node()).then_some(index);
         let preferred: Vec<_> = candidates.iter().zip(0..).filter_map(preferred).collect();
         let of_all = candidates.iter().map(|candidate| candidate.weight).max();
-        let of_preferred = preferred.iter().map(|&at| candidates[usize::from(at)].weight).max();
-        Self { leaf, heaviest: [of_all, of_preferred].map(Option::unwrap_or_default), candidates, preferred }
+        let of_preferred = preferred.iter().map(|&index| candidates[usize::from(index)].weight).max();
+        Self { source, heaviest: [of_all, of_preferred].map(Option::unwrap_or_default), candidates, preferred }
     }
 
     pub(super) fn len(&self, is_preferred: bool) -> usize {
         if is_preferred { self.preferred.len() } else { self.candidates.len() }
     }
 
-    pub(super) fn at(&self, is_preferred: bool, index: usize) -> &Candidate {
+    pub(super) fn get(&self, is_preferred: bool, index: usize) -> &Candidate {
         &self.candidates[if is_preferred { self.preferred[index].into() } else { index }]
+    }
+
+    pub(super) fn heaviest(&self, is_preferred: bool) -> u32 {
+        self.heaviest[usize::from(is_preferred)]
     }
 }
 
-fn node_of(known: &Known) -> &ServerNode {
-    known.node().expect("nodes are all that is picked from")
+fn node_of(entry: &Entry) -> &ServerNode {
+    entry.node().expect("only nodes become candidates")
 }
 
 impl Candidate {
     pub(super) fn node(&self) -> &ServerNode {
-        node_of(&self.known)
+        node_of(&self.entry)
     }
 
-    pub(super) fn is_out(&self) -> bool {
-        self.peer.get().is_some_and(|peer| peer.is_out())
+    /// The statistics of the endpoint; `None` before the first pick.
+    pub(super) fn stats(&self) -> Option<&Arc<EndpointStats>> {
+        self.stats.get()
     }
 
-    pub(super) fn picked(&self) -> Pick {
-        let peer = self.peer.get_or_init(|| Arc::new(Peer::new()));
-        peer.calls.fetch_add(1, Ordering::Relaxed);
-        Pick { known: self.known.clone(), peer: peer.clone() }
+    pub(super) fn is_ejected(&self) -> bool {
+        self.stats().is_some_and(|stats| stats.is_ejected())
     }
 
+    /// Cost of the next call: latency times calls in progress, per weight. A node that has never answered costs little, so
+    /// that it is tried.
     pub(super) fn cost(&self) -> f64 {
-        // One that has never answered costs little, so that it is tried.
-        let of = |peer: &Arc<Peer>| (peer.calls.load(Ordering::Relaxed), peer.latency.load(Ordering::Relaxed));
-        let (calls, latency) = self.peer.get().map_or((0, 0), of);
+        let (calls, latency) = self.stats().map_or((0, 0), |stats| stats.calls_and_latency());
         latency.max(1) as f64 * f64::from(calls.saturating_add(1)) / f64::from(self.weight)
+    }
+
+    pub(super) fn pick(&self) -> Pick {
+        let stats = self.stats.get_or_init(|| Arc::new(EndpointStats::new()));
+        Pick::new(self.entry.clone(), stats.clone())
     }
 }

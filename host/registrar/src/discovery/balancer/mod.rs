@@ -1,4 +1,4 @@
-//! Picks a node of a view for each call: by weight, by latency where it is wanted, and not one that just failed.
+//! Picks a node of a view for each call: by weight, or by latency, and not one that failed recently.
 
 mod candidates;
 mod pick;
@@ -11,115 +11,116 @@ pub use self::pick::Pick;
 use crate::{
     discovery::{
         balancer::{
-            candidates::{Candidate, Taste},
-            snapshot::Table,
+            candidates::{Candidate, Preference},
+            snapshot::CandidateSnapshot,
         },
         view::View,
     },
     node::Addr,
 };
 
-/// How nodes are chosen.
+/// Strategy for choosing among nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Choice {
     /// In proportion to their weights, evenly spread.
     #[default]
     Weighted,
-    /// The better of two random ones, by observed latency, calls in progress and weight ("The Power of Two Choices in
+    /// The better of two random nodes, by observed latency, calls in progress and weight ("The Power of Two Choices in
     /// Randomized Load Balancing", Mitzenmacher, 2001). For nodes whose speeds differ.
     LeastLatency,
 }
 
-/// Picks nodes of a [`View`], and learns from what becomes of the calls.
+/// Picks nodes of a [`View`], and learns from the outcome of calls.
 #[derive(Debug)]
 pub struct Balancer {
     view: View,
-    taste: Taste,
+    preference: Preference,
     choice: Choice,
-    table: Mutex<Arc<Table>>,
-    /// Held by whoever makes the next table. The others go on with the one that is there.
-    making: Mutex<()>,
+    snapshot: Mutex<Arc<CandidateSnapshot>>,
+    /// Held while the next snapshot is built. Other callers use the current one meanwhile.
+    building: Mutex<()>,
 }
 
 impl Balancer {
-    /// A balancer by weight.
+    /// Creates a balancer by weight.
     pub fn new(view: View) -> Self {
-        let (taste, choice) = (Taste::default(), Choice::default());
-        Self { view, taste, choice, table: Mutex::default(), making: Mutex::default() }
+        let (preference, choice) = (Preference::default(), Choice::default());
+        Self { view, preference, choice, snapshot: Mutex::default(), building: Mutex::default() }
     }
 
-    /// The same with another way to choose.
+    /// Replaces the strategy.
     #[must_use]
-    pub fn choosing(self, choice: Choice) -> Self {
+    pub fn with_choice(self, choice: Choice) -> Self {
         Self { choice, ..self }
     }
 
-    /// The same with nodes preferred whose metadata has all of these, as `zone` may be; the version of a node counts as its
-    /// `version`. Others are picked while none of those can be.
+    /// Prefers nodes whose metadata has all of these pairs, such as a `zone`; the version of a node counts as its `version`.
+    /// Other nodes are picked only while no preferred one is available.
     #[must_use]
-    pub fn preferring(self, metadata: Vec<(String, String)>) -> Self {
-        Self { taste: Taste { prefer: metadata, ..self.taste }, ..self }
+    pub fn with_preferred(self, metadata: Vec<(String, String)>) -> Self {
+        Self { preference: Preference { metadata, ..self.preference }, ..self }
     }
 
-    /// The same without the nodes that say that they speak TLS, for callers that do not.
+    /// Excludes nodes that say they use TLS, for callers that do not.
     #[must_use]
     pub fn without_tls(self) -> Self {
-        Self { taste: Taste { plain: true, ..self.taste }, ..self }
+        Self { preference: Preference { excludes_tls: true, ..self.preference }, ..self }
     }
 
-    /// What it picks from.
+    /// The view whose nodes are picked.
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    /// A node for the next call, other than those in `except`; `None` when there is no other.
+    /// Picks a node for the next call, other than those in `except`; `None` if there is no other.
     ///
-    /// A node that failed is left out for 1 s, and up to 30 s if it goes on failing, as long as there is another: if all
-    /// have failed, the failures say more about the way to them.
+    /// A node that failed is ejected for 1 s, and up to 30 s if it keeps failing, unless all others are ejected as well: then
+    /// the fault is more likely on the way to them.
     pub fn pick(&self, except: &[Addr]) -> Option<Pick> {
-        let table = self.table();
-        // Nothing of the node is read unless there is an exception: there are many nodes, and few are at hand.
-        let is_wanted = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
-        let is_fine = |candidate: &Candidate| is_wanted(candidate) && !candidate.is_out();
-        let fine = table.tiers.iter().find_map(|tier| match self.choice {
-            Choice::Weighted => tier.next(&table.parts, is_fine),
-            Choice::LeastLatency => tier.better_of_two(&table.parts, is_fine),
+        let snapshot = self.snapshot();
+        // Without exceptions the node is not read: of many nodes, few are in the processor's cache.
+        let is_allowed = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
+        let is_available = |candidate: &Candidate| is_allowed(candidate) && !candidate.is_ejected();
+        let available = snapshot.schedules.iter().find_map(|schedule| match self.choice {
+            Choice::Weighted => schedule.next(&snapshot.leaves, is_available),
+            Choice::LeastLatency => schedule.better_of_two(&snapshot.leaves, is_available),
         });
-        let any = || table.tiers.last()?.next(&table.parts, is_wanted);
-        fine.or_else(any).map(Candidate::picked)
+        let allowed = || snapshot.schedules.last()?.next(&snapshot.leaves, is_allowed);
+        available.or_else(allowed).map(Candidate::pick)
     }
 
-    /// The table of the view's present generation, or the one before while somebody else makes it.
-    fn table(&self) -> Arc<Table> {
-        let table = self.current();
-        if table.is_good_for(self.view.generation()) {
-            return table;
+    /// The snapshot of the view's current generation, or the one before while another caller builds it.
+    fn snapshot(&self) -> Arc<CandidateSnapshot> {
+        let snapshot = self.current();
+        if snapshot.is_good_for(self.view.generation()) {
+            return snapshot;
         }
-        let making = match self.making.try_lock() {
-            Ok(making) => making,
+        let building = match self.building.try_lock() {
+            Ok(building) => building,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) if table.made.is_some() => return table,
-            // There is none before the first.
-            Err(TryLockError::WouldBlock) => self.making.lock().unwrap_or_else(PoisonError::into_inner),
+            Err(TryLockError::WouldBlock) if snapshot.is_built() => return snapshot,
+            // There is no snapshot before the first.
+            Err(TryLockError::WouldBlock) => self.building.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        // Somebody else may just have made it.
+        // Another caller may just have built it.
         let before = self.current();
         let generation = self.view.generation();
         if before.is_good_for(generation) {
             return before;
         }
-        let table = Arc::new(Table::of(generation, &self.view.nodes(), &self.taste, &before));
-        *self.kept() = table.clone();
-        drop(making);
-        table
+        let next = CandidateSnapshot::build(generation, &self.view.nodes(), &self.preference, &before);
+        let next = Arc::new(next);
+        *self.locked() = next.clone();
+        drop(building);
+        next
     }
 
-    fn current(&self) -> Arc<Table> {
-        self.kept().clone()
+    fn current(&self) -> Arc<CandidateSnapshot> {
+        self.locked().clone()
     }
 
-    fn kept(&self) -> MutexGuard<'_, Arc<Table>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Arc<CandidateSnapshot>> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,19 +130,19 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Balancer, Table};
-    use crate::discovery::view::{Picture, View};
+    use super::{Balancer, CandidateSnapshot};
+    use crate::discovery::view::{View, ViewState};
 
     #[test]
-    fn nobody_waits_for_a_table_but_the_first() {
+    fn only_the_first_snapshot_is_waited_for() {
         let layouts = ["seed".parse().unwrap()];
-        let picture = Picture::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
-        let balancer = Balancer::new(View::of(&Arc::new(picture)).unwrap());
-        let old = Table { generation: 7, made: Some((Instant::now(), Duration::ZERO)), ..Table::default() };
-        *balancer.kept() = Arc::new(old);
-        let making = balancer.making.lock().unwrap();
-        assert_eq!(balancer.table().generation, 7);
-        drop(making);
-        assert_eq!(balancer.table().generation, 0);
+        let state = ViewState::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let balancer = Balancer::new(View::new(&Arc::new(state)).unwrap());
+        let built = Some((Instant::now(), Duration::ZERO));
+        *balancer.locked() = Arc::new(CandidateSnapshot { generation: 7, built, ..CandidateSnapshot::default() });
+        let building = balancer.building.lock().unwrap();
+        assert_eq!(balancer.snapshot().generation, 7);
+        drop(building);
+        assert_eq!(balancer.snapshot().generation, 0);
     }
 }

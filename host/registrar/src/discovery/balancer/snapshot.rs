@@ -1,4 +1,4 @@
-//! What is picked from at one generation of the view.
+//! A snapshot of the candidates: the nodes of one generation of the view, ready to be picked from.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -6,62 +6,68 @@ use tokio::time::Instant;
 
 use crate::discovery::{
     balancer::{
-        candidates::{Part, Taste},
-        stride::Tier,
+        candidates::{CandidateLeaf, Preference},
+        stride::StrideSchedule,
     },
     node_set::Leaf,
     nodes::Nodes,
 };
 
-/// From this many nodes on a table is kept for [`REST`] times as long as it took to make, though at most for [`PACE`].
+/// Number of nodes from which a snapshot is kept for [`REST`] times as long as it took to build, at most for [`MAX_AGE`].
 const LARGE: usize = 1000;
-/// So that a tenth of a processor at most is spent on tables.
+/// Ratio of the time between builds to the time of a build, so that they take a tenth of a processor at most.
 const REST: u32 = 10;
-/// How old the table of many nodes may be. Nodes serve on for longer than that after they have left.
-const PACE: Duration = Duration::from_millis(100);
+/// Longest age of a large snapshot. Nodes keep serving for longer than that after they have left.
+const MAX_AGE: Duration = Duration::from_millis(100);
 
-/// The nodes of one generation of the view, ready to be picked from.
+/// The candidates of one generation of the view.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct CandidateSnapshot {
     pub(super) generation: u64,
-    /// When it was made, and how long that took. None: no view has been looked at yet.
-    pub(super) made: Option<(Instant, Duration)>,
-    pub(super) parts: Vec<Arc<Part>>,
-    /// Those that are preferred, if that tells some apart, then all.
-    pub(super) tiers: Vec<Tier>,
+    /// Start and duration of the build; `None` for the empty snapshot of a new balancer.
+    pub(super) built: Option<(Instant, Duration)>,
+    pub(super) leaves: Vec<Arc<CandidateLeaf>>,
+    /// Preferred candidates, if some but not all are preferred; then all candidates.
+    pub(super) schedules: Vec<StrideSchedule>,
 }
 
-impl Table {
-    pub(super) fn of(generation: u64, nodes: &Nodes, taste: &Taste, before: &Self) -> Self {
+impl CandidateSnapshot {
+    /// Builds a snapshot. Leaves that stay the same, and statistics of endpoints, are taken over from the one before.
+    pub(super) fn build(generation: u64, nodes: &Nodes, preference: &Preference, before: &Self) -> Self {
         let begun = Instant::now();
-        let mut changed: HashMap<_, _> = before.parts.iter().map(|part| (Arc::as_ptr(&part.leaf), part)).collect();
-        let shared = nodes.0.leaves().iter().map(|leaf| (leaf, changed.remove(&Arc::as_ptr(leaf))));
-        let shared: Vec<_> = shared.collect();
-        let peers = changed.values().flat_map(|part| &part.candidates);
-        let peers: HashMap<_, _> =
-            peers.filter_map(|candidate| Some((&candidate.node().addr, candidate.peer.get()?))).collect();
-        let part = |(leaf, part): (&Arc<Leaf>, Option<&Arc<Part>>)| {
-            part.cloned().unwrap_or_else(|| Arc::new(Part::of(leaf.clone(), taste, &peers)))
+        let mut former: HashMap<_, _> = before.leaves.iter().map(|leaf| (Arc::as_ptr(&leaf.source), leaf)).collect();
+        let leaves = nodes.0.leaves().iter().map(|leaf| (leaf, former.remove(&Arc::as_ptr(leaf))));
+        let leaves: Vec<_> = leaves.collect();
+        let changed = former.values().flat_map(|leaf| &leaf.candidates);
+        let stats: HashMap<_, _> =
+            changed.filter_map(|candidate| Some((&candidate.node().addr, candidate.stats()?))).collect();
+        let candidates = |(leaf, unchanged): (&Arc<Leaf>, Option<&Arc<CandidateLeaf>>)| {
+            let build = || Arc::new(CandidateLeaf::build(leaf.clone(), preference, &stats));
+            unchanged.cloned().unwrap_or_else(build)
         };
-        let parts: Vec<_> = shared.into_iter().map(part).collect();
-        let count = |is_preferred| parts.iter().map(|part| part.len(is_preferred)).sum::<usize>();
+        let leaves: Vec<_> = leaves.into_iter().map(candidates).collect();
+        let count = |is_preferred| leaves.iter().map(|leaf| leaf.len(is_preferred)).sum::<usize>();
         let (all, preferred) = (count(false), count(true));
-        let mut tiers = Vec::new();
+        let mut schedules = Vec::new();
         if preferred > 0 && preferred < all {
-            tiers.push(Tier::of(true, &parts));
+            schedules.push(StrideSchedule::new(true, &leaves));
         }
         if all > 0 {
-            tiers.push(Tier::of(false, &parts));
+            schedules.push(StrideSchedule::new(false, &leaves));
         }
-        let made = Some((begun, begun.elapsed()));
-        Self { generation, made, parts, tiers }
+        let built = Some((begun, begun.elapsed()));
+        Self { generation, built, leaves, schedules }
     }
 
-    /// Whether no other has to be made for a generation of the view, or not yet.
+    pub(super) fn is_built(&self) -> bool {
+        self.built.is_some()
+    }
+
+    /// Returns true if a generation of the view needs no new snapshot, or not yet.
     pub(super) fn is_good_for(&self, generation: u64) -> bool {
-        let Some((made, took)) = self.made else { return false };
-        let is_large = || self.tiers.last().is_some_and(|all| all.len() >= LARGE);
-        self.generation == generation || is_large() && made.elapsed() < PACE.min(REST * took)
+        let Some((begun, took)) = self.built else { return false };
+        let is_large = || self.schedules.last().is_some_and(|all| all.len() >= LARGE);
+        self.generation == generation || is_large() && begun.elapsed() < MAX_AGE.min(REST * took)
     }
 }
 
@@ -69,17 +75,17 @@ impl Table {
 mod tests {
     use std::{collections::HashMap, sync::Arc, time::Duration};
 
-    use super::{Part, Table, Taste, Tier};
+    use super::{CandidateLeaf, CandidateSnapshot, Preference, StrideSchedule};
     use crate::{
         discovery::{
             balancer::candidates::Candidate,
-            node_set::{Keys, Known, What},
+            node_set::{Content, Entry, NodeSet},
             nodes::Nodes,
         },
         node::{Metadata, ServerNode},
     };
 
-    fn table(weights: &[u32], prefer: &[(&str, &str)]) -> Table {
+    fn snapshot(weights: &[u32], preferred: &[(&str, &str)]) -> CandidateSnapshot {
         let node = |(index, weight): (usize, &u32)| {
             let zone = vec![("zone".to_owned(), if index % 2 == 0 { "a" } else { "b" }.to_owned())];
             let node = ServerNode {
@@ -87,22 +93,24 @@ mod tests {
                 metadata: Metadata::try_from(zone).unwrap(),
                 ..ServerNode::new("user", &format!("h:{}", index + 1)).unwrap()
             };
-            Arc::new(Known { key: vec![index as u8].into(), created: 1, what: What::Node(node) })
+            Arc::new(Entry { key: vec![index as u8].into(), created: 1, content: Content::Node(node) })
         };
-        let nodes = Nodes(Keys::of(weights.iter().enumerate().map(node)));
-        let prefer: Vec<_> = prefer.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Table::of(0, &nodes, &Taste { prefer, plain: false }, &Table::default())
+        let nodes = Nodes(NodeSet::from_sorted(weights.iter().enumerate().map(node)));
+        let metadata = preferred.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let preference = Preference { metadata, excludes_tls: false };
+        CandidateSnapshot::build(0, &nodes, &preference, &CandidateSnapshot::default())
     }
 
     #[test]
-    fn nodes_that_speak_tls_are_left_out_for_those_who_do_not() {
+    fn tls_nodes_are_excluded_for_callers_without_tls() {
         let node = |port: u8| ServerNode::new("user", &format!("h:{port}")).unwrap();
-        let known = [What::Node(node(1)), What::Secured(node(2))].into_iter().enumerate();
-        let known = known.map(|(index, what)| Arc::new(Known { key: vec![index as u8].into(), created: 1, what }));
-        let nodes = Nodes(Keys::of(known));
-        let ports = |plain| {
-            let table = Table::of(0, &nodes, &Taste { plain, ..Taste::default() }, &Table::default());
-            members(&table, &table.tiers[0])
+        let contents = [Content::Node(node(1)), Content::TlsNode(node(2))].into_iter().enumerate();
+        let entry = |(index, content)| Arc::new(Entry { key: vec![index as u8].into(), created: 1, content });
+        let nodes = Nodes(NodeSet::from_sorted(contents.map(entry)));
+        let ports = |excludes_tls| {
+            let preference = Preference { excludes_tls, ..Preference::default() };
+            let snapshot = CandidateSnapshot::build(0, &nodes, &preference, &CandidateSnapshot::default());
+            ports(&snapshot, &snapshot.schedules[0])
         };
         assert_eq!((ports(false), ports(true)), (vec![1, 2], vec![1]));
     }
@@ -111,14 +119,15 @@ mod tests {
         candidate.node().addr.port().into()
     }
 
-    fn members(table: &Table, tier: &Tier) -> Vec<usize> {
-        (0..tier.len()).map(|index| port(tier.at(&table.parts, index))).collect()
+    fn ports(snapshot: &CandidateSnapshot, schedule: &StrideSchedule) -> Vec<usize> {
+        (0..schedule.len()).map(|index| port(schedule.get(&snapshot.leaves, index))).collect()
     }
 
     #[test]
     fn picks_are_in_proportion_to_the_weights_and_evenly_spread() {
-        let table = table(&[100, 50, 10], &[]);
-        let picks: Vec<_> = (0..1600).map(|_| port(table.tiers[0].next(&table.parts, |_| true).unwrap())).collect();
+        let snapshot = snapshot(&[100, 50, 10], &[]);
+        let picks: Vec<_> =
+            (0..1600).map(|_| port(snapshot.schedules[0].next(&snapshot.leaves, |_| true).unwrap())).collect();
         for (window, times) in picks.chunks(160).map(|window| {
             let mut times = HashMap::new();
             window.iter().for_each(|port| *times.entry(*port).or_insert(0_i32) += 1);
@@ -133,51 +142,55 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_not_fine_is_never_picked() {
-        let table = table(&[100, 1, 1], &[]);
+    fn an_unavailable_node_is_never_picked() {
+        let snapshot = snapshot(&[100, 1, 1], &[]);
         for _ in 0..100 {
-            let picked = table.tiers[0].next(&table.parts, |candidate| port(candidate) == 3).unwrap();
+            let picked = snapshot.schedules[0].next(&snapshot.leaves, |candidate| port(candidate) == 3).unwrap();
             assert_eq!(port(picked), 3);
         }
-        assert!(table.tiers[0].next(&table.parts, |_| false).is_none());
+        assert!(snapshot.schedules[0].next(&snapshot.leaves, |_| false).is_none());
     }
 
     #[test]
-    fn the_preferred_come_first_if_that_tells_some_apart() {
-        let tiers = |table: &Table| table.tiers.iter().map(|tier| members(table, tier)).collect::<Vec<_>>();
-        assert_eq!(tiers(&table(&[1, 1, 1], &[("zone", "b")])), [vec![2], vec![1, 2, 3]]);
-        assert_eq!(tiers(&table(&[1, 1], &[("zone", "c")])), [vec![1, 2]]);
-        assert_eq!(tiers(&table(&[1, 1], &[])), [vec![1, 2]]);
-        assert!(table(&[], &[]).tiers.is_empty());
-    }
-
-    #[test]
-    fn a_change_makes_little_anew_and_forgets_nothing() {
-        let known = |port: u16| {
-            let node = ServerNode::new("user", &format!("h:{port}")).unwrap();
-            Arc::new(Known { key: port.to_be_bytes().to_vec().into(), created: 1, what: What::Node(node) })
+    fn preferred_nodes_come_first_if_some_are_not_preferred() {
+        let schedules = |snapshot: &CandidateSnapshot| {
+            snapshot.schedules.iter().map(|schedule| ports(snapshot, schedule)).collect::<Vec<_>>()
         };
-        let mut keys = Keys::of((1..10_000).map(|number| known(2 * number)));
-        let before = Table::of(0, &Nodes(keys.clone()), &Taste::default(), &Table::default());
-        for part in &before.parts {
-            part.candidates[0].picked().failed();
-        }
-        keys.insert(known(5001));
-        let table = Table::of(1, &Nodes(keys), &Taste::default(), &before);
-        let is_shared = |part: &&Arc<Part>| before.parts.iter().any(|old| Arc::ptr_eq(old, part));
-        assert!(table.parts.iter().filter(is_shared).count() >= before.parts.len() - 1);
-        assert_eq!(members(&table, &table.tiers[0]).len(), 10_000);
-        let out = table.parts.iter().flat_map(|part| &part.candidates).filter(|one| one.is_out());
-        assert_eq!(out.count(), before.parts.len());
+        assert_eq!(schedules(&snapshot(&[1, 1, 1], &[("zone", "b")])), [vec![2], vec![1, 2, 3]]);
+        assert_eq!(schedules(&snapshot(&[1, 1], &[("zone", "c")])), [vec![1, 2]]);
+        assert_eq!(schedules(&snapshot(&[1, 1], &[])), [vec![1, 2]]);
+        assert!(snapshot(&[], &[]).schedules.is_empty());
     }
 
     #[test]
-    fn two_choices_prefer_the_faster() {
-        let table = table(&[50, 50], &[]);
-        table.parts[0].candidates[0].picked().succeeded(Duration::from_millis(100));
-        table.parts[0].candidates[1].picked().succeeded(Duration::from_millis(1));
-        let fast =
-            (0..1000).filter(|_| port(table.tiers[0].better_of_two(&table.parts, |_| true).unwrap()) == 2).count();
+    fn a_change_rebuilds_one_leaf_and_keeps_all_statistics() {
+        let entry = |port: u16| {
+            let node = ServerNode::new("user", &format!("h:{port}")).unwrap();
+            Arc::new(Entry { key: port.to_be_bytes().to_vec().into(), created: 1, content: Content::Node(node) })
+        };
+        let mut set = NodeSet::from_sorted((1..10_000).map(|number| entry(2 * number)));
+        let before =
+            CandidateSnapshot::build(0, &Nodes(set.clone()), &Preference::default(), &CandidateSnapshot::default());
+        for leaf in &before.leaves {
+            leaf.candidates[0].pick().failed();
+        }
+        set.insert(entry(5001));
+        let snapshot = CandidateSnapshot::build(1, &Nodes(set), &Preference::default(), &before);
+        let is_shared = |leaf: &&Arc<CandidateLeaf>| before.leaves.iter().any(|old| Arc::ptr_eq(old, leaf));
+        assert!(snapshot.leaves.iter().filter(is_shared).count() >= before.leaves.len() - 1);
+        assert_eq!(ports(&snapshot, &snapshot.schedules[0]).len(), 10_000);
+        let ejected = snapshot.leaves.iter().flat_map(|leaf| &leaf.candidates).filter(|one| one.is_ejected());
+        assert_eq!(ejected.count(), before.leaves.len());
+    }
+
+    #[test]
+    fn the_better_of_two_is_the_faster() {
+        let snapshot = snapshot(&[50, 50], &[]);
+        snapshot.leaves[0].candidates[0].pick().succeeded(Duration::from_millis(100));
+        snapshot.leaves[0].candidates[1].pick().succeeded(Duration::from_millis(1));
+        let fast = (0..1000)
+            .filter(|_| port(snapshot.schedules[0].better_of_two(&snapshot.leaves, |_| true).unwrap()) == 2)
+            .count();
         assert!(fast > 900, "{fast}");
     }
 }

@@ -1,149 +1,118 @@
-//! A watched view of the nodes of one service: read once, followed from there, read again after a break.
+//! A watched view of the nodes of one service: read once, watched from there, read again after a failure.
 //!
-//! Whatever happens to etcd, a view keeps what it knows: an outage takes no node out of it. Two things do: etcd's word
-//! that a key was deleted, and a reading after a break that lacks it. To an etcd that lost its data services are about to
-//! return: what was known stays in the view beside what it has for a [`GRACE`].
+//! An outage of etcd takes no node out of a view. Only two things do: etcd's word that a key was deleted, and a read after
+//! a failure in which the key is missing. If etcd lost its data, services are about to come back, so the earlier nodes stay
+//! in the view for a while beside those that etcd has.
 
 mod state;
-mod watch;
+mod task;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch::Receiver, time::timeout};
 
-pub(crate) use self::{state::Picture, watch::follow};
+pub(crate) use self::{state::ViewState, task::watch};
 use crate::{
-    discovery::nodes::Nodes,
+    discovery::nodes::{NodeEvent, Nodes},
     error::{Error, Unavailable},
     layout::Layout,
-    node::{Addr, ServerNode, ServiceName, Version},
+    node::{ServiceName, Version},
 };
 
-/// The nodes of one service as etcd has them, followed in the background for as long as a handle lives.
+/// The nodes of one service as etcd has them, kept up to date in the background as long as a handle exists.
 ///
 /// Cloning clones the handle; each has its own [`changed`](Self::changed).
 #[derive(Debug, Clone)]
 pub struct View {
-    picture: Arc<Picture>,
-    generations: Receiver<()>,
-}
-
-/// One difference between two looks at a [`View`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeEvent {
-    /// A node came.
-    Joined(ServerNode),
-    /// It changed: its weight, its metadata.
-    Changed(ServerNode),
-    /// It went.
-    Left(ServerNode),
+    state: Arc<ViewState>,
+    changes: Receiver<()>,
 }
 
 impl View {
-    /// A handle; `None` when the tasks behind it have ended, or are about to.
-    pub(crate) fn of(picture: &Arc<Picture>) -> Option<Self> {
-        let generations = picture.subscribe()?;
-        Some(Self { picture: picture.clone(), generations })
+    /// Creates a handle; `None` once the view has ended.
+    pub(crate) fn new(state: &Arc<ViewState>) -> Option<Self> {
+        let changes = state.subscribe()?;
+        Some(Self { state: state.clone(), changes })
     }
 
-    /// The service.
+    /// The name of the service.
     pub fn name(&self) -> &ServiceName {
-        &self.picture.name
+        &self.state.name
     }
 
-    /// The version; empty for all.
+    /// The version; empty for all versions.
     pub fn version(&self) -> &Version {
-        &self.picture.version
+        &self.state.version
     }
 
-    /// Returns once etcd was read for the first time; at once if it was.
+    /// The layouts under which nodes are looked for, each with the beginning of its keys.
+    pub fn prefixes(&self) -> &[(Layout, String)] {
+        &self.state.prefixes
+    }
+
+    /// Waits until etcd has been read for the first time.
     ///
-    /// Fails with [`Error::Unavailable`] when etcd refuses the user, or when it was not read within the request timeout,
-    /// and with [`Error::Ended`] when the registrar has ended before. The view goes on trying.
+    /// Fails with [`Error::Unavailable`] when etcd refuses the user or cannot be read within the request timeout, and with
+    /// [`Error::Ended`] when the registrar has ended. The view keeps trying in either case.
     pub async fn ready(&self) -> Result<(), Error> {
-        let mut told = self.generations.clone();
-        let reading = async {
+        let mut changes = self.changes.clone();
+        let first_read = async {
             loop {
-                told.borrow_and_update();
-                if let Some(outcome) = self.picture.reading() {
+                changes.borrow_and_update();
+                if let Some(outcome) = self.state.first_read() {
                     return outcome;
                 }
-                if told.changed().await.is_err() {
+                if changes.changed().await.is_err() {
                     return Err(Error::Ended);
                 }
             }
         };
-        let after = self.picture.patience;
-        match timeout(after, reading).await {
+        let after = self.state.request_timeout;
+        match timeout(after, first_read).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(self.trouble().map_or(Error::Timeout { what: "resolve", after }, Error::Unavailable)),
+            Err(_) => Err(self.error().map_or(Error::Timeout { what: "resolve", after }, Error::Unavailable)),
         }
     }
 
-    /// The nodes as last known, in the order of their keys; none before the view is ready. Never waits.
+    /// The last known nodes in the order of their keys; none before the view is ready. Never waits.
     ///
-    /// A node that stands under several layouts is there once, as the first of them has it.
+    /// An instance under several layouts is one node, as the first of them has it.
     pub fn nodes(&self) -> Nodes {
-        self.picture.nodes()
+        self.state.nodes()
     }
 
-    /// How long ago etcd confirmed what is known; `None` before the view is ready. Up to about 5 s while all is well.
-    pub fn age(&self) -> Option<Duration> {
-        Some(self.picture.heard()?.elapsed())
-    }
-
-    /// Why the view is not kept up to date at the moment; `None` when it is.
-    pub fn trouble(&self) -> Option<Unavailable> {
-        self.picture.trouble()
-    }
-
-    /// Where its nodes are looked for: the layouts, each with what their keys begin with.
-    pub fn places(&self) -> &[(Layout, String)] {
-        &self.picture.places
-    }
-
-    /// How many keys stand where the nodes do and are not ones.
-    pub fn garbage(&self) -> usize {
-        self.picture.garbage()
-    }
-
-    /// Returns when something has changed since this handle was made, or since this last returned: the nodes, or whether
-    /// they are up to date. Fails with [`Error::Ended`] when the registrar has.
+    /// Waits until the nodes have changed, or the view has failed or recovered, since this handle was created or this last
+    /// returned. Fails with [`Error::Ended`] when the registrar has ended.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        if self.picture.is_over() {
+        if self.state.has_ended() {
             return Err(Error::Ended);
         }
-        self.generations.changed().await.map_err(|_| Error::Ended)?;
-        if self.picture.is_over() { Err(Error::Ended) } else { Ok(()) }
+        self.changes.changed().await.map_err(|_| Error::Ended)?;
+        if self.state.has_ended() { Err(Error::Ended) } else { Ok(()) }
     }
 
-    /// What differs from an earlier look at the nodes: those that went, then those that came or changed.
+    /// Differences from earlier nodes: those that left, then those that joined or changed.
     pub fn events_since(&self, before: &Nodes) -> Vec<NodeEvent> {
-        let now = self.nodes();
-        let place = |node: &ServerNode| (node.version.clone(), node.addr.clone());
-        // A node may have moved to another key, so that what is where it was is looked at, too.
-        let places: HashSet<_> = now.0.unshared(&before.0).filter_map(|known| known.node()).map(place).collect();
-        let by_place = |nodes: &Nodes| -> BTreeMap<(Version, Addr), ServerNode> {
-            let all = nodes.iter().map(|node| (place(node), node));
-            all.filter(|(place, _)| places.contains(place)).map(|(place, node)| (place, node.clone())).collect()
-        };
-        let (was, is) = (by_place(before), by_place(&now));
-        let left = was.iter().filter(|(place, _)| !is.contains_key(place));
-        let left = left.map(|(_, node)| NodeEvent::Left(node.clone()));
-        let came = is.iter().filter_map(|(place, node)| match was.get(place) {
-            None => Some(NodeEvent::Joined(node.clone())),
-            Some(old) if old != node => Some(NodeEvent::Changed(node.clone())),
-            Some(_) => None,
-        });
-        left.chain(came).collect()
+        self.nodes().events_since(before)
     }
 
-    /// Differs after every change of the nodes.
+    /// Time since etcd last confirmed the nodes, up to about 5 s without failures; `None` before the view is ready.
+    pub fn age(&self) -> Option<Duration> {
+        Some(self.state.confirmed_at()?.elapsed())
+    }
+
+    /// The error that keeps the view from being up to date; `None` while it is.
+    pub fn error(&self) -> Option<Unavailable> {
+        self.state.error()
+    }
+
+    /// Number of keys under the prefixes that are not nodes of their layout.
+    pub fn invalid_keys(&self) -> usize {
+        self.state.invalid_keys()
+    }
+
+    /// A number that differs after every change of the nodes.
     pub(crate) fn generation(&self) -> u64 {
-        self.picture.generation()
+        self.state.generation()
     }
 }

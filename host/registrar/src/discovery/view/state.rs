@@ -1,9 +1,9 @@
-//! What a view is told, and what its handles read.
+//! The state of a view: filled by the tasks that watch etcd, read by the handles.
 
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,9 +14,9 @@ use tracing::info;
 
 use crate::{
     discovery::{
-        node_set::{Key, Keys, Known, What},
+        node_set::{Content, Entry, Key, NodeSet},
         nodes::Nodes,
-        watcher::News,
+        watcher::KeyChange,
     },
     error::{Error, Unavailable},
     etcd::{Etcd, Failure, Found},
@@ -24,261 +24,271 @@ use crate::{
     node::{ServerNode, ServiceName, Version},
 };
 
-/// How long what was known is kept after etcd lost its data: more than four renewal intervals at the default TTL, and it
-/// takes a service one to come back.
-const GRACE: Duration = Duration::from_secs(15);
+/// Time for which earlier nodes are retained after etcd lost its data: more than four renewal intervals at the default TTL,
+/// and a service takes one to come back.
+const RETENTION: Duration = Duration::from_secs(15);
 
-/// What a view is told, and what its handles read.
+/// State of a view, shared by its handles and its tasks.
 #[derive(Debug)]
-pub(crate) struct Picture {
+pub(crate) struct ViewState {
     pub(super) name: ServiceName,
     pub(super) version: Version,
-    /// Where nodes are looked for, in the order of preference: what the keys of a layout begin with.
-    pub(super) places: Vec<(Layout, String)>,
-    pub(super) patience: Duration,
-    /// Counts changes of the nodes; for whoever only wants to know whether there was one.
+    /// Layouts in the order of preference, each with the beginning of its keys.
+    pub(super) prefixes: Vec<(Layout, String)>,
+    pub(super) request_timeout: Duration,
+    /// Number of changes of the nodes, readable without a lock.
     generation: AtomicU64,
-    pub(super) told: watch::Sender<()>,
-    seen: Mutex<Seen>,
+    pub(super) changes: watch::Sender<()>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Debug)]
-struct Seen {
-    sights: Vec<Sight>,
-    /// Where they are not just those of one layout: made when asked for, so that a burst of changes costs one.
+struct Contents {
+    layouts: Vec<LayoutSnapshot>,
+    /// Nodes of several layouts, or with retained ones. Merged on demand, so that a burst of changes costs one merge.
     merged: Option<Nodes>,
-    ended: bool,
+    has_ended: bool,
 }
 
-/// What stands under the prefix of one layout.
+/// Last known entries of one layout.
 #[derive(Debug, Default)]
-pub(super) struct Sight {
-    known: Keys,
-    /// Known from before the data of etcd were lost, until the time.
-    kept: Option<(Instant, Keys)>,
+pub(super) struct LayoutSnapshot {
+    entries: NodeSet,
+    /// Entries from before etcd lost its data, until their retention ends.
+    retained: Option<(Instant, NodeSet)>,
     revision: i64,
-    /// etcd's last word.
-    heard: Option<Instant>,
-    pub(super) trouble: Option<Unavailable>,
+    /// Time of the last message from etcd.
+    confirmed_at: Option<Instant>,
+    error: Option<Unavailable>,
 }
 
-impl Picture {
-    pub(crate) fn new(name: ServiceName, version: Version, layouts: &[Layout], patience: Duration) -> Self {
-        let place = |layout: &Layout| (layout.clone(), layout.prefix(&name, &version));
-        let places = layouts.iter().map(place).collect();
-        let sights = layouts.iter().map(|_| Sight::default()).collect();
-        let seen = Mutex::new(Seen { sights, merged: None, ended: false });
-        Self { name, version, places, patience, generation: AtomicU64::new(0), told: watch::channel(()).0, seen }
+impl ViewState {
+    pub(crate) fn new(name: ServiceName, version: Version, layouts: &[Layout], request_timeout: Duration) -> Self {
+        let with_prefix = |layout: &Layout| (layout.clone(), layout.prefix(&name, &version));
+        let prefixes = layouts.iter().map(with_prefix).collect();
+        let layouts = layouts.iter().map(|_| LayoutSnapshot::default()).collect();
+        let contents = Mutex::new(Contents { layouts, merged: None, has_ended: false });
+        let (generation, changes) = (AtomicU64::new(0), watch::channel(()).0);
+        Self { name, version, prefixes, request_timeout, generation, changes, contents }
     }
 
-    /// Tells of each change; `None` when the tasks behind it have ended, or are about to.
+    /// Subscribes to changes; `None` once the view has ended.
     pub(super) fn subscribe(&self) -> Option<watch::Receiver<()>> {
-        let seen = self.seen();
-        (!seen.ended).then(|| self.told.subscribe())
+        let contents = self.contents();
+        (!contents.has_ended).then(|| self.changes.subscribe())
+    }
+
+    /// Outcome of the first read of all layouts; `None` while it may still succeed.
+    pub(super) fn first_read(&self) -> Option<Result<(), Error>> {
+        let contents = self.contents();
+        if contents.layouts.iter().all(|layout| layout.confirmed_at.is_some()) {
+            return Some(Ok(()));
+        }
+        if contents.has_ended {
+            return Some(Err(Error::Ended));
+        }
+        let denied = |layout: &LayoutSnapshot| layout.error.clone().filter(Unavailable::is_denied);
+        contents.layouts.iter().find_map(denied).map(|denied| Err(Error::Unavailable(denied)))
+    }
+
+    pub(super) fn nodes(&self) -> Nodes {
+        let contents = self.contents();
+        match (contents.layouts.as_slice(), &contents.merged) {
+            ([LayoutSnapshot { entries, retained: None, .. }], _) => return Nodes(entries.clone()),
+            (_, Some(merged)) => return merged.clone(),
+            _ => {}
+        }
+        let retained = |layout: &LayoutSnapshot| layout.retained.as_ref().map(|(_, retained)| retained.clone());
+        let layouts: Vec<_> =
+            contents.layouts.iter().map(|layout| (retained(layout), layout.entries.clone())).collect();
+        let generation = self.generation();
+        // Merging very many nodes takes a while, and must not block the thread that renews leases.
+        drop(contents);
+        let merged = merge(layouts);
+        let mut contents = self.contents();
+        if self.generation() == generation {
+            contents.merged = Some(merged.clone());
+        }
+        merged
+    }
+
+    /// Time at which etcd last confirmed every layout; `None` before the first read.
+    pub(super) fn confirmed_at(&self) -> Option<Instant> {
+        self.contents().layouts.iter().map(|layout| layout.confirmed_at).min()?
+    }
+
+    pub(super) fn error(&self) -> Option<Unavailable> {
+        self.contents().layouts.iter().find_map(|layout| layout.error.clone())
+    }
+
+    pub(super) fn invalid_keys(&self) -> usize {
+        self.contents().layouts.iter().map(|layout| layout.entries.invalid_count()).sum()
     }
 
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// When etcd has confirmed all of it.
-    pub(super) fn heard(&self) -> Option<Instant> {
-        self.seen().sights.iter().map(|sight| sight.heard).min()?
+    /// Parses a key for one layout.
+    pub(super) fn parse(&self, layout: &Layout, memo: &mut ParseMemo, found: Found) -> Arc<Entry> {
+        // Under some layouts, keys of other services or versions begin with the same prefix.
+        let Self { name, version, .. } = self;
+        let is_ours =
+            |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
+        let content = match layout.read_with(memo, &found.key, &found.value) {
+            Ok((node, uses_tls)) if is_ours(&node) => {
+                // All nodes share one allocation of a long name.
+                let node = ServerNode { name: name.clone(), ..node };
+                if uses_tls { Content::TlsNode(node) } else { Content::Node(node) }
+            }
+            Ok(_) => Content::OtherService,
+            Err(_) => Content::Invalid,
+        };
+        Arc::new(Entry { key: Key::from_vec(found.key), created: found.created, content })
     }
 
-    pub(super) fn trouble(&self) -> Option<Unavailable> {
-        self.seen().sights.iter().find_map(|sight| sight.trouble.clone())
-    }
-
-    pub(super) fn garbage(&self) -> usize {
-        self.seen().sights.iter().map(|sight| sight.known.garbage()).sum()
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.seen().ended
-    }
-
-    /// Whether all is read; what etcd refused for good is an error.
-    pub(super) fn reading(&self) -> Option<Result<(), Error>> {
-        let seen = self.seen();
-        if seen.sights.iter().all(|sight| sight.heard.is_some()) {
-            return Some(Ok(()));
-        }
-        if seen.ended {
-            return Some(Err(Error::Ended));
-        }
-        let refused = |sight: &Sight| sight.trouble.clone().filter(Unavailable::is_denied);
-        seen.sights.iter().find_map(refused).map(|refused| Err(Error::Unavailable(refused)))
-    }
-
-    pub(super) fn nodes(&self) -> Nodes {
-        let seen = self.seen();
-        match (seen.sights.as_slice(), &seen.merged) {
-            ([Sight { known, kept: None, .. }], _) => return Nodes(known.clone()),
-            (_, Some(merged)) => return merged.clone(),
-            _ => {}
-        }
-        let kept = |sight: &Sight| sight.kept.as_ref().map(|(_, kept)| kept.clone());
-        let sights: Vec<_> = seen.sights.iter().map(|sight| (kept(sight), sight.known.clone())).collect();
-        let generation = self.generation.load(Ordering::Acquire);
-        // Very many take a while, and the thread that leases are renewed on must not wait for that to tell what is new.
-        drop(seen);
-        let merged = merged(sights);
-        let mut seen = self.seen();
-        if self.generation.load(Ordering::Acquire) == generation {
-            seen.merged = Some(merged.clone());
-        }
-        merged
-    }
-
-    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes what is known of one layout; `change` says whether that changed a node. Whoever follows is told the news.
-    pub(super) fn tell(&self, layout: usize, change: impl FnOnce(&mut Sight) -> bool) {
-        let mut seen = self.seen();
-        // None: the view has ended, and this task is about to.
-        let Some(sight) = seen.sights.get_mut(layout) else { return };
-        let was_troubled = sight.trouble.is_some();
-        let changed = change(sight);
-        let is_news = changed || sight.trouble.is_some() != was_troubled;
-        if changed {
-            seen.merged = None;
-            self.generation.fetch_add(1, Ordering::Release);
-        }
-        drop(seen);
-        if is_news {
-            self.told.send_replace(());
-        }
-    }
-
-    /// A key that is known, when it was created, and a revision at which it stood.
-    fn witness(&self, layout: usize) -> Option<(Key, i64, i64)> {
-        let seen = self.seen();
-        let sight = seen.sights.get(layout)?;
-        let known = sight.known.iter().next()?;
-        Some((known.key.clone(), known.created, sight.revision.max(known.created)))
-    }
-
-    /// Whether etcd, at `revision` now, has the data that it had: one that lost them is behind, or does not remember a key.
-    pub(super) async fn recognises(&self, layout: usize, etcd: &Etcd, revision: i64) -> Result<bool, Failure> {
-        let Some((key, created, at)) = self.witness(layout) else { return Ok(true) };
+    /// Detects whether etcd, now at `revision`, still has the data that this layout was read from. An etcd that lost its data
+    /// is at an earlier revision, or does not remember a key.
+    pub(super) async fn has_same_data(&self, layout: usize, etcd: &Etcd, revision: i64) -> Result<bool, Failure> {
+        let Some((key, created, at)) = self.sample(layout) else { return Ok(true) };
         if revision < at {
             return Ok(false);
         }
         match etcd.created(&key, at).await {
             Ok(remembered) => Ok(remembered == Some(created)),
-            // Compacted: it has gone on from there.
+            // The revision is compacted: etcd has gone on from there.
             Err(Failure::Refused { .. }) => Ok(true),
             Err(failure) => Err(failure),
         }
     }
 
-    pub(super) fn known(&self, layout: &Layout, memo: &mut ParseMemo, found: Found) -> Arc<Known> {
-        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
-        let Self { name, version, .. } = self;
-        let ours = |node: &ServerNode| node.name == *name && (version.as_str().is_empty() || node.version == *version);
-        let what = match layout.read_with(memo, &found.key, &found.value) {
-            Ok((node, is_secured)) if ours(&node) => {
-                // A long name is shared by all.
-                let node = ServerNode { name: name.clone(), ..node };
-                if is_secured { What::Secured(node) } else { What::Node(node) }
-            }
-            Ok(_) => What::Other,
-            Err(_) => What::Garbage,
-        };
-        Arc::new(Known { key: Key::from_vec(found.key), created: found.created, what })
+    /// A known key, the revision that created it, and a revision at which it existed.
+    fn sample(&self, layout: usize) -> Option<(Key, i64, i64)> {
+        let contents = self.contents();
+        let layout = contents.layouts.get(layout)?;
+        let entry = layout.entries.iter().next()?;
+        Some((entry.key.clone(), entry.created, layout.revision.max(entry.created)))
     }
 
-    /// Ends if nobody holds a handle any more; none is given out afterwards.
-    pub(super) fn end_unless_wanted(&self) -> bool {
-        let mut seen = self.seen();
-        if self.told.is_closed() {
-            seen.ended = true;
-            seen.merged = None;
-            seen.sights.clear();
+    /// Updates the snapshot of one layout, and notifies the handles if a node changed (the result of `update`), or if the view
+    /// failed or recovered.
+    pub(super) fn update(&self, layout: usize, update: impl FnOnce(&mut LayoutSnapshot) -> bool) {
+        let mut contents = self.contents();
+        // Absent once the view has ended; the task behind this update is about to end, too.
+        let Some(layout) = contents.layouts.get_mut(layout) else { return };
+        let had_failed = layout.error.is_some();
+        let changed = update(layout);
+        let notifies = changed || layout.error.is_some() != had_failed;
+        if changed {
+            contents.merged = None;
+            self.generation.fetch_add(1, Ordering::Release);
         }
-        seen.ended
+        drop(contents);
+        if notifies {
+            self.changes.send_replace(());
+        }
+    }
+
+    /// Ends the view if no handle is left. No handle can be created afterwards.
+    pub(super) fn end_if_unused(&self) -> bool {
+        let mut contents = self.contents();
+        if self.changes.is_closed() {
+            contents.has_ended = true;
+            contents.merged = None;
+            contents.layouts.clear();
+        }
+        contents.has_ended
     }
 
     pub(crate) fn end(&self) {
-        self.seen().ended = true;
-        self.told.send_replace(());
+        self.contents().has_ended = true;
+        self.changes.send_replace(());
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.contents().has_ended
+    }
+
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The nodes of several layouts: what is kept of each, and what is known.
-fn merged(sights: Vec<(Option<Keys>, Keys)>) -> Nodes {
-    let is_one = sights.len() == 1;
-    let mut places = HashSet::new();
-    let mut is_new = |known: &Arc<Known>| {
-        let node = known.node();
-        is_one || node.is_some_and(|node| places.insert((node.version.clone(), node.addr.clone())))
-    };
-    let mut all: Vec<Arc<Known>> = Vec::new();
-    for (kept, known) in sights {
-        let of_sight = kept.map_or_else(|| known.clone(), |kept| kept.with(&known));
-        all.extend(of_sight.iter().filter(|known| is_new(known)).cloned());
-    }
-    Nodes(Keys::of(all))
-}
-
-impl Sight {
-    /// Takes over a reading: of the etcd that was known, or of one that has lost its data.
-    pub(super) fn read(&mut self, now: Instant, revision: i64, keys: Keys, is_the_same: bool) {
-        let before = std::mem::replace(&mut self.known, keys);
-        if !is_the_same {
-            info!(nodes = before.nodes(), "etcd has lost its data; what was known is kept for {GRACE:?}");
-            let kept = self.kept.take().map(|(_, kept)| kept).unwrap_or_default();
-            self.kept = Some((now + GRACE, kept.with(&before)));
+impl LayoutSnapshot {
+    /// Replaces all entries. If etcd has lost its data, the former ones are retained for a while.
+    pub(super) fn replace(&mut self, now: Instant, revision: i64, entries: NodeSet, has_same_data: bool) {
+        let before = std::mem::replace(&mut self.entries, entries);
+        if !has_same_data {
+            info!(nodes = before.node_count(), "etcd has lost its data; earlier nodes are retained for {RETENTION:?}");
+            let retained = self.retained.take().map(|(_, retained)| retained).unwrap_or_default();
+            self.retained = Some((now + RETENTION, retained.union(&before)));
         }
         self.revision = revision;
-        self.heard = Some(now);
-        self.trouble = None;
+        self.confirmed_at = Some(now);
+        self.error = None;
     }
 
-    /// Whether that changed a node.
-    pub(super) fn apply(&mut self, now: Instant, changes: Vec<News<Arc<Known>>>) -> bool {
-        self.heard = Some(now);
-        let mut changed = self.kept.take_if(|(until, _)| *until <= now).is_some();
-        for news in changes {
-            // Deleted, it is not coming back; put, it has.
-            let key = match &news {
-                News::Put(known) => &known.key,
-                News::Deleted(key) => key.as_slice(),
+    /// Applies changes in order. Returns true if a node changed.
+    pub(super) fn apply(&mut self, now: Instant, changes: Vec<KeyChange<Arc<Entry>>>) -> bool {
+        self.confirmed_at = Some(now);
+        let mut changed = self.retained.take_if(|(until, _)| *until <= now).is_some();
+        for change in changes {
+            // A retained entry is obsolete once its key is put or deleted.
+            let key = match &change {
+                KeyChange::Put(entry) => &entry.key,
+                KeyChange::Deleted(key) => key.as_slice(),
             };
-            let kept = self.kept.as_mut().and_then(|(_, kept)| kept.remove(key));
-            let (is, was) = match news {
-                News::Put(known) => (Some(known.clone()), self.known.insert(known)),
-                News::Deleted(key) => (None, self.known.remove(&key)),
+            let retained = self.retained.as_mut().and_then(|(_, retained)| retained.remove(key));
+            let (new, old) = match change {
+                KeyChange::Put(entry) => (Some(entry.clone()), self.entries.insert(entry)),
+                KeyChange::Deleted(key) => (None, self.entries.remove(&key)),
             };
-            changed |= told(was.or(kept).as_ref()) != told(is.as_ref());
+            changed |= published(old.or(retained).as_ref()) != published(new.as_ref());
         }
         changed
     }
+
+    pub(super) fn fail(&mut self, error: Unavailable) {
+        self.error = Some(error);
+    }
 }
 
-/// What is told of a key: the node, and whether it says that it speaks TLS.
-fn told(known: Option<&Arc<Known>>) -> Option<(&ServerNode, bool)> {
-    let known = known?;
-    Some((known.node()?, known.is_secured()))
+/// The part of an entry that handles can see: its node, and whether that uses TLS.
+fn published(entry: Option<&Arc<Entry>>) -> Option<(&ServerNode, bool)> {
+    let entry = entry?;
+    Some((entry.node()?, entry.uses_tls()))
+}
+
+/// Merges the retained and the current entries of each layout. An instance under several layouts counts once, as the first
+/// of them has it.
+fn merge(layouts: Vec<(Option<NodeSet>, NodeSet)>) -> Nodes {
+    let is_single = layouts.len() == 1;
+    let mut instances = HashSet::new();
+    let mut is_new = |entry: &Arc<Entry>| {
+        let node = entry.node();
+        is_single || node.is_some_and(|node| instances.insert((node.version.clone(), node.addr.clone())))
+    };
+    let mut all: Vec<Arc<Entry>> = Vec::new();
+    for (retained, entries) in layouts {
+        let of_layout = retained.map_or_else(|| entries.clone(), |retained| retained.union(&entries));
+        all.extend(of_layout.iter().filter(|entry| is_new(entry)).cloned());
+    }
+    Nodes(NodeSet::from_sorted(all))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
-    use super::Picture;
+    use super::ViewState;
 
     #[test]
-    fn the_task_of_a_second_layout_may_have_news_after_the_end() {
+    fn the_task_of_a_second_layout_may_have_changes_after_the_end() {
         let layouts = ["seed", "kratos"].map(|name| name.parse().unwrap());
-        let picture = Picture::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
-        let picture = Arc::new(picture);
-        drop(picture.subscribe().unwrap());
-        assert!(picture.end_unless_wanted());
-        picture.tell(1, |_| panic!("nobody knows of it any more"));
-        assert!(picture.witness(1).is_none() && picture.subscribe().is_none());
+        let state = ViewState::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        drop(state.subscribe().unwrap());
+        assert!(state.end_if_unused());
+        state.update(1, |_| panic!("the view has ended"));
+        assert!(state.sample(1).is_none() && state.subscribe().is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leasehold::{Invalid, Layout, Listed, ServerNode, ServiceName, Version};
+use leasehold::{Invalid, Layout, RawEntry, ServerNode, ServiceName, Version};
 
 use super::Finding;
 use crate::error::shown;
@@ -15,7 +15,7 @@ enum Owner {
 }
 
 impl Owner {
-    fn of(found: &Listed, layouts: &[Layout]) -> Option<Self> {
+    fn of(found: &RawEntry, layouts: &[Layout]) -> Option<Self> {
         let reads = |layout: &Layout| layout.parse(found.key.as_bytes(), &found.value).is_ok();
         let owner = Layout::NAMES.into_iter().find(|name| name.parse().is_ok_and(|layout| reads(&layout)));
         owner.map(Self::Layout).or_else(|| {
@@ -29,7 +29,7 @@ impl Owner {
 }
 
 /// Findings about keys, in no order.
-pub(super) fn findings(listed: &[Listed], layouts: &[Layout]) -> Vec<Finding> {
+pub(super) fn findings(listed: &[RawEntry], layouts: &[Layout]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut collisions = Collisions::of(listed, layouts);
     for found in listed {
@@ -93,7 +93,7 @@ fn nested(key: &str, prefix: &str) -> Finding {
 }
 
 /// Why it is no node of a layout, if it would be one but for its weight.
-fn wrong_weight(found: &Listed, layouts: &[Layout]) -> Option<Invalid> {
+fn wrong_weight(found: &RawEntry, layouts: &[Layout]) -> Option<Invalid> {
     let below = layouts.iter().filter(|layout| found.key.starts_with(&layout.root()));
     below.filter_map(|layout| layout.parse(found.key.as_bytes(), &found.value).err()).find(|why| why.field == "weight")
 }
@@ -123,7 +123,7 @@ struct Collisions<'a> {
 }
 
 impl<'a> Collisions<'a> {
-    fn of(listed: &'a [Listed], layouts: &[Layout]) -> Self {
+    fn of(listed: &'a [RawEntry], layouts: &[Layout]) -> Self {
         let mut services: BTreeMap<String, BTreeSet<&ServiceName>> = BTreeMap::new();
         for found in listed {
             let Ok(node) = &found.node else { continue };
@@ -137,7 +137,7 @@ impl<'a> Collisions<'a> {
     }
 
     /// A key that is a node of the service, or of no service that is looked at.
-    fn look(&mut self, found: &'a Listed, owner: &'a str, name: Option<&ServiceName>) {
+    fn look(&mut self, found: &'a RawEntry, owner: &'a str, name: Option<&ServiceName>) {
         for (at, _) in found.key.match_indices('/') {
             let prefix = &found.key[..=at];
             let Some(services) = self.services.get(prefix) else { continue };
@@ -172,13 +172,13 @@ impl<'a> Collisions<'a> {
     }
 }
 
-fn is_of(found: &Listed, node: &ServerNode, layout: &Layout) -> bool {
+fn is_of(found: &RawEntry, node: &ServerNode, layout: &Layout) -> bool {
     layout.parse(found.key.as_bytes(), &found.value).is_ok_and(|read| read == *node)
 }
 
 /// Addresses under which several services are published.
-fn shared_addresses(listed: &[Listed]) -> Vec<Finding> {
-    let mut places: BTreeMap<&str, Vec<(&Listed, &ServerNode)>> = BTreeMap::new();
+fn shared_addresses(listed: &[RawEntry]) -> Vec<Finding> {
+    let mut places: BTreeMap<&str, Vec<(&RawEntry, &ServerNode)>> = BTreeMap::new();
     for found in listed {
         if let Ok(node) = &found.node {
             places.entry(node.addr.as_str()).or_default().push((found, node));
@@ -205,8 +205,8 @@ fn shared_addresses(listed: &[Listed]) -> Vec<Finding> {
 }
 
 /// Addresses under which one service stands several times in one layout.
-fn duplicates(listed: &[Listed], layout: &Layout) -> Vec<Finding> {
-    let mut places: BTreeMap<(&str, &str), Vec<&Listed>> = BTreeMap::new();
+fn duplicates(listed: &[RawEntry], layout: &Layout) -> Vec<Finding> {
+    let mut places: BTreeMap<(&str, &str), Vec<&RawEntry>> = BTreeMap::new();
     for found in listed {
         if let Ok(node) = &found.node
             && is_of(found, node, layout)
@@ -215,7 +215,7 @@ fn duplicates(listed: &[Listed], layout: &Layout) -> Vec<Finding> {
         }
     }
     let several = places.into_iter().filter(|(_, keys)| has_several_leases(keys.iter().copied()));
-    let finding = |((name, addr), keys): ((&str, &str), Vec<&Listed>)| {
+    let finding = |((name, addr), keys): ((&str, &str), Vec<&RawEntry>)| {
         let others: Vec<_> = keys[1..].iter().take(3).map(|found| shown(&found.key)).collect();
         let more = if keys.len() > 4 { ", and more" } else { "" };
         Finding {
@@ -230,6 +230,6 @@ fn duplicates(listed: &[Listed], layout: &Layout) -> Vec<Finding> {
     several.map(finding).collect()
 }
 
-fn has_several_leases<'a>(keys: impl Iterator<Item = &'a Listed>) -> bool {
+fn has_several_leases<'a>(keys: impl Iterator<Item = &'a RawEntry>) -> bool {
     keys.map(|found| found.lease).collect::<BTreeSet<_>>().len() > 1
 }

@@ -8,7 +8,7 @@ mod leases;
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, stream};
-use leasehold::{Addr, Error, Listed, Options, Registrar};
+use leasehold::{Addr, Error, Options, RawEntry, Registrar};
 use serde::Serialize;
 use tokio::{
     net::TcpStream,
@@ -115,7 +115,7 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
 }
 
 /// Which nodes take no connection from here.
-async fn unreachable(listed: &[Listed]) -> Vec<Finding> {
+async fn unreachable(listed: &[RawEntry]) -> Vec<Finding> {
     let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
     for found in listed {
         if let Ok(node) = &found.node {
