@@ -1,4 +1,4 @@
-//! A plain Rust service that is registered while it serves; no component, no wasmtime.
+//! A plain Rust service that is registered while it serves, without a component and without wasmtime.
 //!
 //! `cargo run --release -p leasehold --example native -- http://127.0.0.1:2379 user 127.0.0.1:10002`
 
@@ -15,7 +15,7 @@ use tokio::{
     },
 };
 
-#[expect(clippy::print_stdout, reason = "an example speaks to its reader")]
+#[expect(clippy::print_stdout, reason = "an example prints for its reader")]
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = env::args().skip(1);
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addr = arguments.next().unwrap_or("127.0.0.1:10002".to_owned());
 
     let mut terminate = signal(SignalKind::terminate())?;
-    // Serve first, then announce: nobody is sent to a closed port.
+    // Listen before registering: no client is sent to a closed port.
     let listener = TcpListener::bind(&addr).await?;
     let registrar = Registrar::start(Options::new([endpoint]))?;
     let registration = registrar.register(ServerNode::new(&name, &addr)?).await?;
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    // Leave first, then stop serving.
+    // Deregister before the listener closes.
     registration.stop().await?;
     registrar.shutdown(Duration::from_secs(5)).await?;
     println!("{} is gone", registration.key());

@@ -1,11 +1,12 @@
-//! How long to wait before the next try.
+//! Pauses between attempts.
 
 use std::time::Duration;
 
-/// The first backoff is drawn from zero to this.
+/// Longest first pause.
 pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 
-/// Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+/// Draws the pause after a number of failures: exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS
+/// Architecture Blog, 2015).
 pub(crate) fn backoff(rng: &mut fastrand::Rng, failures: u32, cap: Duration) -> Duration {
     let ceiling = FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(cap);
     ceiling.mul_f64(rng.f64())

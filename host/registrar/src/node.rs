@@ -1,4 +1,4 @@
-//! What a service instance is: `ServerNode` and the rules of its parts, parsed once at the edge.
+//! A service instance: `ServerNode` and the rules of its parts, parsed once at the edge.
 
 use std::{
     fmt,
@@ -9,18 +9,18 @@ use std::{
 
 use smol_str::SmolStr;
 
-/// The longest service name, in bytes.
+/// Longest service name, in bytes.
 const MAX_NAME_BYTES: usize = 253;
-/// The longest version, in bytes.
+/// Longest version, in bytes.
 const MAX_VERSION_BYTES: usize = 128;
-/// The most pairs of metadata that a node carries.
+/// Largest number of metadata pairs of a node.
 const MAX_METADATA_PAIRS: usize = 64;
-/// The most metadata that a node carries, keys and values together, in bytes.
+/// Largest size of the metadata of a node, keys and values together, in bytes.
 const MAX_METADATA_BYTES: usize = 16 * 1024;
-/// The longest host part of an address, in bytes (RFC 1035, section 2.3.4).
+/// Longest host part of an address, in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_BYTES: usize = 253;
 
-/// A part of a node that breaks its rule. Repeating the call does not help.
+/// An error about a part of a node that breaks its rule. Repeating the call does not help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {rule}")]
 pub struct Invalid {
@@ -36,7 +36,7 @@ impl Invalid {
     }
 }
 
-/// A service's name: 1 to 253 bytes of visible ASCII characters without `/`.
+/// Name of a service: 1 to 253 bytes of visible ASCII characters without `/`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(SmolStr);
 
@@ -69,7 +69,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// A version: empty for none, else at most 128 bytes of visible ASCII characters without `/`.
+/// Version of a service: empty for none, else at most 128 bytes of visible ASCII characters without `/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(SmolStr);
 
@@ -99,7 +99,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Where clients reach an instance: `host:port`, never a wildcard, since no client can dial one.
+/// Address at which clients reach an instance: `host:port`, never a wildcard, since no client can dial one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Addr(SmolStr);
 
@@ -130,7 +130,7 @@ impl Addr {
         Ok(Self(text))
     }
 
-    /// The address as text, exactly as it was given.
+    /// The address as text, byte for byte as parsed.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -162,7 +162,7 @@ impl fmt::Display for Addr {
     }
 }
 
-/// How much of the traffic an instance wants, 1 to 100.
+/// Share of the traffic that an instance takes, relative to others: 1 to 100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weight(u8);
 
@@ -179,8 +179,8 @@ impl Weight {
 
     /// The nearest weight to `value`.
     pub(crate) fn clamped(value: f64) -> Self {
-        // `max` turns what is not a number into the smallest weight, which `clamp` would let through.
-        #[expect(clippy::manual_clamp, reason = "it differs for what is not a number")]
+        // `max` turns NaN into the smallest weight; `clamp` would return it.
+        #[expect(clippy::manual_clamp, reason = "it differs for NaN")]
         let within = value.max(1.0).min(100.0);
         Self(within as u8)
     }
@@ -206,22 +206,22 @@ impl fmt::Display for Weight {
 /// One instance of a service, as its clients find it. Cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerNode {
-    /// The service that this is an instance of.
+    /// Name of the service.
     pub name: ServiceName,
-    /// Where clients reach it.
+    /// Address at which clients reach the instance.
     pub addr: Addr,
-    /// Its version; empty for none.
+    /// Version; empty for none.
     pub version: Version,
-    /// Its weight; `None` lets the host compute it from load.
+    /// Weight; `None` lets the host compute it from load.
     pub weight: Option<Weight>,
-    /// What else its clients may want to know, in the order it was given.
+    /// Further pairs for clients, in the order of registration.
     pub metadata: Metadata,
 }
 
 impl ServerNode {
-    /// A node of `name` at `addr`, without version and metadata, with a computed weight.
+    /// Creates a node without version and metadata, with a computed weight.
     ///
-    /// Fails with the first part that breaks its rule.
+    /// Fails for a name or an address that breaks its rule.
     pub fn new(name: &str, addr: &str) -> Result<Self, Invalid> {
         Ok(Self {
             name: name.parse()?,
@@ -233,12 +233,12 @@ impl ServerNode {
     }
 }
 
-/// Pairs of key and value, at most 64 and 16 KiB together, no key twice.
+/// Metadata of a node: pairs with distinct keys, at most 64, of at most 16 KiB in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata(Arc<[(String, String)]>);
 
 impl Metadata {
-    /// The pairs, in the order they were given.
+    /// The pairs in the order of registration.
     pub fn pairs(&self) -> &[(String, String)] {
         &self.0
     }
@@ -281,7 +281,7 @@ fn visible(field: &'static str, text: &str, max_bytes: usize) -> Result<(), Inva
     }
 }
 
-/// Foreign text, quoted and cut so that an error stays one readable line.
+/// Quotes and shortens untrusted text, so that an error stays one readable line.
 fn shown(text: &str) -> String {
     const ENOUGH: usize = 80;
     match text.char_indices().nth(ENOUGH) {

@@ -1,4 +1,4 @@
-//! The handle to one node that is kept in etcd.
+//! The handle of one registration.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,31 +18,31 @@ use crate::{
 
 /// A node that is kept in etcd until [`Registration::stop`].
 ///
-/// Dropping it takes the node back too, in the background: it signals and does not wait.
+/// Dropping the handle deregisters the node in the background, without waiting.
 #[derive(Debug)]
 pub struct Registration {
     pub(crate) key: Arc<str>,
     pub(crate) node: Arc<ServerNode>,
-    /// Present until the drop; the lease watches whether it is alive.
+    /// Present until the drop, which the lease notices by its weak reference.
     pub(crate) board: Option<Arc<Board>>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) renewals_before: u64,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) stop_timeout: Duration,
     pub(crate) nudge: Arc<Notify>,
-    /// Keeps the registrar alive, whose other handles may all be gone.
+    /// Keeps the registrar alive after its other handles are dropped.
     pub(crate) keeper: Option<mpsc::Sender<Request>>,
-    /// The same node under further layouts.
+    /// Registrations of the same node under further layouts.
     pub(crate) others: Vec<Registration>,
 }
 
 impl Registration {
-    /// The key in etcd; with several layouts that of the first.
+    /// The key in etcd; with several layouts, that of the first.
     pub fn key(&self) -> &Arc<str> {
         &self.key
     }
 
-    /// Every key in etcd: one for each layout, in their order.
+    /// All keys in etcd: one per layout, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts().map(|part| &part.key)
     }
@@ -51,15 +51,15 @@ impl Registration {
         std::iter::once(self).chain(&self.others)
     }
 
-    /// The node as it was registered, whatever [`replace`](Self::replace) made of it since; [`status`](Self::status) has
-    /// the present weight.
+    /// The node as registered, without later changes by [`replace`](Self::replace); [`status`](Self::status) has the current
+    /// weight.
     pub fn node(&self) -> &ServerNode {
         &self.node
     }
 
-    /// Where it stands now. Never waits.
+    /// The current status. Never waits.
     ///
-    /// With several layouts the state is that of the key which is worst off, and so are time left and renewals.
+    /// With several layouts, the worst state, the shortest remaining time and the fewest renewals of their keys.
     pub fn status(&self) -> Status {
         self.others.iter().map(Self::status_of_key).fold(self.status_of_key(), Status::with)
     }
@@ -72,14 +72,14 @@ impl Registration {
             true => (Duration::ZERO, Duration::ZERO),
             false => (self.vitals.remaining(now), self.vitals.age(now)),
         };
-        // A process that was suspended finds out before it trusts.
+        // After a suspension of the process, the lease may have expired unnoticed.
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
         let renewals = self.vitals.renewals() - self.renewals_before;
         Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
     }
 
-    /// Returns when the status satisfies `is_met`, at once if it does already. A stopped registration fails with
-    /// [`Error::Ended`] unless that is what is waited for.
+    /// Waits until the status satisfies `is_met`. Fails with [`Error::Ended`] once the registration has stopped, unless
+    /// `is_met` accepts that status.
     pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
         loop {
             let mut changes: Vec<_> = self.parts().map(|part| Box::pin(part.vitals.changed.notified())).collect();
@@ -99,29 +99,29 @@ impl Registration {
 
     /// Publishes this weight from now on, instead of the computed one.
     ///
-    /// Ok: it is taken over and will be written, a second after the change before it at the earliest; an equal weight
-    /// writes nothing. Fails with [`Error::Ended`] after the end.
+    /// Returns once the change is accepted. It is written at least one second after the change before it; an equal weight is
+    /// not written. Fails with [`Error::Ended`] when the registration has ended.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        self.tell(|key, reply| Command::Weigh { key, weight, reply }).await
+        self.send(|key, reply| Command::Weigh { key, weight, reply }).await
     }
 
-    /// Publishes another node under the same keys from now on: other metadata, another weight, and another version where
-    /// the layouts have none in their keys. Without a weight in `node` the published one stays until the host computes
+    /// Publishes another node under the same keys from now on: other metadata, another weight, and another version under
+    /// layouts whose keys have no version. Without a weight in `node`, the published one stays until the host computes
     /// another.
     ///
-    /// Ok: it is taken over and will be written in place, a second after the change before it at the earliest. Fails with
-    /// [`Error::Invalid`] for a node that has another key under a layout, of which some may have been replaced then, and
-    /// with [`Error::Ended`] after the end.
+    /// Returns once the change is accepted. It is written in place at least one second after the change before it. Fails with
+    /// [`Error::Invalid`] for a node that has another key under one of the layouts, in which case keys of other layouts may
+    /// have been replaced, and with [`Error::Ended`] when the registration has ended.
     pub async fn replace(&self, node: ServerNode) -> Result<(), Error> {
         let node = Arc::new(node);
-        self.tell(|key, reply| Command::Replace { key, node: node.clone(), reply }).await
+        self.send(|key, reply| Command::Replace { key, node: node.clone(), reply }).await
     }
 
-    async fn tell(
+    async fn send(
         &self,
         command: impl Fn(Arc<str>, oneshot::Sender<Result<(), Error>>) -> Command,
     ) -> Result<(), Error> {
-        let told = self.parts().map(|part| {
+        let outcomes = self.parts().map(|part| {
             let (reply, done) = oneshot::channel();
             let command = command(part.key.clone(), reply);
             async {
@@ -129,18 +129,19 @@ impl Registration {
                 done.await.map_err(|_| Error::Ended)?
             }
         });
-        join_all(told).await.into_iter().collect()
+        join_all(outcomes).await.into_iter().collect()
     }
 
-    /// Takes the node out of etcd. Ok: its keys are gone, or somebody else's by now, and nothing brings them back.
+    /// Deregisters the node. Returns once its keys are deleted, or held by another lease, and nothing of this host can bring
+    /// them back.
     ///
-    /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion goes on until it is done.
+    /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion continues in the background.
     pub async fn stop(&self) -> Result<(), Error> {
         let stopped = self.parts().map(|part| async {
             let (reply, done) = oneshot::channel();
             let command = Command::Stop { key: part.key.clone(), reply };
             match part.commands.send(command).await {
-                // A lease that has ended has taken its keys back.
+                // A lease that has ended has deleted its keys.
                 Err(_) => Ok(()),
                 Ok(()) => done.await.unwrap_or(Ok(())),
             }

@@ -1,32 +1,32 @@
-//! How an etcd is, as its members tell: each endpoint by itself, and what the cluster is alarmed about.
+//! Health of etcd: the status of each endpoint, and the alarms of the cluster.
 
 use crate::error::Unavailable;
 
-/// What [`Registrar::health`](crate::Registrar::health) found.
+/// Health of etcd; see [`Registrar::health`](crate::Registrar::health).
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// The endpoints that are known here, in their order.
+    /// Status of the configured endpoints, in their order.
     pub endpoints: Vec<(String, Result<Member, Unavailable>)>,
-    /// What the cluster is alarmed about; `None` where that is not this user's to see.
+    /// Alarms of the cluster; `None` if this user has no permission to read them.
     pub alarms: Option<Vec<Alarm>>,
 }
 
-/// How one member is.
+/// Status of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Whether it knows a leader. Without one it neither writes nor answers most questions.
+    /// Set while the member knows a leader. Without one it serves no writes and few reads.
     pub has_leader: bool,
-    /// How large its database is, in bytes.
+    /// Size of its database, in bytes.
     pub database: u64,
-    /// How large that may become; `None` where etcd does not tell, which it does from 3.6 on.
+    /// Largest size of its database, in bytes; `None` before etcd 3.6.
     pub quota: Option<u64>,
 }
 
-/// Why etcd refuses to do a part of its work until somebody has done something.
+/// An alarm, which makes etcd refuse requests until an operator disarms it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alarm {
-    /// A database is full: nothing is written.
+    /// A database is full: etcd refuses writes.
     NoSpace,
-    /// The data of members differ.
+    /// The data of members differs.
     Corrupt,
 }

@@ -1,29 +1,29 @@
-//! One conditional write: what it says to etcd, and what etcd answers.
+//! One conditional write: its request to etcd, and the outcome in the response.
 
 use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-/// One conditional write. Every write of a key names the lease under which the key is believed to stand, so that a
-/// write which lands late, or meets somebody else's key, does nothing.
+/// One conditional write. It names the lease that is believed to hold the key, so that a write which arrives late, or meets
+/// a key of another lease, does nothing.
 #[derive(Debug)]
 pub(crate) enum Op {
-    /// Puts the key if it stands under `held`, or under no lease, or not at all.
+    /// Puts the key if lease `held` or no lease holds it, or it does not exist.
     Put { key: Arc<str>, value: Vec<u8>, held: i64 },
-    /// Deletes the key if it stands under `held`.
+    /// Deletes the key if lease `held` holds it.
     Delete { key: Arc<str>, held: i64 },
 }
 
-/// What became of an [`Op`].
+/// Outcome of an [`Op`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The key stands under the lease now; before, it stood under `over` (0: under none, or it did not exist).
+    /// The lease holds the key now; before, lease `over` did (0: no lease, or the key did not exist).
     Written { over: i64 },
-    /// The key did stand under `held` and is gone.
+    /// Lease `held` held the key, which is deleted.
     Deleted,
     /// The key did not exist.
     Absent,
-    /// Nothing was done: the key stands under another lease (0: a delete met a key without a lease).
+    /// Nothing was written: another lease holds the key (0: a delete met a key without a lease).
     HeldBy(i64),
 }
 
@@ -34,6 +34,7 @@ impl Op {
         }
     }
 
+    /// Size in a request, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Put { key, value, .. } => 4 * key.len() + 2 * value.len(),
@@ -41,15 +42,16 @@ impl Op {
         }
     }
 
+    /// The request: a transaction within the transaction of a group commit.
     pub(super) fn conditional(&self, lease: i64) -> TxnOp {
         let held_by = |key: &Arc<str>, lease| Compare::lease(key.as_bytes(), CompareOp::Equal, lease);
-        // With its value: etcd 3.7 leaves the lease out of an answer that has keys only.
-        let look = |key: &Arc<str>| TxnOp::get(key.as_bytes(), None);
+        // With its value: etcd 3.7 leaves the lease out of a response with keys only.
+        let read = |key: &Arc<str>| TxnOp::get(key.as_bytes(), None);
         TxnOp::txn(match self {
             Self::Put { key, value, held } => {
                 let put = || TxnOp::put(key.as_bytes(), value.clone(), Some(PutOptions::new().with_lease(lease)));
                 // A missing key compares as one without a lease.
-                let free = Txn::new().when([held_by(key, 0)]).and_then([put()]).or_else([look(key)]);
+                let free = Txn::new().when([held_by(key, 0)]).and_then([put()]).or_else([read(key)]);
                 match held {
                     0 => free,
                     held => Txn::new().when([held_by(key, *held)]).and_then([put()]).or_else([TxnOp::txn(free)]),
@@ -58,17 +60,18 @@ impl Op {
             Self::Delete { key, held } => Txn::new()
                 .when([held_by(key, *held)])
                 .and_then([TxnOp::delete(key.as_bytes(), Some(DeleteOptions::new()))])
-                .or_else([look(key)]),
+                .or_else([read(key)]),
         })
     }
 
-    pub(super) fn outcome(&self, answer: &TxnOpResponse) -> Option<Outcome> {
-        let TxnOpResponse::Txn(answer) = answer else { return None };
+    /// The outcome in a response; `None` if it does not fit the request.
+    pub(super) fn outcome(&self, response: &TxnOpResponse) -> Option<Outcome> {
+        let TxnOpResponse::Txn(response) = response else { return None };
         match self {
-            Self::Put { held, .. } => written(answer, *held),
-            Self::Delete { .. } => match answer.op_responses().first()? {
-                TxnOpResponse::Delete(gone) => {
-                    Some(if gone.deleted() > 0 { Outcome::Deleted } else { Outcome::Absent })
+            Self::Put { held, .. } => written(response, *held),
+            Self::Delete { .. } => match response.op_responses().first()? {
+                TxnOpResponse::Delete(delete) => {
+                    Some(if delete.deleted() > 0 { Outcome::Deleted } else { Outcome::Absent })
                 }
                 found => holder(found),
             },
@@ -76,15 +79,15 @@ impl Op {
     }
 }
 
-fn written(answer: &TxnResponse, held: i64) -> Option<Outcome> {
-    match answer.op_responses().first()? {
+fn written(response: &TxnResponse, held: i64) -> Option<Outcome> {
+    match response.op_responses().first()? {
         TxnOpResponse::Put(_) => Some(Outcome::Written { over: held }),
         TxnOpResponse::Txn(free) => written(free, 0),
         found => holder(found),
     }
 }
 
-fn holder(answer: &TxnOpResponse) -> Option<Outcome> {
-    let TxnOpResponse::Get(found) = answer else { return None };
+fn holder(response: &TxnOpResponse) -> Option<Outcome> {
+    let TxnOpResponse::Get(found) = response else { return None };
     Some(found.kvs().first().map_or(Outcome::Absent, |found| Outcome::HeldBy(found.lease())))
 }

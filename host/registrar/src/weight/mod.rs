@@ -1,4 +1,4 @@
-//! From load to weight, and when a new weight is worth a write.
+//! Weight computed from load, and the damping of its writes.
 
 pub(crate) mod load;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::node::Weight;
 
-/// How busy the machine is, or the container's share of it.
+/// Load of the machine, or of the container's share of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
     /// Processor time in use, 0 to 100 percent of what this process may use.
@@ -22,13 +22,13 @@ pub fn weight_of(load: Load) -> Weight {
     Weight::clamped((free(load.cpu_percent) * 0.5 + free(load.memory_percent) * 0.5).round())
 }
 
-/// When a new weight is written: only a move that matters, and not too often.
+/// Damping of computed weights: small changes are not written, and large ones not too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Damping {
     /// A computed weight is written when it differs from the published one by at least this much.
     /// 0 and 1 write every change.
     pub dead_band: u32,
-    /// At least this long between two writes of computed weights of one registration. Zero writes at every sample.
+    /// Shortest time between two writes of computed weights of one registration. Zero writes at every sample.
     pub min_interval: Duration,
 }
 
@@ -39,22 +39,23 @@ impl Default for Damping {
 }
 
 impl Damping {
-    /// Whether `computed` should replace `published`, which has stood for `age`.
+    /// Returns true if `computed` should replace `published`, which was written `age` ago.
     pub fn lets_through(self, published: Weight, computed: Weight, age: Duration) -> bool {
-        let moved = published.value().abs_diff(computed.value());
-        moved > 0 && moved >= self.dead_band && age >= self.min_interval
+        let change = published.value().abs_diff(computed.value());
+        change > 0 && change >= self.dead_band && age >= self.min_interval
     }
 }
 
-/// Share of a new sample in the smoothed load. Four samples carry about three quarters of it, so a burst shorter than a
-/// sample hardly moves the weight.
+/// Share of a new sample in the smoothed load. The last four samples make up about three quarters of it, so a burst shorter
+/// than a sample hardly moves the weight.
 const NEW_SHARE: f64 = 0.3;
 
-/// An exponentially weighted moving average of load.
+/// Exponentially weighted moving average of load.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Smoothed(Option<Load>);
 
 impl Smoothed {
+    /// Adds a sample, and returns the new average.
     pub(crate) fn add(&mut self, sample: Load) -> Load {
         let blend = |old: f64, new: f64| old + (new - old) * NEW_SHARE;
         let next = match self.0 {
