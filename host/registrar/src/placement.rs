@@ -310,7 +310,7 @@ impl Keeper {
             stop_timeout: self.options.stop_timeout,
             board: Some(board),
             nudge: slot.nudge.clone(),
-            keeper: None,
+            registrar: None,
             others: Vec::new(),
         };
         slot.names.insert(node.name.clone());

@@ -30,7 +30,7 @@ use crate::{
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
     placement::{Application, Keeper, Line, Request},
-    registration::Registration,
+    registration::{RegistrarGuard, Registration},
     status::Event,
 };
 
@@ -44,6 +44,7 @@ const MAX_AHEAD: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone)]
 pub struct Registrar {
     line: Line,
+    guard: RegistrarGuard,
     options: Arc<Options>,
 }
 
@@ -97,7 +98,7 @@ impl Registrar {
             })
             .map_err(no_thread)?;
         outcome.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { line, options })
+        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
     }
 
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
@@ -109,7 +110,7 @@ impl Registrar {
         let (keeper, line) = Keeper::new(options.clone());
         let etcd = Etcd::over(&options, channels, line.latencies.clone()).await?;
         TaskTracker::new().spawn(line.suspension.clone().hold(keeper.live(etcd))); // Waited for through `ended`.
-        Ok(Self { line, options })
+        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
     }
 
     /// Stops everything that goes on in this registrar, while time goes on, or lets it go on.
@@ -203,7 +204,7 @@ impl Registrar {
             placed.map_err(|_| Error::Timeout { what: "register", after: patience })???;
         // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
-        registration.keeper = Some(self.line.requests.clone());
+        registration.registrar = Some(self.guard.clone());
         Ok(registration)
     }
 

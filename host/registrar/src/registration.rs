@@ -1,6 +1,6 @@
 //! The handle of one registration.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures::future::{join_all, select_all};
 use tokio::{
@@ -12,9 +12,11 @@ use crate::{
     error::Error,
     lease::task::Command,
     node::{ServerNode, Weight},
-    placement::Request,
     status::{Board, Standing, State, Status, Vitals},
 };
+
+/// Guard that all handles of a registrar share: the registrar runs until the last one is dropped.
+pub(crate) type RegistrarGuard = Arc<dyn fmt::Debug + Send + Sync>;
 
 /// A node that is kept in etcd until [`Registration::stop`].
 ///
@@ -30,8 +32,8 @@ pub struct Registration {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) stop_timeout: Duration,
     pub(crate) nudge: Arc<Notify>,
-    /// Keeps the registrar alive after its other handles are dropped.
-    pub(crate) keeper: Option<mpsc::Sender<Request>>,
+    /// Present once the key is confirmed.
+    pub(crate) registrar: Option<RegistrarGuard>,
     /// Registrations of the same node under further layouts.
     pub(crate) others: Vec<Registration>,
 }
