@@ -1,4 +1,4 @@
-//! What `generate!` makes of `wit/world.wit`: the registry, the configuration, and the lifecycle to export.
+//! Bindings generated from `wit/world.wit`: the registry, the configuration, and the exported lifecycle.
 
 #![expect(unsafe_code, reason = "generated")]
 

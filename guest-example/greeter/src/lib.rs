@@ -1,4 +1,4 @@
-//! A greeter: registers itself in etcd, greets whoever asks, and says who it is.
+//! A greeter that registers itself in etcd, responds with a greeting, and reports its registration.
 
 mod bindings;
 
@@ -13,28 +13,28 @@ use bindings::{
 use serde_json::json;
 use wstd::http::{Body, Error, Method, Request, Response, StatusCode};
 
-/// How long etcd remembers this service when its host dies.
+/// Time that the key outlives a dead host.
 const TTL_SECONDS: u32 = 10;
 
 struct Greeter;
 
 impl lifecycle::Guest for Greeter {
-    /// Called once, when the listener is bound: the host keeps what is registered here until `stop`.
+    /// Called once, when the listener is bound. The host keeps this registration until `stop`.
     fn start() -> Result<(), String> {
         let node = ServerNode {
             name: config("name")?.unwrap_or_else(|| "greeter".into()),
-            // Without one, the host fills in the address at which it serves this component.
+            // Empty: the host fills in the address at which it serves this component.
             addr: config("addr")?.unwrap_or_default(),
             version: config("version")?.unwrap_or_default(),
-            // None: the host computes it from the load of the machine.
+            // None: the host computes the weight from the load of the machine.
             weight: None,
             metadata: vec![],
         };
-        registrar::register(&node, TTL_SECONDS).map_err(|why| format!("register {}: {why:?}", node.name))?;
+        registrar::register(&node, TTL_SECONDS).map_err(|error| format!("register {}: {error:?}", node.name))?;
         Ok(())
     }
 
-    /// Called once, when the last request is answered.
+    /// Called once, when the last request is complete.
     fn stop() {
         for registration in registrar::current() {
             let _ = registration.stop(); // After a timeout the host goes on until the key is gone.
@@ -47,19 +47,19 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/") => greet(),
         (&Method::GET, "/whoami") => whoami(),
-        _ => answer(StatusCode::NOT_FOUND, "text/plain", "There is nothing here.\n".into()),
+        _ => respond(StatusCode::NOT_FOUND, "text/plain", "not found\n".into()),
     }
 }
 
 fn greet() -> Result<Response<Body>, Error> {
     let greeting = config("greeting").map_err(Error::msg)?.unwrap_or_else(|| "hello".into());
-    answer(StatusCode::OK, "text/plain", greeting + "\n")
+    respond(StatusCode::OK, "text/plain", greeting + "\n")
 }
 
-/// Requests are served by instances of their own, so what `start` registered is asked for here.
+/// Reports the registration that `start` made on another instance.
 fn whoami() -> Result<Response<Body>, Error> {
     let Some(registration) = registrar::current().into_iter().next() else {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, "application/json", json!({ "state": "stopped" }).to_string());
+        return respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", json!({ "state": "stopped" }).to_string());
     };
     let (node, status) = (registration.node(), registration.status());
     let body = json!({
@@ -73,15 +73,15 @@ fn whoami() -> Result<Response<Body>, Error> {
         "renewals": status.renewals,
         "recoveries": status.recoveries,
     });
-    answer(StatusCode::OK, "application/json", body.to_string())
+    respond(StatusCode::OK, "application/json", body.to_string())
 }
 
-fn answer(status: StatusCode, content_type: &str, body: String) -> Result<Response<Body>, Error> {
+fn respond(status: StatusCode, content_type: &str, body: String) -> Result<Response<Body>, Error> {
     Ok(Response::builder().status(status).header("content-type", content_type).body(body.into())?)
 }
 
 fn config(key: &str) -> Result<Option<String>, String> {
-    store::get(key).map_err(|why| format!("configuration {key}: {why:?}"))
+    store::get(key).map_err(|error| format!("configuration {key}: {error:?}"))
 }
 
 fn name_of(state: State) -> &'static str {

@@ -1,4 +1,4 @@
-//! What the build makes of `proto/greeter.proto`.
+//! Code generated from `proto/greeter.proto`.
 
 #![expect(
     unreachable_pub,

@@ -1,4 +1,4 @@
-//! What the service does: one function for each call of its `.proto` file.
+//! The service: one function per call of its `.proto` file.
 
 use std::{pin::Pin, time::Duration};
 
@@ -9,8 +9,8 @@ use wasip3::clocks::monotonic_clock::wait_for;
 
 use crate::generated::{GreetReply, GreetRequest, RepeatRequest, greeter_server};
 
-/// Names in one call, at most.
-const MOST_NAMES: usize = 100;
+/// Maximum number of names in one call.
+const MAX_NAMES: usize = 100;
 
 type Replies = Pin<Box<dyn Stream<Item = Result<GreetReply, Status>> + Send>>;
 
@@ -43,8 +43,8 @@ impl greeter_server::Greeter for Greeter {
         let mut names = Vec::new();
         let mut requests = request.into_inner();
         while let Some(GreetRequest { name }) = requests.message().await? {
-            if names.len() == MOST_NAMES {
-                return Err(Status::resource_exhausted(format!("a greeting is for {MOST_NAMES} at most")));
+            if names.len() == MAX_NAMES {
+                return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names")));
             }
             names.push(name);
         }
@@ -52,7 +52,7 @@ impl greeter_server::Greeter for Greeter {
     }
 
     async fn converse(&self, request: Request<Streaming<GreetRequest>>) -> Result<Response<Replies>, Status> {
-        // Ends with its first error. The body is asked once more after that, and must not wait for another request then.
+        // Ends with its first error: the body is polled once more after that, and must not wait for another request then.
         let replies = stream::try_unfold(request.into_inner(), |mut requests| async move {
             let Some(GreetRequest { name }) = requests.message().await? else { return Ok(None) };
             Ok(Some((greeting(&name)?, requests)))
@@ -64,7 +64,7 @@ impl greeter_server::Greeter for Greeter {
 fn greeting(name: &str) -> Result<GreetReply, Status> {
     if name.is_empty() {
         let details = ErrorDetails::with_bad_request_violation("name", "must not be empty");
-        return Err(Status::with_error_details(Code::InvalidArgument, "nobody is to be greeted", details));
+        return Err(Status::with_error_details(Code::InvalidArgument, "a name must not be empty", details));
     }
     Ok(GreetReply { greeting: format!("hello {name}") })
 }

@@ -32,25 +32,25 @@ impl Guest for Component {
     }
 }
 
-/// Health as it changes. Each watch would hold a place among the requests for as long as its client lives, and this service
-/// has nothing to tell; a client that hears that there are none takes the service for well.
+/// Stream of health changes, which this service does not implement. Each stream would hold a permit as long as its client lives,
+/// and the health never changes; clients treat `UNIMPLEMENTED` as healthy.
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Calls the service that the path names.
 async fn route(request: http::Request<IncomingRequestBody>) -> http::Response<Body> {
     let path = request.uri().path();
     if path == HEALTH_WATCH {
-        return Status::unimplemented("ask with Check").into_http();
+        return Status::unimplemented("use Check").into_http();
     }
     let Ok(response) = match path.split('/').nth(1).unwrap_or_default() {
         <GreeterServer<Greeter> as NamedService>::NAME => GreeterServer::new(Greeter).call(request).await,
         <HealthServer<HealthService> as NamedService>::NAME => health().await.call(request).await,
-        _ => Ok(Status::unimplemented("there is no such service").into_http()),
+        _ => Ok(Status::unimplemented("unknown service").into_http()),
     };
     response
 }
 
-/// `grpc.health.v1`: whoever can answer, serves.
+/// `grpc.health.v1`: an instance that responds is healthy.
 async fn health() -> HealthServer<HealthService> {
     let reporter = HealthReporter::new();
     reporter.set_serving::<GreeterServer<Greeter>>().await;

@@ -276,7 +276,7 @@ func (c *client) many(ctx context.Context) error {
 func (c *client) details(ctx context.Context) error {
 	_, err := c.greet(ctx, "")
 	said := status.Convert(err)
-	if said.Code() != codes.InvalidArgument || said.Message() != "nobody is to be greeted" {
+	if said.Code() != codes.InvalidArgument || said.Message() != "a name must not be empty" {
 		return fmt.Errorf("%v", err)
 	}
 	for _, detail := range said.Details() {

@@ -108,7 +108,7 @@ class Client:
 
     def details(self):
         error = fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: self.greet(""))
-        same(error.details(), "nobody is to be greeted")
+        same(error.details(), "a name must not be empty")
         bad = error_details_pb2.BadRequest()
         same([detail.Unpack(bad) for detail in rpc_status.from_call(error).details], [True])
         same(bad.field_violations[0].field, "name")

@@ -1,4 +1,4 @@
-//! What `generate!` makes of `wit/world.wit`: the registry.
+//! Bindings generated from `wit/world.wit`: the registry.
 
 wit_bindgen::generate!({
     path: "wit",
