@@ -1,4 +1,4 @@
-// One module, so that what the libraries share is built once; each has the newest version that any of them asks for.
+// One module, so that shared dependencies are built once; each has the newest version that any library requires.
 module interop
 
 go 1.26.0

@@ -1,9 +1,9 @@
-// A client in gRPC's own Go: every kind of call, statuses, details, deadlines, health, at a host that serves components.
+// Grpc-go is a client with gRPC's own Go library: it tests every kind of call, statuses, details, deadlines and health.
 //
 //	grpc-go DESCRIPTORS GREETER FAILING [CA]
 //
-// GREETER serves the example, FAILING the component that misbehaves on command. Each check is a line; the first that
-// fails ends the program with exit code 1.
+// GREETER serves the example, FAILING the component that misbehaves on command. Each check prints a line; the first failed
+// check ends the program with exit code 1.
 package main
 
 import (
@@ -34,14 +34,14 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// Longer than any answer takes, shorter than whoever runs this waits.
+// Longer than any response takes, shorter than the timeout of the test that runs this program.
 const patience = 30 * time.Second
 
 type client struct {
 	types   protoreflect.FileDescriptor
 	greeter *grpc.ClientConn
 	failing *grpc.ClientConn
-	// A second connection to the same, which does not wait for the streams of the first.
+	// A second connection to the failing service, which does not wait for the streams of the first.
 	another *grpc.ClientConn
 }
 
@@ -105,7 +105,7 @@ func run(arguments []string) error {
 	return nil
 }
 
-// The messages, from what protoc made of the example's .proto file.
+// The messages, from protoc's descriptors of the example's .proto file.
 func load(path string) (protoreflect.FileDescriptor, error) {
 	bytes, err := os.ReadFile(path)
 	if err != nil {
@@ -227,7 +227,7 @@ func (c *client) clientStreaming(ctx context.Context) error {
 	return c.ends(stream)
 }
 
-// Each request is sent when the answer to the one before is here, so neither direction waits for the other's end.
+// Each request is sent when the previous response has arrived, so neither direction waits for the other's end.
 func (c *client) bidirectional(ctx context.Context) error {
 	stream, err := c.stream(ctx, "Converse")
 	if err != nil {
@@ -287,7 +287,7 @@ func (c *client) details(ctx context.Context) error {
 	return fmt.Errorf("its details are %v", said.Details())
 }
 
-// A status that comes after messages, and so in the trailers.
+// A status after messages, and so in the trailers.
 func (c *client) lateStatus(ctx context.Context) error {
 	stream, err := c.stream(ctx, "Converse")
 	if err != nil {
@@ -334,7 +334,7 @@ func (c *client) deadline(ctx context.Context) error {
 	defer cancel()
 	stream, err := c.stream(ctx, "Repeat")
 	if err == nil {
-		_ = errors.Join(stream.SendMsg(c.repeat(100, 50)), stream.CloseSend()) // What ends these ends the answer, too.
+		_ = errors.Join(stream.SendMsg(c.repeat(100, 50)), stream.CloseSend()) // An error here also ends the response.
 	}
 	for err == nil {
 		_, err = c.receive(stream)
@@ -378,12 +378,12 @@ func (c *client) health(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// gRPC's own clients then take the service for well.
+	// gRPC's own clients then treat the service as healthy.
 	_, err = watch.Recv()
 	return is(err, codes.Unimplemented)
 }
 
-// The failing service allows one request at a time, a second that waits, and a second for each.
+// The failing service has one permit, a queue of one request, and a timeout of one second.
 func (c *client) failures(ctx context.Context) error {
 	act := func(on *grpc.ClientConn, name string, options ...grpc.CallOption) error {
 		return on.Invoke(ctx, "/act/"+name, new(emptypb.Empty), new(emptypb.Empty), options...)
@@ -391,7 +391,7 @@ func (c *client) failures(ctx context.Context) error {
 	if err := is(act(c.failing, "trap"), codes.Internal); err != nil {
 		return err
 	}
-	// Two calls take both places, again and again, until one of somebody else is refused.
+	// Two calls occupy the permit and the queue again and again, until another call is refused.
 	refused := make(chan struct{})
 	late := make(chan bool, 2)
 	for range cap(late) {
@@ -413,7 +413,7 @@ func (c *client) failures(ctx context.Context) error {
 		err = act(c.another, "idle", grpc.Trailer(&trailer))
 	}
 	close(refused)
-	// Whoever had its turn had it until it was too late.
+	// A call that got the permit held it until its deadline.
 	one, other := <-late, <-late
 	if err := is(err, codes.Unavailable); err != nil {
 		return err

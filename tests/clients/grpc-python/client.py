@@ -1,8 +1,8 @@
-"""A client in gRPC's Python, which is built on gRPC's C core: the same checks as the one in Go.
+"""Client with gRPC's Python library, which is built on gRPC's C core: the same checks as in the Go client.
 
     client.py DESCRIPTORS GREETER FAILING [CA]
 
-Each check is a line; the first that fails ends the program with exit code 1.
+Each check prints a line; the first failed check ends the program with exit code 1.
 """
 
 import sys
@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-# Longer than any answer takes, shorter than whoever runs this waits.
+# Longer than any response takes, shorter than the timeout of the test that runs this program.
 PATIENCE = 30
 
 OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.use_local_subchannel_pool", 1)]
@@ -84,7 +84,7 @@ class Client:
         same(reply.greeting, "hello Ada, Grace, Edsger")
 
     def converse(self):
-        """A conversation: what is said, and what is heard."""
+        """A bidirectional call: the queue of requests, and the replies."""
         said = SimpleQueue()
         return said, self.call("stream_stream", "Converse")(iter(said.get, None), timeout=PATIENCE)
 
@@ -112,7 +112,7 @@ class Client:
         bad = error_details_pb2.BadRequest()
         same([detail.Unpack(bad) for detail in rpc_status.from_call(error).details], [True])
         same(bad.field_violations[0].field, "name")
-        # A status that comes after messages, and so in the trailers.
+        # A status after messages, and so in the trailers.
         said, heard = self.converse()
         said.put(self.request("Ada"))
         same(next(heard).greeting, "hello Ada")
@@ -145,7 +145,7 @@ class Client:
         fails(grpc.StatusCode.UNIMPLEMENTED, lambda: next(watch))
 
     def failures(self):
-        """The failing service allows one request at a time, a second that waits, and a second for each."""
+        """The failing service has one permit, a queue of one request, and a timeout of one second."""
 
         def act(channel, name):
             empty = empty_pb2.Empty
@@ -158,7 +158,7 @@ class Client:
         refused = threading.Event()
 
         def spin():
-            """Takes a place, again and again, until a call of somebody else is refused; whether it had a turn."""
+            """Occupies the permit or the queue until another call is refused; returns true if a call got the permit."""
             codes = set()
             while not refused.is_set():
                 codes.add(act(self.failing, "spin").code())
@@ -171,7 +171,7 @@ class Client:
                 code = act(self.another, "idle").code()
             refused.set()
         same(code, grpc.StatusCode.UNAVAILABLE)
-        # Whoever had its turn had it until it was too late.
+        # A call that got the permit held it until its deadline.
         same(any(each.result() for each in late), True)
 
 
@@ -181,7 +181,7 @@ def same(found, expected):
 
 
 def fails(code, call):
-    """The error of a call that must fail so."""
+    """Returns the error of a call that must fail with this code."""
     try:
         found = call()
     except grpc.RpcError as error:
@@ -195,7 +195,7 @@ def main():
     for name, check in client.checks():
         try:
             check()
-        except Exception as error:  # Whatever it is, it is this check's.
+        except Exception as error:  # Any error fails this check only.
             sys.exit(f"{name}: {error!r}")
         print(name, flush=True)
 

@@ -31,7 +31,7 @@ func main() {
 	})
 }
 
-// Watch follows what the resolver follows, since the resolver itself shows no metadata.
+// Watch follows the keys that the resolver follows, since the resolver itself shows no metadata.
 func (l *library) Watch(name string, tell func([]peer.Instance)) error {
 	manager, err := endpoints.NewManager(l.client, name)
 	if err != nil {
@@ -69,7 +69,7 @@ func instance(endpoint endpoints.Endpoint) peer.Instance {
 	return found
 }
 
-// Call asks for the health of the service.
+// Call checks the health of the service.
 func (l *library) Call(name string) (string, error) {
 	conn := l.conns[name]
 	if conn == nil {
@@ -91,7 +91,7 @@ func (l *library) Call(name string) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-// Register serves over gRPC, and adds that to the endpoints under a key of choice, as etcd's documentation does.
+// Register serves over gRPC, and adds the address to the endpoints under a key of choice, as etcd's documentation does.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -30,7 +30,7 @@ func main() {
 	})
 }
 
-// Watch asks the registry again after each event, as its cache does with what the event says.
+// Watch reads the registry again after each event, as its cache does.
 func (l *library) Watch(name string, tell func([]peer.Instance)) error {
 	watcher, err := l.registry.Watch(registry.WatchService(name))
 	if err != nil {
@@ -60,7 +60,7 @@ func instances(services []*registry.Service) []peer.Instance {
 	return found
 }
 
-// Call asks for the health of the service.
+// Call checks the health of the service.
 func (l *library) Call(name string) (string, error) {
 	request := l.client.NewRequest(name, "/grpc.health.v1.Health/Check", &grpc_health_v1.HealthCheckRequest{})
 	var health grpc_health_v1.HealthCheckResponse
@@ -68,7 +68,7 @@ func (l *library) Call(name string) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-// Register runs a server, which registers what it listens on.
+// Register runs a server, which registers its own address.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	server := grpcserver.NewServer(server.Name(node.Name), server.Version(node.Version), server.Address("127.0.0.1:0"),
 		server.Registry(l.registry), server.Metadata(node.Metadata), server.RegisterTTL(server.DefaultRegisterTTL))
@@ -84,7 +84,7 @@ func (l *library) Register(node peer.Node) (string, func() error, error) {
 // Health serves the package grpc.health.v1; go-micro takes its name from the type.
 type Health struct{}
 
-// Check answers a question for the health of the service.
+// Check responds to a health check of the service.
 func (*Health) Check(_ context.Context, _ *grpc_health_v1.HealthCheckRequest, answer *grpc_health_v1.HealthCheckResponse) error {
 	answer.Status = grpc_health_v1.HealthCheckResponse_SERVING
 	return nil

@@ -1,5 +1,5 @@
-// Apart from the others, so that it has the etcd client that go-zero asks for: it refuses a cluster that its client calls
-// too old, and newer clients call more clusters so.
+// A separate module with the etcd client that go-zero requires: go-zero refuses a cluster that its client considers too old, and
+// newer clients consider more clusters too old.
 module interop/go-zero
 
 go 1.26.0

@@ -43,7 +43,7 @@ func (l *library) Watch(name string, tell func([]peer.Instance)) error {
 	return nil
 }
 
-// Call asks for the health of the service.
+// Call checks the health of the service.
 func (l *library) Call(name string) (string, error) {
 	client := l.clients[name]
 	if client == nil {
@@ -63,8 +63,8 @@ func (l *library) Call(name string) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-// Register runs a server of zrpc with its health service. It ends with the process, and only so; what that does is
-// begun here.
+// Register runs a zrpc server with its health service. The server ends only with the process; the returned function starts
+// the same shutdown.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	addr, err := peer.Free()
 	if err != nil {

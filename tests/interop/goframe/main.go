@@ -24,7 +24,7 @@ type library struct {
 
 func main() {
 	peer.Run(func(address string) (peer.Library, error) {
-		// Its stdout is the one that was there when it was loaded.
+		// GoFrame's stdout is the descriptor from its load time.
 		log := glog.NewWithWriter(os.Stderr)
 		log.SetStdoutPrint(false)
 		registry := etcd.New(address, etcd.Option{Logger: log, DialTimeout: peer.Timeout})
@@ -35,7 +35,7 @@ func main() {
 	})
 }
 
-// Watch looks for the service by its name alone, as the HTTP client does.
+// Watch looks up the service by its name alone, as the HTTP client does.
 func (l *library) Watch(name string, tell func([]peer.Instance)) error {
 	ctx := context.Background()
 	watcher, err := l.registry.Watch(ctx, gsvc.NewServiceWithName(name).GetPrefix())
@@ -91,7 +91,7 @@ func (l *library) Call(name string) (string, error) {
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	server := ghttp.GetServer(node.Name)
 	server.SetName(node.Name)
-	// It leaves out 127.0.0.1, written so.
+	// GoFrame never registers the literal address 127.0.0.1.
 	server.SetAddr("localhost:0")
 	server.SetLogger(l.log)
 	server.SetDumpRouterMap(false)
@@ -104,7 +104,7 @@ func (l *library) Register(node peer.Node) (string, func() error, error) {
 	return fmt.Sprintf("localhost:%d", server.GetListenedPort()), server.Shutdown, nil
 }
 
-// described adds what the server itself does not say of the service: its metadata, of which the weight is a part.
+// described adds the metadata of the service, including the weight, which the server itself does not publish.
 type described struct {
 	gsvc.Registrar
 	node peer.Node

@@ -46,7 +46,7 @@ func main() {
 	})
 }
 
-// Watch asks the resolver again and again, as the balancer of hertz does.
+// Watch polls the resolver, as the balancer of hertz does.
 func (l *library) Watch(name string, tell func([]peer.Instance)) error {
 	go peer.Poll(func() ([]peer.Instance, error) {
 		result, err := l.resolver.Resolve(context.Background(), name)
@@ -78,7 +78,7 @@ func (l *library) Call(name string) (string, error) {
 	return string(body), err
 }
 
-// Register runs a server, which registers itself a second after it has begun to listen.
+// Register runs a server, which registers itself a second after it starts to listen.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	addr, err := peer.Free()
 	if err != nil {

@@ -1,4 +1,4 @@
-// Kratos is go-kratos with its etcd registry: its HTTP and gRPC clients, as the scheme of the endpoints wants it.
+// Kratos is go-kratos with its etcd registry and its HTTP and gRPC clients, depending on the scheme of the endpoints.
 package main
 
 import (
@@ -75,7 +75,7 @@ func instance(service *registry.ServiceInstance) peer.Instance {
 	return found
 }
 
-// Call asks for `/` or for the health of the service, as its first endpoint has it.
+// Call requests `/` or checks the health of the service, depending on the scheme of its first endpoint.
 func (l *library) Call(name string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), peer.Timeout)
 	defer cancel()
@@ -129,7 +129,7 @@ func check(ctx context.Context, conn *grpc.ClientConn) (string, error) {
 	return health.GetStatus().String(), err
 }
 
-// Register runs an app, which registers what its server listens on.
+// Register runs an app, which registers the address of its server.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	metadata := map[string]string{"weight": strconv.Itoa(node.Weight)}
 	for key, value := range node.Metadata {

@@ -1,14 +1,14 @@
-// Package peer is what the peers have in common: a service library of somebody else, driven line by line.
+// Package peer is the common part of the peers: a foreign service library, driven line by line.
 //
-// One command a line on stdin, as JSON; one JSON object a line on stdout. A `watch` is answered at once and from then on
-// tells each list of instances that differs from the one before; every other command has one answer.
+// One JSON command per line on stdin; one JSON object per line on stdout. The response to a `watch` comes at once; after that
+// each changed list of instances is a further line. Every other command has one response.
 //
 //	{"do":"watch","name":"user"}             {"done":true} {"of":"user","saw":[{"addr":"...","version":"...","weight":1,"metadata":{}}]} ...
 //	{"do":"call","name":"user"}              {"answer":"..."}
 //	{"do":"register","node":{"name":...}}    {"answer":"127.0.0.1:..."}
 //	{"do":"deregister"}                      {"done":true}
 //
-// What failed is answered with {"error":"..."}. The end of stdin is the end of the peer.
+// The response to a failed command is {"error":"..."}. The peer ends at the end of stdin.
 package peer
 
 import (
@@ -26,13 +26,13 @@ import (
 	"time"
 )
 
-// Timeout bounds what a library does for one command.
+// Timeout is the limit for one command of a library.
 const Timeout = 10 * time.Second
 
-// Hello is what a server answers to `GET /`.
+// Hello is a server's response to `GET /`.
 const Hello = "hello\n"
 
-// Instance is an instance as the library's own resolver shows it; what it does not show is empty.
+// Instance is an instance as the library's own resolver shows it; unknown fields are empty.
 type Instance struct {
 	Addr     string            `json:"addr"`
 	Version  string            `json:"version"`
@@ -43,30 +43,30 @@ type Instance struct {
 // Node is an instance to serve and to register; it has no address before that.
 type Node struct {
 	Name string `json:"name"`
-	// Grpc is whether it is to answer questions for its health over gRPC, instead of `GET /`.
+	// Grpc selects health checks over gRPC instead of `GET /`.
 	Grpc bool `json:"grpc"`
 	Instance
 }
 
 // Library is a service library, on one etcd.
 type Library interface {
-	// Watch follows a service until the process ends, and tells all of its instances after each change.
+	// Watch follows a service until the process ends, and reports all of its instances after each change.
 	Watch(name string, tell func([]Instance)) error
-	// Call asks one instance for `/`, or for its health, over the library's own client, and gives the answer.
+	// Call requests `/` or the health of one instance with the library's own client, and returns the response.
 	Call(name string) (string, error)
-	// Register starts a server of the library at a free port of 127.0.0.1, which publishes itself as such servers do;
-	// gives its address, and the way to end it.
+	// Register starts a server of the library at a free port of 127.0.0.1, which publishes itself as such servers do.
+	// It returns the address of the server, and a function that ends it.
 	Register(node Node) (addr string, deregister func() error, err error)
 }
 
-// ErrNoTransport is what a library answers to a call for which it has no client that speaks HTTP or gRPC.
+// ErrNoTransport is the error of a library without a client for HTTP or gRPC.
 var ErrNoTransport = errors.New("no transport that Leasehold serves")
 
 // Run drives a library that is opened on the etcd at `-etcd HOST:PORT`.
 func Run(open func(etcd string) (Library, error)) {
 	etcd := flag.String("etcd", "", "where etcd listens, HOST:PORT")
 	flag.Parse()
-	// Libraries write to stdout as they like; the answers go to the descriptor that stdout was.
+	// Libraries may write to stdout, so the responses go to a duplicate of the original descriptor.
 	answers := &writer{encoder: json.NewEncoder(os.Stdout)}
 	os.Stdout = os.Stderr
 	library, err := open(*etcd)
@@ -81,7 +81,7 @@ func Run(open func(etcd string) (Library, error)) {
 	}
 }
 
-// Free is an address of this machine that was free a moment ago, for servers that cannot tell which one they took.
+// Free returns a free local address, for servers that cannot report the port that they chose.
 func Free() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -90,7 +90,7 @@ func Free() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// Poll asks for the instances ten times a second, for libraries that do not watch but ask.
+// Poll reads the instances ten times a second, for libraries that poll instead of watching.
 func Poll(ask func() ([]Instance, error), tell func([]Instance)) {
 	for ; ; time.Sleep(100 * time.Millisecond) {
 		if instances, err := ask(); err == nil {
@@ -150,7 +150,7 @@ func (s *session) act(command command) (string, error) {
 	return "", fmt.Errorf("there is no %q", command.Do)
 }
 
-// writer writes one line at a time, whoever writes.
+// writer writes whole lines, from any goroutine.
 type writer struct {
 	sync.Mutex
 	encoder *json.Encoder
@@ -160,11 +160,11 @@ func (w *writer) write(line any) {
 	w.Lock()
 	defer w.Unlock()
 	if err := w.encoder.Encode(line); err != nil {
-		os.Exit(1) // The driver is gone.
+		os.Exit(1) // The driver has ended.
 	}
 }
 
-// saw writes each list that differs from the one before, in the order of the addresses.
+// saw writes each list that differs from the previous one, in the order of the addresses.
 func (w *writer) saw(name string) func([]Instance) {
 	var lock sync.Mutex
 	var before []Instance

@@ -2,7 +2,7 @@
 
 import os
 
-# Its generated code is older than the protobuf of today, which takes it in its slow form only.
+# Its generated code is older than current protobuf, which accepts it only in the slow implementation.
 os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 
 import etcd3

@@ -1,6 +1,6 @@
-"""What the Python peers have in common: the line protocol of ../peer/peer.go, and the layout `seed`.
+"""The common part of the Python peers: the line protocol of ../peer/peer.go, and the layout `seed`.
 
-None of etcd's Python clients knows service discovery; their users read and write the keys themselves, as is done here.
+etcd's Python clients have no service discovery; their users read and write the keys themselves, as these peers do.
 """
 
 import argparse
@@ -18,7 +18,7 @@ HELLO = b"hello\n"
 
 
 class Greeter(BaseHTTPRequestHandler):
-    """What is registered: Python's own server, since these libraries have none."""
+    """The registered server: Python's own, since these libraries have none."""
 
     protocol_version = "HTTP/1.1"
 
@@ -92,7 +92,7 @@ class Session:
 
 
 def run(connect):
-    """Drives a client that `connect(host, port)` gives, until stdin ends."""
+    """Drives the client that `connect(host, port)` returns, until stdin ends."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("-etcd", required=True)
     host, port = arguments.parse_args().etcd.rsplit(":", 1)
@@ -101,6 +101,6 @@ def run(connect):
     for line in sys.stdin:
         try:
             session.write(session.do(json.loads(line)))
-        except Exception as error:  # Whatever a library throws is its answer.
+        except Exception as error:  # Any exception of a library is its response.
             session.write({"error": f"{type(error).__name__}: {error}"})
-    os._exit(0)  # Libraries leave threads behind that do not end.
+    os._exit(0)  # Some threads of the libraries never end.

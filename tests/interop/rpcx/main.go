@@ -1,4 +1,4 @@
-// Rpcx is rpcx with its etcd registry. Its client's wire is its own; its server has a gateway for HTTP beside it.
+// Rpcx is rpcx with its etcd registry. Its client has a protocol of its own; its server has an HTTP gateway beside it.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	"interop/peer"
 )
 
-// Where rpcx keeps its services.
+// base is the prefix of rpcx' keys.
 const base = "/rpcx"
 
 type library struct {
@@ -33,7 +33,7 @@ func main() {
 }
 
 func (l *library) Watch(name string, tell func([]peer.Instance)) error {
-	// A client that is not to end with the last server has to allow that there is none.
+	// A client that should survive the end of the last server must allow a missing key.
 	discovery, err := etcdclient.NewEtcdV3Discovery(base, name, l.etcd, true, nil)
 	if err != nil {
 		return err
@@ -70,7 +70,7 @@ func (l *library) Call(string) (string, error) {
 	return "", peer.ErrNoTransport
 }
 
-// Register runs a server, whose gateway answers `GET /` with the one method that it has.
+// Register runs a server, whose gateway maps `GET /` to the server's only method.
 func (l *library) Register(node peer.Node) (string, func() error, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -104,7 +104,7 @@ func (*greeter) Hello(_ context.Context, _, reply *[]byte) error {
 	return nil
 }
 
-// front is the name of the service to which requests go that do not say what they call, as those of other clients.
+// front is the service name of requests without rpcx headers, as other clients send them.
 type front string
 
 func (name front) PostHTTPRequest(_ context.Context, request *http.Request, _ httprouter.Params) error {

@@ -1,9 +1,9 @@
 // Endpoints-view follows a service with the endpoints manager of etcd's own client, as grpc-go's resolver for etcd does.
 //
 // One command per line on stdin, one JSON object per line on stdout:
-// memory: rss_bytes; view NAME: seconds until all nodes are there, and their number; see N: median_micros and p99_micros
-// from the put of a node to the moment in which it is there, N times; serve: addr, where /PORT?key=KEY tells over HTTP whether
-// a node of that port is there under that key; quit.
+// memory: rss_bytes; view NAME: seconds until all nodes are in the view, and their number; see N: median_micros and p99_micros
+// from the put of a node to the view that includes it, N times; serve: addr of an HTTP server, where /PORT?key=KEY reports
+// whether the view has a node of that port under that key; quit.
 package main
 
 import (
@@ -78,7 +78,7 @@ func (v *viewer) view(name string) (any, error) {
 	return map[string]any{"seconds": time.Since(begun).Seconds(), "nodes": len(v.nodes)}, nil
 }
 
-// As the resolver keeps them.
+// apply stores the updates as the resolver does.
 func (v *viewer) apply(updates []*endpoints.Update) {
 	for _, update := range updates {
 		if update.Op == endpoints.Add {
@@ -108,7 +108,7 @@ func (v *viewer) see(count int) (any, error) {
 	return map[string]any{"median_micros": micros[len(micros)/2], "p99_micros": micros[len(micros)*99/100]}, nil
 }
 
-// A service that looks a node up where the manager's updates are kept, which is less than what the component is told.
+// serve runs a service that looks up one node among the stored updates, which is less work than the component's full list.
 func (v *viewer) serve() (any, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -94,7 +94,7 @@ func (v *viewer) see(count int) (any, error) {
 		}
 		micros = append(micros, float64(time.Since(begun).Nanoseconds())/1e3)
 	}
-	// Taken away again: under these keys nobody else does.
+	// Deleted here, since nothing else deletes these keys.
 	for port := 1; port <= count; port++ {
 		if _, err := v.client.Delete(context.Background(), fmt.Sprintf("%s/%d", v.name, port)); err != nil {
 			return nil, err
@@ -104,7 +104,7 @@ func (v *viewer) see(count int) (any, error) {
 	return map[string]any{"median_micros": micros[len(micros)/2], "p99_micros": micros[len(micros)*99/100]}, nil
 }
 
-// A service that looks for a node among the subscriber's values.
+// serve runs a service that looks up one node among the subscriber's values.
 func (v *viewer) serve() (any, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,8 +1,8 @@
-// The greeter of the example, natively in Go: what `make bench-serving` holds a component's gRPC against.
+// Grpc-greeter is the greeter of the example, natively in Go: the peer of `make bench-serving` for gRPC.
 //
 //	grpc-greeter ADDR
 //
-// Its messages have one string in field 1, as google.protobuf.StringValue has, so that it needs no code of its own for them.
+// Its messages have one string in field 1, like google.protobuf.StringValue, so it needs no generated code.
 package main
 
 import (

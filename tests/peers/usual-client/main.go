@@ -68,7 +68,7 @@ func main() {
 			answer = map[string]any{"error": err.Error()}
 		}
 		if err := answers.Encode(answer); err != nil {
-			return // nobody reads any more
+			return // stdout is closed
 		}
 	}
 }
@@ -282,8 +282,8 @@ func (r *registration) value() string {
 	return string(value)
 }
 
-// keepAlive publishes the weight at every renewal and registers again, for
-// ever, when the lease is lost.
+// keepAlive publishes the weight at every renewal and registers again,
+// without a limit, when the lease is lost.
 func (r *registration) keepAlive() {
 	defer close(r.done)
 	for {
@@ -302,8 +302,8 @@ func (r *registration) keepAlive() {
 	}
 }
 
-// registerAgain waits for nobody else, as in the libraries: each registration
-// recovers by itself. It returns false when the registration was stopped meanwhile.
+// registerAgain recovers this registration alone, as the libraries do. It
+// returns false when the registration was stopped meanwhile.
 func (r *registration) registerAgain() bool {
 	for r.ctx.Err() == nil {
 		if r.register() == nil {
@@ -330,7 +330,7 @@ func (r *registration) stop() error {
 	_, deleteErr := r.peer.client.Delete(ctx, r.key)
 	_, revokeErr := r.peer.client.Revoke(ctx, r.lease)
 	if errors.Is(revokeErr, rpctypes.ErrLeaseNotFound) {
-		revokeErr = nil // it is gone, which is what stop wants
+		revokeErr = nil // the lease is gone already, which is the goal
 	}
 	return errors.Join(deleteErr, revokeErr)
 }
