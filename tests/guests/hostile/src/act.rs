@@ -1,4 +1,4 @@
-//! The acts: each one call, or a few, that a host must survive and answer well.
+//! The acts: each is one call, or a few calls, that a host must survive and handle well.
 
 use std::{
     hint::black_box,
@@ -18,14 +18,14 @@ use crate::{
     config,
 };
 
-/// An act's good end, in words a test can compare.
+/// Result of an act, as text that a test can compare.
 pub(crate) type Outcome = Result<String, Error>;
 
-/// The counts that this instance has told.
+/// Number of counts that this instance has returned.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Does the act of that name. Some never return, and say so before.
-#[expect(clippy::print_stdout, reason = "the host's log is where they say it")]
+/// Runs the act of that name. Some acts never return; they print a line first.
+#[expect(clippy::print_stdout, reason = "the line goes to the host's log")]
 pub(crate) fn act(name: &str) -> Outcome {
     match name {
         "" | "idle" => Ok(String::new()),
@@ -105,12 +105,12 @@ fn register(node: &ServerNode) -> Result<Registration, Error> {
     registrar::register(node, 10)
 }
 
-/// A node that the host must not take; the key, where it does.
+/// Registers a node that the host must refuse; returns the key if the host accepts the node.
 fn refused(node: &ServerNode) -> Outcome {
     register(node).map(|registration| registration.key())
 }
 
-/// Registers until the host has had enough.
+/// Registers until the host refuses.
 fn thousand() -> Outcome {
     for i in 0..1000 {
         register(&ServerNode { version: format!("v{i}"), ..own() })?;
@@ -126,10 +126,10 @@ fn twice() -> Outcome {
     Ok(format!("{} {same} {}", registrar::current().len(), first.status().weight))
 }
 
-/// What tests change in the component's file, to have another version of it.
+/// Marker that tests change in the component's file, to get another version of the component.
 static MARK: &str = "leasehold-mark-1";
 
-/// Registers with the mark, and fails then where that ends with a 9.
+/// Registers with the mark, and then fails if the mark ends with a 9.
 fn register_mark() -> Outcome {
     let mark = black_box(MARK);
     register(&ServerNode { metadata: vec![("mark".into(), mark.into())], ..own() })?;
@@ -148,7 +148,7 @@ fn change_of_mind() -> Outcome {
     Ok(format!("{} {} {}", registrar::current().len(), node.version, node.metadata[0].1))
 }
 
-/// Whether the registration is stopped, and how many are left, after stopping it twice.
+/// State of the registration, and the number of registrations, after stopping it twice.
 fn stop_twice() -> Outcome {
     let registration = register(&own())?;
     registration.stop()?;
@@ -164,14 +164,14 @@ fn weight_after_stop() -> Outcome {
     Ok("set".into())
 }
 
-/// What a handle tells after the end must not trap.
+/// Reads a handle after the end, which must not trap.
 fn node_after_stop() -> Outcome {
     let registration = register(&own())?;
     registration.stop()?;
     Ok(format!("{} {}", registration.key(), registration.node().name))
 }
 
-/// The nodes of `NAME` or `NAME/VERSION`, a line each.
+/// The nodes of `NAME` or `NAME/VERSION`, one per line.
 fn resolve(what: &str) -> Outcome {
     let (name, version) = what.split_once('/').unwrap_or((what, ""));
     let nodes = discovery::resolve(name, version)?;
@@ -181,7 +181,7 @@ fn resolve(what: &str) -> Outcome {
     Ok(nodes.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
-/// Whether one of the nodes of `NAME` that it is given has `PORT`; of `NAME/PORT`.
+/// Checks if a resolved node of `NAME` has `PORT`; the argument is `NAME/PORT`.
 fn sees(what: &str) -> Outcome {
     let (name, port) = what.split_once('/').unwrap_or((what, ""));
     let port = format!(":{port}");
@@ -189,7 +189,7 @@ fn sees(what: &str) -> Outcome {
     Ok(nodes.iter().any(|node| node.addr.ends_with(&port)).to_string())
 }
 
-/// Traps from one second of the configuration until another.
+/// Traps between two seconds of the configuration.
 fn tide() -> Outcome {
     if (second("ill_from")..second("ill_until")).contains(&now()) {
         panic!("told to trap");
@@ -197,7 +197,7 @@ fn tide() -> Outcome {
     Ok(String::new())
 }
 
-/// A second that the configuration names.
+/// Point in time from the configuration, in seconds.
 fn second(key: &str) -> u64 {
     config(key).and_then(|second| second.parse().ok()).unwrap_or(0)
 }
@@ -206,14 +206,14 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// What this component has registered: how many, and how the first stands.
+/// Number of this component's registrations, and the state of the first.
 fn current() -> String {
     let all = registrar::current();
     let state = all.first().map(|first| first.status().state);
     format!("{} {state:?}", all.len())
 }
 
-/// Has the host keep headers until it has had enough.
+/// Makes the host keep headers until it traps.
 fn hoard() -> Outcome {
     let (value, mut hoard) = (vec![b'x'; 16 << 10], Vec::new());
     loop {
@@ -223,7 +223,7 @@ fn hoard() -> Outcome {
     }
 }
 
-/// Takes memory until there is none.
+/// Allocates memory until the allocation fails.
 fn grow() -> Outcome {
     let mut hoard = Vec::new();
     loop {

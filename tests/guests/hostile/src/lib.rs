@@ -1,12 +1,12 @@
-//! A component that does what it must not, one act at a time, and tells what its host said.
+//! A component that misbehaves, one act at a time, and reports the host's reaction.
 //!
-//! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
-//! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
-//! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /hurried/HOST` one that waits
-//! half a second for a connection, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the
-//! example there, `GET /check/HOST` asks over gRPC for the health of whatever is there. `POST /read` answers with the size of
-//! the body, and fails where that breaks off. `GET /` answers `hostile`.
+//! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle by default.
+//! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` runs an act while serving. The response is
+//! `{"case":"ok","text":"..."}`, or has the case of the WIT's `error` if the host refused. `GET /call/HOST` sends a request to
+//! that host and responds in the same way, with the case `failed` for an error. `GET /secure/HOST` does so over TLS,
+//! `GET /hurried/HOST` waits half a second for a connection, and `GET /fan/COUNT/HOST` sends that many concurrent requests.
+//! `GET /greet/HOST` makes a gRPC call to the example on that host, and `GET /check/HOST` a gRPC health check. `POST /read`
+//! responds with the size of the body, and fails if the body breaks off. `GET /` responds with `hostile`.
 
 mod act;
 mod bindings;
@@ -27,13 +27,13 @@ impl lifecycle::Guest for Hostile {
     fn start() -> Result<(), String> {
         let outcome = act(&config("start").unwrap_or_default());
         outcome.map(drop).map_err(|error| {
-            let (case, text) = told(error);
+            let (case, text) = described(error);
             format!("{case}: {text}")
         })
     }
 
     fn stop() {
-        let _ = act(&config("stop").unwrap_or_default()); // `stop` has no answer.
+        let _ = act(&config("stop").unwrap_or_default()); // `stop` has no result.
     }
 }
 
@@ -45,30 +45,30 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     } else if let Some(name) = path.strip_prefix("/act/") {
         report(act(name))
     } else if let Some(host) = path.strip_prefix("/call/") {
-        told_of_a_call(call("http", host).await)
+        report_call(call("http", host).await)
     } else if let Some((count, host)) = path.strip_prefix("/fan/").and_then(|fan| fan.split_once('/')) {
         fan(count.parse().unwrap_or(1), host).await
     } else if let Some(host) = path.strip_prefix("/secure/") {
-        told_of_a_call(call("https", host).await)
+        report_call(call("https", host).await)
     } else if let Some(host) = path.strip_prefix("/hurried/") {
-        told_of_a_call(hurried(host).await)
+        report_call(hurried(host).await)
     } else if let Some(host) = path.strip_prefix("/greet/") {
-        // Ada's name, as a message.
-        told_of_a_call(grpc(host, "greeter.v1.Greeter/Greet", b"\0\0\0\0\x05\x0a\x03Ada").await)
+        // A message with the name Ada.
+        report_call(grpc(host, "greeter.v1.Greeter/Greet", b"\0\0\0\0\x05\x0a\x03Ada").await)
     } else if let Some(host) = path.strip_prefix("/check/") {
-        told_of_a_call(grpc(host, "grpc.health.v1.Health/Check", b"\0\0\0\0\0").await)
+        report_call(grpc(host, "grpc.health.v1.Health/Check", b"\0\0\0\0\0").await)
     } else {
         "hostile\n".into()
     };
     Ok(Response::new(body.into()))
 }
 
-fn told_of_a_call(outcome: Result<String, Error>) -> String {
+fn report_call(outcome: Result<String, Error>) -> String {
     let (case, text) = outcome.map_or_else(|error| ("failed", format!("{error:?}")), |text| ("ok", text));
     json!({ "case": case, "text": text }).to_string()
 }
 
-/// What a method of gRPC answers: one message, uncompressed, in both directions.
+/// Response of a gRPC method: one message, uncompressed, in both directions.
 async fn grpc(host: &str, method: &str, message: &[u8]) -> Result<String, Error> {
     let request = Request::post(format!("http://{host}/{method}")).header("content-type", "application/grpc");
     let mut response = Client::new().send(request.body(Body::from(message))?).await?;
@@ -76,14 +76,14 @@ async fn grpc(host: &str, method: &str, message: &[u8]) -> Result<String, Error>
     Ok(String::from_utf8_lossy(body).into_owned())
 }
 
-/// What a host answers.
+/// Response body of a host.
 async fn call(scheme: &str, host: &str) -> Result<String, Error> {
     let request = Request::get(format!("{scheme}://{host}/")).body(Body::empty())?;
     let mut response = Client::new().send(request).await?;
     Ok(response.body_mut().str_contents().await?.to_owned())
 }
 
-/// What became of that many calls at a time, each of which waits a second for its answer, and half of that to be sent.
+/// Outcomes of that many concurrent calls. Each waits half a second for its connection, and a second for its response.
 async fn fan(count: usize, host: &str) -> String {
     let calls: Vec<_> = (0..count)
         .map(|_| {
@@ -94,14 +94,14 @@ async fn fan(count: usize, host: &str) -> String {
             spawn(async move { client.send(request?).await?.body_mut().str_contents().await.map(str::to_owned) })
         })
         .collect();
-    let mut told = Vec::new();
+    let mut outcomes = Vec::new();
     for call in calls {
-        told.push(call.await.unwrap_or_else(|error| format!("{error:?}")));
+        outcomes.push(call.await.unwrap_or_else(|error| format!("{error:?}")));
     }
-    json!(told).to_string()
+    json!(outcomes).to_string()
 }
 
-/// The same, where connections are there within half a second.
+/// Response body of a host, with half a second for the connection.
 async fn hurried(host: &str) -> Result<String, Error> {
     let request = Request::get(format!("http://{host}/")).body(Body::empty())?;
     let mut client = Client::new();
@@ -111,12 +111,12 @@ async fn hurried(host: &str) -> Result<String, Error> {
 }
 
 fn report(outcome: Outcome) -> String {
-    let (case, text) = outcome.map_or_else(told, |text| ("ok", text));
+    let (case, text) = outcome.map_or_else(described, |text| ("ok", text));
     json!({ "case": case, "text": text }).to_string()
 }
 
 /// An error as its case in the WIT and its text.
-fn told(error: types::Error) -> (&'static str, String) {
+fn described(error: types::Error) -> (&'static str, String) {
     use types::Error;
 
     match error {
@@ -131,7 +131,7 @@ fn told(error: types::Error) -> (&'static str, String) {
     }
 }
 
-/// The value of a configuration key, where it has one.
+/// The value of a configuration key, if it has one.
 fn config(key: &str) -> Option<String> {
     store::get(key).ok().flatten()
 }

@@ -1,9 +1,9 @@
-//! A `wasi:http` 0.3 component that knows nothing of the registry.
+//! A `wasi:http` 0.3 component that does not use the registry.
 //!
-//! `/echo` sends back the body with its trailers while they come. `/fail` traps at the end of an answer, and `/break` does so
-//! when its beginning has been sent. `/yield` and `/compute` work for a second after the head, the one bit by bit and the other
-//! at a stretch. `/length/N` tells the length of its body, N bytes, and `/pass` gives back the body that came as it is.
-//! `/relay/HOST/PATH` asks another host. Anything else is greeted.
+//! `/echo` sends back the body with its trailers while they arrive. `/fail` traps at the end of a response, and `/break` when the
+//! beginning of the response has been sent. `/yield` and `/compute` compute for a second after the head: `/yield` yields all the
+//! time, `/compute` never does. `/length/N` has a body of N bytes with its `content-length`, and `/pass` returns the body of the
+//! request unread. `/relay/HOST/PATH` sends a request to another host. Any other path gets a greeting.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -22,7 +22,7 @@ use wasip3::{
 };
 
 const HELLO: &[u8] = b"hello\n";
-/// How long some work before the body of their answer.
+/// Duration of the work before the body of a response.
 const A_WHILE: Duration = Duration::from_secs(1);
 
 struct Plain;
@@ -39,11 +39,11 @@ impl Guest for Plain {
             })),
             Some("/break") => Ok(answer(async |mut body| {
                 body.write_all(HELLO.to_vec()).await;
-                work(A_WHILE / 10).await;
+                compute(A_WHILE / 10).await;
                 panic!("told to trap");
             })),
             Some("/yield") => Ok(answer(async |mut body| {
-                work(A_WHILE).await;
+                compute(A_WHILE).await;
                 body.write_all(HELLO.to_vec()).await;
             })),
             Some("/compute") => Ok(answer(async |mut body| {
@@ -67,8 +67,8 @@ fn echo(request: Request) -> Result<Response, ErrorCode> {
     http_into_wasi_response(http::Response::new(http_from_wasi_request(request)?.into_body()))
 }
 
-/// Asks a host for a path once all of the body has come, under the parent that the header `own-parent` names, if any. Says
-/// how many requests this instance had at a time.
+/// Requests a path of a host when the whole body has arrived, with the trace parent of the header `own-parent`, if any.
+/// Responds with the status, and the number of concurrent requests in this instance.
 async fn relay(request: Request, target: &str) -> Result<Response, ErrorCode> {
     static INSIDE: AtomicUsize = AtomicUsize::new(0);
     let inside = INSIDE.fetch_add(1, Ordering::Relaxed) + 1;
@@ -82,16 +82,16 @@ async fn relay(request: Request, target: &str) -> Result<Response, ErrorCode> {
     let length = body.collect().await.len();
 
     let (_, no_trailers) = wit_future::new(|| Ok(None));
-    let (asked, _sent) = Request::new(headers, None, no_trailers, None);
-    asked.set_scheme(Some(&Scheme::Http)).expect("a scheme");
-    asked.set_authority(Some(host)).expect("a host");
-    asked.set_path_with_query(Some(&format!("/{path}?secret={length}"))).expect("a path");
-    let status = client::send(asked).await?.get_status_code();
+    let (outgoing, _sent) = Request::new(headers, None, no_trailers, None);
+    outgoing.set_scheme(Some(&Scheme::Http)).expect("a scheme");
+    outgoing.set_authority(Some(host)).expect("a host");
+    outgoing.set_path_with_query(Some(&format!("/{path}?secret={length}"))).expect("a path");
+    let status = client::send(outgoing).await?.get_status_code();
     INSIDE.fetch_sub(1, Ordering::Relaxed);
     Ok(answer(async move |mut body| drop(body.write_all(format!("{status} {inside}\n").into_bytes()).await)))
 }
 
-/// What came, without a look at it.
+/// Response with the body of the request, unread.
 fn pass(request: Request) -> Response {
     let (_, taken) = wit_future::new(|| Ok(()));
     let (body, trailers) = Request::consume_body(request, taken);
@@ -104,15 +104,15 @@ fn long(length: usize) -> Response {
     answer_with(headers, async move |mut body| drop(body.write_all(vec![b'x'; length]).await))
 }
 
-/// Bit by bit.
-async fn work(within: Duration) {
+/// Computes and yields all the time.
+async fn compute(within: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < within {
         wit_bindgen::yield_async().await;
     }
 }
 
-/// A head, and then what is written; of that, what is left over was not wanted.
+/// Response whose body `write` writes. A rest that the client did not read is dropped.
 fn answer(write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Response {
     answer_with(Fields::new(), write)
 }

@@ -1,4 +1,4 @@
-//! A `wasi:http` 0.2 component that knows nothing of the registry.
+//! A `wasi:http` 0.2 component that does not use the registry.
 
 use wstd::http::{Body, Error, Request, Response};
 

@@ -1,4 +1,4 @@
-//! A `wasi:cli` 0.3 program that opens its own listener at the IPv4 address of its argument, and greets whoever asks.
+//! A `wasi:cli` 0.3 program that opens its own listener at the IPv4 address of its argument, and greets every client.
 
 use std::{env, net::SocketAddrV4};
 
@@ -8,7 +8,7 @@ use wasip3::{
     spawn_local, wit_stream,
 };
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 6\r\n\r\nhello\n";
 
 struct Program;
 
@@ -32,11 +32,11 @@ impl Guest for Program {
 async fn greet(client: TcpSocket) {
     let (mut request, _) = client.receive();
     if request.next().await.is_none() {
-        return; // It only knocked.
+        return; // A connection without data, as health checks make.
     }
-    let (mut answer, reader) = wit_stream::new();
+    let (mut response, reader) = wit_stream::new();
     let sent = client.send(reader);
-    answer.write_all(ANSWER.to_vec()).await;
-    drop(answer);
+    response.write_all(RESPONSE.to_vec()).await;
+    drop(response);
     let _ = sent.await; // The client may have gone.
 }

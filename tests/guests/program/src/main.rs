@@ -1,9 +1,8 @@
-//! A program that opens its own listener, with no host in between, and does what it must not when it is told to.
+//! A program that opens its own listener, and misbehaves on command.
 //!
-//! Its arguments are the address, and what it does: `serve`, which serves one connection after the other as any program
-//! of the standard library does; `register`, which registers itself as `program` before that; `polite`, which serves
-//! until its standard input ends; or `deaf`, `exit`, `fail`, which never listen. `GET` of a path does the act of that name
-//! and answers with its outcome.
+//! Its arguments are the address and a verb: `serve` serves one connection after the other, as any program of the standard
+//! library does; `register` registers itself as `program` before that; `polite` serves until its standard input ends; `deaf`,
+//! `exit` and `fail` never listen. `GET` of a path runs the act of that name and responds with its outcome.
 
 mod bindings;
 
@@ -28,9 +27,9 @@ use wstd::{
 
 fn main() -> Result<(), String> {
     let arguments: Vec<String> = env::args().collect();
-    let [_, addr, what] = &arguments[..] else { return Err(format!("{arguments:?} are not an address and a verb")) };
+    let [_, addr, verb] = &arguments[..] else { return Err(format!("{arguments:?} are not an address and a verb")) };
     let said = |error: io::Error| format!("cannot listen on {addr}: {error}");
-    match what.as_str() {
+    match verb.as_str() {
         "serve" => serve(&TcpListener::bind(addr).map_err(said)?),
         "register" => {
             let listener = TcpListener::bind(addr).map_err(said)?;
@@ -58,21 +57,21 @@ fn register() -> Result<(), bindings::leasehold::registry::types::Error> {
     registrar::register(&node, 0).map(drop)
 }
 
-/// One connection after the other, until one of them asks for the end.
+/// Serves one connection after the other, until a request for `/return`.
 fn serve(listener: &TcpListener) -> Result<(), String> {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
-        match asked(&stream) {
+        match requested(&stream) {
             Ok(Some(path)) if path == "return" => return Ok(()),
-            Ok(Some(path)) => drop(answer(stream, &act(&path))), // The client may have gone.
+            Ok(Some(path)) => drop(respond(stream, &act(&path))), // The client may have gone.
             Ok(None) | Err(_) => {}
         }
     }
     Ok(())
 }
 
-/// The path of a request, without its first `/`; none when a client only knocks.
-fn asked(stream: &TcpStream) -> io::Result<Option<String>> {
+/// The path of a request, without its first `/`; `None` if a client connects without a request.
+fn requested(stream: &TcpStream) -> io::Result<Option<String>> {
     let mut lines = BufReader::new(stream).lines();
     let Some(first) = lines.next().transpose()? else { return Ok(None) };
     for line in lines {
@@ -83,14 +82,14 @@ fn asked(stream: &TcpStream) -> io::Result<Option<String>> {
     Ok(first.split(' ').nth(1).map(|path| path.trim_start_matches('/').to_owned()))
 }
 
-fn answer(mut stream: TcpStream, body: &str) -> io::Result<()> {
+fn respond(mut stream: TcpStream, body: &str) -> io::Result<()> {
     let length = body.len();
     write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
-/// Does the act of that name. Some never return.
+/// Runs the act of that name. Some acts never return.
 fn act(name: &str) -> String {
-    let told = |outcome: io::Result<()>| outcome.map_or_else(|error| error.kind().to_string(), |()| "ok".to_owned());
+    let report = |outcome: io::Result<()>| outcome.map_or_else(|error| error.kind().to_string(), |()| "ok".to_owned());
     match name.split_once('/').unwrap_or((name, "")) {
         ("", _) => "hello\n".to_owned(),
         ("trap", _) => panic!("told to trap"),
@@ -102,16 +101,16 @@ fn act(name: &str) -> String {
             sleep(Duration::from_secs(2));
             "slow".to_owned()
         }
-        ("bind", addr) => told(TcpListener::bind(addr).map(drop)),
-        ("connect", addr) => told(TcpStream::connect(addr).map(drop)),
-        ("udp", addr) => told(UdpSocket::bind(addr).map(drop)),
-        ("resolve", name) => told((name, 80).to_socket_addrs().map(drop)),
+        ("bind", addr) => report(TcpListener::bind(addr).map(drop)),
+        ("connect", addr) => report(TcpStream::connect(addr).map(drop)),
+        ("udp", addr) => report(UdpSocket::bind(addr).map(drop)),
+        ("resolve", name) => report((name, 80).to_socket_addrs().map(drop)),
         ("registrations", _) => registrar::current().len().to_string(),
         (other, _) => format!("no act is named {other:?}"),
     }
 }
 
-/// Answers everybody, `/slow` after three seconds, until standard input has ended and nobody waits any more.
+/// Serves all clients, `/slow` after three seconds, until standard input has ended and no request is in flight.
 async fn polite(addr: &str) -> io::Result<()> {
     let listener = wstd::net::TcpListener::bind(addr).await?;
     let open = Rc::new(Cell::new(0));
