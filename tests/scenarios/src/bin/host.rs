@@ -1,12 +1,12 @@
-//! A host of its own process, to be suspended and killed: `host ENDPOINT TTL COUNT` registers so many services, says
-//! `ready`, and keeps them until its input ends; then it stops them, and says `gone`.
+//! A host in a process of its own, to be suspended and killed: `host ENDPOINT TTL COUNT` registers that many services, prints
+//! `ready`, and keeps them until its input ends. Then it stops them, and prints `gone`.
 
 use std::{error::Error, io::Read, time::Duration};
 
 use leasehold::{Registrar, ServerNode};
 use leasehold_scenarios::fleet::options;
 
-#[expect(clippy::print_stdout, reason = "whoever started it reads it")]
+#[expect(clippy::print_stdout, reason = "the parent process reads it")]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let [endpoint, ttl, count] = std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "three words")?;

@@ -7,12 +7,12 @@ use std::{
 
 use leasehold_scenarios::sim::{Cause, Event, What};
 
-use crate::ledger::{Act, Asked};
+use crate::ledger::{Act, Request};
 
-/// How long after its call ended a take-over may still land: the longest that the simulated network holds a request.
+/// Latest time after the end of its call that a take-over may be applied: the simulated network holds no request longer.
 const LATE: Duration = Duration::from_secs(60);
 
-/// Every promise that the history breaks, a sentence each.
+/// Returns one sentence per promise that the history breaks.
 pub(crate) fn violations(acts: &[Act], history: &[Event], unhealthy: &Unhealthy) -> Vec<String> {
     let mut owners: BTreeMap<i64, String> = BTreeMap::new();
     for event in history {
@@ -28,12 +28,12 @@ pub(crate) fn violations(acts: &[Act], history: &[Event], unhealthy: &Unhealthy)
     found
 }
 
-/// When which host could not be expected to keep its leases.
+/// Times in which a host cannot be expected to keep its leases.
 #[derive(Debug, Default)]
 pub(crate) struct Unhealthy(Vec<(Option<String>, Duration, Duration)>);
 
 impl Unhealthy {
-    /// `None` is every host.
+    /// Adds a time for one host, or for every host if `host` is `None`.
     pub(crate) fn add(&mut self, host: Option<&str>, from: Duration, to: Duration) {
         self.0.push((host.map(str::to_owned), from, to));
     }
@@ -60,7 +60,7 @@ impl View<'_> {
     /// Promise 1: when register returns ok, the key is in etcd under a live lease of that host.
     fn visible(&self, found: &mut Vec<String>) {
         for act in self.acts {
-            let (Asked::Register { .. }, Some((at, true))) = (&act.asked, act.answer) else { continue };
+            let (Request::Register { .. }, Some((at, true))) = (&act.request, act.outcome) else { continue };
             let before: Vec<&Event> = self.history.iter().take_while(|event| event.at <= at).collect();
             let disturbed = before.iter().rev().take_while(|event| event.at >= act.from).any(|event| {
                 event.host() != Some(&act.host) && (event.key() == Some(&act.key) || event.key().is_none())
@@ -76,12 +76,12 @@ impl View<'_> {
         }
     }
 
-    /// Promise 2: after a stop returned ok, that host never writes the key again, unless it is asked to.
+    /// Promise 2: after a stop returned ok, that host does not write the key again until its next `register`.
     fn gone(&self, found: &mut Vec<String>) {
         for (index, act) in self.acts.iter().enumerate() {
-            let (Asked::Stop, Some((at, true))) = (&act.asked, act.answer) else { continue };
+            let (Request::Stop, Some((at, true))) = (&act.request, act.outcome) else { continue };
             let again = self.acts[index..].iter().find(|later| {
-                later.host == act.host && later.key == act.key && matches!(later.asked, Asked::Register { .. })
+                later.host == act.host && later.key == act.key && matches!(later.request, Request::Register { .. })
             });
             let until = again.map_or(Duration::MAX, |later| later.from);
             let of_it = self.history.iter().filter(|event| event.key() == Some(&act.key));
@@ -103,7 +103,7 @@ impl View<'_> {
         }
     }
 
-    /// Promises 5 and 6, and that no healthy host loses a lease.
+    /// Promises 5 and 6; also, no healthy host loses a lease.
     fn no_clobber_and_no_gap(&self, found: &mut Vec<String>) {
         for event in self.history {
             let Some(key) = event.key() else { continue };
@@ -139,8 +139,8 @@ impl View<'_> {
         }
     }
 
-    /// Whether the key stood there by a write that landed after its caller had given up: nobody can tell its end from
-    /// that of a key that was never there, and the fence takes it back.
+    /// True if the key was last put by a late write, after its caller had given up. Readers cannot distinguish its end from
+    /// that of a key that never existed, and the fencing lease removes it.
     fn landed_late(&self, key: &str, at: Duration) -> bool {
         let puts = self.history.iter().take_while(|event| event.at < at);
         let last = puts.filter(|event| event.key() == Some(key) && matches!(event.what, What::Put { .. })).last();
@@ -149,23 +149,24 @@ impl View<'_> {
 
     fn may_take_over(&self, host: &str, key: &str, at: Duration) -> bool {
         self.acts.iter().any(|act| {
-            let ended = act.answer.map_or(Duration::MAX, |(end, _)| end.saturating_add(LATE));
+            let ended = act.outcome.map_or(Duration::MAX, |(end, _)| end.saturating_add(LATE));
             act.host == host
                 && act.key == key
-                && act.asked == Asked::Register { may_take_over: true }
+                && act.request == Request::Register { may_take_over: true }
                 && (act.from..=ended).contains(&at)
         })
     }
 
-    /// Whether the host has been told that the key is registered, and has not been told to stop.
+    /// True if the host returned ok for the key's `register`, and had no `stop` since.
     fn desires(&self, host: &str, key: &str, at: Duration) -> bool {
         let mut desires = false;
         let mut crashed = BTreeSet::new();
-        for act in self.acts.iter().filter(|act| act.host == host && (act.key == key || act.asked == Asked::Crash)) {
-            match act.asked {
-                Asked::Register { .. } if act.answer.is_some_and(|(end, ok)| ok && end <= at) => desires = true,
-                Asked::Stop | Asked::Drop if act.from <= at => desires = false,
-                Asked::Crash if act.from <= at => {
+        for act in self.acts.iter().filter(|act| act.host == host && (act.key == key || act.request == Request::Crash))
+        {
+            match act.request {
+                Request::Register { .. } if act.outcome.is_some_and(|(end, ok)| ok && end <= at) => desires = true,
+                Request::Stop | Request::Drop if act.from <= at => desires = false,
+                Request::Crash if act.from <= at => {
                     crashed.insert(&act.host);
                 }
                 _ => {}

@@ -1,23 +1,23 @@
-//! What the hosts of a simulation were asked, and what they answered.
+//! Ledger of a simulation: the requests to its hosts, with their outcomes.
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-/// What a host was asked.
+/// Request to a host, or an event that ends its requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// To register, with or without the right to take the key over.
+pub(crate) enum Request {
+    /// A call of `register`.
     Register {
-        /// Whether the key may be taken from somebody else.
+        /// True if the ownership policy allows a take-over.
         may_take_over: bool,
     },
-    /// To stop.
+    /// A call of `stop`.
     Stop,
-    /// Nothing: its handle was dropped, or the call was given up.
+    /// A handle or a pending call was dropped.
     Drop,
-    /// To die, without a word to etcd.
+    /// The host died, without any further request to etcd.
     Crash,
 }
 
@@ -28,33 +28,33 @@ pub(crate) struct Act {
     pub(crate) host: String,
     /// The key; empty for a crash.
     pub(crate) key: String,
-    /// What was asked.
-    pub(crate) asked: Asked,
-    /// When, in virtual time.
+    /// The request.
+    pub(crate) request: Request,
+    /// Virtual time of the request.
     pub(crate) from: Duration,
-    /// When it was answered, and whether with ok. `None`: not yet, or never.
-    pub(crate) answer: Option<(Duration, bool)>,
+    /// Virtual time of the outcome, and true for ok. `None`: pending, or never.
+    pub(crate) outcome: Option<(Duration, bool)>,
 }
 
-/// Everything that was asked, in order.
+/// All requests, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger(Arc<Mutex<Vec<Act>>>);
 
 impl Ledger {
-    /// Notes a question; the number is for its answer.
-    pub(crate) fn asks(&self, host: &str, key: &str, asked: Asked, from: Duration) -> usize {
-        let mut acts = self.0.lock().expect("nobody panics holding it");
-        acts.push(Act { host: host.to_owned(), key: key.to_owned(), asked, from, answer: None });
+    /// Adds a request, and returns its number for `finish`.
+    pub(crate) fn begin(&self, host: &str, key: &str, request: Request, from: Duration) -> usize {
+        let mut acts = self.0.lock().expect("unpoisoned");
+        acts.push(Act { host: host.to_owned(), key: key.to_owned(), request, from, outcome: None });
         acts.len() - 1
     }
 
-    /// Notes the answer.
-    pub(crate) fn answered(&self, number: usize, at: Duration, ok: bool) {
-        self.0.lock().expect("nobody panics holding it")[number].answer = Some((at, ok));
+    /// Adds the outcome of a request.
+    pub(crate) fn finish(&self, number: usize, at: Duration, ok: bool) {
+        self.0.lock().expect("unpoisoned")[number].outcome = Some((at, ok));
     }
 
-    /// Everything so far.
+    /// All entries so far.
     pub(crate) fn acts(&self) -> Vec<Act> {
-        self.0.lock().expect("nobody panics holding it").clone()
+        self.0.lock().expect("unpoisoned").clone()
     }
 }

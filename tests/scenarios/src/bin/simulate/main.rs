@@ -1,4 +1,4 @@
-//! Runs seeds of the simulation and says which promises they break: `simulate [--seeds N] [--from N] [--seed N]`.
+//! Runs seeds of the simulation and prints the promises that they break: `simulate [--seeds N] [--from N] [--seed N]`.
 
 mod check;
 mod ledger;

@@ -1,4 +1,4 @@
-//! The hour itself: what happens is drawn from the seed, in storms and calms.
+//! The simulated hour: storms of requests and faults, drawn from the seed, with calms in between.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,22 +18,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     check::{Unhealthy, violations},
-    ledger::{Asked, Ledger},
+    ledger::{Ledger, Request},
     seed::{Tally, Verdict},
 };
 
-/// A run goes on until this much virtual time has passed.
+/// Minimum virtual time of a run.
 const AT_LEAST: Duration = Duration::from_secs(3600);
 /// The longest election of the simulated etcd.
 const ELECTION: Duration = Duration::from_millis(2500);
-/// What a recovery needs besides the renewal interval: the jitter before a new grant, and a few round trips.
+/// Time of a recovery besides the renewal interval: the jitter before a new grant, and a few round trips.
 const ROUND_TRIPS: Duration = Duration::from_millis(600);
-/// How long nothing may be written once everything is calm.
+/// Time in which nothing may be written in a calm.
 const QUIET: Duration = Duration::from_secs(30);
 /// Longest time that `register` and `stop` take by their own deadlines.
 const PATIENCE: Duration = Duration::from_secs(16);
 
-/// How long a lease may be kept for registrations to come, in seconds, at most: until the next calm is over.
+/// Longest time to keep a lease granted ahead, in seconds: until the next calm is over.
 const AHEAD: u64 = 60;
 
 const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
@@ -49,7 +49,7 @@ pub(crate) async fn run(seed: u64) -> Verdict {
 
 struct Host {
     name: String,
-    /// Whose addresses it has; a host that starts anew has those of the one that died there.
+    /// Number of its addresses; a restarted host has the addresses of the host that died.
     home: usize,
     registrar: Registrar,
     load: watch::Sender<Weight>,
@@ -58,7 +58,7 @@ struct Host {
     suspended: bool,
 }
 
-/// What a host's callers hold: registrations, and calls under way.
+/// Registrations and pending calls of a host's callers.
 #[derive(Default)]
 struct Desk {
     held: Mutex<BTreeMap<String, Arc<Registration>>>,
@@ -123,7 +123,7 @@ impl Run {
         self.hosts.push(Host { name, home, registrar, load, desk: Arc::default(), crashed: None, suspended: false });
     }
 
-    /// Where the next host starts: mostly where one has died.
+    /// Addresses of the next host: mostly those of a host that has died.
     fn home(&mut self) -> usize {
         let lived_in = |home| self.hosts.iter().any(|host| host.home == home && host.crashed.is_none());
         let left: Vec<usize> = (0..self.born).filter(|&home| !lived_in(home)).collect();
@@ -165,7 +165,7 @@ impl Run {
             92..94 => self.suspend(index),
             94..97 => {
                 let weight = Weight::try_from(self.rng.u32(1..=100)).expect("in range");
-                let _ = self.hosts[index].load.send(weight); // A crashed host does not listen.
+                let _ = self.hosts[index].load.send(weight); // A crashed host has no receiver.
             }
             _ => self.crash(index),
         }
@@ -173,7 +173,7 @@ impl Run {
 
     fn register(&mut self, index: usize) {
         let name = *self.rng.choice(SERVICES.iter()).expect("not empty");
-        // Mostly an address of its own; sometimes one that the hosts fight for.
+        // Mostly an address of its own; sometimes a contended address.
         let addr = match self.rng.u32(0..4) {
             0 => "10.9.9.9:1".to_owned(),
             n => format!("10.0.0.{}:{n}", self.hosts[index].home + 1),
@@ -189,14 +189,14 @@ impl Run {
         if busy || desk.held.lock().expect("unpoisoned").contains_key(&key) {
             return;
         }
-        let asked = Asked::Register { may_take_over: ownership == Ownership::TakeOver };
-        let number = self.ledger.asks(&host.name, &key, asked, self.etcd.now());
+        let request = Request::Register { may_take_over: ownership == Ownership::TakeOver };
+        let number = self.ledger.begin(&host.name, &key, request, self.etcd.now());
         let (registrar, ledger, etcd) = (host.registrar.clone(), self.ledger.clone(), self.etcd.clone());
         let terms = Terms { ownership: Some(ownership), ..Terms::default() };
         let (at_desk, at_key) = (desk.clone(), key.clone());
         let task = self.calls.spawn(async move {
             let outcome = registrar.register_on(node, terms).await;
-            ledger.answered(number, etcd.now(), outcome.is_ok());
+            ledger.finish(number, etcd.now(), outcome.is_ok());
             if let Ok(registration) = outcome {
                 at_desk.held.lock().expect("unpoisoned").insert(at_key.clone(), Arc::new(registration));
             }
@@ -215,12 +215,12 @@ impl Run {
         let host = &self.hosts[index];
         let desk = host.desk.clone();
         desk.held.lock().expect("unpoisoned").remove(&key);
-        let number = self.ledger.asks(&host.name, &key, Asked::Stop, self.etcd.now());
+        let number = self.ledger.begin(&host.name, &key, Request::Stop, self.etcd.now());
         let (ledger, etcd) = (self.ledger.clone(), self.etcd.clone());
         let (at_desk, at_key) = (desk.clone(), key.clone());
         let task = self.calls.spawn(async move {
             let outcome = registration.stop().await;
-            ledger.answered(number, etcd.now(), outcome.is_ok());
+            ledger.finish(number, etcd.now(), outcome.is_ok());
             at_desk.busy.lock().expect("unpoisoned").remove(&at_key);
         });
         desk.busy.lock().expect("unpoisoned").insert(key, task.abort_handle());
@@ -229,17 +229,17 @@ impl Run {
     fn drop_one(&mut self, index: usize) {
         let Some((key, registration)) = self.pick_held(index) else { return };
         let host = &self.hosts[index];
-        self.ledger.asks(&host.name, &key, Asked::Drop, self.etcd.now());
+        self.ledger.begin(&host.name, &key, Request::Drop, self.etcd.now());
         host.desk.held.lock().expect("unpoisoned").remove(&key);
         drop(registration);
     }
 
-    /// A caller drops the call that it waits for.
+    /// Drops a pending call.
     fn give_up(&mut self, index: usize) {
         let host = &self.hosts[index];
         let busy = host.desk.busy.lock().expect("unpoisoned").clone();
         let Some((key, task)) = self.rng.choice(busy) else { return };
-        self.ledger.asks(&host.name, &key, Asked::Drop, self.etcd.now());
+        self.ledger.begin(&host.name, &key, Request::Drop, self.etcd.now());
         task.abort();
         host.desk.busy.lock().expect("unpoisoned").remove(&key);
     }
@@ -250,7 +250,7 @@ impl Run {
         let other = ServerNode { weight: Some(weight), ..registration.node().clone() };
         let replaces = self.rng.bool();
         if self.hosts[index].suspended {
-            return; // Nobody there takes it over.
+            return; // A suspended host does not process it.
         }
         let _ = match replaces {
             true => registration.replace(other).await,
@@ -258,7 +258,7 @@ impl Run {
         }; // It may be stopping.
     }
 
-    /// The host stands still, and at some time goes on, with the calm at the latest.
+    /// Suspends the host for a while, until the next calm at the latest.
     fn suspend(&mut self, index: usize) {
         let longest = self.ttl.as_millis() as u64 * 4;
         let pause = Duration::from_millis(self.rng.u64(100..longest));
@@ -275,7 +275,7 @@ impl Run {
         self.faults += 1;
     }
 
-    /// Those that stand still go on.
+    /// Resumes the suspended hosts.
     fn awake(&mut self) {
         for host in self.hosts.iter_mut().filter(|host| host.suspended) {
             host.registrar.suspend(false);
@@ -283,7 +283,7 @@ impl Run {
         }
     }
 
-    /// The host is gone from one moment to the next: nothing of it reaches etcd any more.
+    /// Kills the host: no further request of it reaches etcd.
     fn crash(&mut self, index: usize) {
         if self.hosts.iter().filter(|host| host.crashed.is_none()).count() < 2 || self.rng.bool() {
             return;
@@ -293,7 +293,7 @@ impl Run {
         self.etcd.set_faults(&host.name, FaultPlan { error_before: 1.0, ..FaultPlan::none() });
         self.etcd.cut(&host.name);
         self.etcd.blackhole(&host.name);
-        self.ledger.asks(&host.name, "", Asked::Crash, now);
+        self.ledger.begin(&host.name, "", Request::Crash, now);
         host.crashed = Some(now);
         for task in std::mem::take(&mut *host.desk.busy.lock().expect("unpoisoned")).into_values() {
             task.abort();
@@ -354,7 +354,7 @@ impl Run {
         self.rng.choice(self.etcd.keys("").into_keys().collect::<Vec<_>>())
     }
 
-    /// All faults cease; one renewal interval later everything must be as it should, and then stay quiet.
+    /// Ends all faults. One renewal interval later every registration must be correct, and then nothing may be written.
     async fn calm(&mut self) {
         self.awake();
         for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
@@ -382,8 +382,8 @@ impl Run {
         self.nothing_else_stands();
     }
 
-    /// Under the leases of hosts that live stands what they were asked to keep: nothing that a stop, a call that failed or
-    /// a dropped handle left behind. Nor is there a lease that nothing is kept on.
+    /// Checks that living hosts have only desired keys, with nothing left by a stop, a failed call or a dropped handle, and
+    /// that they have no lease without keys.
     fn nothing_else_stands(&mut self) {
         let history = self.etcd.history();
         let mut owners = BTreeMap::new();
@@ -411,7 +411,7 @@ impl Run {
         }
     }
 
-    /// Calls under way come to their end by their own deadlines.
+    /// Waits for pending calls, which end by their own deadlines.
     async fn settle_calls(&mut self) {
         sleep(PATIENCE).await;
         for host in &self.hosts {
@@ -419,14 +419,14 @@ impl Run {
                 self.violations.push(format!("bounded: {} still waits for {key} after {PATIENCE:?}", host.name));
             }
         }
-        // Keys that somebody waited for may have been written within the last interval.
+        // Keys with a waiting `register` may have been written within the last interval.
         sleep(self.ttl).await;
     }
 
     fn everything_stands(&mut self, when: &str) {
         let leases = self.etcd.leases();
         let history = self.etcd.history();
-        // Two hosts of the simulation may want the same key; one has it, and the other gets it an interval after that.
+        // Two hosts of the simulation may register the same key; one has it, and the other gets it an interval after that.
         let interval = self.ttl / 3 + ROUND_TRIPS;
         let just_freed = |key: &str, now: Duration| {
             let last = history.iter().rev().find(|event| event.key() == Some(key));
@@ -463,7 +463,7 @@ impl Run {
         }
     }
 
-    /// No key outlives a dead host by more than a TTL and etcd's tick, not counting what an election adds.
+    /// Checks that no key outlives a dead host by more than a TTL and etcd's tick, apart from the extension of an election.
     fn the_dead_are_gone(&mut self) {
         let now = self.etcd.now();
         let history = self.etcd.history();
@@ -488,7 +488,7 @@ impl Run {
     async fn end(mut self) -> Verdict {
         for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
             for key in host.desk.held.lock().expect("unpoisoned").keys() {
-                self.ledger.asks(&host.name, key, Asked::Drop, self.etcd.now());
+                self.ledger.begin(&host.name, key, Request::Drop, self.etcd.now());
             }
             if host.registrar.shutdown(PATIENCE).await.is_err() {
                 self.violations.push(format!("gone: {} could not shut down", host.name));

@@ -1,22 +1,22 @@
-//! One seed of the randomized simulation: several hosts, one etcd, an hour of whatever can happen to them.
+//! One seed of the randomized simulation: several hosts, one etcd, and an hour of random requests and faults.
 //!
-//! The run keeps a ledger of what was asked and answered; `check` then holds the promises against it and against etcd's
+//! The run keeps a ledger of requests and outcomes; `check` then compares the promises with the ledger and with etcd's
 //! complete history.
 
 use std::fmt;
 
 use crate::run;
 
-/// What one seed came to.
+/// Result of one seed.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// Promises that were broken, a sentence each.
+    /// One sentence per broken promise.
     pub(crate) violations: Vec<String>,
-    /// What happened, in numbers.
+    /// Numbers of the run.
     pub(crate) tally: Tally,
 }
 
-/// What happened in a run.
+/// Numbers of a run.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Tally {
     /// Virtual seconds.
@@ -47,7 +47,7 @@ pub(crate) fn simulate(seed: u64) -> Verdict {
         .enable_all()
         .start_paused(true)
         .build()
-        .expect("a runtime without threads needs nothing");
+        .expect("a runtime without threads cannot fail");
     let verdict = runtime.block_on(run::run(seed));
     runtime.shutdown_background();
     verdict
