@@ -1,4 +1,4 @@
-//! Registrations of several leases, and what etcd and its watchers say about them.
+//! Registrations on several leases, and checks of etcd's keys and watch events for them.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 /// The services of a fleet; each has three instances.
 pub const SERVICES: [&str; 3] = ["order", "stock", "user"];
 
-/// The options that faults start from: a short TTL and a fixed weight.
+/// Default options of the fault scenarios: a short TTL and a fixed weight.
 pub fn options<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Options {
     Options {
         ttl: 3.try_into().expect("a TTL"),
@@ -24,11 +24,11 @@ pub fn options<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Optio
     }
 }
 
-/// Nine registrations on three leases of one registrar, seen through a client that takes no proxy.
+/// Nine registrations on three leases of one registrar, with a client that bypasses any proxy.
 pub struct Fleet {
-    /// What keeps them.
+    /// The registrar of all nine.
     pub registrar: Registrar,
-    /// The nine.
+    /// The nine registrations.
     pub registrations: Vec<Registration>,
     client: Client,
     since: i64,
@@ -39,7 +39,7 @@ impl Fleet {
     /// Registers all nine.
     ///
     /// # Panics
-    /// When one fails.
+    /// If a registration fails.
     pub async fn start(options: Options, mut client: Client) -> Self {
         let registrar = Registrar::start(options).expect("good options");
         let mut registrations = Vec::new();
@@ -54,12 +54,12 @@ impl Fleet {
         Self { registrar, registrations, client, since, events }
     }
 
-    /// Looks through another client from now on.
+    /// Uses another client from now on.
     pub fn look_through(&mut self, client: Client) {
         self.client = client;
     }
 
-    /// Waits until all are registered and every key stands under a lease that lives; gives how long that took.
+    /// Waits until all are registered and every key is under a live lease; returns the time that this took.
     pub async fn stands(&mut self) -> Duration {
         let begun = Instant::now();
         wait_for("every key stands under a live lease", SOON, async || {
@@ -92,7 +92,7 @@ impl Fleet {
         .await;
     }
 
-    /// Waits until etcd has confirmed so many more renewals of every lease.
+    /// Waits until etcd has confirmed that many further renewals of every lease.
     pub async fn is_renewed(&self, times: u64) {
         let before: Vec<u64> = self.registrations.iter().map(|one| one.status().renewals).collect();
         wait_for("every lease is renewed", SOON, async || {
@@ -101,7 +101,7 @@ impl Fleet {
         .await;
     }
 
-    /// Waits until nothing has confirmed any lease for a TTL.
+    /// Waits until no lease has been confirmed for a TTL.
     pub async fn outlasts_its_leases(&self) {
         wait_for("the leases run out", SOON, async || {
             self.registrations.iter().all(|one| one.status().ttl_remaining.is_zero())
@@ -109,7 +109,7 @@ impl Fleet {
         .await;
     }
 
-    /// The lease of every key that stands.
+    /// The lease of every existing key.
     pub async fn leases(&mut self) -> Vec<i64> {
         let all = Some(GetOptions::new().with_prefix());
         let Ok(found) = self.client.get("/", all).await else { return Vec::new() };
@@ -117,18 +117,18 @@ impl Fleet {
         found.kvs().iter().filter(|found| ours(found.key())).map(|found| found.lease()).collect()
     }
 
-    /// What watchers were told since all were registered.
+    /// Watch events since all were registered.
     pub async fn changes(&mut self) -> Vec<Change> {
         changes(&mut self.client, self.since).await
     }
 
-    /// Panics when a watcher was told that a key went.
+    /// Panics if watchers got a DELETE.
     pub async fn saw_no_delete(&mut self) {
         let deletes: Vec<_> = self.changes().await.into_iter().filter(|change| change.is_delete).collect();
         assert_eq!(deletes, [], "watchers were told of these");
     }
 
-    /// What happened since the last call, renewals left out.
+    /// Events since the last call, without renewals.
     pub fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
@@ -141,7 +141,7 @@ impl Fleet {
         }
     }
 
-    /// Panics when one of these happened since the last call.
+    /// Panics if an event of these kinds happened since the last call.
     pub fn heard_none_of(&mut self, kinds: &[What]) {
         let heard: Vec<_> = self.events().into_iter().filter(|event| kinds.contains(&event.what)).collect();
         assert!(heard.is_empty(), "{heard:#?}");

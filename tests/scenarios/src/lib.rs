@@ -1,4 +1,4 @@
-//! The harness of the scenarios: a simulated etcd, a real etcd, and a network between that fails on demand.
+//! The harness of the scenarios: a simulated etcd, a real etcd, and a network that fails on demand.
 
 pub mod fleet;
 pub mod proxy;

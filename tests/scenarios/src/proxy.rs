@@ -11,19 +11,19 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
-/// What the proxy does to every connection, at once.
+/// Behaviour of the proxy towards every connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Everything passes. A connection that lost bytes in another mode is reset.
+    /// All bytes pass. A connection that lost bytes in another mode is reset.
     #[default]
     Pass,
     /// Connections are reset, new ones refused.
     Cut,
-    /// New connections are accepted; what anyone sends is swallowed.
+    /// New connections are accepted; bytes in both directions are dropped.
     Blackhole,
-    /// Requests pass, answers are swallowed.
+    /// Requests pass; responses are dropped.
     HalfOpen,
-    /// Nothing moves, nothing is lost: what waits arrives when the mode changes.
+    /// Bytes are held without loss, and arrive when the mode changes.
     Hold,
     /// Every chunk is delayed by this much, in both directions.
     Slow(Duration),
@@ -37,10 +37,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port of loopback and passes everything on.
+    /// Listens on a free loopback port and forwards all bytes.
     ///
     /// # Panics
-    /// When loopback has no free port.
+    /// If loopback has no free port.
     pub async fn start(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("a listener has an address");
@@ -52,17 +52,17 @@ impl Proxy {
         Self { address, mode }
     }
 
-    /// Where a host connects instead: `127.0.0.1:port`.
+    /// Address of the proxy for hosts: `127.0.0.1:port`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The same as an endpoint: `http://127.0.0.1:port`.
+    /// Address of the proxy as an endpoint: `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Switches every connection, open and to come.
+    /// Switches every connection, open and future.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
@@ -86,7 +86,7 @@ impl Accept {
             } else if listener.is_none() {
                 listener = TcpListener::bind(self.address).await.ok();
                 if listener.is_none() {
-                    // The port lingers; it is ours again in a moment.
+                    // The port lingers, and is free again in a moment.
                     sleep(Duration::from_millis(10)).await;
                     continue;
                 }
@@ -101,7 +101,7 @@ impl Accept {
                 host = accept(listener.as_ref()) => {
                     let target = self.target.clone();
                     let mode = self.mode.clone();
-                    // A connection that fails is what a proxy like this is for.
+                    // Failed connections are the purpose of this proxy.
                     self.connections.spawn(async move {
                         let _ = serve(host, &target, mode).await;
                     });
@@ -206,12 +206,12 @@ impl Pump {
         }
     }
 
-    /// One side closed; the other does not hear of it while its bytes are swallowed.
+    /// Handles a closed side; the other side does not see the end while bytes are dropped.
     async fn end(&mut self, mode: Mode) -> End {
         if !self.swallows(mode) {
             return End::Closed;
         }
-        // The proxy itself may be gone; that is a reset too.
+        // The proxy itself may be gone; that is a reset, too.
         let _ = self.mode.changed().await;
         End::Reset
     }

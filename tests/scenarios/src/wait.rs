@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How often a predicate is asked.
+/// Interval between two evaluations of the predicate.
 const STEP: Duration = Duration::from_millis(20);
 
 /// Waits until a predicate holds.
 ///
 /// # Panics
-/// When it does not hold in time; the message says what was waited for.
+/// If it does not hold in time; the message contains `what`.
 pub async fn wait_for(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + within;
     loop {

@@ -1,4 +1,4 @@
-//! One etcd for a scenario, simulated or real, behind the same few verbs, so that the two cannot drift apart.
+//! One etcd for a scenario, simulated or real, behind the same few functions, so that the two cannot drift apart.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,19 +7,19 @@ use leasehold::{LoadSource, Options, Registrar, Weight};
 
 use crate::{real::Etcd, sim::SimEtcd, wait_for};
 
-/// How long a scenario waits for what should happen soon. The real etcd shares its machine with other tests.
+/// Timeout for a state that should be reached soon. The real etcd shares its machine with other tests.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// A key as a scenario looks at it.
+/// State of a key, as a scenario reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The value, as text.
     pub value: String,
-    /// The lease it is bound to; 0 is none.
+    /// The lease of the key; 0 means none.
     pub lease: i64,
-    /// The revision that created it.
+    /// The revision that created the key.
     pub created: i64,
-    /// The revision that wrote it last.
+    /// The revision of the last write.
     pub modified: i64,
 }
 
@@ -33,17 +33,17 @@ pub enum World {
 }
 
 impl World {
-    /// A simulated one; needs a paused clock.
+    /// A simulated etcd; needs a paused clock.
     pub fn simulated() -> Self {
         Self::Simulated(SimEtcd::new(1))
     }
 
-    /// A real one.
+    /// A real etcd.
     pub async fn real() -> Self {
         Self::Real(Box::new(Etcd::start().await))
     }
 
-    /// The options that scenarios start from: a short TTL and a fixed weight.
+    /// Default options of scenarios: a short TTL and a fixed weight.
     pub fn options(&self) -> Options {
         let endpoint = match self {
             Self::Simulated(_) => "sim".to_owned(),
@@ -56,12 +56,12 @@ impl World {
         }
     }
 
-    /// A registrar on those options.
+    /// A registrar with the default options.
     pub async fn registrar(&self, host: &str) -> Registrar {
         self.registrar_with(host, self.options()).await
     }
 
-    /// A registrar on other options.
+    /// A registrar with other options.
     pub async fn registrar_with(&self, host: &str, options: Options) -> Registrar {
         match self {
             Self::Simulated(etcd) => Registrar::start_over(options, vec![(Arc::from("sim"), etcd.channel(host))])
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// The client of somebody else.
+    /// A client for foreign writes and for reads.
     pub async fn client(&self) -> Client {
         match self {
             Self::Simulated(etcd) => etcd.client("stranger").await,
@@ -79,7 +79,7 @@ impl World {
         }
     }
 
-    /// A key.
+    /// Reads a key.
     pub async fn get(&self, key: &str) -> Option<Standing> {
         let found = self.client().await.get(key, None).await.expect("etcd answers");
         found.kvs().first().map(|found| Standing {
@@ -90,46 +90,46 @@ impl World {
         })
     }
 
-    /// How many keys there are.
+    /// Number of keys.
     pub async fn count(&self) -> i64 {
         let all = Some(GetOptions::new().with_prefix().with_count_only());
         self.client().await.get("/", all).await.expect("etcd answers").count()
     }
 
-    /// The store's revision.
+    /// The store's current revision.
     pub async fn revision(&self) -> i64 {
         let answer = self.client().await.get("/", None).await.expect("etcd answers");
         answer.header().expect("an answer has a header").revision()
     }
 
-    /// Somebody else writes a key, under a lease or none (0).
+    /// Writes a key as a foreign client, under a lease or none (0).
     pub async fn put(&self, key: &str, value: &str, lease: i64) {
         let options = Some(PutOptions::new().with_lease(lease));
         self.client().await.put(key, value, options).await.expect("etcd answers");
     }
 
-    /// Somebody else deletes a key.
+    /// Deletes a key as a foreign client.
     pub async fn delete(&self, key: &str) {
         self.client().await.delete(key, None).await.expect("etcd answers");
     }
 
-    /// Somebody else's lease.
+    /// Grants a foreign lease.
     pub async fn grant(&self, seconds: i64) -> i64 {
         self.client().await.lease_grant(seconds, None).await.expect("etcd answers").id()
     }
 
-    /// Somebody revokes a lease.
+    /// Revokes a lease as a foreign client.
     pub async fn revoke(&self, lease: i64) {
         self.client().await.lease_revoke(lease).await.expect("etcd answers");
     }
 
-    /// The leases that live.
+    /// The live leases.
     pub async fn leases(&self) -> Vec<i64> {
         let answer = self.client().await.leases().await.expect("etcd answers");
         answer.leases().iter().map(|lease| lease.id()).collect()
     }
 
-    /// Kills etcd and starts it again.
+    /// Kills and restarts etcd.
     pub async fn restart(&mut self, keep_data: bool) {
         match self {
             Self::Simulated(etcd) => etcd.restart(keep_data),
@@ -137,7 +137,7 @@ impl World {
         }
     }
 
-    /// Kills it.
+    /// Kills etcd.
     pub fn kill(&mut self) {
         match self {
             Self::Simulated(etcd) => etcd.stop(),
@@ -145,7 +145,7 @@ impl World {
         }
     }
 
-    /// Waits until the key stands under a lease, and gives it.
+    /// Waits until the key is under a lease, and returns it.
     pub async fn stands(&self, key: &str) -> Standing {
         self.key_is(key, "in etcd under a lease", |found| found.is_some_and(|found| found.lease != 0)).await;
         self.get(key).await.expect("it was there")

@@ -1,4 +1,4 @@
-//! What every watcher of a real etcd is told, from one revision on.
+//! Watch events of a real etcd, from one revision on.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::wait::wait_for;
 
-/// A watcher that gets nothing for so long will not get it any more.
+/// Timeout for a watch event.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One event of one key.
@@ -15,21 +15,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Change {
     /// The key.
     pub key: String,
-    /// Whether the key went, by a delete or with its lease.
+    /// True for a DELETE, of the key or with its lease.
     pub is_delete: bool,
-    /// The lease of a put; 0 is none.
+    /// The lease of a put; 0 means none.
     pub lease: i64,
     /// The revision.
     pub revision: i64,
 }
 
-/// The store's revision now.
+/// The store's current revision.
 ///
 /// # Panics
-/// When etcd does not answer.
+/// If etcd does not respond.
 pub async fn revision(client: &mut Client) -> i64 {
     let mut revision = None;
-    // One of several endpoints may be down.
+    // An endpoint may be down.
     wait_for("etcd answers", PATIENCE, async || {
         let answer = client.get("/", None).await;
         revision = answer.ok().and_then(|answer| answer.header().map(|header| header.revision()));
@@ -39,13 +39,13 @@ pub async fn revision(client: &mut Client) -> i64 {
     revision.expect("it was just there")
 }
 
-/// Every event after a revision, of all keys, up to now.
+/// Returns every event after a revision, of all keys, up to now.
 ///
-/// etcd tells every watcher the same events whenever it asks for them, so a watcher that asks afterwards is told what
-/// one would have been told that watched all the time. It watches etcd itself, past any proxy.
+/// etcd sends the same events to every watcher, at any time. So a watcher that starts afterwards gets the same events as a watcher
+/// that was there all the time. It watches etcd itself, without a proxy.
 ///
 /// # Panics
-/// When etcd does not tell them, because they are compacted away for instance.
+/// If etcd does not send the events, for instance because they were compacted.
 pub async fn changes(client: &mut Client, after: i64) -> Vec<Change> {
     let until = revision(client).await;
     let mut changes = Vec::new();

@@ -1,4 +1,4 @@
-//! A real etcd of several members, each of which can be killed and come back.
+//! A real etcd of several members, each of which can be killed and restarted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::process::{Process, free_ports};
 use super::{START, TRIES, connect};
 use crate::wait::wait_for;
 
-/// A cluster on loopback, gone with the test.
+/// A cluster on loopback that ends with the test.
 #[derive(Debug)]
 pub struct Cluster {
     directory: TempDir,
@@ -37,10 +37,10 @@ impl Member {
 }
 
 impl Cluster {
-    /// Starts so many members and waits until they have a leader.
+    /// Starts that many members and waits until they have a leader.
     ///
     /// # Panics
-    /// When they do not come up.
+    /// If they do not start.
     pub async fn start(size: usize) -> Self {
         for _ in 0..TRIES {
             let mut cluster = Self::new(size);
@@ -54,7 +54,7 @@ impl Cluster {
         panic!("the cluster did not start in {TRIES} tries, each time on other ports");
     }
 
-    /// The endpoints of all members, those that are down too.
+    /// The endpoints of all members, including members that are down.
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(Member::endpoint).collect()
     }
@@ -65,7 +65,7 @@ impl Cluster {
         client.expect("a client without a user calls nothing")
     }
 
-    /// The member that leads, as soon as there is one on which every running member agrees.
+    /// Waits until all running members agree on a leader, and returns that member.
     pub async fn leader(&self) -> usize {
         let mut leader = None;
         wait_for("the cluster has a leader", START, async || {
@@ -81,10 +81,10 @@ impl Cluster {
         self.members[member].process = None;
     }
 
-    /// Starts a killed member again with its data and waits until it follows the leader.
+    /// Restarts a killed member with its data and waits until it follows the leader.
     ///
     /// # Panics
-    /// When it does not come back, or when there is no quorum to follow.
+    /// If it does not start, or if there is no quorum to follow.
     pub async fn restart(&mut self, member: usize) {
         self.restart_without_waiting(member);
         for _ in 0..TRIES {
@@ -96,13 +96,13 @@ impl Cluster {
         panic!("member {member} did not come back:\n{}", self.log(member));
     }
 
-    /// Starts a killed member again with its data; alone it is no quorum.
+    /// Restarts a killed member with its data; a single member is no quorum.
     pub fn restart_without_waiting(&mut self, member: usize) {
         self.kill(member);
         self.launch(member);
     }
 
-    /// What a member has written to its log.
+    /// The log of a member.
     pub fn log(&self, member: usize) -> String {
         let log = fs::read(self.path(member, "log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
@@ -143,7 +143,7 @@ impl Cluster {
         self.members[index].process = Some(process);
     }
 
-    /// Waits until every running member agrees on the leader; false when one of them ended.
+    /// Waits until all running members agree on the leader; returns false if a member ended.
     async fn settles(&mut self) -> bool {
         let deadline = Duration::from_millis(50);
         let mut agreed = false;

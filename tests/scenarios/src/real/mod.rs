@@ -1,4 +1,4 @@
-//! A real etcd for one test: its own process, ports, data and certificates, gone with the test.
+//! A real etcd for one test: its own process, ports, data and certificates, which end with the test.
 
 mod changes;
 mod cluster;
@@ -19,12 +19,12 @@ pub use self::changes::{Change, changes, revision};
 pub use self::cluster::Cluster;
 pub use self::tls::{Authority, Pair};
 
-/// How long an etcd may take to answer after its start; a loaded machine is slow.
+/// Timeout for the first response of a started etcd; a loaded machine is slow.
 const START: Duration = Duration::from_secs(60);
-/// How often a start is tried when another process took a port meanwhile.
+/// Attempts to start if another process took a port meanwhile.
 const TRIES: usize = 5;
 
-/// What kind of etcd a test wants.
+/// Options of an etcd for a test.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     user: Option<(String, String)>,
@@ -43,7 +43,7 @@ impl Options {
         self
     }
 
-    /// How long an unused token lives, in whole seconds; etcd's default is 300 s.
+    /// Lifetime of an unused token, in whole seconds; etcd's default is 300 s.
     #[must_use]
     pub fn token_ttl(mut self, ttl: Duration) -> Self {
         self.token_ttl = Some(ttl);
@@ -57,7 +57,7 @@ impl Options {
         self
     }
 
-    /// Asks every client for a certificate of this authority (PEM).
+    /// Requires a client certificate of this authority (PEM).
     #[must_use]
     pub fn mutual_tls(mut self, client_authority: String) -> Self {
         self.client_authority = Some(client_authority);
@@ -71,14 +71,14 @@ impl Options {
         self
     }
 
-    /// Refuses requests beyond so many bytes (`--max-request-bytes`); etcd's default is 1.5 MiB.
+    /// Refuses requests beyond this size (`--max-request-bytes`); etcd's default is 1.5 MiB.
     #[must_use]
     pub fn max_request(mut self, bytes: u64) -> Self {
         self.max_request = Some(bytes);
         self
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts etcd and waits until it responds.
     pub async fn start(self) -> Etcd {
         for _ in 0..TRIES {
             let mut etcd = Etcd::new(self.clone());
@@ -97,25 +97,25 @@ pub struct Etcd {
     name: String,
     directory: TempDir,
     process: Option<Process>,
-    /// Where tests connect.
+    /// Port for tests.
     port: u16,
-    /// Where the harness connects, in plain text whatever the tests use.
+    /// Port for the harness, always in plain text.
     control: u16,
     peer: u16,
 }
 
 impl Etcd {
-    /// Starts a plain one and waits until it answers.
+    /// Starts an etcd with default options and waits until it responds.
     pub async fn start() -> Self {
         Options::default().start().await
     }
 
-    /// The kinds there are: `Etcd::options().user("root", "secret").start()`.
+    /// Options for other kinds of etcd: `Etcd::options().user("root", "secret").start()`.
     pub fn options() -> Options {
         Options::default()
     }
 
-    /// Where it listens: `http://127.0.0.1:port`, or `https://localhost:port` with TLS.
+    /// Endpoint of this etcd: `http://127.0.0.1:port`, or `https://localhost:port` with TLS.
     pub fn endpoint(&self) -> String {
         match self.options.server {
             Some(_) => format!("https://localhost:{}", self.port),
@@ -134,16 +134,16 @@ impl Etcd {
         self.connect(user).await.expect("etcd answers its harness")
     }
 
-    /// Kills it (SIGKILL). Its ports and its data stay.
+    /// Kills etcd (SIGKILL). Its ports and its data stay.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Kills it if it runs, starts it on the same ports and waits until it answers. Without its data it is a new etcd,
+    /// Kills etcd if it runs, starts it on the same ports and waits until it responds. Without its data it is a new etcd,
     /// with the same user.
     ///
     /// # Panics
-    /// When another process has taken a port for good.
+    /// If another process holds a port.
     pub async fn restart(&mut self, keep_data: bool) {
         self.kill();
         if !keep_data {
@@ -158,23 +158,23 @@ impl Etcd {
         panic!("etcd did not come back on its ports:\n{}", self.log());
     }
 
-    /// Freezes it (SIGSTOP).
+    /// Suspends etcd (SIGSTOP).
     ///
     /// # Panics
-    /// When it does not run.
+    /// If etcd does not run.
     pub fn pause(&self) {
         self.running().signal("STOP");
     }
 
-    /// Thaws it (SIGCONT).
+    /// Resumes etcd (SIGCONT).
     ///
     /// # Panics
-    /// When it does not run.
+    /// If etcd does not run.
     pub fn resume(&self) {
         self.running().signal("CONT");
     }
 
-    /// What it has written to its log.
+    /// The log of this etcd.
     pub fn log(&self) -> String {
         let log = fs::read(self.directory.path().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
@@ -194,7 +194,7 @@ impl Etcd {
         self.directory.path().join("data")
     }
 
-    /// Starts the process; false when it ended again, as it does when a port is taken.
+    /// Starts the process; returns false if it ended, for instance because a port is taken.
     async fn launch(&mut self) -> bool {
         let arguments = self.arguments();
         let fresh = !self.data().exists();
@@ -251,7 +251,7 @@ impl Etcd {
         path.display().to_string()
     }
 
-    /// Waits until it has a leader; false when its process ended first. Another etcd on the port is not taken for ours.
+    /// Waits until it has a leader; returns false if its process ended first. Another etcd on the port does not count.
     async fn answers(&mut self) -> bool {
         let mut alive = true;
         wait_for("etcd answers", START, async || {

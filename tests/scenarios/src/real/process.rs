@@ -1,4 +1,4 @@
-//! One etcd process: found, started, signalled, and gone with the test.
+//! One etcd process: found, started, signalled, and ended with the test.
 
 use std::env;
 use std::fs::File;
@@ -11,18 +11,17 @@ use std::process::{Child, Command, Stdio};
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
-    /// A shell that waits for the end of its input, which is the end of the test process however it comes, and then
-    /// kills etcd.
+    /// A shell that kills etcd when its input ends. The input ends with the test process, even if that crashes.
     guard: Child,
 }
 
 impl Process {
-    /// Starts etcd with these arguments; its log goes to the end of a file.
+    /// Starts etcd with these arguments; its log is appended to a file.
     pub(super) fn spawn(arguments: &[String], log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).expect("the log file is in our own directory");
         let second = log.try_clone().expect("a file handle can be doubled");
         let mut etcd = Command::new(binary());
-        // etcd reads its flags from such variables too; a test means what it says.
+        // etcd also reads flags from such variables; only the test's own flags may count.
         for (name, _) in env::vars_os() {
             let name_text = name.to_string_lossy();
             if name_text.starts_with("ETCD") && name_text != "ETCD_UNSUPPORTED_ARCH" {
@@ -61,17 +60,17 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// The guard goes first: it must not find another process under an old number.
+    /// Ends the guard first: it must not kill another process with a reused number.
     fn drop(&mut self) {
         for process in [&mut self.guard, &mut self.child] {
-            // It may be gone already.
+            // The process may have ended already.
             let _ = process.kill();
             let _ = process.wait();
         }
     }
 }
 
-/// The etcd under test: `$ETCD`, or the first on the path.
+/// The etcd under test: `$ETCD`, or the first etcd on the PATH.
 fn binary() -> PathBuf {
     if let Some(named) = env::var_os("ETCD").filter(|named| !named.is_empty()) {
         let named = PathBuf::from(named);
@@ -85,7 +84,7 @@ fn binary() -> PathBuf {
         .expect("install etcd: `apt-get install etcd-server`, or run `make setup`")
 }
 
-/// Ports that were free a moment ago; all different.
+/// Distinct ports that were free a moment ago.
 pub(super) fn free_ports<const N: usize>() -> [u16; N] {
     let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let listeners: io::Result<Vec<TcpListener>> = (0..N).map(|_| listen()).collect();

@@ -1,11 +1,11 @@
-//! Certificates made in the test, for etcd and for its clients.
+//! Certificates for etcd and for its clients, created by the test.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
 
-/// A certificate authority of its own.
+/// A private certificate authority.
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -21,7 +21,7 @@ pub struct Pair {
 }
 
 impl Authority {
-    /// A new authority; nobody trusts it yet.
+    /// Creates an authority.
     pub fn new(name: &str) -> Self {
         let mut params = params(name, &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -30,17 +30,17 @@ impl Authority {
         Self { issuer }
     }
 
-    /// What a client or a server must trust, as PEM.
+    /// The authority's certificate for clients and servers, as PEM.
     pub fn certificate(&self) -> String {
         self.issuer.pem()
     }
 
-    /// A certificate for an etcd on loopback. etcd uses it as a client too, towards itself.
+    /// Issues a certificate for an etcd on loopback. etcd also uses it as a client, towards itself.
     pub fn server(&self) -> Pair {
         self.issue(&params("etcd", &["localhost", "127.0.0.1"]))
     }
 
-    /// The same, run out twenty years ago.
+    /// Issues such a certificate that expired twenty years ago.
     pub fn expired_server(&self) -> Pair {
         let mut params = params("etcd", &["localhost", "127.0.0.1"]);
         params.not_before = date_time_ymd(2004, 1, 1);
@@ -48,7 +48,7 @@ impl Authority {
         self.issue(&params)
     }
 
-    /// A certificate for a client; etcd takes the name for its user.
+    /// Issues a certificate for a client; etcd uses the name as the user.
     pub fn client(&self, name: &str) -> Pair {
         self.issue(&params(name, &[]))
     }

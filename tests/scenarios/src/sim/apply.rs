@@ -1,4 +1,4 @@
-//! How etcd evaluates and applies reads, writes and transactions.
+//! Evaluation and application of reads, writes and transactions, as in etcd.
 
 use std::cmp::Ordering;
 
@@ -22,12 +22,12 @@ mod target {
     pub(super) const LEASE: i32 = 4;
 }
 
-/// Inside a transaction etcd fills in the revision alone.
+/// Response header inside a transaction, where etcd sets only the revision.
 fn header(revision: i64) -> Option<PbResponseHeader> {
     Some(PbResponseHeader { revision, ..PbResponseHeader::default() })
 }
 
-/// Answers a read; `revision` is the one that the answer carries.
+/// Evaluates a read; `revision` is the revision in the response's header.
 pub(crate) fn range(store: &Store, request: &PbRangeRequest, revision: i64) -> Result<PbRangeResponse, Failure> {
     let range = Range::new(&request.key, &request.range_end);
     let found = store.range_at(&range, request.revision)?;
@@ -76,7 +76,7 @@ fn sort(items: &mut [&Item], request: &PbRangeRequest) {
     }
 }
 
-/// Whether a put can be applied: a named lease must live, an `ignore_` flag needs a key.
+/// Checks a put: its lease must exist, and an `ignore_` flag needs an existing key.
 pub(crate) fn check_put(store: &Store, lessor: &Lessor, request: &PbPutRequest) -> Result<(), Failure> {
     if request.lease != 0 && lessor.get(request.lease).is_none() {
         return Err(Failure::LeaseNotFound);
@@ -88,7 +88,7 @@ pub(crate) fn check_put(store: &Store, lessor: &Lessor, request: &PbPutRequest) 
     Ok(())
 }
 
-/// Applies a put that was checked.
+/// Applies a put after `check_put`.
 pub(crate) fn put(writer: &mut Writer<'_>, request: &PbPutRequest) -> PbPutResponse {
     let previous = writer.store().get(&request.key).cloned();
     let value = match &previous {
@@ -113,8 +113,8 @@ pub(crate) fn delete(writer: &mut Writer<'_>, request: &PbDeleteRequest) -> PbDe
     PbDeleteResponse { header: header(writer.revision()), deleted, prev_kvs }
 }
 
-/// Which branch a transaction takes, and which ones its nested transactions take.
-/// etcd decides all of them before it applies anything.
+/// The branch that a transaction takes, and the branches of its nested transactions.
+/// etcd decides all of them before it applies an operation.
 #[derive(Debug)]
 pub(crate) struct Branches {
     succeeded: bool,
@@ -161,7 +161,7 @@ fn check(store: &Store, lessor: &Lessor, request: &PbTxnRequest, branches: &Bran
     Ok(())
 }
 
-/// A missing key compares as zeros, except by value, which always fails.
+/// Evaluates one comparison. A missing key compares as zeros, except by value, which always fails.
 fn holds(store: &Store, compare: &PbCompare) -> bool {
     let range = Range::new(&compare.key, &compare.range_end);
     let mut found = store.range(&range).peekable();
@@ -209,7 +209,7 @@ fn holds_for(item: Option<&Item>, compare: &PbCompare) -> bool {
     }
 }
 
-/// Applies a transaction that was decided.
+/// Applies a transaction after `decide`.
 pub(crate) fn txn(
     writer: &mut Writer<'_>,
     request: &PbTxnRequest,

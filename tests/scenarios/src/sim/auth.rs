@@ -7,10 +7,10 @@ use fastrand::Rng;
 
 use super::failure::Failure;
 
-/// How long etcd keeps a simple token that nobody uses.
+/// Lifetime of an unused simple token in etcd.
 pub(crate) const TOKEN_TTL: Duration = Duration::from_secs(300);
 
-/// Who may call; without a user nothing is checked.
+/// Users and tokens; without a user, authentication is off.
 #[derive(Debug)]
 pub(crate) struct Auth {
     users: BTreeMap<String, String>,
@@ -53,7 +53,7 @@ impl Auth {
         Ok(token)
     }
 
-    /// What etcd asks of leases: a token may be missing, but not wrong. Every use prolongs it.
+    /// Checks the token of a lease request: it may be missing, but not wrong. Every use prolongs it.
     pub(crate) fn check_given(&mut self, token: Option<&str>, now: Duration) -> Result<(), Failure> {
         self.tokens.retain(|_, deadline| *deadline >= now);
         match token {
@@ -66,7 +66,7 @@ impl Auth {
         }
     }
 
-    /// What etcd asks of keys: a valid token.
+    /// Checks the token of a key request: it must be valid.
     pub(crate) fn check(&mut self, token: Option<&str>, now: Duration) -> Result<(), Failure> {
         self.check_given(token, now)?;
         if token.is_none() && !self.users.is_empty() {

@@ -1,4 +1,4 @@
-//! What etcd refuses before it applies anything: malformed requests, crowded and contradictory transactions.
+//! Checks before a request is applied: malformed requests, too large and contradictory transactions.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ use super::store::Range;
 pub(crate) const MAX_OPERATIONS: usize = 128;
 /// etcd's default for `--max-request-bytes`.
 const MAX_REQUEST: usize = 3 * 512 * 1024;
-/// What etcd wraps around a request before it measures it: ids and a tag, to within a few bytes.
+/// Size of the envelope (ids and a tag) that etcd adds before it measures a request, to within a few bytes.
 const ENVELOPE: usize = 16;
-/// etcd counts this for each put against its quota.
+/// Overhead of each put in etcd's quota.
 const PUT_OVERHEAD: usize = 256;
 
-/// Limits on the bytes of any request that changes something.
+/// Checks the size of a request that changes data.
 pub(crate) fn size(request: &impl Message) -> Result<(), Failure> {
     let size = request.encoded_len();
     if size > MESSAGE_LIMIT {
@@ -55,7 +55,7 @@ pub(crate) fn delete(request: &PbDeleteRequest) -> Result<(), Failure> {
     if request.key.is_empty() { Err(Failure::EmptyKey) } else { Ok(()) }
 }
 
-/// The whole check of a transaction, as etcd's `kvServer.Txn` does it.
+/// Checks a transaction completely, as etcd's `kvServer.Txn` does.
 pub(crate) fn txn(request: &PbTxnRequest) -> Result<(), Failure> {
     operations(request, MAX_OPERATIONS)?;
     touched(&request.success)?;
@@ -63,7 +63,7 @@ pub(crate) fn txn(request: &PbTxnRequest) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A nested transaction may use what its parent leaves of the budget.
+/// Checks the number of operations; a nested transaction gets the rest of its parent's budget.
 fn operations(request: &PbTxnRequest, budget: usize) -> Result<(), Failure> {
     let count = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = budget.checked_sub(count) else {
@@ -102,7 +102,7 @@ impl Touched {
     }
 }
 
-/// Fails when one key is put twice, or put and deleted; two branches of one transaction do not meet.
+/// Fails if one key is put twice, or put and deleted. The two branches of a transaction do not conflict.
 fn touched(operations: &[PbTxnRequestOp]) -> Result<Touched, Failure> {
     let none = BTreeSet::new();
     let mut all = Touched::default();
@@ -133,7 +133,7 @@ fn touched(operations: &[PbTxnRequestOp]) -> Result<Touched, Failure> {
     Ok(all)
 }
 
-/// What a transaction costs of the quota: only puts count, so that a full etcd can still be emptied.
+/// Cost of a transaction in the quota: only puts count, so that a full etcd can still be emptied.
 pub(crate) fn cost(request: &PbTxnRequest) -> usize {
     let sum = |operations: &[PbTxnRequestOp]| -> usize {
         operations

@@ -1,12 +1,12 @@
-//! The refusals of etcd, with the codes and the words of `rpctypes/error.go`.
+//! The errors of etcd, with the codes and texts of `rpctypes/error.go`.
 
 use tonic::{Code, Status};
 
-/// Why etcd refuses a request.
+/// Reason why etcd refuses a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     EmptyKey,
-    /// An operation of a transaction that says nothing, or an `ignore_` flag on a missing key.
+    /// An empty operation of a transaction, or an `ignore_` flag on a missing key.
     KeyNotFound,
     ValueProvided,
     LeaseProvided,
@@ -17,7 +17,7 @@ pub(crate) enum Failure {
     FutureRevision,
     NoSpace,
     TooLarge,
-    /// More bytes than the gRPC server reads.
+    /// More bytes than the gRPC server accepts.
     MessageTooLarge(usize),
     LeaseNotFound,
     LeaseExists,
@@ -32,11 +32,11 @@ pub(crate) enum Failure {
     NotSupported,
 }
 
-/// The gRPC server of etcd reads this much: 1.5 MiB and 512 KiB for overhead.
+/// Largest message that etcd's gRPC server accepts: 1.5 MiB, and 512 KiB for overhead.
 pub(crate) const MESSAGE_LIMIT: usize = 2 * 1024 * 1024;
 
 impl Failure {
-    /// The gRPC answer.
+    /// The gRPC status.
     pub(crate) fn status(self) -> Status {
         let (code, message) = match self {
             Self::EmptyKey => (Code::InvalidArgument, "key is not provided"),
@@ -71,7 +71,7 @@ impl Failure {
         Status::new(code, format!("etcdserver: {message}"))
     }
 
-    /// How etcd writes it into the reason of a cancelled watch.
+    /// The text in the reason of a cancelled watch.
     pub(crate) fn reason(self) -> String {
         let status = self.status();
         let code = format!("{:?}", status.code());

@@ -1,31 +1,31 @@
-//! What can go wrong with a call, and how often.
+//! Faults of calls, and their probabilities.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// How the network of one host behaves. Probabilities are 0.0 to 1.0 and each call meets at most one of
-/// `error_before`, `error_after`, `answer_lost` and `late`; their sum must not exceed 1.
+/// Behaviour of one host's network. Probabilities are 0.0 to 1.0. Each call has at most one of `error_before`,
+/// `error_after`, `answer_lost` and `late`; their sum must not exceed 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FaultPlan {
-    /// One way, for every message, drawn evenly.
+    /// Latency of every message in one direction, drawn evenly.
     pub latency: RangeInclusive<Duration>,
-    /// How often a message is held on its way.
+    /// Probability that a message is held on its way.
     pub slow: f64,
-    /// For how long.
+    /// Time that such a message is held.
     pub slow_for: RangeInclusive<Duration>,
-    /// The caller gets an error and nothing happens.
+    /// The caller gets an error, and the request is not applied.
     pub error_before: f64,
-    /// The request is applied and the caller gets an error.
+    /// The request is applied, and the caller gets an error.
     pub error_after: f64,
-    /// The request is applied and the caller waits for ever.
+    /// The request is applied, and the caller never gets a response.
     pub answer_lost: f64,
-    /// The caller waits; after it gave up the request is held on, then applied: the late write.
+    /// The caller waits until it gives up; the request is held longer, and then applied: a late write.
     pub late: f64,
-    /// How long after its caller gave up. A caller that never gives up counts as gone after 30 s.
+    /// Delay of a late write after its caller gave up. A caller that never gives up counts as gone after 30 s.
     pub late_for: RangeInclusive<Duration>,
-    /// A message on an open stream breaks it, before or after it was applied.
+    /// A message on an open stream breaks the stream, before or after it was applied.
     pub stream_broken: f64,
 }
 
@@ -82,7 +82,7 @@ impl FaultPlan {
         rng.f64() < self.stream_broken
     }
 
-    /// One way through the network.
+    /// Latency of one message in one direction.
     pub(crate) fn transit(&self, rng: &mut Rng) -> Duration {
         let held = if rng.f64() < self.slow { between(&self.slow_for, rng) } else { Duration::ZERO };
         held + between(&self.latency, rng)
@@ -95,7 +95,7 @@ impl Default for FaultPlan {
     }
 }
 
-/// What one call meets.
+/// Fault of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Clean,

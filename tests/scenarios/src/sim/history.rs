@@ -1,4 +1,4 @@
-//! What the simulated etcd remembers for the tests: every event, and every call.
+//! History of the simulated etcd for the tests: every event, and every call.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// One thing that happened to a key or to a lease.
+/// One event of a key or of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Virtual time since the simulation began.
     pub at: Duration,
-    /// How often the data was wiped before; revisions compare only within one era.
+    /// Number of earlier wipes of the data; revisions compare only within one era.
     pub era: u32,
-    /// The store's revision after the event; a lease event by itself makes none.
+    /// The store's revision after the event; a lease event by itself creates no revision.
     pub revision: i64,
-    /// Who made it happen.
+    /// The cause of the event.
     pub cause: Cause,
-    /// What happened.
+    /// The kind of the event.
     pub what: What,
 }
 
@@ -30,35 +30,35 @@ pub enum What {
         key: String,
         /// The value, byte for byte.
         value: Bytes,
-        /// The lease it is bound to now; 0 is none.
+        /// The lease of the key from now on; 0 means none.
         lease: i64,
-        /// The lease it was bound to before; none when the key did not exist.
+        /// The lease of the key before; none if the key did not exist.
         previous_lease: Option<i64>,
     },
     /// A key was removed.
     Delete {
         /// The key, as text.
         key: String,
-        /// The lease it was bound to; 0 is none.
+        /// The lease of the key; 0 means none.
         previous_lease: i64,
     },
     /// A lease was granted.
     Granted {
         /// The lease.
         lease: i64,
-        /// The time to live that was granted.
+        /// The granted time to live.
         ttl: Duration,
     },
     /// A lease was renewed.
     Renewed {
         /// The lease.
         lease: i64,
-        /// The time to live it has from now.
+        /// The time to live from now on.
         ttl: Duration,
-        /// What was left of it: a renewal with little left came late.
+        /// The time that was left before the renewal; a small value means a late renewal.
         left: Duration,
     },
-    /// A lease ran out; its keys are deleted at the same revision.
+    /// A lease expired; its keys are deleted at the same revision.
     Expired {
         /// The lease.
         lease: i64,
@@ -93,19 +93,19 @@ impl Event {
     }
 }
 
-/// Who made an event happen.
+/// Cause of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A call of a host.
     Call {
         /// The host, by the name its channel was made with.
         host: Arc<str>,
-        /// What it called.
+        /// The call.
         call: Call,
-        /// Whether its caller had given up before: a late write.
+        /// True if its caller had given up before: a late write.
         late: bool,
     },
-    /// A lease ran out.
+    /// A lease expired.
     Expiry,
     /// The test itself, by a method of `SimEtcd`.
     Foreign,
@@ -144,7 +144,7 @@ pub enum Call {
     Authenticate,
     /// `Maintenance.Status`.
     Status,
-    /// Anything else.
+    /// Any other call.
     Other,
 }
 
@@ -168,7 +168,7 @@ impl Call {
         Call::Other,
     ];
 
-    /// Whether it can change keys.
+    /// True if the call can change keys.
     pub fn writes(self) -> bool {
         matches!(self, Call::Put | Call::Delete | Call::Txn)
     }
@@ -204,11 +204,11 @@ pub struct CallRecord {
     pub at: Duration,
     /// The host, by the name its channel was made with.
     pub host: Arc<str>,
-    /// What it called.
+    /// The call.
     pub call: Call,
 }
 
-/// The memory itself.
+/// Recorder of events and calls.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) events: Vec<Event>,
@@ -217,7 +217,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Renewals are counted, not listed: their events tell the times.
+    /// Records a call. Renewals are counted, not listed: their events have the times.
     pub(crate) fn record(&mut self, at: Duration, host: &Arc<str>, call: Call) {
         *self.counts.entry((Arc::clone(host), call)).or_default() += 1;
         if call != Call::Renew {

@@ -10,13 +10,13 @@ use super::store::{Change, Item};
 
 /// With etcd's default timing no lease is shorter than `ceil(3/2 * election timeout)`.
 pub(crate) const MIN_TTL_SECONDS: i64 = 2;
-/// Beyond this etcd refuses a grant.
+/// Longest TTL that etcd grants.
 pub(crate) const MAX_TTL_SECONDS: i64 = 9_000_000_000;
-/// How often etcd looks for expired leases.
+/// Interval of etcd's search for expired leases.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
-/// etcd hands at most this many expired leases to one tick.
+/// Maximum number of expired leases that etcd revokes in one tick.
 const REVOKED_PER_TICK: usize = 500;
-/// A new leader gives every lease its full TTL and this on top.
+/// Extension of every lease by a new leader, on top of the full TTL.
 const ELECTION: Duration = Duration::from_secs(1);
 
 /// One lease.
@@ -28,20 +28,20 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// What is left of it: zero when it waits for the tick that revokes it.
+    /// Time left: zero while the lease waits for the tick that revokes it.
     pub(crate) fn left(&self, now: Duration) -> Duration {
         self.expiry.saturating_sub(now)
     }
 }
 
-/// What a renewal comes to.
+/// Result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Renewal {
     Renewed {
         ttl: Duration,
         left: Duration,
     },
-    /// Ran out, and the tick that revokes it is still to come: etcd lets the renewal wait for it.
+    /// Expired, but not yet revoked by a tick: in etcd the renewal waits for the tick.
     Expiring,
     Unknown,
 }
@@ -95,7 +95,7 @@ impl Lessor {
         self.leases.remove(&id)
     }
 
-    /// The leases that this tick revokes.
+    /// Leases that this tick revokes.
     pub(crate) fn expired(&self, now: Duration) -> Vec<i64> {
         self.by_expiry()
             .into_iter()
@@ -105,7 +105,7 @@ impl Lessor {
             .collect()
     }
 
-    /// What a new leader does, and a restarted one.
+    /// Extends all leases, as a new or restarted leader does.
     pub(crate) fn promote(&mut self, now: Duration) {
         for lease in self.leases.values_mut() {
             lease.expiry = now + ELECTION + lease.ttl;

@@ -1,7 +1,7 @@
 //! A simulated etcd at the wire: etcd-client talks gRPC to it over a channel without sockets, under tokio's paused time.
 //!
-//! Everything is drawn from one seed. In a fresh current-thread runtime with paused time a run repeats exactly, as long
-//! as the code under test draws nothing of its own (tokio's `select!` does unless it is `biased`).
+//! All randomness comes from one seed. In a fresh current-thread runtime with paused time a run repeats exactly, as long
+//! as the code under test has no randomness of its own (tokio's `select!` has, unless it is `biased`).
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -50,24 +50,24 @@ use self::wire::{Link, Wire};
 pub use self::fault::FaultPlan;
 pub use self::history::{Call, CallRecord, Cause, Event, What};
 
-/// The handle on one simulated etcd; clones are the same etcd.
+/// Handle of one simulated etcd; clones are the same etcd.
 #[derive(Clone, Debug)]
 pub struct SimEtcd {
     shared: Arc<Shared>,
 }
 
-/// A key as it is now.
+/// Current state of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The value, byte for byte.
     pub value: Bytes,
-    /// The lease it is bound to; 0 is none.
+    /// The lease of the key; 0 means none.
     pub lease: i64,
-    /// The revision that created it.
+    /// The revision that created the key.
     pub created: i64,
-    /// The revision that wrote it last.
+    /// The revision of the last write.
     pub modified: i64,
-    /// How often it was written since it was created.
+    /// Number of writes since the key was created.
     pub version: i64,
 }
 
@@ -83,23 +83,23 @@ impl From<&Item> for Entry {
     }
 }
 
-/// A lease as it is now.
+/// Current state of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseEntry {
-    /// The time to live that was granted.
+    /// The granted time to live.
     pub ttl: Duration,
-    /// What is left of it.
+    /// The time left.
     pub left: Duration,
-    /// The keys bound to it.
+    /// The keys of the lease.
     pub keys: BTreeSet<String>,
 }
 
 /// The etcd itself.
 impl SimEtcd {
-    /// An empty etcd, running. Everything random in it comes from the seed.
+    /// Starts an empty etcd. All its randomness comes from the seed.
     ///
     /// # Panics
-    /// Outside a tokio runtime; that runtime carries all its tasks.
+    /// Outside a tokio runtime, which runs all its tasks.
     pub fn new(seed: u64) -> Self {
         let shared = Arc::new(Shared::new(seed));
         let clock = Arc::downgrade(&shared);
@@ -115,7 +115,7 @@ impl SimEtcd {
         Self { shared }
     }
 
-    /// A channel for `Client::from_channel`. The name tells hosts apart: faults, counters and history are by host.
+    /// A channel for `Client::from_channel`. Faults, counters and history are per host name.
     pub fn channel(&self, host: &str) -> Channel {
         let wire = Wire {
             shared: Arc::clone(&self.shared),
@@ -125,7 +125,7 @@ impl SimEtcd {
         Channel::Custom(BoxCloneSyncService::new(wire))
     }
 
-    /// A client over such a channel, without a user.
+    /// A client with such a channel, without a user.
     pub async fn client(&self, host: &str) -> Client {
         Client::from_channel(self.channel(host), None).await.expect("without a user nothing is called")
     }
@@ -135,12 +135,12 @@ impl SimEtcd {
         self.lock().stop();
     }
 
-    /// Starts it again; every lease has its full TTL, every token is forgotten.
+    /// Restarts etcd; every lease has its full TTL, and every token is invalid.
     pub fn start(&self) {
         self.lock().start();
     }
 
-    /// Kills it and starts it again; without its data it is a new etcd at revision 1 with the same users.
+    /// Kills and restarts etcd; without its data it is a new etcd at revision 1 with the same users.
     pub fn restart(&self, keep_data: bool) {
         let mut state = self.lock();
         state.stop();
@@ -150,28 +150,28 @@ impl SimEtcd {
         state.start();
     }
 
-    /// Loses the leader. For one to two seconds everything waits, then every lease has its full TTL; some of the calls
-    /// that waited fail with "leader changed".
+    /// Loses the leader. For one to two seconds all calls wait. Then every lease has its full TTL, and some of the waiting
+    /// calls fail with "leader changed".
     pub fn leader_change(&self) {
         self.lock().elect();
     }
 
-    /// Loses the quorum: until `regain_quorum` calls and renewals wait, and fail after 7 s; no lease expires.
+    /// Loses the quorum. Until `regain_quorum`, calls and renewals wait and fail after 7 s, and no lease expires.
     pub fn lose_quorum(&self) {
         self.lock().lose_quorum();
     }
 
-    /// The members are back and elect a leader, as after `leader_change`.
+    /// Regains the quorum; the members elect a leader, as after `leader_change`.
     pub fn regain_quorum(&self) {
         self.lock().elect();
     }
 
-    /// Turns authentication on, or adds a user. `token_ttl` is how long an unused token lives (etcd's default: 300 s).
+    /// Turns authentication on, or adds a user. `token_ttl` is the lifetime of an unused token (etcd's default: 300 s).
     pub fn require_user(&self, user: &str, password: &str, token_ttl: Duration) {
         self.lock().auth.enable(user, password, token_ttl);
     }
 
-    /// Makes every token invalid now.
+    /// Invalidates every token.
     pub fn forget_tokens(&self) {
         self.lock().auth.forget_tokens();
     }
@@ -188,12 +188,12 @@ impl SimEtcd {
 
 /// The network.
 impl SimEtcd {
-    /// How one host's network behaves from now on.
+    /// Sets the faults of one host's network.
     pub fn set_faults(&self, host: &str, plan: FaultPlan) {
         self.link(host).set_plan(plan);
     }
 
-    /// How every host's network behaves from now on, those that come later too.
+    /// Sets the faults of every host's network, including future hosts.
     pub fn set_all_faults(&self, plan: &FaultPlan) {
         let mut state = self.lock();
         state.plan = plan.clone();
@@ -202,18 +202,18 @@ impl SimEtcd {
         }
     }
 
-    /// Takes one host's network away: its calls and streams hang until it is healed. Then what was on its way arrives,
-    /// except that a request whose caller gave up arrives half of the time.
+    /// Blackholes one host's network: its calls and streams hang until `heal`. Then the messages on their way arrive, except
+    /// that a request whose caller gave up arrives half of the time.
     pub fn blackhole(&self, host: &str) {
         self.link(host).set_blackholed(true);
     }
 
-    /// Gives it back.
+    /// Ends a blackhole.
     pub fn heal(&self, host: &str) {
         self.link(host).set_blackholed(false);
     }
 
-    /// Cuts the connections of one host: open calls fail, streams break, new ones are fine.
+    /// Cuts the connections of one host: open calls fail, streams break, new connections work.
     pub fn cut(&self, host: &str) {
         self.link(host).break_open();
     }
@@ -229,12 +229,12 @@ impl SimEtcd {
     }
 }
 
-/// Foreign writers: at once, without a network, and whether etcd runs or not.
+/// Foreign writers: immediate, without a network, and also while etcd is stopped.
 impl SimEtcd {
-    /// Writes a key; lease 0 is none.
+    /// Writes a key; lease 0 means none.
     ///
     /// # Panics
-    /// When the lease is unknown.
+    /// If the lease is unknown.
     pub fn put(&self, key: &str, value: &str, lease: i64) {
         let mut state = self.lock();
         let known = lease == 0 || state.lessor.get(lease).is_some();
@@ -244,21 +244,21 @@ impl SimEtcd {
         state.write(&Cause::Foreign, |writer| writer.put(&key, value, lease));
     }
 
-    /// Deletes a key; tells whether it was there.
+    /// Deletes a key; returns true if it existed.
     pub fn delete(&self, key: &str) -> bool {
         let range = Range::new(key.as_bytes(), b"");
         let deleted = self.lock().write(&Cause::Foreign, |writer| writer.delete(&range));
         deleted > 0
     }
 
-    /// Grants a lease that nobody renews.
+    /// Grants a lease without renewals.
     pub fn grant(&self, ttl: Duration) -> i64 {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let granted = self.lock().grant(Cause::Foreign, 0, seconds);
         granted.expect("a TTL below etcd's maximum").0
     }
 
-    /// Revokes a lease; tells whether it was there.
+    /// Revokes a lease; returns true if it existed.
     pub fn revoke(&self, lease: i64) -> bool {
         self.lock().revoke(&Cause::Foreign, lease).is_ok()
     }
@@ -266,14 +266,14 @@ impl SimEtcd {
     /// Compacts the history up to a revision.
     ///
     /// # Panics
-    /// When the revision is in the future or was compacted before.
+    /// If the revision is in the future or was compacted before.
     pub fn compact(&self, revision: i64) {
         let compacted = self.lock().store.compact(revision);
         compacted.expect("a revision that can be compacted");
     }
 }
 
-/// What the tests look at.
+/// Observations for tests.
 impl SimEtcd {
     /// Virtual time since the simulation began: the clock of `Event::at`.
     pub fn now(&self) -> Duration {
@@ -290,7 +290,7 @@ impl SimEtcd {
         self.lock().store.get(key.as_bytes()).map(Entry::from)
     }
 
-    /// Every key with this prefix; "" is all.
+    /// All keys with this prefix; "" means all keys.
     pub fn keys(&self, prefix: &str) -> BTreeMap<String, Entry> {
         let everything = Range::new(b"\0", b"\0");
         let state = self.lock();
@@ -311,22 +311,22 @@ impl SimEtcd {
         leases.into_iter().map(|(id, lease)| (id, entry(lease))).collect()
     }
 
-    /// Everything that ever happened, in order. Compaction and restarts take nothing from it.
+    /// All events, in order. Compaction and restarts do not remove events.
     pub fn history(&self) -> Vec<Event> {
         self.lock().history.events.clone()
     }
 
-    /// Every call as it left its host, in order; renewals are counted only.
+    /// Every call at the time that it left its host, in order; renewals are only counted.
     pub fn calls(&self) -> Vec<CallRecord> {
         self.lock().history.calls.clone()
     }
 
-    /// How often a host made a call, whatever became of it; renewals count when they reach etcd.
+    /// Number of a host's calls of this kind, whatever their outcome; renewals count when they reach etcd.
     pub fn count(&self, host: &str, call: Call) -> u64 {
         self.lock().history.count(host, call)
     }
 
-    /// How often a host made a call that can change keys.
+    /// Number of a host's calls that can change keys.
     pub fn writes(&self, host: &str) -> u64 {
         let state = self.lock();
         let kinds = Call::ALL.into_iter().filter(|call| call.writes());

@@ -24,7 +24,7 @@ use super::state::{MEMBER, Shared, State};
 use super::wire::Caller;
 use super::{apply, check};
 
-/// The version that `Maintenance.Status` tells.
+/// The version in `Maintenance.Status`.
 const VERSION: &str = "3.5.0";
 /// The number of the alarm NOSPACE.
 const NO_SPACE: i32 = 1;
@@ -39,7 +39,7 @@ pub(crate) struct Services {
     member: Arc<Member>,
 }
 
-/// The one member, as its services see it.
+/// The only member, as its services see it.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) shared: Arc<Shared>,
@@ -58,8 +58,8 @@ impl Services {
         }
     }
 
-    /// What a gRPC server's router does. Auth is routed by hand: `etcd_client` keeps two of the types that
-    /// its trait needs to itself.
+    /// Routes a request, as a gRPC server does. Auth is routed by hand: two of the types in its trait are private in
+    /// `etcd_client`.
     pub(crate) async fn route(&mut self, request: http::Request<Body>) -> http::Response<Body> {
         let path = request.uri().path();
         let routed = if path.starts_with("/etcdserverpb.KV/") {
@@ -91,7 +91,7 @@ impl Services {
     }
 }
 
-/// Who calls, and with which token.
+/// The caller and its token.
 pub(crate) struct Session {
     pub(crate) caller: Caller,
     pub(crate) token: Option<String>,
@@ -111,13 +111,13 @@ impl Session {
         self.caller.cause()
     }
 
-    /// For calls that touch keys.
+    /// Check for calls that read or write keys.
     pub(crate) fn check(&self, state: &mut State) -> Result<(), Failure> {
         let now = state.now;
         state.auth.check(self.token.as_deref(), now)
     }
 
-    /// For calls that touch leases only.
+    /// Check for calls on leases only.
     pub(crate) fn check_given(&self, state: &mut State) -> Result<(), Failure> {
         let now = state.now;
         state.auth.check_given(self.token.as_deref(), now)

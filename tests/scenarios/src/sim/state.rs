@@ -1,4 +1,4 @@
-//! Everything the simulated etcd knows, behind one lock that is never held across an await.
+//! The state of the simulated etcd, behind one lock that is never held across an await.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,12 +20,12 @@ use super::store::{Change, Range, Store, Writer};
 use super::watch::Watches;
 use super::wire::Link;
 
-/// The cluster and the member that every header names.
+/// Cluster id in every header.
 const CLUSTER: u64 = 0x0cad_e000_0000_0001;
-/// The one member.
+/// Member id in every header.
 pub(crate) const MEMBER: u64 = 0x8e9e_0000_0000_0001;
 
-/// What the handle, the channels and the tasks share.
+/// State shared by the handle, the channels and the tasks.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) tracker: TaskTracker,
@@ -44,7 +44,7 @@ impl Shared {
         }
     }
 
-    /// The state as of now: an election that ended meanwhile has taken effect.
+    /// Locks the current state; an election that ended meanwhile takes effect first.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().expect("no panic while the state is held");
         state.now = self.started.elapsed();
@@ -52,13 +52,13 @@ impl Shared {
         state
     }
 
-    /// Runs a task of the simulation, whatever runtime its caller is on.
+    /// Spawns a task on the simulation's runtime, from any runtime.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(task, &self.runtime);
     }
 }
 
-/// The one member's data, its sessions, and the memory for the tests.
+/// The member's data, its sessions, and the history for the tests.
 #[derive(Debug)]
 pub(crate) struct State {
     /// Virtual time since the simulation began, as of the last lock.
@@ -74,7 +74,7 @@ pub(crate) struct State {
     /// The alarm NOSPACE.
     pub(crate) no_space: bool,
     pub(crate) running: bool,
-    /// Counts the starts; a request does not outlive the process it was sent to.
+    /// Number of starts; a request does not outlive the process that it was sent to.
     pub(crate) boot: u64,
     pub(crate) term: u64,
     era: u32,
@@ -120,20 +120,20 @@ impl State {
         }
     }
 
-    /// How long there is still no leader.
+    /// Time until a new leader is elected.
     pub(crate) fn election_left(&self) -> Option<Duration> {
         let end = self.election_ends?;
         Some(end.saturating_sub(self.now))
     }
 
-    /// The old leader is gone; the next one is elected within two seconds.
+    /// Loses the leader; the next leader is elected within two seconds.
     pub(crate) fn elect(&mut self) {
         let pause = Duration::from_secs(1)..=Duration::from_secs(2);
         self.term += 1;
         self.election_ends = Some(self.now + between(&pause, &mut self.rng));
     }
 
-    /// Too few members are left to elect one.
+    /// Loses the quorum: too few members are left for an election.
     pub(crate) fn lose_quorum(&mut self) {
         self.term += 1;
         self.election_ends = Some(Duration::MAX);
@@ -149,7 +149,7 @@ impl State {
         }
     }
 
-    /// The process is gone; tokens and streams were in its memory.
+    /// Ends the process, with its tokens and streams.
     pub(crate) fn stop(&mut self) {
         self.running = false;
         self.auth.forget_tokens();
@@ -159,7 +159,7 @@ impl State {
         }
     }
 
-    /// The data is gone too; users stay, as if the operator had set them up again.
+    /// Wipes the data; users stay, as if the operator had created them again.
     pub(crate) fn wipe(&mut self) {
         let everything = Range::new(b"\0", b"\0");
         let mut writer = self.store.write();
@@ -176,7 +176,7 @@ impl State {
         self.era += 1;
     }
 
-    /// Runs one write transaction: leases follow, the history grows, watchers are told.
+    /// Runs one write transaction, updates leases and history, and notifies watchers.
     pub(crate) fn write<T>(&mut self, cause: &Cause, apply: impl FnOnce(&mut Writer<'_>) -> T) -> T {
         let mut writer = self.store.write();
         let outcome = apply(&mut writer);
@@ -218,7 +218,7 @@ impl State {
         Ok(())
     }
 
-    /// The leader's look at the clock.
+    /// Revokes expired leases, as the leader's tick does.
     pub(crate) fn tick(&mut self) {
         if self.running && self.election_ends.is_none() {
             for lease in self.lessor.expired(self.now) {
@@ -244,7 +244,7 @@ impl State {
     }
 }
 
-/// Keys of tests are text; what is not is shown as well as it can be.
+/// Converts a key to text, with replacement characters for invalid UTF-8.
 pub(crate) fn text(key: &Bytes) -> String {
     String::from_utf8_lossy(key).into_owned()
 }

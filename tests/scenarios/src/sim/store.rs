@@ -32,7 +32,7 @@ impl Item {
     }
 }
 
-/// One step of the log: what a key was and what it became.
+/// One step of the log: a key before and after a change.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) revision: i64,
@@ -41,7 +41,7 @@ pub(crate) struct Change {
     pub(crate) after: Option<Item>,
 }
 
-/// A range as etcd writes it: an empty end is the one key, a single zero byte is "from here on".
+/// A range in etcd's encoding: an empty end means one key, a single zero byte means "from this key on".
 #[derive(Clone, Debug)]
 pub(crate) struct Range {
     pub(crate) start: Bytes,
@@ -60,7 +60,7 @@ impl Range {
         key >= &self.start[..] && (self.is_open() || key < &self.end[..])
     }
 
-    /// Whether nothing can ever be in it.
+    /// True if the range can contain no key.
     pub(crate) fn is_empty(&self) -> bool {
         !self.end.is_empty() && !self.is_open() && self.start >= self.end
     }
@@ -81,7 +81,7 @@ impl Range {
     }
 }
 
-/// A key at a revision; without an item it is a tombstone.
+/// A key at a revision; without an item, a tombstone.
 #[derive(Debug)]
 struct Version {
     revision: i64,
@@ -98,7 +98,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A fresh etcd answers with revision 1.
+    /// Creates an empty store, which has revision 1 in etcd.
     pub(crate) fn new() -> Self {
         Self { revision: 1, compacted: -1, keys: BTreeMap::new(), log: VecDeque::new() }
     }
@@ -115,13 +115,13 @@ impl Store {
         self.keys.get(key)?.last()?.item.as_ref()
     }
 
-    /// The keys of a range, in order, as they are now.
+    /// The current keys of a range, in order.
     pub(crate) fn range(&self, range: &Range) -> impl Iterator<Item = &Item> + use<'_> {
         let found = (!range.is_empty()).then(|| self.keys.range::<[u8], _>(range.bounds()));
         found.into_iter().flatten().filter_map(|(_, versions)| versions.last()?.item.as_ref())
     }
 
-    /// Whether a read at this revision can be answered; 0 is now.
+    /// Fails if a read at this revision is impossible; 0 means now.
     pub(crate) fn check_revision(&self, revision: i64) -> Result<(), Failure> {
         if revision > self.revision {
             Err(Failure::FutureRevision)
@@ -132,7 +132,7 @@ impl Store {
         }
     }
 
-    /// The keys of a range, in order, as they were.
+    /// The keys of a range at a revision, in order.
     pub(crate) fn range_at(&self, range: &Range, revision: i64) -> Result<Vec<&Item>, Failure> {
         self.check_revision(revision)?;
         if revision <= 0 {
@@ -149,7 +149,7 @@ impl Store {
         Ok(found.filter_map(|(_, versions)| versions[at(versions)?].item.as_ref()).collect())
     }
 
-    /// Everything that happened from a revision on, as far as it is not compacted.
+    /// All changes from a revision on, as far as they are not compacted.
     pub(crate) fn log_from(&self, revision: i64) -> impl Iterator<Item = &Change> {
         let start = self.log.partition_point(|change| change.revision < revision);
         self.log.range(start..)
@@ -178,7 +178,7 @@ impl Store {
         Ok(())
     }
 
-    /// Opens the one write transaction of the next revision.
+    /// Opens the write transaction of the next revision.
     pub(crate) fn write(&mut self) -> Writer<'_> {
         Writer { store: self, changes: Vec::new() }
     }
@@ -196,7 +196,7 @@ impl Writer<'_> {
         self.store
     }
 
-    /// The revision that an answer inside the transaction carries.
+    /// The revision of responses inside the transaction.
     pub(crate) fn revision(&self) -> i64 {
         self.store.revision + i64::from(!self.changes.is_empty())
     }
@@ -215,7 +215,7 @@ impl Writer<'_> {
         self.change(key, before, Some(after));
     }
 
-    /// Deletes a range; tells how many keys there were.
+    /// Deletes a range; returns the number of deleted keys.
     pub(crate) fn delete(&mut self, range: &Range) -> i64 {
         let doomed: Vec<Item> = self.store.range(range).cloned().collect();
         let count = i64::try_from(doomed.len()).expect("fewer keys than i64 counts");
@@ -233,7 +233,7 @@ impl Writer<'_> {
         self.changes.push(Change { revision, key: key.clone(), before, after });
     }
 
-    /// Ends the transaction; without a change there is no new revision.
+    /// Ends the transaction. Without a change, the revision stays.
     pub(crate) fn commit(self) -> Vec<Change> {
         if !self.changes.is_empty() {
             self.store.revision += 1;

@@ -1,4 +1,4 @@
-//! The leases of the simulated etcd on the wire, and its two streams: keepalive and watch.
+//! The lease service of the simulated etcd, and its two streams: keepalive and watch.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::lessor::{Renewal, TICK};
 use super::service::{Member, Session};
 use super::wire::{self, Cut};
 
-/// The messages that go back to the host.
+/// Sender of messages to the host.
 type Outbound<T> = UnboundedSender<Result<T, Status>>;
 type Body<T> = UnboundedReceiverStream<Result<T, Status>>;
 
@@ -61,7 +61,7 @@ impl PbLeaseService for Member {
 
     type LeaseKeepAliveStream = Body<PbLeaseKeepAliveResponse>;
 
-    /// As with etcd, the answer begins with the first renewal, not before.
+    /// Opens a keepalive stream. As in etcd, the response begins only with the first renewal.
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
@@ -128,7 +128,7 @@ struct Renewals {
     outbound: Outbound<PbLeaseKeepAliveResponse>,
 }
 
-/// Whether a stream goes on.
+/// Continuation or end of a stream.
 type Flow = std::ops::ControlFlow<()>;
 
 impl Renewals {
@@ -149,14 +149,14 @@ impl Renewals {
                             return;
                         }
                     }
-                    // The host closed its half, or is gone.
+                    // The host closed its half, or has ended.
                     Ok(None) | Err(_) => return,
                 },
             }
         }
     }
 
-    /// Renews and answers, unless the stream breaks before or after.
+    /// Renews and responds, unless the stream breaks before or after.
     async fn answer(&mut self, request: PbLeaseKeepAliveRequest) -> Flow {
         let breaks = self.connection.breaks();
         let before = breaks && self.connection.shared.lock().rng.bool();
@@ -165,7 +165,7 @@ impl Renewals {
             return Flow::Break(());
         }
         if let Err(failure) = self.connection.leader().await {
-            // The host may be gone; then nobody reads the reason.
+            // The host may have ended; then the reason is lost.
             let _ = self.outbound.send(Err(failure.status()));
             return Flow::Break(());
         }
@@ -177,12 +177,12 @@ impl Renewals {
             self.end();
             return Flow::Break(());
         }
-        // A host that is gone closes the stream; the next turn notices.
+        // A host that has ended closes the stream; the next iteration notices.
         let _ = self.outbound.send(Ok(response));
         Flow::Continue(())
     }
 
-    /// Renews at the leader; a lease that has just run out is waited for until it is revoked.
+    /// Renews at the leader. A lease that has just expired makes the renewal wait until it is revoked.
     async fn renew(&mut self, id: i64) -> Result<PbLeaseKeepAliveResponse, Cut> {
         let host = Arc::clone(&self.connection.link.host);
         {
@@ -217,7 +217,7 @@ impl Renewals {
         }
     }
 
-    /// The host may be gone; then nobody reads the reason.
+    /// Ends the stream with the reason; the host may have ended already.
     fn end(&self) {
         let _ = self.outbound.send(Err(self.connection.broken_stream()));
     }
@@ -227,7 +227,7 @@ impl Renewals {
 impl PbWatchService for Member {
     type WatchStream = Body<PbWatchResponse>;
 
-    /// As with etcd, the answer begins with the first response, not before.
+    /// Opens a watch stream. As in etcd, the response begins only with the first message.
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let session = Session::of(&request);
         let mut inbound = request.into_inner();
@@ -262,14 +262,14 @@ impl Watching {
                 () = line.cut() => break self.end(),
                 response = feed.recv() => {
                     let Some(response) = response else {
-                        // etcd stopped; the host learns it when its line carries messages.
+                        // etcd stopped; the host sees it when its network works again.
                         line.cut().await;
                         break self.end();
                     };
                     if self.line.breaks() || self.line.transit().await.is_err() {
                         break self.end();
                     }
-                    // A host that is gone closes the stream; the next turn notices.
+                    // A host that has ended closes the stream; the next iteration notices.
                     let _ = self.outbound.send(Ok(response));
                 }
                 message = inbound.message(), if open => match message {
@@ -279,7 +279,7 @@ impl Watching {
                         }
                         self.request(request);
                     }
-                    // The host closed its half and may read on.
+                    // The host closed its half and may go on reading.
                     Ok(None) => open = false,
                     Err(_) => break,
                 },
@@ -297,7 +297,7 @@ impl Watching {
         state.watches.request(self.stream, union, permitted, &state.store, &header);
     }
 
-    /// The host may be gone; then nobody reads the reason.
+    /// Ends the stream with the reason; the host may have ended already.
     fn end(&self) {
         let _ = self.outbound.send(Err(self.line.broken_stream()));
     }

@@ -1,4 +1,4 @@
-//! Who watches which keys, and what each watcher is told.
+//! The watchers of keys, and the events for each of them.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::failure::Failure;
 use super::store::{Change, Item, Range, Store};
 
-/// What etcd uses for a watch that never came to be, and for progress of a whole stream.
+/// Watch id in etcd for a watch that was refused, and for progress of a whole stream.
 const NO_WATCH: i64 = -1;
-/// A watcher that reads the past gets at most so many revisions in one response.
+/// Maximum number of past revisions in one response.
 const REVISIONS_PER_RESPONSE: usize = 1000;
 
-/// Where the responses of one watch stream go.
+/// Sender for the responses of one watch stream.
 pub(crate) type Outlet = UnboundedSender<PbWatchResponse>;
 
 /// All watch streams of all hosts.
@@ -51,7 +51,7 @@ impl Watches {
         self.streams.remove(&stream);
     }
 
-    /// Answers one request of a stream; `permitted` is the verdict on its token.
+    /// Handles one request of a stream; `permitted` is the result of the token's check.
     pub(crate) fn request(
         &mut self,
         stream: u64,
@@ -97,7 +97,7 @@ impl Watches {
         }
     }
 
-    /// Tells every watcher of one transaction: all its events in one response.
+    /// Sends the events of one transaction to every watcher, in one response each.
     pub(crate) fn notify(&self, changes: &[Change], compacted: i64, header: &PbResponseHeader) {
         for stream in self.streams.values() {
             for (id, watcher) in &stream.watchers {
@@ -109,7 +109,7 @@ impl Watches {
 }
 
 impl Stream {
-    /// The receiver may be gone with its host; the stream's task notices.
+    /// Sends a response. The receiver may have ended with its host; the stream's task notices.
     fn send(&self, response: PbWatchResponse) {
         let _ = self.outlet.send(response);
     }

@@ -1,4 +1,4 @@
-//! The network between one host and the simulated etcd: a gRPC channel without sockets, with every fault.
+//! The network between one host and the simulated etcd: a gRPC channel without sockets, with faults.
 
 use std::error::Error;
 use std::fmt;
@@ -24,27 +24,27 @@ type Request = http::Request<Body>;
 type Response = http::Response<Body>;
 type Answer = Result<Response, BoxError>;
 
-/// A caller without a deadline counts as gone after this long.
+/// Time after which a caller without a deadline counts as gone.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// etcd gives a request that waits for a leader 5 s and two election timeouts.
+/// Time that a request waits for a leader: 5 s and two election timeouts, as in etcd.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
-/// One host's line to etcd.
+/// One host's network link to etcd.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) host: Arc<str>,
     line: Mutex<Line>,
-    /// Wakes in the order of waiting. A `watch` channel would wake in a random order, and no seed would repeat.
+    /// Wakes waiters in order. A `watch` channel would wake them in a random order, and no run would repeat.
     changed: Notify,
 }
 
-/// The state of the line.
+/// State of the link.
 #[derive(Debug)]
 struct Line {
     plan: FaultPlan,
     blackholed: bool,
-    /// Counts the cuts; what was open across one is broken.
+    /// Number of cuts; calls and streams that were open during a cut are broken.
     cuts: u64,
 }
 
@@ -67,13 +67,13 @@ impl Link {
         self.changed.notify_waiters();
     }
 
-    /// Cuts every open call and stream; a blackholed host learns it when it is healed.
+    /// Cuts every open call and stream; a blackholed host sees it after `heal`.
     pub(crate) fn break_open(&self) {
         self.line().cuts += 1;
         self.changed.notify_waiters();
     }
 
-    /// One call's or one stream's view of the line.
+    /// Opens the connection of one call or one stream.
     pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>) -> Connection {
         Connection { shared: Arc::clone(shared), link: Arc::clone(self), cuts: self.line().cuts }
     }
@@ -106,19 +106,19 @@ pub(crate) struct Connection {
 pub(crate) struct Cut;
 
 impl Connection {
-    /// Waits until the line carries messages again.
+    /// Waits until the link works.
     pub(crate) async fn clear(&self) -> Result<(), Cut> {
         self.link.wait_until(|line| !line.blackholed).await;
         if self.link.line().cuts == self.cuts { Ok(()) } else { Err(Cut) }
     }
 
-    /// Waits for the cut, as far as the host can see it.
+    /// Waits until the host can see the cut.
     pub(crate) async fn cut(&self) {
         let cuts = self.cuts;
         self.link.wait_until(|line| !line.blackholed && line.cuts != cuts).await;
     }
 
-    /// Carries one message one way.
+    /// Carries one message in one direction.
     pub(crate) async fn transit(&self) -> Result<(), Cut> {
         let delay = {
             let mut state = self.shared.lock();
@@ -128,13 +128,13 @@ impl Connection {
         self.clear().await
     }
 
-    /// Whether the next message of a stream breaks it.
+    /// Draws whether the next message breaks its stream.
     pub(crate) fn breaks(&self) -> bool {
         let mut state = self.shared.lock();
         self.link.plan().stream_breaks(&mut state.rng)
     }
 
-    /// Waits until there is a leader, as long as etcd lets a request wait; true when there was none before.
+    /// Waits for a leader, as long as etcd lets a request wait; returns true if there was none before.
     pub(crate) async fn leader(&self) -> Result<bool, Failure> {
         let mut patience = REQUEST_TIMEOUT;
         let mut waited = false;
@@ -154,7 +154,7 @@ impl Connection {
         self.shared.lock().election_left()
     }
 
-    /// How an open stream ends when its connection does, in the shapes that tonic gives it.
+    /// Error of an open stream at the end of its connection, in tonic's forms.
     pub(crate) fn broken_stream(&self) -> Status {
         match self.shared.lock().rng.u8(0..3) {
             0 => Status::unavailable("etcdserver: server stopped"),
@@ -162,7 +162,7 @@ impl Connection {
         }
     }
 
-    /// How a call under way ends.
+    /// Error of a pending call at the end of its connection.
     fn broken_call(&self) -> Status {
         match self.shared.lock().rng.u8(0..4) {
             0 => Status::unavailable("etcdserver: server stopped"),
@@ -172,7 +172,7 @@ impl Connection {
     }
 }
 
-/// Who makes the call that a service handles; travels in the request's extensions.
+/// The caller of a request; it travels in the request's extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     pub(crate) connection: Connection,
@@ -203,7 +203,7 @@ impl Service<Request> for Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// The request runs on its own: its caller can go away without undoing it.
+    /// Spawns the request, which goes on if its caller disconnects.
     fn call(&mut self, request: Request) -> Self::Future {
         let (reply, answer) = oneshot::channel();
         let call = Call::of_path(request.uri().path());
@@ -233,13 +233,13 @@ struct Delivery {
     services: Services,
     call: Call,
     boot: u64,
-    /// The client would rather be refused than wait for a leader.
+    /// The client requires a leader and does not wait for one.
     needs_leader: bool,
     fate: Fate,
     reply: oneshot::Sender<Answer>,
 }
 
-/// How a delivery ends without etcd's own answer.
+/// End of a delivery without etcd's own response.
 enum Lost {
     /// The host sees an error.
     Error(BoxError),
@@ -280,7 +280,7 @@ impl Delivery {
         }
     }
 
-    /// The way to etcd.
+    /// Delivers the request to etcd.
     async fn there(&mut self) -> Result<(), Lost> {
         let carried = self.connection.transit().await;
         if let Fate::Late(hold) = self.fate {
@@ -306,14 +306,14 @@ impl Delivery {
             return Err(refused());
         }
         if boot != self.boot {
-            // It was sent to a process that is gone.
+            // It was sent to a process that has ended.
             return Err(self.broken());
         }
         if self.fate == Fate::ErrorBefore {
             return Err(if lucky { refused() } else { Failure::TimedOut.into() });
         }
         if self.fate == Fate::Clean && lucky && self.reply.is_closed() {
-            // A caller that goes away while the line is slow may take its request with it.
+            // If a caller disconnects while the link is slow, its request may be lost.
             return Err(Lost::Silence);
         }
         if waited? && self.fate == Fate::Clean && lucky {
@@ -328,7 +328,7 @@ impl Delivery {
         self.services.route(request).await
     }
 
-    /// The way back. The messages of a stream travel on their own.
+    /// Delivers the response to the host. The messages of a stream are delivered one by one.
     async fn back(&mut self, response: Response) -> Result<Response, Lost> {
         match self.fate {
             Fate::ErrorAfter => return Err(Failure::TimedOut.into()),
@@ -350,7 +350,7 @@ impl Delivery {
     }
 }
 
-/// What hyper says of a port where nobody listens.
+/// Error of hyper for a port without a listener.
 #[derive(Debug)]
 struct TcpConnectError(io::Error);
 
@@ -366,7 +366,7 @@ impl Error for TcpConnectError {
     }
 }
 
-/// The connection was never made: the one failure after which nothing can have arrived.
+/// Error of a refused connection: the only failure that proves that the request did not arrive.
 fn refused() -> Lost {
     let refused = TcpConnectError(io::Error::from(io::ErrorKind::ConnectionRefused));
     Lost::Error(Box::new(ConnectError(Box::new(refused))))
