@@ -9,7 +9,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep};
 
-/// For what an election and a loaded machine take together.
+/// Time for an election on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 async fn cluster() -> Cluster {
@@ -68,12 +68,12 @@ async fn self_healing_after_the_quorum_is_lost_and_regained() {
     Box::pin(cluster.restart(1)).await;
     fleet.is_renewed(2).await;
     fleet.stands().await;
-    // Without a quorum nothing expires, and whoever leads next gives every lease its whole TTL.
+    // Without a quorum no lease expires, and the next leader extends every lease to its full TTL.
     fleet.saw_no_delete().await;
 }
 
 #[tokio::test]
-async fn self_healing_with_an_endpoint_that_was_never_there() {
+async fn self_healing_with_an_endpoint_that_never_existed() {
     let mut cluster = cluster().await;
     cluster.kill(0);
     Box::pin(cluster.leader()).await;

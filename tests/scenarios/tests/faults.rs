@@ -15,11 +15,11 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// What the options ask for and etcd grants.
+/// The TTL in the options, which etcd grants.
 const TTL: Duration = Duration::from_secs(3);
-/// A renewal interval, within which everything is back, and as much again for a machine that does other things too.
+/// Time for a recovery: a renewal interval, and as much again for a loaded machine.
 const PROMPT: Duration = Duration::from_secs(2);
-/// How late etcd may notice that a lease has run out: its own tick, and a loaded machine.
+/// Delay of etcd in noticing an expired lease: its own tick, and a loaded machine.
 const TICK: Duration = Duration::from_secs(3);
 
 #[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
@@ -60,11 +60,11 @@ fn user() -> ServerNode {
 
 const KEY: &str = "/user/127.0.0.1:10002";
 
-/// How many leases share the endpoints: an even number, so that passing over one for each would come back to the first.
+/// Number of leases that share the endpoints: even, so that one endpoint switch per lease would return to the first endpoint.
 const INSTANCES: u16 = 4;
 
 #[tokio::test]
-async fn kept_by_another_endpoint_when_one_falls_silent() {
+async fn kept_by_another_endpoint_when_the_first_falls_silent() {
     let etcd = etcd().await;
     let (silent, other) = (Proxy::start(&etcd.address()).await, Proxy::start(&etcd.address()).await);
     let registrar = Registrar::start(options([silent.endpoint(), other.endpoint()])).unwrap();
@@ -84,7 +84,7 @@ async fn kept_by_another_endpoint_when_one_falls_silent() {
     assert!(held.iter().all(|registration| registration.status().state == State::Registered));
 }
 
-// etcd itself.
+// Faults of etcd.
 
 #[tokio::test]
 async fn no_gap_while_etcd_restarts_within_the_ttl() {
@@ -164,7 +164,7 @@ async fn self_healing_after_every_lease_is_revoked_at_once() {
     was_prompt("back after every lease was revoked", begun.elapsed());
 }
 
-// The network.
+// Faults of the network.
 
 #[tokio::test]
 async fn no_gap_while_the_network_is_cut_within_the_ttl() {
@@ -204,12 +204,12 @@ async fn no_gap_when_a_write_goes_unanswered() {
     let (mut fleet, proxy) = fleet_behind_a_proxy(&etcd).await;
     let before = fleet.leases().await;
     proxy.set(Mode::HalfOpen);
-    // Every lease has a write that goes unanswered.
+    // Every lease has a write without a response.
     for registration in &fleet.registrations {
         registration.set_weight(weight(9)).await.unwrap();
     }
     fleet.is(State::Recovering).await;
-    // What the host asks still reaches etcd, its renewals too: the old leases live on.
+    // The host's requests still reach etcd, and so do its renewals: the old leases stay alive.
     fleet.outlasts_its_leases().await;
     proxy.set(Mode::Pass);
     was_prompt("on new leases after answers were lost", fleet.stands().await);
@@ -234,7 +234,7 @@ async fn no_gap_on_a_slow_network() {
 }
 
 #[tokio::test]
-async fn gone_a_write_that_was_held_does_not_bring_a_stopped_key_back() {
+async fn gone_a_held_write_does_not_bring_a_stopped_key_back() {
     let etcd = etcd().await;
     let proxy = Proxy::start(&etcd.address()).await;
     let options = Options { stop_timeout: Duration::from_millis(1500), ..options([proxy.endpoint()]) };
@@ -273,7 +273,7 @@ async fn gone_a_stop_that_returned_ok_is_final_while_a_write_is_still_held() {
         let registration = registrar.register(user()).await.unwrap();
         let keeper = registrar.register(ServerNode::new("order", "127.0.0.1:1").unwrap()).await.unwrap();
         let old = client.get(KEY, None).await.unwrap().kvs()[0].lease();
-        // The write waits on one way, and everything that follows takes the other.
+        // The write is held by one proxy, and later requests take the other endpoint.
         held.set(Mode::Hold);
         way.set(Mode::Pass);
         registration.set_weight(weight(9)).await.unwrap();
@@ -284,7 +284,7 @@ async fn gone_a_stop_that_returned_ok_is_final_while_a_write_is_still_held() {
         assert!(live.leases().iter().all(|lease| lease.id() != old), "a held write could still land");
         let gone = revision(&mut client).await;
         held.set(Mode::Pass);
-        // The held bytes land now or never, and nothing tells of bytes that do nothing.
+        // The held bytes arrive now or never, and bytes without an effect cause no event.
         sleep(Duration::from_millis(300)).await;
         let later = changes(&mut client, gone).await;
         assert!(later.iter().all(|change| change.key != KEY), "{later:?}");
@@ -312,6 +312,6 @@ async fn gone_a_registration_that_failed_while_it_was_held_leaves_nothing() {
         leases == 1 && count(&mut client, KEY).await == 0
     })
     .await;
-    // The key is free for whoever comes next.
+    // The key is free for the next registration.
     timeout(SOON, registrar.register(user())).await.unwrap().unwrap();
 }

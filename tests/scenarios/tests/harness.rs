@@ -1,4 +1,4 @@
-//! The harness of real processes: etcd as it is wanted, killed, frozen, restarted, clustered, behind a failing network.
+//! The harness of real processes: etcd with options, killed, suspended, restarted, clustered, behind a failing network.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use tonic::Code;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// No answer in this time is silence.
+/// Time without a response that counts as silence.
 const SILENCE: Duration = Duration::from_millis(700);
-/// For what takes its time on a loaded machine.
+/// Timeout for slow operations on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn value(client: &mut Client, key: &str) -> Option<String> {
@@ -41,7 +41,7 @@ async fn a_restart_keeps_the_data_or_not() {
 }
 
 #[tokio::test]
-async fn a_frozen_etcd_answers_when_it_is_thawed() {
+async fn a_suspended_etcd_responds_when_it_is_resumed() {
     let etcd = Box::pin(Etcd::start()).await;
     let mut client = etcd.client().await;
     etcd.pause();
@@ -163,7 +163,7 @@ async fn the_proxy_passes_cuts_and_passes_again() {
 }
 
 #[tokio::test]
-async fn a_blackhole_swallows_and_a_half_open_line_swallows_answers() {
+async fn a_blackhole_drops_all_bytes_and_a_half_open_link_drops_responses() {
     let etcd = Box::pin(Etcd::start()).await;
     let proxy = Proxy::start(&etcd.address()).await;
     let mut direct = etcd.client().await;
@@ -182,7 +182,7 @@ async fn a_blackhole_swallows_and_a_half_open_line_swallows_answers() {
 }
 
 #[tokio::test]
-async fn a_held_write_arrives_later_and_a_slow_line_is_slow() {
+async fn a_held_write_arrives_later_and_a_slow_link_is_slow() {
     let etcd = Box::pin(Etcd::start()).await;
     let proxy = Proxy::start(&etcd.address()).await;
     let mut direct = etcd.client().await;

@@ -1,4 +1,4 @@
-//! Fifty hosts of a hundred registrations each, that lose a real etcd and all its data at the same moment.
+//! Fifty hosts with a hundred registrations each, which lose a real etcd and all its data at the same moment.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -15,12 +15,12 @@ use tokio::{
 
 const HOSTS: usize = 50;
 const KEYS: usize = 100;
-/// What the hosts ask for, the default of [`Options`].
+/// TTL of the hosts, the default of [`Options`].
 const TTL_SECONDS: u64 = 10;
-/// A renewal interval, within which every host has noticed, and as much again to write all on a loaded machine.
+/// Time for a recovery: a renewal interval to notice the loss, and as much again to write all keys on a loaded machine.
 const PROMPT: Duration = Duration::from_secs(7);
 
-/// The moments at which one host lost its lease, and had everything back.
+/// Moments of one host's losses and recoveries.
 #[derive(Debug, Default)]
 struct Moments {
     lost: Vec<Instant>,
@@ -57,8 +57,8 @@ async fn host(options: Options, index: usize) -> Host {
     Host { registrations, moments, _registrar: registrar }
 }
 
-/// How moments lie after the first of all, in milliseconds.
-#[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
+/// Distribution of moments after the first moment, in milliseconds.
+#[expect(clippy::print_stdout, reason = "the run prints figures")]
 fn spread(what: &str, from: Instant, moments: &[Instant]) -> BTreeMap<u128, usize> {
     let mut buckets = BTreeMap::new();
     let mut tenths = BTreeMap::new();
@@ -76,7 +76,7 @@ fn spread(what: &str, from: Instant, moments: &[Instant]) -> BTreeMap<u128, usiz
     buckets
 }
 
-#[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
+#[expect(clippy::print_stdout, reason = "the run prints figures")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn self_healing_of_a_herd_is_spread_and_leaves_etcd_responsive() {
     let mut etcd = Box::pin(Etcd::start()).await;
@@ -93,7 +93,7 @@ async fn self_healing_of_a_herd_is_spread_and_leaves_etcd_responsive() {
 
     Box::pin(etcd.restart(false)).await;
     let answers = Instant::now();
-    // Somebody else who uses etcd meanwhile.
+    // Another client that uses etcd meanwhile.
     let mut stranger = etcd.client().await;
     let waits = tokio::spawn(async move {
         let mut waits = Vec::new();

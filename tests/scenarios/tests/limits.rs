@@ -1,4 +1,4 @@
-//! Bad input, and what a real etcd limits: sizes, times, space, history.
+//! Bad input, and limits of a real etcd: sizes, times, space, history.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -14,7 +14,7 @@ use leasehold_scenarios::{
 };
 use tokio::{task::JoinSet, time::Instant};
 
-/// A machine that does other things too.
+/// Extra time for a loaded machine.
 const SLACK: Duration = Duration::from_secs(2);
 
 fn user() -> ServerNode {
@@ -124,13 +124,13 @@ async fn self_healing_through_compactions() {
     fleet.stands().await;
 }
 
-/// Puts until etcd has no room left.
+/// Puts until etcd has no space left.
 async fn fill(client: &mut Client) {
     let text = "x".repeat(512 * 1024);
     wait_for("the quota is reached", SOON, async || client.put("filling", text.clone(), None).await.is_err()).await;
 }
 
-/// What an operator does about it.
+/// Frees space, as an operator does.
 async fn make_room(client: &mut Client) {
     let now = revision(client).await;
     client.compact(now, Some(CompactionOptions::new().with_physical())).await.unwrap();
@@ -164,13 +164,13 @@ async fn self_healing_after_etcd_had_no_space() {
         assert!(error.contains(&endpoint) && error.contains("database space exceeded"), "{error}");
         Some(())
     };
-    // A fourth instance needs a lease of its own, and etcd grants none.
+    // A fourth instance needs a lease of its own, and etcd grants no lease.
     assert!(refused(user()).await.is_some());
-    // On a lease that there is, a key may still find a place: some etcds do not count what is written by a transaction
-    // within a transaction.
+    // On an existing lease a key may still be written: some releases of etcd do not count the puts of a nested
+    // transaction.
     refused(ServerNode::new("new", "127.0.0.1:1").unwrap()).await;
     assert!(begun.elapsed() <= 2 * (patient + SLACK), "{:?}", begun.elapsed());
-    // Leaving needs no space, and a lease lost now comes back when there is some.
+    // A stop needs no space, and a lease that is lost now recovers when there is space again.
     fleet.registrations.pop().unwrap().stop().await.unwrap();
     let lost = fleet.leases().await[0];
     client.lease_revoke(lost).await.unwrap();

@@ -1,4 +1,4 @@
-//! The promises, each as scenarios that run on the simulated etcd and on the real one.
+//! The promises, as scenarios that run on the simulated etcd and on a real etcd.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Every scenario below, on both.
+/// Defines two tests per scenario, one on each etcd.
 macro_rules! on_both {
     ($($scenario:ident),* $(,)?) => {
         mod simulated {
@@ -76,8 +76,8 @@ on_both!(
     a_key_can_be_registered_again_right_after_its_stop,
     the_same_key_twice_is_refused,
     a_foreign_prefix_is_refused,
-    events_tell_each_change_once,
-    latencies_tell_what_etcd_is_asked,
+    events_report_each_change_once,
+    latencies_measure_each_kind_of_request,
     layouts_of_one_node_are_one_registration,
     layouts_of_a_refused_node_leave_nothing,
     layouts_are_read_together,
@@ -171,7 +171,7 @@ async fn gone_when_the_caller_gives_up(mut world: World) {
     world.kill();
     assert!(timeout(Duration::from_millis(500), registrar.register(user())).await.is_err());
     world.restart(true).await;
-    // Registered meanwhile, it would be there; another registration proves that the registrar is through.
+    // If it were registered, its key would exist by now: another registration proves that the registrar has processed it.
     let other = registrar.register(ServerNode::new("order", "127.0.0.1:2").unwrap()).await.unwrap();
     assert_eq!(world.get(KEY).await, None);
     other.stop().await.unwrap();
@@ -224,7 +224,7 @@ async fn self_healing_after_the_key_is_detached(world: World) {
 
 async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
     let registrar = world.registrar("host").await;
-    // Its next renewal is 20 s away.
+    // The next renewal is due in 20 s.
     let minute = Terms { ttl: Some(60.try_into().unwrap()), ..Terms::default() };
     let registration = registrar.register_on(user(), minute).await.unwrap();
     wait_for("it was renewed", SOON, async || registration.status().renewals > 0).await;
@@ -241,13 +241,13 @@ async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
 }
 
-/// Simulated alone: the answer is to come after the news.
+/// On the simulated etcd only: the renewal's response must arrive after the resume.
 #[tokio::test(start_paused = true)]
 async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() {
     let etcd = SimEtcd::new(1);
     let world = World::Simulated(etcd.clone());
     let registrar = world.registrar("host").await;
-    // Renewed after 21.6 to 24 s, which meets no audit: those come every 10 s, and would tell of the loss as well.
+    // Renewed after 21.6 to 24 s, which coincides with no audit: audits run every 10 s and would detect the loss as well.
     let terms = Terms { ttl: Some(72.try_into().unwrap()), ..Terms::default() };
     let registration = registrar.register_on(user(), terms).await.unwrap();
     wait_for("it was renewed", SOON, async || registration.status().renewals > 0).await;
@@ -255,7 +255,7 @@ async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() 
     let slow = Duration::from_millis(500);
     etcd.set_faults("host", FaultPlan { latency: slow..=slow, ..FaultPlan::none() });
     wait_for("etcd has renewed it", 2 * SOON, async || etcd.count("host", Call::Renew) > renewals).await;
-    // The answer is on its way.
+    // The response is on its way.
     let mut events = registrar.events();
     etcd.set_faults("host", FaultPlan::none());
     etcd.revoke(lease);
@@ -390,7 +390,7 @@ async fn bounded_calls_that_gave_up_are_forgotten(mut world: World) {
     let written = world.revision().await;
     world.kill();
     assert!(matches!(leaving.stop().await, Err(Error::Timeout { .. })));
-    // More than may wait, and none of them waits any more.
+    // More calls than the queue holds, and all of them have given up.
     for _ in 0..100 {
         assert!(timeout(Duration::from_millis(10), registrar.register(user())).await.is_err());
     }
@@ -398,7 +398,7 @@ async fn bounded_calls_that_gave_up_are_forgotten(mut world: World) {
     let again = registrar.register(user()).await.unwrap();
     world.stands(other.key()).await;
     leaving.wait_for(|status| status.state == State::Stopped).await.unwrap();
-    // The deletion, the last registration, and at most all three keys anew under another lease.
+    // The delete, the last registration, and at most all three keys again under another lease.
     let written = world.revision().await - written;
     assert!(written <= 6, "{written} revisions");
     again.wait_for(|status| status.state == State::Registered).await.unwrap();
@@ -419,7 +419,7 @@ async fn bounded_calls_end_with_the_registrar(mut world: World) {
             }
         }
     });
-    // Its lease cannot be revoked.
+    // The lease cannot be revoked.
     assert!(matches!(registrar.shutdown(Duration::from_secs(1)).await, Err(Error::Timeout { .. })));
     timeout(SOON, asking).await.unwrap().unwrap();
     assert!(matches!(registrar.register(user()).await, Err(Error::Ended)));
@@ -441,9 +441,9 @@ async fn quiet_a_small_move_of_the_load_is_not_written(world: World) {
     let registrar = world.registrar_with("host", options).await;
     let registration = registrar.register(user()).await.unwrap();
     let before = world.revision().await;
-    load.send(weight(90)).unwrap(); // Too soon after the last write.
+    load.send(weight(90)).unwrap(); // Too soon after the previous write.
     sleep(Duration::from_secs(2)).await;
-    load.send(weight(54)).unwrap(); // Too small.
+    load.send(weight(54)).unwrap(); // Too small a change.
     sleep(Duration::from_secs(10)).await;
     assert_eq!(world.revision().await, before);
     assert_eq!(registration.status().weight, weight(50));
@@ -502,7 +502,7 @@ async fn no_gap_when_another_node_takes_the_key(world: World) {
         assert!(matches!(event.what, What::Updated | What::Renewed), "{event:?}");
     }
     assert_eq!(updated, 2);
-    // Its keys would be others.
+    // Such a node has other keys.
     let elsewhere = ServerNode { addr: "127.0.0.1:3".parse().unwrap(), ..user() };
     assert!(matches!(registration.replace(elsewhere).await, Err(Error::Invalid(_))));
     registration.stop().await.unwrap();
@@ -533,7 +533,7 @@ async fn weight_follows_the_load_and_a_set_weight_wins(world: World) {
     assert_eq!(settled.lease, lease);
 }
 
-/// So many services of one host, all registered at the same time.
+/// Registers that many services of one host, all at the same time.
 async fn services(world: &World, count: usize) -> Vec<Registration> {
     let registrar = world.registrar("host").await;
     let mut registering = JoinSet::new();
@@ -558,7 +558,7 @@ async fn cheap_a_lease_granted_ahead_is_used_or_revoked(world: World) {
     let granted = async || world.leases().await.len() == 1;
     wait_for("a lease is granted", SOON, granted).await;
     let ahead = world.leases().await;
-    // It is kept as long as it is waited with.
+    // The lease is kept as long as a registration may still come.
     sleep(Duration::from_secs(6)).await;
     assert_eq!(world.leases().await, ahead);
     let registration = registrar.register(user()).await.unwrap();
@@ -641,7 +641,7 @@ async fn a_foreign_prefix_is_refused(world: World) {
     assert_eq!(world.count().await, 0);
 }
 
-async fn events_tell_each_change_once(mut world: World) {
+async fn events_report_each_change_once(mut world: World) {
     let registrar = world.registrar("host").await;
     let mut events = registrar.events();
     let registration = registrar.register(user()).await.unwrap();
@@ -651,21 +651,21 @@ async fn events_tell_each_change_once(mut world: World) {
     world.restart(false).await;
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
     registration.stop().await.unwrap();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     while let Ok(event) = events.try_recv() {
         assert!(!event.why.is_empty());
         if event.what != What::Renewed {
-            told.push(event.what);
+            reported.push(event.what);
         }
     }
-    assert_eq!(told, [What::Registered, What::Suspect, What::Recovering, What::Recovered, What::Stopped]);
+    assert_eq!(reported, [What::Registered, What::Suspect, What::Recovering, What::Recovered, What::Stopped]);
 }
 
 fn layouts(names: &[&str]) -> Vec<Layout> {
     names.iter().map(|name| name.parse().unwrap()).collect()
 }
 
-async fn latencies_tell_what_etcd_is_asked(mut world: World) {
+async fn latencies_measure_each_kind_of_request(mut world: World) {
     let registrar = world.registrar("host").await;
     let counted = |verb: Verb| {
         let latency = registrar.latencies().into_iter().find(|latency| latency.verb == verb).unwrap();
@@ -700,7 +700,7 @@ async fn layouts_of_one_node_are_one_registration(mut world: World) {
     world.key_is(&keys[1], "weighed", |found| found.is_some_and(|found| found.value.contains(r#""weight":"5""#))).await;
     world.key_is(&keys[0], "weighed", |found| found.is_some_and(|found| found.value.contains(r#""weight":"5""#))).await;
 
-    // What happens to one of the keys shows in the status of all.
+    // A change of one key shows in the status of the registration.
     let theirs = world.grant(60).await;
     world.put(&keys[1], "taken", theirs).await;
     registration.wait_for(|status| status.state == State::Conflict).await.unwrap();
@@ -748,7 +748,7 @@ async fn layouts_are_read_together(world: World) {
     let found = registrar.resolve(&"user".parse().unwrap(), &"v1".parse().unwrap()).await.unwrap();
     assert_eq!(found.len(), 1);
     let listed = registrar.list(None).await.unwrap();
-    // One of ours under each layout, three of others, one of another version, and garbage.
+    // Our node under each layout, three foreign nodes, a node of another version, and an invalid key.
     assert_eq!(listed.len(), 7, "{listed:?}");
     assert_eq!(listed.iter().filter(|listed| listed.node.is_err()).count(), 1, "{listed:?}");
     assert!(listed.is_sorted_by_key(|listed| &listed.key));

@@ -1,4 +1,4 @@
-//! What becomes of a component's registrations that its embedder makes, on a simulated etcd.
+//! Registrations that an embedder makes for a component, on a simulated etcd.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 const KEY: &str = "kitex/registry-etcd/user/127.0.0.1:10002";
 
-/// An etcd, and a component whose registrations stand in it with metadata.
+/// An etcd, and a component whose registrations have metadata in it.
 async fn component() -> (SimEtcd, World, RegistryCtx) {
     let etcd = SimEtcd::new(1);
     let world = World::Simulated(etcd.clone());
@@ -49,13 +49,13 @@ async fn bounded_a_second_registration_does_not_wait_for_etcd_without_an_end() {
     let second = timeout(SOON, component.register_node(user("a", None))).await.unwrap();
     assert!(matches!(second, Err(Error::Timeout { what: "register", .. })), "{second:?}");
     etcd.heal("host");
-    // The first one is none the worse for it.
+    // The first registration is unaffected.
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
     component.register_node(user("a", None)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_given_back_is_as_it_was_at_last() {
+async fn a_key_that_is_given_back_has_its_former_value() {
     let (_etcd, world, component) = component().await;
     component.register_node(user("a", None)).await.unwrap();
     component.register_node(user("b", Some(7))).await.unwrap();

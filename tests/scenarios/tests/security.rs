@@ -1,4 +1,4 @@
-//! Users, passwords, tokens and certificates of a real etcd, and endpoints that are no etcd.
+//! Users, passwords, tokens and certificates of a real etcd, and endpoints that are not etcd.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -20,11 +20,11 @@ use tokio::{
 };
 use tonic::{service::Routes, transport::Server};
 
-/// How long a registration may try.
+/// Timeout of a registration.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A machine that does other things too.
+/// Extra time for a loaded machine.
 const SLACK: Duration = Duration::from_secs(2);
-/// Nobody ever prints this.
+/// A password that no output may contain.
 const PASSWORD: &str = "correct-horse";
 
 fn user() -> ServerNode {
@@ -35,7 +35,7 @@ fn as_user(name: &str, password: &str) -> Option<Credentials> {
     Some(Credentials { user: name.to_owned(), password: password.to_owned() })
 }
 
-/// The way in which registering fails, within the time that it may take.
+/// The error of a failed registration, within its timeout.
 async fn failure(options: Options) -> (Unavailable, Duration) {
     let endpoint = options.endpoints[0].clone();
     let most = options.register_timeout + SLACK;
@@ -82,9 +82,9 @@ async fn self_healing_after_an_etcd_with_users_lost_its_data() {
     let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
     let mut fleet = Fleet::start(options, etcd.client().await).await;
     for keep_data in [true, false] {
-        // Tokens live in etcd's memory: those from before are worth nothing.
+        // Tokens are in etcd's memory: earlier tokens are invalid.
         Box::pin(etcd.restart(keep_data)).await;
-        // The test's own, too, and an etcd that lost its data would let its calls wait.
+        // So is the test's own token, and an etcd that lost its data would make calls with it wait.
         fleet.look_through(etcd.client().await);
         fleet.stands().await;
         fleet.is_renewed(1).await;
@@ -92,7 +92,7 @@ async fn self_healing_after_an_etcd_with_users_lost_its_data() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn self_healing_after_etcd_wants_to_know_who_it_is() {
+async fn self_healing_after_authentication_is_enabled() {
     let etcd = SimEtcd::new(1);
     let options = Options { credentials: as_user("alice", PASSWORD), ..options(["sim"]) };
     let channels = vec![(Arc::from("sim"), etcd.channel("host"))];
@@ -107,7 +107,7 @@ async fn self_healing_after_etcd_wants_to_know_who_it_is() {
 }
 
 #[tokio::test]
-async fn bounded_a_wrong_password_is_told_at_once_and_never_printed() {
+async fn bounded_a_wrong_password_is_reported_at_once_and_never_printed() {
     let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
     let secret = "wrong-battery";
     for name in ["alice", "nobody"] {
@@ -132,18 +132,18 @@ async fn bounded_a_wrong_password_is_told_at_once_and_never_printed() {
     }
 }
 
-/// Whether this etcd looks for permission inside a transaction within a transaction. 3.4 does not: there, whoever may
-/// not put a key may put it so.
-async fn looks_inside(mut as_client: Client) -> bool {
+/// Checks if this etcd applies permissions inside nested transactions. etcd 3.4 does not: there, a user without a permission can
+/// put a key in a nested transaction.
+async fn checks_nested_transactions(mut as_client: Client) -> bool {
     let put = Txn::new().and_then([TxnOp::put("/forbidden", "", None)]);
     as_client.txn(Txn::new().and_then([TxnOp::txn(put)])).await.is_err()
 }
 
 #[tokio::test]
-async fn bounded_a_host_without_a_user_is_denied_where_etcd_asks_for_one() {
+async fn bounded_a_host_without_a_user_is_denied_by_an_etcd_with_users() {
     let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
     let options = options([etcd.endpoint()]);
-    if looks_inside(Client::connect([etcd.endpoint()], None).await.unwrap()).await {
+    if checks_nested_transactions(Client::connect([etcd.endpoint()], None).await.unwrap()).await {
         let (denied, took) = failure(options).await;
         assert!(denied.is_denied(), "{denied}");
         assert!(took <= SLACK, "a missing user is told at once, not after {took:?}");
@@ -161,11 +161,11 @@ async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
     root.user_add("guest", PASSWORD, None).await.unwrap();
     root.user_grant_role("guest", "users").await.unwrap();
     let as_guest = ConnectOptions::new().with_user("guest", PASSWORD);
-    let enforced = looks_inside(Client::connect([etcd.endpoint()], Some(as_guest)).await.unwrap()).await;
+    let enforced = checks_nested_transactions(Client::connect([etcd.endpoint()], Some(as_guest)).await.unwrap()).await;
     let options = Options { credentials: as_user("guest", PASSWORD), ..options([etcd.endpoint()]) };
     let registrar = Registrar::start(options).unwrap();
     let order = || ServerNode::new("order", "127.0.0.1:1").unwrap();
-    // Both in one transaction, which etcd refuses as a whole.
+    // Both keys are in one transaction, which etcd refuses as a whole.
     let (allowed, first) = tokio::join!(registrar.register(user()), registrar.register(order()));
     let allowed = allowed.unwrap();
     let second = registrar.register(order()).await;
@@ -177,7 +177,7 @@ async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
     } else {
         assert!(first.is_ok());
     }
-    // The key that may not be written does not stand in the way of the other one.
+    // The forbidden key does not block the other key.
     root.delete(&**allowed.key(), None).await.unwrap();
     allowed.wait_for(|status| status.recoveries == 1 && status.state == State::Registered).await.unwrap();
     allowed.stop().await.unwrap();
@@ -201,7 +201,7 @@ async fn visible_over_tls() {
     let secure = |tls| Options { tls, ..impatient(etcd.endpoint()) };
     let mut fleet = Fleet::start(secure(trusting(&ours, None)), etcd.client().await).await;
     fleet.stands().await;
-    // The certificate names the address too.
+    // The certificate names the address, too.
     let by_address =
         Options { endpoints: vec![format!("https://{}", etcd.address())], ..secure(trusting(&ours, None)) };
     assert!(Registrar::start(by_address).unwrap().reach().await.is_ok());
@@ -245,9 +245,9 @@ async fn bounded_an_endpoint_without_tls_is_not_spoken_to_with_it() {
     failure(Options { tls: trusting(&ours, None), ..options }).await;
 }
 
-// What is no etcd.
+// Endpoints that are not etcd.
 
-/// Listens on loopback and does this to every connection.
+/// Listens on loopback and runs `serve` for every connection.
 async fn listener<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> String
 where
     F: Future<Output = ()> + Send + 'static,
@@ -263,7 +263,7 @@ where
 }
 
 #[tokio::test]
-async fn bounded_a_port_that_nobody_listens_on_is_an_error() {
+async fn bounded_a_port_without_a_listener_is_an_error() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     failure(impatient(format!("http://{closed}"))).await;
 }
@@ -300,7 +300,7 @@ async fn bounded_a_port_that_never_speaks_is_an_error() {
 }
 
 #[tokio::test]
-async fn bounded_a_grpc_server_of_something_else_is_no_etcd() {
+async fn bounded_another_grpc_server_is_no_etcd() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, ConnectError};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a host gives a call.
+/// Deadline of a host's call.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 fn bound(lease: i64) -> Option<PutOptions> {
@@ -31,7 +31,7 @@ fn puts(events: &[Event]) -> Vec<&Event> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_runs_out_at_the_next_tick() {
+async fn a_lease_expires_at_the_next_tick() {
     let etcd = SimEtcd::new(1);
     let mut client = etcd.client("host").await;
     let lease = client.lease_grant(10, None).await.unwrap().id();
@@ -99,7 +99,7 @@ async fn a_late_write_under_a_dead_lease_does_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_says_nothing_of_what_was_applied() {
+async fn an_error_does_not_tell_if_the_request_was_applied() {
     let etcd = SimEtcd::new(1);
     let mut client = etcd.client("host").await;
     etcd.set_faults("host", FaultPlan { error_before: 1.0, ..FaultPlan::none() });
@@ -238,7 +238,7 @@ async fn without_a_quorum_calls_time_out_and_leases_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_break_when_told() {
+async fn streams_break_by_plan() {
     let etcd = SimEtcd::new(1);
     let mut client = etcd.client("host").await;
     let lease = client.lease_grant(10, None).await.unwrap().id();
@@ -254,7 +254,7 @@ async fn streams_break_when_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_of_a_lease_that_just_ran_out_waits_for_its_end() {
+async fn a_renewal_of_a_lease_that_just_expired_waits_for_its_end() {
     let etcd = SimEtcd::new(1);
     let mut client = etcd.client("host").await;
     sleep(SECOND / 10).await;
@@ -271,7 +271,7 @@ async fn a_renewal_of_a_lease_that_just_ran_out_waits_for_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewals_tell_how_late_they_were() {
+async fn renewals_record_the_time_left() {
     let etcd = SimEtcd::new(1);
     let mut client = etcd.client("host").await;
     let lease = client.lease_grant(10, None).await.unwrap().id();
@@ -299,7 +299,7 @@ async fn tokens_are_forgotten_with_the_process() {
     assert_eq!(code_of(client.put("a", "1", None)).await, Code::Unauthenticated);
 }
 
-/// Runs a storm of two hosts for a while and tells everything that happened.
+/// Runs a storm of two hosts for a while, and returns all events.
 async fn storm(seed: u64) -> Vec<Event> {
     let etcd = SimEtcd::new(seed);
     etcd.set_all_faults(&FaultPlan::all(0.1));
@@ -331,7 +331,7 @@ async fn storm(seed: u64) -> Vec<Event> {
     etcd.history()
 }
 
-/// Each run has its own runtime: in one that ran before, timers of the same millisecond fire in another order.
+/// Each run has its own runtime: in a used runtime, timers of the same millisecond fire in another order.
 #[test]
 fn a_seed_repeats_itself_exactly() {
     let run = |seed| {

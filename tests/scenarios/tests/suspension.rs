@@ -1,4 +1,4 @@
-//! A host that is a process of its own: suspended, killed, and told to end.
+//! A host in a process of its own: suspended, killed, and ended in order.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -12,14 +12,14 @@ use etcd_client::{Client, GetOptions};
 use leasehold_scenarios::{real::Etcd, wait_for, world::SOON};
 use tokio::time::Instant;
 
-/// Of the leases.
+/// TTL of the leases.
 const TTL: Duration = Duration::from_secs(2);
-/// How late etcd may notice that a lease has run out: its own tick, and a loaded machine.
+/// Delay of etcd in noticing an expired lease: its own tick, and a loaded machine.
 const TICK: Duration = Duration::from_secs(2);
 /// Registrations of the host.
 const COUNT: i64 = 10;
 
-/// A host, killed with its test: its input ends with the test process, and it with its input.
+/// A host that ends with the test: its input ends with the test process, and the host ends with its input.
 struct Host(Child);
 
 impl Host {
@@ -46,7 +46,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! Watched views of services, on the simulated etcd and on the real one.
+//! Watched views of services, on the simulated etcd and on a real etcd.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -18,7 +18,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// Every scenario below, on both.
+/// Defines two tests per scenario, one on each etcd.
 macro_rules! on_both {
     ($($scenario:ident),* $(,)?) => {
         mod simulated {
@@ -38,22 +38,22 @@ macro_rules! on_both {
 }
 
 on_both!(
-    a_view_follows_what_comes_changes_and_goes,
+    a_view_follows_puts_changes_and_deletes,
     a_view_of_one_version_has_no_other,
-    a_view_tells_what_differs,
-    a_view_keeps_what_it_knows_while_etcd_is_down,
-    a_view_keeps_what_it_knows_until_services_are_back_in_an_etcd_without_its_data,
-    a_view_believes_an_etcd_that_lost_its_data_after_a_while,
+    a_view_reports_differences,
+    a_view_keeps_its_nodes_while_etcd_is_down,
+    a_view_keeps_its_nodes_until_services_are_back_in_an_etcd_without_its_data,
+    a_view_accepts_lost_data_after_a_while,
     a_view_survives_a_compaction,
-    a_view_skips_garbage_and_counts_it,
+    a_view_skips_invalid_keys_and_counts_them,
     a_view_is_read_among_large_values_of_others,
     a_view_of_an_etcd_that_is_down_is_an_error_in_time_and_ready_later,
     a_view_of_several_layouts_has_a_node_once,
     a_view_takes_ten_thousand_changes_at_once,
     a_view_misses_nothing_that_happens_while_it_is_read,
     a_view_ends_with_its_registrar,
-    views_of_the_same_are_one,
-    picks_follow_the_weights_and_leave_out_what_failed,
+    views_of_one_service_are_shared,
+    picks_follow_the_weights_and_eject_failed_nodes,
 );
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -84,7 +84,7 @@ async fn put(world: &World, port: u16, weight: u32) {
     world.put(&key("user", port), &value("user", port, weight), 0).await;
 }
 
-async fn a_view_follows_what_comes_changes_and_goes(world: World) {
+async fn a_view_follows_puts_changes_and_deletes(world: World) {
     put(&world, 1, 10).await;
     let registrar = world.registrar("watcher").await;
     let view = view_of(&registrar, "user").await;
@@ -118,7 +118,7 @@ async fn a_view_of_one_version_has_no_other(world: World) {
     wait_for("one is seen", SOON, async || versions(&one) == ["v1"]).await;
 }
 
-async fn a_view_tells_what_differs(world: World) {
+async fn a_view_reports_differences(world: World) {
     put(&world, 1, 10).await;
     put(&world, 2, 20).await;
     let registrar = world.registrar("watcher").await;
@@ -145,7 +145,7 @@ async fn a_view_tells_what_differs(world: World) {
     assert_eq!(events, [("left", 1), ("changed", 2), ("joined", 3)]);
 }
 
-async fn a_view_keeps_what_it_knows_while_etcd_is_down(mut world: World) {
+async fn a_view_keeps_its_nodes_while_etcd_is_down(mut world: World) {
     put(&world, 1, 10).await;
     put(&world, 2, 20).await;
     let registrar = world.registrar("watcher").await;
@@ -164,7 +164,7 @@ async fn a_view_keeps_what_it_knows_while_etcd_is_down(mut world: World) {
     assert!(view.age().unwrap() < SOON);
 }
 
-async fn a_view_keeps_what_it_knows_until_services_are_back_in_an_etcd_without_its_data(mut world: World) {
+async fn a_view_keeps_its_nodes_until_services_are_back_in_an_etcd_without_its_data(mut world: World) {
     let host = world.registrar("host").await;
     let mut registrations = Vec::new();
     for port in 1..=3 {
@@ -195,7 +195,7 @@ async fn a_view_keeps_what_it_knows_until_services_are_back_in_an_etcd_without_i
     sees(&view, [(2, 73), (3, 73)]).await;
 }
 
-async fn a_view_believes_an_etcd_that_lost_its_data_after_a_while(mut world: World) {
+async fn a_view_accepts_lost_data_after_a_while(mut world: World) {
     for port in 1..=3 {
         put(&world, port, 10).await;
     }
@@ -232,7 +232,7 @@ async fn a_view_survives_a_compaction(mut world: World) {
     sees(&view, [(2, 20)]).await;
 }
 
-async fn a_view_skips_garbage_and_counts_it(world: World) {
+async fn a_view_skips_invalid_keys_and_counts_them(world: World) {
     world.put("/user/x", "{\"name\":\"us", 0).await;
     world.put("/user/y", "", 0).await;
     put(&world, 1, 10).await;
@@ -288,7 +288,7 @@ async fn a_view_is_read_among_large_values_of_others(world: World) {
     for other in 2..5 {
         client.put(key("user", other), vec![b'x'; 1_400_000], None).await.unwrap();
     }
-    // Their first page of 1000 keys has 41 MiB, more than is read at a time.
+    // The first page of 1000 keys has 41 MiB, more than one read accepts.
     for block in 0..80 {
         let puts = (0..16).map(|one| TxnOp::put(format!("/user/x/{block}/{one}"), vec![b'x'; 42_000], None));
         client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
@@ -330,7 +330,7 @@ async fn a_view_misses_nothing_that_happens_while_it_is_read(world: World) {
         client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
     }
     let changes = async {
-        // These are on the first page.
+        // These keys are on the first page.
         for port in 1000..1500 {
             put(&world, port, 2).await;
         }
@@ -366,13 +366,13 @@ async fn a_view_ends_with_its_registrar(world: World) {
     assert!(matches!(again, Err(Error::Ended)), "{again:?}");
 }
 
-async fn views_of_the_same_are_one(world: World) {
+async fn views_of_one_service_are_shared(world: World) {
     put(&world, 1, 10).await;
     let registrar = world.registrar("watcher").await;
     let one = view_of(&registrar, "user").await;
     one.ready().await.unwrap();
     let two = view_of(&registrar, "user").await;
-    // Read already, since it is the same.
+    // The view is shared, so it is already read.
     assert_eq!(seen(&two), BTreeMap::from([(1, 10)]));
     drop(one);
     put(&world, 2, 20).await;
@@ -385,7 +385,7 @@ async fn views_of_the_same_are_one(world: World) {
     assert_eq!(seen(&three), BTreeMap::from([(1, 10), (2, 20), (3, 30)]));
 }
 
-async fn picks_follow_the_weights_and_leave_out_what_failed(world: World) {
+async fn picks_follow_the_weights_and_eject_failed_nodes(world: World) {
     put(&world, 1, 60).await;
     put(&world, 2, 20).await;
     let registrar = world.registrar("watcher").await;
@@ -404,11 +404,11 @@ async fn picks_follow_the_weights_and_leave_out_what_failed(world: World) {
     };
     failed.failed();
     assert!(ports(100).iter().all(|port| *port == 2));
-    // The only other one may not be taken: one that failed is better than none.
+    // The only other node is excluded: a failed node is better than none.
     let other = balancer.pick(&["h:2".parse().unwrap()]).unwrap();
     assert_eq!(other.node().addr.port(), 1);
     assert!(balancer.pick(&["h:1".parse().unwrap(), "h:2".parse().unwrap()]).is_none());
-    // A new generation of the view remembers it.
+    // A new generation of the view keeps the ejection.
     put(&world, 3, 20).await;
     sees(&view, [(1, 60), (2, 20), (3, 20)]).await;
     assert!(ports(100).iter().all(|port| *port != 1));
@@ -426,7 +426,7 @@ async fn picks_follow_the_weights_and_leave_out_what_failed(world: World) {
     assert!(quicker > 80, "{quicker}");
 }
 
-/// More than fit on a few pages, which are read side by side.
+/// More nodes than a few pages hold; pages are read concurrently.
 #[tokio::test]
 async fn a_view_of_very_many_nodes_has_each_of_them_once() {
     const NODES: usize = 60_000;
@@ -445,12 +445,12 @@ async fn a_view_of_very_many_nodes_has_each_of_them_once() {
     view.ready().await.unwrap();
     let nodes = view.nodes();
     assert_eq!((nodes.len(), view.invalid_keys()), (ids.len(), 0));
-    // Addresses were given in the order of the keys.
+    // Addresses are in the order of the keys.
     let place = |node: &ServerNode| node.addr.host()[1..].parse::<usize>().unwrap() * 100 + node.addr.port() as usize;
     assert!(nodes.iter().map(place).eq(1..=ids.len()));
 }
 
-/// An etcd that answers nothing any more while its connections stand.
+/// An etcd that stops responding while its connections stay open.
 #[tokio::test]
 async fn a_silent_etcd_is_noticed() {
     let etcd = Etcd::start().await;
@@ -468,9 +468,9 @@ async fn a_silent_etcd_is_noticed() {
     sees(&view, [(1, 10), (2, 20)]).await;
 }
 
-/// What went while nobody looked is gone, although nothing is left of what was known: etcd remembers it.
+/// Nodes that left while the view was cut off are removed, even if no known node is left: etcd has the history.
 #[tokio::test(start_paused = true)]
-async fn a_view_believes_that_all_went_while_it_was_cut_off() {
+async fn a_view_accepts_that_all_nodes_left_while_it_was_cut_off() {
     let etcd = SimEtcd::new(1);
     let world = World::Simulated(etcd.clone());
     put(&world, 1, 10).await;
@@ -486,9 +486,9 @@ async fn a_view_believes_that_all_went_while_it_was_cut_off() {
     assert_eq!(seen(&view), BTreeMap::from([(2, 20)]));
 }
 
-/// Whatever the network does, a view never shows what never stood, and comes to show what stands.
+/// With any network faults, a view never has a node that never existed, and converges to the registered nodes.
 #[tokio::test(start_paused = true)]
-async fn a_view_comes_to_the_truth_through_any_faults() {
+async fn a_view_converges_through_any_faults() {
     for seed in 0..300 {
         through_faults(seed).await;
     }
@@ -546,7 +546,7 @@ async fn through_faults(seed: u64) {
     assert_eq!(registrar.resolve(&name, &Version::default()).await.unwrap().len(), view.nodes().len());
 }
 
-/// A user who may not read is told so at once, and not after a timeout.
+/// A user without read permission gets an error at once, and not after a timeout.
 #[tokio::test]
 async fn a_refusal_is_an_error_at_once() {
     let etcd = real::Options::default().user("root", "secret").start().await;

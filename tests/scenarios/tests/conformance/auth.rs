@@ -1,4 +1,4 @@
-//! Users, passwords and tokens that run out.
+//! Users, passwords, and tokens that expire.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::{TOKEN_TTL, Target, on_both, refused};
 mod without_a_user {
     use super::{Code, ConnectOptions, Target, on_both, refused};
 
-    on_both!(simulated, real: a_password_is_refused_where_none_is_asked);
+    on_both!(simulated, real: a_password_is_refused_without_authentication);
 
-    async fn a_password_is_refused_where_none_is_asked(target: Target) {
+    async fn a_password_is_refused_without_authentication(target: Target) {
         let connected = target.connect(ConnectOptions::new().with_user("root", "secret")).await;
         refused(connected.map(drop), Code::FailedPrecondition, "etcdserver: authentication is not enabled");
     }
@@ -23,16 +23,16 @@ on_both!(simulated_with_user, real_with_user:
     a_wrong_password_is_refused,
     a_call_without_a_user_is_refused,
     a_user_may_do_everything,
-    a_token_runs_out,
+    a_token_expires,
     a_client_can_renew_its_token,
-    a_used_token_lives_on,
+    a_used_token_stays_valid,
 );
 
 fn root() -> ConnectOptions {
     ConnectOptions::new().with_user("root", "secret")
 }
 
-/// Longer than a token lives, with etcd's resolution of a second.
+/// Longer than the lifetime of a token, with etcd's resolution of a second.
 const TOKEN_GONE: Duration = TOKEN_TTL.saturating_mul(2);
 
 async fn a_wrong_password_is_refused(target: Target) {
@@ -70,7 +70,7 @@ async fn a_user_may_do_everything(target: Target) {
     assert!(!stream.message().await.unwrap().unwrap().canceled());
 }
 
-async fn a_token_runs_out(target: Target) {
+async fn a_token_expires(target: Target) {
     let mut client = target.connect(root()).await.unwrap();
     let lease = client.lease_grant(60, None).await.unwrap().id();
     let mut watching = client.watch("a", None).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_client_can_renew_its_token(target: Target) {
     client.put("a", "1", None).await.unwrap();
 }
 
-async fn a_used_token_lives_on(target: Target) {
+async fn a_used_token_stays_valid(target: Target) {
     let mut client = target.connect(root()).await.unwrap();
     for _ in 0..8 {
         sleep(TOKEN_TTL / 4).await;

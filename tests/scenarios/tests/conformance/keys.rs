@@ -1,4 +1,4 @@
-//! Reads, puts and deletes; the limits on them; compaction and the full quota.
+//! Reads, puts and deletes, with their limits; compaction and the full quota.
 
 use etcd_client::{
     AlarmAction, AlarmType, CompactionOptions, DeleteOptions, GetOptions, PutOptions, SortOrder, SortTarget,
@@ -9,12 +9,12 @@ use crate::{Target, on_both, refused, revision, value};
 
 on_both!(simulated, real:
     a_write_is_a_revision,
-    ranges_are_read_as_asked,
+    ranges_are_read_with_their_options,
     the_past_is_read_until_it_is_compacted,
-    a_put_answers_with_what_was,
+    a_put_returns_the_previous_value,
     a_put_can_keep_the_value_or_the_lease,
     an_empty_key_is_refused,
-    a_delete_counts_and_shows,
+    a_delete_returns_the_previous_values,
     a_large_request_is_refused,
     a_full_etcd_refuses_puts_and_nothing_else,
     the_member_leads,
@@ -39,7 +39,7 @@ async fn a_write_is_a_revision(target: Target) {
     assert_eq!((kv.create_revision(), kv.mod_revision(), kv.version()), (5, 5, 1));
 }
 
-async fn ranges_are_read_as_asked(target: Target) {
+async fn ranges_are_read_with_their_options(target: Target) {
     let mut client = target.client().await;
     for (key, text) in [("/a/2", "x"), ("/a/1", "z"), ("/a/3", "y"), ("/b", "w")] {
         client.put(key, text, None).await.unwrap();
@@ -100,7 +100,7 @@ async fn the_past_is_read_until_it_is_compacted(target: Target) {
     assert_eq!(value(&mut client, "a").await.as_deref(), Some("3"));
 }
 
-async fn a_put_answers_with_what_was(target: Target) {
+async fn a_put_returns_the_previous_value(target: Target) {
     let mut client = target.client().await;
     let shown = || Some(PutOptions::new().with_prev_key());
     assert!(client.put("a", "1", shown()).await.unwrap().prev_key().is_none());
@@ -138,7 +138,7 @@ async fn an_empty_key_is_refused(target: Target) {
     refused(client.delete("", None).await, Code::InvalidArgument, words);
 }
 
-async fn a_delete_counts_and_shows(target: Target) {
+async fn a_delete_returns_the_previous_values(target: Target) {
     let mut client = target.client().await;
     for key in ["/a/1", "/a/2", "/b"] {
         client.put(key, key, None).await.unwrap();

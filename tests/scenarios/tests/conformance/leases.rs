@@ -1,4 +1,4 @@
-//! Leases: granted, renewed, bound, moved, detached, revoked, run out.
+//! Leases: granted, renewed, bound, moved, detached, revoked, expired.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{Target, keys, on_both, refused, revision, value};
 
 on_both!(simulated, real:
     a_grant_chooses_the_id_and_raises_the_ttl,
-    an_unknown_lease_has_answers_of_its_own,
+    an_unknown_lease_is_reported_as_such,
     a_lease_lists_its_keys,
     a_revoke_deletes_the_keys_in_one_revision,
     a_put_under_another_lease_moves_the_key,
@@ -18,7 +18,7 @@ on_both!(simulated, real:
     a_deleted_key_leaves_its_lease,
     a_transaction_moves_keys,
     a_stream_renews_until_the_lease_is_gone,
-    a_lease_runs_out_with_its_keys,
+    a_lease_expires_with_its_keys,
     leases_are_listed,
 );
 
@@ -48,7 +48,7 @@ async fn a_grant_chooses_the_id_and_raises_the_ttl(target: Target) {
     assert_eq!(revision(&mut client).await, 1);
 }
 
-async fn an_unknown_lease_has_answers_of_its_own(target: Target) {
+async fn an_unknown_lease_is_reported_as_such(target: Target) {
     let mut client = target.client().await;
     let unknown = client.lease_time_to_live(4242, None).await.unwrap();
     assert_eq!((unknown.id(), unknown.ttl(), unknown.granted_ttl()), (4242, -1, 0));
@@ -158,7 +158,7 @@ async fn a_stream_renews_until_the_lease_is_gone(target: Target) {
     assert_eq!(revision(&mut client).await, 1);
 }
 
-async fn a_lease_runs_out_with_its_keys(target: Target) {
+async fn a_lease_expires_with_its_keys(target: Target) {
     let mut client = target.client().await;
     let lease = client.lease_grant(2, None).await.unwrap().id();
     client.put("a", "1", bound(lease)).await.unwrap();

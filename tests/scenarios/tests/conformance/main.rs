@@ -1,4 +1,4 @@
-//! The simulated etcd and a real one answer alike: every check here runs on both.
+//! Conformance of the simulated etcd with a real etcd: every check runs on both.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -21,7 +21,7 @@ pub(crate) enum Target {
     Real(Box<Etcd>),
 }
 
-/// How long a token lives that nobody uses, where a user is required.
+/// Lifetime of an unused token, if authentication is enabled.
 pub(crate) const TOKEN_TTL: Duration = Duration::from_secs(2);
 
 impl Target {
@@ -46,7 +46,7 @@ impl Target {
         Self::Real(Box::new(Box::pin(Etcd::start()).await))
     }
 
-    /// One that asks for the user `root` with the password `secret`.
+    /// An etcd with authentication, and the user `root` with the password `secret`.
     pub(crate) async fn simulated_with_user() -> Self {
         let etcd = SimEtcd::new(1);
         etcd.require_user("root", "secret", TOKEN_TTL);
@@ -59,7 +59,7 @@ impl Target {
     }
 }
 
-/// Makes two tests of each check.
+/// Defines two tests per check.
 macro_rules! on_both {
     ($simulated:ident, $real:ident: $($check:ident),* $(,)?) => {
         mod simulated {
@@ -83,7 +83,7 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-/// Asserts that etcd refused, with this code and these words.
+/// Asserts that etcd refused the request with this code and this text.
 #[track_caller]
 pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Error>, code: Code, words: &str) {
     match result {
@@ -94,7 +94,7 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Error>, code: Code, 
     }
 }
 
-/// The value of a key as text; none when it is not there.
+/// The value of a key as text; `None` if the key does not exist.
 pub(crate) async fn value(client: &mut Client, key: &str) -> Option<String> {
     let response = client.get(key, None).await.unwrap();
     let kv = response.kvs().first()?;

@@ -1,4 +1,4 @@
-//! Watches: what they tell, from when, in which portions, and how they end.
+//! Watches: their events, their start, their portions, and their end.
 
 use etcd_client::{
     DeleteOptions, EventType, PutOptions, Txn, TxnOp, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
@@ -7,9 +7,9 @@ use etcd_client::{
 use crate::{Target, on_both};
 
 on_both!(simulated, real:
-    a_watch_tells_puts_and_deletes,
-    a_transaction_is_told_at_once,
-    the_end_of_a_lease_is_told_at_once,
+    a_watch_reports_puts_and_deletes,
+    a_transaction_is_one_response,
+    the_end_of_a_lease_is_one_response,
     a_watch_can_begin_in_the_past,
     a_watch_of_the_compacted_past_is_cancelled,
     a_watch_can_be_cancelled,
@@ -27,8 +27,8 @@ async fn next(stream: &mut WatchStream) -> WatchResponse {
     stream.message().await.unwrap().expect("the stream goes on")
 }
 
-/// What a response tells, as text: `+key=value`, `-key`.
-fn told(response: &WatchResponse) -> Vec<String> {
+/// The events of a response as text: `+key=value`, `-key`.
+fn described(response: &WatchResponse) -> Vec<String> {
     let text = |event: &etcd_client::Event| {
         let kv = event.kv().unwrap();
         let key = kv.key_str().unwrap();
@@ -40,7 +40,7 @@ fn told(response: &WatchResponse) -> Vec<String> {
     response.events().iter().map(text).collect()
 }
 
-async fn a_watch_tells_puts_and_deletes(target: Target) {
+async fn a_watch_reports_puts_and_deletes(target: Target) {
     let mut client = target.client().await;
     client.put("/p/0", "old", None).await.unwrap();
     let options = WatchOptions::new().with_prefix().with_prev_key();
@@ -53,34 +53,34 @@ async fn a_watch_tells_puts_and_deletes(target: Target) {
     client.delete("/p/0", None).await.unwrap();
 
     let first = next(&mut stream).await;
-    assert_eq!(told(&first), ["+/p/1=1"]);
+    assert_eq!(described(&first), ["+/p/1=1"]);
     assert!(first.events()[0].prev_kv().is_none());
     assert_eq!(first.events()[0].kv().unwrap().version(), 1);
     assert_eq!(first.header().unwrap().revision(), 3);
     let second = next(&mut stream).await;
-    assert_eq!(told(&second), ["+/p/0=new"]);
+    assert_eq!(described(&second), ["+/p/0=new"]);
     assert_eq!(second.events()[0].prev_kv().unwrap().value(), b"old");
     let third = next(&mut stream).await;
-    assert_eq!(told(&third), ["-/p/0"]);
+    assert_eq!(described(&third), ["-/p/0"]);
     assert_eq!(third.events()[0].prev_kv().unwrap().value(), b"new");
     let kv = third.events()[0].kv().unwrap();
     assert_eq!((kv.mod_revision(), kv.version(), kv.value()), (6, 0, &b""[..]));
 }
 
-async fn a_transaction_is_told_at_once(target: Target) {
+async fn a_transaction_is_one_response(target: Target) {
     let mut client = target.client().await;
     client.put("/p/3", "1", None).await.unwrap();
     let mut stream = client.watch("/p/", prefix()).await.unwrap();
     next(&mut stream).await;
     let operations = [TxnOp::put("/p/2", "1", None), TxnOp::put("/p/1", "1", None), TxnOp::delete("/p/3", None)];
     client.txn(Txn::new().and_then(operations)).await.unwrap();
-    assert_eq!(told(&next(&mut stream).await), ["+/p/2=1", "+/p/1=1", "-/p/3"]);
+    assert_eq!(described(&next(&mut stream).await), ["+/p/2=1", "+/p/1=1", "-/p/3"]);
     let all = DeleteOptions::new().with_prefix();
     client.delete("/p/", Some(all)).await.unwrap();
-    assert_eq!(told(&next(&mut stream).await), ["-/p/1", "-/p/2"]);
+    assert_eq!(described(&next(&mut stream).await), ["-/p/1", "-/p/2"]);
 }
 
-async fn the_end_of_a_lease_is_told_at_once(target: Target) {
+async fn the_end_of_a_lease_is_one_response(target: Target) {
     let mut client = target.client().await;
     let lease = client.lease_grant(2, None).await.unwrap().id();
     for key in ["/p/b", "/p/a"] {
@@ -89,7 +89,7 @@ async fn the_end_of_a_lease_is_told_at_once(target: Target) {
     }
     let mut stream = client.watch("/p/", prefix()).await.unwrap();
     next(&mut stream).await;
-    assert_eq!(told(&next(&mut stream).await), ["-/p/a", "-/p/b"]);
+    assert_eq!(described(&next(&mut stream).await), ["-/p/a", "-/p/b"]);
 }
 
 async fn a_watch_can_begin_in_the_past(target: Target) {
@@ -102,10 +102,10 @@ async fn a_watch_can_begin_in_the_past(target: Target) {
     assert!(next(&mut stream).await.created());
     let mut seen = Vec::new();
     while seen.len() < 2 {
-        seen.extend(told(&next(&mut stream).await));
+        seen.extend(described(&next(&mut stream).await));
     }
     client.put("a", "4", None).await.unwrap();
-    seen.extend(told(&next(&mut stream).await));
+    seen.extend(described(&next(&mut stream).await));
     assert_eq!(seen, ["+a=2", "+a=3", "+a=4"]);
 
     let future = WatchOptions::new().with_start_revision(7);
@@ -113,7 +113,7 @@ async fn a_watch_can_begin_in_the_past(target: Target) {
     assert!(next(&mut stream).await.created());
     client.put("a", "6", None).await.unwrap();
     client.put("a", "7", None).await.unwrap();
-    assert_eq!(told(&next(&mut stream).await), ["+a=7"]);
+    assert_eq!(described(&next(&mut stream).await), ["+a=7"]);
 }
 
 async fn a_watch_of_the_compacted_past_is_cancelled(target: Target) {
@@ -159,7 +159,7 @@ async fn a_watch_can_be_filtered(target: Target) {
     next(&mut stream).await;
     client.put("a", "1", None).await.unwrap();
     client.delete("a", None).await.unwrap();
-    assert_eq!(told(&next(&mut stream).await), ["-a"]);
+    assert_eq!(described(&next(&mut stream).await), ["-a"]);
 }
 
 async fn a_stream_carries_many_watches(target: Target) {
@@ -172,7 +172,7 @@ async fn a_stream_carries_many_watches(target: Target) {
     assert_ne!(first, second.watch_id());
     client.put("b", "1", None).await.unwrap();
     let response = next(&mut stream).await;
-    assert_eq!((response.watch_id(), told(&response)), (second.watch_id(), vec!["+b=1".to_owned()]));
+    assert_eq!((response.watch_id(), described(&response)), (second.watch_id(), vec!["+b=1".to_owned()]));
 }
 
 async fn an_impossible_watch_is_refused(target: Target) {
