@@ -1,4 +1,4 @@
-//! `make bench-lease`: one line a figure, ours and the peer's measured in turn on the same kind of fresh etcd.
+//! `make bench-lease`: one line per figure, ours and the peer's measured in turn on the same kind of fresh etcd.
 
 use std::{
     env,
@@ -17,14 +17,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// No single command may take longer.
+/// Timeout of a single command.
 const PATIENCE: Duration = Duration::from_secs(600);
 const REGISTRATIONS: u64 = 10_000;
 const INSTANCES: u64 = 10;
 const SINGLES: usize = 30;
 const HOLD_SECONDS: u64 = 20;
 
-/// Both sides, and how they are started.
+/// Paths of both sides.
 struct Sides {
     ours: PathBuf,
     peer: PathBuf,
@@ -68,7 +68,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// What one round measures of one side.
+/// Figures of one side in one round.
 #[derive(Debug, Clone, Copy)]
 struct Measured {
     register_seconds: f64,
@@ -87,11 +87,11 @@ struct Figure {
     goal: Goal,
 }
 
-/// What is wanted of a figure.
+/// Goal of a figure.
 enum Goal {
     /// At least this many times less than the peer.
     TimesLess(f64),
-    /// At most this much, whatever the peer has.
+    /// At most this value, independent of the peer.
     AtMost(f64),
     /// No more than the peer.
     NoMore,
@@ -100,11 +100,7 @@ enum Goal {
 const FIGURES: [Figure; 8] = [
     Figure { name: "register 10,000 (s)", of: |m| m.register_seconds, goal: Goal::TimesLess(12.0) },
     Figure { name: "lost of 10,000 just registered", of: |m| m.lost, goal: Goal::AtMost(0.0) },
-    Figure {
-        name: "processor while it holds 10,000 (% of a core)",
-        of: |m| m.cpu_percent,
-        goal: Goal::TimesLess(50.0),
-    },
+    Figure { name: "CPU while it holds 10,000 (% of a core)", of: |m| m.cpu_percent, goal: Goal::TimesLess(50.0) },
     Figure {
         name: "etcd revisions while nothing changes (/s)",
         of: |m| m.revisions_per_second,
@@ -113,7 +109,7 @@ const FIGURES: [Figure; 8] = [
     Figure { name: "memory per registration (bytes)", of: |m| m.bytes_each, goal: Goal::AtMost(2048.0) },
     Figure { name: "stop 10,000 (s)", of: |m| m.stop_seconds, goal: Goal::TimesLess(15.0) },
     Figure { name: "all 10,000 back, etcd without data (s)", of: |m| m.back_seconds, goal: Goal::TimesLess(8.0) },
-    Figure { name: "one registration, call to answer (ms)", of: |m| m.one_millis, goal: Goal::NoMore },
+    Figure { name: "one registration, call to response (ms)", of: |m| m.one_millis, goal: Goal::NoMore },
 ];
 
 impl Figure {
@@ -141,20 +137,20 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 async fn measure(side: &Path) -> Result<Measured> {
     let mut etcd = Box::pin(Etcd::start()).await;
     let mut side = Side::start(side, &etcd.endpoint()).await?;
-    let empty = side.ask("memory").await?.number("rss_bytes")?;
+    let empty = side.run("memory").await?.number("rss_bytes")?;
 
-    let registered = side.ask(&format!("register {REGISTRATIONS} {INSTANCES}")).await?;
-    // By etcd's word, of both sides.
+    let registered = side.run(&format!("register {REGISTRATIONS} {INSTANCES}")).await?;
+    // Counted in etcd, for both sides.
     let lost = REGISTRATIONS.saturating_sub(count(&etcd).await?) as f64;
-    let full = side.ask("memory").await?.number("rss_bytes")?;
+    let full = side.run("memory").await?.number("rss_bytes")?;
 
     let before = revision(&etcd).await?;
-    let held = side.ask(&format!("hold {HOLD_SECONDS}")).await?;
+    let held = side.run(&format!("hold {HOLD_SECONDS}")).await?;
     let revisions = revision(&etcd).await? - before;
 
     let mut singles = Vec::new();
     for _ in 0..SINGLES {
-        singles.push(side.ask("one").await?.number("micros")? / 1000.0);
+        singles.push(side.run("one").await?.number("micros")? / 1000.0);
     }
 
     let total = REGISTRATIONS + SINGLES as u64;
@@ -170,7 +166,7 @@ async fn measure(side: &Path) -> Result<Measured> {
     .context("not everything came back")??;
     let back_seconds = restarted.elapsed().as_secs_f64();
 
-    let stopped = side.ask("stop").await?;
+    let stopped = side.run("stop").await?;
     side.quit().await?;
     Ok(Measured {
         register_seconds: registered.number("seconds")?,
@@ -184,19 +180,19 @@ async fn measure(side: &Path) -> Result<Measured> {
     })
 }
 
-/// A hundred thousand on one host: registers, holds for five minutes, stops.
+/// Measures a hundred thousand registrations on one host: register, hold for five minutes, stop.
 async fn hundred_thousand(side: &Path) -> Result<String> {
     const MANY: u64 = 100_000;
     let etcd = Box::pin(Etcd::start()).await;
     let mut side = Side::start(side, &etcd.endpoint()).await?;
-    let empty = side.ask("memory").await?.number("rss_bytes")?;
-    let registered = side.ask(&format!("register {MANY} 100")).await?;
-    let held = side.ask("hold 300").await?;
+    let empty = side.run("memory").await?.number("rss_bytes")?;
+    let registered = side.run(&format!("register {MANY} 100")).await?;
+    let held = side.run("hold 300").await?;
     let standing = count(&etcd).await?;
     ensure!(standing == MANY, "{standing} of {MANY} stand after five minutes");
     let bytes = (held.number("rss_bytes")? - empty) / MANY as f64;
     let cpu = 100.0 * held.number("cpu_seconds")? / held.number("seconds")?;
-    let stopped = side.ask("stop").await?;
+    let stopped = side.run("stop").await?;
     let left = count(&etcd).await?;
     ensure!(left == 0, "{left} keys are left after the stop");
     side.quit().await?;
@@ -226,7 +222,7 @@ async fn control(etcd: &Etcd) -> Client {
 struct Side {
     child: Child,
     commands: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+    responses: Lines<BufReader<ChildStdout>>,
 }
 
 impl Side {
@@ -244,22 +240,23 @@ impl Side {
             .spawn()
             .with_context(|| format!("{} is missing; `make bench-lease` builds it", path.display()))?;
         let commands = child.stdin.take().context("stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        let mut side = Self { child, commands, answers };
-        side.ask("memory").await?; // It is up.
+        let responses = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        let mut side = Self { child, commands, responses };
+        side.run("memory").await?; // It has started.
         Ok(side)
     }
 
-    async fn ask(&mut self, command: &str) -> Result<Answer> {
+    async fn run(&mut self, command: &str) -> Result<Response> {
         self.commands.write_all(format!("{command}\n").as_bytes()).await?;
-        let line =
-            timeout(PATIENCE, self.answers.next_line()).await.with_context(|| format!("{command}: no answer"))??;
+        let line = timeout(PATIENCE, self.responses.next_line())
+            .await
+            .with_context(|| format!("{command}: no response"))??;
         let line = line.with_context(|| format!("{command}: the process ended"))?;
         let answer: Value = serde_json::from_str(&line)?;
         if let Some(error) = answer.get("error") {
             bail!("{command}: {error}");
         }
-        Ok(Answer(answer))
+        Ok(Response(answer))
     }
 
     async fn quit(mut self) -> Result<()> {
@@ -270,9 +267,9 @@ impl Side {
 }
 
 /// One JSON object of a side.
-struct Answer(Value);
+struct Response(Value);
 
-impl Answer {
+impl Response {
     fn number(&self, field: &str) -> Result<f64> {
         self.0.get(field).and_then(Value::as_f64).with_context(|| format!("{} has no {field}", self.0))
     }

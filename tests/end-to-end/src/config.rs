@@ -1,4 +1,4 @@
-//! Configurations, as JSON, which is YAML.
+//! Configurations as JSON, which is a subset of YAML.
 
 use std::net::TcpListener;
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::paths;
 
-/// The weight that services have here, so that a key is compared byte for byte and written only for a reason.
+/// A fixed weight for all services, so that values compare byte for byte and are written only for a reason.
 pub const WEIGHT: u32 = 73;
 
-/// The time to live of what asks for none, in seconds: the shortest with room for a slow machine.
+/// Default time to live, in seconds: the shortest with room for a slow machine.
 pub const TTL: u64 = 3;
 
 /// A service of that name, on a port of its own, whose component is one of `make guests`.
@@ -23,7 +23,7 @@ pub fn service(name: &str, component: &str) -> Value {
     })
 }
 
-/// The example, as its own configuration has it.
+/// The example, with its own configuration.
 pub fn greeter() -> Value {
     with(
         service("greeter", "greeter"),
@@ -31,18 +31,18 @@ pub fn greeter() -> Value {
     )
 }
 
-/// A service that knows nothing of Leasehold and is registered by the host.
+/// A service that does not use Leasehold's interfaces and is registered by the host.
 pub fn plain(name: &str) -> Value {
     with(service(name, "plain"), json!({ "register": "host" }))
 }
 
-/// A service that does what it must not, once it is told to.
+/// A service that misbehaves on command.
 pub fn hostile(name: &str) -> Value {
     service(name, "hostile")
 }
 
-/// A program that opens its own listener, does what that verb says, and is registered by the host. It is given a second at
-/// its end, as most do not hear of it.
+/// A program that opens its own listener, follows the verb, and is registered by the host. Its drain timeout is a second, as most
+/// verbs do not read standard input.
 ///
 /// # Panics
 /// When there is no free port.
@@ -57,16 +57,16 @@ pub fn program(verb: &str) -> Value {
     with(service("program", "program"), changes)
 }
 
-/// An address that nobody has at the moment.
+/// A free local address.
 ///
 /// # Panics
-/// When there is none.
+/// When there is no free port.
 pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
     listener.local_addr().expect("it is bound").to_string()
 }
 
-/// `value` with these keys changed or added; objects inside of it likewise.
+/// `value` with these keys changed or added, recursively.
 #[must_use]
 pub fn with(mut value: Value, changes: Value) -> Value {
     match (&mut value, changes) {
@@ -81,7 +81,7 @@ pub fn with(mut value: Value, changes: Value) -> Value {
     }
 }
 
-/// These services, on the world's etcd.
+/// A configuration with these services on the world's etcd.
 pub fn config(world: &World, services: impl IntoIterator<Item = Value>) -> Value {
     json!({
         "etcd": { "endpoints": [endpoint(world)] },
@@ -90,10 +90,10 @@ pub fn config(world: &World, services: impl IntoIterator<Item = Value>) -> Value
     })
 }
 
-/// Where the world's etcd listens.
+/// Endpoint of the world's etcd.
 ///
 /// # Panics
-/// When it is a simulated one, which no other process reaches.
+/// If the etcd is simulated, since other processes cannot reach it.
 pub fn endpoint(world: &World) -> String {
     match world {
         World::Real(etcd) => etcd.endpoint(),

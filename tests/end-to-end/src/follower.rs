@@ -1,4 +1,4 @@
-//! A client that follows etcd: it knows the instances of one service as a watch tells them, and calls them in turn.
+//! A client that watches the instances of one service in etcd, and calls them in turn.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long one request may take.
+/// Timeout of one request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pause between two requests of one caller.
 const PACE: Duration = Duration::from_millis(5);
@@ -33,7 +33,7 @@ const PACE: Duration = Duration::from_millis(5);
 pub struct Instances(Arc<Mutex<BTreeSet<String>>>);
 
 impl Instances {
-    /// Those that are known now.
+    /// The currently known addresses.
     pub fn known(&self) -> BTreeSet<String> {
         self.0.lock().expect("nothing panics while it holds the addresses").clone()
     }
@@ -43,29 +43,29 @@ impl Instances {
     }
 }
 
-/// What all callers saw.
+/// Results of all callers.
 #[derive(Debug)]
 pub struct Tally {
-    /// Requests with a good answer.
+    /// Successful requests.
     pub answered: usize,
-    /// What went wrong, a line each.
+    /// One line per failure.
     pub failures: Vec<String>,
 }
 
-/// How a caller speaks.
+/// Protocol of a caller.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
-    /// `GET` over HTTP/1.1, on connections that are kept.
+    /// `GET` over HTTP/1.1, on persistent connections.
     Http1,
-    /// `GET` over one HTTP/2 connection for each instance.
+    /// `GET` over one HTTP/2 connection per instance.
     Http2,
-    /// A call of gRPC to the example, over the same: one greeting.
+    /// A unary gRPC call to the example, over one HTTP/2 connection per instance.
     Grpc,
-    /// A call of gRPC to the example that is answered by a stream of greetings.
+    /// A gRPC call to the example with a stream of greetings as its response.
     GrpcStream,
 }
 
-/// `greeter.v1`'s `GreetRequest` for Ada, behind its header.
+/// `greeter.v1`'s `GreetRequest` for Ada, after its header.
 const GREET: &[u8] = b"\0\0\0\0\x05\x0a\x03Ada";
 /// `RepeatRequest` for Ada: three times, with 20 ms before each.
 const REPEAT: &[u8] = b"\0\0\0\0\x09\x0a\x03Ada\x10\x03\x18\x14";
@@ -73,7 +73,7 @@ const REPEAT: &[u8] = b"\0\0\0\0\x09\x0a\x03Ada\x10\x03\x18\x14";
 const HELLO: &[u8] = b"\0\0\0\0\x0b\x0a\x09hello Ada";
 
 impl Call {
-    /// Path and message of a call of gRPC, and how often it is answered.
+    /// Path and message of a gRPC call, and its number of replies.
     fn grpc(self) -> Option<(&'static str, &'static [u8], usize)> {
         match self {
             Self::Http1 | Self::Http2 => None,
@@ -94,10 +94,10 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows a service. Whatever etcd tells is acted upon so much later, as in a client that has other things to do.
+    /// Watches a service. The client acts on each change after `lag`, like a busy client.
     ///
     /// # Panics
-    /// When etcd does not answer.
+    /// If etcd does not respond.
     pub async fn of(world: &World, name: &str, lag: Duration) -> Self {
         let prefix = format!("/{name}/");
         let mut client = world.client().await;
@@ -127,12 +127,12 @@ impl Follower {
         Self { instances, watch, callers: JoinSet::new(), answered: Arc::default(), over }
     }
 
-    /// The instances as this client knows them.
+    /// The instances that this client knows.
     pub fn instances(&self) -> &Instances {
         &self.instances
     }
 
-    /// How many requests have had a good answer so far.
+    /// Number of successful requests so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
@@ -161,10 +161,10 @@ impl Follower {
         });
     }
 
-    /// Ends, and says what all callers saw together.
+    /// Stops all callers, and returns their results.
     ///
     /// # Panics
-    /// When a caller did.
+    /// If a caller panicked.
     pub async fn ends(self) -> Tally {
         self.over.send_replace(true);
         let failures = self.callers.join_all().await.concat();

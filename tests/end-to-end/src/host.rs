@@ -57,23 +57,23 @@ impl Host {
         self.program.signal(name);
     }
 
-    /// The memory that it holds, in bytes.
+    /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         self.program.resident_bytes()
     }
 
-    /// Waits until the message of a log line starts so, and gives the line.
+    /// Waits for a log line whose message starts with `start`, and returns the line.
     pub async fn says(&mut self, start: &str) -> Value {
         let fits = |line: &str| message(&parse(line)).starts_with(start);
         parse(&self.program.line(&format!("{start:?}"), fits).await)
     }
 
-    /// What it has logged so far.
+    /// Log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.program.stderr().iter().map(|line| parse(line)).collect()
     }
 
-    /// Where a service that is ready answers, with a `/` at the end.
+    /// URL of a served service, with a `/` at the end.
     ///
     /// # Panics
     /// When it is not served.
@@ -83,10 +83,10 @@ impl Host {
         serving.expect("it is served")["url"].as_str().expect("a URL is text").to_owned()
     }
 
-    /// Where its admin endpoint answers, with a `/` at the end.
+    /// URL of the admin endpoint, with a `/` at the end.
     ///
     /// # Panics
-    /// When it has none.
+    /// If the host has none.
     pub fn admin(&self) -> String {
         let log = self.log();
         let admin = log.iter().find(|line| message(line) == "admin").expect("it has an admin endpoint");
@@ -100,21 +100,21 @@ impl Host {
         addr.trim_end_matches('/').to_owned()
     }
 
-    /// Where it may keep temporary files.
+    /// Folder for temporary files.
     pub fn temporary(&self) -> PathBuf {
         temporary(self.folder.path())
     }
 
-    /// Tells it to end as a supervisor does, and waits for that.
+    /// Sends SIGTERM, as a supervisor does, and waits for the end.
     pub async fn stop(self) -> Ended {
         self.signal("TERM");
         self.ends().await
     }
 
-    /// Waits for its end, after which nothing of it may be left in the folder for temporary files.
+    /// Waits for the end of the host, which must leave no temporary files.
     ///
     /// # Panics
-    /// When it does not end, or leaves something behind.
+    /// If the host does not end, or leaves files.
     pub async fn ends(self) -> Ended {
         let ended = self.program.ends().await;
         let left: Vec<_> = fs::read_dir(temporary(self.folder.path())).expect("it was made by us").collect();

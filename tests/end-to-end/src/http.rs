@@ -1,4 +1,4 @@
-//! A client of the services: one request, one connection.
+//! HTTP clients of the services.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an answer may take on a loaded machine.
+/// Timeout of a response on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a port speaks.
+/// Protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1.
@@ -30,10 +30,10 @@ pub enum Protocol {
     Http2,
 }
 
-/// Both, on every port.
+/// Both protocols, which every port accepts.
 pub const BOTH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
-/// An answer, its body read to the end.
+/// A response with its whole body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status.
@@ -46,7 +46,7 @@ impl Answer {
     /// The body as JSON.
     ///
     /// # Panics
-    /// When it is not.
+    /// If the body is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
@@ -55,15 +55,15 @@ impl Answer {
 /// `GET` over HTTP/1.1.
 ///
 /// # Panics
-/// When there is no answer.
+/// If there is no response.
 pub async fn get(url: &str) -> Answer {
     get_over(Protocol::Http1, url).await.unwrap_or_else(|error| panic!("{url} does not answer: {error:?}"))
 }
 
-/// `GET` over either protocol. The error says that there was no connection, or no answer.
+/// `GET` over either protocol. The error means that there was no connection, or no response.
 ///
 /// # Panics
-/// When neither comes, or the answer breaks off.
+/// On a timeout, or if the response breaks off.
 pub async fn get_over(protocol: Protocol, url: &str) -> Result<Answer, Error> {
     let uri: Uri = url.parse().expect("a URL");
     let client: Client<_, Empty<Bytes>> =
@@ -82,7 +82,7 @@ pub async fn get_over(protocol: Protocol, url: &str) -> Result<Answer, Error> {
 /// Any request without a body, over HTTP/1.1.
 ///
 /// # Panics
-/// When there is no answer.
+/// If there is no response.
 pub async fn ask(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in headers {
@@ -99,20 +99,20 @@ pub async fn ask(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
     timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not answer within {PATIENCE:?}"))
 }
 
-/// A request that is on its way.
+/// A pending request.
 #[derive(Debug)]
 pub struct Pending(TcpStream);
 
-/// Sends `GET` and does not wait for the answer. Returns once the service has accepted the connection: it has answered a
-/// later one.
+/// Sends `GET` and does not wait for the response. Returns when the service has accepted the connection, that is, when it has
+/// responded to a later request.
 ///
 /// # Panics
-/// When it does not answer that.
+/// If the service does not respond to the later request.
 pub async fn begin(url: &str) -> Pending {
     let uri: Uri = url.parse().expect("a URL");
     let authority = uri.authority().expect("a URL names a host").as_str();
     let mut stream = TcpStream::connect(authority).await.expect("the service listens");
-    // 1.0, so that the answer ends with the connection.
+    // HTTP/1.0, so that the response ends with the connection.
     let request = format!("GET {} HTTP/1.0\r\nhost: {authority}\r\n\r\n", uri.path());
     stream.write_all(request.as_bytes()).await.expect("the service reads");
     get(&format!("http://{authority}/")).await;
@@ -120,10 +120,10 @@ pub async fn begin(url: &str) -> Pending {
 }
 
 impl Pending {
-    /// Waits for the answer; none when the connection is cut before it comes.
+    /// Waits for the response; `None` if the connection is cut before.
     ///
     /// # Panics
-    /// When neither happens.
+    /// On a timeout.
     pub async fn answer(mut self) -> Option<Answer> {
         let mut text = String::new();
         let read = timeout(PATIENCE, self.0.read_to_string(&mut text)).await.expect("an answer or its end");
@@ -134,7 +134,7 @@ impl Pending {
     }
 }
 
-/// A connection that is kept from one request to the next.
+/// A persistent connection.
 #[derive(Debug)]
 pub struct Kept {
     sender: Sender,
@@ -151,7 +151,7 @@ impl Kept {
     /// Connects.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If there is no listener.
     pub async fn open(protocol: Protocol, addr: &str) -> Self {
         let stream = TokioIo::new(TcpStream::connect(addr).await.expect("the service listens"));
         match protocol {
@@ -167,20 +167,20 @@ impl Kept {
         }
     }
 
-    /// `GET`: the status, and what the service says of the connection.
+    /// `GET`: the status, and the `connection` header.
     ///
     /// # Panics
-    /// When there is no whole answer.
+    /// If there is no complete response.
     pub async fn get(&mut self, url: &str) -> (u16, Option<String>) {
         let (head, _) = self.ask(url).await;
         let said = head.headers.get(CONNECTION).map(|said| String::from_utf8_lossy(said.as_bytes()).into_owned());
         (head.status.as_u16(), said)
     }
 
-    /// `GET`: the answer.
+    /// `GET`: the response.
     ///
     /// # Panics
-    /// When there is no whole one.
+    /// If the response is incomplete.
     pub async fn answer(&mut self, url: &str) -> Answer {
         let (head, body) = self.ask(url).await;
         Answer { status: head.status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() }
@@ -201,10 +201,10 @@ impl Kept {
         (head, body.collect().await.expect("an answer does not break off").to_bytes())
     }
 
-    /// Waits until the service has closed it in good order.
+    /// Waits until the service has closed the connection in good order.
     ///
     /// # Panics
-    /// When it does not, or breaks it.
+    /// If the service does not close it, or breaks it.
     pub async fn is_closed(self) {
         let closed = timeout(PATIENCE, self.connection).await.expect("the service closes the connection");
         closed.expect("a connection does not panic").expect("it ends in good order");

@@ -1,4 +1,4 @@
-//! The harness of the end-to-end tests: programs as their users run them, and clients as theirs reach them.
+//! The harness of the end-to-end tests: the programs under test, and their clients.
 
 pub mod config;
 pub mod follower;

@@ -1,11 +1,11 @@
-//! What was built, and where it stands.
+//! Paths of the build's results.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-/// The binary under test: `$LEASEHOLD_BIN`, or where `make build` leaves it.
+/// The binary under test: `$LEASEHOLD_BIN`, or the result of `make build`.
 ///
 /// # Panics
 /// When it has not been built.
@@ -31,7 +31,7 @@ pub fn component(name: &str) -> PathBuf {
     built(target().join("components").join(name).with_extension("wasm"), "make guests")
 }
 
-/// A file of the clients in other languages: a program, or what it needs.
+/// A file of the clients in other languages: a program, or one of its inputs.
 ///
 /// # Panics
 /// When it has not been built.
@@ -39,7 +39,7 @@ pub fn client(name: &str) -> PathBuf {
     built(target().join("clients").join(name), "make clients")
 }
 
-/// Where the hosts of these tests keep what they compiled; a user's own cache is left alone.
+/// Compile cache of the tests' hosts, apart from the user's own cache.
 pub fn cache() -> PathBuf {
     target().join("end-to-end-cache")
 }

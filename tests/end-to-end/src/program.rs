@@ -1,4 +1,4 @@
-//! A program as a user or a supervisor runs it: started, listened to, signalled, waited for.
+//! A process under test: started, read from, signalled, waited for.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::paths;
 
-/// How long a program may take to end, a drain of all that it has to drain included.
+/// Timeout of a program's end, including its drain.
 const END: Duration = Duration::from_secs(60);
 
 /// A running program, killed with the test.
@@ -33,28 +33,28 @@ pub struct Program {
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Its exit code; none when a signal ended it.
+    /// The exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to standard output.
+    /// Standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Standard error.
     pub stderr: String,
 }
 
 impl Ended {
-    /// Whether a text stands anywhere in what it wrote.
+    /// True if the output contains the text.
     pub fn wrote(&self, text: &str) -> bool {
         self.stdout.contains(text) || self.stderr.contains(text)
     }
 }
 
 impl Program {
-    /// Starts it, with `folder` for temporary files and without settings of the caller's environment.
+    /// Starts a program, with `folder` for temporary files and without settings of the caller's environment.
     pub fn spawn<A: AsRef<OsStr>>(path: &Path, arguments: impl IntoIterator<Item = A>, folder: &Path) -> Self {
         Self::spawn_with(path, arguments, folder, &[])
     }
 
-    /// Starts it with further environment variables.
+    /// Starts a program with further environment variables.
     pub fn spawn_with<A: AsRef<OsStr>>(
         path: &Path,
         arguments: impl IntoIterator<Item = A>,
@@ -88,7 +88,7 @@ impl Program {
         assert!(sent.success(), "the program is not there to be signalled");
     }
 
-    /// The memory that it holds, in bytes.
+    /// Resident memory, in bytes.
     ///
     /// # Panics
     /// When it has ended.
@@ -98,20 +98,20 @@ impl Program {
         1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_else(|| panic!("it has ended:\n{status}"))
     }
 
-    /// What it has written to standard output so far, line by line.
+    /// Lines of standard output so far.
     pub fn stdout(&self) -> Vec<String> {
         self.stdout.so_far()
     }
 
-    /// What it has written to standard error so far, line by line.
+    /// Lines of standard error so far.
     pub fn stderr(&self) -> Vec<String> {
         self.stderr.so_far()
     }
 
-    /// Waits until a line of either stream fits, and gives it.
+    /// Waits for a line of either stream that fits, and returns it.
     ///
     /// # Panics
-    /// When the program ends without it, or it does not come soon.
+    /// If the program ends without such a line, or on a timeout.
     pub async fn line(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> String {
         let mut found = None;
         wait_for(&format!("the program says {what}"), SOON, async || {
@@ -128,10 +128,10 @@ impl Program {
         found.expect("it was just found")
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the program.
     ///
     /// # Panics
-    /// When it does not end.
+    /// If it does not end.
     pub async fn ends(mut self) -> Ended {
         let status = timeout(END, self.child.wait()).await;
         let Ok(status) = status else { panic!("it does not end:\n{}", self.stderr().join("\n")) };
@@ -142,7 +142,7 @@ impl Program {
     }
 }
 
-/// What comes out of one stream.
+/// Lines of one stream.
 #[derive(Debug)]
 struct Lines {
     lines: Arc<Mutex<Vec<String>>>,
@@ -170,7 +170,7 @@ impl Lines {
         self.so_far().into_iter().map(|line| line + "\n").collect()
     }
 
-    /// Waits until all has been read. A process that was left behind would hold the stream open: that is a failure.
+    /// Waits for the end of the stream. A child process that is left behind holds the stream open, which is a failure.
     async fn end(&mut self) {
         if let Some(reader) = self.reader.take() {
             let all = timeout(SOON, reader).await;

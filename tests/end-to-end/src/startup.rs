@@ -1,4 +1,4 @@
-//! How long it takes from the start of the process to the key in etcd.
+//! Time from the start of the process to the key in etcd.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use crate::{
     config::{config, greeter},
 };
 
-/// How long a start may take at all.
+/// Timeout of a start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts the example so many times, with a warm compile cache, and gives the times in ascending order.
+/// Starts the example `runs` times with a warm compile cache, and returns the times in ascending order.
 ///
 /// # Panics
-/// When a host does not start, or does not end.
+/// If a host does not start, or does not end.
 pub async fn measure(world: &World, runs: usize) -> Vec<Duration> {
     let config = config(world, [greeter()]);
     Host::ready(&config).await.stop().await;
@@ -34,24 +34,24 @@ pub async fn measure(world: &World, runs: usize) -> Vec<Duration> {
     times
 }
 
-/// A key that is about to come, waited for without a question to etcd.
+/// A key that is about to be written, awaited with a watch.
 #[derive(Debug)]
 pub struct Awaited(WatchStream);
 
 impl Awaited {
-    /// One under this prefix, from now on.
+    /// Watches for a key under this prefix from now on.
     pub async fn new(world: &World, prefix: &str) -> Self {
         let mut client = world.client().await;
         let prefixed = Some(WatchOptions::new().with_prefix());
         let mut changes = client.watch(prefix, prefixed).await.expect("etcd can be watched");
-        changes.message().await.expect("etcd answers"); // The watch is on.
+        changes.message().await.expect("etcd answers"); // The watch has started.
         Self(changes)
     }
 
-    /// Waits until it stands.
+    /// Waits until the key is written.
     ///
     /// # Panics
-    /// When it does not come.
+    /// On a timeout.
     pub async fn put(mut self) {
         let put = async {
             loop {
@@ -65,7 +65,7 @@ impl Awaited {
     }
 }
 
-/// The middle one of times in order.
+/// The median of sorted times.
 pub fn median(times: &[Duration]) -> Duration {
     let middle = times.len() / 2;
     if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2 }

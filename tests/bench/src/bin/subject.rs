@@ -1,6 +1,6 @@
-//! Our side of `make bench-lease`: a process that registers, holds and stops on command, as the peer does.
+//! Our side of `make bench-lease`: a process that registers, holds and stops on command, like the peer.
 //!
-//! One command per line on stdin, one JSON object per line on stdout; the commands are those of the peer, see
+//! One command per line on stdin, one JSON object per line on stdout. The commands are those of the peer, see
 //! `tests/peers/usual-client/README.md`.
 
 use std::{fs, sync::Arc, time::Duration, time::Instant};
@@ -13,18 +13,18 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Registrations in progress at a time. Many callers are what group commits are for: of ten leases, a full transaction each is
-/// under way while as much gathers for the next. The peer gets worse beyond its 256.
+/// Concurrent registrations. Group commits need many callers: each of ten leases has a full transaction in flight while the next
+/// one fills. The peer gets slower beyond its 256.
 const AT_A_TIME: usize = 3000;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    // Silent unless RUST_LOG asks.
+    // No log unless RUST_LOG is set.
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
     let endpoint = std::env::args().nth(1).context("usage: subject ENDPOINT")?;
-    // A fixed weight, so that what is measured while nothing changes is what it costs when nothing changes.
+    // A fixed weight, so that nothing changes during the idle measurement.
     let options = Options {
         load: LoadSource::Fixed(Weight::try_from(73)?),
         register_timeout: Duration::from_secs(60),
@@ -107,7 +107,7 @@ async fn hold(seconds: u64) -> Result<Value> {
     Ok(json!({ "seconds": seconds, "cpu_seconds": cpu_seconds()? - before, "rss_bytes": rss_bytes()? }))
 }
 
-/// The time that the scheduler gave to the threads of this process.
+/// CPU time of this process.
 fn cpu_seconds() -> Result<f64> {
     let mut nanos = 0u64;
     for task in fs::read_dir("/proc/self/task")? {

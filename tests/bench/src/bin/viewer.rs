@@ -1,4 +1,4 @@
-//! Our side of `make bench-views`: a process that follows a service in etcd, as the peers do.
+//! Our side of `make bench-views`: a process that watches a service in etcd, like the peers.
 //!
 //! `viewer ENDPOINT LAYOUT`, one command per line on stdin, one JSON object per line on stdout; the commands are those of
 //! the peers, see `tests/peers/endpoints-view/main.go`, `pick N`, and `take-over N`.
@@ -19,11 +19,11 @@ use tokio::{
     time::sleep,
 };
 
-/// That of the binary.
+/// The allocator of the binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// The port of the first node that is put for `take-over`.
+/// Port of the first node for `take-over`.
 const TAKEN_OVER_FROM: u16 = 10_000;
 
 #[expect(clippy::print_stdout, reason = "the harness reads it")]
@@ -72,7 +72,7 @@ impl Viewer {
         Ok(json!({ "seconds": seconds, "nodes": nodes }))
     }
 
-    /// From the put of a node to the answer that has it.
+    /// Measures the time from the put of a node to the view that includes it.
     async fn see(&mut self, count: u16) -> Result<Value> {
         let mut micros = Vec::new();
         for port in 1..=count {
@@ -83,7 +83,7 @@ impl Viewer {
         Ok(told(micros))
     }
 
-    /// Puts a node, and waits until the view has it.
+    /// Puts a node, and waits until the view includes it.
     async fn add(&mut self, port: u16) -> Result<()> {
         let view = self.view.as_mut().context("no view yet")?;
         let node = ServerNode::new(view.name().as_str(), &format!("10.9.9.9:{port}"))?;
@@ -95,14 +95,14 @@ impl Viewer {
         Ok(())
     }
 
-    /// How long the first pick after a change takes, which is the one that takes it over.
+    /// Measures the first pick after a change, which applies the change.
     async fn take_over(&mut self, count: u16) -> Result<Value> {
         let balancer = Balancer::new(self.view.clone().context("no view yet")?);
         balancer.pick(&[]).context("no node")?;
         let mut micros = Vec::new();
         for port in 0..count {
             self.add(TAKEN_OVER_FROM + port).await?;
-            // Longer than a change may wait to be taken over.
+            // Longer than a change may wait to be applied.
             sleep(Duration::from_millis(120)).await;
             let begun = Instant::now();
             black_box(balancer.pick(&[]));

@@ -1,5 +1,5 @@
-//! `make bench-views`: following 100,000 nodes of one service, ours beside two libraries, in turn on one etcd; and what a
-//! component is told of them.
+//! `make bench-views`: views of 100,000 nodes of one service, ours beside two libraries, in turn on one etcd; and the nodes that a
+//! component gets.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,12 +24,12 @@ use tokio::{
 };
 
 const NODES: usize = 100_000;
-/// How long etcd is left alone after those were put.
+/// Idle time of etcd after the puts of all nodes.
 const SETTLE: Duration = Duration::from_secs(2);
 const SEEN: usize = 1000;
 const TAKEN_OVER: usize = 20;
-/// How many of the nodes a component is told: by default, and where its limits say less.
-const TOLD: [usize; 2] = [1000, 100];
+/// Number of nodes that a component gets: the default, and a lower limit.
+const RESOLVED: [usize; 2] = [1000, 100];
 const PICKS: usize = 10_000_000;
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -43,17 +43,17 @@ struct Measured {
     take_over_micros: f64,
 }
 
-/// Answers over HTTP.
+/// Times of responses over HTTP.
 #[derive(Debug, Clone, Copy)]
-struct Answered {
+struct Polled {
     median_micros: f64,
     p99_micros: f64,
-    /// Of the median, what etcd takes to confirm the put.
+    /// Part of the median until etcd confirms the put.
     put_micros: f64,
-    /// One answer while nothing happens.
-    one_micros: f64,
-    /// How many of 100 answers that are asked for first once etcd has confirmed the put have not heard of it.
-    unheard: f64,
+    /// One response while nothing changes.
+    idle_micros: f64,
+    /// Percentage of first responses after a confirmed put that do not include it.
+    stale_percent: f64,
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
@@ -68,12 +68,12 @@ async fn main() -> Result<()> {
     println!("{:<58} {:>12} {:>12} {:>10}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for (layout, peer) in [("etcd-naming", "endpoints-view"), ("go-zero", "go-zero-view")] {
         let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut answered, mut answered_theirs) = (TOLD.map(|_| Vec::new()), Vec::new());
+        let (mut polled, mut polled_theirs) = (RESOLVED.map(|_| Vec::new()), Vec::new());
         for round in 0..rounds {
             eprintln!("{peer}: round {} of {rounds}", round + 1);
             let etcd = Box::pin(Etcd::start()).await;
             fill(&mut etcd.client().await, &layout.parse()?).await?;
-            // What it has to do with what was put is no matter of reading.
+            // etcd's work after the puts must not count as reading.
             sleep(SETTLE).await;
             for side in 0..2 {
                 match (round + side) % 2 {
@@ -84,18 +84,18 @@ async fn main() -> Result<()> {
             for side in 0..2 {
                 match (round + side) % 2 {
                     0 => {
-                        for (told, answered) in TOLD.into_iter().zip(&mut answered) {
-                            answered.push(Box::pin(ask_a_component(&etcd, layout, told)).await?);
+                        for (nodes, polled) in RESOLVED.into_iter().zip(&mut polled) {
+                            polled.push(Box::pin(poll_a_component(&etcd, layout, nodes)).await?);
                         }
                     }
-                    _ => answered_theirs.push(ask_a_peer(format!("target/peers/{peer}").into(), &etcd, layout).await?),
+                    _ => polled_theirs.push(poll_a_peer(format!("target/peers/{peer}").into(), &etcd, layout).await?),
                 }
             }
             bare.push(bare_read(&etcd, layout).await?);
         }
         print(layout, &ours, &theirs, &bare);
-        for (told, answered) in TOLD.into_iter().zip(&answered) {
-            print_answers(layout, told, answered, &answered_theirs);
+        for (nodes, polled) in RESOLVED.into_iter().zip(&polled) {
+            print_polled(layout, nodes, polled, &polled_theirs);
         }
     }
     Ok(())
@@ -115,108 +115,109 @@ fn nodes() -> Result<Vec<ServerNode>> {
     addrs.map(|addr| Ok(ServerNode::new("user", &addr)?)).collect()
 }
 
-/// Who answers over HTTP whether a node is there.
-struct Asked {
+/// A server that reports over HTTP if its view has a node.
+struct Server {
     addr: String,
-    /// Before the port of the node that is asked for, and behind it.
+    /// The parts of the URL before and after the port of the node.
     url: [String; 2],
-    /// Where the node is put.
+    /// The key of the node.
     key: String,
 }
 
-/// From before the put of a node to the answer over HTTP of a component that was told of it. It is told so many nodes, and
-/// the new one is put among those.
-async fn ask_a_component(etcd: &Etcd, layout: &str, most: usize) -> Result<Answered> {
-    let may = json!({ "allow": { "discover": ["user"] }, "limits": { "nodes": most } });
+/// Measures the time from the put of a node to the response of a component that resolves it. The component gets `limit` nodes,
+/// and the new node is put among them.
+async fn poll_a_component(etcd: &Etcd, layout: &str, limit: usize) -> Result<Polled> {
+    let may = json!({ "allow": { "discover": ["user"] }, "limits": { "nodes": limit } });
     let config = json!({
         "etcd": { "endpoints": [etcd.endpoint()] },
         "registry": { "layout": layout },
-        "services": [with(hostile("asked"), may)],
+        "services": [with(hostile("polled"), may)],
     });
     let host = Host::ready(&config).await;
-    let mut connection = Kept::open(Protocol::Http1, &host.addr("asked")).await;
+    let mut connection = Kept::open(Protocol::Http1, &host.addr("polled")).await;
     let layout: Layout = layout.parse()?;
-    let told = connection.answer(&format!("{}act/resolve/user", host.url("asked"))).await.json();
-    let told: Vec<_> = told["text"].as_str().with_context(|| format!("the component says {told}"))?.lines().collect();
-    if told.len() != most {
-        bail!("it is told {} nodes, and should be {most}", told.len());
+    let found = connection.answer(&format!("{}act/resolve/user", host.url("polled"))).await.json();
+    let found: Vec<_> =
+        found["text"].as_str().with_context(|| format!("the component returned {found}"))?.lines().collect();
+    if found.len() != limit {
+        bail!("the component gets {} nodes, and should get {limit}", found.len());
     }
-    let addr = told[most / 2].split_whitespace().nth(1).context("a node has an address")?;
-    // What sorts behind a key, and before the next one.
+    let addr = found[limit / 2].split_whitespace().nth(1).context("a node has an address")?;
+    // A key that sorts between this node's key and the next one.
     let key = layout.key(&ServerNode::new("user", addr)?) + "z";
-    let url = [format!("{}act/sees/user/", host.url("asked")), String::new()];
-    let answered = ask(etcd, &layout, &Asked { addr: host.addr("asked"), url, key }).await?;
+    let url = [format!("{}act/sees/user/", host.url("polled")), String::new()];
+    let polled = poll(etcd, &layout, &Server { addr: host.addr("polled"), url, key }).await?;
     host.stop().await;
-    Ok(answered)
+    Ok(polled)
 }
 
-/// The same of a service that is asked so beside its library, and looks for that node alone.
-async fn ask_a_peer(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Answered> {
+/// Measures the same time for a service that looks up only that node in its library.
+async fn poll_a_peer(path: PathBuf, etcd: &Etcd, layout: &str) -> Result<Polled> {
     let mut side = Side::start(&path, etcd, layout)?;
-    side.ask("view user").await?;
-    let served = side.ask("serve").await?;
-    let addr = served.0["addr"].as_str().context("it says where it serves")?.to_owned();
+    side.run("view user").await?;
+    let served = side.run("serve").await?;
+    let addr = served.0["addr"].as_str().context("the peer has an address")?.to_owned();
     let layout: Layout = layout.parse()?;
     let key = layout.key(&ServerNode::new("user", "10.0.0.1:1000")?) + "z";
     let url = [format!("http://{addr}/"), format!("?key={key}")];
-    let answered = ask(etcd, &layout, &Asked { addr, url, key }).await?;
+    let polled = poll(etcd, &layout, &Server { addr, url, key }).await?;
     side.quit().await?;
-    Ok(answered)
+    Ok(polled)
 }
 
-async fn ask(etcd: &Etcd, layout: &Layout, asked: &Asked) -> Result<Answered> {
+async fn poll(etcd: &Etcd, layout: &Layout, server: &Server) -> Result<Polled> {
     let mut client = etcd.client().await;
-    let mut connection = Kept::open(Protocol::Http1, &asked.addr).await;
-    let (mut micros, mut confirmed, mut one, mut unheard) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut connection = Kept::open(Protocol::Http1, &server.addr).await;
+    let (mut micros, mut confirmed, mut idle, mut stale) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for port in 20_000..20_000 + SEEN {
-        let url = format!("{}{port}{}", asked.url[0], asked.url[1]);
+        let url = format!("{}{port}{}", server.url[0], server.url[1]);
         let mut sees = async |wanted: &str| -> Result<(f64, bool)> {
-            for asked in 0.. {
+            for attempt in 0.. {
                 let begun = Instant::now();
                 let answer = connection.answer(&url).await.json();
                 match answer["text"].as_str() {
                     Some(text) if answer["case"] == "ok" && text == wanted => {
-                        return Ok((begun.elapsed().as_secs_f64() * 1e6, asked == 0));
+                        return Ok((begun.elapsed().as_secs_f64() * 1e6, attempt == 0));
                     }
                     Some("true" | "false") => {}
-                    _ => bail!("the service says {answer}"),
+                    _ => bail!("the service returned {answer}"),
                 }
             }
-            unreachable!("it is asked until it sees that")
+            unreachable!("polls until the response is as wanted")
         };
         let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
         let value = layout.value(&node, Weight::MAX);
-        one.push(sees("false").await?.0);
+        idle.push(sees("false").await?.0);
         let begun = Instant::now();
-        client.put(asked.key.as_str(), value, None).await?;
+        client.put(server.key.as_str(), value, None).await?;
         confirmed.push(begun.elapsed().as_secs_f64() * 1e6);
-        unheard += usize::from(!sees("true").await?.1);
+        stale += usize::from(!sees("true").await?.1);
         micros.push(begun.elapsed().as_secs_f64() * 1e6);
-        client.delete(asked.key.as_str(), None).await?;
+        client.delete(server.key.as_str(), None).await?;
         sees("false").await?;
     }
     micros.sort_by(f64::total_cmp);
     let (median_micros, p99_micros) = (micros[SEEN / 2], micros[SEEN * 99 / 100]);
-    let unheard = unheard as f64 * 100.0 / SEEN as f64;
-    Ok(Answered { median_micros, p99_micros, put_micros: median(confirmed), one_micros: median(one), unheard })
+    let stale_percent = stale as f64 * 100.0 / SEEN as f64;
+    Ok(Polled { median_micros, p99_micros, put_micros: median(confirmed), idle_micros: median(idle), stale_percent })
 }
 
 async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Result<Measured> {
     let mut side = Side::start(&path, etcd, layout)?;
-    let empty = side.ask("memory").await?.number("rss_bytes")?;
-    let first = side.ask("view user").await?;
+    let empty = side.run("memory").await?.number("rss_bytes")?;
+    let first = side.run("view user").await?;
     if first.number("nodes")? < NODES as f64 {
         bail!("it sees only {}", first.0);
     }
-    let full = side.ask("memory").await?.number("rss_bytes")?;
-    let seen = side.ask(&format!("see {SEEN}")).await?;
+    let full = side.run("memory").await?.number("rss_bytes")?;
+    let seen = side.run(&format!("see {SEEN}")).await?;
     let (mut pick_nanos, mut take_over_micros) = (f64::NAN, f64::NAN);
     if picks {
-        pick_nanos = side.ask(&format!("pick {PICKS}")).await?.number("nanos")?;
-        take_over_micros = side.ask(&format!("take-over {TAKEN_OVER}")).await?.number("median_micros")?;
+        pick_nanos = side.run(&format!("pick {PICKS}")).await?.number("nanos")?;
+        take_over_micros = side.run(&format!("take-over {TAKEN_OVER}")).await?.number("median_micros")?;
     }
     side.quit().await?;
-    // What it put is put again by the next, and must be new to it.
+    // The next side puts the same nodes, which must be new.
     let mut client = etcd.client().await;
     for port in (1..=SEEN).chain(10_000..10_000 + TAKEN_OVER) {
         let node = ServerNode::new("user", &format!("10.9.9.9:{port}"))?;
@@ -233,7 +234,7 @@ async fn measure(path: PathBuf, etcd: &Etcd, layout: &str, picks: bool) -> Resul
     })
 }
 
-/// How long etcd takes to tell all nodes to a client that makes nothing of them, in one answer. Nobody is much faster.
+/// Measures one read of all nodes by a client that does not parse them: a lower bound for all sides.
 async fn bare_read(etcd: &Etcd, layout: &str) -> Result<f64> {
     let layout: Layout = layout.parse()?;
     let prefix = layout.prefix(&"user".parse()?, &Version::default());
@@ -255,34 +256,34 @@ fn print(layout: &str, ours: &[Measured], peer: &[Measured], bare: &[f64]) {
         beside(layout, name, [median_of(ours, of), median_of(peer, of)], Some((times, goal)));
     };
     line("first view of 100,000 nodes (s)", |m| m.first_seconds, 2.0, "2 times less");
-    let name = format!("{layout}: a bare read by a client of Rust (s)");
+    let name = format!("{layout}: a bare read by a Rust client (s)");
     println!("{name:<58} {:>12} {:>12.3} {:>10}", "-", median(bare.to_vec()), "-");
     line("memory of the view (MiB)", |m| m.bytes / 1048576.0, 3.0, "3 times less");
-    line("from a put to the view, median (us)", |m| m.median_micros, 1.0, "no more");
+    line("from a put to the view, p50 (us)", |m| m.median_micros, 1.0, "no more");
     line("from a put to the view, p99 (us)", |m| m.p99_micros, 1.0, "no more");
     let pick = median_of(ours, |m| m.pick_nanos);
     let verdict = if pick <= 100.0 { "ok" } else { "short" };
     let name = format!("{layout}: a pick (ns)");
     println!("{name:<58} {pick:>12.1} {:>12} {:>10}  {:<22} {verdict}", "-", "-", "at most 100");
     let (name, taken) =
-        (format!("{layout}: a pick that takes a change over (us)"), median_of(ours, |m| m.take_over_micros));
+        (format!("{layout}: a pick that applies a change (us)"), median_of(ours, |m| m.take_over_micros));
     println!("{name:<58} {taken:>12.1} {:>12} {:>10}", "-", "-");
 }
 
-fn print_answers(layout: &str, told: usize, ours: &[Answered], peer: &[Answered]) {
-    let line = |name: &str, of: fn(&Answered) -> f64, goal| {
-        let median_of = |all: &[Answered]| median(all.iter().map(of).collect());
-        beside(layout, &format!("told {told}, {name}"), [median_of(ours), median_of(peer)], goal);
+fn print_polled(layout: &str, nodes: usize, ours: &[Polled], peer: &[Polled]) {
+    let line = |name: &str, of: fn(&Polled) -> f64, goal| {
+        let median_of = |all: &[Polled]| median(all.iter().map(of).collect());
+        beside(layout, &format!("{nodes} nodes, {name}"), [median_of(ours), median_of(peer)], goal);
     };
     let goal = Some((1.0, "no more"));
-    line("put to answer over HTTP, median (us)", |a| a.median_micros, goal);
-    line("put to answer over HTTP, p99 (us)", |a| a.p99_micros, goal);
-    line("first answers without it (%)", |a| a.unheard, goal);
+    line("put to response over HTTP, p50 (us)", |a| a.median_micros, goal);
+    line("put to response over HTTP, p99 (us)", |a| a.p99_micros, goal);
+    line("stale first responses (%)", |a| a.stale_percent, goal);
     line("until etcd confirms the put (us)", |a| a.put_micros, None);
-    line("an answer, nothing happening (us)", |a| a.one_micros, None);
+    line("a response while nothing changes (us)", |a| a.idle_micros, None);
 }
 
-/// A line: ours and the peer's, and how many times less ours should be.
+/// Prints one figure: ours and the peer's, with the wanted ratio.
 #[expect(clippy::print_stdout, reason = "a command speaks to its user")]
 fn beside(layout: &str, name: &str, [ours, peer]: [f64; 2], goal: Option<(f64, &str)>) {
     let name = format!("{layout}: {name}");
@@ -297,7 +298,7 @@ fn beside(layout: &str, name: &str, [ours, peer]: [f64; 2], goal: Option<(f64, &
 struct Side {
     child: Child,
     commands: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+    responses: Lines<BufReader<ChildStdout>>,
 }
 
 impl Side {
@@ -307,18 +308,18 @@ impl Side {
         let missing = || format!("{} is missing; `make bench-views` builds it", path.display());
         let mut child = command.spawn().with_context(missing)?;
         let commands = child.stdin.take().context("stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        Ok(Self { child, commands, answers })
+        let responses = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        Ok(Self { child, commands, responses })
     }
 
-    async fn ask(&mut self, command: &str) -> Result<Answer> {
+    async fn run(&mut self, command: &str) -> Result<Response> {
         self.commands.write_all(format!("{command}\n").as_bytes()).await?;
-        let line = timeout(PATIENCE, self.answers.next_line()).await;
-        let line = line.with_context(|| format!("{command}: no answer"))??;
+        let line = timeout(PATIENCE, self.responses.next_line()).await;
+        let line = line.with_context(|| format!("{command}: no response"))??;
         let answer: Value = serde_json::from_str(&line.with_context(|| format!("{command}: the process ended"))?)?;
         match answer.get("error") {
             Some(error) => bail!("{command}: {error}"),
-            None => Ok(Answer(answer)),
+            None => Ok(Response(answer)),
         }
     }
 
@@ -330,9 +331,9 @@ impl Side {
 }
 
 /// One JSON object of a side.
-struct Answer(Value);
+struct Response(Value);
 
-impl Answer {
+impl Response {
     fn number(&self, field: &str) -> Result<f64> {
         self.0.get(field).and_then(Value::as_f64).with_context(|| format!("{} has no {field}", self.0))
     }

@@ -1,4 +1,4 @@
-//! Counts renewals while components burn every core for minutes: how many came late, and how many failed.
+//! Counts late and failed renewals while components burn every core for minutes.
 
 use std::{
     env,
@@ -14,11 +14,11 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
 
-/// The time to live of the leases, in seconds, as services have it that do not ask for another.
+/// Default time to live of the leases, in seconds.
 const TTL: u64 = 10;
-/// A renewal is late when it comes so much later after the one before than a third of the TTL.
+/// A renewal is late if its interval exceeds a third of the TTL by more than this.
 const SLACK: Duration = Duration::from_millis(500);
-/// Requests that compute for ever at a time: more than there are threads for them.
+/// Concurrent requests that compute without end: more than there are threads for them.
 const SPINNING: usize = 8;
 
 #[expect(clippy::print_stdout, reason = "what it is for")]
@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
     let limits = json!({ "register": "host", "limits": { "request_timeout": "2s" } });
     let services = [with(hostile("hostile"), limits), plain("plain")];
     let config = with(config(&world, services), json!({ "registry": { "ttl": format!("{TTL}s") } }));
-    // With its debug log, where each renewal is a line.
+    // With the debug log, which has a line per renewal.
     let mut host = Host::spawn(&config, &["-v"]);
     host.says("ready").await;
     let keys = ["hostile", "plain"].map(|name| format!("/{name}/{}", host.addr(name)));
@@ -80,7 +80,7 @@ fn says(line: &Value, start: &str) -> bool {
     line["message"].as_str().is_some_and(|message| message.starts_with(start))
 }
 
-/// When a line was written, since midnight; a pause over midnight counts as none.
+/// Time of a line since midnight; an interval over midnight counts as zero.
 fn time(line: &Value) -> Duration {
     let stamp = line["timestamp"].as_str().expect("every line has a time");
     let [hours, minutes, seconds] = [11..13, 14..16, 17..26].map(|part| stamp[part].parse::<f64>().expect("a number"));

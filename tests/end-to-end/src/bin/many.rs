@@ -15,12 +15,12 @@ use serde_json::json;
 use tokio::time::sleep;
 
 const SERVICES: usize = 1000;
-/// Until the last of their keys stands.
+/// Limit for the time until the last key is in etcd.
 const START: Duration = Duration::from_secs(20);
-/// Resident, once they have been idle for a while.
+/// Limit for the resident memory after an idle time.
 const MEMORY_MIB: f64 = 1024.0;
 const IDLE: Duration = Duration::from_secs(10);
-/// From the signal to the end of the process, while nobody calls.
+/// Limit for the time from the signal to the end of the process, without requests.
 const END: Duration = Duration::from_secs(20);
 
 #[expect(clippy::print_stdout, reason = "what it is for")]

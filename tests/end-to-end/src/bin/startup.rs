@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use leasehold_end_to_end::startup::{measure, median};
 use leasehold_scenarios::world::World;
 
-/// What a start may take on a machine that does nothing else.
+/// Limit for a start on an idle machine.
 const TARGET: Duration = Duration::from_millis(60);
 
 #[expect(clippy::print_stdout, reason = "what it is for")]

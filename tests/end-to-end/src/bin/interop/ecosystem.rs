@@ -1,4 +1,4 @@
-//! The ecosystems: which library, what it carries, how it calls, and what it is known to get wrong.
+//! The ecosystems: each library with its layout, its client, and its known faults.
 
 use std::path::PathBuf;
 
@@ -7,49 +7,49 @@ use serde_json::{Value, json};
 
 use crate::step::Step;
 
-/// How a library calls what it found.
+/// Protocol of a library's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// `GET /` over HTTP.
     Http,
     /// `grpc.health.v1.Health/Check` over gRPC.
     Grpc,
-    /// Its client's wire is its own, so it finds and does not call; its server answers `GET /` beside it.
+    /// A protocol of its own, so the library finds and does not call; its server also responds to `GET /`.
     Own,
 }
 
-/// What its program is written in.
+/// Language of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Language {
     Go,
     Python,
 }
 
-/// One library, and what is expected of it.
+/// One library, with its expected results.
 #[derive(Debug)]
 pub(crate) struct Ecosystem {
     /// The name of its row, and of its program under `tests/interop`, which serves the row with `-grpc`, too.
     pub(crate) name: &'static str,
     pub(crate) language: Language,
-    /// The modules whose versions are under test, as `go.mod` or `requirements.txt` has them.
+    /// The modules whose versions are under test, as named in `go.mod` or `requirements.txt`.
     pub(crate) modules: &'static [&'static str],
     /// The layout that it reads and writes.
     pub(crate) layout: &'static str,
-    /// The scheme of the addresses, where the layout publishes one that is not its default.
+    /// The scheme of the addresses, if the layout publishes a scheme other than its default.
     pub(crate) scheme: Option<&'static str>,
     pub(crate) transport: Transport,
-    /// The version that its services have; empty where it has no place for one.
+    /// The version of its services; empty if the library has no place for it.
     pub(crate) version: &'static str,
     pub(crate) weight: bool,
     pub(crate) metadata: bool,
-    /// How long its client may take to act upon a change in etcd, so that a service has to settle so long.
+    /// Longest time until its client acts on a change in etcd; the service's `settle_time`.
     pub(crate) settle_time: &'static str,
-    /// What it gets wrong by itself: the step, and why. A step that succeeds all the same is an error, too.
+    /// Known faults of the library: the step, and the reason. A success of such a step is an error, too.
     pub(crate) known: &'static [(Step, &'static str)],
 }
 
 impl Ecosystem {
-    /// Its layout, as a configuration has it.
+    /// Its layout, as in a configuration.
     pub(crate) fn layout(&self) -> Value {
         match self.scheme {
             Some(scheme) => json!({ "name": self.layout, "scheme": scheme }),
@@ -57,7 +57,7 @@ impl Ecosystem {
         }
     }
 
-    /// Its program, and the arguments before those of every peer.
+    /// Its program, and the script if it has one.
     pub(crate) fn program(&self) -> (PathBuf, Option<PathBuf>) {
         let (built, sources) = (paths::workspace().join("target/interop"), paths::workspace().join("tests/interop"));
         match self.language {
@@ -69,7 +69,7 @@ impl Ecosystem {
         }
     }
 
-    /// Why a step is known to fail, if it is.
+    /// The reason why a step is known to fail, if it is.
     pub(crate) fn known(&self, step: Step) -> Option<&'static str> {
         self.known.iter().find(|(of, _)| *of == step).map(|(_, why)| *why)
     }

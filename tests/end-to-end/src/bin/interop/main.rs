@@ -1,6 +1,5 @@
-//! Runs the services of Leasehold against the service libraries of others, and theirs against `leasehold ls`: a line for
-//! each step, a table at the end. Fails when something goes wrong that is not known to be theirs, and when something that
-//! is known to go wrong does not.
+//! Runs Leasehold's services against other service libraries, and their services against `leasehold ls`. Prints a line per step
+//! and a table at the end. Fails on an unexpected failure, and on an unexpected success of a step that is known to fail.
 
 mod ecosystem;
 mod peer;
@@ -18,16 +17,16 @@ use crate::{
     step::{Stage, Step},
 };
 
-/// What came out of a step.
+/// Outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// As promised.
+    /// The step succeeded.
     Ok,
-    /// The library has nothing to do it with.
+    /// The library does not have the feature.
     None,
-    /// The library fails by itself, as is known.
+    /// The step fails because of a known fault of the library.
     Theirs,
-    /// Ours to mend.
+    /// The step failed unexpectedly.
     Failed,
 }
 
@@ -41,7 +40,7 @@ impl Outcome {
         }
     }
 
-    /// As the table for readers has it.
+    /// The cell in the table of `docs/interop.md`.
     fn cell(self) -> String {
         match self {
             Self::None => " |".to_owned(),
@@ -52,7 +51,7 @@ impl Outcome {
 
 type Row = [Outcome; Step::ALL.len()];
 
-/// Runs all of them, or those that are named.
+/// Runs all libraries, or the libraries in the arguments.
 #[expect(clippy::print_stdout, reason = "what it is for")]
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -69,7 +68,7 @@ async fn main() -> ExitCode {
             continue;
         }
         let begun = Instant::now();
-        // On a task of its own, so that one that panics does not take the others with it.
+        // In a task of its own, so that a panic does not end the other libraries' runs.
         let row = LocalSet::new().run_until(async { spawn_local(run(ecosystem, world)).await }).await;
         let row = row.unwrap_or([Outcome::Failed; Step::ALL.len()]);
         println!("{}: {:.1?}", ecosystem.name, begun.elapsed());
@@ -87,7 +86,7 @@ async fn main() -> ExitCode {
     if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Takes one library through all of its steps. A step that goes wrong does not end them, since a later one may say more.
+/// Runs all steps of one library. A failed step does not end the run, since later steps may give more information.
 #[expect(clippy::print_stdout, reason = "what it is for")]
 async fn run(ecosystem: &'static Ecosystem, world: &'static World) -> Row {
     let mut row = [Outcome::None; Step::ALL.len()];
@@ -120,7 +119,7 @@ async fn run(ecosystem: &'static Ecosystem, world: &'static World) -> Row {
     row
 }
 
-/// Every line that names a library and its version.
+/// Lines with a library and its version.
 fn versions() -> Vec<String> {
     let text = |file: &str| {
         let file = paths::workspace().join("tests/interop").join(file);
@@ -135,7 +134,7 @@ fn version<'a>(versions: &'a [String], module: &str) -> &'a str {
     found.next().map_or("?", |(_, version)| version)
 }
 
-/// Whether the table for readers says what came out.
+/// Compares the row with the table in `docs/interop.md`.
 fn documented(ecosystem: &Ecosystem, versions: &[String], row: Row) -> bool {
     let file = paths::workspace().join("docs/interop.md");
     let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));

@@ -1,4 +1,4 @@
-//! A library of somebody else as a program of `tests/interop`: one command a line in, one answer a line out.
+//! A foreign library as a program of `tests/interop`: one command per line in, one response per line out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,12 +18,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long an answer may take; the peers themselves give up earlier.
+/// Timeout of a response; the peers themselves give up earlier.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Answers come one for one command; more than one that waits is a peer gone wrong.
+/// Capacity for responses. A peer sends one response per command; several waiting responses are a fault of the peer.
 const ANSWERS: usize = 4;
 
-/// An instance as a library shows it. What it does not show is empty.
+/// An instance as a library shows it; unknown fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Instance {
     pub(crate) addr: String,
@@ -57,7 +57,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts it on the etcd at `HOST:PORT`; what it says beside its answers goes to a file.
+    /// Starts a peer on the etcd at `HOST:PORT`; its stderr goes to a file.
     ///
     /// # Panics
     /// When it has not been built.
@@ -79,17 +79,17 @@ impl Peer {
         Self { child, stdin, answers, seen }
     }
 
-    /// Follows a service from now on.
+    /// Watches a service from now on.
     pub(crate) async fn watch(&mut self, name: &str) -> Result<(), String> {
         self.ask(&json!({ "do": "watch", "name": name })).await.map(drop)
     }
 
-    /// Asks the service, with the library's own client.
+    /// Calls the service with the library's own client.
     pub(crate) async fn call(&mut self, name: &str) -> Result<String, String> {
         self.ask(&json!({ "do": "call", "name": name })).await
     }
 
-    /// Starts a server of the library, which registers itself, and gives its address.
+    /// Starts a server of the library, which registers itself, and returns its address.
     pub(crate) async fn register(&mut self, name: &str, instance: &Instance, grpc: bool) -> Result<String, String> {
         let node = json!({
             "name": name,
@@ -101,12 +101,12 @@ impl Peer {
         self.ask(&json!({ "do": "register", "node": node })).await
     }
 
-    /// Takes back what it registered.
+    /// Deregisters that server.
     pub(crate) async fn deregister(&mut self) -> Result<(), String> {
         self.ask(&json!({ "do": "deregister" })).await.map(drop)
     }
 
-    /// Waits until what it last saw of a followed service fits.
+    /// Waits until the watched service fits.
     pub(crate) async fn sees(&self, name: &str, fits: impl Fn(&[Instance]) -> bool) -> Result<(), String> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -134,12 +134,12 @@ impl Peer {
     }
 }
 
-/// Keeps what the peer sees, and passes on what it answers.
+/// Stores the instances that the peer sees, and forwards its responses.
 async fn read(stdout: ChildStdout, answers: mpsc::Sender<Value>, seen: Seen) {
     let mut lines = BufReader::new(stdout).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let Ok(said) = serde_json::from_str::<Value>(&line) else {
-            return; // The next answer is missed, and that is said.
+            return; // The next command fails with a missing response.
         };
         if let Some(saw) = said["saw"].as_array() {
             let name = said["of"].as_str().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! What is done with each library, step by step.
+//! The steps with each library.
 
 use std::time::Duration;
 
@@ -21,23 +21,23 @@ use crate::{
     peer::{Instance, Peer},
 };
 
-/// What the service under test answers over HTTP.
+/// Response of the service under test over HTTP.
 const HELLO: &str = "hello\n";
-/// What it answers over gRPC to a question for its health.
+/// Response of the service under test to a gRPC health check.
 const SERVING: &str = "SERVING";
-/// The same as a message on the wire.
+/// The health response as a message on the wire.
 const SERVING_BYTES: &str = "\0\0\0\0\x02\x08\x01";
-/// Calls that must all succeed where nothing changes: enough to meet each instance.
+/// Number of calls that must succeed while nothing changes: enough to reach each instance.
 const CALLS: usize = 20;
-/// The pause between those. A client that begins to watch at its first call is to be done with that after the last one.
+/// Pause between these calls. A client that starts its watch at the first call should have it after the last.
 const PAUSE: Duration = Duration::from_millis(25);
-/// How often the one instance is replaced by another under calls.
+/// Number of replacements of the instance during the calls.
 const RESTARTS: usize = 3;
-/// How long a client may go on calling an instance that is gone: longer than any of them polls.
+/// Longest time that a client may go on calling a stopped instance: longer than any poll interval.
 const FORGETTING: Duration = Duration::from_secs(8);
-/// What an error says when it was a connection that failed.
+/// Texts of errors for failed connections.
 const DIALLED: [&str; 2] = ["refused", "connection has been closed by peer"];
-/// What the component sets as its second weight.
+/// Second weight of the component.
 const MOVED: u64 = 42;
 
 /// A step, and the column of the table.
@@ -47,26 +47,26 @@ pub(crate) enum Step {
     Finds,
     /// Its client reaches the instance.
     Calls,
-    /// Its resolver shows a weight that changes.
+    /// Its resolver shows a changed weight.
     Weight,
     /// Its resolver follows a rolling restart, and its client sees no failed call.
     Rolling,
     /// Its resolver shows that the last instance is gone.
     Gone,
-    /// Its client does not call an instance that is gone.
+    /// Its client does not call a stopped instance.
     Forgets,
-    /// Its resolver and its client come to the instance that starts after there was none.
+    /// Its resolver and its client find an instance that starts after the last one stopped.
     Returns,
-    /// What it registers is what `leasehold ls` shows.
+    /// `leasehold ls` shows its registration.
     Registers,
-    /// A component reaches by name what it registers.
+    /// A component calls its server by name.
     Reached,
-    /// What it takes back is gone.
+    /// Its registration is gone after its server ended.
     Leaves,
 }
 
 impl Step {
-    /// All, in the order in which they are done.
+    /// All steps, in order.
     pub(crate) const ALL: [Self; 10] = [
         Self::Finds,
         Self::Calls,
@@ -81,7 +81,7 @@ impl Step {
     ];
 }
 
-/// One library on its way through the steps.
+/// State of one library during the steps.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     pub(crate) ecosystem: &'static Ecosystem,
@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
         Self { ecosystem, world, peer, host: None }
     }
 
-    /// Does a step; none when the library has nothing that it could be done with.
+    /// Runs a step; returns `None` if the library does not have the feature.
     pub(crate) async fn take(&mut self, step: Step) -> Option<Result<(), String>> {
         let calls = self.ecosystem.transport != Transport::Own;
         match step {
@@ -128,7 +128,7 @@ impl<'a> Stage<'a> {
         };
         let zone = self.ecosystem.metadata.then(|| "b".to_owned());
         let is_expected = |seen: &Instance| {
-            // Further metadata is the library's own, as GoFrame has its protocol there.
+            // Libraries may add their own metadata, such as GoFrame's protocol.
             let bare = Instance { metadata: expected.metadata.clone(), ..seen.clone() };
             bare == expected && seen.metadata.get("zone") == zone.as_ref()
         };
@@ -169,7 +169,7 @@ impl<'a> Stage<'a> {
             let (over, mut is_over) = oneshot::channel();
             let stopping = async {
                 before.stop().await;
-                let _ = over.send(()); // The calls end with an error of their own at most.
+                let _ = over.send(()); // The calls may have ended with an error.
             };
             let calling = async {
                 while calls && is_over.try_recv().is_err() {
@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
         let addr = host.addr(&name);
         self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
         if calls {
-            // A client may come to it later than its resolver.
+            // A client may find it later than its resolver.
             let deadline = Instant::now() + SOON;
             while let Err(error) = self.call(&name).await {
                 if Instant::now() > deadline {
@@ -234,7 +234,7 @@ impl<'a> Stage<'a> {
             metadata: [("zone".to_owned(), "c".to_owned())].into(),
         };
         own.addr = self.peer.register(&name, &own, self.ecosystem.transport == Transport::Grpc).await?;
-        // GoFrame's word for no version.
+        // GoFrame's default for a missing version.
         let version = own.version.trim_start_matches("latest");
         let is_own = |row: &Value| {
             let weight = if self.ecosystem.weight { json!(own.weight) } else { Value::Null };
@@ -267,17 +267,17 @@ impl<'a> Stage<'a> {
         self.listed(&self.own(), <[_]>::is_empty).await
     }
 
-    /// The name of the service that it registers.
+    /// Name of the library's own service.
     fn own(&self) -> String {
         format!("{}-own", self.ecosystem.name)
     }
 
-    /// The name of the service that it follows.
+    /// Name of the watched service.
     fn name(&self) -> String {
         format!("{}-user", self.ecosystem.name)
     }
 
-    /// The service that it follows.
+    /// Configuration of the watched service.
     fn service(&self) -> Value {
         let name = self.name();
         match self.ecosystem.transport {
@@ -286,7 +286,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// A host with that service, published as the library knows it.
+    /// Starts a host with that service, under the library's layout.
     async fn start(&self, service: Value) -> Host {
         let limits = json!({ "settle_time": self.ecosystem.settle_time });
         let mut published = json!({ "layout": self.ecosystem.layout(), "limits": limits });
@@ -301,7 +301,7 @@ impl<'a> Stage<'a> {
         answered(&mut self.peer, name).await
     }
 
-    /// Waits until what `leasehold ls` shows of a service fits.
+    /// Waits until the output of `leasehold ls` for a service fits.
     async fn listed(&self, name: &str, fits: impl Fn(&[Value]) -> bool) -> Result<(), String> {
         let etcd = endpoint(self.world);
         let deadline = Instant::now() + SOON;

@@ -1,17 +1,17 @@
-//! The load, as the distribution's own tools make it, and what they say of it.
+//! Load generators from the distribution's packages, and their figures.
 
 use std::{ffi::OsStr, fs, process::Output};
 
 use tempfile::NamedTempFile;
 use tokio::process::Command;
 
-/// How long one load lasts, in seconds.
+/// Duration of one load, in seconds.
 const SECONDS: &str = "4";
-/// How long a load of one request at a time lasts, in seconds.
+/// Duration of a load of one request at a time, in seconds.
 const SECONDS_OF_ONE: &str = "1";
-/// Connections of a load that takes all that there is.
+/// Connections of an unlimited load.
 const CONNECTIONS: &str = "32";
-/// Connections of a load of a given rate.
+/// Connections of a load with a fixed rate.
 const STEADY_CONNECTIONS: u32 = 10;
 
 async fn run<A: AsRef<OsStr>>(tool: &str, package: &str, arguments: impl IntoIterator<Item = A>) -> String {
@@ -23,19 +23,19 @@ async fn run<A: AsRef<OsStr>>(tool: &str, package: &str, arguments: impl IntoIte
     said
 }
 
-/// The number that stands after `label` in what a tool said.
+/// The number after `label` in a tool's output.
 fn number(said: &str, label: &str) -> f64 {
     let rest = said.split_once(label).unwrap_or_else(|| panic!("no {label:?} in {said}")).1;
     let digits: String = rest.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     digits.parse().unwrap_or_else(|_| panic!("no number after {label:?} in {said}"))
 }
 
-/// Requests a second over HTTP/1.1, all of them answered well.
+/// Requests per second over HTTP/1.1; all must succeed.
 pub(crate) async fn rate(url: &str) -> f64 {
     requests(url, CONNECTIONS, SECONDS).await
 }
 
-/// The same, one at a time.
+/// Requests per second over HTTP/1.1, one at a time.
 pub(crate) async fn rate_of_one(url: &str) -> f64 {
     requests(url, "1", SECONDS_OF_ONE).await
 }
@@ -46,7 +46,7 @@ async fn requests(url: &str, connections: &str, seconds: &str) -> f64 {
     number(&said, "Requests/sec:")
 }
 
-/// Unary calls of gRPC a second, greeting Ada.
+/// Unary gRPC calls per second, greeting Ada.
 pub(crate) async fn calls(addr: &str) -> f64 {
     let message = NamedTempFile::new().expect("a temporary file");
     fs::write(message.path(), b"\0\0\0\0\x05\x0a\x03Ada").expect("the file is our own");
@@ -59,7 +59,7 @@ pub(crate) async fn calls(addr: &str) -> f64 {
     number(rate, "s,")
 }
 
-/// The time in which 99 of 100 requests are answered, in milliseconds, where so many come in a second.
+/// p99 latency in milliseconds at this rate per second.
 pub(crate) async fn p99(url: &str, rate: f64) -> f64 {
     let log = NamedTempFile::new().expect("a temporary file");
     let each = (rate / f64::from(STEADY_CONNECTIONS)).max(1.0).round().to_string();
@@ -67,7 +67,7 @@ pub(crate) async fn p99(url: &str, rate: f64) -> f64 {
     let connections = STEADY_CONNECTIONS.to_string();
     let steady = ["--h1", "-t", "1", "-c", &connections, "-D", SECONDS, "--rps", &each, &file, url];
     run("h2load", "nghttp2-client", steady).await;
-    // A line a request: when it began, its status, and how long it took in microseconds.
+    // One line per request: its start, its status, and its duration in microseconds.
     let log = fs::read_to_string(log.path()).expect("the file is our own");
     let mut times: Vec<u64> = log
         .lines()

@@ -1,4 +1,4 @@
-//! `make bench-serving`: requests served beside `wasmtime serve` and a native server, in turn, by the same load.
+//! `make bench-serving`: Leasehold beside `wasmtime serve` and a native server, in turn, under the same load.
 
 mod load;
 
@@ -20,15 +20,15 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
 
-/// Requests that compute for ever at a time, beside the neighbour: more than there are threads for them.
+/// Concurrent requests that compute without end, beside the neighbour: more than there are threads for them.
 const SPINNING: usize = 4;
-/// Requests a second to the neighbour of those.
+/// Requests per second to the neighbour.
 const NEIGHBOUR_RATE: f64 = 500.0;
 /// Starts of a process in one round.
 const STARTS: usize = 9;
-/// How long the host is left alone after those.
+/// Idle time of the host after such requests.
 const SETTLE: Duration = Duration::from_millis(500);
-/// The pause between two questions whether a process has started.
+/// Pause between two polls of a starting process.
 const POLL: Duration = Duration::from_micros(500);
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "what it is for")]
@@ -50,7 +50,7 @@ async fn main() {
             if turn.is_multiple_of(turns) {
                 eprintln!("{}: round {} of {rounds}", figure.name, turn / turns + 1);
             }
-            // One right after the other, so that both meet the same machine; who goes first changes.
+            // One right after the other, so that both run under the same conditions; the order alternates.
             for side in 0..2 {
                 match (turn + side).is_multiple_of(2) {
                     true => ours.push(Box::pin(scene.ours(figure.what)).await),
@@ -82,7 +82,7 @@ struct Figure {
     goal: Goal,
 }
 
-/// What is measured of either side.
+/// Measurement of both sides.
 #[derive(Debug, Clone, Copy)]
 enum What {
     Rate,
@@ -96,13 +96,13 @@ enum What {
 }
 
 impl What {
-    /// How often each side has its turn in one round: where a few hundredths are to be told apart, shortly and more often.
+    /// Measurements per side in one round: several short ones for figures that differ by a few percent.
     fn turns(self) -> usize {
         if matches!(self, Self::One) { 4 } else { 1 }
     }
 }
 
-/// What is wanted of ours, as a share of the peer's.
+/// Goal for our figure, as a share of the peer's.
 enum Goal {
     AtLeast(f64),
     AtMost(f64),
@@ -118,20 +118,16 @@ const FIGURES: [Figure; 8] = [
     Figure { name: "requests/s, wasi:http 0.3; wasmtime serve", what: What::RateP3, goal: Goal::AtLeast(1.0) },
     Figure { name: "p99 at half of the rate, 0.2 (ms); wasmtime serve", what: What::P99, goal: Goal::AtMost(1.0) },
     Figure { name: "gRPC unary calls/s; grpc-go", what: What::Calls, goal: Goal::AtLeast(0.3) },
+    Figure { name: "one request (us); ours, unregistered, no health check", what: What::One, goal: Goal::AtMost(1.02) },
     Figure {
-        name: "one request (us); ours, neither registered nor watched",
-        what: What::One,
-        goal: Goal::AtMost(1.02),
-    },
-    Figure {
-        name: "start to first answer (ms), registered; wasmtime serve",
+        name: "start to first response (ms), registered; wasmtime serve",
         what: What::Start,
         goal: Goal::AtMost(1.0),
     },
-    Figure { name: "p99 beside one that spins (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
+    Figure { name: "p99 beside a computation (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
 ];
 
-/// Everybody who serves: ours with all that a service may have, ours without, and the peers.
+/// All servers: ours with every feature, ours without, and the peers.
 struct Scene<'a> {
     world: &'a World,
     host: Host,
@@ -139,7 +135,7 @@ struct Scene<'a> {
     p2: Served,
     p3: Served,
     native: Served,
-    /// Requests a second that the slower side of 0.2 answers half of the time.
+    /// Half of the requests per second of the slower side of 0.2.
     half: f64,
 }
 
@@ -182,7 +178,7 @@ impl<'a> Scene<'a> {
                 let spinning = spinning(&self.host);
                 let p99 = load::p99(&plain, NEIGHBOUR_RATE).await;
                 spinning.iter().for_each(JoinHandle::abort);
-                // What computes for nobody ends, and the other side is alone.
+                // Abandoned computations end, and the other side runs alone.
                 sleep(SETTLE).await;
                 p99
             }
@@ -207,7 +203,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Somebody who reads the metrics every second.
+/// Scrapes the metrics every second.
 fn scraped(admin: &str) -> JoinHandle<()> {
     let metrics = format!("{admin}metrics");
     tokio::spawn(async move {
@@ -222,13 +218,13 @@ fn spinning(host: &Host) -> Vec<JoinHandle<()>> {
     let spin = format!("{}act/spin", host.url("hostile"));
     let again = |spin: String| async move {
         loop {
-            let _ = get_over(Protocol::Http1, &spin).await; // It is late, in the end.
+            let _ = get_over(Protocol::Http1, &spin).await; // It ends with a timeout.
         }
     };
     (0..SPINNING).map(|_| tokio::spawn(again(spin.clone()))).collect()
 }
 
-/// A peer that serves.
+/// A running peer.
 struct Served {
     addr: String,
     _program: Program,
@@ -262,18 +258,18 @@ impl Served {
     }
 }
 
-/// As `leasehold` has it: with a cache of what was compiled, and everything of WASI that components import.
+/// The same features as `leasehold`: a compile cache, and all of WASI that components import.
 fn wasmtime_arguments<'a>(addr: &'a str, component: &'a str) -> [&'a str; 10] {
     ["serve", "-C", "cache=y", "-S", "cli=y,p3=y", "-W", "component-model-async=y", "--addr", addr, component]
 }
 
-/// An address where nobody listens.
+/// A free local address.
 fn free() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").to_string()
 }
 
-/// From the start of the process until a request was answered, in milliseconds, the median of a few: registered by then.
+/// Median time from the start of the process to the first response, in milliseconds; the service is registered by then.
 async fn start_ours(world: &World) -> f64 {
     let mut times = Vec::new();
     for _ in 0..STARTS {
