@@ -1,4 +1,4 @@
-//! The admin endpoint: what a running host says of itself, and what it does when it is asked.
+//! The admin endpoint: state and metrics of a running host, and its commands.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -24,7 +24,7 @@ async fn host(world: &World, services: impl IntoIterator<Item = Value>) -> Host 
     Host::ready(&with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
 }
 
-/// The value of one sample of `/metrics`, given all that stands before it.
+/// The value of one sample of `/metrics` with these labels.
 async fn sample(admin: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     let page = get(&format!("{admin}metrics")).await;
     assert_eq!(page.status, 200);
@@ -45,7 +45,7 @@ async fn drain(arguments: &[&str]) -> Ended {
 }
 
 #[tokio::test]
-async fn admin_shows_what_is_served() {
+async fn admin_shows_the_services() {
     let world = World::real().await;
     let host = host(&world, [greeter(), plain("plain")]).await;
     let admin = host.admin();
@@ -87,7 +87,7 @@ async fn admin_shows_what_is_served() {
 }
 
 #[tokio::test]
-async fn admin_tells_the_age_of_a_lease() {
+async fn admin_reports_the_age_of_a_lease() {
     let world = World::real().await;
     let host = host(&world, [plain("plain")]).await;
     let admin = host.admin();
@@ -112,7 +112,7 @@ async fn admin_tells_the_age_of_a_lease() {
 }
 
 #[tokio::test]
-async fn admin_counts_what_requests_run_into() {
+async fn admin_counts_rejected_requests() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "request_timeout": "1s", "concurrency": 1 } });
     let host = host(&world, [with(hostile("hostile"), limits)]).await;
@@ -140,7 +140,7 @@ async fn admin_counts_what_requests_run_into() {
 }
 
 #[tokio::test]
-async fn admin_counts_what_connections_and_instances_run_into() {
+async fn admin_counts_limits_of_connections_and_instances() {
     let world = World::real().await;
     let limits = json!({ "connections": 1, "header_size": "8KiB", "client_timeout": "1s", "memory": "16MiB" });
     let host = host(&world, [with(hostile("hostile"), json!({ "register": "host", "limits": limits }))]).await;
@@ -154,7 +154,7 @@ async fn admin_counts_what_connections_and_instances_run_into() {
         let mut stream = TcpStream::connect(&addr).await.expect("it listens");
         stream.write_all(begun.as_bytes()).await.expect("it reads");
         let ended = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
-        drop(ended); // With an answer or without.
+        drop(ended); // With or without a response.
         wait_for("it is counted", SOON, async || hits(what).await > before).await;
     }
     assert!(hits("connections").await >= 1.0);
@@ -164,7 +164,7 @@ async fn admin_counts_what_connections_and_instances_run_into() {
 }
 
 #[tokio::test]
-async fn admin_says_what_it_does_not_know() {
+async fn admin_reports_an_unknown_state() {
     let mut world = World::real().await;
     let host = host(&world, [plain("plain")]).await;
     let readyz = format!("{}readyz", host.admin());
@@ -206,7 +206,7 @@ async fn admin_drains_one_service_and_it_stays_out() {
 }
 
 #[tokio::test]
-async fn admin_who_asks_wrongly_is_told() {
+async fn admin_wrong_requests_get_an_error() {
     let world = World::real().await;
     let host = host(&world, [plain("plain")]).await;
     let admin = host.admin();
@@ -224,7 +224,7 @@ async fn admin_who_asks_wrongly_is_told() {
     assert_eq!(ask("GET", &format!("{admin}drain/plain"), &[]).await.status, 405);
     assert_eq!(ask("POST", &format!("{admin}services"), &[]).await.status, 405);
     assert_eq!(get(&format!("{admin}nothing")).await.status, 404);
-    // A page in an operator's browser.
+    // A web page in an operator's browser.
     let page = [("origin", "http://evil.example")];
     assert_eq!(ask("POST", &format!("{admin}drain/plain"), &page).await.status, 403);
     assert_eq!(ask("GET", &format!("{admin}services"), &[("host", "evil.example")]).await.status, 403);
@@ -232,7 +232,7 @@ async fn admin_who_asks_wrongly_is_told() {
 }
 
 #[tokio::test]
-async fn admin_an_address_in_use_is_told_before_anything_starts() {
+async fn admin_an_address_in_use_is_reported_before_anything_starts() {
     let world = World::real().await;
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
     let addr = taken.local_addr().expect("it listens").to_string();
@@ -250,7 +250,7 @@ async fn admin_an_address_in_use_is_told_before_anything_starts() {
 }
 
 #[tokio::test]
-async fn admin_clients_that_say_nothing_are_not_waited_for() {
+async fn admin_silent_clients_are_cut() {
     let world = World::real().await;
     let host = host(&world, [plain("plain")]).await;
     let addr = host.admin().trim_start_matches("http://").trim_end_matches('/').to_owned();

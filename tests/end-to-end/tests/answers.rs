@@ -1,4 +1,4 @@
-//! What reaches the client of an answer, and when, over either protocol.
+//! Responses as clients receive them, and their timing, over either protocol.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ fn client(protocol: Protocol) -> Client<HttpConnector, Empty<Bytes>> {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
+async fn a_response_that_breaks_off_never_looks_complete() {
     let world = World::real().await;
     let host = Host::of(&world, [plain_p3()]).await;
     for protocol in BOTH {
@@ -35,7 +35,7 @@ async fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
         let begun = client(protocol).get(format!("{url}break").parse().unwrap()).await.unwrap();
         assert_eq!(begun.status(), 200);
         assert!(begun.into_body().collect().await.is_err(), "{protocol:?}");
-        // Nothing of this one has left the host.
+        // No part of this response was sent.
         let failed = get_over(protocol, &format!("{url}fail")).await.unwrap();
         assert_eq!((failed.status, failed.body.as_str()), (500, "the service failed\n"), "{protocol:?}");
     }
@@ -43,7 +43,7 @@ async fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
 }
 
 #[tokio::test]
-async fn a_small_answer_is_told_with_its_length() {
+async fn a_small_response_has_its_length() {
     let world = World::real().await;
     let host = Host::of(&world, [plain_p3(), plain("plain")]).await;
     for name in ["plain", "plain-p3"] {
@@ -55,7 +55,7 @@ async fn a_small_answer_is_told_with_its_length() {
                 told += usize::from(answer.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "6"));
                 assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello\n");
             }
-            // An instance that has to wait for a processor meanwhile is not waited for.
+            // The host does not wait for an instance that waits for a processor.
             assert!(told >= 50, "{name} {protocol:?}: {told}");
         }
     }
@@ -63,11 +63,11 @@ async fn a_small_answer_is_told_with_its_length() {
 }
 
 #[tokio::test]
-async fn an_answer_whose_length_is_known_from_elsewhere_comes_as_it_is() {
+async fn a_response_with_its_own_length_is_unchanged() {
     let world = World::real().await;
     let host = Host::of(&world, [plain_p3()]).await;
     for protocol in BOTH {
-        // On one connection: what is left over of one would be the next one's beginning.
+        // On one connection: surplus bytes of a response would become the beginning of the next.
         let client: Client<HttpConnector, Full<Bytes>> =
             Client::builder(TokioExecutor::new()).http2_only(protocol == Protocol::Http2).build_http();
         for length in [0, 1, 6, 70_000, 300_000, 6] {
@@ -91,7 +91,7 @@ async fn an_answer_whose_length_is_known_from_elsewhere_comes_as_it_is() {
 }
 
 #[tokio::test]
-async fn the_head_of_an_answer_does_not_wait_for_an_instance_that_works_on_its_body() {
+async fn the_head_of_a_response_does_not_wait_for_a_computed_body() {
     let world = World::real().await;
     let host = Host::of(&world, [plain_p3()]).await;
     for protocol in BOTH {
@@ -100,7 +100,7 @@ async fn the_head_of_an_answer_does_not_wait_for_an_instance_that_works_on_its_b
             let answer = client.get(format!("{}{path}", host.url("plain-p3")).parse().unwrap()).await.unwrap();
             let head = begun.elapsed();
             assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello\n");
-            // It works for a second.
+            // The component computes for a second.
             assert!(head < begun.elapsed() - Duration::from_millis(500), "{path} {protocol:?}: {head:?}");
         }
     }

@@ -21,17 +21,17 @@ use tokio::{
     time::timeout,
 };
 
-/// A greeter that says who it is.
+/// A greeter with a distinct greeting.
 fn greeting(greeting: &str, version: &str) -> Value {
     with(greeter(), json!({ "config": { "greeting": greeting, "version": version } }))
 }
 
-/// A service that calls what it is told to, and may call these names.
+/// A service that makes calls on command, and may call these names.
 fn caller(names: &[&str]) -> Value {
     with(hostile("caller"), json!({ "allow": { "discover": names } }))
 }
 
-/// What a caller got from a host: the case, and the text.
+/// Result of a call to a host: the case, and the text.
 async fn call(host: &Host, authority: &str) -> (String, String) {
     let answer = get(&format!("{}call/{authority}", host.url("caller"))).await;
     assert_eq!(answer.status, 200, "{authority}: {answer:?}");
@@ -39,7 +39,7 @@ async fn call(host: &Host, authority: &str) -> (String, String) {
     (answer["case"].as_str().unwrap().to_owned(), answer["text"].as_str().unwrap().to_owned())
 }
 
-/// How often each greeting answered.
+/// Number of responses with each greeting.
 async fn greetings(host: &Host, authority: &str, calls: usize) -> HashMap<String, usize> {
     let mut times = HashMap::new();
     for _ in 0..calls {
@@ -67,12 +67,12 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     sees(&caller, "greeter.leasehold", &["one"]).await;
     let two = Host::of(&world, [greeting("two", "v2")]).await;
     sees(&caller, "greeter.leasehold", &["one", "two"]).await;
-    // The weights are the same.
+    // The weights are equal.
     let times = greetings(&caller, "greeter.leasehold", 40).await;
     assert!(times.values().all(|times| (18..=22).contains(times)), "{times:?}");
     sees(&caller, "v2.greeter.leasehold", &["two"]).await;
     assert_eq!(one.stop().await.code, Some(0));
-    // Not one call fails meanwhile.
+    // No call fails meanwhile.
     sees(&caller, "greeter.leasehold", &["two"]).await;
     assert_eq!(two.stop().await.code, Some(0));
     let told = call(&caller, "greeter.leasehold").await;
@@ -82,7 +82,7 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_dead_is_passed_over() {
+async fn a_dead_node_is_skipped() {
     let world = World::real().await;
     let caller = Host::of(&world, [caller(&["greeter"])]).await;
     let one = Host::of(&world, [greeting("one", "v1")]).await;
@@ -91,7 +91,7 @@ async fn a_node_that_is_dead_is_passed_over() {
     let key = format!("/greeter/v1/{}", one.addr("greeter"));
     one.signal("KILL");
     wait_for("it is dead", SOON, async || !is_listening(&one.addr("greeter")).await).await;
-    // Its key stands for a TTL, and nobody notices.
+    // Its key stays for a TTL; callers do not notice.
     assert!(world.get(&key).await.is_some());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("two".to_owned(), 20)]));
     world.key_is(&key, "gone", |found| found.is_none()).await;
@@ -102,7 +102,7 @@ async fn is_listening(addr: &str) -> bool {
     TcpStream::connect(addr).await.is_ok()
 }
 
-/// What a host tells of the service that its caller looks up.
+/// The host's data on the service that its caller looks up.
 async fn view(host: &Host) -> Value {
     let mut services = get(&format!("{}services", host.admin())).await.json();
     services[0]["views"][0].take()
@@ -154,7 +154,7 @@ async fn only_what_the_policy_lists_is_called() {
 }
 
 #[tokio::test]
-async fn who_finds_nobody_is_told_what_stands_there_instead() {
+async fn an_unknown_service_is_an_error_that_names_the_nodes_found_instead() {
     let world = World::real().await;
     world.put("/shop/h:1", "half a no", 0).await;
     let shop = |id: u8, scheme: &str| {
@@ -171,13 +171,13 @@ async fn who_finds_nobody_is_told_what_stands_there_instead() {
     assert!(case == "failed" && text.contains(said), "{text}");
 }
 
-/// Puts a node of the seed's layout that is picked at least as often as others.
+/// Puts a node of the layout `seed` that is picked at least as often as others.
 async fn put_node(world: &World, name: &str, addr: &str) {
     let value = json!({ "name": name, "addr": addr, "version": "", "weight": "100" });
     world.put(&format!("/{name}/{addr}"), &value.to_string(), 0).await;
 }
 
-/// A listener that takes no further connection, and does not refuse one: what waits to be accepted is all it has room for.
+/// A listener that neither accepts nor refuses further connections: its backlog is full.
 async fn deaf() -> (TcpListener, Vec<TcpStream>, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -191,7 +191,7 @@ async fn deaf() -> (TcpListener, Vec<TcpStream>, String) {
 }
 
 #[tokio::test]
-async fn a_call_with_a_body_goes_past_nodes_that_are_dead_or_deaf() {
+async fn a_call_with_a_body_is_retried_past_dead_and_full_nodes() {
     let world = World::real().await;
     let deaf = deaf().await;
     put_node(&world, "grpc-greeter", &deaf.2).await;
@@ -211,15 +211,15 @@ async fn a_component_may_wait_less_for_a_connection() {
     put_node(&world, "deaf", &deaf.2).await;
     let host = Host::of(&world, [caller(&["deaf"])]).await;
     let url = format!("{}hurried/deaf.leasehold", host.url("caller"));
-    // The host itself would wait for 3 s.
+    // The host's own timeout is 3 s.
     let answer = timeout(Duration::from_millis(2500), get(&url)).await.expect("the component's own limit holds").json();
     assert!(answer["text"].as_str().unwrap().contains("ConnectionTimeout"), "{answer}");
 }
 
 #[tokio::test]
-async fn a_node_that_hangs_is_left_out_of_the_calls_to_come() {
+async fn a_node_that_hangs_is_ejected() {
     let world = World::real().await;
-    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap(); // Connections wait there to be accepted.
+    let hanging = TcpListener::bind("127.0.0.1:0").await.unwrap(); // Connections stay in its backlog.
     put_node(&world, "greeter", &hanging.local_addr().unwrap().to_string()).await;
     let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
     let limits = json!({ "limits": { "request_timeout": "1s" } });
@@ -230,7 +230,7 @@ async fn a_node_that_hangs_is_left_out_of_the_calls_to_come() {
         let is_answered = answer.status == 200 && answer.json()["case"] == "ok";
         failed += usize::from(!is_answered);
     }
-    // It would be half of them. Left out for 1 s, then 2 and 4 s, it is tried that often.
+    // Without ejection half of the calls would fail. Ejected for 1 s, then 2 and 4 s, the node is tried only that often.
     assert!((1..=4).contains(&failed), "{failed}");
 }
 
@@ -262,7 +262,7 @@ async fn a_component_resolves_the_nodes_themselves() {
     world.delete("/microservices/shop/1").await;
     wait_for("it is gone", SOON, async || resolve("shop").await == [two]).await;
 
-    // More than fit into one answer: the same ones each time, and those that stay also when others go.
+    // More nodes than one result holds: the same nodes each time, and remaining nodes stay when others leave.
     let mut client = world.client().await;
     for block in 0..12 {
         let value = |addr: &str| json!({ "name": "crowd", "addr": addr, "version": "", "weight": "1" }).to_string();
@@ -292,14 +292,14 @@ async fn grpc_goes_the_same_way() {
     let host = Host::of(&world, [greeter, caller(&["grpc-greeter"])]).await;
     let answer = get(&format!("{}greet/grpc-greeter.leasehold", host.url("caller"))).await.json();
     assert_eq!(answer["case"], "ok", "{answer}");
-    // A message of gRPC: five bytes before it, and Ada is in it.
+    // A gRPC message: a header of five bytes, and the name Ada in it.
     assert!(
         answer["text"].as_str().unwrap().starts_with('\0') && answer["text"].as_str().unwrap().contains("Ada"),
         "{answer}"
     );
 }
 
-/// A service of another ecosystem, under a suffix of choice.
+/// A service of another ecosystem, under a custom suffix.
 #[tokio::test]
 async fn services_of_other_layouts_are_called() {
     let world = World::real().await;
@@ -317,7 +317,7 @@ async fn services_of_other_layouts_are_called() {
     assert!(text.contains("HttpRequestDenied"), "{text}");
 }
 
-/// The layout of one service is read for all.
+/// Lookups read the layout of a single service, too.
 #[tokio::test]
 async fn a_service_with_a_layout_of_its_own_is_found() {
     let world = World::real().await;
@@ -333,7 +333,7 @@ async fn a_service_with_a_layout_of_its_own_is_found() {
     assert!(ls.stdout.lines().any(|line| line.starts_with("greeter ")), "{ls:?}");
 }
 
-/// Nodes of one's own zone as long as there are some.
+/// Nodes of the same zone, as long as there are such nodes.
 #[tokio::test]
 async fn nodes_with_the_preferred_metadata_come_first() {
     let world = World::real().await;
@@ -357,7 +357,7 @@ async fn nodes_with_the_preferred_metadata_come_first() {
     sees(&caller, "shop.leasehold", &["two"]).await;
     put(1, "a", &one).await;
     sees(&caller, "shop.leasehold", &["one"]).await;
-    // The only one of the zone takes no connection any more.
+    // The only node of the zone accepts no connection any more.
     one.signal("KILL");
     wait_for("it is dead", SOON, async || !is_listening(&one.addr("greeter")).await).await;
     assert_eq!(greetings(&caller, "shop.leasehold", 20).await, only("two"));

@@ -1,4 +1,4 @@
-//! The command line: what is wrong is one sentence and its exit code, and leaves nothing behind.
+//! The command line: each mistake is one sentence and an exit code, and leaves nothing behind.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -20,10 +20,10 @@ use leasehold_scenarios::{real::Etcd, world::World};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// An address at which nobody listens: the port is the discard protocol's.
+/// An address without a listener: the port of the discard protocol.
 const NOBODY: &str = "http://127.0.0.1:9";
 
-/// Runs the binary to its end, in a folder in which it must leave nothing.
+/// Runs the binary to its end, in a folder that must stay empty.
 async fn leasehold<const N: usize>(arguments: [&str; N]) -> Ended {
     let folder = TempDir::new().unwrap();
     let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;
@@ -32,7 +32,7 @@ async fn leasehold<const N: usize>(arguments: [&str; N]) -> Ended {
     ended
 }
 
-/// Holds that it ended with that code and one sentence, which starts so.
+/// Asserts that the process ended with that code and one sentence, which starts with `start`.
 #[track_caller]
 fn one_sentence(ended: &Ended, code: i32, start: &str) {
     assert_eq!(ended.code, Some(code), "{start}: {ended:?}");
@@ -99,7 +99,7 @@ async fn a_component_file_that_cannot_run_is_one_sentence_and_64() {
     assert!(world.leases().await.is_empty());
 }
 
-/// A component that imports `f` of an interface, and no more.
+/// A component that imports only `f` of an interface.
 fn importing(interface: &str) -> Vec<u8> {
     let types = b"\x01\x42\x02\x01\x40\x00\x01\x00\x04\x00\x01f\x01\x00";
     let mut imports = vec![1, 0, u8::try_from(interface.len()).unwrap()];
@@ -110,7 +110,7 @@ fn importing(interface: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_a_component_lacks_is_told_with_its_cure() {
+async fn a_missing_import_is_reported_with_its_remedy() {
     let files = File::of("");
     let file = files.beside("lacking.wasm");
     for (interface, cure) in [
@@ -222,7 +222,7 @@ async fn a_port_without_the_right_to_it_is_one_sentence_and_1() {
     let folder = TempDir::new().unwrap();
     let (leasehold, greeter, etcd) = (paths::leasehold(), component("greeter"), endpoint(&world));
     let run = ["run", &greeter, "--name", "g", "--listen", "127.0.0.1:1", "--etcd", &etcd];
-    // Root has the right, and gives it up for this.
+    // Root has the right, and drops it for this test.
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let without = ["--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", leasehold.to_str().unwrap()];
     let program = match is_root {
@@ -347,7 +347,7 @@ async fn ls_lists_what_is_registered() {
 }
 
 #[tokio::test]
-async fn check_says_whether_it_would_run_and_starts_nothing() {
+async fn check_reports_mistakes_and_starts_nothing() {
     let world = World::real().await;
     let good = File::of(&config(&world, [greeter(), plain("plain")]).to_string());
     let ended = leasehold(["check", &good.path()]).await;
@@ -371,7 +371,7 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
         "\ninstances: 5003 at most, with 312.7 GiB of memory if all of them are full; the pool has room for 4096";
     assert!(ended.stdout.contains(said), "{ended:?}");
 
-    // It fits by its count, and not into what wasmtime reserves for a memory.
+    // The number of instances fits, but not the address space that wasmtime reserves for each memory.
     let wide = with(plain("plain"), json!({ "limits": { "memory": "16GiB", "connections": 100_000 } }));
     let wide = File::of(&config(&world, [wide]).to_string());
     let (binary, few) = (paths::leasehold().display().to_string(), "ulimit -n 4096 && exec \"$0\" check \"$1\"");
@@ -414,7 +414,7 @@ async fn check_says_whether_it_would_run_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn inspect_shows_what_a_component_wants_and_lacks() {
+async fn inspect_shows_imports_and_missing_imports() {
     let ended = leasehold(["inspect", &component("greeter")]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
     for line in [
@@ -441,7 +441,7 @@ async fn inspect_shows_what_a_component_wants_and_lacks() {
 }
 
 #[tokio::test]
-async fn help_shows_how_by_example() {
+async fn help_has_examples() {
     for command in ["", "run", "ls", "check", "inspect", "drain", "reload"] {
         let arguments = [command, "--help"].into_iter().filter(|argument| !argument.is_empty());
         let folder = TempDir::new().unwrap();
@@ -456,11 +456,11 @@ async fn help_shows_how_by_example() {
 }
 
 #[tokio::test]
-async fn logs_are_json_where_that_is_asked_for() {
+async fn logs_are_json_on_request() {
     let world = World::real().await;
     let mut host = Host::spawn(&config(&world, [greeter()]), &["-vv"]);
     host.says("ready").await;
-    // Each line was parsed to come here; each says when, how grave and what.
+    // Each line has been parsed already; each has a time, a level and a message.
     for line in host.log() {
         for field in ["timestamp", "level", "message"] {
             assert!(line[field].is_string(), "{field}: {line}");
@@ -473,7 +473,7 @@ async fn logs_are_json_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_closed_stdout_is_no_failure() {
     let greeter = component("greeter");
     let script = r#""$0" inspect "$1" | head -n 1; "$0" --help | head -n 1"#;
     let folder = TempDir::new().unwrap();
@@ -485,8 +485,8 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[tokio::test]
-async fn bounded_each_failure_comes_soon() {
-    // An address for documentation: packets to it are lost, or there is no route.
+async fn bounded_each_failure_is_reported_soon() {
+    // An address reserved for documentation: packets to it are lost, or there is no route.
     let begun = Instant::now();
     let silent = json!({ "etcd": { "endpoints": ["http://192.0.2.1:2379"], "required": true, "dial_timeout": "1s" } });
     let file = File::of(&with(json!({ "services": [greeter()] }), silent).to_string());

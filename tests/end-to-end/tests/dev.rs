@@ -1,4 +1,4 @@
-//! `run --dev`: a private etcd that shows everything, and is gone with the host however the host ends.
+//! `run --dev`: a private etcd that shows every change, and ends with the host however the host ends.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -8,8 +8,8 @@ use leasehold_end_to_end::{Host, config::greeter, http::get};
 use leasehold_scenarios::{wait_for, world::SOON};
 use serde_json::json;
 
-/// Whether a process has that folder among its arguments, as the private etcd has.
-fn somebody_uses(folder: &Path) -> bool {
+/// True if a process has that folder among its arguments, as the private etcd has.
+fn is_in_use(folder: &Path) -> bool {
     let folder = folder.to_str().unwrap();
     if Path::new("/proc/self/cmdline").exists() {
         let of_process = |entry: io::Result<fs::DirEntry>| fs::read(entry.unwrap().path().join("cmdline"));
@@ -28,10 +28,10 @@ async fn dev() -> Host {
 }
 
 #[tokio::test]
-async fn visible_and_gone_for_who_tries_it() {
+async fn visible_and_gone_with_a_private_etcd() {
     let mut host = dev().await;
     let (addr, url) = (host.addr("greeter"), host.url("greeter"));
-    assert!(somebody_uses(&host.temporary()));
+    assert!(is_in_use(&host.temporary()));
     host.says(&format!("open {url}")).await;
     assert_eq!(get(&url).await.body, "hello\n");
     let shown = host.says("in etcd: /greeter/v1/").await;
@@ -44,17 +44,17 @@ async fn visible_and_gone_for_who_tries_it() {
     host.says("in etcd: no key of greeter").await;
     let temporary = host.temporary();
     assert_eq!(host.ends().await.code, Some(0));
-    assert!(!somebody_uses(&temporary));
+    assert!(!is_in_use(&temporary));
 }
 
 #[tokio::test]
 async fn gone_with_a_host_that_is_killed() {
     let host = dev().await;
     let temporary = host.temporary();
-    assert!(somebody_uses(&temporary));
+    assert!(is_in_use(&temporary));
     host.signal("KILL");
     wait_for("etcd and its folder are gone", SOON, async || {
-        !somebody_uses(&temporary) && fs::read_dir(&temporary).unwrap().next().is_none()
+        !is_in_use(&temporary) && fs::read_dir(&temporary).unwrap().next().is_none()
     })
     .await;
     assert_eq!(host.ends().await.code, None);
@@ -69,5 +69,5 @@ async fn gone_after_a_start_that_fails() {
     let ended = host.ends().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("lifecycle.start failed: register greeter"), "{ended:?}");
-    assert!(!somebody_uses(&temporary));
+    assert!(!is_in_use(&temporary));
 }

@@ -1,4 +1,4 @@
-//! Drained: keys first, then requests in flight, then the rest; nobody who follows etcd sees a failure.
+//! Drained: keys first, then requests in flight, then the rest; a client that watches etcd sees no failure.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use leasehold_scenarios::world::World;
 use serde_json::json;
 use tokio::net::TcpStream;
 
-/// A client that looked at etcd no longer ago than this is answered: so long the host gives watchers to hear of the end.
+/// Age of a client's view up to which the client is served: the time that the host gives watchers to see the deletion.
 const FRESH: Duration = Duration::from_millis(500);
 
 #[tokio::test]
-async fn drained_requests_in_flight_are_answered() {
+async fn drained_requests_in_flight_are_completed() {
     let world = World::real().await;
     let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;
     let slow = format!("{}act/slow", host.url("hostile"));
@@ -40,7 +40,7 @@ async fn drained_the_key_is_gone_before_the_listener_closes() {
     let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;
     let (url, addr) = (host.url("hostile"), host.addr("hostile"));
     let key = format!("/hostile/{addr}");
-    // Keeps the process there after the listener is closed.
+    // Keeps the process running after the listener is closed.
     let slow = begin(&format!("{url}act/slow")).await;
     host.signal("TERM");
     let mut answered = 0;
@@ -61,7 +61,7 @@ async fn drained_the_key_is_gone_before_the_listener_closes() {
 }
 
 #[tokio::test]
-async fn drained_clients_are_asked_to_go_elsewhere_and_answered_until_then() {
+async fn drained_clients_are_sent_elsewhere_and_served_until_then() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "settle_time": "3s" } });
     let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
@@ -72,7 +72,7 @@ async fn drained_clients_are_asked_to_go_elsewhere_and_answered_until_then() {
     assert_eq!(over_http2.get(&url).await, (200, None));
     host.signal("TERM");
     world.key_is(&format!("/hostile/{addr}"), "gone", |found| found.is_none()).await;
-    // The key is seen to be gone before the host hears from etcd that it is.
+    // The deletion is visible before the host gets etcd's response.
     let seen = Instant::now();
     let said = loop {
         match over_http1.get(&url).await {
@@ -89,7 +89,7 @@ async fn drained_clients_are_asked_to_go_elsewhere_and_answered_until_then() {
 }
 
 #[tokio::test]
-async fn drained_what_takes_too_long_is_cut_off() {
+async fn drained_requests_beyond_the_timeout_are_cut_off() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "drain_timeout": "1s" } });
     let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;

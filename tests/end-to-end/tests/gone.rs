@@ -14,7 +14,7 @@ use leasehold_scenarios::{
 use serde_json::json;
 use tokio::net::TcpStream;
 
-/// How long an expired key may stay until etcd looks at its leases; a loaded machine takes its time.
+/// Time that an expired key may stay until etcd checks its leases, on a loaded machine.
 const EXPIRY: Duration = Duration::from_secs(2);
 
 async fn nothing_is_left(world: &World) {
@@ -63,7 +63,7 @@ async fn gone_at(signal: &str) {
 async fn gone_before_the_end_which_a_second_ctrl_c_does_not_wait_for() {
     let world = World::real().await;
     let host = Host::of(&world, [plain("plain"), hostile("hostile")]).await;
-    // A request that would keep the host for its whole drain.
+    // A request that would last for the whole drain.
     let stuck = begin(&format!("{}act/sleep", host.url("hostile"))).await;
     host.signal("INT");
     let addr = host.addr("plain");

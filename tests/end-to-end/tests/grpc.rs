@@ -1,4 +1,4 @@
-//! gRPC: its own clients call components, and what a host adds to an answer reaches them as gRPC has it.
+//! gRPC: its own clients call components, and the host's errors reach them as gRPC statuses.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -34,7 +34,7 @@ fn greeter() -> Value {
     with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }))
 }
 
-/// One request at a time, a second that waits, and a second for each.
+/// A service with one permit, a queue of one request, and a timeout of one second.
 fn failing() -> Value {
     let limits = json!({ "concurrency": 1, "request_timeout": "1s" });
     with(hostile("hostile"), json!({ "register": "host", "limits": limits }))
@@ -44,7 +44,7 @@ fn plain_p3() -> Value {
     with(service("plain-p3", "plain-p3"), json!({ "register": "host" }))
 }
 
-/// Runs a client in another language, which says what it has checked.
+/// Runs a client in another language, which prints its checks.
 async fn client(program: &str, arguments: &[&str], host: &Host) {
     let descriptors = paths::client("greeter.binpb");
     let (greeter, failing) = (host.addr("grpc-greeter"), host.addr("hostile"));
@@ -83,7 +83,7 @@ async fn open(url: &str) -> (Sender<Bytes>, Response<Incoming>) {
     (body, client.request(request).await.unwrap())
 }
 
-/// A gRPC call with one message, whose caller says how long it waits but then waits for ever.
+/// A gRPC call with one message, whose caller sends a timeout but does not enforce it.
 async fn patient(url: &str, message: &'static [u8], timeout: &str) -> (HeaderMap, HeaderMap) {
     let client: Client<HttpConnector, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).http2_only(true).build_http();
@@ -96,13 +96,13 @@ async fn patient(url: &str, message: &'static [u8], timeout: &str) -> (HeaderMap
 }
 
 #[tokio::test]
-async fn a_callers_deadline_holds_where_the_caller_does_not_keep_it() {
+async fn a_callers_deadline_holds_even_if_the_caller_does_not_enforce_it() {
     let world = World::real().await;
     let host = Host::of(&world, [greeter(), with(hostile("hostile"), json!({ "register": "host" }))]).await;
     let begun = Instant::now();
     let (headers, _) = patient(&format!("{}act/sleep", host.url("hostile")), b"", "300m").await;
     assert_eq!(headers["grpc-status"], "4", "{headers:?}");
-    // The answer has begun when the time is over.
+    // The response has begun when the timeout expires.
     let (headers, trailers) =
         patient(&format!("{}greeter.v1.Greeter/Repeat", host.url("grpc-greeter")), REPEAT, "1500m").await;
     assert!(!headers.contains_key("grpc-status"), "{headers:?}");
@@ -127,7 +127,7 @@ async fn a_stream_that_goes_on_for_too_long_ends_with_its_status() {
 const SHORT_REPEAT: &[u8] = b"\0\0\0\0\x0a\x0a\x03Ada\x10\x04\x18\xf4\x03";
 
 #[tokio::test]
-async fn a_stream_may_last_longer_than_a_request_where_the_limits_say_so() {
+async fn a_stream_may_last_longer_than_a_request_if_the_limits_allow_it() {
     let world = World::real().await;
     let limits = json!({ "limits": { "request_timeout": "1s", "stream_timeout": "5s" } });
     let host = Host::of(&world, [with(greeter(), limits)]).await;
@@ -137,7 +137,7 @@ async fn a_stream_may_last_longer_than_a_request_where_the_limits_say_so() {
     assert_eq!(short.1["grpc-status"], "0", "{short:?}");
     assert_eq!(long["grpc-status"], "4", "{long:?}");
     assert!((Duration::from_secs(5)..LONG).contains(&begun.elapsed()), "it took {:?}", begun.elapsed());
-    // Requests that come meanwhile, to the same instance, change nothing.
+    // Requests to the same instance meanwhile change nothing.
     let begun = Instant::now();
     let others = async {
         while begun.elapsed() < Duration::from_secs(3) {
@@ -150,9 +150,9 @@ async fn a_stream_may_last_longer_than_a_request_where_the_limits_say_so() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// The caller's word lets a request take longer than others, until its answer begins.
+/// A caller's timeout extends the time until the response begins.
 #[tokio::test]
-async fn a_caller_may_wait_longer_than_others_where_streams_may_last_so_long() {
+async fn a_callers_timeout_may_be_as_long_as_the_stream_timeout() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "request_timeout": "1s", "stream_timeout": "20s" } });
     let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;
@@ -187,7 +187,7 @@ async fn a_body_and_its_trailers_pass_in_both_directions_while_both_are_open() {
 }
 
 #[tokio::test]
-async fn an_instance_for_which_nobody_waits_any_more_ends() {
+async fn an_abandoned_instance_ends() {
     let world = World::real().await;
     let patient = with(hostile("hostile"), json!({ "register": "host" }));
     let mut host = Host::spawn(&config(&world, [patient]), &["-v"]);

@@ -1,4 +1,4 @@
-//! Health: what does not work is out of etcd, is asked again, and comes back.
+//! Health: an unhealthy service leaves etcd, is probed, and returns.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,14 +14,14 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-/// So many failed requests in a row, and the component is withdrawn.
+/// Number of failed requests in a row after which a component is withdrawn.
 const FAILURES: usize = 5;
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
-/// A service that is ill from one second until another, and is asked for it.
+/// A service with a health check that is unhealthy between two points in time.
 fn tidal(from: u64, until: u64, limits: &Value) -> Value {
     let changes = json!({
         "register": "host",
@@ -41,7 +41,7 @@ async fn readyz(host: &Host) -> String {
 }
 
 #[tokio::test]
-async fn health_a_service_that_falls_ill_leaves_and_returns() {
+async fn health_an_unhealthy_service_is_withdrawn_and_restored() {
     let world = World::real().await;
     let (from, until) = (now() + 10, now() + 16);
     let mut host = host(&world, tidal(from, until, &json!({}))).await;
@@ -61,7 +61,7 @@ async fn health_a_service_that_falls_ill_leaves_and_returns() {
 }
 
 #[tokio::test]
-async fn health_a_service_is_announced_once_it_answers() {
+async fn health_a_service_is_announced_when_it_is_healthy() {
     let world = World::real().await;
     let until = now() + 4;
     let host = host(&world, tidal(0, until, &json!({}))).await;
@@ -71,7 +71,7 @@ async fn health_a_service_is_announced_once_it_answers() {
 }
 
 #[tokio::test]
-async fn health_a_host_does_not_wait_for_ever_for_a_service_that_does_not_answer() {
+async fn health_a_host_waits_for_a_service_with_a_bound() {
     let world = World::real().await;
     let mut host = host(&world, tidal(0, now() + 8, &json!({ "start_timeout": "1s" }))).await;
     assert_eq!(world.count().await, 0);
@@ -83,7 +83,7 @@ async fn health_a_host_does_not_wait_for_ever_for_a_service_that_does_not_answer
 }
 
 #[tokio::test]
-async fn health_a_component_that_registers_itself_is_started_once_it_answers() {
+async fn health_a_component_that_registers_itself_is_started_when_it_is_healthy() {
     let world = World::real().await;
     let registers = json!({ "register": "component", "config": { "start": "register" } });
     let until = now() + 4;
@@ -104,7 +104,7 @@ async fn health_a_component_that_registers_itself_is_started_once_it_answers() {
 }
 
 #[tokio::test]
-async fn health_a_start_that_fails_once_it_may_is_tried_again() {
+async fn health_a_failed_late_start_is_tried_again() {
     let world = World::real().await;
     let changes = json!({ "register": "component", "config": { "start": "register-and-fail" } });
     let late = tidal(0, now() + 4, &json!({ "start_timeout": "1s" }));
@@ -123,7 +123,7 @@ async fn health_a_start_that_fails_once_it_may_is_tried_again() {
 }
 
 #[tokio::test]
-async fn health_a_component_that_fails_most_requests_is_kept_away_for_a_while() {
+async fn health_a_component_that_fails_most_requests_is_quarantined() {
     let world = World::real().await;
     let mut host = host(&world, with(hostile("hostile"), json!({ "config": { "start": "register" } }))).await;
     let url = host.url("hostile");
@@ -136,21 +136,21 @@ async fn health_a_component_that_fails_most_requests_is_kept_away_for_a_while() 
     }
     host.says("withdrawn: 5 of its last").await;
     world.key_is(&key, "gone", |found| found.is_none()).await;
-    // A second withdrawal in a row would keep it away for longer: it is seen while it is away.
+    // A second withdrawal in a row would last longer, so its absence is observed.
     let text = act("current").await.json()["text"].clone();
     assert!(text == "1 Some(State::Recovering)" || text == "1 Some(State::Registered)", "{text}");
     host.says("announced").await;
     let after = world.stands(&key).await;
     assert_eq!(before.value, after.value);
     assert_eq!(act("current").await.json()["text"], "1 Some(State::Registered)");
-    // The component's own word counts as ever.
+    // The component's own `stop` counts as usual.
     assert_eq!(act("stop-twice").await.json()["text"], "true 0");
     world.key_is(&key, "gone", |found| found.is_none()).await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
-async fn health_a_few_failures_are_borne() {
+async fn health_a_few_failures_are_tolerated() {
     let world = World::real().await;
     let host = host(&world, with(hostile("hostile"), json!({ "register": "host" }))).await;
     let before = world.stands(&format!("/hostile/{}", host.addr("hostile"))).await;
@@ -160,14 +160,14 @@ async fn health_a_few_failures_are_borne() {
     for _ in 0..FAILURES {
         assert_eq!(get(&format!("{}act/trap", host.url("hostile"))).await.status, 500);
     }
-    // Twice as long as failures take to be seen.
+    // Twice the time in which failures are noticed.
     sleep(Duration::from_secs(1)).await;
     let after = world.stands(&format!("/hostile/{}", host.addr("hostile"))).await;
     assert_eq!(before, after, "it was never away, {SOON:?} or not");
 }
 
 #[tokio::test]
-async fn health_grpc_is_asked_in_its_own_words() {
+async fn health_grpc_services_are_checked_over_grpc() {
     let world = World::real().await;
     let asked = |name: &str, component: &str| {
         let health = json!({ "grpc": true, "interval": "200ms" });

@@ -4,7 +4,7 @@
 
 use leasehold_end_to_end::sources::{Source, has_word, sources};
 
-/// Holds that no file under the folder names one of these words, but for those that may: files, or all under a folder.
+/// Asserts that no file under the folder has one of these words, except for the files or folders in `but`.
 fn named_nowhere(words: &[&str], under: &str, but: &[&str]) {
     let all = sources(under);
     for may in but {
@@ -24,12 +24,12 @@ fn the_client_of_etcd_is_named_in_one_module() {
 }
 
 #[test]
-fn the_registrar_knows_nothing_of_wasm() {
+fn the_registrar_does_not_use_wasm() {
     named_nowhere(&["wasmtime", "leasehold_wasmtime"], "host/registrar", &[]);
 }
 
 #[test]
-fn the_plugin_knows_nothing_of_the_runner() {
+fn the_plugin_does_not_use_the_runner() {
     named_nowhere(&["hyper", "hyper_util"], "host/plugin", &[]);
 }
 
@@ -43,7 +43,7 @@ fn tasks_are_spawned_only_through_a_tracker() {
     }
 }
 
-/// Whether a line spawns a task that nobody waits for. A tracker's own `spawn` is a method.
+/// True if a line spawns a task without a tracker. A tracker's own `spawn` is a method.
 fn spawns(line: &str) -> bool {
     ["spawn(", "spawn_blocking(", "spawn_local("]
         .iter()

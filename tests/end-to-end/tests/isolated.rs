@@ -1,4 +1,4 @@
-//! Isolated: what one component does with the processor is its own trouble.
+//! Isolated: a component that computes affects neither its neighbours nor the leases.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::World;
 use serde_json::json;
 
-/// Requests that compute for ever at a time: more than there are threads for them.
+/// Concurrent requests that compute without end: more than there are threads for them.
 const SPINNING: usize = 8;
 
 #[tokio::test]
@@ -47,13 +47,13 @@ async fn isolated_a_component_that_spins_costs_neither_a_neighbour_nor_a_lease()
     for (key, before) in keys.iter().zip(before) {
         assert_eq!(world.get(key).await, Some(before));
     }
-    // The one that spun is served again, too.
+    // The component that computed is served again, too.
     assert_eq!(get(&host.url("hostile")).await.status, 200);
     assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
-async fn isolated_a_component_that_spins_does_not_keep_the_host_from_its_end() {
+async fn isolated_a_component_that_spins_does_not_block_the_end_of_the_host() {
     let world = World::real().await;
     let limits = json!({ "register": "host", "limits": { "drain_timeout": "1s" } });
     let host = Host::of(&world, [with(hostile("hostile"), limits)]).await;

@@ -1,4 +1,4 @@
-//! Layouts: what `explain` says of a configuration is what etcd then holds, byte for byte.
+//! Layouts: `explain` prints exactly the keys and values that etcd then holds, byte for byte.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -29,7 +29,7 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
-async fn layouts_what_is_explained_is_what_etcd_holds() {
+async fn layouts_explain_prints_exactly_what_etcd_holds() {
     let world = World::real().await;
     let folder = TempDir::new().unwrap();
     let all = json!([
@@ -60,7 +60,7 @@ async fn layouts_what_is_explained_is_what_etcd_holds() {
     let host = Host::ready(&config).await;
     for row in &rows {
         if row["register"] == "component" && row["layout"] == "grpc-todolist" {
-            continue; // The component declares a version of its own, which this layout has in its key.
+            continue; // The component declares its own version, which is part of the key in this layout.
         }
         let key = row["key"].as_str().unwrap();
         let found = world.get(key).await.unwrap_or_else(|| panic!("{key} is not there"));

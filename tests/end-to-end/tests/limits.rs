@@ -1,4 +1,4 @@
-//! Limits: what clients send, keep open or do not take costs no more than the configuration says, and they are told.
+//! Limits: requests, open connections and unread responses cost no more than the configuration allows, and clients get an error.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -36,7 +36,7 @@ async fn connect(host: &Host, service: &str) -> TcpStream {
     TcpStream::connect(host.addr(service)).await.unwrap()
 }
 
-/// What the host says until it closes the connection.
+/// Bytes from the host until it closes the connection.
 async fn told(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let ended = timeout(SOON, stream.read_to_end(&mut text)).await.expect("the host closes the connection");
@@ -53,7 +53,7 @@ where
 }
 
 #[tokio::test]
-async fn limits_connections_beyond_the_limit_wait_for_their_turn() {
+async fn limits_connections_beyond_the_limit_wait() {
     let world = World::real().await;
     let host = Host::of(&world, [limited(&json!({ "connections": 2 }))]).await;
     let (first, second) = (connect(&host, "hostile").await, connect(&host, "hostile").await);
@@ -101,9 +101,9 @@ async fn limits_headers_and_bodies_that_are_too_large_are_refused() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// One that answers takes the connection away only once its client had time to read the answer.
+/// The host closes the connection only when its client had time to read the response.
 #[tokio::test]
-async fn limits_those_who_still_send_hear_why_they_are_refused() {
+async fn limits_clients_that_still_send_can_read_the_refusal() {
     let world = World::real().await;
     let host =
         Host::of(&world, [limited(&json!({ "body_size": "64KiB", "header_size": "8KiB", "connections": 1 }))]).await;
@@ -120,7 +120,7 @@ async fn limits_those_who_still_send_hear_why_they_are_refused() {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with(refused), "{answer}");
     }
-    // One that goes on for ever does not keep its place for ever.
+    // A client that sends without end does not hold its connection without end.
     let mut endless = connect(&host, "hostile").await;
     endless.write_all(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 1048576\r\n\r\n").await.unwrap();
     let url = host.url("hostile");
@@ -135,7 +135,7 @@ async fn limits_those_who_still_send_hear_why_they_are_refused() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// A body of that many times 4 KiB, whose size is not announced.
+/// A body of that many times 4 KiB, without a `content-length`.
 fn pieces(count: usize) -> Channel<Bytes> {
     let (mut sender, channel) = Channel::new(1);
     tokio::spawn(async move {
@@ -149,20 +149,20 @@ fn pieces(count: usize) -> Channel<Bytes> {
 }
 
 #[tokio::test]
-async fn limits_a_body_whose_size_is_not_announced_breaks_off_where_it_is_too_large() {
+async fn limits_a_body_without_a_length_breaks_off_at_the_limit() {
     let world = World::real().await;
     let small = json!({ "register": "host", "limits": { "body_size": "64KiB" } });
     let services = ["plain-p3", "grpc-greeter"].map(|name| with(service(name, name), small.clone()));
     let host = Host::of(&world, services).await;
     for protocol in BOTH {
-        // Its answer begins with the body, and breaks off with it.
+        // Its response begins with the body, and breaks off with it.
         for (count, whole) in [(16, true), (17, false)] {
             let echo = Request::post(format!("{}echo", host.url("plain-p3"))).body(pieces(count)).unwrap();
             let answer = client(protocol).request(echo).await.unwrap();
             assert_eq!(answer.into_body().collect().await.is_ok(), whole, "{protocol:?}: {count}");
         }
     }
-    // It reads the whole of a message before it answers.
+    // The component reads a whole message before it responds.
     let greet = Request::post(format!("{}greeter.v1.Greeter/Greet", host.url("grpc-greeter")));
     let greet = greet.header(header::CONTENT_TYPE, "application/grpc").body(large_message()).unwrap();
     let refused = client(Protocol::Http2).request(greet).await.unwrap();
@@ -170,7 +170,7 @@ async fn limits_a_body_whose_size_is_not_announced_breaks_off_where_it_is_too_la
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// One message of gRPC, of 128 KiB.
+/// One gRPC message of 128 KiB.
 fn large_message() -> Channel<Bytes> {
     let (mut sender, channel) = Channel::new(1);
     tokio::spawn(async move {
@@ -186,7 +186,7 @@ fn large_message() -> Channel<Bytes> {
 }
 
 #[tokio::test]
-async fn limits_what_is_no_http_is_told_so() {
+async fn limits_requests_that_are_not_http_get_an_error() {
     let world = World::real().await;
     let host = Host::of(&world, [limited(&json!({}))]).await;
     for nonsense in ["NONSENSE\r\n\r\n", "GET / HTTP/1.1\r\nhost here\r\n\r\n", "\0\0\0\0\r\n\r\n"] {
@@ -202,9 +202,9 @@ async fn limits_what_is_no_http_is_told_so() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// A component that fails too often is withdrawn, which no client must bring about.
+/// A component that fails too often is withdrawn; a client must not be able to cause that.
 #[tokio::test]
-async fn limits_what_a_client_does_wrong_is_no_failure_of_the_component() {
+async fn limits_client_errors_are_no_failures_of_the_component() {
     let world = World::real().await;
     let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
     let host = Host::ready(&with(config(&world, [limited(&json!({}))]), admin)).await;
@@ -239,7 +239,7 @@ async fn limits_what_a_client_does_wrong_is_no_failure_of_the_component() {
 }
 
 #[tokio::test]
-async fn limits_clients_that_say_nothing_or_half_are_not_waited_for() {
+async fn limits_clients_that_send_nothing_or_half_are_cut() {
     let world = World::real().await;
     let host = Host::of(&world, [limited(&json!({ "client_timeout": "1s" }))]).await;
     for begun in ["", "PRI * HTT", "GET / HTTP/1.1\r\nhost: he"] {
@@ -247,7 +247,7 @@ async fn limits_clients_that_say_nothing_or_half_are_not_waited_for() {
         stream.write_all(begun.as_bytes()).await.unwrap();
         told(&mut stream).await;
     }
-    // One that was answered, and then idles.
+    // An idle connection after a request.
     let mut stream = connect(&host, "hostile").await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
     assert!(told(&mut stream).await.contains("hostile\n"));
@@ -255,13 +255,13 @@ async fn limits_clients_that_say_nothing_or_half_are_not_waited_for() {
 }
 
 #[tokio::test]
-async fn limits_a_connection_of_http_2_on_which_nothing_is_asked_is_closed() {
+async fn limits_an_idle_http_2_connection_is_closed() {
     let world = World::real().await;
     let host = Host::of(&world, [limited(&json!({ "client_timeout": "1s" }))]).await;
     let (addr, url) = (host.addr("hostile"), host.url("hostile"));
     let unused = Kept::open(Protocol::Http2, &addr).await;
     let mut used = Kept::open(Protocol::Http2, &addr).await;
-    // It takes longer than a connection may idle.
+    // The request takes longer than a connection may be idle.
     assert_eq!(used.get(&format!("{url}act/slow")).await.0, 200);
     assert_eq!(used.get(&url).await.0, 200);
     let answered = Instant::now();
@@ -272,7 +272,7 @@ async fn limits_a_connection_of_http_2_on_which_nothing_is_asked_is_closed() {
 }
 
 #[tokio::test]
-async fn limits_a_body_that_does_not_come_is_waited_for_as_long_as_a_request_may_take() {
+async fn limits_a_missing_body_is_awaited_for_the_request_timeout() {
     let world = World::real().await;
     let host =
         Host::of(&world, [with(plain_p3(), json!({ "limits": { "request_timeout": "1s", "client_timeout": "1s" } }))])
@@ -289,12 +289,12 @@ fn plain_p3() -> Value {
 }
 
 #[tokio::test]
-async fn limits_clients_that_do_not_read_keep_nobodys_place() {
+async fn limits_clients_that_do_not_read_release_their_permit() {
     let world = World::real().await;
     let limits = json!({ "concurrency": 1, "memory": "256MiB", "request_timeout": "1s", "client_timeout": "1s" });
     let host = Host::of(&world, [limited(&limits)]).await;
     let url = format!("{}act/flood", host.url("hostile"));
-    // It takes a little now and then, so that it never stands still for `client_timeout`.
+    // The client reads a little now and then, so it is never silent for `client_timeout`.
     let mut dripping = connect(&host, "hostile").await;
     dripping.write_all(b"GET /act/flood HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
     let drip = tokio::spawn(async move {
@@ -315,7 +315,7 @@ async fn limits_clients_that_do_not_read_keep_nobodys_place() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// Waits until the one place is free.
+/// Waits until the permit is free.
 async fn is_free(host: &Host) {
     wait_for("the place is free", SOON, async || {
         get_over(Protocol::Http2, &host.url("hostile")).await.is_ok_and(|answer| answer.status == 200)
@@ -323,9 +323,9 @@ async fn is_free(host: &Host) {
     .await;
 }
 
-/// One place, and one to wait for it: who comes third is told so at once, who waits too long, then.
+/// One permit and a queue of one: the third request is refused at once, and a queued request after its timeout.
 #[tokio::test]
-async fn limits_requests_beyond_the_limit_are_told_to_come_back() {
+async fn limits_requests_beyond_the_limit_get_retry_after() {
     let world = World::real().await;
     let limits = limited(&json!({ "concurrency": 1, "request_timeout": "4s" }));
     let host = Host::ready(&with(config(&world, [limits]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
@@ -340,7 +340,7 @@ async fn limits_requests_beyond_the_limit_are_told_to_come_back() {
     .await;
     let third = ask(&url).await.unwrap();
     assert_eq!((third.status().as_u16(), &third.headers()[header::RETRY_AFTER].to_str().unwrap()), (503, &"1"));
-    // Either came first. The other one waited for its turn as long as a request may take, and may have got it in the end.
+    // Either request came first. The other waited in the queue for the request timeout, and may have got the permit in the end.
     let mut both = [first.await, second.await].map(|answer| answer.unwrap().unwrap().status().as_u16());
     both.sort_unstable();
     assert!(both == [503, 504] || both == [504, 504], "{both:?}");
@@ -349,9 +349,9 @@ async fn limits_requests_beyond_the_limit_are_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn limits_an_instance_answers_as_many_requests_at_a_time_as_it_may() {
+async fn limits_an_instance_serves_concurrent_requests_up_to_its_limit() {
     let world = World::real().await;
-    // It answers after a while, so that requests meet.
+    // The component responds after a while, so that requests overlap.
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = slow.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -378,7 +378,7 @@ async fn limits_an_instance_answers_as_many_requests_at_a_time_as_it_may() {
     let mut most = 0;
     for asked in asked {
         let answer = asked.await.unwrap();
-        // How many requests the instance had when it got this one.
+        // The number of requests in the instance when this request arrived.
         let (status, inside) = answer.body.trim().split_once(' ').unwrap();
         assert_eq!(status, "204", "{answer:?}");
         most = most.max(inside.parse::<u32>().unwrap());
@@ -388,7 +388,7 @@ async fn limits_an_instance_answers_as_many_requests_at_a_time_as_it_may() {
 }
 
 #[tokio::test]
-async fn limits_an_instance_answers_as_many_requests_as_it_may() {
+async fn limits_an_instance_serves_requests_up_to_its_limit() {
     let world = World::real().await;
     let host = Host::of(&world, [limited(&json!({ "concurrency": 1, "instance_requests": 3 }))]).await;
     let begun = Instant::now();
@@ -396,7 +396,7 @@ async fn limits_an_instance_answers_as_many_requests_as_it_may() {
     for _ in 0..6 {
         counts.push(get(&format!("{}act/count", host.url("hostile"))).await.json()["text"].clone());
     }
-    // An instance that idled for a second would have been replaced.
+    // An instance that was idle for a second would have been replaced.
     if begun.elapsed() < Duration::from_secs(1) {
         assert_eq!(counts, ["0", "1", "2", "0", "1", "2"]);
     }

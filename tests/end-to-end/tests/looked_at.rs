@@ -1,4 +1,4 @@
-//! `leasehold watch` and `leasehold doctor`, on an etcd with good nodes, ghosts and garbage in it.
+//! `leasehold watch` and `leasehold doctor`, on an etcd with good nodes, stale nodes and invalid keys.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -35,7 +35,7 @@ fn value(name: &str, addr: &str, weight: u32) -> String {
     format!(r#"{{"name":"{name}","addr":"{addr}","version":"","weight":"{weight}"}}"#)
 }
 
-/// Waits for a line of JSON about a key, and gives it.
+/// Waits for a line of JSON about a key, and returns it.
 async fn change(program: &mut Program, what: &str, key: &str) -> Value {
     let fits =
         |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|line| line["change"] == what && line["key"] == key);
@@ -43,7 +43,7 @@ async fn change(program: &mut Program, what: &str, key: &str) -> Value {
 }
 
 #[tokio::test]
-async fn watch_tells_every_change_once() {
+async fn watch_reports_every_change_once() {
     let mut world = World::real().await;
     let etcd = endpoint(&world);
     world.put("/user/h:1", &value("user", "h:1", 10), 0).await;
@@ -71,19 +71,19 @@ async fn watch_tells_every_change_once() {
         program.signal("INT");
         let ended = program.ends().await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        // Renewals are no changes.
+        // Renewals are not changes.
         assert!(ended.stdout.lines().count() <= 6, "{ended:?}");
     }
 }
 
 #[tokio::test]
-async fn watch_waits_for_no_interval_and_follows_an_etcd_that_comes_back() {
+async fn watch_shows_changes_at_once_and_follows_a_restarted_etcd() {
     let mut world = World::real().await;
     let etcd = endpoint(&world);
     let lease = world.grant(60).await;
     world.put("/user/h:1", &value("user", "h:1", 10), lease).await;
     let folder = TempDir::new().unwrap();
-    // The keys of one layout stand among those of the other.
+    // The keys of one layout are among those of the other.
     let arguments = ["watch", "--json", "--every", "1h", "--layout", "seed", "--layout", "kratos", "--etcd", &etcd];
     let mut watch = leasehold(arguments, &folder);
     let there = change(&mut watch, "present", "/user/h:1").await;
@@ -123,7 +123,7 @@ async fn watch_and_doctor_need_an_etcd() {
 }
 
 #[tokio::test]
-async fn doctor_finds_what_is_wrong_and_names_the_cure() {
+async fn doctor_finds_faults_and_names_the_remedy() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let host = Host::of(&world, [greeter()]).await;
@@ -131,11 +131,11 @@ async fn doctor_finds_what_is_wrong_and_names_the_cure() {
     assert_eq!(healthy.code, Some(0), "{healthy:?}");
     assert!(healthy.stdout.ends_with("keys: 1, nodes: 1\nnothing is wrong\n"), "{healthy:?}");
 
-    // A port that nobody listens on: the discard protocol's.
+    // A port without a listener: the port of the discard protocol.
     world.put("/ghost/127.0.0.1:9", &value("ghost", "127.0.0.1:9", 10), 0).await;
     world.put("/user/half", "{\"name\":\"us", 0).await;
     world.put("/user/127.0.0.1:1", &value("user", "127.0.0.1:2", 10), 0).await;
-    // Not this layout's, and so none of its business.
+    // A key of another layout, which is not checked.
     let shop = json!({ "id": "1", "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://127.0.0.1:9"] });
     world.put("/microservices/shop/1", &shop.to_string(), 0).await;
     let lease = world.grant(60).await;
@@ -162,7 +162,7 @@ async fn doctor_finds_what_is_wrong_and_names_the_cure() {
     assert!(!text.stdout.contains("unreachable"), "{text:?}");
 }
 
-/// The findings of a doctor that need not dial: kind and key.
+/// The findings of `doctor --no-dial`, as kind and key.
 async fn findings(etcd: &[&str], layouts: &[&str]) -> (Vec<(String, Option<String>)>, Ended) {
     let etcd = etcd.iter().flat_map(|etcd| ["--etcd", etcd]);
     let layouts = layouts.iter().flat_map(|layout| ["--layout", layout]);
@@ -201,7 +201,7 @@ async fn doctor_finds_a_weight_of_the_wrong_type() {
 }
 
 #[tokio::test]
-async fn doctor_finds_keys_in_each_others_way() {
+async fn doctor_finds_conflicting_keys() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let lease = world.grant(60).await;
@@ -210,7 +210,7 @@ async fn doctor_finds_keys_in_each_others_way() {
     };
     world.put("/microservices/shop/1", &shop("1"), lease).await;
     assert_eq!(findings(&[&etcd], &["seed"]).await.0, []);
-    // A service of the name under which kratos keeps its keys, and one whose registry has a name's prefix.
+    // A service with the name of kratos' prefix, and a registry whose prefix is a service's name.
     world.put("/microservices/h:1", &value("microservices", "h:1", 1), lease).await;
     world.put("/prod/user/h:2", &value("user", "h:2", 1), lease).await;
     let colliding = [finding("colliding-prefix", "/microservices/"), finding("colliding-prefix", "/prod/user/h:2")];
@@ -223,14 +223,14 @@ async fn doctor_finds_keys_in_each_others_way() {
 }
 
 #[tokio::test]
-async fn doctor_finds_an_instance_that_stands_there_twice() {
+async fn doctor_finds_an_instance_that_is_registered_twice() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let shop = |id: &str| {
         json!({ "id": id, "name": "shop", "version": "", "metadata": {}, "endpoints": ["grpc://h:1"] }).to_string()
     };
     let (before, now) = (world.grant(60).await, world.grant(60).await);
-    // One instance in two layouts has two leases.
+    // The instance has two leases, one per layout.
     world.put("/shop/h:1", &value("shop", "h:1", 1), before).await;
     world.put("/microservices/shop/2", &shop("2"), now).await;
     assert_eq!(findings(&[&etcd], &["seed", "kratos"]).await.0, []);
@@ -244,7 +244,7 @@ async fn doctor_finds_an_instance_that_stands_there_twice() {
 }
 
 #[tokio::test]
-async fn doctor_finds_what_is_wrong_with_etcd_itself() {
+async fn doctor_finds_faults_of_etcd_itself() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let about_etcd = |kind: &str| (kind.to_owned(), None);
@@ -268,7 +268,7 @@ async fn doctor_finds_what_is_wrong_with_etcd_itself() {
 }
 
 #[tokio::test]
-async fn doctor_notes_a_lease_that_is_renewed_for_nothing() {
+async fn doctor_notes_a_renewed_lease_without_keys() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let _host = Host::of(&world, [greeter()]).await; // Its lease has a key.
@@ -284,7 +284,7 @@ async fn doctor_notes_a_lease_that_is_renewed_for_nothing() {
         }
     };
     let looking = async {
-        world.grant(5).await; // Nobody renews it.
+        world.grant(5).await; // This lease is not renewed.
         ended(["doctor", "--json", "--etcd", &etcd]).await
     };
     let noted = tokio::select! {
@@ -302,7 +302,7 @@ async fn doctor_notes_a_lease_that_is_renewed_for_nothing() {
     assert_eq!((&report["findings"], &report["clock_skew_seconds"]), (&json!([]), &json!(0)), "{noted:?}");
 }
 
-/// An address in front of an etcd where HTTP answers come from another time.
+/// A proxy in front of an etcd whose HTTP responses have another time.
 async fn out_of_time(etcd: &str) -> String {
     let (target, listener) =
         (etcd.trim_start_matches("http://").to_owned(), TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -315,12 +315,12 @@ async fn out_of_time(etcd: &str) -> String {
                 let mut first = [0; 1];
                 client.peek(&mut first).await.unwrap();
                 if first == *b"G" {
-                    let _ = client.read(&mut [0; 1024]).await.unwrap(); // What is left unread resets the connection.
+                    let _ = client.read(&mut [0; 1024]).await.unwrap(); // Unread bytes would reset the connection.
                     let date = "Thu, 01 Jan 2015 00:00:00 GMT";
                     let answer = format!("HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-length: 0\r\n\r\n");
                     client.write_all(answer.as_bytes()).await.unwrap();
                 } else {
-                    let _ = copy_bidirectional(&mut client, &mut server).await; // Until one of them has enough.
+                    let _ = copy_bidirectional(&mut client, &mut server).await; // Until one side closes.
                 }
             });
         }
@@ -339,7 +339,7 @@ async fn doctor_finds_a_clock_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn doctor_asks_for_the_time_with_the_certificates_of_the_configuration() {
+async fn doctor_reads_the_time_with_the_certificates_of_the_configuration() {
     let authority = Authority::new("ours");
     let etcd = Etcd::options().tls(authority.server()).mutual_tls(authority.certificate()).start().await;
     let folder = TempDir::new().unwrap();

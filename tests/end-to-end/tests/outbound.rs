@@ -1,4 +1,4 @@
-//! Requests of a component to hosts: where its policy lets it, and nowhere else.
+//! Requests of a component to external hosts: only as its policy allows.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -22,8 +22,8 @@ use tokio::{
     net::TcpListener,
 };
 
-/// A server of HTTP/1.1 that answers `it is me`, and closes each connection after so many answers, unannounced. Says where
-/// it is, and counts the connections.
+/// An HTTP/1.1 server that responds with `it is me`, and closes each connection without notice after that many responses. Returns
+/// its address, and the number of connections.
 async fn server(answers: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (addr, taken) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
@@ -47,7 +47,7 @@ async fn server(answers: usize) -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_component_has_no_more_requests_under_way_than_it_may() {
+async fn a_component_has_a_bounded_number_of_outgoing_requests() {
     let world = World::real().await;
     let ((greets, _), mute) = (server(4).await, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
     let (greets, mute) = (greets.to_string(), mute.local_addr().unwrap().to_string());
@@ -75,7 +75,7 @@ async fn limited_host(world: &World, allow: &Value, limits: Value) -> Host {
     Host::ready(&with(config(world, [caller]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
 }
 
-/// What a caller got, `call` or `secure`, from a host: the case, and the text.
+/// Result of a `call` or `secure` request to a host: the case, and the text.
 async fn ask(host: &Host, how: &str, authority: &str) -> (String, String) {
     let answer = get(&format!("{}{how}/{authority}", host.url("caller"))).await;
     assert_eq!(answer.status, 200, "{authority}: {answer:?}");
@@ -94,11 +94,11 @@ async fn fails(host: &Host, how: &str, authority: &str, why: &str) {
 }
 
 #[tokio::test]
-async fn a_name_does_not_lead_to_this_machine_unless_the_policy_says_so() {
+async fn a_name_does_not_lead_to_this_machine_unless_the_policy_allows_it() {
     let world = World::real().await;
     let (addr, taken) = server(1).await;
     let port = addr.port();
-    // Every resolver knows these as 127.0.0.1, and neither is an address as it is written.
+    // Resolvers map these names to 127.0.0.1, and neither is an address literal.
     let names = ["127.1", "2130706433"].map(|name| format!("{name}:{port}"));
     let others = [format!("127.0.0.1:{port}"), format!("localhost:{port}")];
     let listed: Vec<_> = names.iter().chain(&others).collect();
@@ -114,12 +114,12 @@ async fn a_name_does_not_lead_to_this_machine_unless_the_policy_says_so() {
     for name in names.iter().chain(&others) {
         answers(&lenient, name).await;
     }
-    // It is no word for hosts that are not listed.
+    // It does not allow hosts that are not listed.
     fails(&lenient, "call", "127.0.0.1:1", "HttpRequestDenied").await;
 }
 
 #[tokio::test]
-async fn connections_are_kept_and_those_that_the_other_side_closed_cost_no_request() {
+async fn connections_are_reused_and_closed_ones_cost_no_request() {
     let world = World::real().await;
     let ((keeps, kept), (closes, closed)) = (server(usize::MAX).await, server(1).await);
     let [keeps, closes] = [keeps, closes].map(|addr| addr.to_string());
@@ -137,7 +137,7 @@ async fn connections_are_kept_and_those_that_the_other_side_closed_cost_no_reque
 }
 
 #[tokio::test]
-async fn a_component_is_told_why_a_host_does_not_answer() {
+async fn a_component_gets_the_reason_why_a_host_does_not_respond() {
     let world = World::real().await;
     let nobody = {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

@@ -21,12 +21,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
-/// With an admin endpoint.
+/// A host with an admin endpoint.
 async fn host(world: &World, services: impl IntoIterator<Item = Value>) -> Host {
     Host::ready(&with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await
 }
 
-/// Where a program answers HTTP.
+/// URL of a program that speaks HTTP.
 fn url(host: &Host) -> String {
     format!("http://{}/", host.addr("program"))
 }
@@ -35,12 +35,12 @@ fn key(host: &Host) -> String {
     format!("/program/{}", host.addr("program"))
 }
 
-/// Asks for an act that is the program's end, and so gives no answer.
+/// Requests an act that ends the program, and so has no response.
 async fn ends_by(host: &Host, act: &str) {
-    let _ = get_over(Protocol::Http1, &format!("{}{act}", url(host))).await; // There is none.
+    let _ = get_over(Protocol::Http1, &format!("{}{act}", url(host))).await; // There is no response.
 }
 
-/// How many messages of the log start so.
+/// Number of log messages that start with `start`.
 fn turns(host: &Host, start: &str) -> usize {
     host.log().iter().filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(start))).count()
 }
@@ -76,14 +76,14 @@ async fn own_listener_is_served_registered_and_drained() {
 }
 
 #[tokio::test]
-async fn own_listener_of_a_program_that_hears_of_its_end_answers_what_it_was_asked() {
+async fn own_listener_of_a_program_that_reads_stdin_completes_its_requests() {
     let world = World::real().await;
     let patient = json!({ "limits": { "drain_timeout": "60s" } });
     let host = host(&world, [with(program("polite"), patient)]).await;
     let (addr, key, begun) = (host.addr("program"), key(&host), Instant::now());
     let asked = begin(&format!("{}slow", url(&host))).await;
     host.signal("TERM");
-    // From here on the host lets nobody else in; before, the key goes.
+    // From here on the host accepts no further connection; the key is deleted before.
     wait_for("it takes nobody any more", SOON, async || {
         get_over(Protocol::Http1, &format!("http://{addr}/")).await.is_err()
     })
@@ -115,7 +115,7 @@ async fn own_listener_at_another_address_is_refused() {
 }
 
 #[tokio::test]
-async fn own_listener_takes_no_more_connections_than_it_may_and_does_not_fall_for_that() {
+async fn own_listener_has_a_connection_limit_that_does_not_trap() {
     let world = World::real().await;
     let few = json!({ "limits": { "connections": 4 } });
     let p3 = with(program("polite"), json!({ "name": "p3", "component": paths::component("program-p3") }));
@@ -162,7 +162,7 @@ async fn own_listener_gives_no_other_socket() {
 }
 
 #[tokio::test]
-async fn own_listener_of_a_program_that_falls_is_withdrawn_and_comes_back() {
+async fn own_listener_of_a_program_that_ends_is_withdrawn_and_restored() {
     let world = World::real().await;
     let mut host = host(&world, [program("serve")]).await;
     let (key, url) = (key(&host), url(&host));
@@ -184,14 +184,14 @@ async fn own_listener_of_a_program_that_falls_is_withdrawn_and_comes_back() {
     }
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     assert!(metrics.lines().any(|line| line.contains("what=\"fell\"") && line.ends_with(" 3")), "{metrics}");
-    // What it said last is in the log.
+    // The program's last output is in the log.
     host.says("told to trap").await;
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
 }
 
 #[tokio::test]
-async fn own_listener_of_a_program_that_is_down_is_out_of_etcd_whoever_listens_there() {
+async fn own_listener_of_a_program_that_is_down_is_out_of_etcd_even_if_its_port_is_taken() {
     let world = World::real().await;
     let mut host = host(&world, [program("serve")]).await;
     let (key, addr) = (key(&host), host.addr("program"));
@@ -206,7 +206,7 @@ async fn own_listener_of_a_program_that_is_down_is_out_of_etcd_whoever_listens_t
         .await;
         taken
     };
-    // By then the address has been asked, if it is asked at all.
+    // By then the address would have been probed.
     wait_for("it has been tried several times", SOON, async || turns(&host, "program: it did not listen on") >= 3)
         .await;
     assert_eq!(world.get(&key).await, None);
@@ -243,7 +243,7 @@ async fn own_listener_of_a_program_that_registers_itself_ends_with_each_run() {
 #[tokio::test]
 async fn own_listener_of_a_program_that_spins_costs_no_neighbour_and_no_lease() {
     let world = World::real().await;
-    // More of them than there are threads.
+    // More requests than there are threads.
     let names: Vec<_> = (0..5).map(|n| format!("program-{n}")).collect();
     let spinning = names.iter().map(|name| with(program("serve"), json!({ "name": name })));
     let host = host(&world, spinning.chain([plain("plain")])).await;
@@ -272,7 +272,7 @@ async fn own_listener_of_a_program_that_spins_costs_no_neighbour_and_no_lease() 
 }
 
 #[tokio::test]
-async fn own_listener_is_asked_how_it_is() {
+async fn own_listener_has_health_checks() {
     let world = World::real().await;
     let asked = |path: &str| {
         let health = json!({ "path": path, "interval": "100ms", "rise": 1, "fall": 2, "timeout": "500ms" });
@@ -286,7 +286,7 @@ async fn own_listener_is_asked_how_it_is() {
     assert_eq!(host.ends().await.code, Some(0));
     host = self::host(&world, [asked("/")]).await;
     world.stands(&key(&host)).await;
-    // It serves one after the other, so whoever says nothing keeps the question from its answer.
+    // The program serves one connection after the other, so a silent connection blocks the probe.
     let stuck = TcpStream::connect(host.addr("program")).await.expect("it listens");
     host.says("withdrawn: its health check fails: no answer within 500ms").await;
     assert_eq!(world.get(&key(&host)).await, None);
@@ -326,7 +326,7 @@ async fn own_listener_is_reloaded_out_of_etcd() {
 }
 
 #[tokio::test]
-async fn own_listener_of_a_version_that_never_listens_is_the_former_one_s_again() {
+async fn own_listener_goes_back_to_the_former_version_if_the_new_one_never_listens() {
     let world = World::real().await;
     let folder = TempDir::with_prefix("leasehold-own-").expect("a temporary directory");
     let file = folder.path().join("component.wasm");
@@ -335,7 +335,7 @@ async fn own_listener_of_a_version_that_never_listens_is_the_former_one_s_again(
         fs::rename(folder.path().join("fresh"), &file).expect("the directory is our own");
     };
     becomes("program-p3");
-    // The former version knows no verbs.
+    // The former version does not know this verb.
     let changes = json!({ "component": file, "limits": { "start_timeout": "3s" } });
     let mut host = host(&world, [with(program("deaf"), changes)]).await;
     let (key, url, admin) = (key(&host), url(&host), host.admin());
@@ -354,7 +354,7 @@ async fn own_listener_of_a_version_that_never_listens_is_the_former_one_s_again(
 }
 
 #[tokio::test]
-async fn own_listener_is_what_check_and_inspect_say() {
+async fn own_listener_is_shown_by_check_and_inspect() {
     let world = World::real().await;
     let folder = TempDir::with_prefix("leasehold-own-").expect("a temporary directory");
     let file = folder.path().join("services.yaml");
@@ -418,7 +418,7 @@ async fn own_listener_that_never_comes_fails_the_start() {
 }
 
 #[tokio::test]
-async fn own_listener_is_had_without_a_file() {
+async fn own_listener_runs_without_a_configuration_file() {
     let world = World::real().await;
     let (listen, component) = (free_address(), paths::component("program").display().to_string());
     let etcd = endpoint(&world);

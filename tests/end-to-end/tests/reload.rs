@@ -1,4 +1,4 @@
-//! Reload: another version of a component takes the place of one that is served, and nobody notices.
+//! Reload: a new version of a component replaces the served version, without a failed request.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A component file that is replaced as a deployment does: by another one, at once.
+/// A component file that is replaced atomically, as a deployment does.
 struct Component {
     folder: TempDir,
 }
@@ -52,7 +52,7 @@ impl Component {
     }
 }
 
-/// So many requests are answered between two reloads.
+/// Number of requests between two reloads.
 const ANSWERS: usize = 50;
 
 async fn host(world: &World, service: Value) -> Host {
@@ -107,14 +107,14 @@ async fn reload_under_load_fails_no_request_and_leaves_the_key_alone() {
 }
 
 #[tokio::test]
-async fn reload_what_registers_itself_keeps_its_key() {
+async fn reload_a_component_that_registers_itself_keeps_its_key() {
     let world = World::real().await;
     let component = Component::of("greeter");
     let mut host = host(&world, component.in_place_of(greeter())).await;
     let key = format!("/greeter/v1/{}", host.addr("greeter"));
     let before = world.stands(&key).await;
     assert_eq!(reload(&host, &[]).await.code, Some(0));
-    // The former version takes back, at its end, whatever it finds to be registered.
+    // At its end the former version stops all registrations that it finds.
     host.says("the former version has ended").await;
     assert_eq!(world.stands(&key).await, before);
     let whoami = get(&format!("{}whoami", host.url("greeter"))).await.json();
@@ -124,7 +124,7 @@ async fn reload_what_registers_itself_keeps_its_key() {
 }
 
 #[tokio::test]
-async fn reload_what_the_next_version_does_not_register_leaves() {
+async fn reload_registrations_that_the_next_version_lacks_are_deleted() {
     let world = World::real().await;
     let component = Component::of("greeter");
     let start = json!({ "config": { "start": "register" } });
@@ -169,7 +169,7 @@ async fn reload_a_version_that_does_not_start_changes_nothing() {
 }
 
 #[tokio::test]
-async fn reload_answers_what_was_asked_of_the_former_version() {
+async fn reload_completes_requests_of_the_former_version() {
     let world = World::real().await;
     let component = Component::of("hostile");
     let host = host(&world, component.in_place_of(with(hostile("hostile"), json!({ "register": "host" })))).await;
@@ -181,14 +181,14 @@ async fn reload_answers_what_was_asked_of_the_former_version() {
     assert_eq!(host.stop().await.code, Some(0));
 }
 
-/// As many requests as a service answers at a time.
+/// Number of concurrent requests of the service.
 const BUSY: usize = 8;
 
 #[tokio::test]
 async fn reload_of_a_service_that_is_full_delays_requests_and_fails_none() {
     let world = World::real().await;
     let component = Component::of("hostile");
-    // A request takes two seconds, and one that had to wait for an instance of the former version would be late.
+    // A request takes two seconds; a request that waited for an instance of the former version would be late.
     let full = json!({
         "register": "host",
         "limits": { "concurrency": BUSY, "request_timeout": "3s" },
@@ -211,7 +211,7 @@ async fn reload_of_a_service_that_is_full_delays_requests_and_fails_none() {
     let mut asked: Vec<_> = (0..BUSY).map(|_| call()).collect();
     within(BUSY).await;
     assert_eq!(reload(&host, &[]).await.code, Some(0), "it waits for no request of the former version");
-    // As many wait as may, with the health check.
+    // The queue is full, including the health check.
     asked.extend((1..BUSY).map(|_| call()));
     for answer in asked {
         let answer = answer.await.expect("it does not panic");
@@ -224,7 +224,7 @@ async fn reload_of_a_service_that_is_full_delays_requests_and_fails_none() {
 async fn reload_that_does_not_end_gives_way_to_a_drain() {
     let world = World::real().await;
     let component = Component::of("greeter");
-    // Only the next version does what it says.
+    // Only the next version knows this act.
     let hanging = json!({ "config": { "start": "sleep" }, "limits": { "start_timeout": "1h" } });
     let mut host = host(&world, component.in_place_of(with(greeter(), hanging))).await;
     let url = host.url("greeter");
@@ -249,7 +249,7 @@ fn seconds() -> u64 {
 }
 
 #[tokio::test]
-async fn reload_that_does_not_end_keeps_nobody_from_looking_after_the_former_version() {
+async fn reload_that_does_not_end_leaves_the_former_version_monitored() {
     let world = World::real().await;
     let component = Component::of("hostile");
     let (sleep_from, ill_from) = (seconds() + 5, seconds() + 12);

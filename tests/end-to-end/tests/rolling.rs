@@ -1,4 +1,4 @@
-//! Rolling restarts and drains under load: a client that follows etcd sees no failed request.
+//! Rolling restarts and drains under load: a client that watches etcd sees no failed request.
 
 use std::{path::Path, time::Duration};
 
@@ -16,14 +16,14 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long the client takes to act upon what it hears.
+/// Delay until the client acts on a change.
 const LAG: Duration = Duration::from_millis(200);
-/// How long the host waits for it: more than the lag by what a machine that does other things, too, may add to that.
+/// Drain delay of the host: the lag, and extra time for a loaded machine.
 const SETTLE: &str = "1500ms";
-/// So many answers show that the load goes on.
+/// Number of responses that prove that the load goes on.
 const ANSWERS: usize = 50;
 
-/// What each host serves: the one is called over HTTP, the other over gRPC.
+/// Services of each host: the first is called over HTTP, the second over gRPC.
 const NAMES: [&str; 2] = ["plain", "grpc-greeter"];
 
 fn services(settle_time: &str) -> [Value; 2] {
@@ -31,7 +31,7 @@ fn services(settle_time: &str) -> [Value; 2] {
     [plain("plain"), grpc].map(|service| with(service, json!({ "limits": { "settle_time": settle_time } })))
 }
 
-/// The same at addresses that the next host has, too.
+/// These services at addresses that the next host uses, too.
 fn at_fixed_addresses(settle_time: &str) -> [Value; 2] {
     services(settle_time).map(|service| with(service, json!({ "listen": free_address() })))
 }
@@ -44,7 +44,7 @@ async fn host(world: &World, services: &[Value; 2]) -> Host {
 struct Clients([Follower; 2]);
 
 impl Clients {
-    /// Calls both services over HTTP/1.1, HTTP/2 and gRPC, for as long as it is there.
+    /// Calls both services over HTTP/1.1, HTTP/2 and gRPC, until `end`.
     async fn of(world: &World) -> Self {
         let [mut http, mut grpc] = [Follower::of(world, NAMES[0], LAG).await, Follower::of(world, NAMES[1], LAG).await];
         [Call::Http1, Call::Http1, Call::Http2, Call::Http2].into_iter().for_each(|call| http.calls(call));
@@ -93,8 +93,8 @@ async fn rolling_ten_restarts_of_each_host_fail_no_request() {
     let (mut one, mut other) = (host(&world, &anywhere).await, host(&world, &here).await);
     let clients = Clients::of(&world).await;
     for _ in 0..10 {
-        // One is replaced by a host that is there before it ends, as an orchestrator does; the other starts again where it
-        // was, as a supervisor does.
+        // One host is replaced by a host that starts before the former ends, as an orchestrator does. The other host restarts
+        // at the same address, as a supervisor does.
         let fresh = host(&world, &anywhere).await;
         clients.know(&fresh).await;
         stopped(std::mem::replace(&mut one, fresh)).await;

@@ -1,4 +1,4 @@
-//! Sandboxed: a component that does what it must not is told so, learns nothing, and leaves nothing in etcd.
+//! Sandboxed: a component that breaks its policy gets an error, learns nothing, and leaves nothing in etcd.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -14,7 +14,7 @@ use leasehold_scenarios::{real::Etcd, world::World};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-/// A secret in the host's configuration, of which a component hears nothing.
+/// A secret in the host's configuration that no component may see.
 const SECRET: &str = "hunter2-and-more";
 
 async fn act(host: &Host, act: &str) -> (String, String) {
@@ -24,7 +24,7 @@ async fn act(host: &Host, act: &str) -> (String, String) {
     (answer["case"].as_str().unwrap().to_owned(), answer["text"].as_str().unwrap().to_owned())
 }
 
-/// What a component is told speaks of its own arguments and limits, never of what lies behind the host.
+/// Asserts that an error text does not reveal the host's etcd or secrets.
 fn tells_nothing(world: &World, text: &str) {
     let endpoint = endpoint(world);
     let port = endpoint.rsplit(':').next().unwrap();
@@ -69,7 +69,7 @@ async fn sandboxed_a_thousand_registrations_end_at_the_quota_and_all_go() {
     let told = act(&host, "thousand").await;
     assert_eq!(told, ("quota-exceeded".to_owned(), "this component may have 100 registrations at a time".to_owned()));
     assert_eq!(world.count().await, 100);
-    // What it has is not lost for that.
+    // Its existing registrations stay.
     assert_eq!(act(&host, "foreign-name").await.0, "access-denied");
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
@@ -106,7 +106,7 @@ async fn sandboxed_a_request_that_traps_or_grows_fails_alone() {
 }
 
 #[tokio::test]
-async fn sandboxed_what_the_host_keeps_for_a_component_has_an_end() {
+async fn sandboxed_host_resources_of_a_component_are_limited() {
     let world = World::real().await;
     let host = Host::of(&world, [with(hostile("hostile"), json!({ "limits": { "memory": "8MiB" } }))]).await;
     assert_eq!(get(&host.url("hostile")).await.status, 200);
@@ -127,7 +127,7 @@ async fn sandboxed_what_the_host_keeps_for_a_component_has_an_end() {
 }
 
 #[tokio::test]
-async fn sandboxed_the_password_of_etcd_is_nobodys_business() {
+async fn sandboxed_the_password_of_etcd_is_never_shown() {
     let etcd = Etcd::options().user("root", SECRET).start().await;
     let world = World::Real(Box::new(etcd));
     let user = json!({ "etcd": { "user": "root", "password": SECRET } });
@@ -143,7 +143,7 @@ async fn sandboxed_the_password_of_etcd_is_nobodys_business() {
     assert_eq!(world.count().await, 0);
 }
 
-/// The acts of a start that fails, each with what the host says of it.
+/// The acts of a failing start, each with the host's error message.
 const FAILING_STARTS: [(&str, &str); 17] = [
     ("trap", "hostile: lifecycle.start trapped: "),
     ("spin", "hostile: lifecycle.start took longer than 1s"),
@@ -184,7 +184,7 @@ async fn sandboxed_a_start_that_fails_is_one_sentence_and_exit_code_1() {
 }
 
 #[tokio::test]
-async fn sandboxed_a_start_that_fails_takes_its_neighbours_back() {
+async fn sandboxed_a_failed_start_undoes_the_registrations_of_its_neighbours() {
     let world = World::real().await;
     let failing = with(hostile("hostile"), json!({ "config": { "start": "register-and-fail" } }));
     let ended = Host::spawn(&config(&world, [greeter(), failing]), &[]).ends().await;
@@ -194,7 +194,7 @@ async fn sandboxed_a_start_that_fails_takes_its_neighbours_back() {
 }
 
 #[tokio::test]
-async fn sandboxed_a_stop_that_traps_or_never_returns_does_not_keep_the_host() {
+async fn sandboxed_a_stop_that_traps_or_never_returns_does_not_block_the_host() {
     let world = World::real().await;
     for name in ["trap", "spin", "sleep", "fail", "register", "stop-twice"] {
         let failing =

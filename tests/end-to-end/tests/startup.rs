@@ -1,4 +1,4 @@
-//! Cheap: a component is compiled once, and a start takes milliseconds. `make bench-startup` holds it against its target, on a machine at rest.
+//! Cheap: a component is compiled once, and a start takes milliseconds. `make bench-startup` checks the target on an idle machine.
 
 use std::{
     fs::{self, Permissions},
@@ -17,13 +17,13 @@ use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What a start may take on a machine that does much else.
+/// Limit for a start on a loaded machine.
 const LENIENT: Duration = Duration::from_secs(1);
 
 /// Services of one component.
 const SERVICES: usize = 100;
 
-/// Runs a configuration with a cache of its own, until it is ready.
+/// Runs a configuration with its own cache, and waits until it is ready.
 async fn ready(config: &Value, cache: &Path) -> Host {
     let cache = cache.to_str().expect("a temporary directory has a plain name");
     let mut host = Host::spawn_with(config, &["-v"], &[("XDG_CACHE_HOME", cache)]);

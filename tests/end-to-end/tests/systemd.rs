@@ -1,4 +1,4 @@
-//! What systemd is told, held against a socket in its place.
+//! Notifications to systemd, received by a socket in its place.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::{net::UnixDatagram, time::timeout};
 const INTERVAL: Duration = Duration::from_millis(400);
 
 #[tokio::test]
-async fn systemd_hears_of_the_start_the_life_and_the_end() {
+async fn systemd_is_notified_of_the_start_the_life_and_the_end() {
     let world = World::real().await;
     let folder = TempDir::with_prefix("leasehold-systemd-").expect("a temporary directory");
     let path = folder.path().join("notify");

@@ -1,4 +1,4 @@
-//! TLS on a listener: real clients over either protocol, certificates that change, and mistakes in them.
+//! TLS on a listener: real clients over either protocol, rotated certificates, and mistakes in them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -38,7 +38,7 @@ use tokio_rustls::{
     },
 };
 
-/// Connections that never say a word.
+/// Silent connections.
 const SILENT: usize = 300;
 
 /// Certificates of a service, in a folder of their own.
@@ -63,7 +63,7 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    /// What the configuration says of them.
+    /// The files as the key `tls` of a configuration.
     fn tls(&self) -> Value {
         json!({ "cert": self.path("cert.pem"), "key": self.path("key.pem") })
     }
@@ -73,7 +73,7 @@ impl Files {
     }
 }
 
-/// Connects as a client that trusts one authority, and says which protocols it speaks.
+/// Connects as a client that trusts one authority and offers these protocols.
 async fn connect(
     host: &Host,
     name: &str,
@@ -98,7 +98,7 @@ async fn connect(
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await
 }
 
-/// `GET /` over the protocol that was agreed upon; the protocol and the body.
+/// `GET /` over the negotiated protocol; returns the protocol and the body.
 async fn get(stream: TlsStream<TcpStream>) -> Result<(String, String), Box<dyn std::error::Error>> {
     let agreed = String::from_utf8(stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec())?;
     let request = Request::get("https://127.0.0.1/").header(header::HOST, "127.0.0.1").body(Empty::<Bytes>::new())?;
@@ -120,7 +120,7 @@ fn secured(files: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_client_gets_the_protocol_that_it_asks_for() {
+async fn a_client_gets_the_protocol_that_it_offers() {
     let (world, authority) = (World::real().await, Authority::new("ours"));
     let files = Files::of(&authority);
     let host = Host::of(&world, [secured(&files.tls())]).await;
@@ -154,7 +154,7 @@ async fn the_clients_of_grpc_call_a_secured_service() {
         let ended = Program::spawn(&paths::client(program), arguments, &host.temporary()).ends().await;
         assert_eq!(ended.code, Some(0), "{program}: {}{}", ended.stdout, ended.stderr);
     }
-    // Where a layout publishes a scheme, it is that of TLS.
+    // A layout that publishes a scheme publishes the scheme of TLS.
     let all = GetOptions::new().with_prefix();
     let kratos = world.client().await.get("/microservices/grpc-greeter/", Some(all)).await.unwrap();
     let value = String::from_utf8_lossy(kratos.kvs()[0].value()).into_owned();
@@ -175,7 +175,7 @@ async fn a_new_certificate_is_served_and_a_broken_one_is_not() {
     assert!(get(connect(&host, "plain", &new, &[], None).await.unwrap()).await.is_ok());
     assert!(connect(&host, "plain", &old, &[], None).await.is_err());
 
-    // A key of another certificate, as when only one of two files was replaced.
+    // A key of another certificate, as if only one of the two files was replaced.
     fs::write(files.path("key.pem"), old.server().key).unwrap();
     let said = host.says("the old certificate is kept").await["message"].as_str().unwrap().to_owned();
     assert!(said.ends_with("cert.pem") && said.contains("key.pem is not the key of the certificate in"), "{said}");
@@ -195,11 +195,11 @@ fn is_served(line: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn a_client_needs_a_certificate_where_the_service_asks_for_one() {
+async fn a_client_needs_a_certificate_if_the_service_requires_one() {
     let (world, ours, theirs) = (World::real().await, Authority::new("ours"), Authority::new("theirs"));
     let files = Files::of(&ours);
     let host = Host::of(&world, [secured(&files.mutual())]).await;
-    // In TLS 1.3 a client hears of the refusal with its first read.
+    // In TLS 1.3 a client sees the refusal with its first read.
     for refused in [None, Some(&theirs.client("stranger"))] {
         let answered = match connect(&host, "plain", &ours, &[], refused).await {
             Ok(stream) => get(stream).await.is_ok(),
@@ -214,7 +214,7 @@ async fn a_client_needs_a_certificate_where_the_service_asks_for_one() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_come_is_not_waited_for_long() {
+async fn a_missing_handshake_has_a_timeout() {
     let (world, authority) = (World::real().await, Authority::new("ours"));
     let files = Files::of(&authority);
     let host = Host::of(&world, [secured(&files.tls())]).await;
@@ -225,13 +225,13 @@ async fn a_handshake_that_does_not_come_is_not_waited_for_long() {
     for _ in 0..SILENT {
         crowd.push(TcpStream::connect(&addr).await.unwrap());
     }
-    // Others are not kept from theirs meanwhile.
+    // Other handshakes are not blocked meanwhile.
     assert!(get(connect(&host, "plain", &authority, &[], None).await.unwrap()).await.is_ok());
     let read = timeout(Duration::from_secs(20), silent.read(&mut [0])).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     assert!(begun.elapsed() >= Duration::from_secs(9), "it was cut off after {:?}", begun.elapsed());
     drop(crowd);
-    // Nor does one keep the host from its end.
+    // A silent connection does not block the end of the host.
     let _silent = TcpStream::connect(host.addr("plain")).await.unwrap();
     let stopping = Instant::now();
     assert_eq!(host.stop().await.code, Some(0));
@@ -239,7 +239,7 @@ async fn a_handshake_that_does_not_come_is_not_waited_for_long() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_certificates_is_one_sentence_at_check_and_at_the_start() {
+async fn mistakes_in_certificates_are_one_sentence_at_check_and_at_the_start() {
     let (world, authority) = (World::real().await, Authority::new("ours"));
     let files = Files::of(&authority);
     fs::write(files.path("other.pem"), authority.server().key).unwrap();

@@ -1,4 +1,4 @@
-//! Traces: a real receiver of OTLP is told of requests, and of what components ask others, as one trace.
+//! Traces: a real OTLP receiver gets requests and the component's outgoing requests as one trace.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -48,12 +48,12 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-/// What a client sends that traces, and has decided that this one is kept.
+/// A client's `traceparent` with the decision to sample this request.
 fn sampled(trace: &str) -> String {
     format!("00-{trace}-{PARENT}-01")
 }
 
-/// A span as the collector was told of it.
+/// A span as the collector received it.
 #[derive(Debug, Clone)]
 struct Span {
     service: String,
@@ -170,7 +170,7 @@ impl Collector {
         self.told.lock().unwrap().spans.clone()
     }
 
-    /// Waits until it is told of such a span.
+    /// Waits for a span that fits.
     async fn span(&self, what: &str, fits: impl Fn(&Span) -> bool) -> Span {
         let mut found = None;
         wait_for(&format!("the collector is told of {what}"), SOON, async || {
@@ -181,14 +181,14 @@ impl Collector {
         found.unwrap()
     }
 
-    /// Waits for the span of an answer of this service to that path.
+    /// Waits for the span of this service's response to that path.
     async fn answer(&self, service: &str, path: &str) -> Span {
         let fits = |span: &Span| span.is(service, SpanKind::Server) && span.attributes["url.path"] == path;
         self.span(&format!("the answer of {service} to {path}"), fits).await
     }
 }
 
-/// A host that tells this collector of every request, soon.
+/// A host that sends every request to this collector, soon.
 async fn traced(world: &World, collector: SocketAddr, services: impl IntoIterator<Item = Value>) -> Host {
     let traces = json!({ "traces": { "endpoint": format!("http://{collector}") } });
     ready(&with(config(world, services), traces)).await
@@ -204,13 +204,13 @@ fn caller() -> Value {
     with(hostile("caller"), json!({ "allow": { "discover": ["*"] }, "limits": { "instance_requests": 100 } }))
 }
 
-/// A 0.3 component, which answers several requests at a time, and may ask the host at this address.
+/// A 0.3 component, which serves concurrent requests, and may send requests to this address.
 fn relay(to: &str) -> Value {
     with(service("relay", "plain-p3"), json!({ "register": "host", "allow": { "outbound": [to] } }))
 }
 
 #[tokio::test]
-async fn a_request_and_what_it_causes_elsewhere_is_one_trace() {
+async fn a_request_and_its_outgoing_requests_are_one_trace() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let here = traced(&world, collector.addr, [caller()]).await;
     let there = traced(&world, collector.addr, [greeter()]).await;
@@ -248,7 +248,7 @@ async fn a_request_and_what_it_causes_elsewhere_is_one_trace() {
         ("server.port", port),
         ("url.full", "http://greeter.leasehold/"),
     ]);
-    // The instance that answered the first request, or several, answers the next.
+    // The instance that served earlier requests serves the next.
     let next = "4bf92f3577b34da6a3ce929d0e0e4736";
     ask("GET", &format!("{url}call/greeter.leasehold"), &[("traceparent", &sampled(next))]).await;
     let second = collector.span("the next greeting", |span| greeted(span) && span.trace == next).await;
@@ -262,7 +262,7 @@ async fn a_request_and_what_it_causes_elsewhere_is_one_trace() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_passed_over_is_told_of() {
+async fn a_skipped_node_is_an_event() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let host = traced(&world, collector.addr, [caller(), plain("user")]).await;
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -281,7 +281,7 @@ async fn a_node_that_is_passed_over_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_call_of_grpc_tells_its_method_and_status() {
+async fn a_grpc_call_has_its_method_and_status() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let greeter = with(service("grpc", "grpc-greeter"), json!({ "register": "host" }));
     let host = traced(&world, collector.addr, [caller(), greeter]).await;
@@ -302,7 +302,7 @@ async fn a_call_of_grpc_tells_its_method_and_status() {
 }
 
 #[tokio::test]
-async fn requests_at_a_time_in_one_instance_are_told_apart() {
+async fn concurrent_requests_in_one_instance_are_distinguished() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let there = traced(&world, collector.addr, [plain("there")]).await;
     let target = there.addr("there");
@@ -315,7 +315,7 @@ async fn requests_at_a_time_in_one_instance_are_told_apart() {
         let request = request.header("traceparent", sampled(&format!("{number:032x}"))).body(body).unwrap();
         (sender, tokio::spawn(client.request(request)))
     };
-    // Whoever came last asks first; and a body that is begun shows that its request is inside.
+    // The last request is relayed first; a response that has begun shows that its request is in the instance.
     let mut begun: Vec<_> = (1..=6).map(begin).collect();
     for (sender, _) in &mut begun {
         sender.send_data(Bytes::from_static(b"begun")).await.unwrap();
@@ -342,7 +342,7 @@ async fn requests_at_a_time_in_one_instance_are_told_apart() {
 }
 
 #[tokio::test]
-async fn the_parent_that_a_component_names_is_kept() {
+async fn the_parent_that_a_component_sets_is_kept() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let there = traced(&world, collector.addr, [plain("there")]).await;
     let target = there.addr("there");
@@ -354,7 +354,7 @@ async fn the_parent_that_a_component_names_is_kept() {
     let served = collector.answer("there", "/own").await;
     let sent = collector.span("the request", |span| span.id == served.parent).await;
     assert_eq!((sent.parent.as_str(), sent.trace.as_str()), ("00f067aa0ba902b7", "0af7651916cd43dd8448eb211c80319d"));
-    // One that cannot be read is none.
+    // An unreadable header counts as absent.
     let answer = ask("GET", &url, &[("traceparent", &sampled(TRACE)), ("own-parent", "00-1-1-01")]).await;
     assert_eq!(answer.body, "200 1\n");
     let fits = |span: &Span| span.kind == SpanKind::Client && span.trace == TRACE;
@@ -364,7 +364,7 @@ async fn the_parent_that_a_component_names_is_kept() {
 }
 
 #[tokio::test]
-async fn failures_and_limits_are_told_of() {
+async fn failures_and_limits_are_reported() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let slow = with(hostile("slow"), json!({ "limits": { "request_timeout": "500ms" } }));
     let host = traced(&world, collector.addr, [hostile("failing"), slow, relay("127.0.0.1:1")]).await;
@@ -384,13 +384,13 @@ async fn failures_and_limits_are_told_of() {
     assert!(sent.error.is_some());
     assert_eq!(collector.answer("failing", "/call/evil.example").await.error, None);
 
-    // An answer that breaks off, and one that nobody waits for.
+    // A response that breaks off, and an abandoned response.
     let mut client = TcpStream::connect(host.addr("relay")).await.unwrap();
     client.write_all(b"GET /break HTTP/1.1\r\nhost: relay\r\n\r\n").await.unwrap();
     client.read_to_end(&mut Vec::new()).await.unwrap();
     let span = collector.answer("relay", "/break").await;
     span.has(&[("error.type", "failed"), ("http.response.status_code", "200"), ("server.address", "relay")]);
-    // One of which nothing was sent yet.
+    // A failure before any part of the response was sent.
     assert_eq!(get(&format!("{}fail", host.url("relay"))).await.status, 500);
     let span = collector.answer("relay", "/fail").await;
     span.has(&[("error.type", "failed"), ("http.response.status_code", "500")]);
@@ -404,24 +404,24 @@ async fn failures_and_limits_are_told_of() {
 }
 
 #[tokio::test]
-async fn who_asks_decides_whether_it_is_traced_and_otherwise_the_sample() {
+async fn the_caller_decides_on_sampling_and_otherwise_the_rate() {
     let (world, collector) = (World::real().await, Collector::start().await);
     let echo = Echo::start().await;
     let traces = json!({ "traces": { "endpoint": format!("http://{}", collector.addr), "sample": 0 } });
     let host = ready(&with(config(&world, [relay(&echo.addr.to_string())]), traces)).await;
     let url = format!("{}relay/{}/", host.url("relay"), echo.addr);
-    // Not kept, and passed on as such; so is what nobody has decided.
+    // Unsampled, and passed on as such; so are requests without a decision.
     ask("GET", &url, &[("traceparent", &sampled(TRACE).replace("-01", "-00"))]).await;
     let parent = echo.parent().unwrap();
     assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-00"), "{parent}");
     get(&url).await;
     assert!(echo.parent().unwrap().ends_with("-00"));
-    // What is no parent is none.
+    // An invalid parent counts as absent.
     for bad in ["00-1-1-01", &"0".repeat(4000), &format!("{}-{}", sampled(TRACE), "0".repeat(200))] {
         assert_eq!(ask("GET", &url, &[("traceparent", bad)]).await.status, 200);
         assert!(echo.parent().unwrap().ends_with("-00"), "{bad}");
     }
-    // The one that is kept is the first of which the collector hears.
+    // The sampled request is the first that the collector receives.
     ask("GET", &url, &[("traceparent", &sampled(TRACE))]).await;
     assert!(echo.parent().unwrap().ends_with("-01"));
     assert_eq!(host.stop().await.code, Some(0));
@@ -442,7 +442,7 @@ async fn without_a_collector_nothing_is_added() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_costs_nothing_but_the_spans() {
+async fn an_unreachable_collector_costs_only_the_spans() {
     let world = World::real().await;
     let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let mut host = traced(&world, addr, [plain("user")]).await;
@@ -455,7 +455,7 @@ async fn a_collector_that_is_away_costs_nothing_but_the_spans() {
     }
     let warned = host.log().iter().filter(|line| line["message"].as_str().unwrap().starts_with(said)).count();
     assert_eq!(warned, 1);
-    // It comes back, and is told of what happens from then on.
+    // The collector returns, and receives later spans.
     let collector = Collector::at(addr, Server::builder()).await;
     wait_for("a span comes", SOON, async || {
         get(&url).await;
@@ -469,7 +469,7 @@ async fn a_collector_that_is_away_costs_nothing_but_the_spans() {
 #[tokio::test]
 async fn a_collector_that_hangs_does_not_hold_up_the_end() {
     let world = World::real().await;
-    // The kernel takes connections; nobody says anything on them.
+    // The kernel accepts connections; they stay silent.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = traced(&world, listener.local_addr().unwrap(), [plain("user")]).await;
     for _ in 0..10 {
@@ -478,12 +478,12 @@ async fn a_collector_that_hangs_does_not_hold_up_the_end() {
     let begun = Instant::now();
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0));
-    // It settles for half a second, and waits for the collector for two.
+    // The drain delay is half a second, and the collector has two seconds.
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn what_is_left_is_sent_at_the_end_over_tls_with_the_token() {
+async fn remaining_spans_are_sent_at_the_end_over_tls_with_the_token() {
     let (world, authority) = (World::real().await, Authority::new("ours"));
     let pair = authority.server();
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(&pair.certificate, &pair.key));
@@ -512,7 +512,7 @@ async fn what_is_left_is_sent_at_the_end_over_tls_with_the_token() {
     assert_eq!(collector.told.lock().unwrap().token.as_deref(), Some("s3cret"));
 }
 
-/// A server that remembers the parent that it was last told.
+/// A server that stores the parent of the last request.
 struct Echo {
     addr: SocketAddr,
     parent: Arc<Mutex<Option<String>>>,

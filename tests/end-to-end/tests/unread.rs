@@ -1,4 +1,4 @@
-//! The log when nobody reads it: the host serves, keeps its keys and ends as ever.
+//! The log without a reader: the host serves, keeps its keys and ends as usual.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use tokio::{
 /// Requests whose trace fills any pipe.
 const CHATTER: usize = 200;
 
-/// Serves, keeps its key for longer than its lease is, and ends with it, whatever became of its log.
+/// Asserts that a host serves, keeps its key for longer than its TTL, and ends with it, whatever happens to its log.
 async fn goes_on(read: impl FnOnce(&mut Child)) {
     let world = World::real().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

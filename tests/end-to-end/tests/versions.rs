@@ -1,4 +1,4 @@
-//! What a component says of itself under a key that it has already: the key is changed in place, or is as it was before.
+//! A component that registers again under its key: the value is changed in place, or stays as it was.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -17,10 +17,10 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// What the component's first version is marked with, as long as any other.
+/// Mark of the component's first version; all marks have the same length.
 const MARK: &[u8] = b"leasehold-mark-1";
 
-/// Versions of one component: the same code with another mark, which it publishes, and fails with where it ends with 9.
+/// Versions of one component: the same code with another mark, which it publishes; a mark that ends with 9 makes it fail.
 struct Versions(TempDir);
 
 impl Versions {
@@ -39,7 +39,7 @@ impl Versions {
     }
 }
 
-/// A host of such a component, whose keys have no version and whose values have metadata.
+/// A host of such a component, under a layout with metadata and without a version in the key.
 async fn host(world: &World, start: &str) -> (Versions, Host) {
     let versions = Versions(TempDir::with_prefix("leasehold-versions-").unwrap());
     versions.becomes(MARK);
@@ -63,7 +63,7 @@ async fn is_reloaded(host: &Host) -> bool {
 }
 
 #[tokio::test]
-async fn a_version_that_says_something_else_changes_its_key_in_place() {
+async fn a_version_with_another_node_changes_its_key_in_place() {
     let world = World::real().await;
     let (versions, host) = host(&world, "register-mark").await;
     let key = key(&host);
@@ -86,7 +86,7 @@ async fn a_version_that_does_not_start_leaves_its_key_as_it_was() {
     assert!(!is_reloaded(&host).await);
     let after = shows(&world, &key, "leasehold-mark-1").await;
     assert_eq!((after.lease, after.created), (before.lease, before.created), "it was deleted meanwhile");
-    // As it was at last, where the version that is served has changed it itself.
+    // The value is the latest of the served version, which has changed it itself.
     assert_eq!(get(&format!("{}act/change-of-mind", host.url("user"))).await.json()["case"], "ok");
     shows(&world, &key, r#""zone":"b""#).await;
     assert!(!is_reloaded(&host).await);
@@ -94,7 +94,7 @@ async fn a_version_that_does_not_start_leaves_its_key_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_component_that_changes_its_mind_has_one_registration() {
+async fn a_component_that_registers_another_node_has_one_registration() {
     let world = World::real().await;
     let (_versions, host) = host(&world, "").await;
     let answer = get(&format!("{}act/change-of-mind", host.url("user"))).await.json();
@@ -103,7 +103,7 @@ async fn a_component_that_changes_its_mind_has_one_registration() {
 }
 
 #[tokio::test]
-async fn a_second_call_is_told_that_somebody_else_has_the_key() {
+async fn a_second_call_gets_conflict_if_another_host_has_the_key() {
     let world = World::real().await;
     let (_versions, host) = host(&world, "register-mark").await;
     let (key, act) = (key(&host), format!("{}act/register-mark", host.url("user")));

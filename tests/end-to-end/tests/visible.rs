@@ -1,4 +1,4 @@
-//! Visible: what runs is in etcd, byte for byte, under a live lease, and is served where it says.
+//! Visible: running services are in etcd, byte for byte, under a live lease, and are served at their address.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -28,7 +28,7 @@ async fn granted_ttl(world: &World, lease: i64) -> i64 {
 }
 
 #[tokio::test]
-async fn visible_key_and_value_byte_for_byte_under_the_ttl_that_the_component_asks_for() {
+async fn visible_key_and_value_byte_for_byte_under_the_requested_ttl() {
     let world = World::real().await;
     let host = Host::of(&world, [greeter()]).await;
     let addr = host.addr("greeter");
@@ -60,7 +60,7 @@ async fn visible_over_both_protocols_on_one_port() {
 }
 
 #[tokio::test]
-async fn visible_where_the_configuration_says_that_clients_reach_it() {
+async fn visible_at_the_advertised_address() {
     let world = World::real().await;
     let elsewhere = with(greeter(), json!({ "advertise": "greeter.example:80" }));
     let _host = Host::of(&world, [elsewhere]).await;
@@ -75,7 +75,7 @@ async fn visible_still_after_three_ttls_on_the_same_lease() {
     let key = format!("/plain/{}", host.addr("plain"));
     let before = world.get(&key).await.unwrap();
     assert_eq!(granted_ttl(&world, before.lease).await, i64::try_from(TTL).unwrap());
-    sleep(Duration::from_secs(3 * TTL + 1)).await; // It must not go away meanwhile.
+    sleep(Duration::from_secs(3 * TTL + 1)).await; // The key must stay meanwhile.
     assert_eq!(world.get(&key).await.unwrap(), before);
 }
 
@@ -96,7 +96,7 @@ async fn visible_two_services_in_one_host() {
 }
 
 #[tokio::test]
-async fn visible_by_the_host_when_the_component_knows_nothing_of_it() {
+async fn visible_by_the_host_for_a_component_without_the_registry() {
     let world = World::real().await;
     let v3 = with(service("plain-p3", "plain-p3"), json!({ "register": "host", "version": "v3" }));
     let host = Host::of(&world, [plain("plain"), v3]).await;
@@ -112,7 +112,7 @@ async fn visible_by_the_host_when_the_component_knows_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn visible_to_nobody_when_it_is_not_to_be_registered() {
+async fn visible_nowhere_when_registration_is_off() {
     let world = World::real().await;
     let off = with(plain("plain"), json!({ "register": "off" }));
     let host = Host::of(&world, [off]).await;
@@ -161,7 +161,7 @@ async fn visible_again_after_a_restart(keep_data: bool) {
     let host = Host::of(&world, [greeter(), plain("plain")]).await;
     let keys = [format!("/greeter/v1/{}", host.addr("greeter")), format!("/plain/{}", host.addr("plain"))];
     world.kill();
-    // Served all the same.
+    // The service is served nevertheless.
     assert_eq!(get(&host.url("greeter")).await.status, 200);
     world.restart(keep_data).await;
     for key in &keys {
@@ -171,7 +171,7 @@ async fn visible_again_after_a_restart(keep_data: bool) {
         get(&format!("{}whoami", host.url("greeter"))).await.json()["state"] == "registered"
     })
     .await;
-    // On a lease that is renewed: the keys outlive whatever was granted before.
+    // On a renewed lease: the keys outlive any earlier lease.
     sleep(Duration::from_secs(TTL + 1)).await;
     assert!(world.get(&keys[1]).await.is_some_and(|found| found.lease != 0));
     assert_eq!(host.stop().await.code, Some(0));

@@ -1,5 +1,5 @@
-//! Quiet: the weight follows the load, and etcd hears of nothing else. Alone, and one after the other: these burn every
-//! core, and count what etcd writes.
+//! Quiet: the weight follows the load, and nothing else is written. The tests run alone and one after the other: they burn every
+//! core, and count etcd's revisions.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -22,13 +22,13 @@ use leasehold_scenarios::{wait_for, world::World};
 use serde_json::{Value, json};
 use tokio::{sync::Mutex, time::sleep};
 
-/// Held by the test that runs.
+/// Held by the running test.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// How long the load may take to show; on an idle machine it is about three seconds.
+/// Timeout until the load shows in the weight; on an idle machine this takes about three seconds.
 const BURN: Duration = Duration::from_secs(40);
 
-/// How much a weight has to move before it is written, by default.
+/// Default change of a weight that is written.
 const DEAD_BAND: u32 = 5;
 
 /// Keeps every core busy until it is dropped.
@@ -65,7 +65,7 @@ fn measured(world: &World, services: impl IntoIterator<Item = Value>, weight: Va
     config
 }
 
-/// A registration begins at the weight of an idle processor, so the drop is there to see on a busy machine, too.
+/// A registration starts with the weight of an idle processor, so the drop is visible on a busy machine, too.
 #[tokio::test]
 async fn quiet_but_for_a_weight_that_moved() {
     let _alone = ALONE.lock().await;
@@ -82,12 +82,12 @@ async fn quiet_but_for_a_weight_that_moved() {
     })
     .await;
     drop(burning);
-    // The same registration, written once more: nothing was lost under the load.
+    // The same registration, written once more: no lease was lost under the load.
     assert_eq!(busy.unwrap().lease, idle.lease);
 }
 
-/// With a dead-band that swallows every move, so that a noisy machine cannot write for good reason: what is held quiet
-/// are renewals, audits and computed weights.
+/// The dead band covers every change of the load, so that a noisy machine has no reason to write. Renewals, audits and computed
+/// weights must then be quiet.
 #[tokio::test]
 async fn quiet_no_revision_in_thirty_idle_seconds() {
     let _alone = ALONE.lock().await;
