@@ -1,0 +1,309 @@
+//! The language of CONTRIBUTING.md: doc comments, comments and pages in the words of the field, and links that lead to files.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use leasehold_end_to_end::{
+    paths,
+    sources::{Source, sources},
+};
+
+/// First words of a clause without a noun, which do not open a doc comment.
+const HEADLESS: [&str; 8] = ["What", "Whether", "Who", "Whose", "Whoever", "How", "That", "Which"];
+/// Words and phrases that stand in for the field's own terms.
+const VAGUE: [&str; 8] = ["asked", "told", "one that", "whoever", "somebody", "nobody", "such a one", "for ever"];
+
+/// Limit of headless doc comments, in percent of all.
+const MAX_HEADLESS: f64 = 5.0;
+/// Limit of vague words, per 10,000 words of comments.
+const MAX_VAGUE: f64 = 2.0;
+
+/// Folders that are still above the limits, with limits of their own. A limit is lowered as its folder improves.
+const FOLDERS: [(&str, f64, f64); 3] =
+    [("host/plugin", 22.0, 64.0), ("host/registrar", 28.0, 111.0), ("host/runner", 28.0, 128.0)];
+/// Distance of a folder's own limit from the present value, at most.
+const SLACK: (f64, f64) = (3.0, 10.0);
+
+/// Pages that still have vague words, with their number.
+const PAGES: [(&str, usize); 0] = [];
+
+/// A word of a comment or a page, in lower case and without punctuation, and its line.
+type Word = (String, usize);
+
+/// Counts of one folder, with the lines that are counted.
+#[derive(Default)]
+struct Language {
+    docs: usize,
+    words: usize,
+    headless: Vec<String>,
+    vague: Vec<String>,
+}
+
+impl Language {
+    fn add(&mut self, source: &Source) {
+        let line = |number: usize| source.text.lines().nth(number - 1).unwrap_or_default().trim();
+        let offender = |number: usize| format!("{}:{number}: {}", source.path, line(number));
+        for number in doc_comments(&source.text) {
+            self.docs += 1;
+            let first = line(number)[3..].split_whitespace().next().unwrap_or_default();
+            if HEADLESS.contains(&first.trim_end_matches(|c: char| !c.is_alphanumeric())) {
+                self.headless.push(offender(number));
+            }
+        }
+        let words = comment_words(&source.text);
+        self.words += words.len();
+        self.vague.extend(vague(&words).into_iter().map(offender));
+    }
+
+    fn headless_percent(&self) -> f64 {
+        100.0 * self.headless.len() as f64 / self.docs.max(1) as f64
+    }
+
+    /// Vague words per 10,000. A single one in a small folder is within the limit.
+    fn vague_rate(&self) -> f64 {
+        let rate = 10_000.0 * self.vague.len() as f64 / self.words.max(1) as f64;
+        if self.vague.len() <= 1 { rate.min(MAX_VAGUE) } else { rate }
+    }
+}
+
+/// Numbers of the first lines of doc comments, from 1.
+fn doc_comments(text: &str) -> Vec<usize> {
+    let kind = |line: &str| match line.trim_start() {
+        line if line.starts_with("////") => "",
+        line if line.starts_with("///") => "///",
+        line if line.starts_with("//!") => "//!",
+        _ => "",
+    };
+    let mut before = "";
+    let mut first = Vec::new();
+    for (line, number) in text.lines().zip(1..) {
+        let kind = kind(line);
+        if !kind.is_empty() && kind != before {
+            first.push(number);
+        }
+        before = kind;
+    }
+    first
+}
+
+/// Words of all comments, in order.
+fn comment_words(text: &str) -> Vec<Word> {
+    let comment = |line: &str| {
+        let line = line.trim_start();
+        match line.strip_prefix("//") {
+            Some(comment) => comment.trim_start_matches(['/', '!']).to_owned(),
+            None => line.split_once(" // ").map_or_else(String::new, |(_, comment)| comment.to_owned()),
+        }
+    };
+    text.lines().zip(1..).flat_map(|(line, number)| words(&comment(line), number)).collect()
+}
+
+/// Words of a page, without its code.
+fn page_words(text: &str) -> Vec<Word> {
+    prose(text).into_iter().flat_map(|(line, number)| words(&without_code(line), number)).collect()
+}
+
+/// Lines of a page outside of code blocks, numbered from 1.
+fn prose(text: &str) -> Vec<(&str, usize)> {
+    let mut is_code = false;
+    let lines = text.lines().zip(1..).filter(|(line, _)| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        !is_code && !is_fence
+    });
+    lines.collect()
+}
+
+/// A line without its parts between backticks.
+fn without_code(line: &str) -> String {
+    line.split('`').step_by(2).collect::<Vec<_>>().join(" x ")
+}
+
+fn words(text: &str, line: usize) -> Vec<Word> {
+    let bare = |word: &str| word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
+    text.split_whitespace().map(bare).filter(|word| !word.is_empty()).map(|word| (word, line)).collect()
+}
+
+/// Lines of the vague words and phrases among these words.
+fn vague(words: &[Word]) -> Vec<usize> {
+    let mut lines = Vec::new();
+    for phrase in VAGUE {
+        let phrase: Vec<_> = phrase.split(' ').collect();
+        for part in words.windows(phrase.len()) {
+            if part.iter().map(|(word, _)| word).eq(&phrase) {
+                lines.push(part[0].1);
+            }
+        }
+    }
+    lines.sort_unstable();
+    lines
+}
+
+/// Counts of each folder with sources: `guest-example`, and the folders below `host` and `tests`.
+fn folders() -> BTreeMap<String, Language> {
+    let mut folders: BTreeMap<String, Language> = BTreeMap::new();
+    for source in ["host", "tests", "guest-example"].into_iter().flat_map(sources) {
+        let depth = if source.path.starts_with("guest-example") { 1 } else { 2 };
+        let folder = source.path.split('/').take(depth).collect::<Vec<_>>().join("/");
+        folders.entry(folder).or_default().add(&source);
+    }
+    folders
+}
+
+fn limits(folder: &str) -> (f64, f64) {
+    FOLDERS.iter().find(|(own, ..)| *own == folder).map_or((MAX_HEADLESS, MAX_VAGUE), |(_, own, words)| (*own, *words))
+}
+
+/// Files of the workspace with this extension in a folder; with those below it if `deep`.
+fn pages(folder: &Path, deep: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(paths::workspace().join(folder)).unwrap() {
+        let name = folder.join(entry.unwrap().file_name());
+        let path = paths::workspace().join(&name);
+        if deep && path.is_dir() {
+            found.extend(pages(&name, true));
+        } else if name.extension().is_some_and(|extension| extension == "md") {
+            found.push(name.display().to_string());
+        }
+    }
+    found.sort();
+    found
+}
+
+fn all_pages() -> Vec<String> {
+    let mut all = pages(Path::new(""), false);
+    all.extend(pages(Path::new("docs"), true));
+    assert!(all.len() > 10, "{all:?}");
+    all
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(paths::workspace().join(page)).unwrap()
+}
+
+/// Targets of the links in a page that are not addresses, with their lines.
+fn relative_links(text: &str) -> Vec<(String, usize)> {
+    let mut links = Vec::new();
+    for (line, number) in prose(text) {
+        let line = without_code_spans_in_text(line);
+        for (_, behind) in line.match_indices("](").map(|(start, found)| line.split_at(start + found.len())) {
+            let target = behind.split([')', ' ']).next().unwrap_or_default();
+            if !target.contains("://") && !target.starts_with("mailto:") {
+                links.push((target.to_owned(), number));
+            }
+        }
+    }
+    links
+}
+
+/// A line without code, except for code that is the text of a link.
+fn without_code_spans_in_text(line: &str) -> String {
+    without_code(&line.replace("[`", "[").replace("`]", "]"))
+}
+
+/// Anchors of a page's headings, as the hosting site makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).into_iter().filter_map(|(line, _)| line.starts_with('#').then_some(line));
+    let anchor = |heading: &str| {
+        let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        text.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn doc_comments_open_with_a_noun_or_a_verb() {
+    for (folder, language) in folders() {
+        let (limit, _) = limits(&folder);
+        let value = language.headless_percent();
+        assert!(
+            value <= limit,
+            "{folder}: {value:.1} % of the doc comments open with {}; the limit is {limit} %:\n{}",
+            HEADLESS.join(", "),
+            language.headless.join("\n")
+        );
+    }
+}
+
+#[test]
+fn comments_use_the_terms_of_the_field() {
+    for (folder, language) in folders() {
+        let (_, limit) = limits(&folder);
+        let value = language.vague_rate();
+        assert!(
+            value <= limit,
+            "{folder}: {value:.1} of 10,000 words are {}; the limit is {limit}:\n{}",
+            VAGUE.join(", "),
+            language.vague.join("\n")
+        );
+    }
+}
+
+#[test]
+fn limits_of_folders_are_no_higher_than_needed() {
+    let folders = folders();
+    for (folder, headless, vague) in FOLDERS {
+        let language = folders.get(folder).unwrap_or_else(|| panic!("{folder} has no sources"));
+        let values = (language.headless_percent(), language.vague_rate());
+        assert!(
+            headless <= values.0 + SLACK.0 && vague <= values.1 + SLACK.1,
+            "{folder} is better than its limits of {headless} % and {vague}, with {:.1} % and {:.1}: lower them",
+            values.0,
+            values.1
+        );
+    }
+}
+
+#[test]
+fn pages_use_the_terms_of_the_field() {
+    for page in all_pages() {
+        let text = read(&page);
+        let found = vague(&page_words(&text));
+        let lines: Vec<_> =
+            found.iter().map(|number| format!("{page}:{number}: {}", text.lines().nth(number - 1).unwrap())).collect();
+        let limit = PAGES.iter().find(|(own, _)| *own == page).map_or(0, |(_, limit)| *limit);
+        assert!(lines.len() <= limit, "{page} has {} vague words, at most {limit}:\n{}", lines.len(), lines.join("\n"));
+        assert!(lines.len() == limit, "{page} is better than its limit of {limit}, with {}: lower it", lines.len());
+    }
+}
+
+#[test]
+fn relative_links_lead_to_files_and_headings() {
+    let mut broken = Vec::new();
+    for page in all_pages() {
+        let folder = paths::workspace().join(&page).parent().unwrap().to_owned();
+        for (target, line) in relative_links(&read(&page)) {
+            let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let path = if file.is_empty() { paths::workspace().join(&page) } else { folder.join(file) };
+            let has_anchor = || anchors(&fs::read_to_string(&path).unwrap_or_default()).contains(anchor);
+            if !path.exists() || !anchor.is_empty() && !has_anchor() {
+                broken.push(format!("{page}:{line}: {target}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn a_comment_block_counts_once_and_a_phrase_may_span_lines() {
+    let docs = "//! What it is.\n//! How it works.\n\n/// A lease\n/// such a\n/// one.\n";
+    assert_eq!(doc_comments(docs), [1, 4]);
+    assert_eq!(vague(&comment_words(docs)), [5]);
+    let behind = ["f(); ", "// It is told."].concat();
+    assert_eq!(vague(&comment_words(&behind)), [1]);
+    let url = "let url = \"http://a\";";
+    assert!(comment_words(url).is_empty());
+}
+
+#[test]
+fn code_in_a_page_is_not_prose() {
+    let page = "# One `told`\n\n```\ntold\n```\nsee [`x`](a.md#b) and `[y](z)` and [w](https://w)\n";
+    assert!(vague(&page_words(page)).is_empty());
+    assert_eq!(relative_links(page), [("a.md#b".to_owned(), 6)]);
+    assert!(anchors("## Looking up, again\n").contains("looking-up-again"));
+}
