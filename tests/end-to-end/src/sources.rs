@@ -47,15 +47,15 @@ pub fn sources(under: &str) -> Vec<Source> {
     walk(&root.join(under), &mut files);
     assert!(!files.is_empty(), "there is nothing under {under}");
     let source = |file: PathBuf| Source {
-        path: file.strip_prefix(&root).unwrap().display().to_string(),
-        text: fs::read_to_string(&file).unwrap(),
+        path: file.strip_prefix(&root).expect("it was found under the root").display().to_string(),
+        text: fs::read_to_string(&file).expect("a source is UTF-8"),
     };
     files.into_iter().map(source).collect()
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("the folder exists") {
+        let path = entry.expect("the folder is readable").path();
         if path.is_dir() {
             if path.file_name().is_some_and(|name| name != "target") {
                 walk(&path, files);
