@@ -9,6 +9,7 @@ SEEDS ?= 500
 ROUNDS ?= 5
 MINUTES ?= 10
 LARGE ?= yes
+PREFIX ?= /usr/local
 
 # The etcd that tests run, instead of the one on the PATH: `make etcd`, then `make test ETCD=target/etcd/etcd`.
 ifdef ETCD
@@ -18,7 +19,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples run test etcd lint simulate interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install run test etcd lint simulate interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -38,6 +39,11 @@ clients: setup ## target/clients: gRPC's own, which call components in the tests
 examples: setup ## the plugin in an embedder, and the registrar in a plain service
 	# All three host crates at once, so that their dependencies are built as for the binary.
 	cargo build --locked --release --examples
+
+# The commit stands in the installed binary; a binary for tests does not depend on it.
+install: setup ## the binary, man pages, completions and systemd units; PREFIX=/usr/local DESTDIR=
+	LEASEHOLD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo "not recorded") cargo build --locked --release
+	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" sh scripts/install.sh
 
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml

@@ -61,8 +61,21 @@ mod once_map;
 mod policy;
 mod registration;
 
+/// Package of the contract that this crate links, with its version.
+pub const CONTRACT: &str = "leasehold:registry@0.1.0";
+
 pub use context::RegistryCtx;
 pub use error::CallError;
 pub use host::{Handle, RegistryView, add_to_linker};
 pub use lifecycle::Lifecycle;
 pub use policy::{Names, Policy};
+
+#[cfg(test)]
+mod tests {
+    use super::CONTRACT;
+
+    #[test]
+    fn the_contract_is_that_of_the_wit() {
+        assert!(include_str!("../wit/registry.wit").contains(&format!("package {CONTRACT};")));
+    }
+}

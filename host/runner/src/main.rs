@@ -76,6 +76,8 @@ async fn dispatch(command: Command, turns: Arc<Turns>) -> Result<(), Failure> {
         Command::Explain(args) => commands::explain(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Compile(args) => commands::compile(&args),
+        Command::Completions(args) => commands::completions(&args),
+        Command::Man(args) => commands::man(&args),
         Command::Drain(args) => commands::drain(args).await,
         Command::Reload(args) => commands::reload(args).await,
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use leasehold::{Addr, Layout, Options, ServiceName, Version};
 
 use crate::{
@@ -87,9 +88,21 @@ Placeholders: {name}, {addr}, {version}, {weight}, {id} (a number, the same at e
 {version|latest} has a word for no version, {version/} takes its slash with it. In a value, \"{weight:number}\" is a
 number, \"{metadata}\" an object, \"{metadata|null}\" null when there is none.";
 
+/// Text of `--version`; `-V` prints its first line.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit     ",
+    env!("LEASEHOLD_COMMIT"),
+    "\ntarget     ",
+    env!("LEASEHOLD_TARGET"),
+    "\nwasmtime   ",
+    env!("LEASEHOLD_WASMTIME"),
+    "\ncontracts  leasehold:registry@0.1.0, wasi:http@0.2 and @0.3, wasi:cli@0.2 and @0.3"
+);
+
 /// Runs WebAssembly service components and keeps them findable in etcd.
 #[derive(Parser, Debug)]
-#[command(name = "leasehold", version, after_help = EXAMPLES)]
+#[command(name = "leasehold", version, long_version = LONG_VERSION, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -144,6 +157,29 @@ pub(crate) enum Command {
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  leasehold completions bash > /usr/share/bash-completion/completions/leasehold\n  leasehold completions zsh > \"${fpath[1]}/_leasehold\"\n  leasehold completions fish > ~/.config/fish/completions/leasehold.fish"
+    )]
+    Completions(CompletionsArgs),
+    /// Write the man pages into a folder
+    #[command(
+        after_help = "Examples:\n  leasehold man /usr/local/share/man/man1\n  leasehold man . && man ./leasehold-run.1"
+    )]
+    Man(ManArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ManArgs {
+    /// The folder, which must exist
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -491,7 +527,7 @@ fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
 mod tests {
     use clap::{CommandFactory, Parser};
 
-    use super::{Cli, Command};
+    use super::{Cli, Command, LONG_VERSION};
     use crate::{config::Config, error::Failure};
 
     fn run(arguments: &[&str]) -> Result<Config, Failure> {
@@ -547,5 +583,10 @@ mod tests {
             assert_eq!(failure.code(), 64);
             assert!(failure.sentence().starts_with(start), "{}", failure.sentence());
         }
+    }
+
+    #[test]
+    fn the_version_names_the_contract_that_is_linked() {
+        assert!(LONG_VERSION.contains(leasehold_wasmtime::CONTRACT), "{LONG_VERSION}");
     }
 }

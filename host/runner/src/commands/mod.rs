@@ -3,11 +3,13 @@
 pub(crate) mod admin_client;
 mod check;
 mod compile;
+mod completions;
 mod doctor;
 mod drain;
 mod explain;
 mod inspect;
 mod ls;
+mod man;
 mod reload;
 pub(crate) mod run;
 mod watch;
@@ -18,11 +20,13 @@ use serde::Serialize;
 
 pub(crate) use check::check;
 pub(crate) use compile::compile;
+pub(crate) use completions::completions;
 pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use explain::explain;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
+pub(crate) use man::man;
 pub(crate) use reload::reload;
 pub(crate) use run::run;
 pub(crate) use watch::watch;

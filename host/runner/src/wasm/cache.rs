@@ -37,10 +37,12 @@ pub(crate) struct Cache {
 impl Cache {
     /// That of the user; where there is none that can be used, the log says why.
     pub(crate) fn open() -> Option<Self> {
-        let opened = folder().context("neither XDG_CACHE_HOME nor HOME is an absolute path").and_then(|folder| {
-            own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
-            Ok(Self::at(folder, MOST))
-        });
+        let opened = folder().context("none of CACHE_DIRECTORY, XDG_CACHE_HOME and HOME is an absolute path").and_then(
+            |folder| {
+                own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
+                Ok(Self::at(folder, MOST))
+            },
+        );
         opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
     }
 
@@ -150,8 +152,13 @@ fn own(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The folder that systemd made for this unit (`CacheDirectory=`), otherwise the user's.
 fn folder() -> Option<PathBuf> {
     let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(folders) = std::env::var_os("CACHE_DIRECTORY") {
+        // Several are separated by colons; the first is the one for compiled components.
+        return std::env::split_paths(&folders).next().filter(|path| path.is_absolute());
+    }
     absolute("XDG_CACHE_HOME")
         .or_else(|| {
             let home = absolute("HOME")?;
