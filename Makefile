@@ -7,6 +7,8 @@ HOSTS = --workspace $(GUESTS:%=--exclude %)
 UNITS = --config profile.release.package.leasehold-cli.opt-level=0
 SEEDS ?= 500
 ROUNDS ?= 5
+SECONDS ?= 60
+FUZZ = $(notdir $(basename $(wildcard fuzz/targets/*.rs)))
 MINUTES ?= 10
 LARGE ?= yes
 PREFIX ?= /usr/local
@@ -19,7 +21,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install run test etcd lint simulate interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install run test etcd lint simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -68,6 +70,15 @@ lint: setup ## formatting, clippy, documentation; warnings are errors
 
 simulate: setup ## SEEDS=n seeds on the simulated etcd; SEED=n replays one
 	cargo run --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin simulate -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+# Sanitizers find nothing in a host without unsafe code of its own. What is found anew stays under target/fuzz.
+fuzz: setup ## what strangers write, each target for SECONDS=n (60); FUZZ="layout node" runs these alone
+	@command -v cargo-fuzz >/dev/null || { echo "fuzz: needs cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	@mkdir -p $(FUZZ:%=target/fuzz/corpus/%)
+	@failed=; for target in $(FUZZ); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none --target-dir target/fuzz $$target target/fuzz/corpus/$$target fuzz/corpus/$$target \
+			-- -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 || failed="$$failed $$target"; done; \
+	test -z "$$failed" || { echo "fuzz: found something:$$failed" >&2; exit 1; }
 
 interop: build guests ## services against the libraries of others; LIBRARIES="kratos rpcx" runs these alone
 	@command -v go >/dev/null || { echo "interop: needs Go 1.26 or newer, for the libraries: https://go.dev/dl" >&2; exit 1; }

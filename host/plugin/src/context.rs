@@ -1,27 +1,30 @@
 //! A component's side of the registrar: its policy and its registrations, shared by all of its instances.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures::future::join_all;
-use leasehold::{Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
+use leasehold::{Balancer, Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     bindings::leasehold::registry::types,
+    budget::Budget,
     error::Refusal,
+    lookups::{Followed, Full, Lookups, MAX_VIEWS, Service},
     once_map::{Occupied, Slots, Vacant},
     policy::Policy,
     registration::Kept,
 };
 
-/// The most services that one component watches at a time.
-const MAX_VIEWS: usize = 1000;
+/// Pause between two sweeps of the services that the component follows.
+const SWEEP: Duration = Duration::from_secs(15);
 
 /// What one component has in the registry. Clones share it; give one to every store that runs the component.
 ///
@@ -41,7 +44,14 @@ struct Shared {
     registrar: Registrar,
     policy: Policy,
     registrations: Slots<Keys, Arc<Kept>>,
-    views: Mutex<HashMap<(ServiceName, Version), View>>,
+    /// Registrations that it may make within a time.
+    budget: Budget,
+    lookups: Lookups<Followed>,
+    /// True while a task sweeps `lookups`.
+    sweeps: AtomicBool,
+    /// Cancelled when everything was stopped: nothing is swept any more.
+    stopped: CancellationToken,
+    tasks: TaskTracker,
     /// Where among very many nodes those begin that the component is told.
     place: u32,
     /// Versions below this one register nothing until they are restored.
@@ -51,9 +61,24 @@ struct Shared {
     latest: AtomicU64,
 }
 
-impl Shared {
-    fn views(&self) -> MutexGuard<'_, HashMap<(ServiceName, Version), View>> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+/// Reason why a service cannot be followed.
+#[derive(Debug)]
+enum Unfollowed {
+    TooMany,
+    TooOften,
+    Registrar(Error),
+}
+
+/// Reason why a registration was not made.
+#[derive(Debug)]
+enum Unmade {
+    TooOften,
+    Registrar(Error),
+}
+
+impl From<Error> for Unmade {
+    fn from(error: Error) -> Self {
+        Self::Registrar(error)
     }
 }
 
@@ -64,11 +89,17 @@ impl RegistryCtx {
     /// A component without registrations, under `policy`.
     pub fn new(registrar: Registrar, policy: Policy) -> Self {
         let registrations = Slots::new(policy.max_registrations);
+        let burst = u32::try_from(policy.max_registrations.saturating_mul(2)).unwrap_or(u32::MAX);
+        let budget = Budget::new(burst, policy.registration_interval);
         let shared = Shared {
             registrar,
             policy,
             registrations,
-            views: Mutex::default(),
+            budget,
+            lookups: Lookups::new(),
+            sweeps: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             place: fastrand::u32(..),
             withdrawn: AtomicU64::new(0),
             earliest: AtomicU64::new(0),
@@ -89,9 +120,7 @@ impl RegistryCtx {
 
     /// The services that the component follows, in order, whether they were read yet or not.
     pub fn views(&self) -> Vec<View> {
-        let mut all: Vec<_> = self.shared.views().values().cloned().collect();
-        all.sort_by(|a, b| (a.name(), a.version()).cmp(&(b.name(), b.version())));
-        all
+        self.shared.lookups.all().into_iter().map(|followed| followed.view).collect()
     }
 
     /// A guest's `current`.
@@ -112,11 +141,13 @@ impl RegistryCtx {
     /// [`stop_all`](Self::stop_all). In each case nothing is registered that was not before.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
         let most = self.shared.policy.max_registrations;
-        match self.keep(node, self.shared.policy.terms.clone()).await {
+        match self.keep(node, self.shared.policy.terms.clone(), None).await {
             Ok(kept) => Ok(kept.registration()),
-            Err(Vacant::Full) => Err(Error::Quota { what: "the number of a component's registrations", limit: most }),
+            Err(Vacant::Full | Vacant::Failed(Unmade::TooOften)) => {
+                Err(Error::Quota { what: "the number of a component's registrations", limit: most })
+            }
             Err(Vacant::Closed) => Err(Error::Ended),
-            Err(Vacant::Failed(error)) => Err(error),
+            Err(Vacant::Failed(Unmade::Registrar(error))) => Err(error),
         }
     }
 
@@ -131,7 +162,11 @@ impl RegistryCtx {
                 None => Ok(()),
             }
         });
-        join_all(stops).await.into_iter().collect()
+        let stopped = join_all(stops).await.into_iter().collect();
+        self.shared.stopped.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        stopped
     }
 
     /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
@@ -203,11 +238,15 @@ impl RegistryCtx {
         if self.is_withdrawn() {
             return Err(Refusal::Withdrawn);
         }
-        let kept = within(self.shared.policy.deadline, self.keep(node, terms)).await?;
+        let budget = &self.shared.budget;
+        let kept = within(self.shared.policy.deadline, self.keep(node, terms, Some(budget))).await?;
         let kept = kept.map_err(|vacant| match vacant {
             Vacant::Full => Refusal::TooMany { most: self.shared.policy.max_registrations },
-            Vacant::Closed | Vacant::Failed(Error::Ended) => Refusal::Ending,
-            Vacant::Failed(error) => Refusal::Registrar(error),
+            Vacant::Closed | Vacant::Failed(Unmade::Registrar(Error::Ended)) => Refusal::Ending,
+            Vacant::Failed(Unmade::Registrar(error)) => Refusal::Registrar(error),
+            Vacant::Failed(Unmade::TooOften) => {
+                Refusal::RegistersTooOften { burst: budget.burst, interval: budget.interval }
+            }
         })?;
         if self.is_withdrawn() { Err(Refusal::Withdrawn) } else { Ok(kept) }
     }
@@ -224,36 +263,72 @@ impl RegistryCtx {
     /// A guest's `resolve`.
     pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, Refusal> {
         let (name, version) = self.shared.policy.admit_lookup(name, version)?;
-        let view = within(self.shared.policy.deadline, self.view(name, version)).await?;
-        match view {
-            Err(Error::Ended) => Err(Refusal::Ending),
-            view => Ok(view?.nodes()),
-        }
+        let service = (name, version);
+        let found = async {
+            let view = self.followed(&service).await?.view;
+            view.ready().await.map_err(Unfollowed::Registrar)?;
+            Ok::<_, Unfollowed>(view.nodes())
+        };
+        let budget = &self.shared.lookups.budget;
+        within(self.shared.policy.deadline, found).await?.map_err(|unfollowed| match unfollowed {
+            Unfollowed::TooMany => Refusal::FollowsTooMany { most: MAX_VIEWS },
+            Unfollowed::TooOften => Refusal::LooksUpTooOften { burst: budget.burst, interval: budget.interval },
+            Unfollowed::Registrar(Error::Ended) => Refusal::Ending,
+            Unfollowed::Registrar(Error::Quota { .. }) => Refusal::NoRoomToFollow,
+            Unfollowed::Registrar(error) => Refusal::Registrar(error),
+        })
     }
 
-    /// The component's view of a service, followed from the first look on until the component ends.
+    /// The component's view of a service. It is followed from the first look on until the component ends; while it has no
+    /// node, as long as it is looked at.
     ///
-    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 views of one component. The policy
-    /// is the caller's to ask.
+    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 services of one component that have
+    /// nodes, and for a component that looks up ever others faster than ten a second. The policy is the caller's to ask.
     pub async fn view(&self, name: ServiceName, version: Version) -> Result<View, Error> {
-        let place = (name, version);
-        let known = self.shared.views().get(&place).cloned();
-        let view = match known {
-            Some(view) => view,
-            None => {
-                let view = self.shared.registrar.watch(&place.0, &place.1).await?;
-                let mut views = self.shared.views();
-                if views.len() >= MAX_VIEWS && !views.contains_key(&place) {
-                    return Err(Error::Quota {
-                        what: "the number of services that a component watches",
-                        limit: MAX_VIEWS,
-                    });
-                }
-                views.entry(place).or_insert(view).clone()
-            }
-        };
+        let view = self.followed(&(name, version)).await.map_err(Error::from)?.view;
         view.ready().await?;
         Ok(view)
+    }
+
+    /// The component's balancer over its view of a service, made by `make` when it has none.
+    ///
+    /// Errors: those of [`view`](Self::view).
+    pub async fn balancer(
+        &self,
+        name: ServiceName,
+        version: Version,
+        make: impl FnOnce(View) -> Balancer,
+    ) -> Result<Arc<Balancer>, Error> {
+        let service = (name, version);
+        let Followed { view, balancer } = self.followed(&service).await.map_err(Error::from)?;
+        if let Some(balancer) = balancer {
+            return Ok(balancer);
+        }
+        view.ready().await?;
+        let made = Arc::new(make(view));
+        let set = |followed: &mut Followed| {
+            followed.balancer.get_or_insert_with(|| Arc::clone(&made));
+        };
+        let kept = self.shared.lookups.change(&service, set).and_then(|followed| followed.balancer);
+        Ok(kept.unwrap_or(made))
+    }
+
+    async fn followed(&self, service: &Service) -> Result<Followed, Unfollowed> {
+        let lookups = &self.shared.lookups;
+        if let Some(followed) = lookups.get(service, Instant::now()) {
+            return Ok(followed);
+        }
+        if !lookups.budget.spend(Instant::now()) {
+            return Err(Unfollowed::TooOften);
+        }
+        let view = self.shared.registrar.watch(&service.0, &service.1).await.map_err(Unfollowed::Registrar)?;
+        let followed = Followed { view, balancer: None };
+        let kept = lookups.keep(service.clone(), followed, Instant::now());
+        if !self.shared.sweeps.swap(true, Ordering::SeqCst) {
+            let (shared, stopped) = (Arc::downgrade(&self.shared), self.shared.stopped.clone());
+            self.shared.tasks.spawn(async move { stopped.run_until_cancelled(sweep(shared)).await });
+        }
+        kept.map_err(|Full| Unfollowed::TooMany)
     }
 
     /// Waits for what a guest asked of one of its registrations, as long as its policy allows.
@@ -261,29 +336,38 @@ impl RegistryCtx {
         Ok(within(self.shared.policy.deadline, call).await??)
     }
 
-    async fn keep(&self, node: ServerNode, terms: Terms) -> Result<Arc<Kept>, Vacant<Error>> {
+    /// Without a budget, as many as there is room for.
+    async fn keep(&self, node: ServerNode, terms: Terms, budget: Option<&Budget>) -> Result<Arc<Kept>, Vacant<Unmade>> {
         let Shared { registrar, registrations, .. } = &*self.shared;
         let keys = registrar.keys(&node, &terms);
         let make = || async {
-            let registration = registrar.register_on(node.clone(), terms.clone()).await?;
+            if budget.is_some_and(|budget| !budget.spend(Instant::now())) {
+                return Err(Unmade::TooOften);
+            }
+            let registration = registrar.register_on(node.clone(), terms.clone()).await.inspect_err(|_| {
+                if let Some(budget) = budget {
+                    budget.refund();
+                }
+            })?;
             Ok(Arc::new(Kept::new(node.clone(), terms, registration, self.version)))
         };
+        let failed = |error: Error| Vacant::Failed(error.into());
         self.check_version()?;
         let kept = match registrations.occupy(&keys, make).await? {
             Occupied::Made(kept) if self.is_withdrawn() => {
                 // The withdrawal has not seen it, and whoever asked is refused.
-                kept.stop().await.map_err(Vacant::Failed)?;
+                kept.stop().await.map_err(failed)?;
                 kept
             }
             Occupied::Made(kept) => kept,
             Occupied::Found(kept) => {
                 kept.claim(self.version);
-                kept.replace(node).await.map_err(Vacant::Failed)?;
+                kept.replace(node).await.map_err(failed)?;
                 if !self.is_withdrawn() {
-                    kept.restore(registrar).await.map_err(Vacant::Failed)?;
+                    kept.restore(registrar).await.map_err(failed)?;
                     let after = self.shared.policy.deadline;
-                    let stands = tokio::time::timeout(after, kept.stands()).await;
-                    stands.unwrap_or(Err(Error::Timeout { what: "register", after })).map_err(Vacant::Failed)?;
+                    let stands = timeout(after, kept.stands()).await;
+                    stands.unwrap_or(Err(Error::Timeout { what: "register", after })).map_err(failed)?;
                 }
                 kept
             }
@@ -291,7 +375,7 @@ impl RegistryCtx {
         // What changed while it was made has not seen it.
         if let Err(over) = self.check_version() {
             if kept.owner() <= self.version {
-                kept.stop().await.map_err(Vacant::Failed)?;
+                kept.stop().await.map_err(failed)?;
             }
             return Err(over);
         }
@@ -299,7 +383,7 @@ impl RegistryCtx {
     }
 
     /// An earlier version registers nothing once a later one has taken over.
-    fn check_version(&self) -> Result<(), Vacant<Error>> {
+    fn check_version(&self) -> Result<(), Vacant<Unmade>> {
         match self.version < self.shared.earliest.load(Ordering::SeqCst) {
             true => Err(Vacant::Closed),
             false => Ok(()),
@@ -308,5 +392,29 @@ impl RegistryCtx {
 }
 
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, Refusal> {
-    tokio::time::timeout(deadline, call).await.map_err(|_| Refusal::Deadline)
+    timeout(deadline, call).await.map_err(|_| Refusal::Deadline)
+}
+
+impl From<Unfollowed> for Error {
+    fn from(unfollowed: Unfollowed) -> Self {
+        let what = match unfollowed {
+            Unfollowed::TooMany => "the number of services that a component follows",
+            Unfollowed::TooOften => "the number of further services that a component looks up at once",
+            Unfollowed::Registrar(error) => return error,
+        };
+        Self::Quota { what, limit: MAX_VIEWS }
+    }
+}
+
+/// Drops unused services without nodes, for as long as the component follows any.
+async fn sweep(shared: Weak<Shared>) {
+    loop {
+        sleep(SWEEP).await;
+        let Some(shared) = shared.upgrade() else { return };
+        // A look-up from here on starts another sweep.
+        shared.sweeps.store(false, Ordering::SeqCst);
+        if !shared.lookups.sweep(Instant::now()) || shared.sweeps.swap(true, Ordering::SeqCst) {
+            return;
+        }
+    }
 }

@@ -27,6 +27,14 @@ pub(crate) enum Refusal {
     HiddenName,
     /// The component has as many registrations as its policy allows.
     TooMany { most: usize },
+    /// The component registers more often than its policy allows.
+    RegistersTooOften { burst: u32, interval: Duration },
+    /// The component follows as many services as it may.
+    FollowsTooMany { most: usize },
+    /// The component looks up services that it does not follow more often than it may.
+    LooksUpTooOften { burst: u32, interval: Duration },
+    /// The host follows as many services as it may, for all of its components.
+    NoRoomToFollow,
     /// The component is being stopped, or its next version has taken over.
     Ending,
     /// The host has withdrawn the component's registrations for the time being.
@@ -66,6 +74,18 @@ impl From<Refusal> for types::Error {
             Refusal::TooMany { most } => {
                 Self::QuotaExceeded(format!("this component may have {most} registrations at a time"))
             }
+            Refusal::RegistersTooOften { burst, interval } => Self::QuotaExceeded(format!(
+                "this component may register {burst} times at once, and once in {interval:?} after that"
+            )),
+            Refusal::FollowsTooMany { most } => {
+                Self::QuotaExceeded(format!("this component may look up {most} services at a time"))
+            }
+            Refusal::LooksUpTooOften { burst, interval } => Self::QuotaExceeded(format!(
+                "this component may look up {burst} other services at once, and one in {interval:?} after that"
+            )),
+            Refusal::NoRoomToFollow => Self::QuotaExceeded(
+                "the host follows as many services as it may; those that are followed already can be looked up".into(),
+            ),
             Refusal::Ending => Self::Unavailable("the service is being stopped".into()),
             Refusal::Withdrawn => Self::Unavailable("the host has withdrawn the service for the time being".into()),
             Refusal::Deadline => Self::Timeout,
@@ -146,6 +166,27 @@ mod tests {
             let text = format!("{:?}", told(error));
             assert!(text.starts_with("Error::Conflict"), "{text}");
             assert!(!text.contains("secret") && !text.contains("beef"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_quota_says_what_is_limited() {
+        let (burst, interval) = (3, Duration::from_secs(1));
+        for (refusal, what) in [
+            (Refusal::TooMany { most: 3 }, "may have 3 registrations"),
+            (Refusal::RegistersTooOften { burst, interval }, "may register 3 times at once, and once in 1s"),
+            (Refusal::FollowsTooMany { most: 3 }, "may look up 3 services"),
+            (Refusal::LooksUpTooOften { burst, interval }, "may look up 3 other services at once, and one in 1s"),
+            (Refusal::NoRoomToFollow, "the host follows as many services as it may"),
+            (
+                Refusal::from(Error::Quota { what: "registrations", limit: 3 }),
+                "the host has no room for more registrations",
+            ),
+        ] {
+            match refusal.into() {
+                types::Error::QuotaExceeded(text) => assert!(text.contains(what), "{text}"),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

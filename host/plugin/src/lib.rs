@@ -53,10 +53,15 @@
 //! `examples/embed.rs` is the same as a program, with deadlines for guests that do not return.
 
 pub mod bindings;
+mod budget;
 mod context;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod host;
 mod lifecycle;
+mod lookups;
 mod once_map;
 mod policy;
 mod registration;

@@ -45,6 +45,10 @@ pub struct Policy {
     pub addrs: Vec<Addr>,
     /// The most registrations that it may have at a time, those under way included; one more is `quota-exceeded`.
     pub max_registrations: usize,
+    /// The time in which one more registration becomes available to a component that has made twice as many as it may have
+    /// at a time; one too early is `quota-exceeded`. It bounds what a component that registers and stops in a loop writes
+    /// to etcd; a registration that is there already costs nothing.
+    pub registration_interval: Duration,
     /// The most nodes in one answer of `resolve`: of a service that has more, it is told the same ones each time. Copying
     /// them into the component is most of what such a call takes, and takes longer the more they are.
     pub max_nodes: usize,
@@ -66,6 +70,7 @@ impl Default for Policy {
             addr: None,
             addrs: Vec::new(),
             max_registrations: 16,
+            registration_interval: Duration::from_secs(1),
             max_nodes: 1000,
             max_ttl: Duration::from_secs(60 * 60),
             deadline: Duration::from_secs(30),

@@ -20,6 +20,9 @@ mod backoff;
 mod discovery;
 mod error;
 mod etcd;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod layout;
 mod lease;
 mod node;

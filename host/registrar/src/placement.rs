@@ -48,6 +48,8 @@ const MAX_WAITING: usize = 64;
 const MAX_VIEWS: usize = 10_000;
 /// Largest number of events that wait for the reader of a key watch; then etcd waits.
 const MAX_QUEUED_EVENTS: usize = 16;
+/// Number of views below which those without a handle are not pruned: fewer are not worth it.
+const MIN_VIEWS: usize = 256;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
@@ -115,6 +117,8 @@ pub(crate) struct Keeper {
     waiting: HashMap<Arc<str>, Vec<Application>>,
     /// Views that somebody holds, or did until lately.
     views: HashMap<(ServiceName, Version), Arc<ViewState>>,
+    /// Number of views at which those without a handle are pruned.
+    views_until_pruning: usize,
     /// Ends the views.
     ending: CancellationToken,
     tracker: TaskTracker,
@@ -176,6 +180,7 @@ impl Keeper {
             keys: HashMap::new(),
             waiting: HashMap::new(),
             views: HashMap::new(),
+            views_until_pruning: MIN_VIEWS,
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
             leaps: line.leaps.clone(),
@@ -387,8 +392,9 @@ impl Keeper {
         if let Some(view) = self.views.get(&what).and_then(View::new) {
             return Ok(view);
         }
-        if self.views.len() >= MAX_VIEWS {
+        if self.views.len() >= self.views_until_pruning {
             self.views.retain(|_, state| !state.has_ended());
+            self.views_until_pruning = (2 * self.views.len()).clamp(MIN_VIEWS, MAX_VIEWS);
         }
         if self.views.len() >= MAX_VIEWS {
             return Err(Error::Quota { what: "the number of views", limit: MAX_VIEWS });

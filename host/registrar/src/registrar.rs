@@ -11,8 +11,6 @@ use tokio::{
     sync::{broadcast, oneshot},
     time::{Instant, timeout, timeout_at},
 };
-#[cfg(feature = "simulation")]
-use tokio_util::task::TaskTracker;
 
 use crate::{
     discovery::{
@@ -109,7 +107,8 @@ impl Registrar {
         let options = Arc::new(options);
         let (keeper, line) = Keeper::new(options.clone());
         let etcd = Etcd::over(&options, channels, line.latencies.clone()).await?;
-        TaskTracker::new().spawn(line.suspension.clone().hold(keeper.live(etcd))); // Waited for through `ended`.
+        #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
+        tokio::spawn(line.suspension.clone().hold(keeper.live(etcd)));
         Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
     }
 

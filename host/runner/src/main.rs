@@ -1,4 +1,4 @@
-//! The binary `leasehold`: the whole story of the process.
+//! The binary `leasehold`: the whole story of the process. A library, so that fuzzing reaches what it parses.
 
 mod admin;
 mod cli;
@@ -6,6 +6,8 @@ mod commands;
 mod config;
 mod connect;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod grpc;
 mod inbound;
 mod outbound;
@@ -36,7 +38,8 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// One thread answers while another computes.
 const MIN_THREADS: usize = 2;
 
-fn main() -> ExitCode {
+/// Does what the arguments say; the exit code is the process's.
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

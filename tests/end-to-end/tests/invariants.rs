@@ -33,22 +33,24 @@ fn the_plugin_does_not_use_the_runner() {
     named_nowhere(&["hyper", "hyper_util"], "host/plugin", &[]);
 }
 
+/// Clippy holds that tasks are spawned through trackers (`host/clippy.toml`); this test, that no tracker is a formality.
 #[test]
-fn tasks_are_spawned_only_through_a_tracker() {
-    for host in ["host/registrar/src", "host/plugin/src", "host/runner/src"] {
-        for source in sources(host) {
-            let spawned: Vec<_> = source.code().filter(|(_, line)| spawns(line)).collect();
-            assert!(spawned.is_empty(), "{}: {spawned:?}", source.path);
-        }
+fn no_tracker_is_made_for_one_task_and_thrown_away() {
+    let thrown_away = |line: &str| line.contains("TaskTracker::new().spawn");
+    for source in sources("host") {
+        let lines: Vec<_> = source.code().filter(|(_, line)| thrown_away(line)).collect();
+        assert!(lines.is_empty(), "{}: {lines:?}", source.path);
     }
 }
 
-/// True if a line spawns a task without a tracker. A tracker's own `spawn` is a method.
-fn spawns(line: &str) -> bool {
-    ["spawn(", "spawn_blocking(", "spawn_local("]
-        .iter()
-        .any(|call| ["tokio::", "task::"].iter().any(|path| line.contains(&format!("{path}{call}"))))
-        || (line.trim_start().starts_with("use tokio") && has_word(line, "spawn"))
+#[test]
+fn the_texts_of_etcd_are_matched_in_one_file() {
+    let is_text = |line: &str| ["message", "reason"].iter().any(|word| has_word(line, word));
+    let matches = |line: &str| is_text(line) && (line.contains("contains(\"") || line.contains("starts_with(\"etcd"));
+    let mut matching = sources("host/registrar/src");
+    matching.retain(|source| source.path.contains("/etcd") && source.code().any(|(_, line)| matches(line)));
+    let paths: Vec<_> = matching.iter().map(|source| source.path.as_str()).collect();
+    assert_eq!(paths, ["host/registrar/src/etcd/error.rs"]);
 }
 
 #[test]
@@ -89,7 +91,4 @@ fn a_word_is_not_a_part_of_another() {
     assert!(has_word("use std::{fs, io};", "fs"));
     assert!(!has_word("offset", "fs"));
     assert!(!has_word("hyper_util::rt", "hyper"));
-    assert!(spawns("    tokio::spawn(async {"));
-    assert!(spawns("    tokio::task::spawn_blocking(f)"));
-    assert!(!spawns("    self.tasks.spawn(async {"));
 }

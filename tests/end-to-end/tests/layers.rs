@@ -11,6 +11,8 @@ const LAYERS: [(&str, &[&str]); 3] = [
         "host/runner",
         &[
             "main",
+            "bin",
+            "fuzz",
             "commands",
             "admin",
             "cli",
@@ -29,12 +31,26 @@ const LAYERS: [(&str, &[&str]); 3] = [
     ),
     (
         "host/plugin",
-        &["lib", "lifecycle", "host", "context", "registration", "policy", "error", "bindings", "once_map"],
+        &[
+            "lib",
+            "fuzz",
+            "lifecycle",
+            "host",
+            "context",
+            "lookups",
+            "registration",
+            "policy",
+            "error",
+            "bindings",
+            "budget",
+            "once_map",
+        ],
     ),
     (
         "host/registrar",
         &[
             "lib",
+            "fuzz",
             "registrar",
             "registration",
             "placement",

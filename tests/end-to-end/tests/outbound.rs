@@ -119,6 +119,86 @@ async fn a_name_does_not_lead_to_this_machine_unless_the_policy_allows_it() {
 }
 
 #[tokio::test]
+async fn wildcards_and_networks_permit_what_they_cover_but_nothing_local_that_is_not_meant() {
+    let world = World::real().await;
+    let addr = server(usize::MAX).await.0.to_string();
+    let port = addr.rsplit(':').next().unwrap();
+    let meant = host(&world, &json!({ "outbound": ["127.0.0.0/8"] })).await;
+    answers(&meant, &addr).await;
+    fails(&meant, "call", &format!("localhost:{port}"), "HttpRequestDenied").await;
+    let wide = host(&world, &json!({ "outbound": ["*", "0.0.0.0/0"] })).await;
+    for local in
+        [addr.clone(), format!("localhost:{port}"), format!("127.1:{port}"), format!("[::ffff:127.0.0.1]:{port}")]
+    {
+        fails(&wide, "call", &local, "DestinationIpProhibited").await;
+    }
+    fails(&wide, "call", "nobody.invalid", "DnsError").await;
+    answers(&host(&world, &json!({ "outbound": ["*"], "local": true })).await, &addr).await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_none_is_not_taken_for_the_default_one() {
+    let world = World::real().await;
+    let host = host(&world, &json!({ "outbound": ["127.0.0.1"] })).await;
+    for authority in ["127.0.0.1:99999", "127.0.0.1:0"] {
+        fails(&host, "call", authority, "HttpRequestUriInvalid").await;
+    }
+}
+
+/// It can drain every service of the host.
+#[tokio::test]
+async fn a_component_never_reaches_the_admin_endpoint_of_its_host() {
+    let world = World::real().await;
+    let listed = json!({ "outbound": ["127.0.0.1", "localhost", "127.1", "0.0.0.0"], "local": true });
+    let mut host = host(&world, &listed).await;
+    let port = host.admin().trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    for name in ["127.0.0.1", "localhost", "127.1", "0.0.0.0"] {
+        fails(&host, "call", &format!("{name}:{port}"), "DestinationIpProhibited").await;
+    }
+    host.says(&format!("denied a request to 127.0.0.1:{port}: it is this host's own admin endpoint")).await;
+    // A node in etcd that leads there leads nowhere either.
+    let by_name = self::host(&world, &json!({ "discover": ["user"] })).await;
+    let admin = by_name.admin().trim_end_matches('/').trim_start_matches("http://").to_owned();
+    let node = json!({ "name": "user", "addr": admin, "version": "", "weight": "9" });
+    world.put(&format!("/user/{admin}"), &node.to_string(), 0).await;
+    fails(&by_name, "call", "user.leasehold", "ConnectionRefused").await;
+}
+
+#[tokio::test]
+async fn what_is_denied_is_told_once_with_the_entry_that_would_permit_it() {
+    let world = World::real().await;
+    let mut host = host(&world, &json!({ "outbound": ["api.example", "*"] })).await;
+    let denied = [
+        ("169.254.169.254", "it is local", r#"outbound: ["169.254.169.254:80"]"#),
+        ("127.1:81", "the name leads to this machine", "local: true"),
+    ];
+    for (authority, why, cure) in denied {
+        for _ in 0..3 {
+            assert_eq!(ask(&host, "call", authority).await.0, "failed");
+        }
+        let line = host.says(&format!("denied a request to {authority}: {why}")).await;
+        let said = line["message"].as_str().unwrap();
+        assert!(said.ends_with(&format!("to permit it: allow: {{ {cure} }}")), "{said}");
+        assert_eq!(line["service"], "caller", "{line}");
+        let starts = format!("denied a request to {authority}");
+        let told = host
+            .log()
+            .iter()
+            .filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(&starts)))
+            .count();
+        assert_eq!(told, 1, "{authority}");
+    }
+    let mut strict = self::host(&world, &json!({})).await;
+    for (authority, cure) in
+        [("Example.com", r#"outbound: ["example.com:80"]"#), ("user.leasehold", r#"discover: ["user"]"#)]
+    {
+        fails(&strict, "call", authority, "HttpRequestDenied").await;
+        let said = strict.says(&format!("denied a request to {authority}")).await;
+        assert!(said["message"].as_str().unwrap().ends_with(&format!("allow: {{ {cure} }}")), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn connections_are_reused_and_closed_ones_cost_no_request() {
     let world = World::real().await;
     let ((keeps, kept), (closes, closed)) = (server(usize::MAX).await, server(1).await);

@@ -10,7 +10,11 @@ use leasehold_end_to_end::{
     http::get,
     paths,
 };
-use leasehold_scenarios::{real::Etcd, world::World};
+use leasehold_scenarios::{
+    real::Etcd,
+    wait_for,
+    world::{SOON, World},
+};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -74,6 +78,50 @@ async fn sandboxed_a_thousand_registrations_end_at_the_quota_and_all_go() {
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
     assert!(world.leases().await.is_empty());
+}
+
+#[tokio::test]
+async fn sandboxed_registering_and_stopping_in_a_loop_ends_at_the_quota() {
+    let world = World::real().await;
+    let host = Host::of(&world, [hostile("hostile")]).await;
+    let told = act(&host, "churn").await;
+    assert_eq!(told.0, "quota-exceeded", "{told:?}");
+    assert!(told.1.starts_with("this component may register 200 times at once, and once in 1s after that"), "{told:?}");
+    // Each has come and gone; a slow machine earns some more meanwhile.
+    let writes = world.revision().await;
+    assert!((400..800).contains(&writes), "{writes}");
+    assert_eq!(world.count().await, 0);
+    wait_for("it may register again", SOON, async || act(&host, "register").await.0 == "ok").await;
+    // What is registered already costs nothing.
+    for _ in 0..5 {
+        assert_eq!(act(&host, "register").await.0, "ok");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn sandboxed_a_thousand_lookups_of_unknown_names_leave_little_behind() {
+    let world = World::real().await;
+    let curious = with(hostile("hostile"), json!({ "allow": { "discover": ["*"] } }));
+    let host = Host::ready(&with(config(&world, [curious]), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    assert_eq!(act(&host, "lookups/8").await.0, "ok");
+    let before = host.resident_bytes();
+    assert_eq!(act(&host, "lookups/999").await, ("ok".to_owned(), "999".to_owned()));
+    let followed = async || {
+        let services = get(&format!("{}services", host.admin())).await.json();
+        services[0]["views"].as_array().unwrap().len()
+    };
+    assert_eq!(followed().await, 128);
+    let more = host.resident_bytes().saturating_sub(before);
+    assert!(more < 48 << 20, "{} MiB more", more >> 20);
+    let told = act(&host, "lookups/2000").await;
+    assert_eq!(told.0, "quota-exceeded", "{told:?}");
+    assert!(told.1.starts_with("this component may look up 1000 other services at once"), "{told:?}");
+    tells_nothing(&world, &told.1);
+    assert_eq!(act(&host, "lookups/0").await.0, "quota-exceeded", "the first was let go long ago");
+    wait_for("it may look up others again", SOON, async || act(&host, "lookups/0").await.0 == "ok").await;
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

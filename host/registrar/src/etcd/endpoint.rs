@@ -24,7 +24,7 @@ use tokio::{
 };
 use tonic::transport::Endpoint as Transport;
 
-use super::error::{Failure, classify};
+use super::error::{Failure, classify, is_without_authentication};
 use crate::{
     error::Error,
     node::Invalid,
@@ -91,11 +91,7 @@ impl Endpoint {
         let done = async move {
             match timeout(patience, client.update_user(Some((user, password)))).await {
                 // An etcd without authentication needs no user, as etcd's own Go client sees it.
-                Ok(Err(ClientError::GRpcStatus(status)))
-                    if status.message().contains("authentication is not enabled") =>
-                {
-                    Ok(false)
-                }
+                Ok(Err(ClientError::GRpcStatus(status))) if is_without_authentication(&status) => Ok(false),
                 Ok(outcome) => outcome.map(|()| true).map_err(|error| classify(&url, &error)),
                 Err(_) => Err(Failure::Unanswered { endpoint: url, reason: format!("no sign-in within {patience:?}") }),
             }

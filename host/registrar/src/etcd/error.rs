@@ -44,6 +44,11 @@ impl Failure {
         matches!(self, Self::Unanswered { .. } | Self::TooLarge { .. } | Self::NotEtcd(_))
     }
 
+    /// Detects the answer of a member of etcd that has no leader.
+    pub(super) fn has_no_leader(&self) -> bool {
+        matches!(self, Self::Busy { message, .. } if message.contains("no leader"))
+    }
+
     /// Whether etcd has refused what the request says, so that a part of it may be accepted.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Forbidden { .. })
@@ -107,6 +112,17 @@ pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         _ if innermost(status).to_string().contains("frame with invalid size") => Failure::NotEtcd(endpoint),
         _ => Failure::Unanswered { endpoint, reason: described(status) },
     }
+}
+
+/// Classifies the cancellation of a watch, which comes with a reason only.
+pub(super) fn classify_cancellation(endpoint: &Arc<str>, reason: &str) -> Failure {
+    let code = if reason.contains("permission denied") { Code::PermissionDenied } else { Code::Cancelled };
+    classify(endpoint, &ClientError::GRpcStatus(Status::new(code, reason)))
+}
+
+/// Detects the answer to a sign-in where no user needs one.
+pub(super) fn is_without_authentication(status: &Status) -> bool {
+    status.message().contains("authentication is not enabled")
 }
 
 /// The cause why no connection was made, when that is what happened.

@@ -22,13 +22,12 @@ use etcd_client::{
 use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
-use tonic::{Code, Status};
 
 #[cfg(feature = "simulation")]
 pub use self::endpoint::Channel;
 use self::{
     endpoint::{Endpoint, Endpoints},
-    error::classify,
+    error::{classify, classify_cancellation},
     range::range_end,
 };
 pub(crate) use self::{
@@ -157,9 +156,7 @@ impl Etcd {
                 database: u64::try_from(status.db_size()).unwrap_or_default(),
                 quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
             }),
-            Ok(Err(Failure::Busy { message, .. })) if message.contains("no leader") => {
-                Ok(Member { has_leader: false, database: 0, quota: None })
-            }
+            Ok(Err(failure)) if failure.has_no_leader() => Ok(Member { has_leader: false, database: 0, quota: None }),
             Ok(Err(failure)) => Err(failure),
             Err(_) => {
                 Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: format!("nothing within {after:?}") })
@@ -392,9 +389,7 @@ impl Changes {
             return Err(Failure::Refused { endpoint: self.url.clone(), message });
         }
         if message.canceled() {
-            let reason = message.cancel_reason();
-            let code = if reason.contains("permission denied") { Code::PermissionDenied } else { Code::Cancelled };
-            return Err(classify(&self.url, &ClientError::GRpcStatus(Status::new(code, reason))));
+            return Err(classify_cancellation(&self.url, message.cancel_reason()));
         }
         let changes = message.events().iter().filter_map(|event| {
             let kv = event.kv()?;

@@ -54,6 +54,8 @@ const PATHS: &str =
 pub(crate) struct Admin {
     closing: CancellationToken,
     tasks: TaskTracker,
+    /// The address at which it listens.
+    pub(crate) bound: SocketAddr,
 }
 
 /// What answers are made from.
@@ -75,7 +77,7 @@ impl Admin {
     /// Listens and answers. It does so while services start, too, and while they drain.
     pub(crate) fn start(admin: &config::Admin, desk: Desk) -> Result<Self, Failure> {
         let (listener, bound) = Self::bind(admin)?;
-        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new() };
+        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), bound };
         let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
         started.tasks.spawn(accept(listener, Arc::new(desk), closing, tasks));
         tracing::info!(url = format!("http://{bound}/"), "admin");

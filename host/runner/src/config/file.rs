@@ -10,7 +10,8 @@ use serde::{
 use serde_saphyr::{Error, Spanned};
 
 use crate::config::{
-    Endpoint, Host, Pattern, Register,
+    Endpoint, Pattern, Register,
+    destination::Destination,
     units::{Parsed, Secret, Size, Span},
 };
 
@@ -141,7 +142,7 @@ pub(crate) struct ListenTls {
 pub(crate) struct Allow {
     pub(crate) names: Option<Vec<Parsed<Pattern>>>,
     pub(crate) discover: Option<Vec<Parsed<Pattern>>>,
-    pub(crate) outbound: Option<Vec<Parsed<Host>>>,
+    pub(crate) outbound: Option<Vec<Parsed<Destination>>>,
     pub(crate) local: Option<bool>,
 }
 

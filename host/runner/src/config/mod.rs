@@ -1,5 +1,6 @@
 //! What to run: the configuration, read from a file or from arguments, checked once and trusted afterwards.
 
+pub(crate) mod destination;
 pub(crate) mod file;
 pub(crate) mod units;
 
@@ -20,6 +21,7 @@ use serde_saphyr::Spanned;
 
 use crate::{
     config::{
+        destination::Destination,
         file::{Collector, Listen, at_line},
         units::{Parsed, Secret, Span},
     },
@@ -184,8 +186,8 @@ pub(crate) struct Allow {
     /// The names it may look up, and call by name. By default none.
     pub(crate) discover: Names,
     /// The hosts it may send HTTP requests to, and a program may connect to by IP address. By default none.
-    pub(crate) outbound: Vec<Host>,
-    /// Whether names in `outbound` may lead to this machine or its link.
+    pub(crate) outbound: Vec<Destination>,
+    /// Permits `outbound` entries to lead to this machine or its link without naming it.
     pub(crate) local: bool,
 }
 
@@ -273,40 +275,14 @@ pub(crate) enum Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "*" { Ok(Self::Any) } else { text.parse().map(Self::Name) }
-    }
-}
-
-/// A host that requests may go to: `host` for every port of it, or `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Host {
-    /// In lower case; an IPv6 address in brackets.
-    pub(crate) name: String,
-    /// `None` for every port.
-    pub(crate) port: Option<u16>,
-}
-
-impl FromStr for Host {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse::<http::uri::Authority>() {
-            Ok(authority) if !authority.host().is_empty() && !text.contains('@') => {
-                Ok(Self { name: authority.host().to_ascii_lowercase(), port: authority.port_u16() })
-            }
-            _ => Err(format!("must be host or host:port, not {text:?}")),
-        }
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            None => f.write_str(&self.name),
-            Some(port) => write!(f, "{}:{port}", self.name),
+        match text {
+            "*" => Ok(Self::Any),
+            // A name may have one, but an operator who writes it means a pattern.
+            _ if text.contains('*') => Err(format!("must be a name, or * alone for every name, not {text:?}")),
+            _ => text.parse().map(Self::Name).map_err(|invalid: Invalid| invalid.to_string()),
         }
     }
 }
@@ -404,7 +380,7 @@ impl Config {
         Self::parse(&file, &text, path.parent().unwrap_or(Path::new(""))).map_err(Failure::usage)
     }
 
-    fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, String> {
+    pub(crate) fn parse(file: &str, text: &str, folder: &Path) -> Result<Self, String> {
         let parsed = file::parse(file, text)?;
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
@@ -630,7 +606,7 @@ impl Reader<'_> {
         set(&mut spec.allow.discover, written.allow.discover.map(names));
         set(
             &mut spec.allow.outbound,
-            written.allow.outbound.map(|hosts| hosts.into_iter().map(|Parsed(host)| host).collect()),
+            written.allow.outbound.map(|all| all.into_iter().map(|Parsed(destination)| destination).collect()),
         );
         set(&mut spec.allow.local, written.allow.local);
         spec.limits = self.limits(written.limits)?;

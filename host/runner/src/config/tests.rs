@@ -86,7 +86,8 @@ services:
     assert_eq!(spec.config.0["number"], "5");
     assert_eq!(spec.config.0["flag"], "true");
     assert!(matches!(spec.allow.discover, Names::Any));
-    assert_eq!((spec.allow.outbound[1].name.as_str(), spec.allow.outbound[1].port), ("[::1]", Some(8080)));
+    let outbound: Vec<_> = spec.allow.outbound.iter().map(ToString::to_string).collect();
+    assert_eq!(outbound, ["api.example", "[::1]:8080"]);
     assert_eq!((spec.limits.memory, spec.limits.concurrency), (16 << 20, 7));
     let health = spec.health.as_ref().unwrap();
     assert!(matches!(&health.probe, Probe::Http(path) if path == "/healthz?deep=1"));

@@ -242,7 +242,7 @@ impl Door {
 /// Lets the URI of a request tell its host, which components of 0.3 are told nowhere else. Who names none, or not one that
 /// can be read, is refused here: in wasmtime that is a failure, and would be counted as the component's. So is who asks for
 /// a tunnel.
-fn address<B>(request: &mut http::Request<B>, scheme: &Scheme) -> Result<(), Hit> {
+pub(crate) fn address<B>(request: &mut http::Request<B>, scheme: &Scheme) -> Result<(), Hit> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,

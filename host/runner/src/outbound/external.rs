@@ -1,14 +1,7 @@
 //! The way to hosts that are not services: connections that are kept for the next request, and no detour by which a name
 //! leads to this machine or its link.
 
-use std::{
-    error::Error as _,
-    fmt, io,
-    iter::successors,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::Duration,
-    vec,
-};
+use std::{error::Error as _, fmt, io, iter::successors, net::SocketAddr, sync::Arc, time::Duration, vec};
 
 use futures::{
     future::{BoxFuture, Either, select},
@@ -28,17 +21,19 @@ use hyper_util::{
     rt::TokioTimer,
 };
 use tokio::{net::lookup_host, time::timeout};
-use tokio_util::task::TaskTracker;
 use tower::util::{ServiceFn, service_fn};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use crate::{
+    config::destination::is_local,
     error::one_line,
     outbound::{
         body::drain,
+        denial::Denials,
+        reserved::{Guarded, LeadsToAdmin, Reserved},
         service::{Answer, Attempt, chain},
     },
-    rt::executor::Tracked,
+    rt::executor::Pooled,
 };
 
 /// How long an idle connection is kept, and how many of one host.
@@ -47,30 +42,30 @@ const MAX_IDLE: usize = 32;
 /// How long a connection may take whose request does not say so.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Metadata beyond the link, with credentials like that of IPv4.
-const AMAZONS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-
 type Found = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, Unfit>>;
 type Resolver = ServiceFn<fn(Name) -> Found>;
 
 /// A client of one service's component.
 #[derive(Clone)]
-pub(crate) struct Exit(Client<HttpsConnector<HttpConnector<Resolver>>, Attempt>);
+pub(crate) struct Exit {
+    client: Client<HttpsConnector<Guarded<HttpConnector<Resolver>>>, Attempt>,
+    denials: Arc<Denials>,
+}
 
 impl Exit {
     /// With `local`, a name may lead to this machine or its link. An address that is written as one always may, and so may
     /// `localhost`: whoever lists these means them.
-    pub(crate) fn new(local: bool) -> Self {
+    pub(crate) fn new(local: bool, reserved: Reserved, denials: Arc<Denials>) -> Self {
         let resolver: fn(Name) -> Found = if local { anywhere } else { elsewhere };
         let mut http = HttpConnector::new_with_resolver(service_fn(resolver));
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let https = HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1();
-        let mut builder = Client::builder(Tracked(TaskTracker::new()));
+        let mut builder = Client::builder(Pooled);
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
         builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
-        Self(builder.build(https.wrap_connector(http)))
+        Self { client: builder.build(https.wrap_connector(Guarded::new(http, reserved))), denials }
     }
 
     /// Sends a request to the host that it names. Errors are those of `wasi:http`; the log says more.
@@ -100,13 +95,19 @@ impl Exit {
     ) -> Result<Response<WasiBody>, Error> {
         let to = request.uri().authority().cloned();
         let failed = |error: ClientError| {
-            tracing::debug!(to = to.as_ref().map(Authority::as_str), "a request failed: {}", one_line(&chain(&error)));
-            told(&error)
+            let to = to.as_ref().map_or("", Authority::as_str);
+            tracing::debug!(to, "a request failed: {}", one_line(&chain(&error)));
+            match denied(&error) {
+                Some(Denied::Local) => self.denials.report(to, Unfit::Local, Some("local: true")),
+                Some(Denied::Admin) => self.denials.report(to, LeadsToAdmin, None),
+                None => return told(&error),
+            }
+            Error::DestinationIpProhibited
         };
         let mut connection = capture_connection(&mut request);
         let within = options.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
         let connected = timeout(within, async { drop(connection.wait_for_connection_metadata().await) });
-        let answered = timeout(options.first_byte_timeout.unwrap_or(Duration::MAX), self.0.request(request));
+        let answered = timeout(options.first_byte_timeout.unwrap_or(Duration::MAX), self.client.request(request));
         pin_mut!(connected, answered);
         let answered = match select(answered, connected).await {
             Either::Left((answered, _)) => answered,
@@ -118,14 +119,26 @@ impl Exit {
     }
 }
 
-/// What a component is told of a failure.
+/// Address of a permitted name that no component reaches.
+enum Denied {
+    Local,
+    Admin,
+}
+
+fn denied(error: &ClientError) -> Option<Denied> {
+    successors(error.source(), |&cause| cause.source()).find_map(|cause| match cause.downcast_ref() {
+        Some(Unfit::Local) => Some(Denied::Local),
+        _ => cause.is::<LeadsToAdmin>().then_some(Denied::Admin),
+    })
+}
+
+/// The error of `wasi:http` for a failure.
 fn told(error: &ClientError) -> Error {
     let mut kind = None;
     for cause in successors(error.source(), |&cause| cause.source()) {
         match cause.downcast_ref() {
-            Some(Unfit::Local) => return Error::DestinationIpProhibited,
             Some(Unfit::Unknown(_)) => return Error::DnsError { rcode: None, info_code: None },
-            None => kind = kind.or_else(|| cause.downcast_ref().map(innermost)),
+            _ => kind = kind.or_else(|| cause.downcast_ref().map(innermost)),
         }
     }
     match kind {
@@ -156,7 +169,7 @@ enum Unfit {
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Local => f.write_str("the name leads to this machine or its link; allow.local lets it"),
+            Self::Local => f.write_str("the name leads to this machine or its link"),
             Self::Unknown(error) => write!(f, "the name is not known: {error}"),
         }
     }
@@ -178,39 +191,4 @@ fn elsewhere(name: Name) -> Found {
         let fit: Vec<_> = found.filter(|addr| listed || !is_local(addr.ip())).collect();
         if fit.is_empty() { Err(Unfit::Local) } else { Ok(fit.into_iter()) }
     })
-}
-
-/// Whether an address is of this machine, or reaches no further than its link: where metadata of clouds is found, too.
-fn is_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
-        IpAddr::V6(ip) => {
-            ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified() || ip == AMAZONS_METADATA
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_local;
-
-    #[test]
-    fn what_is_local() {
-        for local in [
-            "127.0.0.1",
-            "127.8.8.8",
-            "169.254.169.254",
-            "0.0.0.0",
-            "::1",
-            "::",
-            "fe80::1",
-            "::ffff:127.0.0.1",
-            "fd00:ec2::254",
-        ] {
-            assert!(is_local(local.parse().unwrap()), "{local}");
-        }
-        for other in ["10.0.0.1", "192.168.0.1", "8.8.8.8", "2001:db8::1", "fd00:ec2::253", "::ffff:8.8.8.8"] {
-            assert!(!is_local(other.parse().unwrap()), "{other}");
-        }
-    }
 }

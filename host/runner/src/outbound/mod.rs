@@ -1,7 +1,9 @@
 //! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
 
 pub(crate) mod body;
+pub(crate) mod denial;
 pub(crate) mod external;
+pub(crate) mod reserved;
 pub(crate) mod service;
 pub(crate) mod trace_parent;
 
@@ -15,10 +17,15 @@ use tokio::{sync::Semaphore, time::timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use crate::{
-    config::{Allow, Host, Limits},
+    config::{
+        Allow, Limits,
+        destination::{Destination, Target, Unlisted},
+    },
     outbound::{
         body::{Incoming, drain},
+        denial::Denials,
         external::Exit,
+        reserved::Reserved,
         service::Mesh,
         trace_parent::Asked,
     },
@@ -34,7 +41,10 @@ const CHUNK: usize = 64 << 10;
 /// The outbound part of a policy, as a hook of `wasi:http`.
 #[derive(Clone)]
 pub(crate) struct Outbound {
-    hosts: Arc<[Host]>,
+    destinations: Arc<[Destination]>,
+    /// Permits local targets without an entry of their own.
+    local: bool,
+    denials: Arc<Denials>,
     exit: Exit,
     mesh: Arc<Mesh>,
     /// Of requests that are under way, until their answers are read.
@@ -52,10 +62,19 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Result<(Response<WasiBody>, Io)>;
 
 impl Outbound {
-    pub(crate) fn new(allow: &Allow, limits: &Limits, mesh: Mesh, stats: Arc<Stats>, tracer: Option<Tracer>) -> Self {
+    pub(crate) fn new(
+        allow: &Allow,
+        limits: &Limits,
+        mesh: Mesh,
+        (reserved, denials): (Reserved, Arc<Denials>),
+        stats: Arc<Stats>,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
-            hosts: allow.outbound.as_slice().into(),
-            exit: Exit::new(allow.local),
+            destinations: allow.outbound.as_slice().into(),
+            local: allow.local,
+            exit: Exit::new(allow.local, reserved, Arc::clone(&denials)),
+            denials,
             mesh: Arc::new(mesh),
             places: Arc::new(Semaphore::new(limits.outgoing as usize)),
             timeout: limits.request_timeout,
@@ -63,6 +82,39 @@ impl Outbound {
             stats,
             tracer,
             asked: Asked::default(),
+        }
+    }
+
+    /// The entry of `allow.outbound` that permits a request to a host; otherwise the denial is logged and answered.
+    fn permit(&self, authority: Option<&Authority>, scheme: Option<&Scheme>) -> Result<String, Error> {
+        let Some(authority) = authority else { return Err(Error::HttpRequestUriInvalid) };
+        // A user in the authority would be parsed by others in other ways.
+        if authority.as_str().contains('@') {
+            self.denials.report("a host behind a user", "no user is sent; headers can carry credentials", None);
+            return Err(Error::HttpRequestDenied);
+        }
+        let Some(target) = Target::of(authority, scheme) else { return Err(Error::HttpRequestUriInvalid) };
+        let entry = format!("outbound: [{:?}]", target.entry());
+        match Destination::permitting(&self.destinations, target, self.local) {
+            Ok(destination) => Ok(destination.to_string()),
+            Err(Unlisted::Local) => {
+                let why = "it is local, which only an entry for it permits";
+                self.denials.report(authority.as_str(), why, Some(&entry));
+                Err(Error::DestinationIpProhibited)
+            }
+            Err(Unlisted::Absent) => {
+                match self.mesh.named(authority) {
+                    Some(name) if scheme.is_none_or(|scheme| *scheme == Scheme::HTTP) => {
+                        let entry = format!("discover: [{name:?}]");
+                        self.denials.report(authority.as_str(), "allow.discover does not list it", Some(&entry));
+                    }
+                    Some(_) => {
+                        self.denials.report(authority.as_str(), "services are called by name over http alone", None);
+                    }
+                    None => self.denials.report(authority.as_str(), "allow.outbound does not list it", Some(&entry)),
+                }
+                Err(Error::HttpRequestDenied)
+            }
         }
     }
 
@@ -98,18 +150,19 @@ impl WasiHttpHooks for Outbound {
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
         let target = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme()));
-        // A user in the authority would be parsed by others in other ways.
-        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
-        let host = || authority.and_then(|authority| allowed(&self.hosts, authority, uri.scheme()));
-        let Some(to) = target.as_ref().map(|target| target.name().to_string()).or_else(|| host().map(Host::to_string))
-        else {
-            let authority = uri.authority().map_or("", Authority::as_str);
-            tracing::debug!(to = authority, "an outgoing request is in neither allow.outbound nor allow.discover");
-            stats.hit(Hit::Denied);
-            return Box::new(async move {
-                drain(request.into_body()).await;
-                Err(failed(span, Error::HttpRequestDenied))
-            });
+        let to = match &target {
+            Some(target) => Ok(target.name().to_string()),
+            None => self.permit(uri.authority(), uri.scheme()),
+        };
+        let to = match to {
+            Ok(to) => to,
+            Err(error) => {
+                stats.hit(Hit::Denied);
+                return Box::new(async move {
+                    drain(request.into_body()).await;
+                    Err(failed(span, error))
+                });
+            }
         };
         let (exit, mesh, places) = (self.exit.clone(), Arc::clone(&self.mesh), Arc::clone(&self.places));
         let patience = options.connect_timeout.unwrap_or(self.timeout);
@@ -140,33 +193,4 @@ fn failed(span: Option<Span>, error: Error) -> Error {
         span.breaks(&error);
     }
     error
-}
-
-fn allowed<'a>(hosts: &'a [Host], authority: &Authority, scheme: Option<&Scheme>) -> Option<&'a Host> {
-    let default_port = if scheme == Some(&Scheme::HTTPS) { 443 } else { 80 };
-    let port = authority.port_u16().unwrap_or(default_port);
-    let name = authority.host();
-    hosts.iter().find(|host| host.name.eq_ignore_ascii_case(name) && host.port.is_none_or(|only| only == port))
-}
-
-#[cfg(test)]
-mod tests {
-    use http::uri::Scheme;
-
-    use super::allowed;
-
-    #[test]
-    fn only_listed_hosts_are_reached() {
-        let hosts = ["api.example", "127.0.0.1:8080", "[::1]:80"].map(|host| host.parse().unwrap());
-        let allows = |authority: &str, scheme| allowed(&hosts, &authority.parse().unwrap(), Some(&scheme)).is_some();
-        assert!(allows("api.example", Scheme::HTTPS));
-        assert!(allows("API.example:8443", Scheme::HTTP));
-        assert!(allows("127.0.0.1:8080", Scheme::HTTP));
-        assert!(allows("[::1]", Scheme::HTTP));
-        assert!(!allows("[::1]", Scheme::HTTPS));
-        assert!(!allows("127.0.0.1", Scheme::HTTP));
-        assert!(!allows("127.0.0.1:8081", Scheme::HTTP));
-        assert!(!allows("evil.api.example", Scheme::HTTP));
-        assert!(!allows("api.example.evil", Scheme::HTTP));
-    }
 }

@@ -4,7 +4,6 @@
 //! with any request: nothing of it was sent. One that takes it and does not answer is left out of the calls to come.
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -30,10 +29,18 @@ use hyper_util::{
 use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
-use tokio_util::task::TaskTracker;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
-use crate::{error::one_line, grpc, outbound::body::drain, rt::executor::Tracked, telemetry::span::Span};
+use crate::{
+    error::one_line,
+    grpc,
+    outbound::{
+        body::drain,
+        reserved::{Guarded, Reserved},
+    },
+    rt::executor::Pooled,
+    telemetry::span::Span,
+};
 
 /// Nodes that one request is tried on, at most.
 const MAX_NODES: usize = 3;
@@ -48,18 +55,19 @@ const PING: Duration = Duration::from_secs(10);
 /// Idle connections to one node, at most.
 const MAX_IDLE: usize = 16;
 
+type Connector = Guarded<HttpConnector>;
+
 /// The services that one component may call by name.
 pub(crate) struct Mesh {
     registry: RegistryCtx,
     names: Names,
     /// With a dot before it.
     suffix: String,
-    http1: Client<HttpConnector, Attempt>,
+    http1: Client<Connector, Attempt>,
     /// For gRPC, which exists over HTTP/2 only.
-    http2: Client<HttpConnector, Attempt>,
+    http2: Client<Connector, Attempt>,
     /// What nodes have that are picked first.
     prefer: Metadata,
-    balancers: Mutex<HashMap<Target, Arc<Balancer>>>,
 }
 
 /// Which nodes a request may go to.
@@ -118,23 +126,35 @@ impl Target {
 }
 
 impl Mesh {
-    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, prefer: &Metadata) -> Self {
+    pub(crate) fn new(
+        registry: RegistryCtx,
+        names: Names,
+        suffix: &str,
+        prefer: &Metadata,
+        reserved: Reserved,
+    ) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let mut builder = Client::builder(Tracked(TaskTracker::new()));
+        let connector = Guarded::new(connector, reserved);
+        let mut builder = Client::builder(Pooled);
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
         builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
         let http1 = builder.build(connector.clone());
         builder.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
         let http2 = builder.http2_only(true).build(connector);
         let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
-        Self { registry, names, suffix, http1, http2, prefer, balancers: Mutex::default() }
+        Self { registry, names, suffix, http1, http2, prefer }
+    }
+
+    /// The host without the suffix, for a host that has it.
+    pub(crate) fn named<'a>(&self, authority: &'a Authority) -> Option<&'a str> {
+        authority.as_str().strip_suffix(&self.suffix)
     }
 
     /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
     pub(crate) fn target(&self, authority: &Authority, scheme: Option<&Scheme>) -> Option<Target> {
-        let named = authority.as_str().strip_suffix(&self.suffix)?;
+        let named = self.named(authority)?;
         if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
             return None;
         }
@@ -244,7 +264,7 @@ impl Mesh {
         parts: &Parts,
         body: &Attempt,
         addr: &Addr,
-    ) -> Result<(&Client<HttpConnector, Attempt>, Request<Attempt>), Error> {
+    ) -> Result<(&Client<Connector, Attempt>, Request<Attempt>), Error> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
         let mut request = Request::new(body.clone());
@@ -266,28 +286,24 @@ impl Mesh {
     }
 
     async fn balancer(&self, target: &Target) -> Result<Arc<Balancer>, Error> {
-        let known = self.balancers().get(target).cloned();
-        if let Some(balancer) = known {
-            return Ok(balancer);
-        }
-        let view = self.registry.view(target.name.clone(), target.version.clone()).await;
-        let view = view.map_err(|error| {
-            tracing::warn!(service = %target.name, "it cannot be looked up: {error}");
+        let make = |view| Balancer::new(view).without_tls().with_preferred(self.prefer.pairs().to_vec());
+        let balancer = self.registry.balancer(target.name.clone(), target.version.clone(), make).await;
+        balancer.map_err(|error| {
+            match error {
+                // The component's own doing, and as often as it likes.
+                leasehold::Error::Quota { .. } => {
+                    tracing::debug!(service = %target.name, "it cannot be looked up: {error}");
+                }
+                _ => tracing::warn!(service = %target.name, "it cannot be looked up: {error}"),
+            }
             not_found(format!("{} cannot be looked up now", target.name))
-        })?;
-        let make = || Arc::new(Balancer::new(view).without_tls().with_preferred(self.prefer.pairs().to_vec()));
-        // As many as there are views, which are limited.
-        Ok(Arc::clone(self.balancers().entry(target.clone()).or_insert_with(make)))
-    }
-
-    fn balancers(&self) -> MutexGuard<'_, HashMap<Target, Arc<Balancer>>> {
-        self.balancers.lock().unwrap_or_else(PoisonError::into_inner)
+        })
     }
 }
 
 /// Sends a request to one node.
 async fn ask(
-    client: &Client<HttpConnector, Attempt>,
+    client: &Client<Connector, Attempt>,
     mut request: Request<Attempt>,
     limits: &Limits,
 ) -> Result<Response<hyper::body::Incoming>, Failed> {
@@ -440,12 +456,18 @@ mod tests {
     use leasehold::{Metadata, Options, Registrar};
     use leasehold_wasmtime::{Names, Policy, RegistryCtx};
 
-    use super::Mesh;
+    use super::{Mesh, Reserved};
 
     fn mesh(names: Names) -> Mesh {
         // Nobody listens there, and nobody is asked.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        Mesh::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", &Metadata::default())
+        Mesh::new(
+            RegistryCtx::new(registrar, Policy::default()),
+            names,
+            "leasehold",
+            &Metadata::default(),
+            Reserved::default(),
+        )
     }
 
     #[tokio::test]

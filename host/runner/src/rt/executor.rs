@@ -1,4 +1,4 @@
-//! hyper's way to spawn what a connection needs, through a tracker like everything else.
+//! hyper's ways to spawn what connections need.
 
 use std::time::Duration;
 
@@ -7,21 +7,24 @@ use tokio_util::task::TaskTracker;
 
 use crate::rt::timers::Timers;
 
-#[derive(Clone)]
-pub(crate) struct Tracked(pub(crate) TaskTracker);
+/// Spawns the connections of a client. Each ends with the pool of its client, or by itself; the end of a service or of
+/// the process does not wait for it.
+#[derive(Clone, Copy)]
+pub(crate) struct Pooled;
 
-impl<F> hyper::rt::Executor<F> for Tracked
+impl<F> hyper::rt::Executor<F> for Pooled
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    #[expect(clippy::disallowed_methods, reason = "the pool of the client knows its connections")]
     fn execute(&self, task: F) {
-        self.0.spawn(task);
+        tokio::spawn(task);
     }
 }
 
-/// The same with an end: what has not come to its own by then is dropped. A server's streams of HTTP/2 are spawned so,
-/// since a client that does not read them would keep them for ever.
+/// Spawns through a tracker, with an end: what has not come to its own by then is dropped. A server's streams of HTTP/2
+/// are spawned so, since a client that does not read them would keep them open.
 #[derive(Clone)]
 pub(crate) struct Bounded {
     pub(crate) tasks: TaskTracker,

@@ -12,13 +12,12 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Health, Probe},
     error::one_line,
     inbound::dispatch::Door,
-    rt::executor::Tracked,
+    rt::executor::Pooled,
     telemetry::service_metrics::Stats,
     wasm::admission::Places,
 };
@@ -218,7 +217,7 @@ pub(crate) async fn probe_at(addr: SocketAddr, health: Option<&Health>) -> Resul
         let Some(Health { probe, .. }) = health else {
             return TcpStream::connect(addr).await.map(drop).map_err(|error| one_line(&error.to_string()));
         };
-        let mut client = Client::builder(Tracked(TaskTracker::new()));
+        let mut client = Client::builder(Pooled);
         let client = client.http2_only(matches!(probe, Probe::Grpc)).build_http();
         let response = client.request(question(Some(probe), &addr.to_string())).await;
         let response = response

@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     config::{DELETE_TIMEOUT, Register, Spec},
     error::Failure,
+    outbound::reserved::Reserved,
     service::{
         file_watcher::Watched,
         handle::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
@@ -85,6 +86,7 @@ impl Service {
         engine: &Engine,
         registrar: &Registrar,
         traces: Option<&Traces>,
+        reserved: Reserved,
     ) -> Result<Self, Failure> {
         let (work, bound) = match loaded.way(&spec.component)? {
             Way::Handler(_) => {
@@ -106,7 +108,7 @@ impl Service {
             metadata: spec.metadata.clone(),
         });
         let tracer = traces.map(|traces| traces.tracer(&spec, bound));
-        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer));
+        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer, reserved));
         let present = Present { phase: Phase::Starting, why: None, guest: Arc::clone(&guest) };
         Ok(Self {
             spec,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -81,7 +81,11 @@ impl Aside {
 
     async fn load(&self) -> Result<Loaded, Failure> {
         let (engine, path, precompiled) = (self.engine.clone(), self.spec.component.clone(), self.spec.precompiled);
-        let compiling = TaskTracker::new().spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it cannot be broken off, and the end of the process does not wait for it"
+        )]
+        let compiling = spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
         let failed = || Failure::other(format!("{}: the new version could not be compiled", self.spec.name));
         compiling.await.map_err(|_| failed())?
     }

@@ -16,7 +16,7 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
-    outbound::{Outbound, service::Mesh},
+    outbound::{Outbound, denial::Denials, reserved::Reserved, service::Mesh},
     telemetry::{
         service_metrics::{Hit, Stats},
         span::Tracer,
@@ -65,6 +65,8 @@ pub(crate) struct Guest {
     env: Vec<(String, String)>,
     config: Arc<WasiConfigVariables>,
     outbound: Outbound,
+    reserved: Reserved,
+    denials: Arc<Denials>,
     memory: usize,
     http: WasiHttpCtx,
     /// The registrations of the service, which outlive its instances.
@@ -121,7 +123,13 @@ impl ResourceLimiter for Limiter {
 
 impl Guest {
     /// `published` is the address under which clients find the service.
-    pub(crate) fn new(spec: &Spec, published: &[Addr], registrar: Registrar, tracer: Option<Tracer>) -> Self {
+    pub(crate) fn new(
+        spec: &Spec,
+        published: &[Addr],
+        registrar: Registrar,
+        tracer: Option<Tracer>,
+        reserved: Reserved,
+    ) -> Self {
         let policy = Policy {
             names: spec.allow.names.clone(),
             discover: spec.allow.discover.clone(),
@@ -134,7 +142,8 @@ impl Guest {
             ..Policy::default()
         };
         let registry = RegistryCtx::new(registrar, policy);
-        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer);
+        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let denials = Arc::new(Denials::new(spec.name.clone()));
         let stats = Arc::new(Stats::new());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
@@ -144,7 +153,16 @@ impl Guest {
             args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
             env: pairs(&spec.env),
             config: Arc::new(pairs(&spec.config).into_iter().collect()),
-            outbound: Outbound::new(&spec.allow, &spec.limits, mesh, Arc::clone(&stats), tracer.clone()),
+            outbound: Outbound::new(
+                &spec.allow,
+                &spec.limits,
+                mesh,
+                (reserved, Arc::clone(&denials)),
+                Arc::clone(&stats),
+                tracer.clone(),
+            ),
+            reserved,
+            denials,
             memory: spec.limits.memory,
             http,
             registry,
@@ -167,6 +185,8 @@ impl Guest {
             env: self.env.clone(),
             config: Arc::clone(&self.config),
             outbound: self.outbound.clone(),
+            reserved: self.reserved,
+            denials: Arc::clone(&self.denials),
             memory: self.memory,
             http: self.http.clone(),
             registry: self.registry.successor(),
@@ -214,6 +234,9 @@ impl Guest {
             service: self.name.clone(),
             listen: spec.listen,
             outbound: spec.allow.outbound.clone().into(),
+            local: spec.allow.local,
+            reserved: self.reserved,
+            denials: Arc::clone(&self.denials),
             listens: told.listens.clone(),
             told: told.end.clone(),
             room: room.clone(),

@@ -235,6 +235,7 @@ fn hand_over(turns: &Arc<Turns>, summons: &Arc<Summons>, thread: OwnedSemaphoreP
     block_in_place(|| {
         // Taking it back is tried for at the end of this block. What is spawned now is begun after the other thread is.
         let (begun, begins) = mpsc::channel();
+        #[expect(clippy::disallowed_methods, reason = "it ends at once, and is waited for below")]
         drop(spawn_blocking(move || begun.send(())));
         if begins.recv_timeout(HAND_OVER).is_err() {
             // Without another thread this one has to look after the others soon.
@@ -344,21 +345,25 @@ impl Wake for Summons {
 #[cfg(test)]
 mod tests {
     use std::{
+        future::poll_fn,
         sync::{
             Arc,
             atomic::{AtomicUsize, Ordering::Relaxed},
         },
+        task::Poll,
         time::{Duration, Instant},
     };
 
-    use futures::future::{join, join_all};
+    use futures::future::join;
     use tokio::{
         sync::{Mutex, MutexGuard},
-        time::sleep,
+        task::JoinSet,
+        time::{sleep, timeout},
     };
+    use tokio_util::sync::CancellationToken;
     use wasmtime::Engine;
 
-    use super::{Computed, HERE, SHORT, Turns, WAITING, after, end};
+    use super::{Computed, HERE, SHORT, TURN, Turns, WAITING, after, end};
 
     /// How many of these turns are those of a request that computes for long.
     fn long(turns: impl IntoIterator<Item = bool>) -> usize {
@@ -385,6 +390,10 @@ mod tests {
 
     /// Those that burn all processors do so one after the other.
     static ONE: Mutex<()> = Mutex::const_new(());
+    /// Deadline of a test on a busy machine.
+    const SOON: Duration = Duration::from_secs(60);
+    /// Computing time between two looks for an interrupt.
+    const STEP: Duration = Duration::from_micros(100);
 
     /// Computations on that many processors.
     struct Machine {
@@ -394,6 +403,17 @@ mod tests {
         /// How many compute on a thread of their own, and how many did at most.
         at_work: AtomicUsize,
         most: AtomicUsize,
+        /// Ends all computations.
+        end: CancellationToken,
+    }
+
+    /// Progress of one computation.
+    #[derive(Default)]
+    struct Work {
+        /// Turns on a thread of its own.
+        turns: AtomicUsize,
+        /// Steps on a thread of its own after the end of all.
+        late: AtomicUsize,
     }
 
     impl Machine {
@@ -401,22 +421,27 @@ mod tests {
             let _one = ONE.lock().await;
             let (turns, engine) = (Turns::new(cores), Engine::default());
             turns.interrupt(engine.weak()).unwrap();
-            Arc::new(Self { turns, _engine: engine, _one, at_work: AtomicUsize::new(0), most: AtomicUsize::new(0) })
+            let (at_work, most, end) = (AtomicUsize::new(0), AtomicUsize::new(0), CancellationToken::new());
+            Arc::new(Self { turns, _engine: engine, _one, at_work, most, end })
         }
 
-        /// Computes as a component does, interrupted more often, and counts for how long it did so on a thread of its own.
-        async fn compute(&self, computed: &mut Computed, for_long: &AtomicUsize) {
+        /// Computes as a component does, interrupted more often; `step` hears of each step on a thread of its own.
+        async fn compute(&self, computed: &mut Computed, work: &Work, step: impl Fn()) {
             self.turns.begin(computed);
+            let mut turn = None;
             loop {
-                let is_long = HERE.with_borrow(Option::is_some);
-                if is_long {
+                let now = HERE.with_borrow(|here| here.as_ref().map(|here| here.begun));
+                if now.is_some() {
                     self.most.fetch_max(self.at_work.fetch_add(1, Relaxed) + 1, Relaxed);
+                    work.turns.fetch_add(usize::from(turn != now), Relaxed);
+                    work.late.fetch_add(usize::from(self.end.is_cancelled()), Relaxed);
+                    step();
                 }
+                turn = now;
                 let begun = Instant::now();
-                while begun.elapsed() < Duration::from_micros(100) {}
-                if is_long {
+                while begun.elapsed() < STEP {}
+                if now.is_some() {
                     self.at_work.fetch_sub(1, Relaxed);
-                    for_long.fetch_add(1, Relaxed);
                 }
                 if let Some(next) = self.turns.next(computed) {
                     next.await;
@@ -424,83 +449,92 @@ mod tests {
             }
         }
 
-        /// As many computations side by side: how often each was found at work on a thread of its own, and how long it took
-        /// to the end of the last.
-        async fn run(self: &Arc<Self>, computations: usize, within: Duration) -> (Vec<usize>, Duration) {
-            let begun = Instant::now();
-            let tasks = (0..computations).map(|_| {
-                let (machine, mut computed, for_long) = (Arc::clone(self), Computed::default(), AtomicUsize::new(0));
+        /// As many computations side by side, until what they have come to is enough.
+        async fn run(self: &Arc<Self>, computations: usize, enough: impl Fn(&[Arc<Work>]) -> bool) -> Vec<Arc<Work>> {
+            let works: Vec<_> = (0..computations).map(|_| Arc::<Work>::default()).collect();
+            let mut tasks = JoinSet::new();
+            for work in works.iter().cloned() {
+                let (machine, mut computed) = (Arc::clone(self), Computed::default());
                 let summons = Arc::clone(&computed.summons).alone();
-                tokio::spawn(async move {
-                    let work = machine.compute(&mut computed, &for_long);
-                    let ended: Result<(), ()> = summons.until(sleep(within), work).await;
-                    assert_eq!(ended, Err(()));
-                    for_long.into_inner()
-                })
-            });
-            let counted = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
-            (counted, begun.elapsed())
+                tasks.spawn(async move {
+                    let computing = machine.compute(&mut computed, &work, || ());
+                    summons.until(machine.end.cancelled(), computing).await
+                });
+            }
+            let until = Instant::now() + SOON;
+            while !enough(&works) {
+                assert!(Instant::now() < until, "the computations have not come to enough");
+                sleep(Duration::from_millis(1)).await;
+            }
+            self.end.cancel();
+            assert!(tasks.join_all().await.iter().all(Result::is_err));
+            works
         }
+    }
+
+    fn turns(works: &[Arc<Work>]) -> impl Iterator<Item = usize> {
+        works.iter().map(|work| work.turns.load(Relaxed))
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn those_who_compute_for_long_share_all_processors_but_one() {
         let machine = Machine::new(3).await;
-        let (counted, _) = machine.run(5, Duration::from_secs(1)).await;
+        let works = machine.run(5, |works| turns(works).all(|turns| turns >= 8)).await;
         assert!(machine.most.load(Relaxed) <= 2);
+        let counted: Vec<_> = turns(&works).collect();
         let (least, most) = (counted.iter().min().unwrap(), counted.iter().max().unwrap());
-        assert!(*least > 0 && *most < least * 3, "{counted:?}");
+        assert!(*most < least * 3, "{counted:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn one_processor_is_better_than_none() {
         let machine = Machine::new(1).await;
-        let (counted, _) = machine.run(2, Duration::from_millis(500)).await;
+        machine.run(2, |works| turns(works).all(|turns| turns > 0)).await;
         assert_eq!(machine.most.load(Relaxed), 1);
-        assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn also_who_has_no_thread_to_wait_on_has_turns() {
         let machine = Machine::new(1).await;
-        let (counted, _) = machine.run(WAITING + 3, Duration::from_secs(4)).await;
-        assert!(counted.iter().all(|counted| *counted > 0), "{counted:?}");
+        machine.run(WAITING + 3, |works| turns(works).all(|turns| turns > 0)).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_is_wanted_gives_its_thread_back_at_once() {
         let machine = Machine::new(1).await;
-        let within = Duration::from_millis(300);
+        let waiting = Arc::clone(&machine.turns.threads);
         // All but one of them wait on their threads for turns that would come much later.
-        let (_, took) = machine.run(WAITING, within).await;
-        assert!(took < within + Duration::from_millis(150), "{took:?}");
+        let works = machine.run(WAITING, |_| waiting.available_permits() <= 1).await;
+        let late: usize = works.iter().map(|work| work.late.load(Relaxed)).sum();
+        assert!(late <= WAITING / 4, "{late} steps after the end");
         assert!(HERE.with_borrow(Option::is_none));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_shares_a_task_lets_the_rest_of_it_go_on() {
-        let (machine, mut computed, for_long) = (Machine::new(3).await, Computed::default(), AtomicUsize::new(0));
+        let (machine, mut computed, work) = (Machine::new(3).await, Computed::default(), Work::default());
         let summons = Arc::clone(&computed.summons);
-        let (within, most) = (Duration::from_millis(500), Duration::from_millis(100));
-        let beside = async {
-            let mut longest = Duration::ZERO;
-            for _ in 0..50 {
-                let begun = Instant::now();
-                sleep(Duration::from_millis(5)).await;
-                longest = longest.max(begun.elapsed());
-            }
-            longest
-        };
-        let work = machine.compute(&mut computed, &for_long);
-        let (_, longest) = join(summons.until(sleep(within), work), beside).await;
-        assert!(for_long.into_inner() > 0);
-        assert!(longest < most, "{longest:?}");
+        // Steps on a thread of its own since the rest of the task was last at work, and the most of them.
+        let (steps, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let beside = poll_fn(|cx| {
+            steps.store(0, Relaxed);
+            cx.waker().wake_by_ref();
+            if work.turns.load(Relaxed) >= 20 { Poll::Ready(machine.end.cancel()) } else { Poll::Pending }
+        });
+        let computing = machine.compute(&mut computed, &work, || {
+            most.fetch_max(steps.fetch_add(1, Relaxed) + 1, Relaxed);
+        });
+        let both = join(summons.until(machine.end.cancelled(), computing), beside);
+        timeout(SOON, both).await.expect("both go on").0.unwrap_err();
+        // As many as a turn has time for.
+        let fit = (TURN.as_micros() / STEP.as_micros()) as usize + 1;
+        assert!((1..=fit).contains(&most.load(Relaxed)), "{most:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_has_ended_has_no_place_any_more() {
         let machine = Machine::new(3).await;
-        machine.run(4, Duration::from_millis(200)).await;
+        machine.run(4, |works| turns(works).any(|turns| turns > 0)).await;
         end();
         assert_eq!(machine.turns.long.load(Relaxed), 0);
         assert_eq!(machine.turns.places.available_permits(), 2);

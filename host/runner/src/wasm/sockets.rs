@@ -1,7 +1,7 @@
 //! What a program may do with sockets: listen where its service does, and call the addresses that its policy lists.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,14 +17,24 @@ use wasmtime_wasi::{
     sockets::{SocketAddrUse, TcpSocket},
 };
 
-use crate::config::Host;
+use crate::{
+    config::destination::{Destination, Target, Unlisted},
+    outbound::{
+        denial::Denials,
+        reserved::{LeadsToAdmin, Reserved},
+    },
+};
 
 /// The sockets of one run.
 pub(crate) struct Sockets {
     pub(crate) service: ServiceName,
     pub(crate) listen: SocketAddr,
     /// `allow.outbound`; only those that are IP addresses count here, since names are not looked up.
-    pub(crate) outbound: Arc<[Host]>,
+    pub(crate) outbound: Arc<[Destination]>,
+    /// Permits local targets without an entry of their own.
+    pub(crate) local: bool,
+    pub(crate) reserved: Reserved,
+    pub(crate) denials: Arc<Denials>,
     /// Cancelled when the program has bound its address and is about to listen.
     pub(crate) listens: CancellationToken,
     /// Cancelled when the program is to end, and gets no further connections.
@@ -75,12 +85,9 @@ impl Sockets {
         let is_own = (addr.ip(), addr.port()) == (self.listen.ip(), self.listen.port());
         let allowed = match purpose {
             // One that connects is bound to some address first.
-            SocketAddrUse::TcpBind => is_own || (is_any(addr) && self.outbound.iter().any(|host| ip(host).is_some())),
+            SocketAddrUse::TcpBind => is_own || (is_any(addr) && self.outbound.iter().any(Destination::has_addresses)),
             SocketAddrUse::TcpListen => is_own,
-            SocketAddrUse::TcpConnect => self
-                .outbound
-                .iter()
-                .any(|host| ip(host) == Some(addr.ip()) && host.port.is_none_or(|only| only == addr.port())),
+            SocketAddrUse::TcpConnect => return self.allow_connection(addr),
             SocketAddrUse::TcpAccept | SocketAddrUse::UdpBind | SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => {
                 false
             }
@@ -93,6 +100,20 @@ impl Sockets {
         allowed
     }
 
+    fn allow_connection(&self, addr: SocketAddr) -> bool {
+        let (target, shown) = (Target::from(addr), addr.to_string());
+        let entry = format!("outbound: [{:?}]", target.entry());
+        match Destination::permitting(&self.outbound, target, self.local) {
+            Ok(_) if self.reserved.covers(addr) => self.denials.report(&shown, LeadsToAdmin, None),
+            Ok(_) => return true,
+            Err(Unlisted::Absent) => self.denials.report(&shown, "allow.outbound does not list it", Some(&entry)),
+            Err(Unlisted::Local) => {
+                self.denials.report(&shown, "it is local, which only an entry for it permits", Some(&entry));
+            }
+        }
+        false
+    }
+
     fn refuse(&self, addr: SocketAddr, purpose: SocketAddrUse) {
         let (service, listen) = (&self.service, self.listen);
         if self.refused.swap(true, Ordering::Relaxed) {
@@ -102,9 +123,6 @@ impl Sockets {
         match purpose {
             SocketAddrUse::TcpBind | SocketAddrUse::TcpListen if !is_any(addr) => {
                 tracing::warn!(%service, "refused to listen on {addr}: its policy gives it {listen}");
-            }
-            SocketAddrUse::TcpConnect => {
-                tracing::warn!(%service, "refused to connect to {addr}: allow.outbound does not list it");
             }
             _ => {
                 tracing::warn!(%service, "refused a socket: it may listen on {listen}, and connect where allow.outbound says");
@@ -118,22 +136,23 @@ fn is_any(addr: SocketAddr) -> bool {
     addr.ip().is_unspecified() && addr.port() == 0
 }
 
-fn ip(host: &Host) -> Option<IpAddr> {
-    host.name.trim_matches(['[', ']']).parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use wasmtime::component::ResourceTable;
     use wasmtime_wasi::sockets::SocketAddrUse;
 
-    use super::{Room, Sockets};
+    use super::{Denials, Reserved, Room, Sockets};
 
     fn sockets(outbound: &[&str]) -> Sockets {
         Sockets {
             service: "a".parse().unwrap(),
             listen: "127.0.0.1:8080".parse().unwrap(),
-            outbound: outbound.iter().map(|host| host.parse().unwrap()).collect(),
+            outbound: outbound.iter().map(|entry| entry.parse().unwrap()).collect(),
+            local: false,
+            reserved: Reserved::new(Some("127.0.0.1:9090".parse().unwrap())),
+            denials: Arc::new(Denials::new("a".parse().unwrap())),
             listens: Default::default(),
             told: Default::default(),
             room: Room::new(1),
@@ -167,6 +186,20 @@ mod tests {
         assert!(!calls("10.0.0.5:6380"));
         assert!(!calls("127.0.0.1:6379"));
         assert!(!some.allow("10.0.0.5:6379".parse().unwrap(), SocketAddrUse::UdpSend));
+    }
+
+    #[test]
+    fn networks_are_called_but_for_what_is_local_and_the_admin_endpoint() {
+        let some = sockets(&["10.0.0.0/8:80", "0.0.0.0/0:443", "127.0.0.1"]);
+        let calls = |addr: &str| some.allow(addr.parse().unwrap(), SocketAddrUse::TcpConnect);
+        assert!(calls("10.1.2.3:80"));
+        assert!(calls("192.0.2.1:443"));
+        assert!(calls("127.0.0.1:443"));
+        for other in
+            ["10.1.2.3:81", "127.0.0.2:443", "169.254.169.254:443", "127.0.0.1:9090", "[::ffff:127.0.0.1]:9090"]
+        {
+            assert!(!calls(other), "{other}");
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub(crate) fn act(name: &str) -> Outcome {
         "weight-101" => refused(&ServerNode { weight: Some(101), ..own() }),
         "ttl-max" => registrar::register(&own(), u32::MAX).map(|registration| registration.key()),
         "thousand" => thousand(),
+        "churn" => churn(),
         "twice" => twice(),
         "register-mark" => register_mark(),
         "change-of-mind" => change_of_mind(),
@@ -50,6 +51,7 @@ pub(crate) fn act(name: &str) -> Outcome {
         "node-after-stop" => node_after_stop(),
         _ if name.starts_with("resolve/") => resolve(&name["resolve/".len()..]),
         _ if name.starts_with("sees/") => sees(&name["sees/".len()..]),
+        _ if name.starts_with("lookups/") => lookups(&name["lookups/".len()..]),
         "resolve-foreign" => discovery::resolve("somebody-else", "").map(|nodes| nodes.len().to_string()),
 
         "trap" => panic!("told to trap"),
@@ -116,6 +118,22 @@ fn thousand() -> Outcome {
         register(&ServerNode { version: format!("v{i}"), ..own() })?;
     }
     Ok("1000".into())
+}
+
+/// Registers and stops until the host has had enough.
+fn churn() -> Outcome {
+    for _ in 0..10_000 {
+        register(&own())?.stop()?;
+    }
+    Ok("10000".into())
+}
+
+/// Looks up that many unregistered services, and the first of them once more.
+fn lookups(count: &str) -> Outcome {
+    for number in (0..count.parse().unwrap_or(0)).chain([0]) {
+        discovery::resolve(&format!("unregistered-{number}"), "")?;
+    }
+    Ok(count.into())
 }
 
 /// The number of registrations, and the weight, after registering one key twice.

@@ -93,7 +93,7 @@ impl ValueTemplate {
 
 #[cfg(test)]
 mod tests {
-    use super::{Field, FieldValues, ValueTemplate};
+    use super::{Captures, Field, FieldValues, TextTemplate, ValueTemplate};
 
     fn written(template: &str, metadata: &[(&str, &str)]) -> String {
         let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -121,6 +121,19 @@ mod tests {
         let metadata = [("b", "2"), ("weight", "99"), ("z", "3")];
         assert_eq!(written(r#"{"weight":"{weight}","...":1}"#, &metadata), r#"{"b":"2","weight":"7","z":"3"}"#);
         assert_eq!(written("?weight={weight}&...", &metadata), "b=2&weight=7&z=3");
+    }
+
+    /// Found by fuzzing: it took hours, on the thread that renews leases.
+    #[test]
+    fn a_template_that_can_be_read_in_very_many_ways_is_given_up() {
+        let template = TextTemplate::parse("{name}{version}{id}{label}").unwrap();
+        assert!(template.read(&"x".repeat(250), &mut Captures::default()));
+        let template = TextTemplate::parse(&("{label}".repeat(32) + "!")).unwrap();
+        assert!(!template.read(&"x".repeat(250), &mut Captures::default()));
+        let value =
+            ValueTemplate::parse(&format!(r#"{{"a":"{}!","b":"{{addr}}"}}"#, "{id}{label}".repeat(16))).unwrap();
+        let json = format!(r#"{{"a":"{}","b":"h:1"}}"#, "x".repeat(250));
+        assert!(value.read(json.as_bytes(), &mut Captures::default()).is_err());
     }
 
     #[test]

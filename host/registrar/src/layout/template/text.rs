@@ -7,6 +7,9 @@ use crate::layout::template::field::{Captures, FIELDS, Field, FieldValues, Schem
 
 /// Longest text that one placeholder reads, in bytes.
 const MAX_RUN: usize = 253;
+/// Largest number of steps in which a text is matched with a template. Where placeholders stand side by side there are more
+/// ways to read a text than can be tried; a template whose parts can be told apart takes a few hundred steps.
+const MAX_STEPS: u32 = 10_000;
 /// Known placeholders, for the error about an unknown one.
 const KNOWN: &str = "name, addr, version, weight, id, label, prefix and scheme, and in JSON, as a whole value, \
                      weight:number, metadata and metadata|null";
@@ -106,7 +109,7 @@ impl TextTemplate {
 
     /// Reads a text back. Returns false when it does not fit, or contradicts an earlier capture.
     pub(crate) fn read(&self, text: &str, captures: &mut Captures) -> bool {
-        read(&self.0, text, captures)
+        read(&self.0, text, captures, &mut { MAX_STEPS })
     }
 
     /// Detects the template `{addr}`.
@@ -148,11 +151,13 @@ impl Piece {
 
 /// Fits pieces to a text, the longest runs first. A run has no `/`, as no field of a node has. A text that does not fit
 /// leaves no captures behind.
-fn read(pieces: &[Piece], text: &str, captures: &mut Captures) -> bool {
+fn read(pieces: &[Piece], text: &str, captures: &mut Captures, steps: &mut u32) -> bool {
+    let Some(left) = steps.checked_sub(1) else { return false };
+    *steps = left;
     match pieces.split_first() {
         None => text.is_empty(),
         Some((Piece::Literal(literal), pieces)) => {
-            text.strip_prefix(literal.as_str()).is_some_and(|text| read(pieces, text, captures))
+            text.strip_prefix(literal.as_str()).is_some_and(|text| read(pieces, text, captures, steps))
         }
         Some((Piece::Placeholder { field, default, slash }, pieces)) => {
             let run = text.bytes().take(MAX_RUN).take_while(|byte| *byte != b'/').count();
@@ -167,7 +172,7 @@ fn read(pieces: &[Piece], text: &str, captures: &mut Captures) -> bool {
                     None => rest.is_empty(),
                 };
                 let Some(rest) = rest.filter(|rest| follows(rest)) else { continue };
-                if captures.capture_if(*field, part, |captures| read(pieces, rest, captures)) {
+                if captures.capture_if(*field, part, |captures| read(pieces, rest, captures, steps)) {
                     if *field == Field::Scheme {
                         captures.scheme_match = SchemeMatch::new(&text[..end], default);
                     }
@@ -175,7 +180,7 @@ fn read(pieces: &[Piece], text: &str, captures: &mut Captures) -> bool {
                 }
             }
             let may_be_absent = *slash || matches!(field, Field::Version | Field::Scheme);
-            may_be_absent && captures.capture_if(*field, "", |captures| read(pieces, text, captures))
+            may_be_absent && captures.capture_if(*field, "", |captures| read(pieces, text, captures, steps))
         }
     }
 }

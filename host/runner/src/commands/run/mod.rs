@@ -18,6 +18,7 @@ use crate::{
     config::{Config, Register},
     connect,
     error::Failure,
+    outbound::reserved::Reserved,
     process::{rlimit, signals, systemd},
     service::{Service, handle::Roster},
     telemetry::otlp::Traces,
@@ -54,6 +55,9 @@ pub(crate) async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure>
         Admin::start(admin, Desk { roster, events, registrar: registrar.clone(), remote: admin.remote })
     });
     let admin = admin.transpose()?;
+    if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
+        configured.listen = admin.bound;
+    }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
 
@@ -113,9 +117,10 @@ async fn live(
             false => Ok(()),
         }
     };
+    let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
     let bound = async {
         for (spec, loaded, engine) in loading.end().await? {
-            services.push(Service::bind(spec, loaded, &engine, registrar, traces)?);
+            services.push(Service::bind(spec, loaded, &engine, registrar, traces, reserved)?);
         }
         roster.fill(services.iter().map(Service::face).collect());
         Ok(())

@@ -1,0 +1,134 @@
+//! What strangers and operators write, as targets of fuzzing and as properties: it is refused with a sentence, or means what
+//! it says.
+
+use std::path::Path;
+
+use http::{HeaderValue, Request, header, uri::Scheme};
+
+use crate::{
+    config::{
+        Config,
+        destination::{Destination, Target, is_local},
+    },
+    grpc,
+    inbound::dispatch::address,
+};
+
+/// The longest sentence about a configuration.
+const MAX_SENTENCE_BYTES: usize = 4096;
+
+/// A configuration file.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // No file is read: none is there.
+    if let Err(said) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
+        assert!(!said.contains('\n') && said.len() <= MAX_SENTENCE_BYTES, "{said}");
+    }
+}
+
+/// An entry of `allow.outbound`, and the authorities of requests, a line each.
+pub fn destination(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.split('\n');
+    let entry: Result<Destination, _> = lines.next().unwrap_or_default().parse();
+    if let Ok(entry) = &entry {
+        assert_eq!(entry.to_string().parse().as_ref(), Ok(entry), "it is read as it is shown");
+    }
+    for authority in lines.filter_map(|line| line.parse().ok()) {
+        let Some(target) = Target::of(&authority, None) else { continue };
+        if let Ok(shown) = target.entry().parse::<Destination>() {
+            assert!(
+                Destination::permitting(&[shown], target, false).is_ok(),
+                "the entry in the log permits its target"
+            );
+        }
+        if let Ok(entry) = &entry {
+            let permits = |local| Destination::permitting(std::slice::from_ref(entry), target, local).is_ok();
+            assert!(permits(true) || !permits(false), "what is permitted is permitted with more rights, too");
+        }
+    }
+}
+
+/// The head of a request as the host hands it on: method, target and hosts, a line each, then `grpc-timeout`.
+pub fn request(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let (method, uri) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let Ok(mut request) = Request::builder().method(method).uri(uri).body(()) else { return };
+    for (number, line) in lines.enumerate().take(4) {
+        let Ok(value) = HeaderValue::from_bytes(line) else { continue };
+        let name = if number < 2 { header::HOST } else { header::HeaderName::from_static("grpc-timeout") };
+        request.headers_mut().append(name, value);
+    }
+    let _ = grpc::timeout(request.headers());
+    if address(&mut request, &Scheme::HTTP).is_ok() {
+        let authority = request.uri().authority().expect("the component is told the host");
+        assert!(!authority.as_str().contains('@') && request.uri().scheme().is_some());
+    }
+}
+
+/// An address, of which only the form may differ.
+pub fn local(data: &[u8]) {
+    let Some((octets, _)) = data.split_first_chunk::<4>() else { return };
+    let [a, b, c, d] = *octets;
+    let plain = is_local((*octets).into());
+    let forms = [
+        format!("::ffff:{a}.{b}.{c}.{d}"),
+        format!("64:ff9b::{a}.{b}.{c}.{d}"),
+        format!("2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1"),
+        format!("2001:db8::5efe:{a}.{b}.{c}.{d}"),
+    ];
+    for form in forms {
+        assert_eq!(is_local(form.parse().expect("an address")), plain, "{form}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use proptest::prelude::{ProptestConfig, any, proptest};
+
+    use super::{config, destination, local, request};
+
+    /// The kept corpus: the seeds of fuzzing, and its findings.
+    #[test]
+    fn the_corpus_holds() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+        for (name, target) in [("config", config as fn(&[u8])), ("destination", destination), ("request", request)] {
+            let files: Vec<_> = fs::read_dir(corpus.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
+            assert!(!files.is_empty(), "{name}");
+            files.iter().for_each(|file| target(&fs::read(file).unwrap()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_address_is_local_in_every_form_or_in_none(octets in any::<[u8; 4]>(), first in 0_usize..4) {
+            local(&octets);
+            let [.., c, d] = octets;
+            local(&[[127, 0, c, d], [169, 254, c, d], [0, 0, c, d], [10, 0, c, d]][first]);
+        }
+
+        #[test]
+        fn an_entry_is_refused_or_means_what_it_says(
+            entry in "(\\*|\\*\\.)?[a-z0-9.*/:\\[\\]-]{0,24}(:[0-9]{0,6})?", authorities in "([a-z0-9.:\\[\\]-]{0,24}(:[0-9]{0,6})?\n){0,4}"
+        ) {
+            destination(format!("{entry}\n{authorities}").as_bytes());
+        }
+
+        #[test]
+        fn a_request_is_refused_or_has_a_host(
+            method in "GET|POST|CONNECT|OPTIONS|[A-Z]{1,8}", target in "[/a-z0-9.:@?*%\\[\\]-]{0,24}", hosts in "([a-z0-9.:@%\\[\\]-]{0,20}\n){0,3}"
+        ) {
+            request(format!("{method}\n{target}\n{hosts}").as_bytes());
+        }
+
+        #[test]
+        fn a_configuration_is_read_or_refused_in_one_line(lines in "([ -]{0,6}[a-z_]{1,9}: ?[ -~]{0,16}\n){0,12}") {
+            config(lines.as_bytes());
+            config(format!("services:\n  - name: a\n    component: a.wasm\n    listen: 127.0.0.1:1\n{lines}").as_bytes());
+        }
+    }
+}
