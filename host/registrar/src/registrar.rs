@@ -251,6 +251,14 @@ impl Registrar {
         self.look(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
     }
 
+    /// Deletes a key as [`list`](Self::list) found it. Returns false, and leaves it alone, when it was written after
+    /// `revision` or is gone.
+    pub async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Error> {
+        let key = key.to_owned();
+        self.look(move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) })
+            .await?
+    }
+
     /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
     pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
         let what = name.map(|name| (name.clone(), Version::default()));

@@ -15,6 +15,18 @@ pub(crate) enum Failure {
     Other(anyhow::Error),
 }
 
+impl Clone for Failure {
+    /// Keeps the sentence and the exit code, without the chain of causes.
+    fn clone(&self) -> Self {
+        let sentence = self.sentence();
+        match self {
+            Self::Usage(_) => Self::usage(sentence),
+            Self::Unavailable(_) => Self::unavailable(sentence),
+            Self::Other(_) => Self::other(sentence),
+        }
+    }
+}
+
 impl Failure {
     pub(crate) fn usage(sentence: impl Display) -> Self {
         Self::Usage(anyhow!("{sentence}"))

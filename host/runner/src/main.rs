@@ -29,7 +29,7 @@ use crate::{
     error::Failure,
     process::cpus,
     telemetry::log,
-    wasm::scheduler::Turns,
+    wasm::{compiler, scheduler::Turns},
 };
 
 #[global_allocator]
@@ -44,6 +44,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    if matches!(cli.command, Command::CompileForParent) {
+        return compiler::child();
+    }
     let log = log::init(&cli.log);
     let turns = Turns::new(cpus::available());
     let outcome = runtime(&turns).and_then(|runtime| {
@@ -81,6 +84,7 @@ async fn dispatch(command: Command, turns: Arc<Turns>) -> Result<(), Failure> {
         Command::Compile(args) => commands::compile(&args),
         Command::Completions(args) => commands::completions(&args),
         Command::Man(args) => commands::man(&args),
+        Command::CompileForParent => Err(Failure::usage("this is for the host alone")),
         Command::Drain(args) => commands::drain(args).await,
         Command::Reload(args) => commands::reload(args).await,
     }

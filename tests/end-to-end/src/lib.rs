@@ -4,6 +4,7 @@ pub mod config;
 pub mod follower;
 mod host;
 pub mod http;
+pub mod large;
 pub mod paths;
 mod program;
 pub mod sources;

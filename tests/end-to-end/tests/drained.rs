@@ -35,6 +35,20 @@ async fn drained_requests_in_flight_are_completed() {
 }
 
 #[tokio::test]
+async fn drained_by_sigquit_as_by_sigterm() {
+    let world = World::real().await;
+    for signal in ["TERM", "QUIT"] {
+        let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;
+        let slow = begin(&format!("{}act/slow", host.url("hostile"))).await;
+        host.signal(signal);
+        let ended = host.ends().await;
+        assert_eq!(ended.code, Some(0), "{signal}: {ended:?}");
+        assert_eq!(slow.answer().await.unwrap().status, 200, "{signal}");
+        assert_eq!((world.count().await, world.leases().await.len()), (0, 0), "{signal}");
+    }
+}
+
+#[tokio::test]
 async fn drained_the_key_is_gone_before_the_listener_closes() {
     let world = World::real().await;
     let host = Host::of(&world, [with(hostile("hostile"), json!({ "register": "host" }))]).await;

@@ -280,7 +280,8 @@ async fn own_listener_has_health_checks() {
     };
     let mut host = host(&world, [asked("/slow")]).await;
     let why = "it is withdrawn: its health check was not answered well yet";
-    assert_eq!(get(&format!("{}readyz", host.admin())).await.body, format!("not ready\nprogram: {why}\n"));
+    let said = get(&format!("{}readyz", host.admin())).await.body;
+    assert_eq!(said, format!("not ready\nprogram: {why}: no answer within 500ms\n"));
     assert_eq!(world.count().await, 0);
     host.signal("TERM");
     assert_eq!(host.ends().await.code, Some(0));
@@ -406,7 +407,8 @@ async fn own_listener_that_never_comes_fails_the_start() {
         ("fail", ": the component returned with an error"),
     ] {
         let patience = json!({ "limits": { "start_timeout": "2s" } });
-        let ended = Host::spawn(&config(&world, [with(program(verb), patience), plain("plain")]), &[]).ends().await;
+        let services = [with(program(verb), patience), plain("plain")];
+        let ended = Host::spawn(&config(&world, services), &["--strict"]).ends().await;
         assert_eq!(ended.code, Some(1), "{verb}: {ended:?}");
         let last = ended.stderr.lines().last().unwrap_or_default();
         assert!(last.contains("program: it did not listen on 127.0.0.1:") && last.contains(why), "{verb}: {last}");

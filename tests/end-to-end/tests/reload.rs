@@ -288,3 +288,29 @@ async fn reload_a_host_that_watches_follows_the_file() {
     assert_eq!(get(&host.url("plain")).await.body, "hostile\n");
     assert_eq!(host.stop().await.code, Some(0));
 }
+
+#[tokio::test]
+async fn reload_by_sighup_is_one_of_every_service_and_ends_none() {
+    let world = World::real().await;
+    let (one, other) = (Component::of("plain"), Component::of("plain"));
+    let services = [one.in_place_of(plain("one")), other.in_place_of(plain("other"))];
+    let mut host = Host::ready(&config(&world, services)).await;
+    let keys = ["one", "other"].map(|name| format!("/{name}/{}", host.addr(name)));
+    let before = [world.stands(&keys[0]).await, world.stands(&keys[1]).await];
+    one.becomes_component("hostile");
+    other.becomes_component("plain-p3");
+    // Those that are sent by habit, and would end a process that does not listen.
+    for signal in ["USR1", "USR2", "HUP"] {
+        host.signal(signal);
+    }
+    host.says("SIGHUP: all are reloaded").await;
+    assert_eq!(get(&host.url("one")).await.body, "hostile\n");
+    assert_eq!(get(&host.url("other")).await.body, "hello\n");
+    one.becomes(b"not a component");
+    host.signal("HUP");
+    let said = host.says("SIGHUP: 1 are not reloaded, such as one: ").await;
+    assert!(said["message"].as_str().is_some_and(|said| said.ends_with("component.wasm: not WebAssembly")), "{said}");
+    assert_eq!(get(&host.url("one")).await.body, "hostile\n");
+    assert_eq!(before, [world.stands(&keys[0]).await, world.stands(&keys[1]).await], "a key was written");
+    assert_eq!(host.stop().await.code, Some(0));
+}

@@ -33,6 +33,9 @@ async fn systemd_is_notified_of_the_start_the_life_and_the_end() {
     for _ in 0..5 {
         assert_eq!(timeout(INTERVAL * 5, hear()).await.expect("the watchdog is fed"), "WATCHDOG=1");
     }
+    host.signal("HUP");
+    while !hear().await.starts_with("RELOADING=1\nMONOTONIC_USEC=") {}
+    while hear().await != "READY=1" {}
     host.signal("TERM");
     while hear().await != "STOPPING=1" {}
     assert_eq!(host.ends().await.code, Some(0));

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
 use leasehold_end_to_end::{
@@ -13,14 +13,14 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::{
     proxy::{Mode, Proxy},
     real::{Authority, Etcd},
-    world::World,
+    world::{SOON, World},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 fn leasehold<const N: usize>(arguments: [&str; N], folder: &TempDir) -> Program {
@@ -158,11 +158,111 @@ async fn doctor_finds_faults_and_names_the_remedy() {
     }
     assert!(sick.stdout.contains("must agree with its value"), "{sick:?}");
     let text = ended(["doctor", "--no-dial", "--etcd", &etcd]).await;
-    assert!(text.stdout.contains("cure: etcdctl del \"/ghost/127.0.0.1:9\""), "{text:?}");
+    let command = format!("  command: etcdctl --endpoints={etcd} del -- /ghost/127.0.0.1:9\n");
+    assert!(text.stdout.contains(&command), "{text:?}");
     assert!(!text.stdout.contains("unreachable"), "{text:?}");
 }
 
-/// The findings of `doctor --no-dial`, as kind and key.
+/// What a doctor without questions did: key and outcome.
+async fn fixed(etcd: &str) -> (Vec<(String, String)>, Ended) {
+    let ended = ended(["doctor", "--fix", "--yes", "--json", "--etcd", etcd]).await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let fixed = report["fixed"].as_array().unwrap().iter();
+    (fixed.map(|fixed| (text(&fixed["key"]), text(&fixed["outcome"]))).collect(), ended)
+}
+
+#[tokio::test]
+async fn doctor_prints_commands_in_which_no_key_is_executed() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let folder = TempDir::new().unwrap();
+    for name in ["$(touch${IFS}pwned)", "`touch${IFS}pwned`", "';touch${IFS}pwned;'", "\";touch${IFS}pwned;\""] {
+        let key = format!("/{name}/127.0.0.1:9");
+        world
+            .put(&key, &json!({ "name": name, "addr": "127.0.0.1:9", "version": "", "weight": "5" }).to_string(), 0)
+            .await;
+        let sick = ended(["doctor", "--no-dial", "--json", "--etcd", &etcd]).await;
+        let report: Value = serde_json::from_str(&sick.stdout).unwrap();
+        let command = report["findings"][0]["command"].as_str().unwrap();
+        // Pasted, without a word about where that etcd is.
+        let mut pasted = tokio::process::Command::new("sh");
+        pasted.args(["-c", command]).env("ETCDCTL_API", "3").current_dir(folder.path());
+        let pasted = pasted.output().await.unwrap();
+        assert!(pasted.status.success(), "{command}: {pasted:?}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{command} was executed");
+        assert_eq!(world.get(&key).await, None, "{command}");
+    }
+    // What moves a terminal's cursor is no command, and can be deleted all the same.
+    world.put("/\u{1b}[2J/127.0.0.1:9", "garbage", 0).await;
+    let sick = ended(["doctor", "--no-dial", "--json", "--etcd", &etcd]).await;
+    let report: Value = serde_json::from_str(&sick.stdout).unwrap();
+    assert_eq!(report["findings"][0]["command"], Value::Null, "{sick:?}");
+}
+
+#[tokio::test]
+async fn doctor_fixes_what_nothing_speaks_for_and_leaves_the_rest() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let living = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = living.local_addr().unwrap().to_string();
+    let legacy = format!("/legacy/{addr}");
+    world.put(&legacy, &value("legacy", &addr, 10), 0).await;
+    world.put("/ghost/127.0.0.1:9", &value("ghost", "127.0.0.1:9", 10), 0).await;
+    world.put("/other/settings", "of another application", 0).await;
+    let lease = world.grant(60).await;
+    world.put("/user/127.0.0.1:9", &value("user", "127.0.0.1:9", 10), lease).await;
+    let (fixed, ended) = fixed(&etcd).await;
+    let expected = [("/ghost/127.0.0.1:9", "deleted"), (legacy.as_str(), "left"), ("/other/settings", "left")];
+    assert_eq!(fixed, expected.map(|(key, outcome)| (key.to_owned(), outcome.to_owned())));
+    // The legacy key and the settings.
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), "leasehold: 2 findings\n"), "{ended:?}");
+    assert_eq!(world.get("/ghost/127.0.0.1:9").await, None);
+    assert_eq!(world.count().await, 3);
+}
+
+#[tokio::test]
+async fn doctor_fixes_nothing_that_changed_after_it_was_examined() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    for key in ["/a/127.0.0.1:9", "/b/127.0.0.1:9", "/c/127.0.0.1:9"] {
+        world.put(key, &value(&key[1..2], "127.0.0.1:9", 10), 0).await;
+    }
+    let mut doctor = tokio::process::Command::new(paths::leasehold())
+        .args(["doctor", "--no-dial", "--fix", "--etcd", &etcd])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (mut input, mut questions) = (doctor.stdin.take().unwrap(), doctor.stderr.take().unwrap());
+    for (key, answer) in [("/a/127.0.0.1:9", "y\n"), ("/b/127.0.0.1:9", "\n"), ("/c/127.0.0.1:9", "y\n")] {
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"[y/N] ") {
+            asked.push(timeout(SOON, questions.read_u8()).await.unwrap().unwrap());
+        }
+        let asked = String::from_utf8(asked).unwrap();
+        assert_eq!(asked, format!("{key}: no-lease; delete it? [y/N] "));
+        if key.starts_with("/a") {
+            // Its service came back while the operator thought about it.
+            world.put(key, &value("a", "127.0.0.1:9", 11), 0).await;
+        }
+        input.write_all(answer.as_bytes()).await.unwrap();
+    }
+    let ended = timeout(SOON, doctor.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8(ended.stdout).unwrap();
+    let outcomes = "/a/127.0.0.1:9: left alone: it has changed since it was examined\n\
+                    /b/127.0.0.1:9: left alone\n/c/127.0.0.1:9: deleted\n";
+    assert!(said.ends_with(outcomes), "{said}");
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(world.get("/a/127.0.0.1:9").await.is_some() && world.get("/b/127.0.0.1:9").await.is_some());
+    assert_eq!(world.get("/c/127.0.0.1:9").await, None);
+    let json = self::ended(["doctor", "--fix", "--json", "--etcd", &etcd]).await;
+    assert_eq!(json.code, Some(64), "{json:?}");
+}
+
+/// The findings of a doctor that need not dial: kind and key.
 async fn findings(etcd: &[&str], layouts: &[&str]) -> (Vec<(String, Option<String>)>, Ended) {
     let etcd = etcd.iter().flat_map(|etcd| ["--etcd", etcd]);
     let layouts = layouts.iter().flat_map(|layout| ["--layout", layout]);

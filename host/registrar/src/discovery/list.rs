@@ -28,6 +28,8 @@ pub struct RawEntry {
     pub node: Result<ServerNode, Invalid>,
     /// The lease, 0 for none: such a key outlives its host.
     pub lease: i64,
+    /// The revision of etcd that wrote the key last.
+    pub revision: i64,
 }
 
 /// Time to live of a lease, in whole seconds; zero for a lease that is gone.
@@ -72,7 +74,7 @@ impl Ranges {
             invalid => parsed.find(|(_, node)| node.is_ok()).unwrap_or(invalid),
         };
         let key = String::from_utf8_lossy(&found.key).into_owned();
-        (index, RawEntry { key, value: found.value, node, lease: found.lease })
+        (index, RawEntry { key, value: found.value, node, lease: found.lease, revision: found.modified })
     }
 }
 

@@ -16,8 +16,9 @@ use std::{
 };
 
 use etcd_client::{
-    AlarmAction, AlarmMember, AlarmType, Client, Error as ClientError, EventType, GetOptions, KeyValue,
-    LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, Txn, WatchOptions, WatchStream,
+    AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, EventType, GetOptions,
+    KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
 };
 use futures::future::join_all;
 use tokio::time::{Instant, timeout};
@@ -62,6 +63,8 @@ pub(crate) struct Found {
     pub(crate) lease: i64,
     /// The revision that created it: another one after it was deleted and put again.
     pub(crate) created: i64,
+    /// The revision that wrote it last.
+    pub(crate) modified: i64,
 }
 
 /// What happened to one key.
@@ -250,6 +253,16 @@ impl Etcd {
         Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
     }
 
+    /// Deletes a key unless it was written after `revision`. Returns false when it was, or is gone.
+    pub(crate) async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Failure> {
+        let answer = self.call(Verb::Write, self.request_timeout, |mut client| {
+            let unchanged = Compare::mod_revision(key.as_bytes(), CompareOp::Equal, revision);
+            let txn = Txn::new().when([unchanged]).and_then([TxnOp::delete(key.as_bytes(), None)]);
+            async move { client.txn(txn).await }
+        });
+        Ok(answer.await?.succeeded())
+    }
+
     /// Opens a stream of what happens to the keys under a prefix from `revision` on. Ok once etcd has confirmed it.
     pub(crate) async fn open_changes(
         &self,
@@ -408,9 +421,9 @@ impl Changes {
 
 impl From<KeyValue> for Found {
     fn from(found: KeyValue) -> Self {
-        let (lease, created) = (found.lease(), found.create_revision());
+        let (lease, created, modified) = (found.lease(), found.create_revision(), found.mod_revision());
         let (key, value) = found.into_key_value();
-        Self { key, value, lease, created }
+        Self { key, value, lease, created, modified }
     }
 }
 

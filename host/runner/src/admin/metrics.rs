@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::service::handle::{Face, PHASES, Readiness, Roster};
+use crate::service::handle::{Face, PHASES, Readiness, Roster, Snapshot};
 
 /// What the text is, for who reads it.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -133,11 +133,12 @@ impl Collector for Scrape {
         let mut page = Page(encoder);
         self.process(&mut page)?;
         self.latencies(&mut page)?;
-        self.phases(&mut page)?;
-        self.requests(&mut page)?;
-        self.instances(&mut page)?;
-        self.views(&mut page)?;
-        self.registrations(&mut page)
+        let services = Services(self.roster.services().iter().map(Face::snapshot).collect());
+        services.phases(&mut page)?;
+        services.requests(&mut page)?;
+        services.instances(&mut page)?;
+        services.views(&mut page)?;
+        services.registrations(&mut page)
     }
 }
 
@@ -166,11 +167,16 @@ impl Scrape {
         let failed = verbs.iter().map(|(latency, verb)| (vec![("verb", verb.as_str())], latency.failed));
         page.counter("etcd_requests_failed", "Requests that etcd did not answer, or refused", failed)
     }
+}
 
+/// The services as they are at the moment of the scrape.
+struct Services<'a>(Vec<Snapshot<'a>>);
+
+impl Services<'_> {
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
         let names = PHASES.map(|phase| (phase, phase.to_string()));
         let phases = self.faces().flat_map(|face| {
-            let now = face.phase();
+            let now = face.present.phase;
             let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
             shown.map(move |(is, name)| (with(labels(face), "phase", name), f64::from(u8::from(is))))
         });
@@ -179,23 +185,25 @@ impl Scrape {
             let is_out = matches!(face.readiness(), Readiness::NotReady(_));
             (labels(face), f64::from(u8::from(!is_out)))
         });
-        page.gauge("service_ready", "Whether clients find the service and are answered", ready)
+        page.gauge("service_ready", "Whether clients find the service and are answered", ready)?;
+        let failures = self.faces().map(|face| (labels(face), face.face.stats.start_failures.get()));
+        page.counter("start_failures", "Attempts to start the service that failed", failures)
     }
 
     fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
         let classes = self.faces().flat_map(|face| {
-            let classes = face.stats.classes();
+            let classes = face.face.stats.classes();
             classes.map(|(class, count)| (with(labels(face), "class", class), count.get()))
         });
         page.counter("requests", "Answers by the class of their status, the host's own included", classes)?;
         let hits = self.faces().flat_map(|face| {
-            let hits = face.stats.hits();
+            let hits = face.face.stats.hits();
             hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
         });
         page.counter("hits", "What requests and instances ran into", hits)?;
-        let within = self.faces().map(|face| (labels(face), face.stats.within() as f64));
+        let within = self.faces().map(|face| (labels(face), face.face.stats.within() as f64));
         page.gauge("requests_in_flight", "Requests that wait for their turn or whose answer is not sent yet", within)?;
-        let outgoing: Vec<_> = self.faces().map(|face| (face, face.stats.outgoing().clone())).collect();
+        let outgoing: Vec<_> = self.faces().map(|face| (face, face.face.stats.outgoing().clone())).collect();
         let outgoing = outgoing.iter().flat_map(|(face, targets)| {
             targets.iter().flat_map(move |(to, count)| {
                 [("answered", count.answered), ("failed", count.failed)]
@@ -206,20 +214,20 @@ impl Scrape {
         let help = "Time until the answer begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
         for face in self.faces() {
-            face.stats.duration.encode(family.encode_family(&labels(face))?)?;
+            face.face.stats.duration.encode(family.encode_family(&labels(face))?)?;
         }
         Ok(())
     }
 
     fn instances(&self, page: &mut Page<'_>) -> fmt::Result {
-        let used = self.faces().map(|face| (labels(face), whole(face.guest().instances())));
+        let used = self.faces().map(|face| (labels(face), whole(face.instances().0)));
         page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
-        let most = self.faces().map(|face| (labels(face), f64::from(face.guest().most_instances())));
+        let most = self.faces().map(|face| (labels(face), f64::from(face.instances().1)));
         page.gauge("instances_limit", "Instances at a time, at most", most)
     }
 
     fn views(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Face, Vec<View>)> = self.faces().map(|face| (face, face.guest().registry.views())).collect();
+        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.faces().map(|face| (face, face.views())).collect();
         let each = || {
             let each = all.iter().flat_map(|(face, views)| views.iter().map(move |view| (*face, view)));
             each.map(|(face, view)| {
@@ -236,8 +244,8 @@ impl Scrape {
     }
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Face, Vec<Arc<Registration>>)> =
-            self.faces().map(|face| (face, face.guest().registry.registrations())).collect();
+        let all: Vec<(&Snapshot<'_>, Vec<Arc<Registration>>)> =
+            self.faces().map(|face| (face, face.registrations())).collect();
         let names = STATES.map(|state| (state, state.to_string()));
         let states = all.iter().flat_map(|(face, kept)| {
             names.iter().map(move |(state, name)| {
@@ -262,13 +270,13 @@ impl Scrape {
         page.counter("recoveries", "How often the key was lost and written again", recoveries)
     }
 
-    fn faces(&self) -> impl Iterator<Item = &Face> {
-        self.roster.services().iter()
+    fn faces(&self) -> impl Iterator<Item = &Snapshot<'_>> {
+        self.0.iter()
     }
 }
 
-fn labels(face: &Face) -> Labels<'_> {
-    vec![("service", face.name.as_str()), ("listen", &face.listen)]
+fn labels<'a>(service: &'a Snapshot<'_>) -> Labels<'a> {
+    vec![("service", service.face.name.as_str()), ("listen", &*service.present.listen)]
 }
 
 fn with<'a>(mut labels: Labels<'a>, name: &'static str, value: &'a str) -> Labels<'a> {

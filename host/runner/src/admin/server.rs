@@ -1,9 +1,10 @@
 //! The admin endpoint: what an operator, a supervisor and a scraper ask of a running host.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ use tokio::{
     },
     time::{sleep, timeout},
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -33,13 +35,19 @@ use crate::{
     config,
     error::Failure,
     inbound::server::bind,
-    service::handle::{Asker, Face, Readiness, Roster},
+    service::handle::{Asker, Face, Readiness, Roster, Snapshot},
 };
 
-/// Connections at a time; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
+/// Limit on requests at a time, those for health excepted; further ones are refused.
+const MAX_REQUESTS: usize = 64;
+/// Limit on connections without such a request: beyond it the oldest is closed. It exceeds the number of connections that
+/// the runtime accepts in a row, so that a request which was sent with its connection is read before the connection can
+/// be the oldest.
+const MAX_IDLE: usize = 256;
 /// How long a client may take to send a request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time that a client may take to read any of a response.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client may send as headers, at most.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// The longest that a connection lasts, for one request each. A drain takes as long as its requests in flight.
@@ -101,45 +109,137 @@ impl Admin {
 }
 
 async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken, tasks: TaskTracker) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let idle = Arc::<Idle>::default();
+    let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
-        let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("the permits are never closed");
-            listener.accept().await.map(|(stream, _)| (stream, permit))
-        };
         let accepted = tokio::select! {
             biased;
             () = closing.cancelled() => return,
-            accepted = next => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => drop(tasks.spawn(connection(stream, permit, Arc::clone(&desk), closing.clone()))),
+            Ok((stream, _)) => {
+                let connection = Connection {
+                    slot: Arc::new(idle.enter()),
+                    requests: Arc::clone(&requests),
+                    desk: Arc::clone(&desk),
+                };
+                tasks.spawn(connection.serve(stream, closing.clone()));
+            }
             Err(error) => {
                 tracing::warn!(%error, "a connection to the admin endpoint could not be accepted");
+                // There may be no file descriptors; an idle connection holds one.
+                idle.evict();
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn connection(stream: TcpStream, permit: OwnedSemaphorePermit, desk: Arc<Desk>, closing: CancellationToken) {
-    let requests = service_fn(|request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADER_BYTES)
-        // Nobody holds a place for a request that may never come.
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), requests);
-    tokio::select! {
-        () = closing.cancelled() => {}
-        // A client that breaks off knows it.
-        _ = timeout(LONGEST, served) => {}
+/// The connections that have sent no request, or one that is answered at once, from the oldest on.
+#[derive(Default)]
+struct Idle(Mutex<IdleSlots>);
+
+#[derive(Default)]
+struct IdleSlots {
+    next: u64,
+    open: BTreeMap<u64, CancellationToken>,
+}
+
+/// The slot of one connection among the idle ones, until it is dropped.
+struct IdleSlot {
+    idle: Arc<Idle>,
+    number: u64,
+    evicted: CancellationToken,
+}
+
+impl Idle {
+    /// Makes room for one more: where there is none, the oldest connection is closed.
+    fn enter(self: &Arc<Self>) -> IdleSlot {
+        let evicted = CancellationToken::new();
+        let mut slots = self.slots();
+        let number = slots.next;
+        slots.next += 1;
+        slots.open.insert(number, evicted.clone());
+        let is_full = slots.open.len() > MAX_IDLE;
+        drop(slots);
+        if is_full {
+            self.evict();
+        }
+        IdleSlot { idle: Arc::clone(self), number, evicted }
     }
-    drop(permit);
+
+    /// Closes the oldest, if there is one.
+    fn evict(&self) {
+        if let Some((_, oldest)) = self.slots().open.pop_first() {
+            oldest.cancel();
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, IdleSlots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl IdleSlot {
+    /// Gives the slot back: the connection is not closed for a newer one any more.
+    fn leave(&self) {
+        self.idle.slots().open.remove(&self.number);
+    }
+}
+
+impl Drop for IdleSlot {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// One client, for one request.
+#[derive(Clone)]
+struct Connection {
+    slot: Arc<IdleSlot>,
+    requests: Arc<Semaphore>,
+    desk: Arc<Desk>,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, closing: CancellationToken) {
+        let evicted = self.slot.evicted.clone();
+        // A permit is held until the response has been sent.
+        let held = Arc::<OnceLock<OwnedSemaphorePermit>>::default();
+        let requests = service_fn(|request| {
+            let (connection, held) = (self.clone(), Arc::clone(&held));
+            async move { Ok::<_, Infallible>(connection.answer(request, &held).await) }
+        });
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIMEOUT));
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES)
+            // A connection holds no slot for a request that may never come.
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), requests);
+        tokio::select! {
+            () = closing.cancelled() => {}
+            () = evicted.cancelled() => {}
+            // A client that breaks off knows it.
+            _ = timeout(LONGEST, served) => {}
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> Answer {
+        // Health is answered at once, and never refused: a supervisor would end a host that works.
+        if !matches!(request.uri().path(), "/healthz" | "/readyz") {
+            let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
+                let said = format!("{MAX_REQUESTS} requests are under way; try again later");
+                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, &said);
+            };
+            let _ = held.set(permit); // There is one request.
+            self.slot.leave();
+        }
+        self.desk.answer(request).await
+    }
 }
 
 impl Desk {
@@ -203,14 +303,15 @@ impl Desk {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is starting\n".to_owned());
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
-        let services = self.roster.services();
-        let all_out = services.iter().all(Face::is_out);
+        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
+        let all_out = services.iter().all(Snapshot::is_out);
         // One that was drained by command does not speak against the host, unless there is no other.
-        for face in services.iter().filter(|face| all_out || !face.is_out()) {
-            match face.readiness() {
+        for service in services.iter().filter(|service| all_out || !service.is_out()) {
+            let name = &service.face.name;
+            match service.readiness() {
                 Readiness::Ready => {}
-                Readiness::Unknown(said) => unknown += &format!("{}: {said}\n", face.name),
-                Readiness::NotReady(said) => not_ready += &format!("{}: {said}\n", face.name),
+                Readiness::Unknown(said) => unknown += &format!("{name}: {said}\n"),
+                Readiness::NotReady(said) => not_ready += &format!("{name}: {said}\n"),
             }
         }
         match (not_ready.is_empty(), unknown.is_empty()) {
@@ -233,7 +334,8 @@ impl Desk {
     }
 
     fn services(&self) -> Answer {
-        as_json(StatusCode::OK, &self.roster.services().iter().map(Row::of).collect::<Vec<_>>())
+        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
+        as_json(StatusCode::OK, &services.iter().map(Row::of).collect::<Vec<_>>())
     }
 
     async fn drain(&self, name: &str) -> Answer {
@@ -241,7 +343,7 @@ impl Desk {
         self.told(asked, |face, drained| {
             json!({
                 "service": face.name.as_str(),
-                "listen": face.listen,
+                "listen": &*face.snapshot().present.listen,
                 "phase": face.phase().to_string(),
                 "keys_gone": drained.keys_gone,
                 "all_answered": drained.all_answered,
@@ -255,7 +357,7 @@ impl Desk {
         self.told(asked, |face, outcome| {
             json!({
                 "service": face.name.as_str(),
-                "listen": face.listen,
+                "listen": &*face.snapshot().present.listen,
                 "phase": face.phase().to_string(),
                 "reloaded": outcome.is_ok(),
                 "why": outcome.err().map(|failure| failure.sentence()),
@@ -376,14 +478,14 @@ struct Kept {
 }
 
 impl<'a> Row<'a> {
-    fn of(face: &'a Face) -> Self {
-        let guest = face.guest();
-        let (readiness, why) = match face.readiness() {
+    fn of(service: &'a Snapshot<'_>) -> Self {
+        let (face, present) = (service.face, &service.present);
+        let (readiness, why) = match service.readiness() {
             Readiness::Ready => ("ready", None),
             Readiness::Unknown(said) => ("unknown", Some(said)),
             Readiness::NotReady(said) => ("not ready", Some(said)),
         };
-        let registrations = guest.registry.registrations().into_iter().map(|registration| {
+        let registrations = service.registrations().into_iter().map(|registration| {
             let status = registration.status();
             Kept {
                 key: registration.key().to_string(),
@@ -395,7 +497,7 @@ impl<'a> Row<'a> {
                 recoveries: status.recoveries,
             }
         });
-        let views = guest.registry.views().into_iter().map(|view| Followed {
+        let views = service.views().into_iter().map(|view| Followed {
             name: view.name().to_string(),
             version: view.version().to_string(),
             nodes: view.nodes().len(),
@@ -406,13 +508,13 @@ impl<'a> Row<'a> {
         Self {
             service: face.name.as_str(),
             version: face.version.as_str(),
-            listen: &face.listen,
-            url: &face.url,
+            listen: &present.listen,
+            url: &present.url,
             component: &face.component,
-            phase: face.phase().to_string(),
+            phase: present.phase.to_string(),
             readiness,
             why,
-            instances: guest.instances(),
+            instances: service.instances().0,
             registrations: registrations.collect(),
             views: views.collect(),
         }

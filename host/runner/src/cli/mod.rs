@@ -13,9 +13,10 @@ use clap_complete::Shell;
 use leasehold::{Addr, Layout, Options, ServiceName, Version};
 
 use crate::{
-    config::{Config, DEFAULT_ENDPOINT, Endpoint, Register, Spec, Variables, file::Listen, units::Span},
+    config::{Config, DEFAULT_ENDPOINT, Endpoint, EtcdFiles, Register, Spec, Variables, file::Listen, units::Span},
     error::Failure,
     telemetry::log::LogArgs,
+    wasm::compiler,
 };
 
 const EXAMPLES: &str = "\
@@ -66,8 +67,11 @@ A configuration file:
       limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
       health: { path: / }                # out of etcd while it does not answer; see docs/health.md
 
-The end (SIGTERM, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are stopped,
-leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases.";
+A service that does not start is tried again while the others run; --strict, or required: true, ends the host instead.
+
+The end (SIGTERM, SIGQUIT, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are
+stopped, leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases. SIGHUP reloads every
+component.";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
@@ -130,7 +134,7 @@ pub(crate) enum Command {
     Watch(WatchArgs),
     /// Say what is wrong with what is registered in etcd, and the cure
     #[command(
-        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s. It changes nothing."
+        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was\nexamined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
     )]
     Doctor(DoctorArgs),
     /// Say whether a configuration would run; starts nothing
@@ -154,6 +158,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold compile greeter.wasm\n  leasehold compile greeter.wasm -o /srv/greeter.cwasm\n\nThe result is machine code, which no sandbox holds: a configuration that runs it says precompiled: true."
     )]
     Compile(CompileArgs),
+    /// Compile what a host sends, in a process of its own
+    #[command(name = compiler::SUBCOMMAND, hide = true)]
+    CompileForParent,
     /// Say what a component imports, exports and lacks
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
@@ -191,6 +198,10 @@ pub(crate) struct RunArgs {
     /// Start a private etcd on loopback, with a temporary folder, gone with this process
     #[arg(long)]
     pub(crate) dev: bool,
+
+    /// End the whole host where one service does not start; by default that one is tried again
+    #[arg(long)]
+    pub(crate) strict: bool,
 
     /// Replace a service whenever its component file changes; no request fails
     #[arg(long)]
@@ -277,7 +288,15 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     pub(crate) no_dial: bool,
 
-    /// One JSON object
+    /// Delete keys that are left over, each after a question, if they are still as they were examined
+    #[arg(long)]
+    pub(crate) fix: bool,
+
+    /// Ask nothing: delete keys without a lease whose address takes no connection, and leave the others
+    #[arg(long, requires = "fix")]
+    pub(crate) yes: bool,
+
+    /// One JSON object; with --fix it needs --yes
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -402,7 +421,11 @@ impl RunArgs {
             }
             Config::load(&self.file)?
         };
-        config.services.iter_mut().for_each(|spec| spec.follow = self.watch);
+        for spec in &mut config.services {
+            spec.follow = self.watch;
+            spec.required |= self.strict;
+        }
+        config.strict = self.strict;
         config.dev = self.dev;
         if config.dev {
             // The private etcd has neither users nor certificates.
@@ -449,8 +472,10 @@ impl SingleArgs {
         spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
         Ok(Config {
             registrar: options(&self.etcd)?,
+            etcd_files: EtcdFiles::default(),
             etcd_required: false,
             dev: false,
+            strict: false,
             admin: None,
             traces: None,
             services: vec![spec],
@@ -461,22 +486,25 @@ impl SingleArgs {
 impl EtcdArgs {
     /// How to reach etcd.
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
-        match &self.config {
-            Some(file) => Ok(Config::load(Path::new(file))?.registrar),
-            None => {
-                let mut options = options(&self.etcd)?;
-                if !self.layout.is_empty() {
-                    options.layouts =
-                        self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
-                }
-                if let Some(prefix) = &self.prefix {
-                    let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
-                    options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
-                }
-                Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
-                Ok(options)
-            }
+        self.examined().map(|(options, _)| options)
+    }
+
+    /// Options of the etcd to examine, and the files that they were read from.
+    pub(crate) fn examined(&self) -> Result<(Options, EtcdFiles), Failure> {
+        if let Some(file) = &self.config {
+            let config = Config::load(Path::new(file))?;
+            return Ok((config.registrar, config.etcd_files));
         }
+        let mut options = options(&self.etcd)?;
+        if !self.layout.is_empty() {
+            options.layouts = self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
+        }
+        if let Some(prefix) = &self.prefix {
+            let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
+            options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
+        }
+        Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
+        Ok((options, EtcdFiles::default()))
     }
 }
 

@@ -236,7 +236,7 @@ mod tests {
     fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
         let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
         let node = Layout::default().parse(key.as_bytes(), &value);
-        KeyEvent::Put(RawEntry { key, value, node, lease })
+        KeyEvent::Put(RawEntry { key, value, node, lease, revision: 1 })
     }
 
     fn put(name: &str, weight: u32, lease: i64) -> KeyEvent {

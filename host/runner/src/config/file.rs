@@ -96,6 +96,8 @@ pub(crate) struct Service {
     pub(crate) component: Spanned<String>,
     pub(crate) listen: Spanned<Parsed<Listen>>,
     #[serde(default)]
+    pub(crate) required: bool,
+    #[serde(default)]
     pub(crate) precompiled: bool,
     pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
     pub(crate) tls: Option<ListenTls>,

@@ -42,16 +42,31 @@ pub(crate) const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
 pub(crate) struct Config {
     /// etcd and the defaults of registrations.
     pub(crate) registrar: Options,
+    /// The files with which etcd is spoken to.
+    pub(crate) etcd_files: EtcdFiles,
     /// Whether a start without etcd is a failure; otherwise etcd is waited for.
     pub(crate) etcd_required: bool,
     /// Whether etcd is one of the host's own, and what is shown is a trial.
     pub(crate) dev: bool,
+    /// Holds every component back until all services can listen.
+    pub(crate) strict: bool,
     /// Where operators ask, if anywhere.
     pub(crate) admin: Option<Admin>,
     /// Where traces go, if anywhere.
     pub(crate) traces: Option<Traces>,
     /// The services, in the file's order.
     pub(crate) services: Vec<Spec>,
+}
+
+/// Paths of the files under `etcd.tls`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EtcdFiles {
+    /// The authority of its certificate.
+    pub(crate) ca: Option<PathBuf>,
+    /// The host's own certificate.
+    pub(crate) cert: Option<PathBuf>,
+    /// The key of that.
+    pub(crate) key: Option<PathBuf>,
 }
 
 /// The admin endpoint.
@@ -83,6 +98,8 @@ pub(crate) struct Spec {
     pub(crate) name: ServiceName,
     /// The component's file.
     pub(crate) component: PathBuf,
+    /// Ends the whole host where the service does not start.
+    pub(crate) required: bool,
     /// Whether that may be machine code, which no sandbox holds.
     pub(crate) precompiled: bool,
     /// Where the host accepts HTTP/1.1 and HTTP/2, and port 0 takes a free one; or the component whatever it speaks.
@@ -326,6 +343,7 @@ impl Spec {
             },
             name,
             component,
+            required: false,
             precompiled: false,
             listen,
             tls: None,
@@ -384,6 +402,7 @@ impl Config {
         let parsed = file::parse(file, text)?;
         let reader = Reader { file, folder };
         let etcd_required = parsed.etcd.required;
+        let etcd_files = reader.etcd_files(&parsed.etcd.tls);
         let admin = parsed.admin.map(|admin| reader.admin(&admin)).transpose()?;
         let traces = parsed.traces.map(|traces| reader.traces(traces)).transpose()?;
         let suffix = parsed.registry.suffix.as_ref().map(|Parsed(suffix)| suffix.0.clone());
@@ -400,7 +419,7 @@ impl Config {
                 spec.layouts = Some(layouts.iter().map(Layout::with_tls).collect());
             }
         }
-        Ok(Self { registrar, etcd_required, dev: false, admin, traces, services })
+        Ok(Self { registrar, etcd_files, etcd_required, dev: false, strict: false, admin, traces, services })
     }
 }
 
@@ -532,6 +551,11 @@ impl Reader<'_> {
         }
     }
 
+    fn etcd_files(&self, tls: &file::Tls) -> EtcdFiles {
+        let path = |written: &Option<Spanned<String>>| written.as_ref().map(|path| self.folder.join(&path.value));
+        EtcdFiles { ca: path(&tls.ca), cert: path(&tls.cert), key: path(&tls.key) }
+    }
+
     fn tls(&self, tls: file::Tls) -> Result<Tls, String> {
         let identity_pem = match (&tls.cert, &tls.key) {
             (None, None) => None,
@@ -583,6 +607,7 @@ impl Reader<'_> {
         let Parsed(Listen(listen)) = written.listen.value;
         let mut spec = Spec::new(name, self.folder.join(written.component.value), listen);
         spec.precompiled = written.precompiled;
+        spec.required = written.required;
         spec.advertise = written.advertise.map(|at| at.value.0);
         spec.tls = written.tls.map(|file::ListenTls { cert, key, client_ca }| Files {
             cert: self.folder.join(cert),

@@ -1,9 +1,12 @@
-//! SIGTERM and Ctrl-C: the first asks for the end, a second Ctrl-C does not wait for it.
+//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload. Only a second Ctrl-C ends the process at once.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What a shell reports of a process that Ctrl-C ended.
@@ -11,26 +14,65 @@ const INTERRUPTED: i32 = 130;
 /// One Ctrl-C may arrive twice: from the terminal, and from a parent that passes it on.
 const ECHO: Duration = Duration::from_millis(50);
 
-/// Returns the token that a signal cancels. Listens from now on.
-pub(crate) fn on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    let (interrupt, terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-    let ending = CancellationToken::new();
-    tasks.spawn(watch(interrupt, terminate, ending.clone()));
-    Ok(ending)
+/// Requests that arrive as signals.
+pub(crate) struct Signals {
+    /// Cancelled by a signal that asks for the end.
+    pub(crate) ending: CancellationToken,
+    /// One message for each SIGHUP; several at a time are one.
+    pub(crate) reloads: mpsc::Receiver<()>,
 }
 
-async fn watch(mut interrupt: Signal, mut terminate: Signal, ending: CancellationToken) {
+/// One listener for each signal that would end the process by default and that operators send by habit.
+struct Listeners {
+    interrupt: Signal,
+    terminate: Signal,
+    quit: Signal,
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+/// Listens for signals until the process ends.
+pub(crate) fn listen(tasks: &TaskTracker) -> anyhow::Result<Signals> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let listeners = Listeners {
+        interrupt: listen(SignalKind::interrupt())?,
+        terminate: listen(SignalKind::terminate())?,
+        quit: listen(SignalKind::quit())?,
+        hangup: listen(SignalKind::hangup())?,
+        user1: listen(SignalKind::user_defined1())?,
+        user2: listen(SignalKind::user_defined2())?,
+    };
+    let (asking, reloads) = mpsc::channel(1);
+    let ending = CancellationToken::new();
+    tasks.spawn(watch(listeners, ending.clone(), asking));
+    Ok(Signals { ending, reloads })
+}
+
+async fn watch(mut signals: Listeners, ending: CancellationToken, reloads: mpsc::Sender<()>) {
     let mut interrupted: Option<Instant> = None;
     loop {
         tokio::select! {
-            _ = interrupt.recv() => {
+            _ = signals.interrupt.recv() => {
                 if interrupted.is_some_and(|first| first.elapsed() > ECHO) {
                     std::process::exit(INTERRUPTED);
                 }
                 interrupted.get_or_insert_with(Instant::now);
             }
-            _ = terminate.recv() => {}
+            _ = signals.terminate.recv() => {}
+            _ = signals.quit.recv() => {}
+            _ = signals.hangup.recv() => {
+                let _ = reloads.try_send(()); // Full: the next reload has yet to begin.
+                continue;
+            }
+            _ = signals.user1.recv() => {
+                tracing::info!("SIGUSR1 has no meaning here");
+                continue;
+            }
+            _ = signals.user2.recv() => {
+                tracing::info!("SIGUSR2 has no meaning here");
+                continue;
+            }
         }
         if !ending.is_cancelled() {
             tracing::info!("ending; Ctrl-C quits at once");

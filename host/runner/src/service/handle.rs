@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use leasehold::{ServiceName, State, Version};
+use futures::future::join_all;
+use leasehold::{Registration, ServiceName, State, Version, View};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ pub(crate) const MAX_ASKERS: usize = 4;
 /// Where who asked for something hears how it went.
 pub(crate) type Asker<T> = oneshot::Sender<T>;
 
-/// All services, once they are bound.
+/// All services, once there is an engine to run them.
 pub(crate) struct Roster {
     services: OnceLock<Vec<Face>>,
     /// Cancelled when the whole process ends.
@@ -28,9 +29,6 @@ pub(crate) struct Roster {
 pub(crate) struct Face {
     pub(crate) name: ServiceName,
     pub(crate) version: Version,
-    /// Where it really listens.
-    pub(crate) listen: String,
-    pub(crate) url: String,
     pub(crate) component: String,
     pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
@@ -47,14 +45,20 @@ pub(crate) struct Present {
     pub(crate) phase: Phase,
     /// Why it is in that phase, where that is not the usual course.
     pub(crate) why: Option<Arc<str>>,
-    /// What its component has at the moment.
-    pub(crate) guest: Arc<Guest>,
+    /// Address of the listener, as configured until it is bound.
+    pub(crate) listen: Arc<str>,
+    /// URL of the service; empty before it listens.
+    pub(crate) url: Arc<str>,
+    /// Context of the current revision; none before the service listens.
+    pub(crate) guest: Option<Arc<Guest>>,
 }
 
 /// Where a service is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Starting,
+    /// Its start failed, and is tried again.
+    Failed,
     Serving,
     /// Served, but out of etcd until it is well.
     Withdrawn,
@@ -64,13 +68,14 @@ pub(crate) enum Phase {
 }
 
 /// All of them, in order.
-pub(crate) const PHASES: [Phase; 5] =
-    [Phase::Starting, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
+pub(crate) const PHASES: [Phase; 6] =
+    [Phase::Starting, Phase::Failed, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Starting => "starting",
+            Self::Failed => "failed",
             Self::Serving => "serving",
             Self::Withdrawn => "withdrawn",
             Self::Draining => "draining",
@@ -104,12 +109,27 @@ impl Roster {
 
     /// Says who there is. Called once.
     pub(crate) fn fill(&self, services: Vec<Face>) {
-        assert!(self.services.set(services).is_ok(), "services are bound once");
+        assert!(self.services.set(services).is_ok(), "there is one list of services");
     }
 
-    /// Empty until all are bound.
+    /// Empty until there is an engine to run them.
     pub(crate) fn services(&self) -> &[Face] {
         self.services.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Reloads every service that is not drained. Returns the services that failed, each with the reason.
+    pub(crate) async fn reload(&self) -> Vec<(&ServiceName, String)> {
+        let faces = self.services().iter().filter(|face| !face.snapshot().is_out());
+        let reloads = faces.map(|face| async {
+            let (reply, outcome) = oneshot::channel();
+            let outcome = match face.reloads.try_send(reply) {
+                Ok(()) => outcome.await.map_err(|_| "the host is ending".to_owned()),
+                Err(_) => Err("too many reloads of it are under way".to_owned()),
+            };
+            let failed = outcome.and_then(|outcome| outcome.map_err(|failure| failure.sentence())).err();
+            failed.map(|why| (&face.name, why))
+        });
+        join_all(reloads).await.into_iter().flatten().collect()
     }
 
     pub(crate) fn is_filled(&self) -> bool {
@@ -118,29 +138,54 @@ impl Roster {
 }
 
 impl Face {
+    /// State of the service at this moment.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot { face: self, present: self.present.borrow().clone() }
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.present.borrow().phase
     }
+}
 
+/// One service at one moment.
+pub(crate) struct Snapshot<'a> {
+    pub(crate) face: &'a Face,
+    pub(crate) present: Present,
+}
+
+impl Snapshot<'_> {
     /// Whether it was told to end, alone: its being out is what somebody wants.
     pub(crate) fn is_out(&self) -> bool {
-        matches!(self.phase(), Phase::Draining | Phase::Drained)
+        matches!(self.present.phase, Phase::Draining | Phase::Drained)
     }
 
-    pub(crate) fn guest(&self) -> Arc<Guest> {
-        Arc::clone(&self.present.borrow().guest)
+    /// Number of instances, and its limit.
+    pub(crate) fn instances(&self) -> (usize, u32) {
+        self.present.guest.as_ref().map_or((0, 0), |guest| (guest.instances(), guest.most_instances()))
+    }
+
+    pub(crate) fn registrations(&self) -> Vec<Arc<Registration>> {
+        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.registrations())
+    }
+
+    pub(crate) fn views(&self) -> Vec<View> {
+        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.views())
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        let Present { phase, why, guest } = self.present.borrow().clone();
-        if phase != Phase::Serving {
-            let why = why.map_or_else(String::new, |why| format!(": {why}"));
-            return Readiness::NotReady(format!("it is {phase}{why}"));
+        let Present { phase, why, .. } = &self.present;
+        if *phase != Phase::Serving {
+            let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            return Readiness::NotReady(match phase {
+                Phase::Failed => format!("it does not start{why}"),
+                phase => format!("it is {phase}{why}"),
+            });
         }
-        if self.register == Register::Off {
+        if self.face.register == Register::Off {
             return Readiness::Ready;
         }
-        let registrations = guest.registry.registrations();
+        let registrations = self.registrations();
         if registrations.is_empty() {
             return Readiness::NotReady("nothing is registered".to_owned());
         }

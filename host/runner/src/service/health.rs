@@ -71,6 +71,8 @@ pub(crate) struct Checkup {
     ward: Ward,
     next_probe: Instant,
     next_look: Instant,
+    /// Reason of the latest failed probe.
+    pub(crate) last_failure: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +98,7 @@ impl Checkup {
             stats,
             next_probe: now,
             next_look: now + LOOK,
+            last_failure: None,
         }
     }
 
@@ -129,6 +132,7 @@ impl Checkup {
 
     async fn ask(&mut self) -> Option<Verdict> {
         let answer = self.probe().await;
+        self.last_failure = answer.as_ref().err().cloned().or(self.last_failure.take());
         let now = Instant::now();
         let (pause, rise, fall) = match (&self.health, &self.asked) {
             (Some(health), _) => (health.interval, health.rise, health.fall),

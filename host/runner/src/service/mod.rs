@@ -9,6 +9,7 @@ pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod reload;
 pub(crate) mod revision;
+pub(crate) mod supervisor;
 
 use std::{convert::Infallible, fmt::Display, future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,14 +25,17 @@ use crate::{
     outbound::reserved::Reserved,
     service::{
         file_watcher::Watched,
-        handle::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
+        handle::{Asker, Drained, Phase, Present},
         health::{Asked, Checkup, Verdict},
         http::Handler,
         program::{Event, Program},
         reload::{Aside, Made, Reload, give_back},
         revision::Version,
     },
-    telemetry::{otlp::Traces, service_metrics::Hit},
+    telemetry::{
+        otlp::Traces,
+        service_metrics::{Hit, Stats},
+    },
     wasm::{
         component::{Loaded, Way},
         context::Guest,
@@ -44,8 +48,6 @@ pub(crate) struct Service {
     spec: Spec,
     /// What others see of it.
     present: watch::Sender<Present>,
-    drains: Queue<Drained>,
-    reloads: Queue<Result<(), Failure>>,
     /// The reload that is under way.
     reload: Option<Reload>,
     engine: Engine,
@@ -62,12 +64,17 @@ pub(crate) struct Service {
     begun: bool,
 }
 
-/// Those who have asked for something, until `live` takes it; the sender is for those who ask.
-type Queue<T> = (mpsc::Sender<Asker<T>>, Option<mpsc::Receiver<Asker<T>>>);
+/// Queues of commands to one service.
+pub(crate) struct Commands {
+    pub(crate) drains: mpsc::Receiver<Asker<Drained>>,
+    pub(crate) reloads: mpsc::Receiver<Asker<Result<(), Failure>>>,
+}
 
-fn queue<T>() -> Queue<T> {
-    let (asking, asked) = mpsc::channel(MAX_ASKERS);
-    (asking, Some(asked))
+/// Status and metrics of a service, which outlive each attempt to start it.
+#[derive(Clone)]
+pub(crate) struct StatusCell {
+    pub(crate) present: watch::Sender<Present>,
+    pub(crate) stats: Arc<Stats>,
 }
 
 /// Who accepts the connections.
@@ -87,6 +94,7 @@ impl Service {
         registrar: &Registrar,
         traces: Option<&Traces>,
         reserved: Reserved,
+        status: StatusCell,
     ) -> Result<Self, Failure> {
         let (work, bound) = match loaded.way(&spec.component)? {
             Way::Handler(_) => {
@@ -108,13 +116,10 @@ impl Service {
             metadata: spec.metadata.clone(),
         });
         let tracer = traces.map(|traces| traces.tracer(&spec, bound));
-        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer, reserved));
-        let present = Present { phase: Phase::Starting, why: None, guest: Arc::clone(&guest) };
-        Ok(Self {
+        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer, reserved, status.stats));
+        let service = Self {
             spec,
-            present: watch::Sender::new(present),
-            drains: queue(),
-            reloads: queue(),
+            present: status.present,
             reload: None,
             engine: engine.clone(),
             loaded,
@@ -126,34 +131,19 @@ impl Service {
             watched: None,
             announced: false,
             begun: false,
-        })
+        };
+        let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
+        service.present.send_modify(|present| {
+            (present.listen, present.url, present.guest) = (listen, url, Some(Arc::clone(&service.guest)));
+        });
+        Ok(service)
     }
 
-    pub(crate) fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
-    pub(crate) fn url(&self) -> String {
+    fn url(&self) -> String {
         match self.work {
             Work::Handler(_) => url(self.bound, self.spec.tls.is_some()),
             // What it speaks only the component knows.
             Work::Program(_) => format!("tcp://{}/", self.bound),
-        }
-    }
-
-    /// The service as others see it, for as long as it is there.
-    pub(crate) fn face(&self) -> Face {
-        Face {
-            name: self.spec.name.clone(),
-            version: self.spec.version.clone(),
-            listen: self.bound.to_string(),
-            url: self.url(),
-            component: self.spec.component.display().to_string(),
-            register: self.spec.register,
-            stats: Arc::clone(&self.guest.stats),
-            present: self.present.subscribe(),
-            drains: self.drains.0.clone(),
-            reloads: self.reloads.0.clone(),
         }
     }
 
@@ -187,8 +177,10 @@ impl Service {
             _ => true,
         };
         if !is_well {
-            let why = "its health check was not answered well yet";
-            self.enter(Phase::Withdrawn, Some(why));
+            let last = self.checkup.as_ref().and_then(|checkup| checkup.last_failure.as_deref());
+            let last = last.map_or_else(String::new, |last| format!(": {last}"));
+            let why = format!("its health check was not answered well yet{last}");
+            self.enter(Phase::Withdrawn, Some(&why));
             tracing::warn!(service = %self.spec.name, url = self.url(), "not announced: {why}");
             return Ok(());
         }
@@ -198,7 +190,7 @@ impl Service {
         }
         self.begun = true;
         if self.spec.register == Register::Host {
-            self.register().await?;
+            register(&self.spec, self.node.clone(), &self.guest).await?;
         }
         self.enter(Phase::Serving, None);
         tracing::info!(service = %self.spec.name, url = self.url(), "serving");
@@ -222,31 +214,19 @@ impl Service {
         (self.spec.register != Register::Off).then(checkup)
     }
 
-    async fn register(&self) -> Result<(), Failure> {
-        let node = self.node.clone().ok_or_else(|| self.failed("there is no address to publish"))?;
-        let deadline = self.spec.limits.start_timeout;
-        match timeout(deadline, self.guest.registry.register_node(node)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.failed(format!("cannot be registered: {error}"))),
-            Err(_) => Err(self.failed(format!("could not be registered within {deadline:?}"))),
-        }
-    }
-
     fn failed(&self, said: impl Display) -> Failure {
         Failure::other(format!("{}: {said}", self.spec.name))
     }
 
     /// Does what it is told and what its health asks for while it is served, for ever. When this is dropped halfway the
     /// caller's `drain` goes on.
-    pub(crate) async fn live(&mut self) -> Infallible {
-        let (Some(mut drains), Some(mut reloads)) = (self.drains.1.take(), self.reloads.1.take()) else {
-            return pending().await;
-        };
+    pub(crate) async fn live(&mut self, commands: &mut Commands) -> Infallible {
+        let Commands { drains, reloads } = commands;
         loop {
             // Whatever it does at the moment gives way.
             let reply = tokio::select! {
-                reply = drains.recv() => reply.expect("it holds a sender itself"),
-                never = self.serve(&mut reloads) => match never {},
+                Some(reply) = drains.recv() => reply,
+                never = self.serve(reloads) => match never {},
             };
             tracing::info!(service = %self.spec.name, "draining, as asked");
             let _ = reply.send(self.drain().await); // Whoever asked may have gone away.
@@ -299,7 +279,7 @@ impl Service {
     }
 
     /// Takes it out of etcd, until it is well again. Who comes all the same is answered.
-    async fn withdraw(&self, why: &str) {
+    async fn withdraw(&mut self, why: &str) {
         tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
         self.enter(Phase::Withdrawn, Some(why));
         match timeout(DELETE_TIMEOUT, self.guest.registry.withdraw()).await {
@@ -320,11 +300,11 @@ impl Service {
             return;
         }
         let deadline = self.spec.limits.start_timeout;
+        let (spec, node, guest) = (&self.spec, self.node.clone(), &self.guest);
         let restored = async {
-            let registry = &self.guest.registry;
-            registry.restore().await.map_err(|error| error.to_string())?;
-            match self.spec.register == Register::Host && registry.registrations().is_empty() {
-                true => self.register().await.map_err(|failure| failure.sentence()),
+            guest.registry.restore().await.map_err(|error| error.to_string())?;
+            match spec.register == Register::Host && guest.registry.registrations().is_empty() {
+                true => register(spec, node, guest).await.map_err(|failure| failure.sentence()),
                 false => Ok(()),
             }
         };
@@ -374,7 +354,7 @@ impl Service {
         if self.spec.register == Register::Host {
             guest.registry.inherit();
         }
-        self.take_over(&guest).await;
+        take_over(&self.spec, &guest).await;
         if let Work::Program(program) = &mut self.work
             && let Err(failure) = program.start(&self.spec, &self.engine, loaded, &guest).await
         {
@@ -443,7 +423,7 @@ impl Service {
         if self.spec.register == Register::Host {
             guest.registry.inherit();
         }
-        self.take_over(&guest).await;
+        take_over(&self.spec, &guest).await;
         if proven && self.phase() == Phase::Withdrawn {
             self.announce().await;
         }
@@ -463,48 +443,65 @@ impl Service {
     /// What is served from now on.
     fn adopt(&mut self, guest: &Arc<Guest>, proven: bool) {
         self.guest = Arc::clone(guest);
-        self.present.send_modify(|present| present.guest = Arc::clone(guest));
+        self.present.send_modify(|present| present.guest = Some(Arc::clone(guest)));
         if let Some(checkup) = &mut self.checkup {
             checkup.afresh(proven);
-        }
-    }
-
-    /// What former versions registered and this one did not leaves etcd.
-    async fn take_over(&self, guest: &Guest) {
-        if !matches!(timeout(DELETE_TIMEOUT, guest.registry.take_over()).await, Ok(Ok(()))) {
-            tracing::warn!(service = %self.spec.name, "a key of the former version may stay for a while");
         }
     }
 
     /// Ends the service in order, from whatever point it had reached, an earlier `drain` included. Every step has a
     /// deadline, and none of them keeps the next one from happening.
     pub(crate) async fn drain(&mut self) -> Drained {
-        let name = self.spec.name.clone();
-        let mut drained = Drained { keys_gone: true, all_answered: true };
         if self.phase() == Phase::Drained {
-            return drained;
+            return Drained { keys_gone: true, all_answered: true };
         }
-        let begun = self.phase() != Phase::Starting;
+        let begun = !matches!(self.phase(), Phase::Starting | Phase::Failed);
         self.enter(Phase::Draining, None);
+        let drained = self.end().await;
+        if begun {
+            tracing::info!(service = %self.spec.name, "ended");
+        }
+        self.enter(Phase::Drained, None);
+        drained
+    }
+
+    /// Takes back what the service has registered, and ends it, from whatever point it had reached.
+    pub(crate) async fn end(&mut self) -> Drained {
+        let name = self.spec.name.clone();
         (self.checkup, self.watched) = (None, None);
         if let Some(reload) = self.reload.take() {
             reload.end(Err(self.failed("it is drained")));
         }
         self.announced |= !self.guest.registry.registrations().is_empty();
         let deleted = timeout(DELETE_TIMEOUT, self.guest.registry.stop_all()).await;
-        drained.keys_gone = matches!(deleted, Ok(Ok(())));
+        let keys_gone = matches!(deleted, Ok(Ok(())));
         match deleted {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(service = %name, "a key may stay until its lease ends: {error}"),
             Err(_) => tracing::warn!(service = %name, "a key may stay until its lease ends: etcd does not answer"),
         }
-        drained.all_answered = self.work.stop(&self.spec, self.announced).await;
+        let all_answered = self.work.stop(&self.spec, self.announced).await;
         self.guest.ended.cancel();
-        if begun {
-            tracing::info!(service = %name, "ended");
-        }
-        self.enter(Phase::Drained, None);
-        drained
+        Drained { keys_gone, all_answered }
+    }
+}
+
+/// Registers a node on behalf of a component that does not.
+async fn register(spec: &Spec, node: Option<ServerNode>, guest: &Guest) -> Result<(), Failure> {
+    let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
+    let node = node.ok_or_else(|| failed("there is no address to publish".to_owned()))?;
+    let deadline = spec.limits.start_timeout;
+    match timeout(deadline, guest.registry.register_node(node)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(failed(format!("cannot be registered: {error}"))),
+        Err(_) => Err(failed(format!("could not be registered within {deadline:?}"))),
+    }
+}
+
+/// Deletes the keys of former revisions that this one did not register.
+async fn take_over(spec: &Spec, guest: &Guest) {
+    if !matches!(timeout(DELETE_TIMEOUT, guest.registry.take_over()).await, Ok(Ok(()))) {
+        tracing::warn!(service = %spec.name, "a key of the former version may stay for a while");
     }
 }
 

@@ -60,7 +60,10 @@ impl Aside {
     async fn make(self, loaded: Option<Loaded>) -> Result<Made, Failure> {
         let loaded = match loaded {
             Some(loaded) => loaded,
-            None => self.load().await?,
+            None => {
+                let Aside { engine, spec, .. } = &self;
+                Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?
+            }
         };
         loaded.check(&self.spec)?;
         let Some((authority, retiring)) = &self.handler else {
@@ -77,17 +80,6 @@ impl Aside {
             give_back(&self.spec, &guest, &self.former).await;
         }
         Ok(Made { version: Some(started?), loaded })
-    }
-
-    async fn load(&self) -> Result<Loaded, Failure> {
-        let (engine, path, precompiled) = (self.engine.clone(), self.spec.component.clone(), self.spec.precompiled);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it cannot be broken off, and the end of the process does not wait for it"
-        )]
-        let compiling = spawn_blocking(move || Loaded::load(&engine, &path, precompiled));
-        let failed = || Failure::other(format!("{}: the new version could not be compiled", self.spec.name));
-        compiling.await.map_err(|_| failed())?
     }
 }
 

@@ -1,21 +1,11 @@
 //! What is logged and how it looks: readable on a terminal, JSON for machines, always on stderr. Nothing waits for whoever
 //! reads it, and nothing ends because nobody does.
 
-use std::{
-    fmt,
-    io::{IsTerminal, Write, stderr},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::io::{IsTerminal, Write, stderr};
 
 use clap::{ArgAction, Args, ValueEnum};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{
-    EnvFilter,
-    fmt::{
-        format::Writer,
-        time::{FormatTime, SystemTime as Timestamp},
-    },
-};
+use tracing_subscriber::{EnvFilter, fmt::time::SystemTime as Timestamp};
 
 use crate::error::Failure;
 
@@ -69,8 +59,7 @@ pub(crate) fn init(args: &LogArgs) -> Log {
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone()).with_target(false);
     match args.log_format {
         LogFormat::Json => base.json().flatten_event(true).with_timer(Timestamp).init(),
-        LogFormat::Text if stderr().is_terminal() => base.compact().with_timer(TimeOfDay).init(),
-        LogFormat::Text => base.compact().with_ansi(false).with_timer(Timestamp).init(),
+        LogFormat::Text => base.compact().with_ansi(stderr().is_terminal()).with_timer(Timestamp).init(),
     }
     Log { format: args.log_format, lines, _writer: writer }
 }
@@ -94,15 +83,4 @@ pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Wri
     };
     // Stderr may be closed; there is nobody left to tell.
     let _ = to.write_all(line.as_bytes());
-}
-
-/// `21:48:46.123`, in UTC: on a terminal the date is known.
-struct TimeOfDay;
-
-impl FormatTime for TimeOfDay {
-    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = now.as_secs() % 86_400;
-        write!(writer, "{:02}:{:02}:{:02}.{:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60, now.subsec_millis())
-    }
 }

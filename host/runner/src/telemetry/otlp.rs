@@ -43,6 +43,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_SAID: usize = 200;
 
 /// The queue and its collector.
+#[derive(Clone)]
 pub(crate) struct Traces {
     provider: SdkTracerProvider,
     tasks: TaskTracker,

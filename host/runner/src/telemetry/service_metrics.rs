@@ -26,6 +26,8 @@ pub(crate) struct Stats {
     pub(crate) duration: Histogram,
     hits: [Counter; HITS.len()],
     within: Gauge,
+    /// Attempts to start the service that failed.
+    pub(crate) start_failures: Counter,
     outgoing: Mutex<BTreeMap<String, Outgoing>>,
 }
 
@@ -115,6 +117,7 @@ impl Stats {
             duration: Histogram::new(BOUNDS),
             hits: Default::default(),
             within: Gauge::default(),
+            start_failures: Counter::default(),
             outgoing: Mutex::default(),
         }
     }

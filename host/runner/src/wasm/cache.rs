@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, File, Permissions},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, Write},
+    io::{self, Cursor, Read, Seek},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -55,27 +55,54 @@ impl Cache {
         (self.compiled.load(Ordering::Relaxed), self.found.load(Ordering::Relaxed))
     }
 
+    /// The component in these bytes, if an earlier start has compiled it.
+    pub(crate) fn find(&self, engine: &Engine, bytes: &[u8]) -> Option<Component> {
+        let found = find(engine, &self.folder.join(name(engine, bytes)))?;
+        self.found.fetch_add(1, Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// Keeps the machine code that a child of this process has compiled from these bytes, and maps it. Fails when it is not
+    /// machine code of this release.
+    pub(crate) fn take(&self, engine: &Engine, bytes: &[u8], code: &mut File) -> wasmtime::Result<Component> {
+        self.compiled.fetch_add(1, Ordering::Relaxed);
+        let file = self.folder.join(name(engine, bytes));
+        let kept = write_from(&file, code, 0o600).map_err(anyhow::Error::from);
+        if let Err(error) = &kept {
+            self.not_kept(error);
+        }
+        self.trim();
+        match kept.ok().and_then(|()| find(engine, &file)) {
+            Some(component) => Ok(component),
+            None => written(engine, code),
+        }
+    }
+
     /// The component in these bytes, as an earlier start has compiled it, or compiled now. Errors are those of the bytes.
     pub(crate) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
-        let file = self.folder.join(name(engine, bytes));
-        if let Some(found) = find(engine, &file) {
-            self.found.fetch_add(1, Ordering::Relaxed);
+        if let Some(found) = self.find(engine, bytes) {
             return Ok(found);
         }
+        let file = self.folder.join(name(engine, bytes));
         let component = Component::new(engine, bytes)?;
         self.compiled.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = self.keep(&component, &file) {
-            tracing::warn!("a component will be compiled at the next start, too: {}: {error:#}", self.folder.display());
+        if let Err(error) = keep(&component, &file) {
+            self.not_kept(&error);
         }
+        self.trim();
         Ok(component)
     }
 
-    fn keep(&self, component: &Component, file: &Path) -> anyhow::Result<()> {
-        write_whole(file, &component.serialize().map_err(into_anyhow)?, 0o600)?;
-        if let Err(error) = self.forget_old() {
+    fn not_kept(&self, error: &anyhow::Error) {
+        tracing::warn!("a component will be compiled at the next start, too: {}: {error:#}", self.folder.display());
+    }
+
+    fn trim(&self) {
+        if let Err(error) = self.forget_old()
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!("the cache may grow beyond its size: {}: {error}", self.folder.display());
         }
-        Ok(())
     }
 
     /// Also what was left by a process that ended halfway.
@@ -97,6 +124,20 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+fn keep(component: &Component, file: &Path) -> anyhow::Result<()> {
+    Ok(write_whole(file, &component.serialize().map_err(into_anyhow)?, 0o600)?)
+}
+
+/// The component whose machine code a child of this process has just written into a file without a name.
+#[expect(unsafe_code, reason = "what this host has compiled does not have to be compiled again")]
+pub(crate) fn written(engine: &Engine, code: &mut File) -> wasmtime::Result<Component> {
+    code.rewind()?;
+    let mut bytes = Vec::new();
+    code.read_to_end(&mut bytes)?;
+    // SAFETY: the file has no name, and the process that wrote it is this very program.
+    unsafe { Component::deserialize(engine, bytes) }
 }
 
 /// What the same bytes become for the same processor, by the same compiler with the same settings.
@@ -130,9 +171,15 @@ fn find(engine: &Engine, file: &Path) -> Option<Component> {
 
 /// Writes a file that is there as a whole or not at all, whatever happens, and takes the place of one of that name.
 pub(crate) fn write_whole(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    write_from(file, &mut Cursor::new(content), mode)
+}
+
+/// The same with what is read from the beginning of `content`.
+fn write_from(file: &Path, content: &mut (impl Read + Seek), mode: u32) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut written = tempfile::Builder::new().permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
-    written.write_all(content)?;
+    content.rewind()?;
+    io::copy(content, written.as_file_mut())?;
     written.as_file().sync_all()?;
     written.persist(file).map_err(|error| error.error)?;
     Ok(())

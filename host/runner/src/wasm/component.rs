@@ -1,6 +1,10 @@
 //! A component file: reading it, compiling it, and what it turns out to be.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use leasehold_wasmtime::Lifecycle;
 use wasmtime::component::{Component, InstancePre, types::ComponentItem};
@@ -10,7 +14,14 @@ use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
 use crate::{
     config::{Register, Spec},
     error::{Failure, one_line},
-    wasm::{context::Host, engine::Engine, error::cause, instance::Reuse},
+    wasm::{
+        cache,
+        compiler::{self, NotCompiled},
+        context::Host,
+        engine::Engine,
+        error::cause,
+        instance::Reuse,
+    },
 };
 
 /// A compiled component whose imports are all there.
@@ -18,6 +29,13 @@ use crate::{
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<Host>,
     pub(crate) facts: Facts,
+}
+
+/// Result of a look at a component file.
+pub(crate) enum Found {
+    Loaded(Loaded),
+    /// It has to be compiled.
+    Wasm(Vec<u8>),
 }
 
 /// How a component is served.
@@ -54,14 +72,55 @@ pub(crate) struct Facts {
 }
 
 impl Loaded {
-    /// Reads and compiles a file that is to be run; with `precompiled`, it may be machine code already. The error is one
-    /// sentence that names it.
+    /// Reads and compiles a file that is to be run, in this process; with `precompiled`, it may be machine code already.
+    /// The error is one sentence that names it.
     pub(crate) fn load(engine: &Engine, path: &Path, precompiled: bool) -> Result<Self, Failure> {
         let component = compile(engine, path, precompiled)?;
-        let pre = engine.linker.instantiate_pre(&component);
+        Self::link(engine, path, &component)
+    }
+
+    /// The same, unless it has to be compiled first.
+    pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Found, Failure> {
+        let component = match Binary::read(path, precompiled)? {
+            Binary::MachineCode(code) => trusted(engine, path, &code)?,
+            Binary::Wasm(bytes) => match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &bytes)) {
+                Some(component) => component,
+                None => return Ok(Found::Wasm(bytes)),
+            },
+        };
+        Self::link(engine, path, &component).map(Found::Loaded)
+    }
+
+    /// Reads a file that is to be run, and compiles it in a child process where that has to be done.
+    pub(crate) async fn load_aside(engine: Engine, path: PathBuf, precompiled: bool) -> Result<Self, Failure> {
+        let compiler = Arc::clone(&engine.compiler);
+        let find = async || {
+            let (engine, path) = (engine.clone(), path.clone());
+            compiler.run(move || Self::find(&engine, &path, precompiled)).await
+        };
+        // What is compiled already does not wait for what is not.
+        if let Found::Loaded(loaded) = find().await? {
+            return Ok(loaded);
+        }
+        let _permit = compiler.permit().await;
+        // Another service of the same component may have been first.
+        let bytes = match find().await? {
+            Found::Loaded(loaded) => return Ok(loaded),
+            Found::Wasm(bytes) => Arc::new(bytes),
+        };
+        let compiled = compiler::compile(&path, Arc::clone(&bytes)).await;
+        let take = move || {
+            let component = taken(&engine, &path, &bytes, compiled)?;
+            Self::link(&engine, &path, &component)
+        };
+        compiler.run(take).await
+    }
+
+    fn link(engine: &Engine, path: &Path, component: &Component) -> Result<Self, Failure> {
+        let pre = engine.linker.instantiate_pre(component);
         let pre = pre
-            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
-        Ok(Self { facts: facts(engine, &component, Some(&pre)), pre })
+            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, component, &error))))?;
+        Ok(Self { facts: facts(engine, component, Some(&pre)), pre })
     }
 
     /// How it is served.
@@ -175,37 +234,73 @@ pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Fail
     component.serialize().map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
-fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component, Failure> {
-    let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
-    let bytes =
-        std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
-    match bytes.get(..8) {
-        // The binary format's version, then its layer: 0 for a core module, 1 for a component.
-        Some(b"\0asm\x01\0\0\0") => {
-            return Err(said(
+/// Content of a component file.
+enum Binary {
+    Wasm(Vec<u8>),
+    MachineCode(Vec<u8>),
+}
+
+impl Binary {
+    fn read(path: &Path, precompiled: bool) -> Result<Self, Failure> {
+        let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
+        let bytes =
+            std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+        match bytes.get(..8) {
+            // The binary format's version, then its layer: 0 for a core module, 1 for a component.
+            Some(b"\0asm\x01\0\0\0") => Err(said(
                 "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
-            ));
-        }
-        Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
-        Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => {
-            return trusted(engine, &bytes)
-                .map_err(|error| said(&format!("not made by this release: {}", cause(&error))));
-        }
-        Some([0x7f, b'E', b'L', b'F', ..]) => {
-            return Err(said(
+            )),
+            Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
+            Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),
+            Some([0x7f, b'E', b'L', b'F', ..]) => Err(said(
                 "machine code, which no sandbox holds; where you trust whoever compiled it, say precompiled: true",
-            ));
+            )),
+            _ => Err(said("not WebAssembly")),
         }
-        _ => return Err(said("not WebAssembly")),
     }
-    engine.component(&bytes).map_err(|error| said(&format!("not a valid component: {}", cause(&error))))
+}
+
+fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component, Failure> {
+    match Binary::read(path, precompiled)? {
+        Binary::MachineCode(code) => trusted(engine, path, &code),
+        Binary::Wasm(bytes) => engine.component(&bytes).map_err(|error| invalid(path, &cause(&error))),
+    }
+}
+
+fn invalid(path: &Path, said: &str) -> Failure {
+    Failure::usage(format!("{}: not a valid component: {said}", path.display()))
+}
+
+/// Loads the machine code that a child has written; where no child can be started, this process compiles.
+fn taken(
+    engine: &Engine,
+    path: &Path,
+    bytes: &[u8],
+    compiled: Result<File, NotCompiled>,
+) -> Result<Component, Failure> {
+    let mut code = match compiled {
+        Ok(code) => code,
+        Err(NotCompiled::Refused(said)) => return Err(invalid(path, &said)),
+        Err(NotCompiled::Failed(said)) => return Err(Failure::other(format!("{}: {said}", path.display()))),
+        Err(NotCompiled::NoProcess(error)) => {
+            tracing::warn!("no process can be started to compile {}, so this one does: {error}", path.display());
+            return engine.component(bytes).map_err(|error| invalid(path, &cause(&error)));
+        }
+    };
+    let component = match &engine.cache {
+        Some(cache) => cache.take(&engine.wasmtime, bytes, &mut code),
+        None => cache::written(&engine.wasmtime, &mut code),
+    };
+    component.map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
 /// Takes machine code as it is. wasmtime looks at who made it and for which machine, not at what it does.
 #[expect(unsafe_code, reason = "the operator has said that this file is trusted, and nothing else can")]
-fn trusted(engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
+fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failure> {
     // SAFETY: `precompiled: true` is the operator's word that the file comes from `leasehold compile`, unchanged.
-    unsafe { Component::deserialize(&engine.wasmtime, bytes) }
+    let component = unsafe { Component::deserialize(&engine.wasmtime, code) };
+    component
+        .map_err(|error| Failure::usage(format!("{}: not made by this release: {}", path.display(), cause(&error))))
 }
 
 fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>) -> Facts {

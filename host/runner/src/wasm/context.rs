@@ -129,6 +129,7 @@ impl Guest {
         registrar: Registrar,
         tracer: Option<Tracer>,
         reserved: Reserved,
+        stats: Arc<Stats>,
     ) -> Self {
         let policy = Policy {
             names: spec.allow.names.clone(),
@@ -144,7 +145,6 @@ impl Guest {
         let registry = RegistryCtx::new(registrar, policy);
         let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
         let denials = Arc::new(Denials::new(spec.name.clone()));
-        let stats = Arc::new(Stats::new());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
         let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
+    Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     component::{Component, Linker, ResourceTable},
 };
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
@@ -16,6 +16,7 @@ use crate::{
     process::cpus,
     wasm::{
         cache::Cache,
+        compiler::{Compiler, config},
         context::{Guest, Host},
         error::into_anyhow,
         linker::linker,
@@ -46,7 +47,8 @@ pub(crate) struct Engine {
     /// Why instances have no pool although there is room for them in one.
     pub(crate) unpooled: Option<String>,
     turns: Arc<Turns>,
-    cache: Option<Arc<Cache>>,
+    pub(crate) cache: Option<Arc<Cache>>,
+    pub(crate) compiler: Arc<Compiler>,
 }
 
 impl Engine {
@@ -69,10 +71,10 @@ impl Engine {
         let linker = linker(&wasmtime).map_err(into_anyhow).context("cannot link the host's interfaces")?;
         let cache = Cache::open().map(Arc::new);
         turns.interrupt(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, unpooled, turns, cache })
+        Ok(Self { wasmtime, linker, unpooled, turns, cache, compiler: Arc::new(Compiler::new()) })
     }
 
-    /// The component in these bytes, compiled unless the cache has it.
+    /// The component in these bytes, compiled in this process unless the cache has it.
     pub(crate) fn component(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
         match &self.cache {
             Some(cache) => cache.component(&self.wasmtime, bytes),
@@ -108,13 +110,6 @@ impl Engine {
     pub(crate) fn turns(&self) -> Arc<Turns> {
         Arc::clone(&self.turns)
     }
-}
-
-fn config() -> Config {
-    let mut config = Config::new();
-    config.wasm_component_model_async(true);
-    config.epoch_interruption(true);
-    config
 }
 
 /// What the instances of all services may come to.

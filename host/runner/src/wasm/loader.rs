@@ -1,18 +1,18 @@
-//! The components of all services, read and compiled beside everything else that a start takes.
+//! The components of all services at the start, loaded independently: none waits for another that has to be compiled.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     panic::resume_unwind,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
-use anyhow::Context;
-use tokio::task::JoinHandle;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, join_all},
+};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -21,32 +21,70 @@ use crate::{
     process::cpus,
     process::rlimit,
     wasm::{
-        component::Loaded,
+        component::{Found, Loaded},
         engine::{Demand, Engine},
         scheduler::Turns,
     },
 };
 
-/// What a service is made of.
-pub(crate) type Prepared = (Spec, Loaded, Engine);
+/// A component that is being loaded, shared by its services.
+pub(crate) type PendingComponent = Shared<BoxFuture<'static, Result<Loaded, Arc<Failure>>>>;
 
-/// The work that is under way.
-pub(crate) struct Loading(JoinHandle<Result<Vec<Prepared>, Failure>>);
+/// The engine and the components while they are being loaded.
+pub(crate) struct Loading {
+    engine: oneshot::Receiver<Result<Engine, Failure>>,
+    components: HashMap<File, PendingComponent>,
+}
+
+/// A component's file, and whether it may be machine code.
+type File = (PathBuf, bool);
+/// Sender of one loaded component.
+type Handover = oneshot::Sender<Result<Loaded, Failure>>;
 
 impl Loading {
-    /// Begins it, on a thread of its own.
+    /// Begins on a thread of its own.
     pub(crate) fn begin(specs: &[Spec], turns: Arc<Turns>, tasks: &TaskTracker) -> Self {
-        let specs = specs.to_vec();
-        Self(tasks.spawn_blocking(move || load(&specs, turns)))
+        let (mut components, mut files) = (HashMap::new(), Vec::new());
+        // In the order of the services.
+        for spec in specs {
+            let file = (spec.component.clone(), spec.precompiled);
+            components.entry(file.clone()).or_insert_with(|| {
+                let (handover, component) = oneshot::channel();
+                files.push((file, handover));
+                let failed = |_| Err(Failure::other("the component could not be loaded"));
+                component.map(move |loaded| loaded.unwrap_or_else(failed).map_err(Arc::new)).boxed().shared()
+            });
+        }
+        let (built, engine) = oneshot::channel();
+        let (specs, aside) = (specs.to_vec(), tasks.clone());
+        tasks.spawn_blocking(move || match build(&specs, turns) {
+            Ok(engine) => {
+                let _ = built.send(Ok(engine.clone())); // The process may be ending.
+                load(&engine, files, &aside);
+            }
+            Err(failure) => drop(built.send(Err(failure))),
+        });
+        Self { engine, components }
     }
 
-    /// Waits for all of it, in the order of the services. Of several failures one is told.
-    pub(crate) async fn end(self) -> Result<Vec<Prepared>, Failure> {
-        self.0.await.context("the components could not be loaded")?
+    /// Waits for the engine. The components come by themselves.
+    pub(crate) async fn engine(self) -> Result<(Engine, Components), Failure> {
+        let failed = |_| Err(Failure::other("the component engine could not be started"));
+        Ok((self.engine.await.unwrap_or_else(failed)?, Components(self.components)))
     }
 }
 
-fn load(specs: &[Spec], turns: Arc<Turns>) -> Result<Vec<Prepared>, Failure> {
+/// The components that are being loaded.
+pub(crate) struct Components(HashMap<File, PendingComponent>);
+
+impl Components {
+    /// The component of a service.
+    pub(crate) fn of(&self, spec: &Spec) -> Option<PendingComponent> {
+        self.0.get(&(spec.component.clone(), spec.precompiled)).cloned()
+    }
+}
+
+fn build(specs: &[Spec], turns: Arc<Turns>) -> Result<Engine, Failure> {
     let engine = Engine::taking_turns(specs, turns)?;
     if let Some(why) = &engine.unpooled {
         tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
@@ -54,42 +92,48 @@ fn load(specs: &[Spec], turns: Arc<Turns>) -> Result<Vec<Prepared>, Failure> {
     if let Some(lack) = rlimit::lacking(Demand::of(specs).files) {
         tracing::warn!("{lack}");
     }
-    let files: BTreeSet<File<'_>> = specs.iter().map(|spec| (&*spec.component, spec.precompiled)).collect();
-    let files: Vec<_> = files.into_iter().collect();
-    let loaded = load_files(&engine, &files)?;
-    if let Some((compiled, cached)) = engine.compiled() {
-        tracing::debug!(compiled, cached, "components are loaded");
-    }
-    let prepared = specs.iter().map(|spec| {
-        let loaded = loaded[&(&*spec.component, spec.precompiled)].clone();
-        loaded.check(spec)?;
-        Ok((spec.clone(), loaded, engine.clone()))
-    });
-    prepared.collect()
+    Ok(engine)
 }
 
-/// A component's file, and whether it may be machine code.
-type File<'a> = (&'a Path, bool);
-
-/// Loads each file, as many at a time as there are processors.
-fn load_files<'a>(engine: &Engine, files: &[File<'a>]) -> Result<HashMap<File<'a>, Loaded>, Failure> {
-    let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<_>, Failure> {
-        let mut loaded = Vec::new();
-        while let Some(&(path, precompiled)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let component = Loaded::load(engine, path, precompiled);
-            // After a failure nobody needs what is left.
-            let component = component.inspect_err(|_| next.store(files.len(), Ordering::Relaxed))?;
-            loaded.push(((path, precompiled), component));
+/// Loads each file that was compiled before, as many at a time as there are processors. The others are compiled aside, the
+/// smallest first.
+fn load(engine: &Engine, files: Vec<(File, Handover)>, tasks: &TaskTracker) {
+    let threads = cpus::available().min(files.len());
+    let files = Mutex::new(files.into_iter());
+    let next = || files.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut to_compile = Vec::new();
+        while let Some(((path, precompiled), handover)) = next() {
+            match Loaded::find(engine, &path, precompiled) {
+                Ok(Found::Wasm(bytes)) => to_compile.push((bytes.len(), path, precompiled, handover)),
+                Ok(Found::Loaded(loaded)) => hand_over(handover, Ok(loaded)),
+                Err(failure) => hand_over(handover, Err(failure)),
+            }
         }
-        Ok(loaded)
+        to_compile
     };
-    thread::scope(|scope| {
-        let others: Vec<_> = (1..cpus::available().min(files.len())).map(|_| scope.spawn(work)).collect();
-        let mut loaded: HashMap<_, _> = work()?.into_iter().collect();
+    let mut to_compile = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut to_compile = work();
         for other in others {
-            loaded.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+            to_compile.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
-        Ok(loaded)
-    })
+        to_compile
+    });
+    to_compile.sort_unstable_by_key(|(bytes, ..)| *bytes);
+    let engine = engine.clone();
+    tasks.spawn(async move {
+        let compile = |(_, path, precompiled, handover)| {
+            let engine = engine.clone();
+            async move { hand_over(handover, Loaded::load_aside(engine, path, precompiled).await) }
+        };
+        join_all(to_compile.into_iter().map(compile)).await;
+        if let Some((compiled, cached)) = engine.compiled() {
+            tracing::debug!(compiled, cached, "components are loaded");
+        }
+    });
+}
+
+fn hand_over(handover: Handover, loaded: Result<Loaded, Failure>) {
+    drop(handover.send(loaded)); // Its services may have ended.
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod cache;
+pub(crate) mod compiler;
 pub(crate) mod component;
 pub(crate) mod context;
 pub(crate) mod engine;

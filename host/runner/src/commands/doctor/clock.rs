@@ -89,6 +89,7 @@ pub(super) fn finding(skew: i64, endpoint: &str) -> Option<Finding> {
         cure: "let NTP set the clock of both; registrations hold, since leases count by etcd's own clock, but \
                certificates and tokens run out too early or late, and logs and traces do not fit together"
             .to_owned(),
+        ..Finding::default()
     })
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leasehold::{Invalid, Layout, RawEntry, ServerNode, ServiceName, Version};
+use leasehold::{Addr, Invalid, Layout, RawEntry, ServerNode, ServiceName, Version};
 
-use super::Finding;
+use super::{Etcdctl, Finding, Fix};
 use crate::error::shown;
 
 /// Whose key it is, if it is no node of a layout that is looked at.
@@ -29,7 +29,12 @@ impl Owner {
 }
 
 /// Findings about keys, in no order.
-pub(super) fn findings(listed: &[RawEntry], layouts: &[Layout]) -> Vec<Finding> {
+pub(super) fn findings(
+    listed: &[RawEntry],
+    layouts: &[Layout],
+    etcdctl: &Etcdctl,
+    answers: impl Fn(&Addr) -> bool,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut collisions = Collisions::of(listed, layouts);
     for found in listed {
@@ -37,7 +42,7 @@ pub(super) fn findings(listed: &[RawEntry], layouts: &[Layout]) -> Vec<Finding> 
             Ok(node) => {
                 collisions.look(found, node.name.as_str(), Some(&node.name));
                 if found.lease == 0 {
-                    findings.push(no_lease(&found.key));
+                    findings.push(no_lease(found, etcdctl, answers(&node.addr)));
                 }
             }
             Err(why) => {
@@ -49,7 +54,7 @@ pub(super) fn findings(listed: &[RawEntry], layouts: &[Layout]) -> Vec<Finding> 
                         collisions.look(found, owner, None);
                     }
                     (None, Some(Owner::Prefix(prefix))) => findings.push(nested(&found.key, &prefix)),
-                    (None, _) => findings.push(not_a_node(&found.key, why)),
+                    (None, _) => findings.push(not_a_node(found, why, etcdctl)),
                 }
             }
         }
@@ -60,24 +65,35 @@ pub(super) fn findings(listed: &[RawEntry], layouts: &[Layout]) -> Vec<Finding> 
     findings
 }
 
-fn no_lease(key: &str) -> Finding {
-    let key = shown(key);
+fn no_lease(found: &RawEntry, etcdctl: &Etcdctl, answers: bool) -> Finding {
+    let key = found.key.clone();
+    let command = etcdctl.delete(&key);
     Finding {
         kind: "no-lease",
+        key: Some(shown(&key)),
         found: "it stands under no lease, and so for ever, whether its service lives or not".to_owned(),
-        cure: format!("etcdctl del {key:?}; a service that lives registers again"),
-        key: Some(key),
+        cure: "delete it (leasehold doctor --fix); a service that lives registers again".to_owned(),
+        command,
+        // An entry that an operator made by hand, for a service that does not register itself, looks the same.
+        fix: Some(Fix { key, revision: found.revision, caution: answers.then_some("its address takes connections") }),
     }
 }
 
-fn not_a_node(key: &str, why: &Invalid) -> Finding {
+fn not_a_node(found: &RawEntry, why: &Invalid, etcdctl: &Etcdctl) -> Finding {
+    let is_left_over = found.lease == 0;
     Finding {
         kind: "not-a-node",
-        key: Some(shown(key)),
+        key: Some(shown(&found.key)),
         found: format!("it is not a node: {}", shown(&why.to_string())),
         cure: "clients skip it or break on it: mend its writer, or delete it; if it belongs to another application, give one \
                of them another prefix"
             .to_owned(),
+        command: etcdctl.delete(&found.key).filter(|_| is_left_over),
+        fix: is_left_over.then(|| Fix {
+            key: found.key.clone(),
+            revision: found.revision,
+            caution: Some("it may belong to another application"),
+        }),
     }
 }
 
@@ -88,8 +104,7 @@ fn nested(key: &str, prefix: &str) -> Finding {
         found: format!("it is a node under the prefix {}, which lies below the one that is looked at", shown(prefix)),
         cure: "clients that look below this one break on it if a service has that name: give one of them a prefix that does \
                not begin with the other"
-            .to_owned(),
-    }
+            .to_owned(), ..Finding::default() }
 }
 
 /// Why it is no node of a layout, if it would be one but for its weight.
@@ -112,6 +127,7 @@ fn wrong_weight_of(key: &str, why: &Invalid, owner: Option<&Owner>) -> Finding {
         cure: format!(
             "clients of this layout drop the instance: let its writer write the weight as they read it, {cure}"
         ),
+        ..Finding::default()
     }
 }
 
@@ -167,6 +183,7 @@ impl<'a> Collisions<'a> {
                     "they take these for nodes, or break on them: give the service another name, or one of the layouts \
                        another prefix"
                         .to_owned(),
+                ..Finding::default()
             }
         })
     }
@@ -198,6 +215,7 @@ fn shared_addresses(listed: &[RawEntry]) -> Vec<Finding> {
                 ),
                 cure: "one of them is likely a ghost, or has a wrong advertised address: look which one listens there"
                     .to_owned(),
+                ..Finding::default()
             });
         }
     }
@@ -224,8 +242,7 @@ fn duplicates(listed: &[RawEntry], layout: &Layout) -> Vec<Finding> {
             found: format!("{addr} is published as {name} under other leases, too: {}{more}", others.join(", ")),
             cure: "all but one are ghosts of earlier starts: they go with their leases unless something renews these; clients \
                    send this address more than its share until then"
-                .to_owned(),
-        }
+                .to_owned(), ..Finding::default() }
     };
     several.map(finding).collect()
 }

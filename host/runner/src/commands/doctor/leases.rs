@@ -100,6 +100,7 @@ pub(super) async fn examine(
             "a service whose key was deleted renews for nothing: find and restart it; an idle session of a lock or an \
                election is as it should be"
                 .to_owned(),
+        ..Finding::default()
     });
     Ok(Some((told, notes.collect())))
 }

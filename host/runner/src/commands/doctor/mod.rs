@@ -2,8 +2,10 @@
 
 mod clock;
 mod etcd;
+mod fix;
 mod keys;
 mod leases;
+mod shell;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,7 +17,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::leases::Leases;
+use self::{
+    fix::{Fix, Fixed, Outcome},
+    leases::Leases,
+    shell::Etcdctl,
+};
 use super::{
     ls::{END_TIMEOUT, read},
     print, print_json,
@@ -32,7 +38,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_DIALS: usize = 64;
 
 /// One thing that is wrong.
-#[derive(Debug, Serialize, PartialEq, Eq)]
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
 struct Finding {
     /// What kind, for machines.
     kind: &'static str,
@@ -42,6 +48,11 @@ struct Finding {
     found: String,
     /// What to do.
     cure: String,
+    /// The command that does it, for a shell; null where there is none.
+    command: Option<String>,
+    /// The deletion that `--fix` offers.
+    #[serde(skip)]
+    fix: Option<Fix>,
 }
 
 /// Everything, as `--json` shows it.
@@ -59,34 +70,59 @@ struct Report {
     findings: Vec<Finding>,
     /// What may be wrong, and is no failure.
     notes: Vec<Finding>,
+    /// Outcomes of `--fix`; absent without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fixed: Option<Vec<Fixed>>,
 }
 
-/// Reports on stdout. Findings are a failure, so that a script notices.
+/// Reports on stdout, and mends what it may. Findings that are left are a failure, so that a script notices.
 pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
-    let options = args.etcd.registrar()?;
-    let registrar = connect::start(&options)?;
-    let report = examine(&registrar, &options, !args.no_dial).await;
-    let _ = registrar.shutdown(END_TIMEOUT).await; // It holds nothing.
-    let report = report?;
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print(&text(&report))?;
+    if args.fix && args.json && !args.yes {
+        return Err(Failure::usage("--fix with --json asks nothing and so needs --yes"));
     }
-    match report.findings.len() {
+    let (options, files) = args.etcd.examined()?;
+    let registrar = connect::start(&options)?;
+    let outcome = report(&args, &registrar, &options, &Etcdctl::new(&options, &files)).await;
+    let _ = registrar.shutdown(END_TIMEOUT).await; // It holds nothing.
+    match outcome? {
         0 => Ok(()),
         1 => Err(Failure::other("1 finding")),
         many => Err(Failure::other(format!("{many} findings"))),
     }
 }
 
-async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result<Report, Failure> {
+/// Prints the report, applies `--fix`, and returns the number of findings that are left.
+async fn report(
+    args: &DoctorArgs,
+    registrar: &Registrar,
+    options: &Options,
+    etcdctl: &Etcdctl,
+) -> Result<usize, Failure> {
+    let mut report = examine(registrar, options, etcdctl, !args.no_dial).await?;
+    if !args.json {
+        print(&text(&report))?;
+    }
+    if args.fix {
+        report.fixed = Some(fix::apply(registrar, options, &report.findings, args.yes).await?);
+    }
+    let fixed = report.fixed.as_deref().unwrap_or_default();
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&fixed.iter().map(|fixed| format!("{}: {}\n", fixed.key, fixed.outcome.said())).collect::<String>())?;
+    }
+    let is_deleted = |key: &str| fixed.iter().any(|fixed| fixed.outcome == Outcome::Deleted && fixed.key == key);
+    let left = report.findings.iter().filter(|finding| !finding.key.as_deref().is_some_and(is_deleted));
+    Ok(left.count())
+}
+
+async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, dial: bool) -> Result<Report, Failure> {
     let listed = read(registrar, options, None).await?;
     let begun = Instant::now();
     let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
     let status = registrar.reach().await.map_err(unavailable)?;
     let round_trip = begun.elapsed();
-    let dials = async { if dial { unreachable(&listed).await } else { Vec::new() } };
+    let dials = async { if dial { Some(unreachable(&listed).await) } else { None } };
     let held = listed.iter().map(|found| found.lease).collect();
     let (unreachable, leases, skew, health) = tokio::join!(
         dials,
@@ -95,11 +131,13 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
         registrar.health()
     );
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
-    let mut findings = keys::findings(&listed, &options.read_layouts());
-    findings.extend(unreachable);
+    // Known only where the nodes were dialled.
+    let answers = |addr: &Addr| unreachable.as_ref().is_some_and(|dead| !dead.contains_key(addr));
+    let mut findings = keys::findings(&listed, &options.read_layouts(), etcdctl, answers);
+    findings.extend(unreachable.into_iter().flatten().map(|(_, finding)| finding));
     findings.sort_by(|a, b| a.key.cmp(&b.key));
     findings.extend(etcd::slow(&status.endpoint, round_trip));
-    findings.extend(etcd::findings(&health.map_err(unavailable)?));
+    findings.extend(etcd::findings(&health.map_err(unavailable)?, etcdctl));
     findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
     Ok(Report {
         endpoint: status.endpoint,
@@ -111,11 +149,12 @@ async fn examine(registrar: &Registrar, options: &Options, dial: bool) -> Result
         leases,
         findings,
         notes: notes.unwrap_or_default(),
+        fixed: None,
     })
 }
 
 /// Which nodes take no connection from here.
-async fn unreachable(listed: &[RawEntry]) -> Vec<Finding> {
+async fn unreachable(listed: &[RawEntry]) -> BTreeMap<Addr, Finding> {
     let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
     for found in listed {
         if let Ok(node) = &found.node {
@@ -128,14 +167,16 @@ async fn unreachable(listed: &[RawEntry]) -> Vec<Finding> {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("nothing within {DIAL_TIMEOUT:?}"),
         };
-        Some(Finding {
+        let finding = Finding {
             kind: "unreachable",
             key: Some(key),
             found: format!("{addr} takes no connection from here: {why}"),
             cure:
                 "if its host is dead the key goes with its lease; else look at its firewall and its advertised address"
                     .to_owned(),
-        })
+            ..Finding::default()
+        };
+        Some((addr, finding))
     });
     stream::iter(dials).buffer_unordered(MAX_DIALS).filter_map(std::future::ready).collect().await
 }
@@ -159,6 +200,9 @@ fn text(report: &Report) -> String {
     let mut add = |finding: &Finding, mark: &str| {
         let key = finding.key.as_deref().unwrap_or("etcd");
         text.push_str(&format!("\n{key}\n  {mark}{}: {}\n  cure: {}\n", finding.kind, finding.found, finding.cure));
+        if let Some(command) = &finding.command {
+            text.push_str(&format!("  command: {command}\n"));
+        }
     };
     report.findings.iter().for_each(|finding| add(finding, ""));
     report.notes.iter().for_each(|note| add(note, "note, "));

@@ -3,10 +3,11 @@
 pub(crate) mod private_etcd;
 pub(crate) mod progress;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, future::pending, sync::Arc, time::Duration};
 
-use futures::future::{join, join_all, select_all, try_join, try_join_all};
+use futures::future::{join, try_join3};
 use leasehold::Registrar;
+use tokio::sync::{Barrier, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -15,17 +16,28 @@ use crate::{
         server::{Admin, Desk},
     },
     cli::RunArgs,
-    config::{Config, Register},
+    config::{Config, Register, Spec},
     connect,
     error::Failure,
     outbound::reserved::Reserved,
-    process::{rlimit, signals, systemd},
-    service::{Service, handle::Roster},
+    process::{
+        rlimit,
+        signals::{self, Signals},
+        systemd,
+    },
+    service::{
+        handle::{Face, Phase, Roster},
+        supervisor::{Report, Reports, StartContext, Supervisor},
+    },
     telemetry::otlp::Traces,
     wasm::{loader::Loading, scheduler::Turns},
 };
 use private_etcd::PrivateEtcd;
 
+/// Reports of services that wait to be read.
+const MAX_REPORTS: usize = 64;
+/// Services that one log line names.
+const MAX_NAMED: usize = 5;
 /// How long leases may take to be revoked at the end; what is left ends with its time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,7 +46,7 @@ pub(crate) async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure>
     rlimit::raise();
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
-    let ending = signals::on_signal(&tasks)?;
+    let Signals { ending, reloads } = signals::listen(&tasks)?;
     // What takes long goes on side by side, and a start is as long as the longest of it.
     let loading = Loading::begin(&config.services, turns, &tasks);
 
@@ -60,19 +72,21 @@ pub(crate) async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure>
     }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
+    tasks.spawn(reload_when_asked(reloads, Arc::clone(&roster), tasks.clone()));
 
-    let mut services = Vec::new();
+    let services = TaskTracker::new();
     let outcome = tokio::select! {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        outcome = live(&config, loading, &registrar, traces.as_ref(), &tasks, &roster, &mut services) => outcome,
+        failure = live(&config, loading, &registrar, traces.as_ref(), &tasks, &roster, &services) => Err(failure),
     };
 
     // Whatever it was that ended.
     roster.ending.cancel();
     systemd::stopping(&tasks);
-    join_all(services.iter_mut().map(Service::drain)).await;
+    services.close();
+    services.wait().await;
     if config.dev && outcome.is_ok() {
         progress::show_gone(&registrar, &config.services).await;
     }
@@ -95,7 +109,8 @@ pub(crate) async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure>
     outcome
 }
 
-/// Starts the services and serves them for ever. What is in `services` at the end, however it comes, is to be drained.
+/// Starts the services and serves them until the roster ends; each of them is a task of `services`. Returns the failure
+/// that ends the host.
 async fn live(
     config: &Config,
     loading: Loading,
@@ -103,42 +118,121 @@ async fn live(
     traces: Option<&Traces>,
     tasks: &TaskTracker,
     roster: &Roster,
-    services: &mut Vec<Service>,
-) -> Result<(), Failure> {
+    services: &TaskTracker,
+) -> Failure {
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
     // On which TTL a component registers itself it says when it does.
     let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
     if let Some(longest) = registered_here.map(|spec| spec.limits.start_timeout).max() {
         registrar.grant_ahead(longest);
     }
-    let etcd = async {
-        match registers || config.etcd_required {
-            true => connect::etcd(registrar, &config.registrar, config.etcd_required, config.dev).await,
-            false => Ok(()),
+    let (answers, etcd) = watch::channel(false);
+    let reached = async {
+        if registers || config.etcd_required {
+            connect::etcd(registrar, &config.registrar, config.etcd_required, config.dev).await?;
         }
-    };
-    let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
-    let bound = async {
-        for (spec, loaded, engine) in loading.end().await? {
-            services.push(Service::bind(spec, loaded, &engine, registrar, traces, reserved)?);
-        }
-        roster.fill(services.iter().map(Service::face).collect());
+        answers.send_replace(true);
         Ok(())
     };
-    try_join(bound, etcd).await?;
-    try_join_all(services.iter_mut().map(Service::start)).await?;
-    if config.dev {
-        progress::show(registrar, services).await;
+    let (reporting, reports) = mpsc::channel(MAX_REPORTS);
+    let started = async {
+        let (engine, components) = loading.engine().await?;
+        let several = config.services.len() > 1;
+        let together = config.strict.then(|| Barrier::new(config.services.len()));
+        let (registrar, traces) = (registrar.clone(), traces.cloned());
+        let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
+        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, together, several });
+        let new = |(index, spec): (usize, &Spec)| {
+            let reports = Reports { index, to: reporting.clone() };
+            Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)
+        };
+        let (supervisors, faces): (Vec<_>, Vec<_>) = config.services.iter().enumerate().map(new).unzip();
+        roster.fill(faces);
+        for supervisor in supervisors {
+            services.spawn(supervisor.run(roster.ending.clone()));
+        }
+        Ok(context)
+    };
+    let outcome = try_join3(reached, started, watch_starts(config, reports, registrar, tasks, roster)).await;
+    match outcome {
+        Ok((.., never)) => match never {},
+        Err(failure) => failure,
     }
-    tracing::info!(services = services.len(), "ready");
-    systemd::ready(tasks);
-    let (never, ..) = select_all(services.iter_mut().map(|service| Box::pin(service.live()))).await;
-    match never {}
+}
+
+/// Logs that the host is ready once every service has been started, or tried once. Returns the failure of a required service,
+/// or the first one where no service starts.
+async fn watch_starts(
+    config: &Config,
+    mut reports: mpsc::Receiver<(usize, Report)>,
+    registrar: &Registrar,
+    tasks: &TaskTracker,
+    roster: &Roster,
+) -> Result<Infallible, Failure> {
+    let mut untried: BTreeSet<usize> = (0..config.services.len()).collect();
+    let (mut first, mut none_is_up) = (None, true);
+    while let Some((index, report)) = reports.recv().await {
+        match report {
+            Report::Failed(failure) if config.services[index].required => return Err(failure),
+            Report::Failed(failure) => drop(first.get_or_insert(failure)),
+            Report::Up | Report::Out => none_is_up = false,
+        }
+        if !untried.remove(&index) || !untried.is_empty() {
+            continue;
+        }
+        match first.take() {
+            Some(failure) if none_is_up => return Err(failure),
+            _ => {}
+        }
+        if config.dev {
+            progress::show(registrar, roster.services()).await;
+        }
+        ready(roster);
+        systemd::ready(tasks);
+    }
+    pending().await
+}
+
+/// Logs which services are served.
+fn ready(roster: &Roster) {
+    let services = roster.services();
+    let is_down = |face: &&Face| face.phase() != Phase::Serving;
+    let down: Vec<_> = services.iter().filter(is_down).map(|face| face.name.as_str()).collect();
+    match down.len() {
+        0 => tracing::info!(services = services.len(), "ready"),
+        many => tracing::warn!(
+            services = services.len() - many,
+            "ready, without {}{}",
+            down[..many.min(MAX_NAMED)].join(", "),
+            if many > MAX_NAMED { ", and more" } else { "" }
+        ),
+    }
+}
+
+/// Reloads every service at each SIGHUP.
+async fn reload_when_asked(mut reloads: mpsc::Receiver<()>, roster: Arc<Roster>, tasks: TaskTracker) {
+    while reloads.recv().await.is_some() {
+        if !roster.is_filled() {
+            tracing::info!("SIGHUP: the host is starting, with what is in the component files now");
+            continue;
+        }
+        tracing::info!("SIGHUP: every service goes on with what is in its component file now");
+        systemd::reloading(&tasks).await;
+        let failed = tokio::select! {
+            failed = roster.reload() => failed,
+            () = roster.ending.cancelled() => return,
+        };
+        systemd::ready(&tasks);
+        match failed.len() {
+            0 => tracing::info!("SIGHUP: all are reloaded"),
+            many => tracing::warn!("SIGHUP: {many} are not reloaded, such as {}: {}", failed[0].0, failed[0].1),
+        }
+    }
 }
 
 async fn ended(etcd: Option<&mut PrivateEtcd>) -> Failure {
     match etcd {
         Some(etcd) => etcd.ended().await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }

@@ -1,10 +1,12 @@
 //! What `run --dev` shows: each renewal and weight, and what etcd really holds.
 
+use std::sync::Arc;
+
 use leasehold::{Event, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Spec, error::shown, service::Service};
+use crate::{config::Spec, error::shown, service::handle::Face};
 
 /// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
 pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
@@ -34,10 +36,14 @@ fn tell_one(event: &Event) {
 }
 
 /// Shows what etcd holds of these services, read back from it.
-pub(crate) async fn show(registrar: &Registrar, services: &[Service]) {
-    for service in services {
-        tracing::info!(service = %service.spec().name, "open {}", service.url());
-        match registrar.list(Some(&service.spec().name)).await {
+pub(crate) async fn show(registrar: &Registrar, services: &[Face]) {
+    for face in services {
+        let url = Arc::clone(&face.snapshot().present.url);
+        if url.is_empty() {
+            continue;
+        }
+        tracing::info!(service = %face.name, "open {url}");
+        match registrar.list(Some(&face.name)).await {
             Ok(listed) => {
                 for found in listed {
                     let value = String::from_utf8_lossy(&found.value);
