@@ -62,19 +62,32 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Foreign text on one line: what a component or a library said may have many.
+/// Foreign text on one line: a component or a library may have said several. Escaped as in [`shown`].
 pub(crate) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    shown(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Foreign text on one line that cannot confuse a terminal.
+/// Foreign text that cannot confuse a terminal: the one place where what a component says is escaped.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if confuses(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Characters that command a terminal, end a line in some editor, or change the direction of the text around them.
+fn confuses(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Failure;
+    use super::{Failure, one_line, shown};
+
+    #[test]
+    fn foreign_text_commands_no_terminal() {
+        assert_eq!(one_line("a\x1b[31m\r\n b\u{9b}2J"), "a\u{fffd}[31m b\u{fffd}2J");
+        assert_eq!(shown("a\u{202e}b\u{2028}c\u{2066}\u{200b}\u{e9}"), "a\u{fffd}b\u{fffd}c\u{fffd}\u{200b}\u{e9}");
+        assert_eq!(Failure::other("\x1b]0;title\x07").sentence(), "\u{fffd}]0;title\u{fffd}");
+    }
 
     #[test]
     fn a_failure_is_one_line() {

@@ -21,11 +21,14 @@ pub(crate) enum Status {
     InvalidArgument = 3,
     /// The caller's deadline passed, or the host's.
     DeadlineExceeded = 4,
+    /// The component does not let the caller.
+    PermissionDenied = 7,
     /// The request is larger than it may be.
     ResourceExhausted = 8,
     /// The component failed.
     Internal = 13,
-    /// The request was not begun; another try, here or elsewhere, is safe.
+    /// The request was not begun, and another try is safe, where a pause before the next try goes with it; otherwise the
+    /// component could not reach what it needs.
     Unavailable = 14,
 }
 
@@ -77,10 +80,12 @@ pub(crate) fn trailers(status: Status, message: &'static str) -> HeaderMap {
 pub(crate) fn trailers_only(status: Status, message: &'static str) -> HeaderMap {
     let mut headers = trailers(status, message);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
-    if status == Status::Unavailable {
-        headers.insert(PUSHBACK, HeaderValue::from_static("1000"));
-    }
     headers
+}
+
+/// Lets a client try again after a second.
+pub(crate) fn push_back(headers: &mut HeaderMap) {
+    headers.insert(PUSHBACK, HeaderValue::from_static("1000"));
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use leasehold_scenarios::{
     world::{SOON, World},
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::{task::JoinHandle, time::sleep};
 
 /// Number of failed requests in a row after which a component is withdrawn.
 const FAILURES: usize = 5;
@@ -126,7 +126,8 @@ async fn health_a_failed_late_start_is_tried_again() {
 #[tokio::test]
 async fn health_a_component_that_fails_most_requests_is_quarantined() {
     let world = World::real().await;
-    let mut host = host(&world, with(hostile("hostile"), json!({ "config": { "start": "register" } }))).await;
+    let changes = json!({ "config": { "start": "register" }, "health": { "withdraw_on_trap": true } });
+    let mut host = host(&world, with(hostile("hostile"), changes)).await;
     let url = host.url("hostile");
     let key = format!("/hostile/{}", host.addr("hostile"));
     let act = async |name: &str| get(&format!("{url}act/{name}")).await;
@@ -183,4 +184,64 @@ async fn health_grpc_services_are_checked_over_grpc() {
     let said = readyz(&host).await;
     assert_eq!(said, format!("not ready\nplain: {why}: grpc.health.v1 is not answered as gRPC\n"));
     assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// Traps as long as it lives.
+fn trap_on(host: &Host) -> JoinHandle<()> {
+    let url = format!("{}act/trap", host.url("hostile"));
+    tokio::spawn(async move {
+        loop {
+            assert_eq!(get(&url).await.status, 500);
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn health_the_last_node_of_a_service_stays_whatever_fails() {
+    let world = World::real().await;
+    let mut host = host(&world, with(hostile("hostile"), json!({ "register": "host" }))).await;
+    let key = format!("/hostile/{}", host.addr("hostile"));
+    let before = world.stands(&key).await;
+    let traps = trap_on(&host);
+    let said = host.says("not withdrawn, although").await;
+    let why = "0 other nodes of hostile stand in etcd, and 1 have to remain (health.panic_threshold is 50%)";
+    assert!(said["message"].as_str().unwrap().ends_with(why), "{said}");
+    traps.abort();
+    assert_eq!(world.stands(&key).await, before);
+    assert_eq!(readyz(&host).await, "ready\n");
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    assert!(metrics.contains("what=\"too_few_remain\"} 1"), "{metrics}");
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn health_of_hosts_that_fail_alike_most_remain() {
+    let world = World::real().await;
+    let mut hosts = Vec::new();
+    for _ in 0..3 {
+        hosts.push(host(&world, with(hostile("hostile"), json!({ "register": "host" }))).await);
+    }
+    assert_eq!(world.count().await, 3);
+    let traps: Vec<_> = hosts.iter().map(trap_on).collect();
+    let says = |start: &str| {
+        let says = |line: &Value| line["message"].as_str().is_some_and(|said| said.starts_with(start));
+        hosts.iter().filter(|host| host.log().iter().any(says)).count()
+    };
+    let mut least = 3;
+    // Of three, one may leave, and the others find that out.
+    wait_for("one was withdrawn, and two were not", SOON, async || {
+        least = least.min(world.count().await);
+        says("withdrawn: ") >= 1 && says("not withdrawn, although") >= 2
+    })
+    .await;
+    for _ in 0..20 {
+        least = least.min(world.count().await);
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(least, 2);
+    traps.iter().for_each(JoinHandle::abort);
+    for host in hosts {
+        assert_eq!(host.stop().await.code, Some(0));
+    }
 }

@@ -413,3 +413,97 @@ async fn limits_by_default_a_component_of_0_2_starts_afresh_for_each_request() {
     }
     assert_eq!(host.stop().await.code, Some(0));
 }
+
+fn messages(host: &Host, level: &str) -> Vec<Value> {
+    host.log().into_iter().filter(|line| line["level"] == level).collect()
+}
+
+#[tokio::test]
+async fn limits_a_trap_is_one_line_that_names_its_request() {
+    let world = World::real().await;
+    let host = Host::of(&world, [limited(&json!({})), plain_p3()]).await;
+    for (service, path) in [("hostile", "act/trap?secret"), ("plain-p3", "fail")] {
+        assert_eq!(get(&format!("{}{path}", host.url(service))).await.status, 500);
+        assert_eq!(get(&host.url(service)).await.status, 200);
+        let told = || messages(&host, "WARN").into_iter().filter(|line| line["service"] == service).collect::<Vec<_>>();
+        wait_for("it is logged", SOON, async || !told().is_empty()).await;
+        let [line] = &told()[..] else { panic!("{:?}", told()) };
+        assert!(line["message"].as_str().unwrap().starts_with("an instance ended: wasm trap: "), "{line}");
+        assert_eq!(line["request"], format!("GET /{}", path.trim_end_matches("?secret")), "{line}");
+    }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_a_component_that_prints_without_end_is_cut_short() {
+    let world = World::real().await;
+    let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
+    let limits = limited(&json!({ "output_lines": 20 }));
+    let mut host = Host::ready(&with(config(&world, [limits]), admin)).await;
+    let printed: u64 =
+        get(&format!("{}act/chatter", host.url("hostile"))).await.json()["text"].as_str().unwrap().parse().unwrap();
+    host.says("what the component prints is left out beyond 20 lines a second (limits.output_lines)").await;
+    let logged = || host.log().iter().filter(|line| line["stream"] == "stdout").count() as u64;
+    // What may be printed at once, and what a slow machine lets through meanwhile.
+    assert!((200..1000).contains(&logged()), "{}", logged());
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    let left_out = printed - logged();
+    assert!(metrics.contains(&format!("what=\"output\"}} {left_out}")), "{left_out}: {metrics}");
+    let ended = host.stop().await;
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stderr.contains(&format!("{left_out} lines of the component were left out")), "{ended:?}");
+}
+
+#[tokio::test]
+async fn limits_a_component_that_answers_once_an_instance_is_not_reused() {
+    let world = World::real().await;
+    let mut host = Host::of(&world, [limited(&json!({ "instance_requests": 1000 }))]).await;
+    let url = format!("{}act/once", host.url("hostile"));
+    let key = format!("/hostile/{}", host.addr("hostile"));
+    let before = world.stands(&key).await;
+    let mut failed = 0;
+    for _ in 0..20 {
+        failed += usize::from(get(&url).await.status == 500);
+    }
+    assert!((1..=3).contains(&failed), "{failed}");
+    host.says("an instance of this component answers one request and fails at the next").await;
+    for _ in 0..20 {
+        assert_eq!(get(&url).await.status, 200);
+    }
+    let told = messages(&host, "WARN").into_iter();
+    assert_eq!(told.filter(|line| line["message"].as_str().unwrap().contains("limits.instance_requests")).count(), 1);
+    assert_eq!(world.stands(&key).await, before);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_each_that_is_hit_is_named_by_its_key() {
+    let world = World::real().await;
+    let limits = json!({ "memory": "16MiB", "header_size": "8KiB", "body_size": "1KiB", "request_timeout": "1s" });
+    let mut host = Host::of(&world, [limited(&limits)]).await;
+    let url = host.url("hostile");
+    assert_eq!(get(&format!("{url}act/grow")).await.status, 500);
+    host.says("an instance is refused memory: it would have more than limits.memory").await;
+    assert_eq!(get(&format!("{url}act/hoard")).await.status, 500);
+    host.says("an instance ended: it made headers larger than limits.header_size").await;
+    assert_eq!(get(&format!("{url}act/hoard-handles")).await.status, 500);
+    let kept = "an instance ended: it keeps more than 2048 requests, responses, headers and streams at a time";
+    host.says(kept).await;
+    assert_eq!(get(&format!("{url}act/sleep")).await.status, 504);
+    host.says("a request took longer than 1s (limits.request_timeout)").await;
+    let large = Request::post(&url).body(Full::new(Bytes::from(vec![b'x'; 2 << 10]))).unwrap();
+    assert_eq!(client(Protocol::Http1).request(large).await.unwrap().status(), 413);
+    host.says("a request is refused: its body is larger than limits.body_size").await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn limits_a_component_whose_memory_does_not_fit_is_told_the_key_and_the_size() {
+    let world = World::real().await;
+    let small = limited(&json!({ "memory": "1MiB" }));
+    // Another one has the size of the pool.
+    let ended = Host::spawn(&config(&world, [small, plain_p3()]), &[]).ends().await;
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    let said = ended.stderr.lines().last().unwrap();
+    assert!(said.contains("MiB from the start, more than limits.memory of hostile lets it have, 1MiB"), "{said}");
+}

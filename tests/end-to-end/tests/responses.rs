@@ -11,11 +11,12 @@ use hyper_util::{
 };
 use leasehold_end_to_end::{
     Host,
-    config::{plain, service, with},
-    http::{BOTH, Protocol, get_over},
+    config::{config, hostile, plain, service, with},
+    http::{BOTH, Protocol, get, get_over},
 };
 use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 fn plain_p3() -> Value {
     with(service("plain-p3", "plain-p3"), json!({ "register": "host" }))
@@ -104,5 +105,49 @@ async fn the_head_of_a_response_does_not_wait_for_a_computed_body() {
             assert!(head < begun.elapsed() - Duration::from_millis(500), "{path} {protocol:?}: {head:?}");
         }
     }
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+/// Error codes, each with its status in HTTP and in gRPC.
+const CODES: [(&str, u16, &str); 5] = [
+    ("connection-refused", 502, "14"),
+    ("dns-timeout", 504, "4"),
+    ("http-request-denied", 403, "7"),
+    ("http-request-body-size", 413, "8"),
+    ("internal-error", 500, "13"),
+];
+
+/// Of neither a component's failures nor a reason to withdraw it: an outage of what it calls would spread to its callers.
+#[tokio::test]
+async fn an_error_code_of_a_component_is_an_answer_with_the_status_of_its_case() {
+    let world = World::real().await;
+    let services = [with(hostile("hostile"), json!({ "register": "host" })), plain_p3()];
+    let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    let keys = ["hostile", "plain-p3"].map(|name| format!("/{name}/{}", host.addr(name)));
+    let before = [world.stands(&keys[0]).await, world.stands(&keys[1]).await];
+    for name in ["hostile", "plain-p3"] {
+        for (code, http, grpc) in CODES {
+            let url = format!("{}code/{code}", host.url(name));
+            for protocol in BOTH {
+                assert_eq!(get_over(protocol, &url).await.unwrap().status, http, "{name} {code} {protocol:?}");
+            }
+            let call = Request::post(&url).header(header::CONTENT_TYPE, "application/grpc").body(Empty::new()).unwrap();
+            let answer = client(Protocol::Http2).request(call).await.unwrap();
+            assert_eq!((answer.status().as_u16(), &answer.headers()["grpc-status"]), (200, &grpc.parse().unwrap()));
+            // A component that was asked may have done something, so nothing invites to another try.
+            assert!(!answer.headers().contains_key("grpc-retry-pushback-ms"), "{answer:?}");
+        }
+    }
+    // Twice as long as failures take to be seen.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!([world.stands(&keys[0]).await, world.stands(&keys[1]).await], before);
+    let metrics = get(&format!("{}metrics", host.admin())).await.body;
+    let counted = |what: &str| metrics.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((counted("what=\"error_code\"} 15"), counted("what=\"failed\"} 0")), (2, 2), "{metrics}");
+    let log = host.log();
+    let told = |line: &&Value| line["message"].as_str().is_some_and(|said| said.contains("returned an error code"));
+    let told: Vec<_> = log.iter().filter(told).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().all(|line| line["request"] == "GET /code/connection-refused"), "{told:?}");
     assert_eq!(host.stop().await.code, Some(0));
 }

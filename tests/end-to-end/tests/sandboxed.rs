@@ -191,13 +191,14 @@ async fn sandboxed_the_password_of_etcd_is_never_shown() {
     assert_eq!(world.count().await, 0);
 }
 
-/// The acts of a failing start, each with the host's error message.
-const FAILING_STARTS: [(&str, &str); 17] = [
+/// The acts of a start that fails, each with what the host says of it.
+const FAILING_STARTS: [(&str, &str); 18] = [
     ("trap", "hostile: lifecycle.start trapped: "),
     ("spin", "hostile: lifecycle.start took longer than 1s"),
     ("sleep", "hostile: lifecycle.start took longer than 1s"),
     ("grow", "hostile: lifecycle.start trapped: "),
     ("fail", "hostile: lifecycle.start failed: other: told to fail"),
+    ("fail-in-red", "hostile: lifecycle.start failed: other: told to \u{fffd}[31mfail\u{fffd}\u{fffd}"),
     ("register-and-trap", "hostile: lifecycle.start trapped: "),
     ("register-and-fail", "hostile: lifecycle.start failed: other: told to fail"),
     ("foreign-name", "hostile: lifecycle.start failed: access-denied: name must"),

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::error::{Failure, one_line, shown};
+use crate::error::{Failure, one_line};
 
 /// How long making the connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -44,8 +44,8 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let answer: Value = serde_json::from_slice(&body).map_err(|_| silent("what answers is no host".to_owned()))?;
     match (status, answer["error"].as_str()) {
         (StatusCode::OK, _) => Ok(answer),
-        (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(shown(&one_line(said)))),
-        (_, Some(said)) => Err(Failure::other(shown(&one_line(said)))),
+        (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(one_line(said))),
+        (_, Some(said)) => Err(Failure::other(one_line(said))),
         (status, None) => Err(silent(format!("it answers {status}"))),
     }
 }

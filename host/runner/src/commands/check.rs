@@ -16,6 +16,7 @@ use crate::{
     wasm::{
         component::{Facts, Loaded},
         engine::{Demand, Engine, MAX_POOLED_SLOTS},
+        initial_memory,
     },
 };
 
@@ -105,7 +106,9 @@ fn verdict(services: &[Checked], etcd: &Etcd) -> Option<Failure> {
 fn look(engine: &Engine, spec: &Spec) -> Checked {
     let mut problems = Vec::new();
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
-    let facts = match Loaded::load(engine, &spec.component, spec.precompiled) {
+    let loaded = initial_memory::check(spec, initial_memory::declared(&spec.component))
+        .and_then(|()| Loaded::load(engine, &spec.component, spec.precompiled));
+    let facts = match loaded {
         Ok(loaded) => {
             note(loaded.check(spec));
             Some(loaded.facts)

@@ -128,6 +128,16 @@ pub(crate) struct Health {
     pub(crate) timeout: Option<Parsed<Span>>,
     pub(crate) rise: Option<Parsed<Times>>,
     pub(crate) fall: Option<Parsed<Times>>,
+    pub(crate) panic_threshold: Option<Parsed<Percentage>>,
+    pub(crate) withdraw_on_trap: Option<bool>,
+}
+
+impl Health {
+    /// Whether it has nothing of a health check.
+    pub(crate) fn is_of_quarantine_alone(&self) -> bool {
+        let asks = self.interval.is_some() || self.timeout.is_some() || self.rise.is_some() || self.fall.is_some();
+        !asks && (self.panic_threshold.is_some() || self.withdraw_on_trap.is_some())
+    }
 }
 
 /// The files of a listener's certificate, not to be mistaken for those with which etcd is called.
@@ -158,6 +168,7 @@ pub(crate) struct Limits {
     pub(crate) connections: Option<Spanned<u32>>,
     pub(crate) outgoing: Option<Spanned<u32>>,
     pub(crate) nodes: Option<Spanned<u32>>,
+    pub(crate) output_lines: Option<Spanned<u32>>,
     pub(crate) header_size: Option<Parsed<HeaderSize>>,
     pub(crate) body_size: Option<Parsed<Size>>,
     pub(crate) client_timeout: Option<Parsed<Span>>,
@@ -253,6 +264,19 @@ impl std::str::FromStr for Times {
     fn from_str(text: &str) -> Result<Self, String> {
         let times = text.parse().ok().filter(|times| *times > 0);
         times.map(Self).ok_or_else(|| format!("must be a whole number from 1, not {text:?}"))
+    }
+}
+
+/// `0%` to `100%`.
+pub(crate) struct Percentage(pub(crate) u32);
+
+impl std::str::FromStr for Percentage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
+        let number = number.filter(|number| *number <= 100);
+        number.map(Self).ok_or_else(|| format!("must be 0% to 100%, not {text:?}"))
     }
 }
 

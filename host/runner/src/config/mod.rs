@@ -132,6 +132,8 @@ pub(crate) struct Spec {
     pub(crate) limits: Limits,
     /// What it is asked, to know whether it works.
     pub(crate) health: Option<Health>,
+    /// When it is withdrawn since its requests fail.
+    pub(crate) quarantine: Quarantine,
     /// Whether it is replaced whenever its file changes.
     pub(crate) follow: bool,
 }
@@ -149,6 +151,21 @@ pub(crate) struct Health {
     pub(crate) rise: u32,
     /// Bad answers in a row until it is withdrawn.
     pub(crate) fall: u32,
+}
+
+/// When a service that fails is withdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quarantine {
+    /// Percentage of the nodes of its names that have to remain in etcd. At 0 it is withdrawn whatever remains.
+    pub(crate) panic_threshold: u32,
+    /// Whether one whose instances trap is withdrawn whatever remains.
+    pub(crate) withdraw_on_trap: bool,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { panic_threshold: 50, withdraw_on_trap: false }
+    }
 }
 
 /// A question whose answer says whether a service works.
@@ -230,6 +247,8 @@ pub(crate) struct Limits {
     pub(crate) header_size: usize,
     /// The body of a request, in bytes. More is answered with 413.
     pub(crate) body_size: usize,
+    /// Lines a second that the component prints into the log; further ones are left out.
+    pub(crate) output_lines: u32,
     /// How long a client may take to send the headers of a request and to take any of what it is sent, and how long an
     /// idle connection is kept.
     pub(crate) client_timeout: Duration,
@@ -262,6 +281,7 @@ impl Default for Limits {
             nodes: 1000,
             header_size: 64 << 10,
             body_size: 64 << 20,
+            output_lines: 100,
             client_timeout: Duration::from_secs(30),
             instance_requests: None,
             instance_concurrency: None,
@@ -359,6 +379,7 @@ impl Spec {
             prefer: Metadata::default(),
             limits: Limits::default(),
             health: None,
+            quarantine: Quarantine::default(),
             follow: false,
         }
     }
@@ -635,7 +656,11 @@ impl Reader<'_> {
         );
         set(&mut spec.allow.local, written.allow.local);
         spec.limits = self.limits(written.limits)?;
-        spec.health = written.health.map(|at| self.health(at)).transpose()?;
+        if let Some(at) = written.health {
+            set(&mut spec.quarantine.panic_threshold, at.value.panic_threshold.as_ref().map(|Parsed(share)| share.0));
+            set(&mut spec.quarantine.withdraw_on_trap, at.value.withdraw_on_trap);
+            spec.health = self.health(at)?;
+        }
         Ok(spec)
     }
 
@@ -654,6 +679,7 @@ impl Reader<'_> {
         set(&mut limits.connections, count("connections", written.connections)?);
         set(&mut limits.outgoing, count("outgoing", written.outgoing)?);
         set(&mut limits.nodes, count("nodes", written.nodes)?);
+        set(&mut limits.output_lines, count("output_lines", written.output_lines)?);
         set(&mut limits.header_size, written.header_size.map(|Parsed(size)| size.0));
         set(&mut limits.body_size, written.body_size.map(|Parsed(size)| size.0));
         set(&mut limits.client_timeout, written.client_timeout.map(|Parsed(span)| span.0));
@@ -666,21 +692,23 @@ impl Reader<'_> {
         Ok(limits)
     }
 
-    fn health(&self, at: Spanned<file::Health>) -> Result<Health, String> {
+    /// None where it says only when a service that fails is withdrawn.
+    fn health(&self, at: Spanned<file::Health>) -> Result<Option<Health>, String> {
         let probe = match (&at.value.path, at.value.grpc) {
             (Some(Parsed(path)), false) => Probe::Http(path.0.clone()),
             (None, true) => Probe::Grpc,
+            (None, false) if at.value.is_of_quarantine_alone() => return Ok(None),
             _ => return Err(self.wrong(&at, "health: needs either path or grpc: true")),
         };
         let span = |written: Option<Parsed<Span>>, default| written.map_or(default, |Parsed(span)| span.0);
         let health = at.value;
-        Ok(Health {
+        Ok(Some(Health {
             probe,
             interval: span(health.interval, Duration::from_secs(2)),
             timeout: span(health.timeout, Duration::from_secs(1)),
             rise: health.rise.map_or(2, |Parsed(times)| times.0),
             fall: health.fall.map_or(3, |Parsed(times)| times.0),
-        })
+        }))
     }
 }
 

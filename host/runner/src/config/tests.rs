@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use leasehold::{LoadSource, Ownership};
 use leasehold_wasmtime::Names;
 
-use super::{Config, Probe, Register};
+use super::{Config, Probe, Quarantine, Register};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse("c.yaml", text, Path::new("/conf"))
@@ -63,8 +63,8 @@ services:
     allow: { names: [greeter, other], discover: ["*"], outbound: [api.example, "[::1]:8080"] }
     limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s,
               connections: 8, header_size: 9KiB, body_size: 10KiB, client_timeout: 11s, instance_requests: 12, instance_concurrency: 13,
-              stream_timeout: 14m, outgoing: 15, nodes: 16 }
-    health: { path: /healthz?deep=1, interval: 5s, fall: 7 }
+              stream_timeout: 14m, outgoing: 15, nodes: 16, output_lines: 17 }
+    health: { path: /healthz?deep=1, interval: 5s, fall: 7, panic_threshold: 34%, withdraw_on_trap: true }
 "#,
     )
     .unwrap();
@@ -98,6 +98,8 @@ services:
     assert_eq!(limits.client_timeout, Duration::from_secs(11));
     assert_eq!((limits.instance_requests, limits.instance_concurrency), (Some(12), Some(13)));
     assert_eq!((limits.stream_timeout(), limits.outgoing, limits.nodes), (Duration::from_secs(14 * 60), 15, 16));
+    assert_eq!(limits.output_lines, 17);
+    assert_eq!(spec.quarantine, Quarantine { panic_threshold: 34, withdraw_on_trap: true });
     assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
 }
@@ -123,6 +125,9 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    limits: { header_size: 1KiB }\n", "c.yaml:5: header_size: must be 8KiB to 16MiB"),
         ("    limits: { concurrency: many }\n", "c.yaml:5: concurrency: must be a whole number"),
         ("    health: { interval: 1s }\n", "c.yaml:5: health: needs either path or grpc: true"),
+        ("    health: { interval: 1s, panic_threshold: 50% }\n", "c.yaml:5: health: needs either path or grpc: true"),
+        ("    health: { panic_threshold: 50 }\n", "c.yaml:5: panic_threshold: must be 0% to 100%"),
+        ("    health: { panic_threshold: 101% }\n", "c.yaml:5: panic_threshold: must be 0% to 100%"),
         ("    health: { path: healthz }\n", "c.yaml:5: path: must be a path such as /healthz"),
         ("    health: { path: /, rise: 0 }\n", "c.yaml:5: rise: must be"),
         ("    register: maybe\n", "c.yaml:5: register: must be one of: component, host, off"),

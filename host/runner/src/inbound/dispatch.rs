@@ -15,25 +15,34 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::{
     Error, WasiBody,
-    handler::{ExpirationError, InstantiationError, ProxyHandler, TrapOrPanicError},
+    handler::{ExpirationError, InstantiationError, ProxyHandler, ProxyPre, TrapOrPanicError},
 };
 
 use crate::{
     config::Limits,
+    error::one_line,
     grpc,
-    inbound::response::{Answer, Refusal, Waiting},
+    inbound::{
+        error_code,
+        response::{Answer, Refusal, Waiting},
+    },
     rt::timers::Timers,
     telemetry::{
         service_metrics::{Hit, Stats},
         span::{Span, Tracer},
+        throttle::Throttle,
     },
     wasm::{
         admission::Places,
         error::cause,
-        in_flight::{Call, End},
-        instance::Instances,
+        in_flight::{Call, End, RequestLine},
+        instance::{Instances, UNANSWERED},
+        reuse::Reusable,
     },
 };
+
+/// How often it is logged that a component returns error codes, at most.
+const CODES: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn, at most.
 pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
@@ -42,10 +51,14 @@ pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
 pub(crate) struct Door {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
+    /// Whether the component is of `wasi:http` 0.3.
+    is_async: bool,
     request_timeout: Duration,
     stream_timeout: Duration,
     body_size: usize,
     stats: Arc<Stats>,
+    codes: Throttle,
+    reusable: Arc<Reusable>,
     tracer: Option<Tracer>,
     pub(crate) places: Places,
     /// Requests that are in here.
@@ -59,7 +72,10 @@ impl Door {
             places: instances.guest.places.clone(),
             inside: TaskTracker::new(),
             stats: Arc::clone(&instances.guest.stats),
+            codes: Throttle::new(CODES),
+            reusable: Arc::clone(&instances.reusable),
             tracer: instances.guest.tracer.clone(),
+            is_async: matches!(instances.pre, ProxyPre::P3(_)),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
             stream_timeout: limits.stream_timeout(),
@@ -95,7 +111,7 @@ impl Door {
         let attempted = async {
             address(&mut request, scheme)?;
             if request.body().size_hint().lower() > self.body_size as u64 {
-                return Err(Hit::Large);
+                return Err(Hit::Large.into());
             }
             if request.body().is_end_stream() {
                 // There is nothing to count.
@@ -107,21 +123,27 @@ impl Door {
             tokio::select! {
                 biased;
                 // What the component makes of half a body is of no interest.
-                () = large.cancelled() => Err(Hit::Large),
-                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|hit| match hit {
-                    Hit::Failed if broken.is_cancelled() => Hit::Broken,
-                    hit => hit,
+                () = large.cancelled() => Err(Hit::Large.into()),
+                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|unanswered| match unanswered {
+                    Unanswered::Hit(Hit::Failed) | Unanswered::Coded(..) if broken.is_cancelled() => Hit::Broken.into(),
+                    unanswered => unanswered,
                 }),
             }
         };
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
-            Err(hit) => {
+            Err(unanswered) => {
+                let (hit, refusal) = match unanswered {
+                    Unanswered::Hit(hit) => (hit, Refusal::from(hit)),
+                    Unanswered::Coded(code, line) => {
+                        self.log_code(&code, &line);
+                        (Hit::ErrorCode, Refusal::coded(&code))
+                    }
+                };
                 self.stats.hit(hit);
                 if let Some(span) = &mut span {
-                    span.refused(hit, grpc);
+                    span.refused(refusal, hit, grpc);
                 }
-                let refusal = Refusal::from(hit);
                 // Where gRPC is spoken, a failure is a 200.
                 (refusal.status(), refusal.response(grpc))
             }
@@ -153,7 +175,11 @@ impl Door {
     ) -> Result<Response<Answer>, Hit> {
         let grpc = grpc::is_spoken(question.headers());
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await
+        match self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await {
+            Ok(response) => Ok(response),
+            Err(Unanswered::Coded(code, _)) => Ok(Refusal::coded(&code).response(grpc)),
+            Err(Unanswered::Hit(hit)) => Err(hit),
+        }
     }
 
     /// Waits until no request is in here, for a door to which nobody is sent any more.
@@ -171,7 +197,7 @@ impl Door {
         places: &Places,
         grpc: bool,
         span: &mut Option<Span>,
-    ) -> Result<Response<Answer>, Hit> {
+    ) -> Result<Response<Answer>, Unanswered> {
         // A caller may wait shorter than the host does; longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
@@ -179,6 +205,7 @@ impl Door {
         let deadline = asked.and_then(|asked| arrived.checked_add(asked));
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
+        let line = RequestLine::of(&request);
         let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
         let counted = (self.stats.enter(), self.inside.token());
         let (turn, begun) = match Arc::clone(&places.room).try_acquire_owned() {
@@ -189,53 +216,101 @@ impl Door {
                 let now = Instant::now();
                 let Ok(Ok(turn)) = waited else {
                     let theirs = deadline.is_some_and(|deadline| deadline <= now);
-                    return Err(if theirs { self.late(arrived) } else { Hit::Waited });
+                    return Err(if theirs { self.late(arrived, &line) } else { Hit::Waited }.into());
                 };
                 (turn, now)
             }
         };
-        let waiting = Waiting::begin(within, span.as_ref());
+        let waiting = Waiting::begin(line, within, span.as_ref());
+        let call = Arc::clone(&waiting.call);
         let end = by(begun + within);
-        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&waiting.call), request)).await;
+        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&call), request)).await;
         match answered {
             Ok(Ok(response)) => {
                 let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
                 let permits = (entered, turn, counted);
-                Answer::component(response, waiting, permits, late, span).await.map_err(|end| match end {
-                    End::Late => self.late(begun),
-                    End::Failed | End::Abandoned => Hit::Failed,
-                })
+                match Answer::component(response, waiting, permits, late, span).await {
+                    Ok(answer) => {
+                        if call.is_reuse() {
+                            self.reusable.answered();
+                        }
+                        Ok(answer)
+                    }
+                    Err(End::Late) => Err(self.late(begun, &call.line).into()),
+                    Err(End::Failed | End::Abandoned) => {
+                        self.count_reuse(&call);
+                        Err(Hit::Failed.into())
+                    }
+                }
             }
             // An instance that is ended for being late fails in more than one way.
-            Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => Err(self.late(begun)),
-            Ok(Err(error)) => Err(self.failed(&error)),
-            Err(_) => Err(self.late(begun)),
+            Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => {
+                Err(self.late(begun, &call.line).into())
+            }
+            Ok(Err(error)) => Err(match error_code::returned(&error) {
+                Some(code) => Unanswered::Coded(code, call.line.clone()),
+                None => self.failed(&error, &call).into(),
+            }),
+            Err(_) => Err(self.late(begun, &call.line).into()),
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error) -> Hit {
+    fn log_code(&self, code: &Error, line: &RequestLine) {
+        if let Some(left_out) = self.codes.admit(Instant::now().into_std()) {
+            let code = one_line(&code.to_string());
+            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{left_out}");
+        }
+    }
+
+    fn failed(&self, error: &wasmtime::Error, call: &Call) -> Hit {
+        let line = &call.line;
         if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
                 return Hit::Waited;
             }
-            tracing::warn!(service = %self.name, "the component could not be instantiated: {}", cause(&failed.error));
+            let cause = cause(&failed.error);
+            tracing::warn!(service = %self.name, request = %line, "the component could not be instantiated: {cause}");
             return Hit::Instantiation;
         }
-        if error.is::<TrapOrPanicError>() {
-            tracing::debug!(service = %self.name, "a request ended with its instance");
+        // Of any other error the instance ends, and that is logged where it does.
+        let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
+        if has_returned && call.is_unanswered() {
+            tracing::warn!(service = %self.name, request = %line, "{UNANSWERED}");
         } else {
-            tracing::warn!(service = %self.name, "the component failed: {}", cause(error));
+            tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
         }
+        self.count_reuse(call);
         Hit::Failed
     }
 
-    fn late(&self, begun: Instant) -> Hit {
+    /// The failure of an instance that cannot be reused is the host's, which reused it.
+    fn count_reuse(&self, call: &Call) {
+        if call.is_reuse() && self.reusable.failed() {
+            self.stats.excuse();
+        }
+    }
+
+    fn late(&self, begun: Instant, line: &RequestLine) -> Hit {
         if begun.elapsed() >= self.request_timeout {
-            tracing::warn!(service = %self.name, "a request took longer than {:?}", self.request_timeout);
+            let limit = self.request_timeout;
+            tracing::warn!(service = %self.name, request = %line, "a request took longer than {limit:?} (limits.request_timeout)");
         } else {
-            tracing::debug!(service = %self.name, "a request took longer than its caller waits");
+            tracing::debug!(service = %self.name, request = %line, "a request took longer than its caller waits");
         }
         Hit::Late
+    }
+}
+
+/// Reason why a request has no response of the component's.
+enum Unanswered {
+    Hit(Hit),
+    /// The component's own error code in the place of a response.
+    Coded(Error, RequestLine),
+}
+
+impl From<Hit> for Unanswered {
+    fn from(hit: Hit) -> Self {
+        Self::Hit(hit)
     }
 }
 
@@ -279,7 +354,10 @@ impl From<Hit> for Refusal {
             | Hit::Failed
             | Hit::Instantiation
             | Hit::Trap
-            | Hit::Fell => Self::Failed,
+            | Hit::Fell
+            | Hit::ErrorCode
+            | Hit::Output
+            | Hit::TooFewRemain => Self::Failed,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The way of a request into a component: listener, connection, dispatch, response.
 
 pub(crate) mod dispatch;
+pub(crate) mod error_code;
 pub(crate) mod lingering_close;
 pub(crate) mod response;
 pub(crate) mod server;

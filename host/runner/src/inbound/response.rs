@@ -19,12 +19,13 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     grpc::{self, Status},
+    inbound::error_code,
     rt::timers::Sleep,
     telemetry::{
         service_metrics::{Hit, Within},
         span::Span,
     },
-    wasm::in_flight::{Call, End},
+    wasm::in_flight::{Call, End, RequestLine},
 };
 
 /// Why the host answers in the component's place. What is said tells nothing of the host.
@@ -36,9 +37,17 @@ pub(crate) enum Refusal {
     Large,
     Late,
     Failed,
+    /// The component's own error code.
+    Coded(StatusCode, Status),
 }
 
 impl Refusal {
+    /// The response in the place of which a component returned this error code.
+    pub(crate) fn coded(code: &Error) -> Self {
+        let (status, grpc) = error_code::status(code);
+        Self::Coded(status, grpc)
+    }
+
     /// In HTTP, in gRPC and in words.
     pub(crate) fn told(self) -> (StatusCode, Status, &'static str) {
         match self {
@@ -48,6 +57,8 @@ impl Refusal {
             Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Status::Internal, "the service failed"),
+            Self::Coded(status, grpc) if status.is_client_error() => (status, grpc, "the service refused the request"),
+            Self::Coded(status, grpc) => (status, grpc, "the service could not answer the request"),
         }
     }
 
@@ -62,6 +73,9 @@ impl Refusal {
         if grpc {
             let mut response = Response::new(Answer::of(empty()));
             *response.headers_mut() = grpc::trailers_only(grpc_status, said);
+            if matches!(self, Self::Busy) {
+                grpc::push_back(response.headers_mut());
+            }
             return response;
         }
         let text = Full::new(Bytes::from(format!("{said}\n"))).map_err(|never| match never {}).boxed_unsync();
@@ -89,8 +103,8 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) fn begin(within: Duration, span: Option<&Span>) -> Self {
-        Self { call: Arc::new(Call::new(within, span.map(Span::context))), whole: false, span: None }
+    pub(crate) fn begin(line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
+        Self { call: Arc::new(Call::new(line, within, span.map(Span::context))), whole: false, span: None }
     }
 }
 

@@ -7,6 +7,7 @@ use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
+use leasehold::ServiceName;
 use tokio::{
     net::TcpStream,
     sync::watch,
@@ -18,7 +19,11 @@ use crate::{
     error::one_line,
     inbound::dispatch::Door,
     rt::executor::Pooled,
-    telemetry::service_metrics::Stats,
+    service::panic_threshold::{Decision, PanicThreshold},
+    telemetry::{
+        service_metrics::{Hit, Stats, Tally},
+        throttle::Throttle,
+    },
     wasm::admission::Places,
 };
 
@@ -27,6 +32,8 @@ const FAILURES: u64 = 5;
 const WINDOW: Duration = Duration::from_secs(10);
 /// How often failures are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it is logged that a component which fails is not withdrawn.
+const KEPT: Duration = Duration::from_secs(60);
 /// The pause before a component in quarantine is asked; it doubles with each bad answer, and with each relapse.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -66,6 +73,8 @@ pub(crate) struct Checkup {
     health: Option<Health>,
     asked: Asked,
     stats: Arc<Stats>,
+    threshold: PanicThreshold,
+    kept: Throttle,
     condition: Condition,
     row: Row,
     ward: Ward,
@@ -86,13 +95,21 @@ enum Condition {
 
 impl Checkup {
     /// One that has yet to answer where it is asked how it is, unless it is trusted until then.
-    pub(crate) fn new(health: Option<Health>, asked: Asked, stats: Arc<Stats>, trusted: bool) -> Self {
+    pub(crate) fn new(
+        health: Option<Health>,
+        asked: Asked,
+        stats: Arc<Stats>,
+        threshold: PanicThreshold,
+        trusted: bool,
+    ) -> Self {
         let now = Instant::now();
         let well = trusted || health.is_none();
         Self {
             condition: if well { Condition::Well } else { Condition::Ill },
             row: Row::new(well),
-            ward: Ward::new(now, stats.failed(), stats.all()),
+            ward: Ward::new(now, stats.tally()),
+            threshold,
+            kept: Throttle::new(KEPT),
             health,
             asked,
             stats,
@@ -113,12 +130,14 @@ impl Checkup {
             let asks = self.health.is_some() || matches!(self.asked, Asked::Address(_));
             let probes = asks || self.condition != Condition::Well;
             tokio::select! {
-                () = sleep_until(self.next_look), if self.condition == Condition::Well => {
+                () = sleep_until(self.next_look), if self.condition != Condition::Ill => {
                     self.next_look = Instant::now() + LOOK;
-                    if let Some(said) = self.ward.look(Instant::now(), self.stats.failed(), self.stats.all()) {
-                        self.condition = Condition::Quarantined;
-                        self.next_probe = Instant::now() + self.ward.pause;
-                        return Verdict::Ill(said);
+                    let verdict = match self.condition {
+                        Condition::Quarantined => self.look_at_others(),
+                        _ => self.look().await,
+                    };
+                    if let Some(verdict) = verdict {
+                        return verdict;
                     }
                 }
                 () = sleep_until(self.next_probe), if probes => {
@@ -128,6 +147,56 @@ impl Checkup {
                 }
             }
         }
+    }
+
+    /// Looks at the failures of a service that is well so far.
+    async fn look(&mut self) -> Option<Verdict> {
+        let now = Instant::now();
+        let failures = self.ward.look(now, self.stats.tally());
+        match failures.failed {
+            0 => self.threshold.rest(now),
+            _ => self.threshold.watch(now).await,
+        }
+        if !self.ward.is_too_much(now, failures) {
+            return None;
+        }
+        let said = format!("{} of its last {} requests failed", failures.failed, failures.all);
+        let mostly_traps = failures.trapped.saturating_mul(2) >= failures.failed;
+        if !(mostly_traps && self.threshold.excepts_traps()) {
+            match self.threshold.decide(now) {
+                Decision::Withdraw => {}
+                Decision::Wait => return None,
+                Decision::Keep(why) => {
+                    if let Some(left_out) = self.kept.admit(now.into_std()) {
+                        self.stats.hit(Hit::TooFewRemain);
+                        tracing::warn!(service = %self.service(), "not withdrawn, although {said}: {why}{left_out}");
+                    }
+                    return None;
+                }
+            }
+        }
+        self.ward.quarantine();
+        self.condition = Condition::Quarantined;
+        self.next_probe = now + self.ward.pause;
+        Some(Verdict::Ill(said))
+    }
+
+    /// Brings back a service whose clients have too few others by now. It is not withdrawn again for a while.
+    fn look_at_others(&mut self) -> Option<Verdict> {
+        let now = Instant::now();
+        if !self.threshold.is_needed(now) {
+            return None;
+        }
+        tracing::warn!(service = %self.service(), "brought back, although it failed: too few others remain (health.panic_threshold)");
+        self.ward.released(now, self.stats.tally());
+        self.ward.excuse(now);
+        self.row = Row::new(true);
+        self.condition = Condition::Well;
+        Some(Verdict::Well)
+    }
+
+    fn service(&self) -> &ServiceName {
+        self.stats.service()
     }
 
     async fn ask(&mut self) -> Option<Verdict> {
@@ -146,7 +215,7 @@ impl Checkup {
                 self.next_probe = now + self.ward.longer();
                 return None;
             }
-            self.ward.released(now, self.stats.failed(), self.stats.all());
+            self.ward.released(now, self.stats.tally());
             self.row = Row::new(true);
             self.condition = Condition::Well;
             return Some(Verdict::Well);
@@ -180,7 +249,7 @@ impl Checkup {
         if proven {
             (self.condition, self.row) = (Condition::Well, Row::new(true));
         }
-        self.ward = Ward::new(now, self.stats.failed(), self.stats.all());
+        self.ward = Ward::new(now, self.stats.tally());
         self.next_probe = now;
     }
 
@@ -306,37 +375,45 @@ impl Row {
 /// Failures of the last while, and how long to keep away who has too many.
 #[derive(Debug)]
 struct Ward {
-    /// When, how many had failed by then, and how many had been answered.
-    seen: VecDeque<(Instant, u64, u64)>,
+    /// When, and what had come by then.
+    seen: VecDeque<(Instant, Tally)>,
     pause: Duration,
     released: Option<Instant>,
+    /// Until then nothing is too much.
+    excused: Option<Instant>,
 }
 
 impl Ward {
     /// What happened until now does not count.
-    fn new(now: Instant, failed: u64, all: u64) -> Self {
-        Self { seen: VecDeque::from([(now, failed, all)]), pause: FIRST_PAUSE, released: None }
+    fn new(now: Instant, tally: Tally) -> Self {
+        Self { seen: VecDeque::from([(now, tally)]), pause: FIRST_PAUSE, released: None, excused: None }
     }
 
-    /// Counts what came since the last look. The text says why it is too much.
-    fn look(&mut self, now: Instant, failed: u64, all: u64) -> Option<String> {
-        while self.seen.front().is_some_and(|(at, ..)| now.duration_since(*at) > WINDOW) {
+    /// What came within the window.
+    fn look(&mut self, now: Instant, tally: Tally) -> Tally {
+        while self.seen.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             self.seen.pop_front();
         }
         if self.released.is_some_and(|at| now.duration_since(at) > PROBATION) {
             (self.released, self.pause) = (None, FIRST_PAUSE);
         }
-        let (_, failed_before, all_before) = *self.seen.front().unwrap_or(&(now, failed, all));
-        self.seen.push_back((now, failed, all));
-        let (failed, all) = (failed - failed_before, all - all_before);
-        if failed < FAILURES || failed.saturating_mul(2) < all {
-            return None;
-        }
+        let (_, before) = *self.seen.front().unwrap_or(&(now, tally));
+        self.seen.push_back((now, tally));
+        tally.since(before)
+    }
+
+    /// Whether a service with these failures does not work.
+    fn is_too_much(&self, now: Instant, Tally { failed, all, .. }: Tally) -> bool {
+        let is_excused = self.excused.is_some_and(|until| now < until);
+        !is_excused && failed >= FAILURES && failed.saturating_mul(2) >= all
+    }
+
+    /// The service is kept away, for longer where it relapsed.
+    fn quarantine(&mut self) {
         if self.released.take().is_some() {
             self.longer();
         }
         self.seen.clear();
-        Some(format!("{failed} of its last {all} requests failed"))
     }
 
     fn longer(&mut self) -> Duration {
@@ -345,10 +422,14 @@ impl Ward {
     }
 
     /// What happened meanwhile does not count against it.
-    fn released(&mut self, now: Instant, failed: u64, all: u64) {
+    fn released(&mut self, now: Instant, tally: Tally) {
         self.released = Some(now);
-        self.seen.clear();
-        self.seen.push_back((now, failed, all));
+        self.seen = VecDeque::from([(now, tally)]);
+    }
+
+    /// It is needed, however much of it fails.
+    fn excuse(&mut self, now: Instant) {
+        self.excused = Some(now + PROBATION);
     }
 }
 
@@ -358,7 +439,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{FIRST_PAUSE, GRPC_SERVING, HeaderMap, PROBATION, Row, WINDOW, Ward, serving};
+    use super::{FIRST_PAUSE, GRPC_SERVING, HeaderMap, PROBATION, Row, Tally, WINDOW, Ward, serving};
 
     #[test]
     fn only_answers_in_a_row_turn_it() {
@@ -373,31 +454,52 @@ mod tests {
     #[test]
     fn a_few_failures_among_many_answers_are_borne() {
         let begun = Instant::now();
-        let mut ward = Ward::new(begun, 0, 0);
-        assert_eq!(ward.look(begun + Duration::from_secs(1), 5, 11), None);
-        assert_eq!(ward.look(begun + Duration::from_secs(2), 4, 4), None);
+        let mut ward = Ward::new(begun, tally(0, 0));
+        assert!(!is_too_much(&mut ward, begun + Duration::from_secs(1), 5, 11));
+        let mut ward = Ward::new(begun, tally(0, 0));
+        assert!(!is_too_much(&mut ward, begun + Duration::from_secs(2), 4, 4));
     }
 
     #[test]
     fn failures_that_are_long_past_are_borne() {
         let begun = Instant::now();
-        let mut ward = Ward::new(begun, 0, 0);
-        assert_eq!(ward.look(begun + Duration::from_secs(1), 4, 4), None);
-        assert_eq!(ward.look(begun + WINDOW + Duration::from_secs(2), 5, 5), None);
+        let mut ward = Ward::new(begun, tally(0, 0));
+        assert!(!is_too_much(&mut ward, begun + Duration::from_secs(1), 4, 4));
+        assert!(!is_too_much(&mut ward, begun + WINDOW + Duration::from_secs(2), 5, 5));
     }
 
     #[test]
     fn who_relapses_is_kept_away_for_longer_and_who_recovered_is_not() {
         let begun = Instant::now();
-        let mut ward = Ward::new(begun, 0, 0);
-        assert!(ward.look(begun, 5, 10).is_some());
+        let mut ward = Ward::new(begun, tally(0, 0));
+        assert!(is_too_much(&mut ward, begun, 5, 10));
+        ward.quarantine();
         assert_eq!(ward.pause, FIRST_PAUSE);
-        ward.released(begun, 6, 12);
-        assert!(ward.look(begun, 11, 17).is_some());
+        ward.released(begun, tally(6, 12));
+        assert!(is_too_much(&mut ward, begun, 11, 17));
+        ward.quarantine();
         assert_eq!(ward.pause, FIRST_PAUSE * 2);
-        ward.released(begun, 11, 17);
-        assert_eq!(ward.look(begun + PROBATION + Duration::from_secs(1), 11, 17), None);
+        ward.released(begun, tally(11, 17));
+        assert!(!is_too_much(&mut ward, begun + PROBATION + Duration::from_secs(1), 11, 17));
         assert_eq!(ward.pause, FIRST_PAUSE);
+    }
+
+    #[test]
+    fn a_service_that_is_needed_is_excused_for_a_while() {
+        let begun = Instant::now();
+        let mut ward = Ward::new(begun, tally(0, 0));
+        ward.excuse(begun);
+        assert!(!is_too_much(&mut ward, begun + PROBATION - Duration::from_secs(1), 5, 5));
+        assert!(is_too_much(&mut ward, begun + PROBATION, 10, 10));
+    }
+
+    fn tally(failed: u64, all: u64) -> Tally {
+        Tally { failed, all, ..Tally::default() }
+    }
+
+    fn is_too_much(ward: &mut Ward, at: Instant, failed: u64, all: u64) -> bool {
+        let failures = ward.look(at, tally(failed, all));
+        ward.is_too_much(at, failures)
     }
 
     #[test]

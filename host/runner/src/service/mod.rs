@@ -5,6 +5,7 @@ pub(crate) mod handle;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod lifecycle;
+pub(crate) mod panic_threshold;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod reload;
@@ -28,6 +29,7 @@ use crate::{
         handle::{Asker, Drained, Phase, Present},
         health::{Asked, Checkup, Verdict},
         http::Handler,
+        panic_threshold::PanicThreshold,
         program::{Event, Program},
         reload::{Aside, Made, Reload, give_back},
         revision::Version,
@@ -53,6 +55,7 @@ pub(crate) struct Service {
     engine: Engine,
     loaded: Loaded,
     guest: Arc<Guest>,
+    registrar: Registrar,
     node: Option<ServerNode>,
     bound: SocketAddr,
     work: Work,
@@ -124,6 +127,7 @@ impl Service {
             engine: engine.clone(),
             loaded,
             guest,
+            registrar: registrar.clone(),
             node,
             bound,
             work,
@@ -210,7 +214,10 @@ impl Service {
             Work::Program(_) => Asked::Address(self.spec.reachable()),
         };
         let trusted = self.spec.register == Register::Component && !self.answers_first();
-        let checkup = || Checkup::new(self.spec.health.clone(), asked, Arc::clone(&self.guest.stats), trusted);
+        let registry = self.guest.registry.clone();
+        let threshold = PanicThreshold::new(self.spec.quarantine, self.registrar.clone(), registry);
+        let stats = Arc::clone(&self.guest.stats);
+        let checkup = || Checkup::new(self.spec.health.clone(), asked, stats, threshold, trusted);
         (self.spec.register != Register::Off).then(checkup)
     }
 

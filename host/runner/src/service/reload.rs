@@ -10,7 +10,7 @@ use crate::{
     config::{DELETE_TIMEOUT, Spec},
     error::Failure,
     service::{handle::Asker, revision::Version},
-    wasm::{component::Loaded, context::Guest, engine::Engine},
+    wasm::{component::Loaded, context::Guest, engine::Engine, initial_memory},
 };
 
 /// One that is under way.
@@ -62,6 +62,7 @@ impl Aside {
             Some(loaded) => loaded,
             None => {
                 let Aside { engine, spec, .. } = &self;
+                initial_memory::check_aside(engine, spec).await?;
                 Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?
             }
         };

@@ -14,7 +14,8 @@ use crate::{
         component::Loaded,
         context::Guest,
         engine::Engine,
-        instance::{Instances, Reuse},
+        instance::Instances,
+        reuse::{Reusable, Reuse},
     },
 };
 
@@ -41,7 +42,7 @@ impl Version {
             guest: Arc::clone(&guest),
             request_timeout: spec.limits.request_timeout,
             stream_timeout: spec.limits.stream_timeout(),
-            reuse,
+            reusable: Reusable::new(spec.name.clone(), reuse),
         };
         let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));
         Ok(Self { guest, door, life: None })

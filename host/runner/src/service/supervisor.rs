@@ -20,7 +20,7 @@ use crate::{
         handle::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
-    wasm::{component::Loaded, engine::Engine, loader::PendingComponent},
+    wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
 };
 
 /// Backoff before a start is tried again; it doubles with each failure.
@@ -92,7 +92,8 @@ impl Supervisor {
             url: "".into(),
             guest: None,
         };
-        let status = StatusCell { present: watch::Sender::new(present), stats: Arc::new(Stats::new()) };
+        let status =
+            StatusCell { present: watch::Sender::new(present), stats: Arc::new(Stats::new(spec.name.clone())) };
         let face = Face {
             name: spec.name.clone(),
             version: spec.version.clone(),
@@ -162,6 +163,7 @@ impl Attempts {
         self.enter(Phase::Starting, Some("its component is being loaded"));
         let StartContext { engine, registrar, traces, reserved, etcd, together, .. } = &*self.context;
         let spec = &self.spec;
+        initial_memory::check_aside(engine, spec).await?;
         let loaded = match self.pending_component.take() {
             Some(pending_component) => pending_component.await.map_err(|failure| Failure::clone(&failure))?,
             None => Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?,

@@ -4,3 +4,4 @@ pub(crate) mod log;
 pub(crate) mod otlp;
 pub(crate) mod service_metrics;
 pub(crate) mod span;
+pub(crate) mod throttle;

@@ -29,7 +29,7 @@ use tonic::{
 
 use crate::{
     config::{self, Spec},
-    error::{one_line, shown},
+    error::one_line,
     telemetry::span::Tracer,
 };
 
@@ -141,7 +141,7 @@ impl SpanExporter for Exporter {
         let sent = sent.unwrap_or_else(|_| Err("the host ends".to_owned()));
         match (&sent, self.away.swap(sent.is_err(), Ordering::Relaxed)) {
             (Err(said), false) => {
-                let said: String = shown(&one_line(said)).chars().take(MAX_SAID).collect();
+                let said: String = one_line(said).chars().take(MAX_SAID).collect();
                 tracing::warn!("the collector of traces takes no spans, and they are lost until it does: {said}");
             }
             (Ok(()), true) => tracing::info!("the collector of traces takes spans again"),

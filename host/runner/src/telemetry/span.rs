@@ -166,8 +166,8 @@ impl Span {
     }
 
     /// The host answers in the component's place.
-    pub(crate) fn refused(&mut self, hit: Hit, grpc: bool) {
-        let (status, grpc_status, said) = Refusal::from(hit).told();
+    pub(crate) fn refused(&mut self, refusal: Refusal, hit: Hit, grpc: bool) {
+        let (status, grpc_status, said) = refusal.told();
         let answered = if grpc { StatusCode::OK } else { status };
         self.set("http.response.status_code", i64::from(answered.as_u16()));
         if grpc {

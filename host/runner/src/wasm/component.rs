@@ -20,7 +20,7 @@ use crate::{
         context::Host,
         engine::Engine,
         error::cause,
-        instance::Reuse,
+        reuse::Reuse,
     },
 };
 

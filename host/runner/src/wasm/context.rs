@@ -24,10 +24,10 @@ use crate::{
     wasm::{
         admission::Places,
         in_flight::Calls,
-        scheduler::Computed,
+        scheduler::{Computed, Strides},
         sockets::{Room, Sockets},
         stdin::Input,
-        stdout::Output,
+        stdout::{Budget, Output},
     },
 };
 
@@ -40,6 +40,10 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 
 /// What the host keeps for one component at a time: requests, answers, headers, streams. One more traps.
 const RESOURCES: usize = 2048;
+/// More of them for each request that an instance answers where the configuration says how many: languages that collect
+/// garbage give things back late.
+const RESOURCES_EACH_REQUEST: usize = 8;
+const MAX_RESOURCES: usize = 16_384;
 /// The most random bytes that a component gets at once; the host makes them in its own memory.
 const MAX_RANDOM: u64 = 4 << 20;
 
@@ -74,12 +78,15 @@ pub(crate) struct Guest {
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
+    output: Arc<Budget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) places: Places,
     /// Cancelled when requests go to a later version: an instance that idles is of no more use.
     pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
     most_instances: u32,
+    resources: usize,
+    strides: Strides,
 }
 
 /// What the store of one instance carries.
@@ -119,6 +126,12 @@ impl ResourceLimiter for Limiter {
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         self.limits.table_growing(current, desired, maximum)
     }
+}
+
+/// What an instance may have of the host's at a time.
+fn resources(limits: &Limits) -> usize {
+    let requests = limits.instance_requests.map_or(0, |requests| requests as usize);
+    (RESOURCES + RESOURCES_EACH_REQUEST * requests).min(MAX_RESOURCES)
 }
 
 impl Guest {
@@ -167,12 +180,15 @@ impl Guest {
             http,
             registry,
             ended: CancellationToken::new(),
+            output: Budget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
             tracer,
             places: Places::new(spec.limits.concurrency),
             replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
             most_instances: Self::slots(&spec.limits),
+            resources: resources(&spec.limits),
+            strides: Strides::default(),
         }
     }
 
@@ -191,12 +207,15 @@ impl Guest {
             http: self.http.clone(),
             registry: self.registry.successor(),
             ended: CancellationToken::new(),
+            output: Arc::clone(&self.output),
             stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
             places: self.places.clone(),
             replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
             most_instances: self.most_instances,
+            resources: self.resources,
+            strides: self.strides.clone(),
         }
     }
 
@@ -258,14 +277,14 @@ impl Guest {
         wasi.args(&self.args);
         wasi.envs(&self.env);
         wasi.max_random_size(MAX_RANDOM);
-        wasi.stdout(Output::stdout(self.name.clone()));
-        wasi.stderr(Output::stderr(self.name.clone()));
+        wasi.stdout(Output::stdout(Arc::clone(&self.output)));
+        wasi.stderr(Output::stderr(Arc::clone(&self.output)));
         wasi
     }
 
     fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES);
+        table.set_max_capacity(self.resources);
         Host {
             wasi,
             table,
@@ -277,7 +296,7 @@ impl Guest {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
                 stats: Arc::clone(&self.stats),
             },
-            computed: Computed::default(),
+            computed: Computed::new(self.strides.clone()),
             calls: Arc::default(),
             room: None,
             _slot: slot,

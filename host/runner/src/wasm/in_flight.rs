@@ -1,21 +1,54 @@
 //! A request on its way through an instance: whether somebody still waits for its answer, and how the instance ended.
 
 use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt, mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures::task::AtomicWaker;
+use http::{Method, Request, Uri};
 use opentelemetry::trace::SpanContext;
 
-use crate::wasm::idle::Rest;
+use crate::{error::shown, wasm::idle::Rest};
+
+/// Method and path of a request, for the log.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct RequestLine {
+    method: Method,
+    uri: Uri,
+}
+
+/// Longest part of a path that is logged.
+const MAX_PATH: usize = 256;
+
+impl RequestLine {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        Self { method: request.method().clone(), uri: request.uri().clone() }
+    }
+}
+
+/// Without the query, which may hold a secret.
+impl fmt::Display for RequestLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.uri.path();
+        let cut = path.floor_char_boundary(MAX_PATH);
+        let more = if cut < path.len() { "..." } else { "" };
+        write!(f, "{} {}{more}", self.method, shown(&path[..cut]))
+    }
+}
 
 /// One request, from the queue until its answer has been sent or nobody wants it any more.
 #[derive(Default)]
 pub(crate) struct Call {
     place: Mutex<Place>,
+    pub(crate) line: RequestLine,
+    /// Number of the request among those of its instance, from 1; 0 before an instance has taken it.
+    number: AtomicUsize,
     /// How long its answer may take to begin.
     pub(crate) within: Duration,
     /// Its span, where requests are traced.
@@ -48,6 +81,22 @@ struct State {
     /// How long one of them may take to be answered, at most.
     longest: Duration,
     end: Option<End>,
+    /// Requests that the instance has taken so far, and the latest of them.
+    taken: usize,
+    latest: RequestLine,
+    /// A request at which the component returned without a response, until that is logged.
+    unanswered: Option<RequestLine>,
+    /// The instance has ended, well or not.
+    is_over: bool,
+}
+
+/// What there is to log when an instance has ended.
+pub(crate) struct Over {
+    /// A request at which the component returned without a response.
+    pub(crate) unanswered: Option<RequestLine>,
+    /// The latest request, and how many were open.
+    pub(crate) latest: RequestLine,
+    pub(crate) open: usize,
 }
 
 /// How an instance ended that did not end well.
@@ -59,8 +108,8 @@ pub(crate) enum End {
 }
 
 impl Call {
-    pub(crate) fn new(within: Duration, span: Option<SpanContext>) -> Self {
-        Self { place: Mutex::default(), within, span }
+    pub(crate) fn new(line: RequestLine, within: Duration, span: Option<SpanContext>) -> Self {
+        Self { line, within, span, ..Self::default() }
     }
 
     /// An instance has taken the request.
@@ -71,11 +120,30 @@ impl Call {
             _ => {
                 calls.change(|state| {
                     state.open += 1;
+                    state.taken += 1;
+                    state.latest = self.line.clone();
                     state.longest = state.longest.max(self.within);
+                    self.number.store(state.taken, Relaxed);
                 });
                 *place = Place::Instance(Arc::clone(calls));
             }
         }
+    }
+
+    /// Whether its instance had answered others before it.
+    pub(crate) fn is_reuse(&self) -> bool {
+        self.number.load(Relaxed) > 1
+    }
+
+    /// There is no response, and that may be for a trap, which the instance is about to tell of. Returns whether it is the
+    /// caller who logs this; otherwise the instance does so when it ends.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        let Place::Instance(calls) = &*locked(&self.place) else { return true };
+        let mut state = locked(&calls.state);
+        if !state.is_over {
+            state.unanswered = Some(self.line.clone());
+        }
+        state.is_over && state.end.is_none()
     }
 
     /// How the instance ended, if it has, and not well.
@@ -122,6 +190,13 @@ impl Calls {
         locked(&self.state).longest
     }
 
+    /// The instance is over. What is to be said of how it ended was said before.
+    pub(crate) fn over(&self) -> Over {
+        let mut state = locked(&self.state);
+        state.is_over = true;
+        Over { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
+    }
+
     /// The instance has ended. Of several words on how, the first counts.
     pub(crate) fn ended(&self, end: End) -> End {
         *locked(&self.state).end.get_or_insert(end)
@@ -142,7 +217,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Call, Calls, End};
+    use http::Request;
+
+    use super::{Call, Calls, End, RequestLine};
+
+    #[test]
+    fn a_request_is_logged_without_its_query_and_cut() {
+        let line = |uri: &str| RequestLine::of(&Request::post(uri).body(()).unwrap()).to_string();
+        assert_eq!(line("http://here/a/b?secret=1"), "POST /a/b");
+        assert_eq!(line(&format!("/{}", "a".repeat(300))), format!("POST /{}...", "a".repeat(255)));
+    }
 
     #[test]
     fn an_instance_is_abandoned_when_all_have_left_and_one_of_them_early() {
@@ -171,6 +255,33 @@ mod tests {
         call.leave(false);
         call.enter(&calls);
         assert!(calls.is_abandoned());
+    }
+
+    #[test]
+    fn a_request_without_a_response_is_logged_once_however_its_instance_ends() {
+        for (ends_first, end, by_instance, by_caller) in [
+            (false, None, true, false),
+            (true, None, false, true),
+            (false, Some(End::Failed), true, false),
+            (true, Some(End::Failed), false, false),
+        ] {
+            let (calls, call) = (Arc::new(Calls::default()), Call::default());
+            call.enter(&calls);
+            let over = || {
+                if let Some(end) = end {
+                    calls.ended(end);
+                }
+                calls.over().unanswered.is_some()
+            };
+            let (caller, instance) = match ends_first {
+                true => {
+                    let instance = over();
+                    (call.is_unanswered(), instance)
+                }
+                false => (call.is_unanswered(), over()),
+            };
+            assert_eq!((instance, caller), (by_instance, by_caller), "{ends_first} {end:?}");
+        }
     }
 
     #[test]

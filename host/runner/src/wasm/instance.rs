@@ -10,14 +10,17 @@ use std::{
 use leasehold::ServiceName;
 use tokio::time::{sleep_until, timeout_at};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use wasmtime::{CallHook, Store, StoreContextMut, Trap, component::GuestTaskId, format_err};
+use wasmtime::{
+    CallHook, Store, StoreContextMut, Trap,
+    component::{GuestTaskId, ResourceTableError},
+    format_err,
+};
 use wasmtime_wasi_http::{
-    WasiHttpView,
+    FieldMapError, WasiHttpView,
     handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus},
 };
 
 use crate::{
-    config::Limits,
     rt::timers::{Sleep, Timers},
     telemetry::service_metrics::Hit,
     wasm::{
@@ -25,9 +28,13 @@ use crate::{
         engine::Engine,
         error::cause,
         in_flight::{Call, Calls, End},
+        reuse::Reusable,
         scheduler::{self, Summons, Turns},
     },
 };
+
+/// Said of a request for which there is neither a response nor the end of an instance.
+pub(crate) const UNANSWERED: &str = "the component returned without a response";
 
 /// How long an idle instance is kept for a further request.
 const IDLE: Duration = Duration::from_secs(1);
@@ -43,7 +50,7 @@ pub(crate) struct Instances {
     pub(crate) guest: Arc<Guest>,
     pub(crate) request_timeout: Duration,
     pub(crate) stream_timeout: Duration,
-    pub(crate) reuse: Reuse,
+    pub(crate) reusable: Arc<Reusable>,
 }
 
 impl HandlerState for Instances {
@@ -84,34 +91,11 @@ impl HandlerState for Instances {
                 name: self.name.clone(),
                 turns: self.engine.turns(),
                 guest: Arc::clone(&self.guest),
-                reuse: self.reuse,
+                reusable: Arc::clone(&self.reusable),
                 calls,
                 timers,
             },
         })
-    }
-}
-
-/// How many requests one instance answers, and how many at a time.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reuse {
-    total: usize,
-    concurrent: usize,
-}
-
-impl Reuse {
-    /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error says what the component cannot do.
-    pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
-        let (total, concurrent) = match pre {
-            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
-                return Err("limits.instance_concurrency must be 1: \
-                            an instance of wasi:http 0.2 answers one request at a time");
-            }
-            ProxyPre::P2(_) => (1, 1),
-            ProxyPre::P3(_) => (1000, 16),
-        };
-        let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
-        Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
     }
 }
 
@@ -160,12 +144,27 @@ impl Expiration {
     }
 }
 
+/// Why an instance ended, with the limit that it ran into.
+fn ended(error: &wasmtime::Error, store: &Store<Host>) -> String {
+    if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
+        let most = store.data().table.max_capacity();
+        return format!(
+            "it keeps more than {most} requests, responses, headers and streams at a time; it has to drop them, or \
+             limits.instance_requests has to be smaller"
+        );
+    }
+    match error.downcast_ref() {
+        Some(FieldMapError::TotalSizeTooBig) => "it made headers larger than limits.header_size".to_owned(),
+        _ => cause(error),
+    }
+}
+
 /// One instance as `ProxyHandler` drives it.
 pub(crate) struct Worker {
     name: ServiceName,
     turns: Arc<Turns>,
     guest: Arc<Guest>,
-    reuse: Reuse,
+    reusable: Arc<Reusable>,
     calls: Arc<Calls>,
     timers: Timers,
 }
@@ -175,13 +174,7 @@ impl WorkerState for Worker {
     type RequestData = Arc<Call>;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
-        if total >= self.reuse.total {
-            ShouldAccept::Never
-        } else if concurrent >= self.reuse.concurrent {
-            ShouldAccept::No
-        } else {
-            ShouldAccept::Yes
-        }
+        self.reusable.accepts(concurrent, total)
     }
 
     fn on_request_start(
@@ -191,27 +184,39 @@ impl WorkerState for Worker {
         task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
-        store.set_epoch_deadline(1);
-        self.turns.begin(&mut store.data_mut().computed);
+        let at_once = self.turns.begin_request(&mut store.data_mut().computed);
+        store.set_epoch_deadline(u64::from(!at_once));
         call.enter(&self.calls);
-        store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reuse.concurrent == 1);
+        store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reusable.is_exclusive());
         Box::pin(self.timers.sleep(call.within))
     }
 
     fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
-        scheduler::end();
-        if let Err(error) = result {
-            if self.calls.ended(End::Failed) == End::Abandoned {
+        let end = result.as_ref().err().map(|_| self.calls.ended(End::Failed));
+        let over = self.calls.over();
+        match (result, end) {
+            (Ok(()), _) => {
+                if let Some(request) = over.unanswered {
+                    tracing::warn!(service = %self.name, %request, "{UNANSWERED}");
+                }
+            }
+            (Err(_), Some(End::Abandoned)) => {
                 tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
-            } else if !self.guest.ended.is_cancelled() {
+            }
+            (Err(_), _) if self.guest.ended.is_cancelled() => {}
+            (Err(error), _) => {
                 if error.is::<Trap>() {
                     self.guest.stats.hit(Hit::Trap);
+                    self.guest.stats.trapped(over.open.max(1));
                 }
-                tracing::warn!(service = %self.name, "an instance ended: {}", cause(&error));
+                let request = over.latest;
+                tracing::warn!(service = %self.name, %request, "an instance ended: {}", ended(&error, &store));
             }
         }
-        // Answers that are not whole yet break off here, and then ask how the instance ended.
+        // Answers that are not whole yet break off here, and then ask how the instance ended. Memory that was written to is
+        // given back, which takes long where it is much, and is done on the thread that the instance had.
         drop(store);
+        scheduler::end();
         self.calls.rest.ended();
     }
 }

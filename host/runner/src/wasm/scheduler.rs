@@ -8,7 +8,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    io,
+    io, mem,
     pin::pin,
     sync::{
         Arc, OnceLock,
@@ -25,6 +25,7 @@ use futures::{
     future::{Either, select},
     task::AtomicWaker,
 };
+use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{block_in_place, spawn_blocking, yield_now},
@@ -48,6 +49,11 @@ const SHORT: u32 = 2 * WHOLE;
 const MOST: u32 = 4 * WHOLE;
 /// A component that computes finds its turn over so soon after the tick. One that waited meanwhile finds that at any time.
 const AT_ONCE: Duration = Duration::from_micros(250);
+/// Processor time that a component takes between two interruptions where an instruction or a call of the host's cannot be
+/// interrupted: one that fills a large memory, or asks for very many random bytes. Interruptions are half of that apart.
+const STRIDE: Duration = Duration::from_millis(10);
+/// Ticks for which the requests of such a component have a thread of their own from their beginning: ten seconds.
+const REMEMBERED: u64 = 2000;
 /// How long a thread waits for another one that does what it has to do besides. There are enough, but a busy machine.
 const HAND_OVER: Duration = Duration::from_millis(20);
 /// How many that compute for long have a thread on which they wait for their turn. Others wait for a thread.
@@ -73,8 +79,16 @@ pub(crate) struct Turns {
 #[derive(Debug, Default)]
 pub(crate) struct Computed {
     turns: u32,
+    /// It is to have a thread of its own before it computes.
+    at_once: bool,
+    strides: Strides,
     pub(crate) summons: Arc<Summons>,
 }
+
+/// Whether a component computes in long strides, between which alone it can be interrupted: the tick until which that is
+/// remembered. Shared by all instances of a service.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Strides(Arc<AtomicU64>);
 
 /// Whether an instance is to give back its thread because somebody else wants to see to its task: its time is up, say.
 #[derive(Debug, Default)]
@@ -82,8 +96,11 @@ pub(crate) struct Summons {
     wanted: AtomicBool,
     /// Whether its task is at work on nothing else. Otherwise it gives its thread back after every turn.
     is_alone: AtomicBool,
-    /// The tick in which its turn began.
+    /// The tick in which its turn began, and the processor time of its thread then, in nanoseconds.
     since: AtomicU64,
+    since_cpu: AtomicU64,
+    /// Whether it has had its thread since then.
+    is_held: AtomicBool,
     task: AtomicWaker,
     /// The thread on which it waits.
     thread: AtomicWaker,
@@ -162,14 +179,24 @@ impl Turns {
         }
     }
 
-    /// A request begins: what was before is another one's.
+    /// An instance is made.
     pub(crate) fn begin(&self, computed: &mut Computed) {
         computed.forget();
         self.begin_turn(&computed.summons);
     }
 
+    /// A request begins: what was before is another one's. Returns whether it is to be interrupted at once, for a thread of
+    /// its own.
+    pub(crate) fn begin_request(&self, computed: &mut Computed) -> bool {
+        self.begin(computed);
+        computed.at_once = computed.strides.0.load(Relaxed) > self.ticks.load(Relaxed);
+        computed.at_once
+    }
+
     fn begin_turn(&self, summons: &Summons) {
         summons.since.store(self.ticks.load(Relaxed), Relaxed);
+        summons.since_cpu.store(thread_cpu(), Relaxed);
+        summons.is_held.store(true, Relaxed);
     }
 
     /// What an instance waits for that was interrupted; nothing where it goes on.
@@ -180,10 +207,20 @@ impl Turns {
             Some(turn.goes_on())
         });
         let goes_on = goes_on.unwrap_or_else(|| {
-            let is_interrupted = summons.since.load(Relaxed) == self.ticks.load(Relaxed);
+            if mem::take(&mut computed.at_once) {
+                computed.turns = MOST;
+                return false;
+            }
+            let ticks = self.ticks.load(Relaxed);
+            let is_interrupted = summons.since.load(Relaxed) == ticks;
             if !is_interrupted {
                 let late = Duration::from_nanos(self.elapsed().saturating_sub(self.latest.load(Relaxed)));
-                computed.turns = after(computed.turns, late <= AT_ONCE);
+                let is_held = summons.is_held.load(Relaxed);
+                computed.turns = after(computed.turns, is_held || late <= AT_ONCE);
+                if is_held && summons.computed() >= STRIDE {
+                    computed.turns = MOST;
+                    computed.strides.0.store(ticks + REMEMBERED, Relaxed);
+                }
             }
             is_interrupted
         });
@@ -222,6 +259,12 @@ impl Turns {
     fn elapsed(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
+}
+
+/// Processor time of this thread, in nanoseconds.
+fn thread_cpu() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    u64::try_from(Duration::try_from(time).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What is remembered after one more turn.
@@ -287,9 +330,14 @@ pub(crate) fn end() {
 }
 
 impl Computed {
+    /// Of an instance of the service of which these are.
+    pub(crate) fn new(strides: Strides) -> Self {
+        Self { strides, ..Self::default() }
+    }
+
     /// What was, was of another request.
     pub(crate) fn forget(&mut self) {
-        self.turns = 0;
+        (self.turns, self.at_once) = (0, false);
     }
 }
 
@@ -300,6 +348,11 @@ impl Summons {
         self
     }
 
+    /// Processor time since its turn began, of an instance that has had its thread since then.
+    fn computed(&self) -> Duration {
+        Duration::from_nanos(thread_cpu().saturating_sub(self.since_cpu.load(Relaxed)))
+    }
+
     /// Polls what may end the work of the instance, which is interrupted once that is to be polled again.
     pub(crate) fn poll<T>(
         self: &Arc<Self>,
@@ -307,6 +360,7 @@ impl Summons {
         end: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         self.wanted.store(false, Relaxed);
+        self.is_held.store(false, Relaxed);
         self.task.register(cx.waker());
         end(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
     }
@@ -363,7 +417,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use wasmtime::Engine;
 
-    use super::{Computed, HERE, SHORT, TURN, Turns, WAITING, after, end};
+    use super::{Computed, HERE, SHORT, STRIDE, Strides, Turns, WAITING, after, end, thread_cpu};
 
     /// How many of these turns are those of a request that computes for long.
     fn long(turns: impl IntoIterator<Item = bool>) -> usize {
@@ -529,6 +583,34 @@ mod tests {
         // As many as a turn has time for.
         let fit = (TURN.as_micros() / STEP.as_micros()) as usize + 1;
         assert!((1..=fit).contains(&most.load(Relaxed)), "{most:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_cannot_be_interrupted_for_long_has_a_thread_after_the_first_stride_and_later_from_the_beginning() {
+        let (machine, strides) = (Machine::new(3).await, Strides::default());
+        for is_known in [false, true] {
+            let mut computed = Computed::new(strides.clone());
+            let summons = Arc::clone(&computed.summons).alone();
+            assert_eq!(machine.turns.begin_request(&mut computed), is_known);
+            let work = async {
+                if is_known && let Some(next) = machine.turns.next(&mut computed) {
+                    next.await;
+                }
+                let mut on_workers = 0;
+                for _ in 0..8 {
+                    on_workers += usize::from(HERE.with_borrow(Option::is_none));
+                    let begun = thread_cpu();
+                    while thread_cpu() - begun < 2 * STRIDE.as_nanos() as u64 {}
+                    if let Some(next) = machine.turns.next(&mut computed) {
+                        next.await;
+                    }
+                }
+                on_workers
+            };
+            let on_workers = summons.until(sleep(Duration::from_secs(60)), work).await.unwrap();
+            // One, or none. Where the machine is busy, a thread may not be there in time.
+            assert!(on_workers <= 3, "{on_workers}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,12 +1,12 @@
-//! What a component prints, brought to the log line by line.
+//! Output of a component, brought to the log line by line, as many lines a second as it may print.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
-use leasehold::ServiceName;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     async_trait,
@@ -14,75 +14,177 @@ use wasmtime_wasi::{
     p2::{OutputStream, Pollable, StreamResult},
 };
 
+use crate::{
+    error::shown,
+    telemetry::service_metrics::{Hit, Stats},
+};
+
 /// A longer line is cut into several.
 const MAX_LINE_BYTES: usize = 4096;
+/// Seconds that a component may have been silent and then print the lines of, at once.
+const BURST: f64 = 10.0;
+/// How often it is logged that lines are left out, at most.
+const REPORT: Duration = Duration::from_secs(1);
 
 /// Standard output or standard error of one instance. All streams that a component opens on it share one line.
 #[derive(Clone)]
 pub(crate) struct Output {
-    service: ServiceName,
     stream: &'static str,
     line: Arc<Mutex<Line>>,
+    budget: Arc<Budget>,
 }
 
 #[derive(Default)]
 struct Line(Vec<u8>);
 
+/// Lines that all instances of one service may print, a token bucket.
+pub(crate) struct Budget {
+    stats: Arc<Stats>,
+    lines_per_second: u32,
+    bucket: Mutex<Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    lines: f64,
+    filled: Instant,
+    left_out: u64,
+    reported: Option<Instant>,
+}
+
+/// What becomes of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    /// It is logged, after a report of this many that were not, where there is one.
+    Logged(Option<u64>),
+    /// It is left out, and it is time to say so.
+    FirstLeftOut,
+    LeftOut,
+}
+
 impl Output {
-    pub(crate) fn stdout(service: ServiceName) -> Self {
-        Self { service, stream: "stdout", line: Arc::default() }
+    pub(crate) fn stdout(budget: Arc<Budget>) -> Self {
+        Self { stream: "stdout", line: Arc::default(), budget }
     }
 
-    pub(crate) fn stderr(service: ServiceName) -> Self {
-        Self { service, stream: "stderr", line: Arc::default() }
+    pub(crate) fn stderr(budget: Arc<Budget>) -> Self {
+        Self { stream: "stderr", line: Arc::default(), budget }
     }
 
     fn print(&self, bytes: &[u8]) {
-        let mut line = self.line.lock().expect("printing does not panic");
-        for line in line.add(bytes) {
-            self.log(&line);
-        }
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.add(bytes, |line| self.log(line));
     }
 
-    fn log(&self, line: &str) {
-        tracing::info!(service = %self.service, stream = self.stream, "{line}");
+    fn log(&self, line: &[u8]) {
+        if line.iter().all(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control()) {
+            return;
+        }
+        let stats = &self.budget.stats;
+        let passage = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
+        match passage {
+            Passage::Logged(left_out) => {
+                if let Some(left_out) = left_out {
+                    self.budget.report(left_out);
+                }
+                let text = shown(String::from_utf8_lossy(line).trim_end());
+                tracing::info!(service = %stats.service(), stream = self.stream, "{text}");
+            }
+            Passage::FirstLeftOut => {
+                stats.hit(Hit::Output);
+                let most = self.budget.lines_per_second;
+                tracing::warn!(service = %stats.service(), "what the component prints is left out beyond {most} lines a second (limits.output_lines)");
+            }
+            Passage::LeftOut => stats.hit(Hit::Output),
+        }
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(stats: Arc<Stats>, lines_per_second: u32) -> Arc<Self> {
+        Arc::new(Self { stats, lines_per_second, bucket: Mutex::new(Bucket::new(Instant::now(), lines_per_second)) })
+    }
+
+    fn report(&self, left_out: u64) {
+        tracing::warn!(service = %self.stats.service(), "{left_out} lines of the component were left out (limits.output_lines)");
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        let left_out = self.bucket().left_out;
+        if left_out > 0 {
+            self.report(left_out);
+        }
+    }
+}
+
+impl Bucket {
+    fn new(now: Instant, lines_per_second: u32) -> Self {
+        Self { lines: f64::from(lines_per_second) * BURST, filled: now, left_out: 0, reported: None }
+    }
+
+    fn take(&mut self, now: Instant, lines_per_second: u32) -> Passage {
+        let rate = f64::from(lines_per_second);
+        let filled = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
+        (self.lines, self.filled) = ((self.lines + filled).min(rate * BURST), now);
+        if self.lines >= 1.0 {
+            self.lines -= 1.0;
+            return Passage::Logged(self.due(now));
+        }
+        self.left_out += 1;
+        if self.left_out == 1 && self.may_report(now) {
+            self.reported = Some(now);
+            return Passage::FirstLeftOut;
+        }
+        Passage::LeftOut
+    }
+
+    /// Number of lines to report as left out, once a while.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        if self.left_out == 0 || !self.may_report(now) {
+            return None;
+        }
+        self.reported = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+
+    fn may_report(&self, now: Instant) -> bool {
+        self.reported.is_none_or(|at| now.saturating_duration_since(at) >= REPORT)
     }
 }
 
 impl Line {
-    /// Adds what was printed and returns the lines that are complete.
-    fn add(&mut self, bytes: &[u8]) -> Vec<String> {
-        let mut lines = Vec::new();
-        for &byte in bytes {
-            if byte != b'\n' {
-                self.0.push(byte);
-            }
-            if byte == b'\n' || self.0.len() >= MAX_LINE_BYTES {
-                lines.extend(self.take());
+    /// Adds what was printed, and passes on each line that is complete.
+    fn add(&mut self, mut bytes: &[u8], mut complete: impl FnMut(&[u8])) {
+        while !bytes.is_empty() {
+            let piece = &bytes[..bytes.len().min(MAX_LINE_BYTES - self.0.len())];
+            let end = piece.iter().position(|byte| *byte == b'\n');
+            let taken = end.unwrap_or(piece.len());
+            self.0.extend_from_slice(&piece[..taken]);
+            bytes = &bytes[taken + usize::from(end.is_some())..];
+            if end.is_some() || self.0.len() >= MAX_LINE_BYTES {
+                complete(&self.0);
+                self.0.clear();
             }
         }
-        lines
-    }
-
-    /// The line so far as text that cannot confuse a terminal.
-    fn take(&mut self) -> Option<String> {
-        let bytes = std::mem::take(&mut self.0);
-        let text: String = String::from_utf8_lossy(&bytes)
-            .chars()
-            .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
-            .collect();
-        let text = text.trim_end_matches(['\u{fffd}', ' ', '\t']);
-        (!text.is_empty()).then(|| text.to_owned())
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
         // The last stream of the instance: what stands without a line end is a line, too.
-        if let Some(line) = Arc::get_mut(&mut self.line)
-            && let Some(line) = line.get_mut().ok().and_then(Line::take)
-        {
-            self.log(&line);
+        let last = Arc::get_mut(&mut self.line)
+            .map(|line| std::mem::take(&mut line.get_mut().unwrap_or_else(PoisonError::into_inner).0));
+        let Some(line) = last else { return };
+        self.log(&line);
+        let due = self.budget.bucket().due(Instant::now());
+        if let Some(left_out) = due {
+            self.budget.report(left_out);
         }
     }
 }
@@ -140,27 +242,41 @@ impl AsyncWrite for Output {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, MAX_LINE_BYTES};
+    use std::time::{Duration, Instant};
+
+    use super::{Bucket, Line, MAX_LINE_BYTES, Passage};
+
+    fn add(line: &mut Line, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        line.add(bytes, |line| lines.push(String::from_utf8_lossy(line).into_owned()));
+        lines
+    }
 
     #[test]
     fn lines_are_gathered_from_pieces() {
         let mut line = Line::default();
-        assert!(line.add(b"hel").is_empty());
-        assert_eq!(line.add(b"lo\r\n\nwor"), ["hello"]);
-        assert_eq!(line.add(b"ld\n"), ["world"]);
-        assert_eq!(line.take(), None);
+        assert!(add(&mut line, b"hel").is_empty());
+        assert_eq!(add(&mut line, b"lo\n\nwor"), ["hello", ""]);
+        assert_eq!(add(&mut line, b"ld\n"), ["world"]);
+        assert!(line.0.is_empty());
     }
 
     #[test]
     fn a_line_without_end_is_bounded() {
         let mut line = Line::default();
-        let lines = line.add(&vec![b'x'; MAX_LINE_BYTES * 3 + 1]);
+        let lines = add(&mut line, &vec![b'x'; MAX_LINE_BYTES * 3 + 1]);
         assert_eq!(lines.len(), 3);
-        assert_eq!(line.take().as_deref(), Some("x"));
+        assert_eq!(line.0, b"x");
     }
 
     #[test]
-    fn a_terminal_is_not_confused() {
-        assert_eq!(Line::default().add(b"a\x1b[31mb\n"), ["a\u{fffd}[31mb"]);
+    fn lines_beyond_the_rate_are_left_out_and_counted() {
+        let begun = Instant::now();
+        let mut bucket = Bucket::new(begun, 10);
+        let mut take = |millis| bucket.take(begun + Duration::from_millis(millis), 10);
+        assert!((0..100).all(|_| take(0) == Passage::Logged(None)));
+        assert_eq!([take(0), take(0), take(50)], [Passage::FirstLeftOut, Passage::LeftOut, Passage::LeftOut]);
+        assert_eq!([take(100), take(100)], [Passage::Logged(None), Passage::LeftOut]);
+        assert_eq!([take(1100), take(1100)], [Passage::Logged(Some(4)), Passage::Logged(None)]);
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use wasip2::http::types::Fields;
+use wasip2::{http::types::Fields, random::random::get_random_bytes};
 
 use crate::{
     bindings::leasehold::registry::{
@@ -21,7 +21,10 @@ use crate::{
 /// Result of an act, as text that a test can compare.
 pub(crate) type Outcome = Result<String, Error>;
 
-/// Number of counts that this instance has returned.
+/// Lines of one act, more than a component may print at once.
+const CHATTER: u32 = 5000;
+
+/// The counts that this instance has told.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Runs the act of that name. Some acts never return; they print a line first.
@@ -74,11 +77,30 @@ pub(crate) fn act(name: &str) -> Outcome {
             Ok("slow".into())
         }
         "count" => Ok(COUNT.fetch_add(1, Ordering::Relaxed).to_string()),
+        "once" => match COUNT.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok("once".into()),
+            _ => panic!("told to answer once"),
+        },
+        "chatter" => {
+            (0..CHATTER).for_each(|line| println!("line {line}"));
+            Ok(CHATTER.to_string())
+        }
+        "fill" => Ok(black_box(vec![1_u8; 40_000_000]).len().to_string()),
+        "random" => loop {
+            black_box(get_random_bytes(4 << 20));
+        },
         "flood" => Ok("flood ".repeat(4 << 20)),
         "grow" => grow(),
         "hoard" => hoard(),
+        "hoard-handles" => {
+            let mut hoard = Vec::new();
+            loop {
+                hoard.push(Fields::new());
+            }
+        }
         "tide" => tide(),
         "current" => Ok(current()),
+        "fail-in-red" => Err(Error::Other("told to \x1b[31mfail\x07\u{202e}".into())),
         "fail" => Err(Error::Other("told to fail".into())),
         "register-and-trap" => {
             register(&own())?;

@@ -1,9 +1,9 @@
 //! A `wasi:http` 0.3 component that does not use the registry.
 //!
-//! `/echo` sends back the body with its trailers while they arrive. `/fail` traps at the end of a response, and `/break` when the
-//! beginning of the response has been sent. `/yield` and `/compute` compute for a second after the head: `/yield` yields all the
-//! time, `/compute` never does. `/length/N` has a body of N bytes with its `content-length`, and `/pass` returns the body of the
-//! request unread. `/relay/HOST/PATH` sends a request to another host. Any other path gets a greeting.
+//! `/echo` sends back the body with its trailers while they come. `/fail` traps at the end of an answer, and `/break` does so
+//! when its beginning has been sent. `/yield` and `/compute` work for a second after the head, the one bit by bit and the other
+//! at a stretch. `/length/N` tells the length of its body, N bytes, and `/pass` gives back the body that came as it is.
+//! `/code/NAME` returns that error code. `/relay/HOST/PATH` asks another host. Anything else is greeted.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -57,6 +57,11 @@ impl Guest for Plain {
             Some(path) if let Some(length) = path.strip_prefix("/length/") => {
                 Ok(long(length.parse().expect("a number")))
             }
+            Some("/code/connection-refused") => Err(ErrorCode::ConnectionRefused),
+            Some("/code/dns-timeout") => Err(ErrorCode::DnsTimeout),
+            Some("/code/http-request-denied") => Err(ErrorCode::HttpRequestDenied),
+            Some("/code/http-request-body-size") => Err(ErrorCode::HttpRequestBodySize(None)),
+            Some("/code/internal-error") => Err(ErrorCode::InternalError(Some("told \x1b[31mso".to_owned()))),
             Some(path) if let Some(target) = path.strip_prefix("/relay/") => relay(request, target).await,
             _ => Ok(answer(async |mut body| drop(body.write_all(HELLO.to_vec()).await))),
         }

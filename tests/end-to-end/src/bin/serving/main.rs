@@ -18,11 +18,21 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::World;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::{net::TcpStream, task::JoinHandle, time::sleep};
+use tokio::{
+    net::TcpStream,
+    task::{JoinHandle, JoinSet},
+    time::{interval, sleep},
+};
 
 /// Concurrent requests that compute without end, beside the neighbour: more than there are threads for them.
 const SPINNING: usize = 4;
-/// Requests per second to the neighbour.
+/// Requests a second that fill 40 MB of fresh memory each, which no instruction in the middle of interrupts.
+const FILLING_RATE: f64 = 23.0;
+/// Requests at a time that draw 4 MiB of random bytes, again and again.
+const DRAWING: usize = 6;
+/// How long they are at it before the neighbour is measured.
+const LEAD: Duration = Duration::from_millis(500);
+/// Requests a second to the neighbour of those.
 const NEIGHBOUR_RATE: f64 = 500.0;
 /// Starts of a process in one round.
 const STARTS: usize = 9;
@@ -93,6 +103,8 @@ enum What {
     One,
     Start,
     Neighbour,
+    BesideFilling,
+    BesideDrawing,
 }
 
 impl What {
@@ -108,7 +120,7 @@ enum Goal {
     AtMost(f64),
 }
 
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 10] = [
     Figure { name: "requests/s, wasi:http 0.2; wasmtime serve", what: What::Rate, goal: Goal::AtLeast(1.0) },
     Figure {
         name: "requests/s, 0.2 with instances reused; wasmtime serve",
@@ -124,7 +136,17 @@ const FIGURES: [Figure; 8] = [
         what: What::Start,
         goal: Goal::AtMost(1.0),
     },
-    Figure { name: "p99 beside a computation (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
+    Figure { name: "p99 beside one that spins (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
+    Figure {
+        name: "p99 beside one that fills 40 MB, 23 times/s (ms); alone",
+        what: What::BesideFilling,
+        goal: Goal::AtMost(3.0),
+    },
+    Figure {
+        name: "p99 beside six that draw 4 MiB of random (ms); alone",
+        what: What::BesideDrawing,
+        goal: Goal::AtMost(3.0),
+    },
 ];
 
 /// All servers: ours with every feature, ours without, and the peers.
@@ -174,15 +196,20 @@ impl<'a> Scene<'a> {
                 micros
             }
             What::Start => start_ours(self.world).await,
-            What::Neighbour => {
-                let spinning = spinning(&self.host);
-                let p99 = load::p99(&plain, NEIGHBOUR_RATE).await;
-                spinning.iter().for_each(JoinHandle::abort);
-                // Abandoned computations end, and the other side runs alone.
-                sleep(SETTLE).await;
-                p99
-            }
+            What::Neighbour => self.beside(repeated(&self.host, "spin", SPINNING)).await,
+            What::BesideFilling => self.beside(vec![paced(&self.host, "fill", FILLING_RATE)]).await,
+            What::BesideDrawing => self.beside(repeated(&self.host, "random", DRAWING)).await,
         }
+    }
+
+    /// The neighbour's p99 while others are at it.
+    async fn beside(&self, others: Vec<JoinHandle<()>>) -> f64 {
+        sleep(LEAD).await;
+        let p99 = load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await;
+        others.iter().for_each(JoinHandle::abort);
+        // What computes for nobody ends, and the other side is alone.
+        sleep(SETTLE).await;
+        p99
     }
 
     async fn peer(&self, what: What) -> f64 {
@@ -193,7 +220,9 @@ impl<'a> Scene<'a> {
             What::Calls => load::calls(&self.native.addr).await,
             What::One => 1e6 / load::rate_of_one(&self.bare.url("plain")).await,
             What::Start => start_wasmtime().await,
-            What::Neighbour => load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await,
+            What::Neighbour | What::BesideFilling | What::BesideDrawing => {
+                load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await
+            }
         }
     }
 
@@ -214,14 +243,29 @@ fn scraped(admin: &str) -> JoinHandle<()> {
     })
 }
 
-fn spinning(host: &Host) -> Vec<JoinHandle<()>> {
-    let spin = format!("{}act/spin", host.url("hostile"));
-    let again = |spin: String| async move {
+/// That many who ask for an act, one request after the other.
+fn repeated(host: &Host, act: &str, count: usize) -> Vec<JoinHandle<()>> {
+    let url = format!("{}act/{act}", host.url("hostile"));
+    let again = |url: String| async move {
         loop {
-            let _ = get_over(Protocol::Http1, &spin).await; // It ends with a timeout.
+            let _ = get_over(Protocol::Http1, &url).await; // It is late, in the end.
         }
     };
-    (0..SPINNING).map(|_| tokio::spawn(again(spin.clone()))).collect()
+    (0..count).map(|_| tokio::spawn(again(url.clone()))).collect()
+}
+
+/// Asks for an act that often in a second, however long it takes.
+fn paced(host: &Host, act: &str, rate: f64) -> JoinHandle<()> {
+    let url = format!("{}act/{act}", host.url("hostile"));
+    tokio::spawn(async move {
+        let mut due = interval(Duration::from_secs_f64(1.0 / rate));
+        let mut requests = JoinSet::new();
+        loop {
+            due.tick().await;
+            let url = url.clone();
+            requests.spawn(async move { drop(get_over(Protocol::Http1, &url).await) });
+        }
+    })
 }
 
 /// A running peer.

@@ -1,0 +1,68 @@
+//! Log lines that would repeat: one in an interval, with the number of those left out.
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Gate of one kind of log line.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    interval: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+/// Number of occurrences that were not logged since the last line. Shown behind a line, empty where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LeftOut(u64);
+
+impl Throttle {
+    pub(crate) const fn new(interval: Duration) -> Self {
+        Self { interval, state: Mutex::new(State { last: None, left_out: 0 }) }
+    }
+
+    /// Counts an occurrence, and admits the first of an interval.
+    pub(crate) fn admit(&self, now: Instant) -> Option<LeftOut> {
+        // A panic elsewhere leaves a count that is still one.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
+            state.left_out += 1;
+            return None;
+        }
+        state.last = Some(now);
+        Some(LeftOut(std::mem::take(&mut state.left_out)))
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            left_out => write!(f, " ({left_out} more since the last such line)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::Throttle;
+
+    #[test]
+    fn one_line_in_an_interval_tells_how_many_were_left_out() {
+        let (throttle, begun) = (Throttle::new(Duration::from_secs(10)), Instant::now());
+        let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|left_out| left_out.to_string());
+        assert_eq!(admit(0).as_deref(), Some(""));
+        assert_eq!([admit(1), admit(9)], [None, None]);
+        assert_eq!(admit(10).as_deref(), Some(" (2 more since the last such line)"));
+        assert_eq!(admit(20).as_deref(), Some(""));
+    }
+}
