@@ -106,6 +106,9 @@ pub struct Addr(SmolStr);
 impl Addr {
     pub(crate) fn new(text: SmolStr) -> Result<Self, Invalid> {
         let invalid = |rule: &str| Err(Invalid::new("addr", format!("{rule}, not {}", shown(&text))));
+        if text.contains("://") {
+            return invalid("must be host:port without a scheme");
+        }
         let Some((host, port)) = text.rsplit_once(':') else {
             return invalid("must be host:port");
         };
@@ -126,6 +129,11 @@ impl Addr {
         let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
         if ip.is_none() && (host.is_empty() || host.len() > MAX_HOST_BYTES || !host.bytes().all(legal)) {
             return invalid("must begin with a host name or an IP address");
+        }
+        // Resolvers take a name that ends in a number for an IPv4 address (WHATWG URL, section 3.5), so a name it cannot be.
+        let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+        if ip.is_none() && !last.is_empty() && last.bytes().all(|c| c.is_ascii_digit()) {
+            return invalid("must begin with a host name or an IP address, and a name does not end in a number");
         }
         Ok(Self(text))
     }
@@ -313,7 +321,9 @@ mod tests {
 
     #[test]
     fn an_addr_is_host_and_port() {
-        for good in ["127.0.0.1:1", "[::1]:65535", "node-1.example:8080", "my_host:80"] {
+        for good in
+            ["127.0.0.1:1", "[::1]:65535", "node-1.example:8080", "my_host:80", "9.host:80", "node1:80", "h.:80"]
+        {
             assert_eq!(good.parse::<Addr>().unwrap().as_str(), good);
         }
         for bad in [
@@ -332,8 +342,23 @@ mod tests {
             "http://host:80",
             "host:80/",
             "host:http",
+            "10.0.0.256:80",
+            "10.0.0:80",
+            "127.1:80",
+            "1.2.3.4.5:80",
+            "1.2.3.4.:80",
+            "256:80",
+            "host.9:80",
         ] {
             assert!(bad.parse::<Addr>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_no_addr_and_is_told_why() {
+        for bad in ["http://10.0.0.5:80", "grpc://host:80", "http://[::1]:80"] {
+            let error = bad.parse::<Addr>().unwrap_err().to_string();
+            assert!(error.contains("without a scheme"), "{error}");
         }
     }
 

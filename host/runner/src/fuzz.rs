@@ -11,7 +11,7 @@ use crate::{
         destination::{Destination, Target, is_local},
     },
     grpc,
-    inbound::dispatch::address,
+    inbound::target::Origin,
 };
 
 /// The longest sentence about a configuration.
@@ -60,8 +60,9 @@ pub fn request(data: &[u8]) {
         request.headers_mut().append(name, value);
     }
     let _ = grpc::timeout(request.headers());
-    if address(&mut request, &Scheme::HTTP).is_ok() {
-        let authority = request.uri().authority().expect("the component is told the host");
+    if Origin::new(Scheme::HTTP, None).locate(&mut request).is_ok()
+        && let Some(authority) = request.uri().authority()
+    {
         assert!(!authority.as_str().contains('@') && request.uri().scheme().is_some());
     }
 }

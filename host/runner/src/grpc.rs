@@ -25,6 +25,8 @@ pub(crate) enum Status {
     PermissionDenied = 7,
     /// The request is larger than it may be.
     ResourceExhausted = 8,
+    /// The host cannot read the request.
+    Unimplemented = 12,
     /// The component failed.
     Internal = 13,
     /// The request was not begun, and another try is safe, where a pause before the next try goes with it; otherwise the

@@ -25,6 +25,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	health "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -40,6 +42,9 @@ const patience = 30 * time.Second
 type client struct {
 	types   protoreflect.FileDescriptor
 	greeter *grpc.ClientConn
+	// The same under the name by which a resolver of etcd's finds a service and its version.
+	named   *grpc.ClientConn
+	secured bool
 	failing *grpc.ClientConn
 	// A second connection to the failing service, which does not wait for the streams of the first.
 	another *grpc.ClientConn
@@ -70,6 +75,13 @@ func run(arguments []string) error {
 	if c.greeter, err = grpc.NewClient(arguments[1], grpc.WithTransportCredentials(security)); err != nil {
 		return err
 	}
+	etcd := manual.NewBuilderWithScheme("etcd")
+	etcd.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: arguments[1]}}})
+	// With TLS the authority is the name in the certificate.
+	if c.named, err = grpc.NewClient("etcd:///user/v1", grpc.WithResolvers(etcd), grpc.WithTransportCredentials(security)); err != nil {
+		return err
+	}
+	c.secured = len(arguments) > 3
 	for _, connection := range []**grpc.ClientConn{&c.failing, &c.another} {
 		plain := grpc.WithTransportCredentials(insecure.NewCredentials())
 		if *connection, err = grpc.NewClient(arguments[2], plain); err != nil {
@@ -91,6 +103,7 @@ func run(arguments []string) error {
 		{"a deadline", c.deadline},
 		{"a cancellation", c.cancellation},
 		{"health", c.health},
+		{"a target with a slash", c.slash},
 		{"a trap, a call that takes too long, and a host that is busy", c.failures},
 	}
 	for _, each := range checks {
@@ -188,6 +201,21 @@ func (c *client) ends(stream grpc.ClientStream) error {
 func (c *client) unary(ctx context.Context) error {
 	if text, err := c.greet(ctx, "Ada"); err != nil || text != "hello Ada" {
 		return fmt.Errorf("%q, %v", text, err)
+	}
+	return nil
+}
+
+// Its authority is `user%2Fv1`.
+func (c *client) slash(ctx context.Context) error {
+	if c.secured {
+		return nil
+	}
+	for range 20 {
+		reply := c.message("GreetReply", nil)
+		err := c.named.Invoke(ctx, "/greeter.v1.Greeter/Greet", c.request("Ada"), reply)
+		if text := greeting(reply); err != nil || text != "hello Ada" {
+			return fmt.Errorf("%q, %v", text, err)
+		}
 	}
 	return nil
 }

@@ -38,6 +38,9 @@ class Client:
         else:
             trust = grpc.ssl_channel_credentials(Path(authority).read_bytes())
             self.greeter = grpc.secure_channel(greeter, trust, OPTIONS)
+        # What gRPC's C core sends for a target as `etcd:///user/v1`.
+        named = [*OPTIONS, ("grpc.default_authority", "user%2Fv1")]
+        self.named = grpc.insecure_channel(greeter, named) if authority is None else None
         self.failing = grpc.insecure_channel(failing, OPTIONS)
         self.another = grpc.insecure_channel(failing, OPTIONS)
 
@@ -53,6 +56,7 @@ class Client:
         yield "a deadline", self.deadline
         yield "a cancellation", self.cancellation
         yield "health", self.health
+        yield "a target with a slash", self.slash
         yield "a trap, a call that takes too long, and a host that is busy", self.failures
 
     def call(self, kind, method, service="greeter.v1.Greeter"):
@@ -74,6 +78,17 @@ class Client:
 
     def unary(self):
         same(self.greet("Ada"), "hello Ada")
+
+    def slash(self):
+        if self.named is None:
+            return
+        call = self.named.unary_unary(
+            "/greeter.v1.Greeter/Greet",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=self.types["GreetReply"].FromString,
+        )
+        for _ in range(20):
+            same(call(self.request("Ada"), timeout=PATIENCE).greeting, "hello Ada")
 
     def server_streaming(self):
         same([reply.greeting for reply in self.repeat(5, 10)], ["hello Ada"] * 5)

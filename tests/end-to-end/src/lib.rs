@@ -7,6 +7,7 @@ pub mod http;
 pub mod large;
 pub mod paths;
 mod program;
+pub mod raw;
 pub mod sources;
 pub mod startup;
 

@@ -15,8 +15,9 @@ use hyper_util::{
 use leasehold_end_to_end::{
     Host, Program,
     config::{config, hostile, service, with},
-    http::{begin, get},
+    http::get,
     paths,
+    raw::{Connection, field},
 };
 use leasehold_scenarios::{
     wait_for,
@@ -51,7 +52,7 @@ async fn client(program: &str, arguments: &[&str], host: &Host) {
     let arguments = arguments.iter().copied().chain([descriptors.to_str().unwrap(), &greeter, &failing]);
     let ended = Program::spawn(&paths::client(program), arguments, &host.temporary()).ends().await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
-    assert_eq!(ended.stdout.lines().count(), 12, "{}", ended.stdout);
+    assert_eq!(ended.stdout.lines().count(), 13, "{}", ended.stdout);
 }
 
 #[tokio::test]
@@ -193,9 +194,11 @@ async fn an_abandoned_instance_ends() {
     let mut host = Host::spawn(&config(&world, [patient]), &["-v"]);
     host.says("ready").await;
     for (act, said) in [("spin", "spinning"), ("sleep", "sleeping")] {
-        let pending = begin(&format!("{}act/{act}", host.url("hostile"))).await;
+        let mut client = Connection::open(&host.addr("hostile")).await;
+        let get = [&[0x82, 0x86][..], &field(":path", &format!("/act/{act}")), &field(":authority", "here")].concat();
+        let stream = client.send(&get, None).await;
         host.says(said).await;
-        drop(pending);
+        client.cancel(stream).await;
     }
     let ended = |line: &&Value| line["message"] == "an instance ended: nobody waits for it any more";
     wait_for("the instances end", SOON, async || host.log().iter().filter(ended).count() == 2).await;

@@ -216,6 +216,7 @@ impl Connection {
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
+            .half_close(true)
             .max_buf_size(MAX_HEADER_BYTES)
             // A connection holds no slot for a request that may never come.
             .keep_alive(false)

@@ -1,12 +1,9 @@
 //! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{
-    Method, Response, Uri, header,
-    uri::{Authority, Scheme},
-};
+use http::{HeaderValue, Response, Version, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
@@ -25,6 +22,7 @@ use crate::{
     inbound::{
         error_code,
         response::{Answer, Refusal, Waiting},
+        target::Origin,
     },
     rt::timers::Timers,
     telemetry::{
@@ -97,19 +95,21 @@ impl Door {
         self.places.most
     }
 
-    /// The component's answer to what came at that time and by `scheme`, on the connection of these timers, or what is said in
-    /// its place.
+    /// The component's response to a request that came at that time and on such a connection, with its timers; or the host's
+    /// own in its place.
     pub(crate) async fn answer(
         &self,
         mut request: hyper::Request<Incoming>,
         arrived: Instant,
         timers: &Timers,
-        scheme: &Scheme,
+        origin: &Origin,
     ) -> Response<Answer> {
         let grpc = grpc::is_spoken(request.headers());
+        let version = request.version();
+        let located = origin.locate(&mut request);
         let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
         let attempted = async {
-            address(&mut request, scheme)?;
+            located?;
             if request.body().size_hint().lower() > self.body_size as u64 {
                 return Err(Hit::Large.into());
             }
@@ -119,7 +119,8 @@ impl Door {
                 return self.attempt(request, arrived, timers, &self.places, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
-            let request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
+            let mut request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
+            request.extensions_mut().insert(Broken(broken.clone()));
             tokio::select! {
                 biased;
                 // What the component makes of half a body is of no interest.
@@ -144,8 +145,12 @@ impl Door {
                 if let Some(span) = &mut span {
                     span.refused(refusal, hit, grpc);
                 }
+                let mut response = refusal.response(grpc);
+                if refusal.closes() && version < Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 // Where gRPC is spoken, a failure is a 200.
-                (refusal.status(), refusal.response(grpc))
+                (refusal.status(), response)
             }
         };
         self.stats.answered(status, arrived.elapsed());
@@ -221,7 +226,8 @@ impl Door {
                 (turn, now)
             }
         };
-        let waiting = Waiting::begin(line, within, span.as_ref());
+        let broken = request.extensions().get::<Broken>().cloned();
+        let waiting = Waiting::begin(self.name.clone(), line, within, span.as_ref());
         let call = Arc::clone(&waiting.call);
         let end = by(begun + within);
         let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&call), request)).await;
@@ -249,7 +255,10 @@ impl Door {
             }
             Ok(Err(error)) => Err(match error_code::returned(&error) {
                 Some(code) => Unanswered::Coded(code, call.line.clone()),
-                None => self.failed(&error, &call).into(),
+                None => {
+                    let is_broken = broken.is_some_and(|broken| broken.0.is_cancelled());
+                    self.failed(&error, &call, is_broken).into()
+                }
             }),
             Err(_) => Err(self.late(begun, &call.line).into()),
         }
@@ -262,7 +271,7 @@ impl Door {
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error, call: &Call) -> Hit {
+    fn failed(&self, error: &wasmtime::Error, call: &Call, is_broken: bool) -> Hit {
         let line = &call.line;
         if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
@@ -274,7 +283,9 @@ impl Door {
         }
         // Of any other error the instance ends, and that is logged where it does.
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
-        if has_returned && call.is_unanswered() {
+        if is_broken {
+            tracing::debug!(service = %self.name, request = %line, "the client broke off the request: {}", cause(error));
+        } else if has_returned && call.is_unanswered() {
             tracing::warn!(service = %self.name, request = %line, "{UNANSWERED}");
         } else {
             tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
@@ -314,33 +325,17 @@ impl From<Hit> for Unanswered {
     }
 }
 
-/// Lets the URI of a request tell its host, which components of 0.3 are told nowhere else. Who names none, or not one that
-/// can be read, is refused here: in wasmtime that is a failure, and would be counted as the component's. So is who asks for
-/// a tunnel.
-pub(crate) fn address<B>(request: &mut http::Request<B>, scheme: &Scheme) -> Result<(), Hit> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (None, _) => None,
-        (Some(host), None) => Some(Authority::try_from(host.as_bytes()).map_err(|_| Hit::NoHost)?),
-        (Some(_), Some(_)) => return Err(Hit::NoHost),
-    };
-    let asked = request.uri().authority().or(host.as_ref()).ok_or(Hit::NoHost)?;
-    if asked.as_str().contains('@') || request.method() == Method::CONNECT {
-        return Err(Hit::NoHost);
-    }
-    if request.uri().authority().is_none() {
-        let mut parts = mem::take(request.uri_mut()).into_parts();
-        (parts.scheme, parts.authority) = (Some(scheme.clone()), host);
-        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Hit::NoHost)?;
-    }
-    Ok(())
-}
+/// Extension of a request, cancelled when the client breaks off its body.
+#[derive(Clone)]
+struct Broken(CancellationToken);
 
 impl From<Hit> for Refusal {
     fn from(hit: Hit) -> Self {
         match hit {
             Hit::Full | Hit::Waited => Self::Busy,
             Hit::NoHost => Self::NoHost,
+            Hit::Target => Self::Target,
+            Hit::Coding => Self::Coding,
             Hit::Broken => Self::Broken,
             Hit::Large => Self::Large,
             Hit::Late => Self::Late,
@@ -359,38 +354,5 @@ impl From<Hit> for Refusal {
             | Hit::Output
             | Hit::TooFewRemain => Self::Failed,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http::{Request, uri::Scheme};
-
-    use super::address;
-
-    fn addressed(method: &str, uri: &str, hosts: &[&[u8]]) -> Option<String> {
-        let mut request = Request::builder().method(method).uri(uri);
-        for host in hosts {
-            request = request.header("host", *host);
-        }
-        let mut request = request.body(()).unwrap();
-        address(&mut request, &Scheme::HTTPS).ok()?;
-        Some(request.uri().to_string())
-    }
-
-    #[test]
-    fn a_request_has_one_host_that_can_be_read() {
-        let get = |uri, hosts| addressed("GET", uri, hosts);
-        assert_eq!(get("/a?b", &[b"here:80"]).unwrap(), "https://here:80/a?b");
-        assert_eq!(get("http://there/a", &[]).unwrap(), "http://there/a");
-        assert_eq!(get("http://there/a", &[b"here"]).unwrap(), "http://there/a");
-        assert!(addressed("OPTIONS", "*", &[b"[::1]:8080"]).is_some());
-        let bad: [&[&[u8]]; 7] =
-            [&[], &[b""], &[b"here", b"here"], &[b"\xff"], &[b"\x80here"], &[b"he re"], &[b"somebody@here"]];
-        for hosts in bad {
-            assert_eq!(get("/", hosts), None, "{hosts:?}");
-        }
-        assert_eq!(get("http://somebody@there/", &[]), None);
-        assert_eq!(addressed("CONNECT", "there:80", &[b"there:80"]), None);
     }
 }

@@ -1,8 +1,10 @@
 //! The way of a request into a component: listener, connection, dispatch, response.
 
+mod authority;
 pub(crate) mod dispatch;
 pub(crate) mod error_code;
 pub(crate) mod lingering_close;
 pub(crate) mod response;
 pub(crate) mod server;
+mod target;
 pub(crate) mod tls;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
+use leasehold::ServiceName;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -33,6 +34,8 @@ use crate::{
 pub(crate) enum Refusal {
     Busy,
     NoHost,
+    Target,
+    Coding,
     Broken,
     Large,
     Late,
@@ -53,6 +56,10 @@ impl Refusal {
         match self {
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
             Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
+            Self::Target => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request target is malformed"),
+            Self::Coding => {
+                (StatusCode::NOT_IMPLEMENTED, Status::Unimplemented, "the transfer coding is not supported")
+            }
             Self::Broken => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
             Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
@@ -65,6 +72,11 @@ impl Refusal {
     /// The status in HTTP, however it is told.
     pub(crate) fn status(self) -> StatusCode {
         self.told().0
+    }
+
+    /// Returns true when the connection cannot be reused over HTTP/1.1.
+    pub(crate) fn closes(self) -> bool {
+        matches!(self, Self::Broken | Self::Coding)
     }
 
     /// The answer, as a gRPC status where gRPC is spoken.
@@ -96,6 +108,7 @@ fn empty() -> WasiBody {
 
 /// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
 pub(crate) struct Waiting {
+    service: ServiceName,
     pub(crate) call: Arc<Call>,
     whole: bool,
     /// The span of the answer, from its beginning on.
@@ -103,8 +116,8 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) fn begin(line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
-        Self { call: Arc::new(Call::new(line, within, span.map(Span::context))), whole: false, span: None }
+    pub(crate) fn begin(service: ServiceName, line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
+        Self { service, call: Arc::new(Call::new(line, within, span.map(Span::context))), whole: false, span: None }
     }
 }
 
@@ -122,11 +135,12 @@ type Next = Option<Result<Frame<Bytes>, Error>>;
 
 /// The body of an answer.
 pub(crate) struct Answer {
+    /// What an answer of the component has, and one of the host has not. It is dropped first, so that the instance is
+    /// abandoned before it could see that nobody takes its body.
+    hold: Option<Hold>,
     body: WasiBody,
     /// What was taken of it already, before anything is sent: a piece, and what follows.
     ahead: [Option<Next>; 2],
-    /// What an answer of the component has, and one of the host has not.
-    hold: Option<Hold>,
     ended: bool,
 }
 
@@ -141,13 +155,14 @@ struct Hold {
     grpc: bool,
     /// Until then the answer has to be there.
     late: Sleep,
-    /// Bytes that are still to come, where the component says so.
+    /// Bytes of the body, and those that are still to come, where the component says so.
+    length: Option<u64>,
     left: Option<u64>,
 }
 
 impl Answer {
     fn of(body: WasiBody) -> Self {
-        Self { body, ahead: [None, None], hold: None, ended: false }
+        Self { hold: None, body, ahead: [None, None], ended: false }
     }
 
     /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
@@ -163,9 +178,17 @@ impl Answer {
         // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
         let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
-        let left = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut hold = Hold { waiting, _permits: permits, grpc, late, left };
-        hold.waiting.whole = body.is_end_stream() || left == Some(0);
+        if parts.status.is_informational() {
+            tracing::warn!(
+                service = %waiting.service,
+                "the component answered {}, which is no final response; connections are not upgraded",
+                parts.status.as_u16()
+            );
+            return Err(End::Failed);
+        }
+        let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let mut hold = Hold { waiting, _permits: permits, grpc, late, length, left: length };
+        hold.waiting.whole = body.is_end_stream() || length == Some(0);
         let mut answer = Self { hold: Some(hold), ..Self::of(body) };
         answer.gather().await?;
         if let (Some(mut span), Some(hold)) = (span.take(), &mut answer.hold) {
@@ -190,7 +213,10 @@ impl Answer {
         .await;
         let Some(hold) = self.hold.as_ref().filter(|hold| !hold.grpc && !hold.waiting.whole) else { return Ok(()) };
         match self.ahead.iter().flatten().last() {
-            Some(Some(Err(_))) => Err(hold.waiting.call.end().unwrap_or(End::Failed)),
+            Some(Some(Err(error))) => {
+                hold.warn(error, self.taken());
+                Err(hold.waiting.call.end().unwrap_or(End::Failed))
+            }
             Some(None) => hold.waiting.call.end().map_or(Ok(()), Err),
             Some(Some(Ok(_))) | None => Ok(()),
         }
@@ -253,6 +279,24 @@ impl Hold {
         }
     }
 
+    /// Logs why a body broke off, unless its instance ended or the client broke off the request.
+    fn warn(&self, error: &Error, taken: u64) {
+        if self.waiting.call.end().is_some() || matches!(error, Error::ConnectionTerminated) {
+            return;
+        }
+        let why = match (error, self.length, self.left) {
+            (Error::HttpProtocolError, Some(length), Some(left)) if left != taken => {
+                format!("the component wrote {} bytes, and its content-length is {length}", length - left + taken)
+            }
+            // The error of a body of 0.2 that was dropped.
+            (Error::HttpProtocolError, ..) => {
+                "the component dropped its outgoing-body without outgoing-body.finish".to_owned()
+            }
+            (error, ..) => error.to_string(),
+        };
+        tracing::warn!(service = %self.waiting.service, "a response broke off: {why}");
+    }
+
     fn fails(&mut self, end: End) {
         if let Some(span) = &mut self.waiting.span {
             let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
@@ -296,11 +340,14 @@ impl Body for Answer {
             // A body whose instance is gone looks as if it had come to its end.
             None if hold.waiting.whole => None,
             None => hold.waiting.call.end(),
-            Some(Err(error)) if !hold.grpc => {
-                hold.fails(End::Failed);
-                return this.end(Some(Err(error)));
+            Some(Err(error)) => {
+                hold.warn(&error, 0);
+                if !hold.grpc {
+                    hold.fails(End::Failed);
+                    return this.end(Some(Err(error)));
+                }
+                Some(hold.waiting.call.end().unwrap_or(End::Failed))
             }
-            Some(Err(_)) => Some(hold.waiting.call.end().unwrap_or(End::Failed)),
         };
         hold.waiting.whole |= end.is_none();
         let last = end.map(|end| hold.broken(end));

@@ -33,8 +33,10 @@ use tokio_util::{either::Either, io::InspectReader, sync::CancellationToken, tas
 use crate::{
     config::Limits,
     inbound::{
+        authority::Frames,
         dispatch::{Door, QUEUE_WAIT},
         lingering_close::Lingering,
+        target::Origin,
         tls::Tls,
     },
     rt::{executor::Bounded, timers::Timers},
@@ -43,7 +45,7 @@ use crate::{
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u32 = 1024;
-/// How often a silent HTTP/2 connection is asked whether it is still there.
+/// Longest silence of an HTTP/2 connection before it is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,6 +53,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const REMIND: Duration = Duration::from_secs(60);
 /// The bytes by which HTTP/2 is told from HTTP/1.1.
 const PREFACE: usize = 24;
+/// Largest header block in which an authority is looked for: where the h2 crate ends the connection.
+const HEADER_BLOCKS: usize = 4;
+const SMALLEST_BLOCK: usize = 16 << 10;
 /// How long connections that were cut may take to notice.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -195,16 +200,18 @@ impl Connections {
         let timers = Timers::default();
         let protocols = self.protocols(&timers);
         let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+        let origin = Origin::new(scheme, stream.local_addr().ok());
+        let has_replaced = Arc::clone(&origin.has_replaced);
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
                 let door = Arc::clone(&doors.borrow());
-                let (leaving, last, scheme) = (Arc::clone(&leaving), last.clone(), scheme.clone());
+                let (leaving, last, origin) = (Arc::clone(&leaving), last.clone(), origin.clone());
                 let timers = timers.clone();
                 let (version, now) = (request.version(), Instant::now());
                 let open = progress.begin(version, now);
                 async move {
-                    let mut response = door.answer(request, now, &timers, &scheme).await;
+                    let mut response = door.answer(request, now, &timers, &origin).await;
                     if leaving.load(Ordering::Relaxed) {
                         farewell(version, &mut response, &last);
                     }
@@ -221,6 +228,7 @@ impl Connections {
         let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.doors.borrow().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
         let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
+        let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
         self.tasks.spawn(async move {
             let stream = match tls {
                 None => Either::Left(stream),
@@ -231,8 +239,9 @@ impl Connections {
                 },
             };
             let read = Arc::clone(&progress);
-            let mut stream =
-                Box::pin(TimeoutStream::new(InspectReader::new(stream, move |bytes: &[u8]| read.read(bytes))));
+            let stream = InspectReader::new(stream, move |bytes: &[u8]| read.read(bytes));
+            let stream = Frames::new(stream, Origin::replaced(), header_block, has_replaced);
+            let mut stream = Box::pin(TimeoutStream::new(stream));
             stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
             // Looked at when one of them has something to say, and not with every byte of the connection.
@@ -276,20 +285,25 @@ impl Connections {
 
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
     fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
-        let header_size = self.limits.header_size;
+        let Limits { header_size, client_timeout, .. } = self.limits;
+        // Silence and the time for an answer are as long as a client may take, together.
+        let ping_interval = PING_INTERVAL.min(client_timeout / 2);
         let (tasks, within) = (self.tasks.clone(), self.longest());
         let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
             .timer(timers.clone())
-            .header_read_timeout(self.limits.client_timeout)
+            // A client that has said all it has to say still waits for its response (RFC 9112, section 9.6).
+            .half_close(true)
+            .header_read_timeout(client_timeout)
             // One write of a copy is cheaper than one of pieces, which are small mostly.
             .writev(false)
             .max_buf_size(header_size);
         builder
             .http2()
             .timer(timers.clone())
-            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_interval(ping_interval)
+            .keep_alive_timeout(client_timeout.saturating_sub(ping_interval))
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
             .max_concurrent_streams(self.doors.borrow().most_requests());
         builder

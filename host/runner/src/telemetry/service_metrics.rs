@@ -97,8 +97,12 @@ pub(crate) enum Hit {
     Headers,
     /// An instance was refused memory.
     Memory,
-    /// Refused, since it named no host.
+    /// Refused, since it named no host, or a malformed one.
     NoHost,
+    /// Refused, since its target is malformed or not allowed for its method.
+    Target,
+    /// Refused, since its body has a transfer coding beside `chunked`.
+    Coding,
     /// Not answered, since the client broke it off.
     Broken,
     /// Refused, since its body is larger than `body_size`.
@@ -122,7 +126,7 @@ pub(crate) enum Hit {
 }
 
 /// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 19] = [
+pub(crate) const HITS: [(Hit, &str); 21] = [
     (Hit::Full, "full"),
     (Hit::Waited, "waited"),
     (Hit::Denied, "denied"),
@@ -132,6 +136,8 @@ pub(crate) const HITS: [(Hit, &str); 19] = [
     (Hit::Headers, "headers"),
     (Hit::Memory, "memory"),
     (Hit::NoHost, "no_host"),
+    (Hit::Target, "bad_target"),
+    (Hit::Coding, "transfer_coding"),
     (Hit::Broken, "broken"),
     (Hit::Large, "large"),
     (Hit::Late, "late"),

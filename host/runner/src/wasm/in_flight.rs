@@ -4,7 +4,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -69,6 +69,8 @@ enum Place {
 #[derive(Default)]
 pub(crate) struct Calls {
     state: Mutex<State>,
+    /// Mirror of the state for readers without the lock: all clients have left, and at least one early.
+    abandoned: AtomicBool,
     waker: AtomicWaker,
     pub(crate) rest: Rest,
 }
@@ -180,9 +182,9 @@ impl Calls {
         if self.is_abandoned() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn is_abandoned(&self) -> bool {
-        let state = locked(&self.state);
-        state.abandoned && state.open == 0
+    /// Returns true when all clients have left, and at least one early.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Relaxed)
     }
 
     /// How long one of them may take to be answered, at most.
@@ -203,7 +205,10 @@ impl Calls {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut locked(&self.state));
+        let mut state = locked(&self.state);
+        change(&mut state);
+        self.abandoned.store(state.abandoned && state.open == 0, Relaxed);
+        drop(state);
         self.waker.wake();
     }
 }

@@ -64,15 +64,20 @@ impl HandlerState for Instances {
         let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
         let mut store = self.engine.store(host);
         let summons = Arc::clone(&store.data().computed.summons).alone();
-        if let ProxyPre::P3(_) = self.pre {
-            // Of 0.2 an answer is there in one piece, or the component waits.
-            store.call_hook(|store, call| {
-                if matches!(call, CallHook::CallingWasm) {
-                    store.data().calls.rest.runs();
-                }
-                Ok(())
-            });
-        }
+        // Of 0.2 an answer is there in one piece, or the component waits.
+        let comes_in_pieces = matches!(self.pre, ProxyPre::P3(_));
+        store.call_hook(move |store, call| {
+            let calls = &store.data().calls;
+            if comes_in_pieces && matches!(call, CallHook::CallingWasm) {
+                calls.rest.runs();
+            }
+            // All clients have left: further work is wasted, and writing the response would fail.
+            if calls.is_abandoned() && matches!(call, CallHook::CallingWasm | CallHook::ReturningFromHost) {
+                calls.ended(End::Abandoned);
+                return Err(format_err!("the instance is abandoned"));
+            }
+            Ok(())
+        });
         let made = self.pre.instantiate_async(&mut store);
         let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
         let (calls, timers) = (Arc::clone(&store.data().calls), Timers::default());

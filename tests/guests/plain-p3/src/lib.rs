@@ -3,7 +3,8 @@
 //! `/echo` sends back the body with its trailers while they come. `/fail` traps at the end of an answer, and `/break` does so
 //! when its beginning has been sent. `/yield` and `/compute` work for a second after the head, the one bit by bit and the other
 //! at a stretch. `/length/N` tells the length of its body, N bytes, and `/pass` gives back the body that came as it is.
-//! `/code/NAME` returns that error code. `/relay/HOST/PATH` asks another host. Anything else is greeted.
+//! `/relay/HOST/PATH` asks another host. `/authority` tells the authority of the request and the host that was forwarded.
+//! Anything else is greeted.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -54,6 +55,12 @@ impl Guest for Plain {
                 body.write_all(HELLO.to_vec()).await;
             })),
             Some("/pass") => Ok(pass(request)),
+            Some("/authority") => {
+                let forwarded = request.get_headers().get("x-forwarded-host").pop().unwrap_or_default();
+                let authority = request.get_authority().unwrap_or_default();
+                let text = format!("{authority} {}", String::from_utf8_lossy(&forwarded));
+                Ok(answer(async move |mut body| drop(body.write_all(text.into_bytes()).await)))
+            }
             Some(path) if let Some(length) = path.strip_prefix("/length/") => {
                 Ok(long(length.parse().expect("a number")))
             }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use leasehold_end_to_end::paths;
+use leasehold_end_to_end::{config::with, paths};
 use serde_json::{Value, json};
 
 use crate::step::Step;
@@ -35,7 +35,10 @@ pub(crate) struct Ecosystem {
     pub(crate) modules: &'static [&'static str],
     /// The layout that it reads and writes.
     pub(crate) layout: &'static str,
-    /// The scheme of the addresses, if the layout publishes a scheme other than its default.
+    /// Prefix of the keys of the services that it calls, and of their names as it dials them: with a `/` in the name its gRPC
+    /// client sends a percent-encoded authority.
+    pub(crate) folder: Option<(&'static str, &'static str)>,
+    /// The scheme of the addresses, where the layout publishes one that is not its default.
     pub(crate) scheme: Option<&'static str>,
     pub(crate) transport: Transport,
     /// The version of its services; empty if the library has no place for it.
@@ -57,7 +60,23 @@ impl Ecosystem {
         }
     }
 
-    /// Its program, and the script if it has one.
+    /// Layout of the services that it calls.
+    pub(crate) fn layout_of_calls(&self) -> Value {
+        match self.folder {
+            Some((prefix, _)) => {
+                let layout = json!({ "name": self.layout, "prefix": prefix });
+                self.scheme.map_or(layout.clone(), |scheme| with(layout, json!({ "scheme": scheme })))
+            }
+            None => self.layout(),
+        }
+    }
+
+    /// Name of a service as it dials it.
+    pub(crate) fn dialled(&self, name: &str) -> String {
+        self.folder.map_or_else(|| name.to_owned(), |(_, folder)| format!("{folder}/{name}"))
+    }
+
+    /// Its program, and the arguments before those of every peer.
     pub(crate) fn program(&self) -> (PathBuf, Option<PathBuf>) {
         let (built, sources) = (paths::workspace().join("target/interop"), paths::workspace().join("tests/interop"));
         match self.language {
@@ -82,6 +101,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["google.golang.org/grpc", "go.etcd.io/etcd/client/v3"],
         layout: "etcd-naming",
+        folder: Some(("foo/bar", "foo/bar")),
         scheme: None,
         transport: Transport::Grpc,
         version: "",
@@ -95,6 +115,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
+        folder: Some(("/microservices/foo", "foo")),
         scheme: Some("http"),
         transport: Transport::Http,
         version: "v1",
@@ -108,6 +129,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
+        folder: Some(("/microservices/foo", "foo")),
         scheme: None,
         transport: Transport::Grpc,
         version: "v1",
@@ -121,6 +143,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/zeromicro/go-zero"],
         layout: "go-zero",
+        folder: None,
         scheme: None,
         transport: Transport::Grpc,
         version: "",
@@ -134,6 +157,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/cloudwego/kitex"],
         layout: "kitex",
+        folder: None,
         scheme: None,
         transport: Transport::Grpc,
         version: "",
@@ -147,6 +171,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/cloudwego/hertz"],
         layout: "hertz",
+        folder: None,
         scheme: None,
         transport: Transport::Http,
         version: "",
@@ -160,6 +185,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["go-micro.dev/v5"],
         layout: "go-micro",
+        folder: None,
         scheme: None,
         transport: Transport::Grpc,
         version: "v1",
@@ -173,6 +199,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/smallnest/rpcx"],
         layout: "rpcx",
+        folder: None,
         scheme: None,
         transport: Transport::Own,
         version: "",
@@ -186,6 +213,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/gogf/gf/v2"],
         layout: "goframe",
+        folder: None,
         scheme: None,
         transport: Transport::Http,
         version: "latest",
@@ -199,6 +227,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Python,
         modules: &["etcd3"],
         layout: "seed",
+        folder: None,
         scheme: None,
         transport: Transport::Http,
         version: "v1",
@@ -212,6 +241,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Python,
         modules: &["etcd3gw"],
         layout: "seed",
+        folder: None,
         scheme: None,
         transport: Transport::Http,
         version: "v1",
@@ -225,6 +255,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Python,
         modules: &["aetcd"],
         layout: "seed",
+        folder: None,
         scheme: None,
         transport: Transport::Http,
         version: "v1",

@@ -119,7 +119,7 @@ impl<'a> Stage<'a> {
         let host = self.start(self.service()).await;
         let addr = host.addr(&name);
         self.host = Some(host);
-        self.peer.watch(&name).await?;
+        self.peer.watch(&self.ecosystem.dialled(&name)).await?;
         let expected = Instance {
             addr,
             version: self.ecosystem.version.to_owned(),
@@ -132,7 +132,7 @@ impl<'a> Stage<'a> {
             let bare = Instance { metadata: expected.metadata.clone(), ..seen.clone() };
             bare == expected && seen.metadata.get("zone") == zone.as_ref()
         };
-        self.peer.sees(&name, |seen| seen.len() == 1 && is_expected(&seen[0])).await
+        self.peer.sees(&self.ecosystem.dialled(&name), |seen| seen.len() == 1 && is_expected(&seen[0])).await
     }
 
     async fn calls(&mut self) -> Result<(), String> {
@@ -149,11 +149,11 @@ impl<'a> Stage<'a> {
         let host = self.start(hostile(&name)).await;
         let act = async |name_of: &str| get(&format!("{}act/{name_of}", host.url(&name))).await.json();
         act("register").await;
-        self.peer.watch(&name).await?;
+        self.peer.watch(&self.ecosystem.dialled(&name)).await?;
         let weighs = |weight: u64| move |seen: &[Instance]| seen.len() == 1 && seen[0].weight == weight;
-        self.peer.sees(&name, weighs(WEIGHT.into())).await?;
+        self.peer.sees(&self.ecosystem.dialled(&name), weighs(WEIGHT.into())).await?;
         act("twice").await;
-        self.peer.sees(&name, weighs(MOVED)).await?;
+        self.peer.sees(&self.ecosystem.dialled(&name), weighs(MOVED)).await?;
         host.stop().await;
         Ok(())
     }
@@ -165,7 +165,7 @@ impl<'a> Stage<'a> {
             let next = self.start(self.service()).await;
             let addr = next.addr(&name);
             let before = self.host.replace(next).expect("an earlier step started it");
-            self.peer.sees(&name, |seen| seen.len() == 2).await?;
+            self.peer.sees(&self.ecosystem.dialled(&name), |seen| seen.len() == 2).await?;
             let (over, mut is_over) = oneshot::channel();
             let stopping = async {
                 before.stop().await;
@@ -173,13 +173,13 @@ impl<'a> Stage<'a> {
             };
             let calling = async {
                 while calls && is_over.try_recv().is_err() {
-                    if let Err(error) = answered(&mut self.peer, &name).await {
+                    if let Err(error) = answered(&mut self.peer, &self.ecosystem.dialled(&name)).await {
                         failed.push(error);
                     }
                 }
             };
             tokio::join!(stopping, calling);
-            self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
+            self.peer.sees(&self.ecosystem.dialled(&name), |seen| seen.len() == 1 && seen[0].addr == addr).await?;
         }
         match failed.first() {
             None => Ok(()),
@@ -190,14 +190,14 @@ impl<'a> Stage<'a> {
     async fn gone(&mut self) -> Result<(), String> {
         let name = self.name();
         self.host.take().expect("an earlier step started it").stop().await;
-        self.peer.sees(&name, <[_]>::is_empty).await
+        self.peer.sees(&self.ecosystem.dialled(&name), <[_]>::is_empty).await
     }
 
     async fn forgets(&mut self) -> Result<(), String> {
         let name = self.name();
         let deadline = Instant::now() + FORGETTING;
         loop {
-            match self.peer.call(&name).await {
+            match self.peer.call(&self.ecosystem.dialled(&name)).await {
                 Err(error) if !DIALLED.iter().any(|word| error.contains(word)) => return Ok(()),
                 called if Instant::now() > deadline => return Err(format!("it still calls it: {called:?}")),
                 _ => sleep(Duration::from_millis(100)).await,
@@ -209,7 +209,7 @@ impl<'a> Stage<'a> {
         let name = self.name();
         let host = self.start(self.service()).await;
         let addr = host.addr(&name);
-        self.peer.sees(&name, |seen| seen.len() == 1 && seen[0].addr == addr).await?;
+        self.peer.sees(&self.ecosystem.dialled(&name), |seen| seen.len() == 1 && seen[0].addr == addr).await?;
         if calls {
             // A client may find it later than its resolver.
             let deadline = Instant::now() + SOON;
@@ -289,7 +289,7 @@ impl<'a> Stage<'a> {
     /// Starts a host with that service, under the library's layout.
     async fn start(&self, service: Value) -> Host {
         let limits = json!({ "settle_time": self.ecosystem.settle_time });
-        let mut published = json!({ "layout": self.ecosystem.layout(), "limits": limits });
+        let mut published = json!({ "layout": self.ecosystem.layout_of_calls(), "limits": limits });
         if service["register"] == "host" {
             published["version"] = json!(self.ecosystem.version);
             published["metadata"] = json!({ "zone": "b" });
@@ -298,7 +298,7 @@ impl<'a> Stage<'a> {
     }
 
     async fn call(&mut self, name: &str) -> Result<(), String> {
-        answered(&mut self.peer, name).await
+        answered(&mut self.peer, &self.ecosystem.dialled(name)).await
     }
 
     /// Waits until the output of `leasehold ls` for a service fits.

@@ -1,0 +1,63 @@
+//! A `wasi:http` 0.2 component without a library in between, which answers as no library would.
+//!
+//! `/authority` tells the authority of the request and the host that was forwarded, `/unfinished` drops its body without
+//! `finish`, `/length/TOLD/WRITTEN` writes fewer or more bytes than it tells, `/status/N` answers with that status, and
+//! `/slow` after 300 ms. Anything else is greeted.
+
+use wasip2::{
+    clocks::monotonic_clock::subscribe_duration,
+    exports::http::incoming_handler::Guest,
+    http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam},
+};
+
+/// 300 ms.
+const A_WHILE: u64 = 300_000_000;
+
+struct Raw;
+
+wasip2::http::proxy::export!(Raw);
+
+impl Guest for Raw {
+    fn handle(request: IncomingRequest, out: ResponseOutparam) {
+        let path = request.path_with_query().unwrap_or_default();
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        match parts[..] {
+            ["authority"] => {
+                let forwarded = request.headers().get("x-forwarded-host").pop().unwrap_or_default();
+                let authority = request.authority().unwrap_or_default();
+                answer(out, 200, &[], format!("{authority} {}", String::from_utf8_lossy(&forwarded)).as_bytes());
+            }
+            ["unfinished"] => drop(begin(out, 200, &[], b"half")),
+            ["length", told, written] => {
+                let written = written.parse().unwrap_or(0);
+                answer(out, 200, &[("content-length", told)], &vec![b'x'; written]);
+            }
+            ["status", status] => answer(out, status.parse().unwrap_or(200), &[], b"status\n"),
+            ["slow"] => {
+                subscribe_duration(A_WHILE).block();
+                answer(out, 200, &[], b"slow\n");
+            }
+            _ => answer(out, 200, &[], b"raw\n"),
+        }
+    }
+}
+
+fn answer(out: ResponseOutparam, status: u16, headers: &[(&str, &str)], text: &[u8]) {
+    // A body of another length than was told is refused; the host says so to its operator.
+    let _ = OutgoingBody::finish(begin(out, status, headers, text), None);
+}
+
+fn begin(out: ResponseOutparam, status: u16, headers: &[(&str, &str)], text: &[u8]) -> OutgoingBody {
+    let fields = Fields::new();
+    for (name, value) in headers {
+        fields.append(name, value.as_bytes()).expect("a header");
+    }
+    let response = OutgoingResponse::new(fields);
+    response.set_status_code(status).expect("a status");
+    let body = response.body().expect("the first time");
+    ResponseOutparam::set(out, Ok(response));
+    let stream = body.write().expect("the first time");
+    let _ = stream.blocking_write_and_flush(text); // More than was told fails, or nobody reads it.
+    drop(stream);
+    body
+}
