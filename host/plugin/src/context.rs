@@ -367,7 +367,7 @@ impl RegistryCtx {
                     kept.restore(registrar).await.map_err(failed)?;
                     let after = self.shared.policy.deadline;
                     let stands = timeout(after, kept.stands()).await;
-                    stands.unwrap_or(Err(Error::Timeout { what: "register", after })).map_err(failed)?;
+                    stands.unwrap_or(Err(Error::Timeout { what: "register", after, why: None })).map_err(failed)?;
                 }
                 kept
             }

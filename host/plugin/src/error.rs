@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_is_a_timeout() {
-        let late = Error::Timeout { what: "register", after: Duration::from_secs(1) };
+        let late = Error::Timeout { what: "register", after: Duration::from_secs(1), why: None };
         assert!(matches!(told(late), types::Error::Timeout));
         assert!(matches!(Refusal::Deadline.into(), types::Error::Timeout));
     }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{etcd::Failure, node::Invalid};
+use crate::{
+    etcd::{Failure, Refusal},
+    node::Invalid,
+};
 
 /// Why a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,12 +42,14 @@ pub enum Error {
     Unavailable(#[source] Unavailable),
 
     /// The answer did not come in time. After `register` nothing stays registered; after `stop` the deletion goes on.
-    #[error("{what} took longer than {after:?}")]
+    #[error("{what} took longer than {after:?}{}", because(.why))]
     Timeout {
         /// What took too long.
         what: &'static str,
         /// The deadline that passed.
         after: Duration,
+        /// What etcd said last, where it did.
+        why: Option<Unavailable>,
     },
 
     /// The registration, or the whole registrar, has ended.
@@ -56,6 +61,10 @@ impl Error {
     pub(crate) fn unavailable(failure: Failure) -> Self {
         Self::Unavailable(failure.into())
     }
+}
+
+fn because(why: &Option<Unavailable>) -> String {
+    why.as_ref().map_or_else(String::new, |why| format!(": etcd: {why}"))
 }
 
 impl From<Failure> for Unavailable {
@@ -70,6 +79,11 @@ impl From<Failure> for Unavailable {
 pub struct Unavailable(Arc<Failure>);
 
 impl Unavailable {
+    /// Kind of the refusal; `None` when there was no answer, or one that time alone may change.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.0.refusal()
+    }
+
     /// Whether etcd refused the user, the password, the certificate or the key; waiting does not help.
     pub fn is_denied(&self) -> bool {
         matches!(*self.0, Failure::Denied(_) | Failure::Forbidden { .. })

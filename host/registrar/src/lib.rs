@@ -20,6 +20,7 @@ mod backoff;
 mod discovery;
 mod error;
 mod etcd;
+mod faults;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -44,8 +45,10 @@ pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use etcd::Channel;
+pub use etcd::Refusal;
 pub use etcd::health::{Alarm, Health, Member};
 pub use etcd::latency::{Latency, Verb};
+pub use faults::Fault;
 pub use layout::Layout;
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};
 pub use options::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,7 @@ use crate::{
     },
     error::Error,
     etcd::{Etcd, latency::Latencies},
+    faults::Faults,
     layout::Layout,
     lease::{
         key::Wish,
@@ -60,6 +64,7 @@ pub(crate) struct Line {
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) ended: watch::Receiver<bool>,
     pub(crate) latencies: Arc<Latencies>,
+    pub(crate) faults: Arc<Faults>,
     #[cfg(feature = "simulation")]
     pub(crate) suspension: Suspension,
     pub(crate) leaps: watch::Sender<Duration>,
@@ -122,6 +127,9 @@ pub(crate) struct Keeper {
     /// Ends the views.
     ending: CancellationToken,
     tracker: TaskTracker,
+    faults: Arc<Faults>,
+    /// Whether the load is an estimate yet.
+    estimated: Arc<AtomicBool>,
     /// How much time went by, all in all, that timers did not see.
     leaps: watch::Sender<Duration>,
     #[cfg(feature = "simulation")]
@@ -165,6 +173,7 @@ impl Keeper {
             events,
             ended: has_ended,
             latencies: Arc::default(),
+            faults: Arc::default(),
             #[cfg(feature = "simulation")]
             suspension: Suspension::default(),
             leaps: watch::Sender::new(Duration::ZERO),
@@ -183,6 +192,8 @@ impl Keeper {
             views_until_pruning: MIN_VIEWS,
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
+            faults: line.faults.clone(),
+            estimated: Arc::default(),
             leaps: line.leaps.clone(),
             #[cfg(feature = "simulation")]
             suspension: line.suspension.clone(),
@@ -257,7 +268,8 @@ impl Keeper {
             LoadSource::Fixed(weight) => watch::channel(*weight).1,
             LoadSource::Machine => {
                 let (weight, load) = watch::channel(load::first_look());
-                self.tracker.spawn(load::sample(weight));
+                self.estimated.store(true, Ordering::Relaxed);
+                self.tracker.spawn(load::sample(weight, self.estimated.clone()));
                 load
             }
         }
@@ -351,7 +363,7 @@ impl Keeper {
             return index;
         }
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
-        let vitals = Arc::new(Vitals::new(Instant::now()));
+        let vitals = Arc::new(Vitals::new(Instant::now(), self.next_slot, self.faults.clone()));
         let nudge = Arc::new(Notify::new());
         let lease = Lease::new(Surroundings {
             etcd: etcd.clone(),
@@ -360,6 +372,7 @@ impl Keeper {
             register_timeout: self.options.register_timeout,
             damping: self.options.damping,
             load: load.clone(),
+            estimated: self.estimated.clone(),
             vitals: vitals.clone(),
             events: self.events.clone(),
             freed: freed.clone(),

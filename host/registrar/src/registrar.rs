@@ -18,12 +18,13 @@ use crate::{
         list::{self, LeaseTtl, Ranges, RawEntry},
         view::View,
     },
-    error::Error,
+    error::{Error, Unavailable},
     etcd::{
         Etcd, Failure, LeaseView,
         health::Health,
         latency::{Latency, Verb},
     },
+    faults::Fault,
     layout::Layout,
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
@@ -119,6 +120,13 @@ impl Registrar {
         self.line.suspension.set(suspended);
     }
 
+    /// Keeps the registrar's thread from doing anything for so long.
+    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
+    pub async fn starve(&self, during: Duration) -> Result<(), Error> {
+        self.look(move |_| async move { std::thread::sleep(during) }).await
+    }
+
     /// Lets the registrar believe that this machine was suspended for so long.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
@@ -200,7 +208,7 @@ impl Registrar {
         });
         let placed = timeout_at(deadline, placing).await;
         let (mut registration, confirmed) =
-            placed.map_err(|_| Error::Timeout { what: "register", after: patience })???;
+            placed.map_err(|_| Error::Timeout { what: "register", after: patience, why: None })???;
         // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
         registration.registrar = Some(self.guard.clone());
@@ -300,6 +308,17 @@ impl Registrar {
         self.line.events.subscribe()
     }
 
+    /// What etcd refuses or does not answer at the moment, and which keys are waited for. Never waits.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.line.faults.all()
+    }
+
+    /// Asks etcd whether this user may read and write these keys, and changes nothing. Gives those that it may not, 16 at
+    /// most. Fails where the user, or its absence, is refused whatever the key, and when etcd does not answer.
+    pub async fn forbidden(&self, keys: Vec<String>) -> Result<Vec<String>, Error> {
+        self.look(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
+    }
+
     /// How long etcd has taken to do what this registrar asked of it, by what that was. Never waits.
     ///
     /// A request that was broken off is not in it, nor is what [`health`](Self::health) asks each endpoint.
@@ -322,7 +341,15 @@ impl Registrar {
             let _ = self.line.requests.send(Request::End).await; // Closed: it is ending already.
             let _ = ended.wait_for(|ended| *ended).await; // Dropped: it has ended.
         };
-        timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline })
+        timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
+    }
+
+    /// What etcd said last that is not over.
+    fn why(&self) -> Option<Unavailable> {
+        self.faults().into_iter().find_map(|fault| match fault.why {
+            Error::Unavailable(why) => Some(why),
+            _ => None,
+        })
     }
 
     /// Asks etcd for something, on the registrar's thread.

@@ -10,6 +10,7 @@ use tokio::{
 
 use crate::{
     error::Error,
+    faults::Fault,
     lease::task::Command,
     node::{ServerNode, Weight},
     status::{Board, Standing, State, Status, Vitals},
@@ -78,6 +79,12 @@ impl Registration {
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
         let renewals = self.vitals.renewals() - self.renewals_before;
         Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
+    }
+
+    /// Reason why the registration is not as it should be, or cannot be taken out of etcd: an unresolved refusal, a missing
+    /// response, or the holder of the key; `None` while all is well. With several layouts the first that there is.
+    pub fn fault(&self) -> Option<Fault> {
+        self.parts().find_map(|part| part.vitals.fault(&part.key))
     }
 
     /// Waits until the status satisfies `is_met`. Fails with [`Error::Ended`] once the registration has stopped, unless
@@ -150,7 +157,11 @@ impl Registration {
         });
         let after = self.stop_timeout;
         let all = timeout(after, join_all(stopped)).await;
-        all.map_err(|_| Error::Timeout { what: "stop", after })?.into_iter().collect()
+        let because = || match self.fault().map(|fault| fault.why) {
+            Some(Error::Unavailable(why)) => Some(why),
+            _ => None,
+        };
+        all.map_err(|_| Error::Timeout { what: "stop", after, why: because() })?.into_iter().collect()
     }
 }
 

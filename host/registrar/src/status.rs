@@ -11,7 +11,11 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::node::Weight;
+use crate::{
+    etcd::latency::Verb,
+    faults::{Fault, Faults, Source},
+    node::Weight,
+};
 
 /// Where a registration stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +24,7 @@ pub enum State {
     Pending,
     /// In etcd, under a lease that etcd confirmed within its time to live.
     Registered,
-    /// The last renewal was not confirmed; the host is finding out.
+    /// The last renewal was not confirmed, or etcd refuses to write; the host is finding out.
     Suspect,
     /// Lost, or on its way to a new lease; the host writes it again until it succeeds.
     Recovering,
@@ -115,13 +119,15 @@ pub enum What {
     Renewed,
     /// A renewal was not confirmed.
     Suspect,
-    /// A renewal was confirmed after all; nothing was lost.
+    /// etcd refuses what the lease, with all its keys, would need to be written again.
+    Refused,
+    /// A renewal was confirmed after all, or what etcd refused is accepted again; nothing was lost.
     Confirmed,
     /// The lease is lost or given up; its keys are about to be written under a new one.
     Recovering,
     /// All keys are back under a new lease.
     Recovered,
-    /// A key was missing or detached from its lease, and is back.
+    /// A key was missing, detached from its lease, or written over by somebody else, and is as it should be again.
     Healed,
     /// A key is held by somebody else's live lease.
     Conflict,
@@ -193,19 +199,40 @@ pub(crate) struct Vitals {
     /// Milliseconds from `origin` to its grant.
     granted: AtomicU64,
     renewals: AtomicU64,
+    /// Tells the leases of a registrar apart.
+    id: u64,
+    /// Those of the registrar.
+    faults: Arc<Faults>,
     /// Told whenever a registration of the lease changes its standing.
     pub(crate) changed: Notify,
 }
 
 impl Vitals {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant, id: u64, faults: Arc<Faults>) -> Self {
         Self {
+            id,
+            faults,
             origin: now,
             ends: AtomicU64::new(0),
             granted: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
             changed: Notify::new(),
         }
+    }
+
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    pub(crate) fn source(&self, verb: Verb) -> Source {
+        Source::Calls { lease: self.id, verb }
+    }
+
+    /// The fault of one key of the lease, or of the lease: first those that keep it from being written.
+    pub(crate) fn fault(&self, key: &Arc<str>) -> Option<Fault> {
+        let calls = [Verb::Write, Verb::Grant, Verb::Look, Verb::Revoke, Verb::Renew];
+        let sources = calls.map(|verb| self.source(verb));
+        std::iter::once(Source::Key(key.clone())).chain(sources).find_map(|source| self.faults.of(&source))
     }
 
     pub(crate) fn held(&self, granted: Instant, end: Instant) {

@@ -1,19 +1,33 @@
 //! Starting the registrar and waiting for etcd: for ever, or as long as the configuration says.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use leasehold::{Error, Options, Registrar};
-use tokio::time::{Instant, sleep, timeout};
+use futures::future::join_all;
+use leasehold::{Error, Options, Refusal, Registrar, ServerNode, ServiceName, Terms, Version};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{self, ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
+};
 
-use crate::error::Failure;
+use crate::{
+    config::{Config, Register, Spec},
+    error::Failure,
+};
 
 /// The first pause between two attempts; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Until then nothing is said: a mistake in the configuration shall come first.
 const FIRST_WORD: Duration = Duration::from_millis(400);
-/// How often an operator is told that etcd is still not there.
+/// Pause until an operator is told again that etcd is still not there; it doubles up to the longest.
 const REMIND: Duration = Duration::from_secs(10);
+const LONGEST_REMINDER: Duration = Duration::from_secs(3600);
 /// How long a private etcd may take to come up.
 const DEV_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -25,48 +39,170 @@ pub(crate) fn start(options: &Options) -> Result<Registrar, Failure> {
     })
 }
 
-/// Waits until etcd answers.
+/// Waits until etcd answers, and lets this user in.
 ///
 /// Fails when it is required and does not answer within the dial timeout, and the sentence names an endpoint; at once
-/// when it is required and refuses the user. Otherwise it tries for ever and tells the operator.
-pub(crate) async fn etcd(registrar: &Registrar, options: &Options, required: bool, dev: bool) -> Result<(), Failure> {
+/// when it is required and refuses the user. Otherwise it tries for ever, and tells the operator and `waits`. That a
+/// user may not write some of the keys is told, and each service finds out by itself.
+pub(crate) async fn etcd(
+    registrar: &Registrar,
+    config: &Config,
+    waits: &watch::Sender<Option<Arc<str>>>,
+) -> Result<(), Failure> {
+    let (options, required) = (&config.registrar, config.etcd_required);
     let begun = Instant::now();
-    let deadline = if dev { DEV_DEADLINE } else { options.dial_timeout };
+    let deadline = if config.dev { DEV_DEADLINE } else { options.dial_timeout };
     let mut pause = FIRST_PAUSE;
-    let mut next_word = begun + FIRST_WORD;
+    let (mut next_word, mut reminder) = (begun + FIRST_WORD, REMIND);
+    let (keys, mut known) = (keys(registrar, &config.services), String::new());
     loop {
-        let error = match attempt(registrar, options).await {
-            Ok(()) => return Ok(()),
+        let error = match attempt(registrar, options, keys.clone()).await {
+            Ok(forbidden) => {
+                waits.send_replace(None);
+                if let Some(said) = not_permitted(&forbidden) {
+                    tracing::warn!("etcd: {said}");
+                }
+                return Ok(());
+            }
             Err(error) => error,
         };
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
-            return Err(Failure::unavailable(said(&error, options)));
+            return Err(explained(&error, options).await);
         }
-        if !required && Instant::now() >= next_word {
-            let said = said(&error, options);
-            tracing::warn!("waiting for etcd: {}", said.trim_start_matches("etcd: "));
-            next_word = Instant::now() + REMIND;
+        let (news, due) = (said(&error, options), Instant::now() >= next_word);
+        if !required && (due || news != known) {
+            let said = explained(&error, options).await.sentence();
+            let said = said.trim_start_matches("etcd: ");
+            waits.send_replace(Some(said.into()));
+            if due {
+                tracing::warn!("waiting for etcd: {said}");
+                next_word = Instant::now() + reminder;
+                reminder = (reminder * 2).min(LONGEST_REMINDER);
+            }
+            known = news;
         }
         sleep(pause).await;
-        pause = (pause * 2).min(if dev { FIRST_PAUSE } else { LONGEST_PAUSE });
+        pause = (pause * 2).min(if config.dev { FIRST_PAUSE } else { LONGEST_PAUSE });
     }
 }
 
-/// One attempt, with a deadline.
-pub(crate) async fn attempt(registrar: &Registrar, options: &Options) -> Result<(), Error> {
+/// The keys that services are registered under, as far as the configuration tells.
+pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
+    let registered = services.iter().filter(|spec| spec.register != Register::Off);
+    let keys = registered.filter_map(|spec| {
+        let node = ServerNode {
+            name: spec.name.clone(),
+            addr: spec.advertised(spec.listen)?,
+            version: spec.version.clone(),
+            weight: None,
+            metadata: spec.metadata.clone(),
+        };
+        Some(registrar.keys(&node, &Terms { layouts: spec.layouts.clone(), ..Terms::default() }))
+    });
+    keys.flatten().collect()
+}
+
+/// One attempt, with a deadline, which also asks for the right to these keys. Gives those that are forbidden.
+pub(crate) async fn attempt(registrar: &Registrar, options: &Options, keys: Vec<String>) -> Result<Vec<String>, Error> {
+    let reached = async {
+        registrar.reach().await?;
+        match keys.is_empty() {
+            true => Ok(Vec::new()),
+            false => registrar.forbidden(keys).await,
+        }
+    };
     let deadline = options.dial_timeout + options.request_timeout;
-    match timeout(deadline, registrar.reach()).await {
-        Ok(answer) => answer.map(drop),
-        Err(_) => Err(Error::Timeout { what: "etcd's answer", after: deadline }),
-    }
+    let timed_out = Error::Timeout { what: "etcd's answer", after: deadline, why: None };
+    timeout(deadline, reached).await.unwrap_or(Err(timed_out))
+}
+
+/// What to do about keys that this user may not read and write; `None` when there are none.
+pub(crate) fn not_permitted(keys: &[String]) -> Option<String> {
+    let key = keys.first()?;
+    let others = match keys.len() - 1 {
+        0 => String::new(),
+        others => format!(", nor {others} more"),
+    };
+    // The folder that the key is in: those of one version of a service are its siblings.
+    let folder = key.rfind('/').map_or(key.as_str(), |end| &key[..=end]);
+    let cure = Refusal::Permission.cure("readwrite", Some(folder));
+    Some(format!("its user may not read and write {key}{others}; {cure}"))
 }
 
 fn is_final(error: &Error) -> bool {
-    matches!(error, Error::Unavailable(why) if why.is_denied() || why.is_not_etcd())
+    matches!(error, Error::Unavailable(why) if why.refusal().is_some())
 }
 
-/// What etcd said, with the endpoints unless it names one.
+/// The process's end for want of etcd. Reading is what is asked for of the keys with that prefix, where one is given.
+pub(crate) fn failure(error: &Error, options: &Options, prefix: Option<&str>) -> Failure {
+    let refusal = match error {
+        Error::Unavailable(why) => why.refusal(),
+        _ => None,
+    };
+    match (refusal, prefix) {
+        (Some(refusal @ Refusal::Permission), Some(prefix)) => {
+            let cure = refusal.cure("read", Some(prefix));
+            Failure::refused(format!("{}, to read {prefix:?}; {cure}", with_endpoints(error, options)))
+        }
+        (Some(_), _) => Failure::refused(said(error, options)),
+        (None, _) => Failure::unavailable(said(error, options)),
+    }
+}
+
+/// The process's end for want of etcd, after a look at why an endpoint breaks off: it may speak TLS where it is taken for one
+/// that does not, or the other way round.
+pub(crate) async fn explained(error: &Error, options: &Options) -> Failure {
+    let failure = failure(error, options, None);
+    if matches!(failure, Failure::Refused(_)) {
+        return failure;
+    }
+    let looks = options.endpoints.iter().map(|endpoint| timeout(options.dial_timeout, other_scheme(endpoint)));
+    let mut said = join_all(looks).await.into_iter().filter_map(|look| look.ok()?);
+    said.next().map_or(failure, |said| Failure::refused(format!("etcd: {said}")))
+}
+
+/// What is wrong with an endpoint's scheme, if something answers there in the other one.
+async fn other_scheme(endpoint: &str) -> Option<String> {
+    let uri: http::Uri = endpoint.parse().ok()?;
+    let (host, port) = (uri.host()?, uri.port_u16()?);
+    let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await.ok()?;
+    if uri.scheme_str() == Some("https") {
+        stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.ok()?;
+        return (answer == *b"HTTP/").then(|| format!("{endpoint} speaks no TLS: it is an endpoint with http://"));
+    }
+    // No certificate is trusted here: that it shows one is enough.
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().ok()?;
+    let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
+    let refused = TlsConnector::from(Arc::new(config)).connect(name, stream).await.err()?;
+    let shown = refused.get_ref()?.downcast_ref::<rustls::Error>()?;
+    matches!(shown, rustls::Error::InvalidCertificate(_))
+        .then(|| format!("{endpoint} speaks TLS: it is an endpoint with https://, and needs etcd.tls.ca"))
+}
+
+/// The first of the prefixes that are read for one service, or for all.
+pub(crate) fn prefix(options: &Options, name: Option<&ServiceName>) -> Option<String> {
+    let layouts = options.read_layouts();
+    let layout = layouts.first()?;
+    Some(name.map_or_else(|| layout.root(), |name| layout.prefix(name, &Version::default())))
+}
+
+/// What etcd said, with the endpoints unless it names one, and what helps.
 pub(crate) fn said(error: &Error, options: &Options) -> String {
+    let said = with_endpoints(error, options);
+    match error {
+        Error::Unavailable(why) => match why.refusal() {
+            Some(refusal) => format!("{said}; {}", refusal.cure("read", None)),
+            None => said,
+        },
+        _ => said,
+    }
+}
+
+fn with_endpoints(error: &Error, options: &Options) -> String {
     let said = error.to_string();
     match options.endpoints.iter().any(|endpoint| said.contains(endpoint.as_str())) {
         true => said,

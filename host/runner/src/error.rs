@@ -11,6 +11,9 @@ pub(crate) enum Failure {
     Usage(anyhow::Error),
     /// etcd did not answer although it is required. Starting again may help.
     Unavailable(anyhow::Error),
+    /// etcd answers, and the answer is no: a user, a password, a certificate or a permission is missing or wrong. Starting
+    /// again does not help.
+    Refused(anyhow::Error),
     /// Anything else: a port in use, a component that fails to start.
     Other(anyhow::Error),
 }
@@ -36,22 +39,27 @@ impl Failure {
         Self::Unavailable(anyhow!("{sentence}"))
     }
 
+    pub(crate) fn refused(sentence: impl Display) -> Self {
+        Self::Refused(anyhow!("{sentence}"))
+    }
+
     pub(crate) fn other(sentence: impl Display) -> Self {
         Self::Other(anyhow!("{sentence}"))
     }
 
-    /// The process's exit code; 64 and 69 as in sysexits.h.
+    /// The process's exit code; 64, 69 and 77 as in sysexits.h.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 64,
             Self::Unavailable(_) => 69,
+            Self::Refused(_) => 77,
             Self::Other(_) => 1,
         }
     }
 
     /// The whole chain of causes on one line.
     pub(crate) fn sentence(&self) -> String {
-        let (Self::Usage(error) | Self::Unavailable(error) | Self::Other(error)) = self;
+        let (Self::Usage(error) | Self::Unavailable(error) | Self::Refused(error) | Self::Other(error)) = self;
         one_line(&format!("{error:#}"))
     }
 }
@@ -96,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_exit_codes_are_as_documented() {
-        let codes = [Failure::usage(""), Failure::unavailable(""), Failure::other("")].map(|failure| failure.code());
-        assert_eq!(codes, [64, 69, 1]);
+        let all = [Failure::usage(""), Failure::unavailable(""), Failure::refused(""), Failure::other("")];
+        assert_eq!(all.map(|failure| failure.code()), [64, 69, 77, 1]);
     }
 }

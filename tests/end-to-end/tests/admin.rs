@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etcd_client::Permission;
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{WEIGHT, config, greeter, hostile, plain, with},
+    config::{WEIGHT, config, free_address, greeter, hostile, plain, with},
     http::{ask, begin, get},
     paths,
 };
 use leasehold_scenarios::{
+    real::Etcd,
     wait_for,
     world::{SOON, World},
 };
@@ -312,5 +314,83 @@ async fn admin_answers_health_beside_requests_that_wait() {
     }
     assert!(refused > 0, "each of them was waited for");
     assert_eq!(slow.answer().await.expect("it was in flight").status, 200);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn admin_says_why_a_host_is_not_let_in() {
+    let world = World::Real(Box::new(Etcd::options().user("root", "right-password").start().await));
+    let mut host =
+        Host::spawn(&with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } })), &[]);
+    let waiting = host.says("waiting for etcd").await;
+    assert_eq!(waiting["level"], "WARN");
+    host.says("admin").await;
+    let readyz = get(&format!("{}readyz", host.admin())).await;
+    assert_eq!(readyz.status, 503);
+    assert!(readyz.body.contains("plain: it is starting"), "{}", readyz.body);
+    assert!(readyz.body.contains("user name is empty") && readyz.body.contains("set etcd.user"), "{}", readyz.body);
+    assert_eq!(world.count().await, 0, "it could not have taken its key back");
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn admin_is_not_ready_while_etcd_refuses_to_write_and_once_a_lease_has_run_out() {
+    let mut world = World::Real(Box::new(Etcd::options().user("root", "right-password").start().await));
+    let mut root = world.client().await;
+    root.role_add("plains").await.unwrap();
+    root.role_grant_permission("plains", Permission::read_write("/plain/").with_prefix()).await.unwrap();
+    root.user_add("guest", "guest-password", None).await.unwrap();
+    root.user_grant_role("guest", "plains").await.unwrap();
+    let changes = json!({
+        "admin": { "listen": "127.0.0.1:0" },
+        "etcd": { "user": "guest", "password": "guest-password" },
+    });
+    let mut host = Host::ready(&with(config(&world, [plain("plain")]), changes)).await;
+    let (readyz, optional) = (format!("{}readyz", host.admin()), format!("{}readyz?etcd=optional", host.admin()));
+    root.user_revoke_role("guest", "plains").await.unwrap();
+    wait_for("it is not ready", SOON, async || get(&readyz).await.status == 503).await;
+    let body = get(&readyz).await.body;
+    assert!(body.contains("permission denied") && body.contains("readwrite /plain/"), "{body}");
+    let refused = host.says("refused by etcd").await;
+    assert_eq!(refused["level"], "WARN");
+    assert_eq!(get(&optional).await.body, "ready\n");
+    root.user_grant_role("guest", "plains").await.unwrap();
+    wait_for("it is ready", SOON, async || get(&readyz).await.body == "ready\n").await;
+
+    world.kill();
+    wait_for("its lease has run out", SOON, async || {
+        let answer = get(&readyz).await;
+        answer.status == 503 && answer.body.contains("has run out")
+    })
+    .await;
+    assert_eq!(get(&optional).await.body, "ready\n");
+    world.restart(true).await;
+    wait_for("it is ready", SOON, async || get(&readyz).await.body == "ready\n").await;
+    let told =
+        host.log().iter().filter(|line| line["message"].as_str().unwrap().starts_with("refused by etcd")).count();
+    assert_eq!(told, 1);
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn admin_tells_which_key_is_waited_for_and_who_holds_it() {
+    let world = World::real().await;
+    let addr = free_address();
+    let (key, holder) = (format!("/plain/{addr}"), world.grant(60).await);
+    world.put(&key, "the holder's value", holder).await;
+    let changes = json!({ "admin": { "listen": "127.0.0.1:0" }, "registry": { "ownership": "wait" } });
+    let plain = with(plain("plain"), json!({ "listen": addr }));
+    let mut host = Host::spawn(&with(config(&world, [plain]), changes), &[]);
+    let waiting = host.says("waiting for a key").await;
+    assert_eq!(waiting["level"], "WARN");
+    host.says("admin").await;
+    let readyz = get(&format!("{}readyz", host.admin())).await;
+    assert_eq!(readyz.status, 503);
+    for text in [waiting["message"].as_str().unwrap(), &readyz.body] {
+        let tells = text.contains(&key) && text.contains(&format!("{holder:x}")) && text.contains("the holder's value");
+        assert!(tells, "{text}");
+    }
+    world.revoke(holder).await;
+    host.says("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
 }

@@ -10,13 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use etcd_client::Permission;
 use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{config, endpoint, greeter, hostile, plain, service, with},
     http::get,
     paths,
 };
-use leasehold_scenarios::{real::Etcd, world::World};
+use leasehold_scenarios::{
+    real::{Authority, Etcd},
+    world::World,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -254,19 +258,101 @@ async fn an_etcd_that_is_required_and_silent_is_one_sentence_and_69() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_69_and_never_printed() {
+async fn a_wrong_password_is_77_and_never_printed() {
     let etcd = Etcd::options().user("root", "right-password").start().await;
     let world = World::Real(Box::new(etcd));
     let wrong = json!({ "etcd": { "user": "root", "password": "hunter2-secret", "required": true } });
     let file = File::of(&with(config(&world, [greeter()]), wrong).to_string());
     for verbosity in ["-q", "-vv"] {
         let ended = leasehold(["run", &file.path(), verbosity]).await;
-        assert_eq!(ended.code, Some(69), "{ended:?}");
+        assert_eq!(ended.code, Some(77), "{ended:?}");
         let last = ended.stderr.lines().last().unwrap();
         assert!(last.starts_with("leasehold: etcd: ") && last.contains(&endpoint(&world)), "{last}");
         assert!(!ended.wrote("hunter2-secret"), "{ended:?}");
     }
     assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn an_etcd_that_says_no_is_77_with_the_cure_required_or_not() {
+    let etcd = Etcd::options().user("root", "right-password").start().await;
+    let world = World::Real(Box::new(etcd));
+    let mut root = world.client().await;
+    root.role_add("greeters").await.unwrap();
+    root.role_grant_permission("greeters", Permission::read_write("/greeter/").with_prefix()).await.unwrap();
+    root.user_add("guest", "guest-password", None).await.unwrap();
+    root.user_grant_role("guest", "greeters").await.unwrap();
+    let guest = json!({ "user": "guest", "password": "guest-password" });
+    for (credentials, services, said) in [
+        (json!({}), vec![greeter()], "set etcd.user, and etcd.password_file"),
+        (json!({ "user": "root", "password": "wrong" }), vec![greeter()], "check etcd.user"),
+        (json!({ "user": "stranger", "password": "wrong" }), vec![greeter()], "check etcd.user"),
+        (
+            guest.clone(),
+            vec![greeter(), plain("plain")],
+            "etcdctl role grant-permission ROLE --prefix=true readwrite /plain/",
+        ),
+    ] {
+        let file = File::of(&with(config(&world, services), json!({ "etcd": credentials })).to_string());
+        let ended = leasehold(["check", &file.path()]).await;
+        one_sentence(&ended, 77, "etcd: ");
+        assert!(ended.stderr.contains(said), "{said}: {ended:?}");
+        let report = leasehold(["check", &file.path(), "--json"]).await;
+        let report: Value = serde_json::from_str(&report.stdout).unwrap();
+        assert_eq!((&report["ok"], &report["etcd"]["refused"]), (&json!(false), &json!(true)), "{report}");
+    }
+    let file = File::of(&with(config(&world, [greeter()]), json!({ "etcd": guest })).to_string());
+    assert_eq!(leasehold(["check", &file.path()]).await.code, Some(0));
+    // What it would read is named.
+    let ended = leasehold(["ls", "--config", &file.path()]).await;
+    one_sentence(&ended, 77, "etcd: ");
+    assert!(ended.stderr.contains("etcdctl role grant-permission ROLE --prefix=true read /\n"), "{ended:?}");
+    assert_eq!(leasehold(["ls", "greeter", "--config", &file.path()]).await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn an_etcd_whose_certificate_is_not_trusted_is_77() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (etcd, plain) = (Etcd::options().tls(ours.server()).start().await, Etcd::start().await);
+    let (secure, address) = (etcd.endpoint(), etcd.address());
+    let not_secure = format!("https://{}", plain.address());
+    let folder = TempDir::new().unwrap();
+    let ca = |authority: &Authority, name: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, authority.certificate()).unwrap();
+        path.display().to_string()
+    };
+    let (right, wrong) = (ca(&ours, "ours.pem"), ca(&theirs, "theirs.pem"));
+    for (etcd, code) in [
+        (json!({ "endpoints": [secure], "tls": { "ca": right } }), 0),
+        (json!({ "endpoints": [secure], "tls": { "ca": wrong } }), 77),
+        (json!({ "endpoints": [secure], "tls": { "ca": right, "server_name": "elsewhere" } }), 77),
+        (json!({ "endpoints": [format!("http://{address}")] }), 77),
+        (json!({ "endpoints": [not_secure], "tls": { "ca": right } }), 77),
+        (json!({ "endpoints": [NOBODY] }), 0),
+    ] {
+        let file = File::of(&json!({ "etcd": etcd, "services": [greeter()] }).to_string());
+        let ended = leasehold(["check", &file.path()]).await;
+        assert_eq!(ended.code, Some(code), "{etcd}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has_is_told_with_those_that_are_like_it() {
+    let world = World::real().await;
+    let etcd = endpoint(&world);
+    let none = leasehold(["ls", "user", "--etcd", &etcd]).await;
+    assert!(none.stderr.contains("no service is registered as user; there is none at all"), "{none:?}");
+    for name in ["greeter", "ledger"] {
+        let value = json!({ "name": name, "addr": "h:1", "version": "", "weight": "9" }).to_string();
+        world.put(&format!("/{name}/h:1"), &value, 0).await;
+    }
+    let near = leasehold(["ls", "greter", "--etcd", &etcd]).await;
+    assert_eq!(near.code, Some(0));
+    assert!(near.stderr.contains("no service is registered as greter; there is greeter"), "{near:?}");
+    let far = leasehold(["ls", "zzz", "--etcd", &etcd]).await;
+    assert!(far.stderr.contains("no service is registered as zzz; there are 2 others"), "{far:?}");
 }
 
 #[tokio::test]

@@ -51,6 +51,8 @@ on_both!(
     self_healing_after_the_lease_is_revoked,
     self_healing_after_the_key_is_deleted,
     self_healing_after_the_key_is_detached,
+    self_healing_after_a_value_is_changed_under_its_own_lease,
+    self_healing_of_every_value_among_many,
     self_healing_at_once_after_the_machine_was_suspended,
     self_healing_after_etcd_restarts_with_its_data,
     self_healing_after_etcd_restarts_without_its_data,
@@ -58,6 +60,7 @@ on_both!(
     no_clobber_take_over_replaces_the_holder,
     no_clobber_refuse_leaves_the_holder,
     no_clobber_wait_comes_after_the_holder,
+    no_clobber_wait_tells_what_it_waits_for,
     no_clobber_a_taken_key_is_a_conflict_until_it_is_free,
     bounded_an_etcd_that_is_down_is_an_error_in_time,
     bounded_a_stop_without_etcd_times_out_and_goes_on,
@@ -222,6 +225,54 @@ async fn self_healing_after_the_key_is_detached(world: World) {
     assert_eq!(world.stands(KEY).await.value, VALUE);
 }
 
+async fn self_healing_after_a_value_is_changed_under_its_own_lease(world: World) {
+    let registrar = world.registrar("host").await;
+    let registration = registrar.register(user()).await.unwrap();
+    let lease = world.get(KEY).await.unwrap().lease;
+    let mut events = registrar.events();
+    // As `etcdctl put --ignore-lease` does.
+    world.put(KEY, r#"{"name":"user","addr":"6.6.6.6:6","version":"","weight":"73"}"#, lease).await;
+    world.key_is(KEY, "as it was", |found| found.is_some_and(|found| found.value == VALUE)).await;
+    assert_eq!(world.get(KEY).await.unwrap().lease, lease);
+    let status = registration.wait_for(|status| status.recoveries == 1).await.unwrap();
+    assert_eq!(status.state, State::Registered);
+    let healed = wait_for_event(&mut events, What::Healed).await;
+    assert!(healed.why.contains("written over"), "{}", healed.why);
+    // What was written over is all that is written.
+    let revision = world.revision().await;
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(world.revision().await, revision);
+}
+
+async fn wait_for_event(
+    events: &mut tokio::sync::broadcast::Receiver<leasehold::Event>,
+    what: What,
+) -> leasehold::Event {
+    let heard = async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if event.what == what {
+                return event;
+            }
+        }
+    };
+    timeout(SOON, heard).await.unwrap()
+}
+
+/// An audit looks at some of the values, and the next one at others.
+async fn self_healing_of_every_value_among_many(world: World) {
+    let held = services(&world, 300).await;
+    let lease = world.leases().await[0];
+    let keys: Vec<_> = [0, 150, 299].map(|index| held[index].key().to_string()).into();
+    for key in &keys {
+        world.put(key, "foreign", lease).await;
+    }
+    for key in &keys {
+        world.key_is(key, "as it was", |found| found.is_some_and(|found| found.value != "foreign")).await;
+    }
+    assert_eq!(held.iter().map(|one| one.status().recoveries).sum::<u64>(), 3);
+}
+
 async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
     let registrar = world.registrar("host").await;
     // The next renewal is due in 20 s.
@@ -335,6 +386,27 @@ async fn no_clobber_wait_comes_after_the_holder(world: World) {
     assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
 }
 
+async fn no_clobber_wait_tells_what_it_waits_for(world: World) {
+    let lease = world.grant(60).await;
+    world.put(KEY, "holder", lease).await;
+    let registrar = world.registrar("host").await;
+    let wait = Terms { ownership: Some(Ownership::Wait), ..Terms::default() };
+    let told = async {
+        wait_for("it is told", SOON, async || !registrar.faults().is_empty()).await;
+        let faults = registrar.faults();
+        let [fault] = &faults[..] else { panic!("{faults:?}") };
+        assert_eq!(fault.key.as_deref(), Some(KEY));
+        assert!(matches!(&fault.why, Error::Conflict { lease: holder, .. } if *holder == lease), "{fault}");
+        let text = fault.to_string();
+        assert!(text.contains(&format!("{lease:x}")) && text.contains("with the value holder"), "{text}");
+        wait_for("and for how long", SOON, async || registrar.faults()[0].to_string().contains("(for 1s)")).await;
+        world.revoke(lease).await;
+    };
+    let (registration, ()) = tokio::join!(registrar.register_on(user(), wait), told);
+    let registration = registration.unwrap();
+    assert!(registrar.faults().is_empty() && registration.fault().is_none());
+}
+
 async fn no_clobber_a_taken_key_is_a_conflict_until_it_is_free(world: World) {
     let registrar = world.registrar("host").await;
     let registration = registrar.register(user()).await.unwrap();
@@ -343,9 +415,12 @@ async fn no_clobber_a_taken_key_is_a_conflict_until_it_is_free(world: World) {
     registration.wait_for(|status| status.state == State::Conflict).await.unwrap();
     sleep(Duration::from_secs(3)).await;
     assert_eq!(world.get(KEY).await.unwrap().value, "rival");
+    let fault = registration.fault().unwrap().to_string();
+    assert!(fault.contains(&format!("held by lease {lease:x}")) && fault.contains("with the value rival"), "{fault}");
     world.revoke(lease).await;
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
     assert_eq!(world.get(KEY).await.unwrap().value, VALUE);
+    assert!(registration.fault().is_none());
 }
 
 async fn bounded_an_etcd_that_is_down_is_an_error_in_time(mut world: World) {

@@ -4,8 +4,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{Client, ConnectOptions, Permission, Txn, TxnOp};
-use leasehold::{Credentials, Error, Options, Registrar, ServerNode, State, Tls, Unavailable, What};
+use etcd_client::{Client, Permission};
+use leasehold::{Credentials, Error, Options, Refusal, Registrar, ServerNode, State, Tls, Unavailable, What};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     real::{Authority, Etcd, Pair},
@@ -132,36 +132,35 @@ async fn bounded_a_wrong_password_is_reported_at_once_and_never_printed() {
     }
 }
 
-/// Checks if this etcd applies permissions inside nested transactions. etcd 3.4 does not: there, a user without a permission can
-/// put a key in a nested transaction.
-async fn checks_nested_transactions(mut as_client: Client) -> bool {
-    let put = Txn::new().and_then([TxnOp::put("/forbidden", "", None)]);
-    as_client.txn(Txn::new().and_then([TxnOp::txn(put)])).await.is_err()
-}
-
 #[tokio::test]
 async fn bounded_a_host_without_a_user_is_denied_by_an_etcd_with_users() {
     let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
-    let options = options([etcd.endpoint()]);
-    if checks_nested_transactions(Client::connect([etcd.endpoint()], None).await.unwrap()).await {
-        let (denied, took) = failure(options).await;
-        assert!(denied.is_denied(), "{denied}");
-        assert!(took <= SLACK, "a missing user is told at once, not after {took:?}");
-    } else {
-        Registrar::start(options).unwrap().register(user()).await.unwrap().stop().await.unwrap();
-    }
+    let (denied, took) = failure(options([etcd.endpoint()])).await;
+    assert_eq!(denied.refusal(), Some(Refusal::NoUser), "{denied}");
+    assert!(denied.is_denied(), "{denied}");
+    assert!(took <= SLACK, "a missing user is told at once, not after {took:?}");
+    let found = etcd.client().await.get("/user/127.0.0.1:10002", None).await.unwrap();
+    assert_eq!(found.kvs().len(), 0, "it could not have taken the key back");
+    let registrar = Registrar::start(options([etcd.endpoint()])).unwrap();
+    let error = registrar.forbidden(vec!["/user/1".to_owned()]).await.unwrap_err();
+    assert!(matches!(&error, Error::Unavailable(why) if why.refusal() == Some(Refusal::NoUser)), "{error}");
 }
 
-#[tokio::test]
-async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
+/// An etcd whose user `guest` may read and write what begins with `/user/` and read what begins with `/order/`.
+async fn with_guest() -> (Etcd, Client) {
     let etcd = Box::pin(Etcd::options().user("root", PASSWORD).start()).await;
     let mut root = etcd.client().await;
     root.role_add("users").await.unwrap();
     root.role_grant_permission("users", Permission::read_write("/user/").with_prefix()).await.unwrap();
+    root.role_grant_permission("users", Permission::read("/order/").with_prefix()).await.unwrap();
     root.user_add("guest", PASSWORD, None).await.unwrap();
     root.user_grant_role("guest", "users").await.unwrap();
-    let as_guest = ConnectOptions::new().with_user("guest", PASSWORD);
-    let enforced = checks_nested_transactions(Client::connect([etcd.endpoint()], Some(as_guest)).await.unwrap()).await;
+    (etcd, root)
+}
+
+#[tokio::test]
+async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
+    let (etcd, mut root) = with_guest().await;
     let options = Options { credentials: as_user("guest", PASSWORD), ..options([etcd.endpoint()]) };
     let registrar = Registrar::start(options).unwrap();
     let order = || ServerNode::new("order", "127.0.0.1:1").unwrap();
@@ -169,19 +168,56 @@ async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
     let (allowed, first) = tokio::join!(registrar.register(user()), registrar.register(order()));
     let allowed = allowed.unwrap();
     let second = registrar.register(order()).await;
-    if enforced {
-        for denied in [first.unwrap_err(), second.unwrap_err()] {
-            assert!(matches!(&denied, Error::Unavailable(why) if why.is_denied()), "{denied}");
-            assert!(denied.to_string().contains(&etcd.endpoint()), "{denied}");
-        }
-    } else {
-        assert!(first.is_ok());
+    for denied in [first.unwrap_err(), second.unwrap_err()] {
+        assert!(matches!(&denied, Error::Unavailable(why) if why.refusal() == Some(Refusal::Permission)), "{denied}");
+        assert!(denied.to_string().contains(&etcd.endpoint()), "{denied}");
     }
     // The forbidden key does not block the other key.
     root.delete(&**allowed.key(), None).await.unwrap();
     allowed.wait_for(|status| status.recoveries == 1 && status.state == State::Registered).await.unwrap();
+    let asked = ["/user/1", "/order/1", "/other/1"].map(str::to_owned);
+    assert_eq!(registrar.forbidden(asked.into()).await.unwrap(), ["/order/1", "/other/1"]);
     allowed.stop().await.unwrap();
     registrar.shutdown(SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_whose_rights_are_taken_away_is_told_so_before_they_are_needed() {
+    let (etcd, mut root) = with_guest().await;
+    let options = Options { credentials: as_user("guest", PASSWORD), ..options([etcd.endpoint()]) };
+    let registrar = Registrar::start(Options { stop_timeout: PATIENCE, ..options }).unwrap();
+    let mut events = registrar.events();
+    let registration = registrar.register(user()).await.unwrap();
+    root.user_revoke_role("guest", "users").await.unwrap();
+    registration.wait_for(|status| status.state == State::Suspect).await.unwrap();
+    let fault = registration.fault().unwrap();
+    assert_eq!(fault.refusal(), Some(Refusal::Permission), "{fault}");
+    let cure = "etcdctl role grant-permission ROLE --prefix=true readwrite /user/";
+    assert!(fault.to_string().contains(cure), "{fault}");
+    let error = registration.stop().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { why: Some(_), .. }), "{error:?}");
+    assert!(error.to_string().contains("permission denied"), "{error}");
+    root.user_grant_role("guest", "users").await.unwrap();
+    registration.wait_for(|status| status.state == State::Stopped).await.unwrap();
+    let mut refused = 0;
+    while let Ok(event) = events.try_recv() {
+        refused += usize::from(event.what == What::Refused);
+    }
+    assert_eq!(refused, 1);
+    wait_for("it is over", SOON, async || registrar.faults().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_password_that_was_changed_is_told_while_the_key_still_stands() {
+    let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
+    let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
+    let registration = Registrar::start(options).unwrap().register(user()).await.unwrap();
+    etcd.client().await.user_change_password("alice", "another").await.unwrap();
+    wait_for("it is told", SOON, async || {
+        registration.fault().is_some_and(|fault| fault.refusal() == Some(Refusal::Authentication))
+    })
+    .await;
+    assert_ne!(registration.status().state, State::Registered);
 }
 
 // Certificates.
@@ -207,11 +243,13 @@ async fn visible_over_tls() {
     assert!(Registrar::start(by_address).unwrap().reach().await.is_ok());
     let (wrong_authority, _) = failure(secure(trusting(&theirs, None))).await;
     assert!(wrong_authority.to_string().contains("certificate"), "{wrong_authority}");
+    assert_eq!(wrong_authority.refusal(), Some(Refusal::Handshake), "{wrong_authority}");
     let (no_authority, _) = failure(secure(Tls::default())).await;
     assert!(no_authority.to_string().contains("certificate"), "{no_authority}");
     let wrong_name = Tls { server_name: Some("elsewhere".to_owned()), ..trusting(&ours, None) };
     let (wrong_name, _) = failure(secure(wrong_name)).await;
     assert!(wrong_name.to_string().contains("certificate"), "{wrong_name}");
+    assert_eq!(wrong_name.refusal(), Some(Refusal::Handshake), "{wrong_name}");
     failure(impatient(format!("http://{}", etcd.address()))).await;
 }
 

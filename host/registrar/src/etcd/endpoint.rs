@@ -24,7 +24,10 @@ use tokio::{
 };
 use tonic::transport::Endpoint as Transport;
 
-use super::error::{Failure, classify, is_without_authentication};
+use super::{
+    error::{Failure, classify, is_without_authentication},
+    patience::within,
+};
 use crate::{
     error::Error,
     node::Invalid,
@@ -192,7 +195,7 @@ impl Endpoints {
                     make(endpoint.client.clone()).await.map_err(|error| classify(&endpoint.url, &error))
                 };
                 match answer.await {
-                    Err(failure @ Failure::Unreachable { .. }) => {
+                    Err(failure @ (Failure::Unreachable { .. } | Failure::Handshake { .. })) => {
                         self.pass_over(index);
                         outcome = Some(failure);
                     }
@@ -201,13 +204,15 @@ impl Endpoints {
             }
             Err(outcome.expect("there is at least one endpoint"))
         };
-        let answer = timeout(deadline, attempts).await;
+        let answer = within(deadline, attempts).await;
         let index = asked.into_inner();
         let answer = answer.unwrap_or_else(|_| {
             Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
         });
         match &answer {
-            Err(Failure::Unreachable { .. }) => self.reach.lost.store(true, Ordering::Relaxed),
+            Err(Failure::Unreachable { .. } | Failure::Handshake { .. }) => {
+                self.reach.lost.store(true, Ordering::Relaxed)
+            }
             Err(failure @ (Failure::Unanswered { .. } | Failure::Denied(_))) => self.all[index].doubt(failure),
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),

@@ -1,6 +1,6 @@
 //! What a failure of etcd means for what was asked; etcd's texts are matched here and nowhere else.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use etcd_client::Error as ClientError;
 use tonic::{Code, ConnectError, Status};
@@ -26,6 +26,9 @@ pub(crate) enum Failure {
     /// The user is known, but this key is not the user's to touch: not applied.
     #[error("{endpoint} denies access: {message}")]
     Forbidden { endpoint: Arc<str>, message: String },
+    /// No connection was made: the endpoint's certificate is not trusted, or it speaks no TLS. Nothing was sent.
+    #[error("the TLS handshake with {endpoint} fails: {reason}")]
+    Handshake { endpoint: Arc<str>, reason: String },
     /// The endpoint speaks, but not etcd's protocol.
     #[error("{0} does not answer as an etcd does")]
     NotEtcd(Arc<str>),
@@ -60,7 +63,96 @@ impl Failure {
             Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => true,
             Self::Busy { .. } | Self::LeaseGone => true,
             Self::Denied(_) | Self::Forbidden { .. } | Self::NotEtcd(_) | Self::Refused { .. } => false,
+            // As before it was told apart from an endpoint that is away: its certificate may be renewed in place.
+            Self::Handshake { .. } => true,
         }
+    }
+
+    /// Kind of the refusal; `None` when there was no answer, or one that time alone may change.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Denied(text) if text.contains("user name is empty") => Some(Refusal::NoUser),
+            Self::Denied(text) if text.contains("certificate: ") => Some(Refusal::Certificate),
+            Self::Denied(_) => Some(Refusal::Authentication),
+            Self::Forbidden { .. } => Some(Refusal::Permission),
+            Self::Busy { message, .. } if message.contains("database space exceeded") => Some(Refusal::Space),
+            Self::Handshake { .. } => Some(Refusal::Handshake),
+            Self::NotEtcd(_) => Some(Refusal::NotEtcd),
+            Self::Refused { .. } => Some(Refusal::Other),
+            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => None,
+            Self::LeaseGone | Self::Busy { .. } => None,
+        }
+    }
+}
+
+/// Kinds of refusals: etcd, or what stands at its address, answers, and the answer is no. None is cured by waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Authentication is enabled, and no user was given.
+    NoUser,
+    /// The user, the password or the token is not valid.
+    Authentication,
+    /// etcd does not accept the certificate of this client.
+    Certificate,
+    /// The user may not read or write a key.
+    Permission,
+    /// etcd's database has reached its quota.
+    Space,
+    /// The endpoint's certificate is not trusted here, or it does not speak TLS.
+    Handshake,
+    /// The endpoint answers, but not as etcd does.
+    NotEtcd,
+    /// Anything else that etcd refuses in so many words.
+    Other,
+}
+
+impl Refusal {
+    /// What helps, in a sentence. The permission, `read` or `readwrite`, is needed for the keys that begin with `prefix`.
+    pub fn cure(self, permission: &str, prefix: Option<&str>) -> String {
+        match self {
+            Self::NoUser => "it has authentication enabled: set etcd.user, and etcd.password_file".to_owned(),
+            Self::Authentication => "check etcd.user, and what is in etcd.password_file".to_owned(),
+            Self::Certificate => "check etcd.tls.cert and etcd.tls.key".to_owned(),
+            Self::Permission => match prefix {
+                Some(prefix) => format!(
+                    "a role of the user lacks it: etcdctl role grant-permission ROLE --prefix=true {permission} {}",
+                    quoted(prefix)
+                ),
+                None => "the user's roles lack a permission, see docs/permissions.md".to_owned(),
+            },
+            Self::Space => "its database is full: compact and defragment it, then etcdctl alarm disarm".to_owned(),
+            Self::Handshake => {
+                "check etcd.tls.ca and etcd.tls.server_name, and whether the endpoint speaks TLS at all".to_owned()
+            }
+            Self::NotEtcd => "check etcd.endpoints: an etcd that speaks TLS is https://…".to_owned(),
+            Self::Other => "see etcd's own log".to_owned(),
+        }
+    }
+}
+
+/// A word for a POSIX shell. Letters, digits and what else means nothing to one stay as they are.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoUser => "no user",
+            Self::Authentication => "authentication",
+            Self::Certificate => "certificate",
+            Self::Permission => "permission",
+            Self::Space => "space",
+            Self::Handshake => "TLS handshake",
+            Self::NotEtcd => "not etcd",
+            Self::Other => "request",
+        })
     }
 }
 
@@ -77,6 +169,9 @@ pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         return Failure::Denied(format!("{endpoint} denies access: this host's certificate: {alert}"));
     }
     if let Some(reason) = never_connected(status) {
+        if let Some(reason) = not_trusted(&reason) {
+            return Failure::Handshake { endpoint, reason };
+        }
         return Failure::Unreachable { endpoint, reason };
     }
     // The client's word, or that of a server or a proxy whose own limit it is.
@@ -136,6 +231,14 @@ fn never_connected(status: &Status) -> Option<String> {
     connecting.then(|| error.to_string())
 }
 
+/// Why a handshake came to nothing by this side's decision, from the words of rustls.
+fn not_trusted(reason: &str) -> Option<String> {
+    if reason.contains("received corrupt message of type") {
+        return Some("it does not speak TLS".to_owned());
+    }
+    reason.contains("invalid peer certificate").then(|| reason.to_owned())
+}
+
 /// The alert with which an endpoint turned down the certificate that this client showed, or did not show.
 fn certificate_refused(status: &Status) -> Option<String> {
     const ALERTS: [&str; 6] = [
@@ -179,7 +282,7 @@ mod tests {
     use etcd_client::Error as ClientError;
     use tonic::{Code, Status};
 
-    use super::{Failure, classify};
+    use super::{Failure, Refusal, classify, quoted};
 
     fn failure(code: Code, message: &str) -> Failure {
         classify(&Arc::from("http://e:1"), &ClientError::GRpcStatus(Status::new(code, message)))
@@ -247,5 +350,15 @@ mod tests {
         assert!(matches!(refused, Failure::Denied(_)), "{refused}");
         let broken = failure(Code::Unknown, "received fatal alert: BadRecordMac");
         assert!(broken.may_have_been_applied(), "{broken}");
+    }
+
+    #[test]
+    fn a_cure_can_be_pasted_into_a_shell() {
+        assert_eq!(
+            Refusal::Permission.cure("readwrite", Some("/user/")),
+            "a role of the user lacks it: etcdctl role grant-permission ROLE --prefix=true readwrite /user/"
+        );
+        assert_eq!(quoted("/$(rm x)/"), "'/$(rm x)/'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

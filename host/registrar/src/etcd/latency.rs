@@ -11,7 +11,7 @@ const BOUNDS: [u64; 13] =
     [1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, u64::MAX];
 
 /// Kind of a request to etcd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// Grants a lease.
     Grant,

@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
+mod patience;
 mod range;
 mod txn;
 
@@ -17,8 +18,8 @@ use std::{
 
 use etcd_client::{
     AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, EventType, GetOptions,
-    KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse, WatchOptions, WatchStream,
 };
 use futures::future::join_all;
 use tokio::time::{Instant, timeout};
@@ -26,9 +27,11 @@ use tokio_stream::Stream;
 
 #[cfg(feature = "simulation")]
 pub use self::endpoint::Channel;
+pub use self::error::Refusal;
 use self::{
     endpoint::{Endpoint, Endpoints},
     error::{classify, classify_cancellation},
+    patience::within,
     range::range_end,
 };
 pub(crate) use self::{
@@ -49,11 +52,14 @@ use crate::{
 /// a transaction within a transaction within the outer one.
 pub(crate) const MAX_OPS: usize = 126;
 /// The most bytes of keys and values in one transaction; etcd's default limit for a request is 1.5 MiB, and each key
-/// stands in it four times.
+/// stands in it five times.
 pub(crate) const MAX_BYTES: usize = 256 * 1024;
 /// The longest answer that is read. Others may have put large values where nodes are looked for: 1.5 MiB at most, unless
 /// that etcd allows more.
 const MAX_ANSWER: usize = 16 << 20;
+
+/// The most keys that are named as forbidden.
+const MAX_FORBIDDEN: usize = 16;
 
 /// A key as it stands in etcd.
 #[derive(Debug)]
@@ -223,18 +229,23 @@ impl Etcd {
         Ok(Renewals { keeper, answers, etcd: self.clone(), index })
     }
 
-    /// Does every operation whose condition holds, in one transaction, all puts under `lease`.
+    /// Does every operation whose condition holds, in one transaction, all puts under `lease`. Refused as a whole where this
+    /// user may not read and write each of the keys, on every release of etcd.
     ///
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
     pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
         let (index, answer) = self
             .ask(Verb::Write, deadline, |mut client| {
-                let txn = Txn::new().and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>());
+                // Without a condition, so the other branch never runs.
+                let txn = Txn::new()
+                    .and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>())
+                    .or_else(ops.iter().map(|op| txn::authorized(op.key())).collect::<Vec<_>>());
                 async move { client.txn(txn).await }
             })
             .await?;
+        let revision = answer.header().map_or(0, ResponseHeader::revision);
         let outcomes: Option<Vec<_>> =
-            ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer)).collect();
+            ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer, revision)).collect();
         match outcomes {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
@@ -243,6 +254,70 @@ impl Etcd {
                 reason: "its answer does not fit the request".to_owned(),
             }),
         }
+    }
+
+    /// Those of the keys that this user may not both read and write, a few at most. Fails for a user that may do nothing.
+    pub(crate) async fn forbidden(&self, keys: &[String]) -> Result<Vec<String>, Failure> {
+        let mut forbidden = Vec::new();
+        for some in keys.chunks(MAX_OPS) {
+            match self.authorized(some).await {
+                Ok(()) => {}
+                Err(Failure::Forbidden { .. }) => {
+                    for key in some {
+                        match self.authorized(std::slice::from_ref(key)).await {
+                            Ok(()) => {}
+                            Err(Failure::Forbidden { .. }) => forbidden.push(key.clone()),
+                            Err(failure) => return Err(failure),
+                        }
+                        if forbidden.len() >= MAX_FORBIDDEN {
+                            return Ok(forbidden);
+                        }
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(forbidden)
+    }
+
+    /// A transaction that does nothing, and that etcd checks the rights for.
+    async fn authorized(&self, keys: &[String]) -> Result<(), Failure> {
+        let asked = self.call(Verb::Status, self.request_timeout, |mut client| {
+            let never: Vec<_> = keys.iter().map(|key| txn::authorized(key)).collect();
+            async move { client.txn(Txn::new().or_else(never)).await }
+        });
+        asked.await.map(drop)
+    }
+
+    /// Those of the keys whose last write is not the one of that revision: they were written over, or deleted.
+    ///
+    /// Reads only, so that nothing goes through etcd's log, unless a key is found.
+    pub(crate) async fn altered(
+        &self,
+        expected: &[(Arc<str>, i64)],
+        deadline: Duration,
+    ) -> Result<Vec<Arc<str>>, Failure> {
+        let stands =
+            |(key, revision): &(Arc<str>, i64)| Compare::mod_revision(key.as_bytes(), CompareOp::Equal, *revision);
+        let mut altered = Vec::new();
+        for some in expected.chunks(MAX_OPS) {
+            let all = self.call(Verb::Look, deadline, |mut client| {
+                let txn = Txn::new().when(some.iter().map(stands).collect::<Vec<_>>());
+                async move { client.txn(txn).await }
+            });
+            if all.await?.succeeded() {
+                continue;
+            }
+            let each = self.call(Verb::Look, deadline, |mut client| {
+                let each = some.iter().map(|one| TxnOp::txn(Txn::new().when([stands(one)])));
+                let txn = Txn::new().and_then(each.collect::<Vec<_>>());
+                async move { client.txn(txn).await }
+            });
+            let stood = |answer| matches!(answer, TxnOpResponse::Txn(answer) if answer.succeeded());
+            let each = each.await?.op_responses().into_iter().map(stood);
+            altered.extend(some.iter().zip(each).filter(|(_, stood)| !stood).map(|((key, _), _)| key.clone()));
+        }
+        Ok(altered)
     }
 
     /// The revision that had created the key that stood at `revision`; refused when that is compacted.
@@ -348,7 +423,7 @@ impl Renewals {
             self.keeper.keep_alive().await?;
             self.answers.message().await
         };
-        match timeout(deadline, exchange).await {
+        match within(deadline, exchange).await {
             Err(_) => {
                 // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
                 self.etcd.endpoints.pass_over(self.index);

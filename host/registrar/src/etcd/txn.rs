@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{Compare, CompareOp, DeleteOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 /// One conditional write. It names the lease that is believed to hold the key, so that a write which arrives late, or meets
 /// a key of another lease, does nothing.
@@ -15,16 +15,16 @@ pub(crate) enum Op {
 }
 
 /// Outcome of an [`Op`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The lease holds the key now; before, lease `over` did (0: no lease, or the key did not exist).
-    Written { over: i64 },
+    /// The lease holds the key now, written at `revision`; before, lease `over` did (0: no lease, or the key did not exist).
+    Written { over: i64, revision: i64 },
     /// Lease `held` held the key, which is deleted.
     Deleted,
     /// The key did not exist.
     Absent,
-    /// Nothing was written: another lease holds the key (0: a delete met a key without a lease).
-    HeldBy(i64),
+    /// Nothing was written: another lease holds the key (0: a delete met a key without a lease), with that value.
+    HeldBy { lease: i64, value: Vec<u8> },
 }
 
 impl Op {
@@ -34,11 +34,15 @@ impl Op {
         }
     }
 
+    pub(crate) fn is_put(&self) -> bool {
+        matches!(self, Self::Put { .. })
+    }
+
     /// Size in a request, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Put { key, value, .. } => 4 * key.len() + 2 * value.len(),
-            Self::Delete { key, .. } => 3 * key.len(),
+            Self::Put { key, value, .. } => 5 * key.len() + 2 * value.len(),
+            Self::Delete { key, .. } => 4 * key.len(),
         }
     }
 
@@ -64,11 +68,11 @@ impl Op {
         })
     }
 
-    /// The outcome in a response; `None` if it does not fit the request.
-    pub(super) fn outcome(&self, response: &TxnOpResponse) -> Option<Outcome> {
+    /// The outcome in a response whose writes have that revision; `None` if it does not fit the request.
+    pub(super) fn outcome(&self, response: &TxnOpResponse, revision: i64) -> Option<Outcome> {
         let TxnOpResponse::Txn(response) = response else { return None };
         match self {
-            Self::Put { held, .. } => written(response, *held),
+            Self::Put { held, .. } => written(response, *held, revision),
             Self::Delete { .. } => match response.op_responses().first()? {
                 TxnOpResponse::Delete(delete) => {
                     Some(if delete.deleted() > 0 { Outcome::Deleted } else { Outcome::Absent })
@@ -79,15 +83,23 @@ impl Op {
     }
 }
 
-fn written(response: &TxnResponse, held: i64) -> Option<Outcome> {
+/// Operation for a branch that never runs: etcd checks the rights to read and to write the key for it. Inside
+/// a nested transaction etcd 3.4 checks no rights, and lets a user put keys that the user cannot delete again. A
+/// delete costs nothing of etcd's quota.
+pub(super) fn authorized(key: &str) -> TxnOp {
+    TxnOp::delete(key, Some(DeleteOptions::new().with_prev_key()))
+}
+
+fn written(response: &TxnResponse, held: i64, revision: i64) -> Option<Outcome> {
     match response.op_responses().first()? {
-        TxnOpResponse::Put(_) => Some(Outcome::Written { over: held }),
-        TxnOpResponse::Txn(free) => written(free, 0),
+        TxnOpResponse::Put(_) => Some(Outcome::Written { over: held, revision }),
+        TxnOpResponse::Txn(free) => written(free, 0, revision),
         found => holder(found),
     }
 }
 
 fn holder(response: &TxnOpResponse) -> Option<Outcome> {
     let TxnOpResponse::Get(found) = response else { return None };
-    Some(found.kvs().first().map_or(Outcome::Absent, |found| Outcome::HeldBy(found.lease())))
+    let held = |found: &KeyValue| Outcome::HeldBy { lease: found.lease(), value: found.value().to_vec() };
+    Some(found.kvs().first().map_or(Outcome::Absent, held))
 }

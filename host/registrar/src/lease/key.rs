@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     etcd::Op,
     layout::Layout,
-    node::{Invalid, ServerNode, Weight},
+    node::{Invalid, ServerNode, Version, Weight},
     options::Ownership,
     status::{Board, Standing, State, Vitals},
 };
@@ -72,6 +72,10 @@ pub(crate) struct Entry {
     pub(crate) displaces: i64,
     /// What etcd confirmed under the current lease; `None` when the key must be written.
     pub(crate) published: Option<Written>,
+    /// The revision of the write that published it; 0 for none.
+    pub(crate) revision: i64,
+    /// Somebody else has written over it.
+    pub(crate) altered: bool,
     pub(crate) weight: Weight,
     edition: u16,
     /// When what is published changed last, or the change was sent.
@@ -88,6 +92,8 @@ pub(crate) struct Entry {
     pub(crate) solo: bool,
     /// Refused by etcd even alone; it is tried again with the next audit.
     pub(crate) parked: bool,
+    /// It has an unresolved fault of its own.
+    pub(crate) faulty: bool,
     pub(crate) queued: bool,
     pub(crate) recoveries: u32,
     /// Who waits for it to be registered, and until when.
@@ -108,6 +114,8 @@ impl Entry {
             held: 0,
             displaces: 0,
             published: None,
+            revision: 0,
+            altered: false,
             edition: 0,
             weighed_at: now,
             in_flight: None,
@@ -116,6 +124,7 @@ impl Entry {
             rival: 0,
             solo: false,
             parked: false,
+            faulty: false,
             queued: false,
             recoveries: 0,
             birth: Some((wish.deadline, wish.reply)),
@@ -134,6 +143,11 @@ impl Entry {
         if let Some((_, reply)) = self.birth.take() {
             let _ = reply.send(outcome);
         }
+    }
+
+    /// What the keys of its service begin with.
+    pub(crate) fn prefix(&self) -> String {
+        self.layout.prefix(&self.node.name, &Version::default())
     }
 
     /// Whether the weight follows the load.
@@ -163,6 +177,11 @@ impl Entry {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.goal == Goal::Present && self.board.strong_count() == 0
+    }
+
+    /// Whether etcd should have the key under this lease, as it was written last.
+    pub(crate) fn stands_under(&self, lease: i64) -> bool {
+        self.goal == Goal::Present && self.published.is_some() && self.held == lease
     }
 
     /// Whether etcd has to be told something.
@@ -227,7 +246,7 @@ impl Entry {
             Goal::Present if !self.visible => State::Pending,
             Goal::Present if self.rival != 0 => State::Conflict,
             Goal::Present if self.published.is_none() || mood == Mood::Recovering => State::Recovering,
-            Goal::Present if mood == Mood::Suspect => State::Suspect,
+            Goal::Present if mood == Mood::Suspect || self.parked => State::Suspect,
             Goal::Present => State::Registered,
         };
         self.set(state);

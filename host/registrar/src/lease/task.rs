@@ -9,11 +9,16 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     future::{pending, poll_fn},
-    sync::Arc,
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 
+use futures::future::join;
 use tokio::{
     sync::{Notify, broadcast, mpsc, watch},
     time::{Instant, sleep_until},
@@ -23,7 +28,8 @@ use tracing::{debug, info, warn};
 use crate::{
     backoff::{FIRST_BACKOFF, backoff},
     error::Error,
-    etcd::{Call, Etcd, Failure, Granted, LeaseView, MAX_BYTES, MAX_OPS, Op, Outcome, Renewals},
+    etcd::{Call, Etcd, Failure, Granted, LeaseView, MAX_BYTES, MAX_OPS, Op, Outcome, Renewals, latency::Verb},
+    faults::Source,
     lease::key::{Entry, Goal, Mood, Reply, Wish},
     node::{ServerNode, Weight},
     options::{Ownership, Ttl},
@@ -70,6 +76,8 @@ pub(crate) struct Surroundings {
     pub(crate) register_timeout: Duration,
     pub(crate) damping: Damping,
     pub(crate) load: watch::Receiver<Weight>,
+    /// Whether the load is an estimate yet.
+    pub(crate) estimated: Arc<AtomicBool>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) events: broadcast::Sender<Event>,
     /// Keys that are out of etcd for good.
@@ -119,7 +127,7 @@ enum Answer {
     Granted(Result<Granted, Failure>, Instant),
     Committed { lease: i64, ops: Vec<Op>, outcome: Result<Vec<Outcome>, Failure> },
     Revoked { lease: i64, outcome: Result<(), Failure> },
-    Audited { lease: i64, outcome: Result<LeaseView, Failure> },
+    Audited { lease: i64, keys: Result<LeaseView, Failure>, altered: Result<Vec<Arc<str>>, Failure> },
 }
 
 /// Everything that can wake the task.
@@ -159,9 +167,13 @@ pub(crate) struct Lease {
     failures: u32,
     not_before: Instant,
     audit_at: Instant,
+    /// The key whose value the last audit looked at last; the next one goes on behind it.
+    audited: Option<Arc<str>>,
     mood: Mood,
     mood_since: Instant,
     last_failure: Option<Failure>,
+    /// Kinds of calls whose last one failed, and whether etcd refused it.
+    failing: Vec<(Verb, bool)>,
     ending: bool,
     /// Of `leaps`, what is accounted for.
     leapt: Duration,
@@ -185,9 +197,11 @@ impl Lease {
             failures: 0,
             not_before: now,
             audit_at: now,
+            audited: None,
             mood: Mood::Steady,
             mood_since: now,
             last_failure: None,
+            failing: Vec::new(),
             ending: false,
             leapt,
         }
@@ -198,7 +212,7 @@ impl Lease {
         loop {
             self.advance();
             if self.ending && self.leases.is_empty() && self.call.is_none() {
-                return;
+                return self.give_up_calls();
             }
             let wake = self.wake(&mut commands).await;
             self.on(wake);
@@ -256,7 +270,13 @@ impl Lease {
         }
         let place = self.births.partition_point(|(other, _)| *other <= deadline);
         self.births.insert(place, (deadline, key.clone()));
-        self.entries.insert(key.clone(), Entry::new(wish, self.around.vitals.clone(), load, Instant::now()));
+        let mut entry = Entry::new(wish, self.around.vitals.clone(), load, Instant::now());
+        if self.around.estimated.load(Ordering::Relaxed) {
+            // A weight that was measured replaces an estimate as soon as there is one.
+            let long_ago = entry.weighed_at.checked_sub(self.around.damping.min_interval);
+            entry.weighed_at = long_ago.unwrap_or(entry.weighed_at);
+        }
+        self.entries.insert(key.clone(), entry);
         self.present += 1;
         self.awaited = None;
         self.enqueue(&key);
@@ -409,7 +429,7 @@ impl Lease {
             let Some(entry) = waits else { continue };
             let error = match (entry.rival, &self.last_failure) {
                 (0, Some(failure)) => Error::unavailable(failure.clone()),
-                (0, None) => Error::Timeout { what: "register", after: self.around.register_timeout },
+                (0, None) => Error::Timeout { what: "register", after: self.around.register_timeout, why: None },
                 (lease, _) => Error::Conflict { key: key.clone(), lease },
             };
             self.withdraw(&key, error);
@@ -420,6 +440,7 @@ impl Lease {
     fn settle(&mut self, now: Instant) {
         let nothing_left = self.leases.is_empty() && self.call.is_none();
         if nothing_left && self.present == 0 {
+            self.give_up_calls();
             self.leaving = self.entries.keys().cloned().collect();
         }
         if nothing_left || !self.leases.iter().any(|held| held.tainted) {
@@ -475,8 +496,14 @@ impl Lease {
 
     /// Takes as much from the queue as one transaction may hold.
     fn next_batch(&mut self, lease: i64, now: Instant) -> Vec<Op> {
-        let mut ops = Vec::new();
+        let mut ops: Vec<Op> = Vec::new();
         let mut bytes = 0;
+        let refused = self.is_refused();
+        if refused {
+            // An etcd without space refuses a transaction with a put as a whole; deletes are to go on, by themselves.
+            let is_put = |key: &Arc<str>| self.entries.get(key).is_some_and(|entry| entry.goal == Goal::Present);
+            self.queue.make_contiguous().sort_by_key(is_put);
+        }
         while ops.len() < MAX_OPS && bytes < MAX_BYTES {
             let Some(key) = self.queue.pop_front() else { break };
             if self.entries.get(&key).is_some_and(Entry::is_abandoned) {
@@ -484,7 +511,8 @@ impl Lease {
                 self.withdraw(&key, Error::Ended);
             }
             let Some(entry) = self.entries.get_mut(&key) else { continue };
-            if entry.solo && !ops.is_empty() {
+            let other_kind = ops.first().is_some_and(|op| op.is_put() != (entry.goal == Goal::Present));
+            if !ops.is_empty() && (entry.solo || refused && other_kind) {
                 self.queue.push_front(key);
                 break;
             }
@@ -521,9 +549,33 @@ impl Lease {
 
     fn audit(&mut self, lease: i64, now: Instant) -> Call<Answer> {
         let (etcd, deadline) = (self.around.etcd.clone(), self.deadline());
-        self.audit_at = now + self.interval().min(MAX_AUDIT_INTERVAL);
+        let pause = self.interval().min(MAX_AUDIT_INTERVAL);
+        self.audit_at = now + pause;
+        let expected = self.values_to_audit(lease, pause);
         self.follow_load();
-        Box::pin(async move { Answer::Audited { lease, outcome: etcd.look_at(lease, true, deadline).await } })
+        Box::pin(async move {
+            let keys = etcd.look_at(lease, true, deadline);
+            let (keys, altered) = join(keys, etcd.altered(&expected, deadline)).await;
+            Answer::Audited { lease, keys, altered }
+        })
+    }
+
+    /// Keys whose value this audit looks at, with the revision that etcd should have them at. Each key has its turn within
+    /// the longest interval between two audits, however many there are.
+    fn values_to_audit(&mut self, lease: i64, pause: Duration) -> Vec<(Arc<str>, i64)> {
+        let share = pause.as_secs_f64() / MAX_AUDIT_INTERVAL.as_secs_f64();
+        let most = MAX_OPS.max((self.present as f64 * share).ceil() as usize);
+        let from = self.audited.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let behind = self.entries.range::<Arc<str>, _>((from.clone(), Bound::Unbounded));
+        let before = match from {
+            Bound::Excluded(last) => self.entries.range::<Arc<str>, _>(..=last),
+            _ => self.entries.range::<Arc<str>, _>(..),
+        };
+        let around = behind.chain(before).take(self.entries.len());
+        let standing = around.filter(|(_, entry)| entry.stands_under(lease));
+        let some: Vec<_> = standing.take(most).map(|(key, entry)| (key.clone(), entry.revision)).collect();
+        self.audited = some.last().map(|(key, _)| key.clone());
+        some
     }
 
     // What comes of it.
@@ -532,9 +584,13 @@ impl Lease {
         self.call = None;
         self.committing = false;
         match answer {
-            Answer::Granted(Ok(granted), asked_at) => self.granted(granted, asked_at),
+            Answer::Granted(Ok(granted), asked_at) => {
+                self.worked(Verb::Grant);
+                self.granted(granted, asked_at);
+            }
             Answer::Granted(Err(failure), _) => {
                 debug!(%failure, "no lease");
+                self.failed(Verb::Grant, &failure);
                 if !failure.is_transient() {
                     self.fail_births(&failure);
                 }
@@ -551,6 +607,7 @@ impl Lease {
             }
             Answer::Committed { lease, ops, outcome: Ok(outcomes) } => {
                 (self.failures, self.last_failure) = (0, None);
+                self.worked(Verb::Write);
                 for (op, outcome) in ops.iter().zip(outcomes) {
                     match op {
                         Op::Put { key, .. } => self.put(key, outcome, lease),
@@ -561,13 +618,31 @@ impl Lease {
             Answer::Committed { lease, ops, outcome: Err(failure) } => self.not_committed(lease, &ops, failure),
             Answer::Revoked { lease, outcome: Ok(()) } => {
                 self.failures = 0;
+                self.worked(Verb::Revoke);
                 self.forget(lease);
             }
-            Answer::Revoked { outcome: Err(failure), .. } => self.back_off(failure),
-            Answer::Audited { lease, outcome: Ok(view) } => self.audited(lease, &view),
-            Answer::Audited { lease, outcome: Err(Failure::LeaseGone) } => self.lose(lease),
-            Answer::Audited { outcome: Err(failure), .. } => {
-                debug!(%failure, "the audit failed; the next one is due as planned");
+            Answer::Revoked { outcome: Err(failure), .. } => {
+                self.failed(Verb::Revoke, &failure);
+                self.back_off(failure);
+            }
+            Answer::Audited { lease, keys: Err(Failure::LeaseGone), .. } => self.lose(lease),
+            Answer::Audited { lease, keys, altered } => {
+                match keys.as_ref().err().or(altered.as_ref().err()) {
+                    None => {
+                        self.worked(Verb::Look);
+                        self.drop_moot_refusals();
+                    }
+                    Some(failure) => {
+                        debug!(%failure, "the audit failed; the next one is due as planned");
+                        self.failed(Verb::Look, failure);
+                    }
+                }
+                if let Ok(altered) = altered {
+                    self.written_over(lease, &altered);
+                }
+                if let Ok(view) = keys {
+                    self.audited(lease, &view);
+                }
             }
         }
     }
@@ -597,22 +672,26 @@ impl Lease {
     }
 
     fn put(&mut self, key: &Arc<str>, outcome: Outcome, lease: i64) {
-        let (Outcome::Written { over: other } | Outcome::HeldBy(other)) = outcome else {
+        let (Outcome::Written { over: other, .. } | Outcome::HeldBy { lease: other, .. }) = &outcome else {
             // A missing key is free, so the put cannot have found it missing and done nothing.
             return self.enqueue(key);
         };
-        let ours = self.is_ours(other);
+        let (other, ours) = (*other, self.is_ours(*other));
         let Some(entry) = self.entries.get_mut(key) else { return };
         let written = entry.in_flight.take();
         match outcome {
-            Outcome::Written { over } => {
+            Outcome::Written { over, revision } => {
                 let taken_over = over != 0 && !ours;
                 let was_conflict = entry.rival != 0;
+                let was_altered = std::mem::take(&mut entry.altered);
                 let before = entry.published;
                 entry.held = lease;
-                entry.published = written;
+                (entry.published, entry.revision) = (written, revision);
                 entry.may_exist = true;
                 (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
+                if std::mem::take(&mut entry.faulty) {
+                    self.around.vitals.faults().clear(&Source::Key(key.clone()));
+                }
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
                     (false, false) => Some((What::Registered, "new".to_owned())),
@@ -621,12 +700,15 @@ impl Lease {
                     (true, _) if over == 0 && self.mood != Mood::Recovering => {
                         Some((What::Healed, "the key was missing or had lost its lease".to_owned()))
                     }
+                    (true, _) if was_altered && over == lease => {
+                        Some((What::Healed, "somebody else had written over its value".to_owned()))
+                    }
                     (true, _) => before.map(|before| match entry.was_replaced(before) {
                         true => (What::Updated, "the node behind the key is another one".to_owned()),
                         false => (What::Weighed, format!("weight {}", entry.weight)),
                     }),
                 };
-                if was_visible && over == 0 {
+                if was_visible && (over == 0 || was_altered && over == lease) {
                     entry.recoveries += 1;
                 }
                 entry.show(self.mood);
@@ -636,20 +718,23 @@ impl Lease {
                 }
                 self.enqueue(key);
             }
-            Outcome::HeldBy(holder) if ours => {
+            Outcome::HeldBy { lease: holder, .. } if ours => {
                 // Our own write took it over, and its answer was lost.
                 (entry.held, entry.displaces) = (holder, 0);
                 self.enqueue(key);
             }
-            Outcome::HeldBy(holder) if entry.visible || entry.ownership == Ownership::Wait => {
+            Outcome::HeldBy { lease: holder, value } if entry.visible || entry.ownership == Ownership::Wait => {
                 let news = std::mem::replace(&mut entry.rival, holder) == 0;
                 (entry.held, entry.displaces, entry.published) = (0, 0, None);
+                (entry.altered, entry.faulty) = (false, true);
                 entry.show(self.mood);
-                if news && entry.visible {
+                let conflicts = entry.visible;
+                self.around.vitals.faults().held(key, holder, &value, news && conflicts);
+                if news && conflicts {
                     self.tell(What::Conflict, Some(key), format!("lease {holder:x} of somebody else holds the key"));
                 }
             }
-            Outcome::HeldBy(holder) if entry.ownership == Ownership::TakeOver => {
+            Outcome::HeldBy { lease: holder, .. } if entry.ownership == Ownership::TakeOver => {
                 entry.displaces = holder;
                 self.enqueue(key);
             }
@@ -658,10 +743,10 @@ impl Lease {
     }
 
     fn deleted(&mut self, key: &Arc<str>, outcome: Outcome) {
-        let ours = matches!(outcome, Outcome::HeldBy(holder) if self.is_ours(holder));
+        let ours = matches!(outcome, Outcome::HeldBy { lease, .. } if self.is_ours(lease));
         let Some(entry) = self.entries.get_mut(key) else { return };
         match outcome {
-            Outcome::HeldBy(holder) if ours => {
+            Outcome::HeldBy { lease: holder, .. } if ours => {
                 entry.held = holder;
                 self.enqueue(key);
             }
@@ -692,6 +777,7 @@ impl Lease {
             Failure::LeaseGone => self.lose(lease),
             _ if refused => {}
             failure => {
+                self.failed(Verb::Write, &failure);
                 if in_doubt {
                     for held in self.leases.iter_mut().filter(|held| held.lease == lease) {
                         held.tainted = true;
@@ -712,20 +798,84 @@ impl Lease {
         if entry.was_never_written() && entry.goal != Goal::Present {
             self.gone(key);
         } else if entry.visible || entry.goal != Goal::Present {
-            if !std::mem::replace(&mut entry.parked, true) {
-                warn!(%key, %failure, "etcd refuses the key; it is tried again at every renewal");
-            }
+            (entry.parked, entry.faulty) = (true, true);
+            entry.show(self.mood);
+            let (source, prefix) = (Source::Key(key.clone()), entry.prefix());
+            self.around.vitals.faults().refused(source, Error::unavailable(failure), Some(&prefix), false);
         } else {
             self.withdraw(key, Error::unavailable(failure));
+        }
+    }
+
+    /// A call for the lease has failed, and will be made again.
+    fn failed(&mut self, verb: Verb, failure: &Failure) {
+        let refused = failure.refusal().is_some();
+        self.failing.retain(|(failing, _)| *failing != verb);
+        self.failing.push((verb, refused));
+        // A token that has run out costs one renewal, and is replaced.
+        let quietly = verb == Verb::Renew && self.current().is_some_and(|held| held.failures < 2);
+        let prefix = self.entries.values().next().map(Entry::prefix);
+        let (source, why) = (self.around.vitals.source(verb), Error::unavailable(failure.clone()));
+        self.around.vitals.faults().refused(source, why, prefix.as_deref(), quietly);
+        if self.is_refused() && self.mood == Mood::Steady && self.present > 0 {
+            self.feel(Mood::Suspect, What::Refused, format!("etcd refuses to {verb}: {failure}"));
+        }
+    }
+
+    /// A call of that kind has done what it was to do.
+    fn worked(&mut self, verb: Verb) {
+        let Some(index) = self.failing.iter().position(|(failing, _)| *failing == verb) else { return };
+        self.failing.swap_remove(index);
+        self.around.vitals.faults().clear(&self.around.vitals.source(verb));
+        let renewed = self.current().is_some_and(|held| held.failures == 0);
+        if self.mood == Mood::Suspect && renewed && !self.is_refused() {
+            self.feel(Mood::Steady, What::Confirmed, "etcd no longer refuses what it is asked".to_owned());
+        }
+    }
+
+    /// What was refused need not be written any more, as a weight that moved back: nothing would tell that it could be.
+    fn drop_moot_refusals(&mut self) {
+        for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.parked && !entry.is_dirty()) {
+            (entry.parked, entry.faulty) = (false, false);
+            entry.show(self.mood);
+            self.around.vitals.faults().forget(&Source::Key(key.clone()));
+        }
+        let sound = self.current().is_some_and(|held| !held.tainted);
+        if sound && !self.failing.is_empty() && !self.entries.values().any(Entry::is_dirty) {
+            self.worked(Verb::Write);
+            self.worked(Verb::Grant);
+        }
+    }
+
+    /// What failed is not tried again: there is nothing left to do.
+    fn give_up_calls(&mut self) {
+        for (verb, _) in std::mem::take(&mut self.failing) {
+            self.around.vitals.faults().forget(&self.around.vitals.source(verb));
+        }
+    }
+
+    /// Whether keys could not be written if they had to be. Renewals are told apart: keys stay until one is due.
+    fn is_refused(&self) -> bool {
+        let counts = |verb: Verb| matches!(verb, Verb::Grant | Verb::Write | Verb::Look);
+        self.failing.iter().any(|(verb, refused)| *refused && counts(*verb))
+    }
+
+    /// Somebody else has written these keys, or deleted them. They are written again as they should be.
+    fn written_over(&mut self, lease: i64, keys: &[Arc<str>]) {
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.stands_under(lease)) {
+                (entry.published, entry.altered) = (None, true);
+                entry.show(self.mood);
+                self.enqueue(key);
+            }
         }
     }
 
     fn audited(&mut self, lease: i64, view: &LeaseView) {
         self.failures = 0;
         let entry_of = |key: &Vec<u8>| std::str::from_utf8(key).ok().and_then(|key| self.entries.get(key));
-        let stands = |entry: &Entry| entry.goal == Goal::Present && entry.published.is_some() && entry.held == lease;
-        let found = view.keys.iter().filter_map(entry_of).filter(|entry| stands(entry)).count();
-        if found < self.entries.values().filter(|entry| stands(entry)).count() {
+        let found = view.keys.iter().filter_map(entry_of).filter(|entry| entry.stands_under(lease)).count();
+        if found < self.entries.values().filter(|entry| entry.stands_under(lease)).count() {
             let there: std::collections::HashSet<&[u8]> = view.keys.iter().map(Vec::as_slice).collect();
             for (key, entry) in &mut self.entries {
                 if entry.held == lease && !there.contains(key.as_bytes()) {
@@ -754,17 +904,22 @@ impl Lease {
                     self.around.vitals.held(held.granted_at, renewal.asked_at + ttl);
                     self.around.vitals.renewed();
                     self.tell(What::Renewed, None, format!("for {ttl:?}"));
-                    if self.mood == Mood::Suspect {
+                    if self.mood == Mood::Suspect && !self.is_refused() {
                         self.feel(Mood::Steady, What::Confirmed, "etcd confirmed the lease".to_owned());
                     }
+                    self.worked(Verb::Renew);
                 }
             }
             Err(Failure::LeaseGone) => self.lose(lease),
             Err(failure) => {
                 held.failures += 1;
                 held.renew_at = now + backoff(&mut self.around.rng, held.failures, cap);
+                let last_confirmed = held.confirmed_at;
+                if is_current {
+                    self.failed(Verb::Renew, &failure);
+                }
                 if is_current && self.mood == Mood::Steady {
-                    let last = now - held.confirmed_at;
+                    let last = now - last_confirmed;
                     self.feel(Mood::Suspect, What::Suspect, format!("last confirmed {last:.1?} ago: {failure}"));
                 }
                 self.last_failure = Some(failure);
@@ -829,6 +984,9 @@ impl Lease {
         let Some(entry) = self.entries.remove(key) else { return };
         if entry.visible {
             self.tell(What::Stopped, Some(key), "it is gone from etcd for good".to_owned());
+        }
+        if entry.faulty {
+            self.around.vitals.faults().forget(&Source::Key(key.clone()));
         }
         let _ = self.around.freed.send(key.clone()); // The registrar may have ended before its leases.
         entry.end(Error::Ended);
@@ -897,7 +1055,8 @@ impl Lease {
         let since = self.mood_since.elapsed();
         let on = key.map_or("its keys", |key| key);
         match what {
-            What::Renewed | What::Weighed | What::Updated => {
+            // A refusal is logged once for all leases that meet it.
+            What::Renewed | What::Weighed | What::Updated | What::Refused => {
                 debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}");
             }
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {

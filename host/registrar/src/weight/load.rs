@@ -4,6 +4,10 @@ use std::{
     fs, mem,
     num::NonZero,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::available_parallelism,
     time::Duration,
 };
@@ -22,8 +26,8 @@ use crate::{
 /// Between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps `weight` at what the load is worth, until nobody looks at it any more.
-pub(crate) async fn sample(weight: watch::Sender<Weight>) {
+/// Keeps `weight` at what the load is worth, until nobody looks at it any more. It is an estimate until the first sample.
+pub(crate) async fn sample(weight: watch::Sender<Weight>, estimated: Arc<AtomicBool>) {
     let mut meter = Meter::new();
     meter.read();
     let mut smoothed = Smoothed::default();
@@ -35,13 +39,29 @@ pub(crate) async fn sample(weight: watch::Sender<Weight>) {
             () = weight.closed() => return,
         }
         let next = weight_of(smoothed.add(meter.read()));
+        estimated.store(false, Ordering::Relaxed);
         weight.send_if_modified(|weight| mem::replace(weight, next) != next);
     }
 }
 
-/// The load right now, as far as one look can tell: the processor counts as idle.
+/// The load right now, as far as one look can tell. What the processors do shows only over a while: they count as busy as
+/// they were over the last minute.
 pub(crate) fn first_look() -> Weight {
-    weight_of(Meter::new().read())
+    let groups = Cgroup::all();
+    let memory_percent = Meter::new().memory_percent(&groups);
+    let processors = available_parallelism().map_or(1, NonZero::get);
+    let load_average = System::load_average().map_or(0.0, |average| average.one);
+    let cpu_percent = last_minute(&groups, load_average, processors);
+    weight_of(Load { cpu_percent, memory_percent })
+}
+
+/// How busy the processors were, by the average number of tasks that ran or waited to. A container with a quota of its own
+/// counts as idle: the machine's average says nothing of it.
+fn last_minute(groups: &[Cgroup], load_average: f64, processors: usize) -> f64 {
+    match groups.iter().any(|group| group.cpus.is_some()) {
+        true => 0.0,
+        false => (100.0 * load_average / processors as f64).clamp(0.0, 100.0),
+    }
 }
 
 /// What the readings are compared with. A container's own quota counts where there is one (cgroup v2, since sysinfo does
@@ -159,9 +179,11 @@ fn field(stat: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::{num::NonZero, path::Path, thread::available_parallelism, time::Duration};
 
-    use super::{Cgroup, Meter, own_path, usable};
+    use sysinfo::System;
+
+    use super::{Cgroup, Meter, first_look, last_minute, own_path, usable};
 
     #[test]
     fn a_container_counts_its_own_quota() {
@@ -216,8 +238,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_look_counts_the_processor_as_idle() {
-        assert_eq!(Meter::new().read().cpu_percent, 0.0);
+    fn the_first_look_counts_the_processors_as_busy_as_they_were() {
+        assert_eq!(last_minute(&[], 1.0, 2), 50.0);
+        assert_eq!(last_minute(&[Cgroup::default()], 17.0, 2), 100.0);
+        assert_eq!(last_minute(&[], 0.0, 2), 0.0);
+        // The quota is this container's, and the average is not.
+        assert_eq!(last_minute(&[Cgroup { cpus: Some(1.0), ..Cgroup::default() }], 17.0, 2), 0.0);
+        // The average may move between the two looks.
+        let before = System::load_average().unwrap().one;
+        let weight = first_look().value();
+        let busy = Cgroup::all().iter().all(|group| group.cpus.is_none()) && before > 0.0;
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        let most = 100.0 - 0.5 * (100.0 * before / processors as f64).min(100.0);
+        assert!(!busy || f64::from(weight) <= most + 5.0, "weight {weight} at load {before}");
     }
 
     #[test]

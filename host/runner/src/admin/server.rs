@@ -52,6 +52,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// The longest that a connection lasts, for one request each. A drain takes as long as its requests in flight.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Lines of `/readyz` about etcd, at most.
+const MAX_FAULTS: usize = 20;
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -251,7 +253,7 @@ impl Desk {
         let path = request.uri().path();
         let (expected, answer) = match path {
             "/healthz" => (Method::GET, self.healthz()),
-            "/readyz" => (Method::GET, self.readyz()),
+            "/readyz" => (Method::GET, self.readyz(request.uri().query())),
             "/services" => (Method::GET, self.services()),
             "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics(request.headers()).await),
             "/metrics" => (Method::GET, plain(StatusCode::OK, String::new())),
@@ -296,20 +298,24 @@ impl Desk {
         }
     }
 
-    fn readyz(&self) -> Answer {
+    /// Whether clients find every service and are answered. With `etcd=optional` only whether they are answered.
+    fn readyz(&self, query: Option<&str>) -> Answer {
+        let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
         if self.roster.ending.is_cancelled() {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is ending\n".to_owned());
+            return refuse("the host is ending\n".to_owned());
         }
         if !self.roster.is_filled() {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\nthe host is starting\n".to_owned());
+            return refuse(format!("the host is starting\n{}", self.faults()));
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
+        let without_etcd = query == Some("etcd=optional");
         let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
         let all_out = services.iter().all(Snapshot::is_out);
         // One that was drained by command does not speak against the host, unless there is no other.
         for service in services.iter().filter(|service| all_out || !service.is_out()) {
             let name = &service.face.name;
             match service.readiness() {
+                _ if without_etcd && service.is_served() => {}
                 Readiness::Ready => {}
                 Readiness::Unknown(said) => unknown += &format!("{name}: {said}\n"),
                 Readiness::NotReady(said) => not_ready += &format!("{name}: {said}\n"),
@@ -318,8 +324,19 @@ impl Desk {
         match (not_ready.is_empty(), unknown.is_empty()) {
             (true, true) => plain(StatusCode::OK, "ready\n".to_owned()),
             (true, false) => plain(StatusCode::OK, format!("unknown\n{unknown}")),
-            (false, _) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{not_ready}{unknown}")),
+            (false, _) => refuse(format!("{not_ready}{unknown}{}", self.faults())),
         }
+    }
+
+    /// Why etcd is waited for, and what it refuses or others hold that services wait for: a line each.
+    fn faults(&self) -> String {
+        let waits = self.roster.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
+        let mut lines: BTreeMap<String, String> = BTreeMap::new();
+        for fault in self.registrar.faults() {
+            // Many leases meet the same.
+            lines.entry(fault.why.to_string()).or_insert_with(|| format!("{fault}\n"));
+        }
+        waits.into_iter().chain(lines.into_values().take(MAX_FAULTS)).collect()
     }
 
     async fn metrics(&self, asked: &HeaderMap) -> Answer {

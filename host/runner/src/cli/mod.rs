@@ -37,6 +37,7 @@ Exit codes:
   0   clean
   64  bad configuration, arguments or component file
   69  etcd is unavailable although it is required
+  77  etcd refuses the user, the password, the certificate or a key
   1   anything else
   130 a second Ctrl-C, which does not wait
 

@@ -41,8 +41,10 @@ struct Report {
 struct Etcd {
     endpoints: Vec<String>,
     required: bool,
-    /// Why it did not answer, if it did not.
+    /// Why it did not answer, if it did not; or what it refused.
     problem: Option<String>,
+    /// Whether it answered, and the answer was no: then `run` would not get any further by waiting.
+    refused: bool,
 }
 
 #[derive(Serialize)]
@@ -63,15 +65,23 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let registrar = connect::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;
     let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();
-    let reached = connect::attempt(&registrar, &config.registrar).await;
+    let keys = connect::keys(&registrar, &config.services);
+    let reached = connect::attempt(&registrar, &config.registrar, keys).await;
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
 
-    let etcd = Etcd {
-        endpoints: config.registrar.endpoints.clone(),
-        required: config.etcd_required,
-        problem: reached.err().map(|error| connect::said(&error, &config.registrar)),
+    let (problem, refused) = match reached {
+        Ok(forbidden) => {
+            let said = connect::not_permitted(&forbidden);
+            (said.as_ref().map(|said| format!("etcd: {said}")), said.is_some())
+        }
+        Err(error) => {
+            let failure = connect::explained(&error, &config.registrar).await;
+            (Some(failure.sentence()), matches!(failure, Failure::Refused(_)))
+        }
     };
+    let endpoints = config.registrar.endpoints.clone();
+    let etcd = Etcd { endpoints, required: config.etcd_required, problem, refused };
     let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
     let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
     let admin = bound.err().map(|failure| failure.sentence());
@@ -97,6 +107,7 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
 fn verdict(services: &[Checked], etcd: &Etcd) -> Option<Failure> {
     let bad = services.iter().filter(|service| !service.problems.is_empty()).count();
     match (&etcd.problem, bad) {
+        (Some(problem), 0) if etcd.refused => Some(Failure::refused(problem)),
         (Some(problem), 0) if etcd.required => Some(Failure::unavailable(problem)),
         (_, 0) => None,
         (_, bad) => Some(Failure::usage(format!("{bad} of {} services would not run", services.len()))),
@@ -143,7 +154,7 @@ fn text(report: &Report) -> String {
         .collect();
     let etcd = match &report.etcd.problem {
         None => "etcd answers".to_owned(),
-        Some(problem) if report.etcd.required => problem.clone(),
+        Some(problem) if report.etcd.required || report.etcd.refused => problem.clone(),
         Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
     };
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));

@@ -1,7 +1,7 @@
 //! `leasehold ls`: what is registered in etcd.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     time::Duration,
 };
@@ -19,6 +19,10 @@ use crate::{
 
 /// How long the registrar's thread may take to end; it holds no lease.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How much a name is like another one that is offered instead, from 0 to 1; and how many are, at most.
+const LIKE: f64 = 0.8;
+const MOST_LIKE: usize = 5;
 
 /// One node as `--json` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -84,6 +88,10 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let options = args.etcd.registrar()?;
     let registrar = connect::start(&options)?;
     let listed = timed(&registrar, &options, name.as_ref()).await;
+    let near = match (&name, &listed) {
+        (Some(name), Ok((rows, 0))) if rows.is_empty() => Some(near(&registrar, &options, name).await),
+        _ => None,
+    };
     // Nothing is registered, so nothing is lost when the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
     let (rows, others) = listed?;
@@ -96,10 +104,35 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     if untold > 0 {
         tracing::warn!("etcd did not tell in time how long the leases last: of {untold} of {}", rows.len());
     }
+    if let (Some(name), Some(near)) = (&name, near) {
+        tracing::warn!("no service is registered as {name}{near}");
+    }
     if others > 0 {
         tracing::warn!("{others} {} not a node", if others == 1 { "key is" } else { "keys are" });
     }
     Ok(())
+}
+
+/// Names that are registered and look like this one, as the end of a sentence; empty where etcd does not tell of all.
+async fn near(registrar: &Registrar, options: &Options, name: &ServiceName) -> String {
+    let Ok(Ok(all)) = timeout(options.register_timeout, registrar.list(None)).await else { return String::new() };
+    let names: BTreeSet<_> = all.into_iter().filter_map(|listed| listed.node.ok()).map(|node| node.name).collect();
+    match (most_like(name.as_str(), names.iter().map(ServiceName::as_str)), names.len()) {
+        (_, 0) => "; there is none at all under this layout".to_owned(),
+        (like, _) if !like.is_empty() => format!("; there is {}", like.join(", ")),
+        (_, count) => format!("; there are {count} others"),
+    }
+}
+
+/// The names that are most like another one, the nearest first; none where all are far from it.
+fn most_like<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let likeness = |other: &str| match other.contains(name) || name.contains(other) {
+        true => 1.0,
+        false => strsim::jaro_winkler(name, other),
+    };
+    let mut like: Vec<_> = all.map(|other| (likeness(other), other)).filter(|(like, _)| *like >= LIKE).collect();
+    like.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    like.into_iter().map(|(_, other)| other).take(MOST_LIKE).collect()
 }
 
 /// Nodes with the time that is left to them, as far as etcd tells it, and how many keys are none.
@@ -122,11 +155,12 @@ pub(super) async fn read(
     name: Option<&ServiceName>,
 ) -> Result<Vec<RawEntry>, Failure> {
     // A first answer says whether etcd is there at all; the list itself may take longer than one request.
-    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
-    connect::attempt(registrar, options).await.map_err(unavailable)?;
+    let prefix = connect::prefix(options, name);
+    let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
+    connect::attempt(registrar, options, Vec::new()).await.map_err(unavailable)?;
     let deadline = options.register_timeout;
     let listed = timeout(deadline, registrar.list(name)).await;
-    listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline })).map_err(unavailable)
+    listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline, why: None })).map_err(unavailable)
 }
 
 fn rows(listed: Vec<RawEntry>) -> (Vec<Row>, usize) {
@@ -194,7 +228,17 @@ mod tests {
 
     use leasehold::LeaseTtl;
 
-    use super::Standing;
+    use super::{Standing, most_like};
+
+    #[test]
+    fn a_name_that_is_unknown_is_told_which_ones_are_like_it() {
+        let all = ["order", "orders", "user", "user-cache", "greeter"];
+        let like = |name| most_like(name, all.into_iter());
+        assert_eq!(like("ordr"), ["order", "orders"]);
+        assert_eq!(like("cache"), ["user-cache"]);
+        assert_eq!(like("greter"), ["greeter"]);
+        assert!(like("zzz").is_empty());
+    }
 
     #[test]
     fn a_lease_expires_when_less_than_a_third_of_its_time_is_left_for_certain() {

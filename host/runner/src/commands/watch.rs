@@ -80,8 +80,9 @@ async fn follow(
     every: Duration,
     mut shown: Shown,
 ) -> Result<(), Failure> {
-    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
-    connect::attempt(registrar, options).await.map_err(unavailable)?;
+    let prefix = connect::prefix(options, name);
+    let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
+    connect::attempt(registrar, options, Vec::new()).await.map_err(unavailable)?;
     let mut following = registrar.watch_keys(name).await.map_err(unavailable)?;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use leasehold::{Registration, ServiceName, State, Version, View};
+use leasehold::{Registration, ServiceName, State, Verb, Version, View};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,8 @@ pub(crate) struct Roster {
     services: OnceLock<Vec<Face>>,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
+    /// Why etcd is waited for at the start.
+    pub(crate) etcd: watch::Sender<Option<Arc<str>>>,
 }
 
 /// One service from outside.
@@ -104,7 +106,7 @@ pub(crate) enum Readiness {
 
 impl Roster {
     pub(crate) fn new(ending: CancellationToken) -> Self {
-        Self { services: OnceLock::new(), ending }
+        Self { services: OnceLock::new(), ending, etcd: watch::Sender::default() }
     }
 
     /// Says who there is. Called once.
@@ -189,12 +191,31 @@ impl Snapshot<'_> {
         if registrations.is_empty() {
             return Readiness::NotReady("nothing is registered".to_owned());
         }
-        let standing = registrations.iter().map(|registration| (registration.key(), registration.status().state));
-        standing.fold(Readiness::Ready, |so_far, (key, state)| match (so_far, state) {
-            (Readiness::NotReady(said), _) => Readiness::NotReady(said),
-            (so_far, State::Registered) => so_far,
-            (_, State::Suspect) => Readiness::Unknown(format!("etcd has not confirmed the lease of {key}")),
-            (_, state) => Readiness::NotReady(format!("{key} is {state}")),
+        registrations.iter().fold(Readiness::Ready, |so_far, registration| match (so_far, of(registration)) {
+            (Readiness::NotReady(said), _) | (_, Readiness::NotReady(said)) => Readiness::NotReady(said),
+            (Readiness::Unknown(said), _) | (_, Readiness::Unknown(said)) => Readiness::Unknown(said),
+            (Readiness::Ready, Readiness::Ready) => Readiness::Ready,
         })
+    }
+
+    /// Returns true if the service serves requests, whatever becomes of its keys.
+    pub(crate) fn is_served(&self) -> bool {
+        self.present.phase == Phase::Serving
+    }
+}
+
+fn of(registration: &Registration) -> Readiness {
+    let (status, key, fault) = (registration.status(), registration.key(), registration.fault());
+    let why = fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
+    // A key stays as long as its lease, whatever becomes of one renewal.
+    let is_refused = fault.is_some_and(|fault| fault.refusal().is_some() && fault.verb != Some(Verb::Renew));
+    match status.state {
+        State::Registered => Readiness::Ready,
+        State::Suspect if status.ttl_remaining.is_zero() => {
+            Readiness::NotReady(format!("the lease of {key} has run out as far as is known{why}"))
+        }
+        State::Suspect if is_refused => Readiness::NotReady(format!("{key} cannot be written{why}")),
+        State::Suspect => Readiness::Unknown(format!("etcd has not confirmed the lease of {key}{why}")),
+        state => Readiness::NotReady(format!("{key} is {state}{why}")),
     }
 }

@@ -176,6 +176,15 @@ impl SimEtcd {
         self.lock().auth.forget_tokens();
     }
 
+    /// Takes the right to any key from one host, or gives it back.
+    pub fn set_forbidden(&self, host: &str, forbidden: bool) {
+        let mut state = self.lock();
+        match forbidden {
+            true => drop(state.forbidden.insert(host.to_owned())),
+            false => drop(state.forbidden.remove(host)),
+        }
+    }
+
     /// Raises or clears the alarm NOSPACE.
     pub fn set_no_space(&self, raised: bool) {
         self.lock().no_space = raised;

@@ -114,7 +114,11 @@ impl Session {
     /// Check for calls that read or write keys.
     pub(crate) fn check(&self, state: &mut State) -> Result<(), Failure> {
         let now = state.now;
-        state.auth.check(self.token.as_deref(), now)
+        state.auth.check(self.token.as_deref(), now)?;
+        match state.forbidden.contains(&*self.caller.connection.link.host) {
+            true => Err(Failure::PermissionDenied),
+            false => Ok(()),
+        }
     }
 
     /// Check for calls on leases only.

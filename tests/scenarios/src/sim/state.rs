@@ -1,6 +1,6 @@
 //! The state of the simulated etcd, behind one lock that is never held across an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub(crate) struct State {
     pub(crate) plan: FaultPlan,
     /// The alarm NOSPACE.
     pub(crate) no_space: bool,
+    /// Hosts whose user may not touch any key.
+    pub(crate) forbidden: BTreeSet<String>,
     pub(crate) running: bool,
     /// Number of starts; a request does not outlive the process that it was sent to.
     pub(crate) boot: u64,
@@ -94,6 +96,7 @@ impl State {
             links: BTreeMap::new(),
             plan: FaultPlan::none(),
             no_space: false,
+            forbidden: BTreeSet::new(),
             running: true,
             boot: 1,
             term: 2,

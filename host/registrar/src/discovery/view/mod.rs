@@ -70,7 +70,9 @@ impl View {
         let after = self.state.request_timeout;
         match timeout(after, first_read).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(self.error().map_or(Error::Timeout { what: "resolve", after }, Error::Unavailable)),
+            Err(_) => {
+                Err(self.error().map_or(Error::Timeout { what: "resolve", after, why: None }, Error::Unavailable))
+            }
         }
     }
 

@@ -119,7 +119,8 @@ async fn report(
 async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, dial: bool) -> Result<Report, Failure> {
     let listed = read(registrar, options, None).await?;
     let begun = Instant::now();
-    let unavailable = |error: Error| Failure::unavailable(connect::said(&error, options));
+    let prefix = connect::prefix(options, None);
+    let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
     let status = registrar.reach().await.map_err(unavailable)?;
     let round_trip = begun.elapsed();
     let dials = async { if dial { Some(unreachable(&listed).await) } else { None } };

@@ -129,7 +129,7 @@ async fn live(
     let (answers, etcd) = watch::channel(false);
     let reached = async {
         if registers || config.etcd_required {
-            connect::etcd(registrar, &config.registrar, config.etcd_required, config.dev).await?;
+            connect::etcd(registrar, config, &roster.etcd).await?;
         }
         answers.send_replace(true);
         Ok(())

@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(16);
 /// Longest time to keep a lease granted ahead, in seconds: until the next calm is over.
 const AHEAD: u64 = 60;
 
+/// What others write.
+const FOREIGN: &str = "foreign";
+
 const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
 
 pub(crate) async fn run(seed: u64) -> Verdict {
@@ -332,21 +335,30 @@ impl Run {
                     self.etcd.delete(&key);
                 }
             }
-            91..95 => {
+            91..93 => {
                 if let Some(key) = self.any_key() {
-                    self.etcd.put(&key, "foreign", 0);
+                    self.etcd.put(&key, FOREIGN, 0);
+                }
+            }
+            93..95 => {
+                // As `etcdctl put --ignore-lease` does.
+                if let Some(key) = self.any_key() {
+                    let lease = self.etcd.get(&key).map_or(0, |found| found.lease);
+                    self.etcd.put(&key, FOREIGN, lease);
                 }
             }
             _ => {
                 if let Some(key) = self.any_key() {
                     let lease = self.etcd.grant(Duration::from_secs(self.rng.u64(5..60)));
-                    self.etcd.put(&key, "foreign", lease);
+                    self.etcd.put(&key, FOREIGN, lease);
                     self.strangers.push(lease);
                 }
             }
         }
-        if matches!(self.rng.u32(0..10), 0) {
-            self.etcd.set_no_space(self.rng.bool());
+        match self.rng.u32(0..20) {
+            0 | 1 => self.etcd.set_no_space(self.rng.bool()),
+            2 => self.etcd.set_forbidden(&name, self.rng.f64() < 0.7),
+            _ => {}
         }
     }
 
@@ -360,6 +372,7 @@ impl Run {
         for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
             self.etcd.set_faults(&host.name, FaultPlan::none());
             self.etcd.heal(&host.name);
+            self.etcd.set_forbidden(&host.name, false);
         }
         self.etcd.set_no_space(false);
         for lease in std::mem::take(&mut self.strangers) {
@@ -437,8 +450,9 @@ impl Run {
                 let status = registration.status();
                 let found = self.etcd.get(key);
                 let stands = found.as_ref().is_some_and(|found| leases.contains_key(&found.lease));
+                let is_foreign = found.as_ref().is_some_and(|found| found.value == FOREIGN);
                 let fine = match status.state {
-                    State::Registered => stands,
+                    State::Registered => stands && !is_foreign,
                     State::Conflict => stands || just_freed(key, self.etcd.now()),
                     _ => false,
                 };
