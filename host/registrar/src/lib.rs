@@ -33,6 +33,7 @@ mod registrar;
 mod registration;
 #[cfg(feature = "simulation")]
 mod sim;
+mod source;
 mod status;
 mod weight;
 
@@ -44,7 +45,7 @@ pub use discovery::view::View;
 pub use error::{Error, Unavailable};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
-pub use etcd::Channel;
+pub use etcd::Dial;
 pub use etcd::Refusal;
 pub use etcd::health::{Alarm, Health, Member};
 pub use etcd::latency::{Latency, Verb};
@@ -54,5 +55,6 @@ pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight
 pub use options::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
 pub use registrar::{EtcdStatus, LeaseStatus, Registrar};
 pub use registration::Registration;
+pub use source::Source;
 pub use status::{Event, State, Status, What};
 pub use weight::{Damping, Load, weight_of};

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::{
     layout::Layout,
     node::{Invalid, Weight},
+    source::Source,
     weight::Damping,
 };
 
@@ -89,8 +90,8 @@ impl Options {
 pub struct Credentials {
     /// The user's name.
     pub user: String,
-    /// The password; it is sent to etcd and nowhere else.
-    pub password: String,
+    /// The password, read for each sign-in; it is sent to etcd and nowhere else. A plain one is `"...".into()`.
+    pub password: Source,
 }
 
 impl fmt::Debug for Credentials {
@@ -99,22 +100,30 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// TLS towards `https` endpoints. `Debug` never shows the key.
+/// TLS towards `https` endpoints, its sources read for each connection. `Debug` never shows the key.
 #[derive(Clone, Default)]
 pub struct Tls {
     /// PEM certificates of the authorities that may vouch for etcd. `None` trusts none, and `https` then fails.
-    pub ca_pem: Option<Vec<u8>>,
+    pub ca_pem: Option<Source>,
     /// PEM certificate chain and key that this client shows to etcd.
-    pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
+    pub identity_pem: Option<(Source, Source)>,
     /// The name that etcd's certificate must carry; by default the endpoint's host.
     pub server_name: Option<String>,
+}
+
+impl Tls {
+    /// Whether reading the sources may block.
+    pub(crate) fn may_block(&self) -> bool {
+        let identity = self.identity_pem.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.ca_pem.iter().chain(identity).any(Source::may_block)
+    }
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
-            .field("ca", &self.ca_pem.is_some())
-            .field("identity", &self.identity_pem.is_some())
+            .field("ca", &self.ca_pem)
+            .field("identity", &self.identity_pem)
             .field("server_name", &self.server_name)
             .finish()
     }

@@ -103,11 +103,11 @@ impl Registrar {
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
-    pub async fn start_over(options: Options, channels: Vec<(Arc<str>, crate::etcd::Channel)>) -> Result<Self, Error> {
+    pub async fn start_over(options: Options, dials: Vec<(Arc<str>, crate::etcd::Dial)>) -> Result<Self, Error> {
         check(&options)?;
         let options = Arc::new(options);
         let (keeper, line) = Keeper::new(options.clone());
-        let etcd = Etcd::over(&options, channels, line.latencies.clone()).await?;
+        let etcd = Etcd::over(&options, dials, line.latencies.clone()).await?;
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
         tokio::spawn(line.suspension.clone().hold(keeper.live(etcd)));
         Ok(Self { guard: Arc::new(line.requests.clone()), line, options })

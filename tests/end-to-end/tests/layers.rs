@@ -65,6 +65,7 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "layout",
             "node",
             "sim",
+            "source",
             "backoff",
         ],
     ),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +28,8 @@ pub enum Mode {
     Hold,
     /// Every chunk is delayed by this much, in both directions.
     Slow(Duration),
+    /// In both directions one bit of every so many chunks is flipped.
+    Flip(u32),
 }
 
 /// A proxy in front of one address, gone when dropped.
@@ -34,6 +37,9 @@ pub enum Mode {
 pub struct Proxy {
     address: SocketAddr,
     mode: watch::Sender<Mode>,
+    /// Connections accepted before this one are forgotten.
+    forgotten: watch::Sender<u64>,
+    accepted: watch::Receiver<u64>,
 }
 
 impl Proxy {
@@ -45,11 +51,19 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("a listener has an address");
         let mode = watch::Sender::default();
-        let accept =
-            Accept { address, target: target.to_owned(), mode: mode.subscribe(), connections: TaskTracker::new() };
+        let forgotten = watch::Sender::default();
+        let (count, accepted) = watch::channel(0);
+        let accept = Accept {
+            address,
+            target: target.to_owned(),
+            mode: mode.subscribe(),
+            forgotten: forgotten.subscribe(),
+            count,
+            connections: TaskTracker::new(),
+        };
         let tracker = accept.connections.clone();
         tracker.spawn(accept.run(listener));
-        Self { address, mode }
+        Self { address, mode, forgotten, accepted }
     }
 
     /// Address of the proxy for hosts: `127.0.0.1:port`.
@@ -66,6 +80,17 @@ impl Proxy {
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
+
+    /// Forgets every open connection, as a NAT or a firewall does that lost its table: from now on nothing passes on them,
+    /// and neither end is told, not even that the other one closed. New connections pass.
+    pub fn forget(&self) {
+        self.forgotten.send_replace(self.accepted());
+    }
+
+    /// Number of connections accepted so far.
+    pub fn accepted(&self) -> u64 {
+        *self.accepted.borrow()
+    }
 }
 
 /// The task that accepts; it ends with the proxy.
@@ -73,6 +98,8 @@ struct Accept {
     address: SocketAddr,
     target: String,
     mode: watch::Receiver<Mode>,
+    forgotten: watch::Receiver<u64>,
+    count: watch::Sender<u64>,
     connections: TaskTracker,
 }
 
@@ -99,11 +126,12 @@ impl Accept {
                     }
                 }
                 host = accept(listener.as_ref()) => {
-                    let target = self.target.clone();
-                    let mode = self.mode.clone();
-                    // Failed connections are the purpose of this proxy.
+                    let (target, mode) = (self.target.clone(), self.mode.clone());
+                    let (forgotten, number) = (self.forgotten.clone(), *self.count.borrow());
+                    self.count.send_replace(number + 1);
+                    // A connection that fails is what a proxy like this is for.
                     self.connections.spawn(async move {
-                        let _ = serve(host, &target, mode).await;
+                        let _ = serve(host, &target, mode, forgotten, number).await;
                     });
                 }
             }
@@ -122,8 +150,14 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     std::future::pending().await
 }
 
-/// Carries one connection until an end closes it or the mode resets it.
-async fn serve(mut host: TcpStream, target: &str, mode: watch::Receiver<Mode>) -> io::Result<()> {
+/// Carries one connection until an end closes it, the mode resets it, or it is forgotten.
+async fn serve(
+    mut host: TcpStream,
+    target: &str,
+    mode: watch::Receiver<Mode>,
+    mut forgotten: watch::Receiver<u64>,
+    number: u64,
+) -> io::Result<()> {
     let mut etcd = TcpStream::connect(target).await?;
     host.set_nodelay(true)?;
     etcd.set_nodelay(true)?;
@@ -132,16 +166,32 @@ async fn serve(mut host: TcpStream, target: &str, mode: watch::Receiver<Mode>) -
         let (from_etcd, to_etcd) = etcd.split();
         let requests = Pump::new(Direction::ToEtcd, mode.clone());
         let answers = Pump::new(Direction::ToHost, mode);
+        let mut forgotten = pin!(forgotten.wait_for(|first| *first > number));
         tokio::select! {
+            biased;
+            forgotten = &mut forgotten => if forgotten.is_ok() { End::Forgotten } else { End::Reset },
             end = requests.run(from_host, to_etcd) => end,
             end = answers.run(from_etcd, to_host) => end,
         }
     };
+    if end == End::Forgotten {
+        swallow(&mut host, &mut etcd, forgotten).await;
+    }
     if end == End::Reset {
         host.set_zero_linger()?;
         etcd.set_zero_linger()?;
     }
     Ok(())
+}
+
+/// Reads what both ends send, passes nothing on, and closes neither, until the proxy is gone.
+async fn swallow(host: &mut TcpStream, etcd: &mut TcpStream, mut proxy: watch::Receiver<u64>) {
+    let swallow = async |stream: &mut TcpStream| {
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    };
+    let gone = async { while proxy.changed().await.is_ok() {} };
+    tokio::join!(swallow(host), swallow(etcd), gone);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +204,7 @@ enum Direction {
 enum End {
     Closed,
     Reset,
+    Forgotten,
 }
 
 /// One direction of one connection.
@@ -186,8 +237,12 @@ impl Pump {
                     Ok(0) | Err(_) => return self.end(mode).await,
                     Ok(_) if self.swallows(mode) => self.lost = true,
                     Ok(count) => {
-                        if let Mode::Slow(delay) = mode {
-                            sleep(delay).await;
+                        match mode {
+                            Mode::Slow(delay) => sleep(delay).await,
+                            Mode::Flip(every) if fastrand::u32(0..every) == 0 => {
+                                buffer[fastrand::usize(0..count)] ^= 1 << fastrand::u32(0..8);
+                            }
+                            _ => {}
                         }
                         if to.write_all(&buffer[..count]).await.is_err() {
                             return End::Reset;
@@ -202,7 +257,7 @@ impl Pump {
         match mode {
             Mode::Blackhole => true,
             Mode::HalfOpen => self.direction == Direction::ToHost,
-            Mode::Pass | Mode::Cut | Mode::Hold | Mode::Slow(_) => false,
+            Mode::Pass | Mode::Cut | Mode::Hold | Mode::Slow(_) | Mode::Flip(_) => false,
         }
     }
 

@@ -64,9 +64,9 @@ impl World {
     /// A registrar with other options.
     pub async fn registrar_with(&self, host: &str, options: Options) -> Registrar {
         match self {
-            Self::Simulated(etcd) => Registrar::start_over(options, vec![(Arc::from("sim"), etcd.channel(host))])
-                .await
-                .expect("good options"),
+            Self::Simulated(etcd) => {
+                Registrar::start_over(options, vec![(Arc::from("sim"), etcd.dial(host))]).await.expect("good options")
+            }
             Self::Real(_) => Registrar::start(options).expect("good options"),
         }
     }

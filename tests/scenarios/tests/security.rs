@@ -32,7 +32,7 @@ fn user() -> ServerNode {
 }
 
 fn as_user(name: &str, password: &str) -> Option<Credentials> {
-    Some(Credentials { user: name.to_owned(), password: password.to_owned() })
+    Some(Credentials { user: name.to_owned(), password: password.into() })
 }
 
 /// The error of a failed registration, within its timeout.
@@ -95,8 +95,8 @@ async fn self_healing_after_an_etcd_with_users_lost_its_data() {
 async fn self_healing_after_authentication_is_enabled() {
     let etcd = SimEtcd::new(1);
     let options = Options { credentials: as_user("alice", PASSWORD), ..options(["sim"]) };
-    let channels = vec![(Arc::from("sim"), etcd.channel("host"))];
-    let registrar = Registrar::start_over(options, channels).await.unwrap();
+    let dials = vec![(Arc::from("sim"), etcd.dial("host"))];
+    let registrar = Registrar::start_over(options, dials).await.unwrap();
     let registration = registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()).await.unwrap();
     let before = etcd.get(registration.key()).unwrap().lease;
     etcd.require_user("alice", PASSWORD, Duration::from_secs(300));
@@ -224,8 +224,8 @@ async fn a_password_that_was_changed_is_told_while_the_key_still_stands() {
 
 fn trusting(authority: &Authority, shows: Option<Pair>) -> Tls {
     Tls {
-        ca_pem: Some(authority.certificate().into_bytes()),
-        identity_pem: shows.map(|pair| (pair.certificate.into_bytes(), pair.key.into_bytes())),
+        ca_pem: Some(authority.certificate().into()),
+        identity_pem: shows.map(|pair| (pair.certificate.into(), pair.key.into())),
         server_name: None,
     }
 }

@@ -10,8 +10,9 @@ use crate::{
     etcd::{Change, Changes, Etcd, Failure, Found, RangeSnapshot},
 };
 
-/// Silence of the stream after which a progress notification is requested.
-const SILENCE: Duration = Duration::from_secs(5);
+/// Silence of the stream after which a progress notification is requested. Short enough for a view to be at most 6 s behind
+/// when its connection dies silently.
+const SILENCE: Duration = Duration::from_secs(4);
 /// Longest pause between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
 

@@ -9,38 +9,37 @@ use std::{
     time::Duration,
 };
 
-#[cfg(not(feature = "simulation"))]
-use etcd_client::Channel;
-#[cfg(feature = "simulation")]
-pub use etcd_client::Channel;
-use etcd_client::{Certificate, Client, ConnectOptions, Error as ClientError, Identity, TlsOptions};
+use etcd_client::{Client, ConnectOptions, Error as ClientError};
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
-use tonic::transport::Endpoint as Transport;
+use tracing::{info, warn};
 
 use super::{
+    connection::{Connections, Life},
     error::{Failure, classify, is_without_authentication},
     patience::within,
+    transport::{Secure, Way},
 };
 use crate::{
     error::Error,
     node::Invalid,
-    options::{Credentials, Options, Tls},
+    options::{Credentials, Options},
+    source::Reads,
 };
 
-/// How often an idle connection is probed, so that a dead one is noticed. etcd tolerates one ping in 5 s.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a probe may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sign-in is trusted through calls without an answer. Hashing a password is dear for etcd, and an etcd that
 /// is slow to answer must not be asked for it all the time.
 const TRUST: Duration = Duration::from_secs(5);
+/// Part of the time for a sign-in after which it is asked for once more.
+const ASK_AGAIN: u32 = 4;
+/// Pause after which a password that was refused is shown again. Another password is shown at once.
+const SHOW_AGAIN: Duration = Duration::from_millis(500);
 
 /// The endpoints of one cluster, one of them asked at a time. Cloning clones the handle.
 #[derive(Clone)]
@@ -48,9 +47,7 @@ pub(super) struct Endpoints {
     all: Arc<[Endpoint]>,
     current: Arc<AtomicUsize>,
     reach: Arc<Reach>,
-    credentials: Option<Credentials>,
-    /// How long a sign-in may take.
-    patience: Duration,
+    users: Option<Arc<Users>>,
 }
 
 /// Whether any endpoint can be reached, and who waits for that.
@@ -62,9 +59,27 @@ struct Reach {
 
 pub(super) struct Endpoint {
     pub(super) url: Arc<str>,
-    pub(super) client: Client,
+    client: Client,
+    connections: Connections,
+    secure: Option<Arc<Secure>>,
     /// The last time that the client signed in, or is about to; none where that is in doubt.
     signed_in: Mutex<Option<SignIn>>,
+}
+
+/// The user of this host, for all endpoints.
+struct Users {
+    credentials: Credentials,
+    /// Longest time for a sign-in, in which the password is read.
+    patience: Duration,
+    reads: Reads,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// A password that etcd refused last, if it was read, and what it said.
+struct Refused {
+    at: Instant,
+    password: Option<String>,
+    failure: Failure,
 }
 
 /// One sign-in. A caller whose time is over leaves it to the next one as far as it came: the hash of the password may take
@@ -76,26 +91,111 @@ struct SignIn {
     done: Shared<BoxFuture<'static, Result<bool, Failure>>>,
 }
 
+/// The endpoint and the connection over which something was answered.
+#[derive(Clone)]
+pub(super) struct Route {
+    pub(super) index: usize,
+    pub(super) life: Arc<Life>,
+}
+
+/// Whether a request may be made again when nobody knows what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// It does the same however often it is made.
+    Harmless,
+    /// It may take effect later, or twice.
+    Never,
+}
+
+impl Users {
+    async fn password(&self) -> Result<String, String> {
+        let source = self.credentials.password.clone();
+        self.reads.run(source.may_block(), move || source.read_password()).await
+    }
+
+    /// Signs in with the password as it is now.
+    async fn sign_in(&self, mut client: Client, url: &Arc<str>) -> Result<bool, Failure> {
+        let password = match self.password().await {
+            Ok(password) => password,
+            Err(said) => return Err(self.refuse(None, Failure::Denied(format!("{url}: no password: {said}")))),
+        };
+        if let Some(refused) = &*self.refused()
+            && refused.password.as_ref() == Some(&password)
+            && refused.at.elapsed() < SHOW_AGAIN
+        {
+            return Err(refused.failure.clone());
+        }
+        let user = self.credentials.user.clone();
+        match client.update_user(Some((user, password.clone()))).await {
+            // An etcd without authentication needs no user, as etcd's own Go client sees it.
+            Err(ClientError::GRpcStatus(status)) if is_without_authentication(&status) => {
+                self.accept(url);
+                Ok(false)
+            }
+            Ok(()) => {
+                self.accept(url);
+                Ok(true)
+            }
+            Err(error) => match classify(url, &error) {
+                refusal @ Failure::Denied(_) => Err(self.refuse(Some(password), refusal)),
+                failure => Err(failure),
+            },
+        }
+    }
+
+    /// Remembers the refusal, and warns of it unless that was done.
+    fn refuse(&self, password: Option<String>, failure: Failure) -> Failure {
+        let before = self.refused().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
+        // Of a kind: the endpoints of a cluster know the same users.
+        if before.is_none() {
+            let Credentials { user, password } = &self.credentials;
+            warn!(user, password = %password, "no sign-in at etcd; it is tried again: {failure}");
+        }
+        failure
+    }
+
+    fn accept(&self, url: &str) {
+        if self.refused().take().is_some() {
+            info!(endpoint = url, user = self.credentials.user, "signed in at etcd again");
+        }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<Refused>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Endpoint {
-    async fn sign_in(&self, credentials: &Credentials, patience: Duration) -> Result<(), Failure> {
+    async fn sign_in(&self, users: &Arc<Users>) -> Result<(), Failure> {
         let signing = {
             let mut place = self.place();
             match &*place {
                 // One that failed is tried again.
                 Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
-                _ => place.insert(self.begin(credentials.clone(), patience)).clone(),
+                _ => place.insert(self.begin(users.clone())).clone(),
             }
         };
         signing.done.await.map(|_| ())
     }
 
-    fn begin(&self, Credentials { user, password }: Credentials, patience: Duration) -> SignIn {
-        let (mut client, url) = (self.client.clone(), self.url.clone());
+    fn begin(&self, users: Arc<Users>) -> SignIn {
+        let (client, url) = (self.client.clone(), self.url.clone());
         let done = async move {
-            match timeout(patience, client.update_user(Some((user, password)))).await {
-                // An etcd without authentication needs no user, as etcd's own Go client sees it.
-                Ok(Err(ClientError::GRpcStatus(status))) if is_without_authentication(&status) => Ok(false),
-                Ok(outcome) => outcome.map(|()| true).map_err(|error| classify(&url, &error)),
+            let patience = users.patience;
+            // An answer that got lost is asked for once more, and an etcd that is slow at most twice.
+            let again = async {
+                sleep(patience / ASK_AGAIN).await;
+                users.sign_in(client.clone(), &url).await
+            };
+            let either = async {
+                tokio::select! {
+                    biased;
+                    outcome = users.sign_in(client.clone(), &url) => outcome,
+                    outcome = again => outcome,
+                }
+            };
+            match timeout(patience, either).await {
+                Ok(outcome) => outcome,
                 Err(_) => Err(Failure::Unanswered { endpoint: url, reason: format!("no sign-in within {patience:?}") }),
             }
         };
@@ -118,6 +218,20 @@ impl Endpoint {
         }
     }
 
+    /// An error of the client, and why this host's certificate was refused, where that is known here.
+    fn failure(&self, error: &ClientError) -> Failure {
+        let failure = classify(&self.url, error);
+        let Some(secure) = &self.secure else { return failure };
+        match failure {
+            Failure::Denied(said) if said.contains("certificate") => {
+                let said = secure.expired().map_or(said.clone(), |expired| format!("{said}: {expired}"));
+                secure.tell(&said);
+                Failure::Denied(said)
+            }
+            failure => failure,
+        }
+    }
+
     fn place(&self) -> MutexGuard<'_, Option<SignIn>> {
         self.signed_in.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,35 +240,30 @@ impl Endpoint {
 impl Endpoints {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
     pub(super) async fn prepare(options: &Options) -> Result<Self, Error> {
-        let mut transports = Vec::new();
-        for text in &options.endpoints {
-            let (url, transport) = transport(text, options)?;
-            transports.push((url, Channel::Tonic(transport.connect_lazy())));
-        }
-        Self::over(options, transports).await
+        let ways: Result<Vec<_>, Error> = options.endpoints.iter().map(|text| Way::new(text, options)).collect();
+        Self::over(options, ways?).await
     }
 
-    /// The same over given channels, each named as an endpoint would be.
-    pub(super) async fn over(options: &Options, channels: Vec<(Arc<str>, Channel)>) -> Result<Self, Error> {
-        if channels.is_empty() {
+    /// The same over given ways, each named as an endpoint would be.
+    pub(super) async fn over(options: &Options, ways: Vec<Way>) -> Result<Self, Error> {
+        if ways.is_empty() {
             return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd").into());
         }
         // An etcd member without a leader says so instead of answering from the past or not at all.
         let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         let mut all = Vec::new();
-        for (url, channel) in channels {
-            let client = Client::from_channel(channel, Some(connect.clone()))
+        for Way { url, dial, secure } in ways {
+            let connections = Connections::new(url.clone(), dial);
+            let client = Client::from_channel(connections.channel(), Some(connect.clone()))
                 .await
                 .map_err(|error| Error::unavailable(classify(&url, &error)))?;
-            all.push(Endpoint { url, client, signed_in: Mutex::default() });
+            all.push(Endpoint { url, client, connections, secure, signed_in: Mutex::default() });
         }
-        Ok(Self {
-            all: all.into(),
-            current: Arc::new(AtomicUsize::new(0)),
-            reach: Arc::default(),
-            credentials: options.credentials.clone(),
-            patience: options.request_timeout,
-        })
+        let users = options.credentials.clone().map(|credentials| {
+            let (patience, reads) = (options.request_timeout, Reads::default());
+            Arc::new(Users { credentials, patience, reads, refused: Mutex::default() })
+        });
+        Ok(Self { all: all.into(), current: Arc::new(AtomicUsize::new(0)), reach: Arc::default(), users })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
@@ -177,24 +286,40 @@ impl Endpoints {
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Makes one call within `deadline`, and says which endpoint answered. One that cannot be reached passes the call on
-    /// to the next, each is tried once; one that failed in any other way loses its turn for the calls to come.
-    pub(super) async fn ask<T, F>(&self, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
+    /// Waits for what is to be answered on an open stream within `deadline`, which the caller holds.
+    pub(super) async fn attend<T>(&self, route: &Route, deadline: Duration, answer: impl Future<Output = T>) -> T {
+        self.all[route.index].connections.attend(&route.life, deadline, answer).await
+    }
+
+    /// Makes one call within `deadline`, and says over which connection it was answered. An endpoint that cannot be reached
+    /// passes the call on to the next, each is tried once; one that failed in any other way loses its turn for the calls to
+    /// come. A call whose connection is given up is made again on the one that replaced it, where that does no harm.
+    pub(super) async fn ask<T, F>(
+        &self,
+        repeat: Repeat,
+        deadline: Duration,
+        make: impl Fn(Client) -> F,
+    ) -> Result<(Route, T), Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let first = self.current.load(Ordering::Relaxed);
-        let asked = AtomicUsize::new(first);
+        let (first, end) = (self.current.load(Ordering::Relaxed), Instant::now() + deadline);
+        let asked = Mutex::new((first, self.all[first].connections.current()));
         let attempts = async {
             let mut outcome = None;
             for index in (first..first + self.all.len()).map(|index| index % self.all.len()) {
-                asked.store(index, Ordering::Relaxed);
                 let endpoint = &self.all[index];
-                let answer = async {
-                    self.sign_in(endpoint).await?;
-                    make(endpoint.client.clone()).await.map_err(|error| classify(&endpoint.url, &error))
+                let answer = loop {
+                    let life = endpoint.connections.current();
+                    *asked.lock().unwrap_or_else(PoisonError::into_inner) = (index, life.clone());
+                    let left = end.saturating_duration_since(Instant::now());
+                    let answer = endpoint.connections.attend(&life, left, self.attempt(endpoint, &make)).await;
+                    let is_unknown = matches!(&answer, Err(Failure::Unanswered { .. }));
+                    if !(is_unknown && life.is_given_up() && repeat == Repeat::Harmless) {
+                        break answer;
+                    }
                 };
-                match answer.await {
+                match answer {
                     Err(failure @ (Failure::Unreachable { .. } | Failure::Handshake { .. })) => {
                         self.pass_over(index);
                         outcome = Some(failure);
@@ -204,96 +329,89 @@ impl Endpoints {
             }
             Err(outcome.expect("there is at least one endpoint"))
         };
+        let begun = Instant::now();
         let answer = within(deadline, attempts).await;
-        let index = asked.into_inner();
+        let (index, life) = asked.into_inner().unwrap_or_else(PoisonError::into_inner);
         let answer = answer.unwrap_or_else(|_| {
             Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
         });
-        match &answer {
+        self.learn(index, &life, &answer, begun.elapsed());
+        answer.map(|answer| (Route { index, life }, answer))
+    }
+
+    async fn attempt<T, F>(&self, endpoint: &Endpoint, make: &impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        if let Some(users) = &self.users {
+            endpoint.sign_in(users).await?;
+        }
+        make(endpoint.client.clone()).await.map_err(|error| endpoint.failure(&error))
+    }
+
+    /// Draws the consequences of an answer, or of none, for the requests to come.
+    fn learn<T>(&self, index: usize, life: &Arc<Life>, answer: &Result<T, Failure>, after: Duration) {
+        let Endpoint { connections, secure, .. } = &self.all[index];
+        // The connection was to blame, and another one is in use by now.
+        let is_mended = life.is_given_up();
+        match answer {
             Err(Failure::Unreachable { .. } | Failure::Handshake { .. }) => {
                 self.reach.lost.store(true, Ordering::Relaxed)
             }
-            Err(failure @ (Failure::Unanswered { .. } | Failure::Denied(_))) => self.all[index].doubt(failure),
+            Err(failure @ (Failure::Unanswered { .. } | Failure::Denied(_))) if !is_mended => {
+                self.all[index].doubt(failure);
+            }
             // An answer, be it a refusal.
             _ if self.reach.lost.swap(false, Ordering::Relaxed) => self.reach.back.notify_waiters(),
             _ => {}
         }
-        if let Err(Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_)) = &answer {
+        match answer {
+            Err(Failure::Unanswered { .. }) if is_mended => {}
+            Err(Failure::Unanswered { .. } | Failure::NotEtcd(_)) => connections.failed(life),
+            Ok(_) => connections.answered(after),
+            Err(_) => {}
+        }
+        if answer.is_ok()
+            && let Some(secure) = secure
+        {
+            secure.is_well();
+        }
+        if let Err(Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_)) = answer
+            && !is_mended
+        {
             self.pass_over(index);
         }
-        answer.map(|answer| (index, answer))
     }
 
-    /// Authenticates once per endpoint; afterwards the client renews by itself a token that etcd refuses.
-    pub(super) async fn sign_in(&self, endpoint: &Endpoint) -> Result<(), Failure> {
-        match &self.credentials {
-            Some(credentials) => endpoint.sign_in(credentials, self.patience).await,
-            None => Ok(()),
-        }
+    /// Asks one endpoint within `deadline`, whether or not it is the one that others are asked of.
+    pub(super) async fn ask_one<T, F>(
+        &self,
+        endpoint: &Endpoint,
+        deadline: Duration,
+        make: impl Fn(Client) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let end = Instant::now() + deadline;
+        let attempts = async {
+            loop {
+                let life = endpoint.connections.current();
+                let left = end.saturating_duration_since(Instant::now());
+                let answer = endpoint.connections.attend(&life, left, self.attempt(endpoint, &make)).await;
+                if !(matches!(answer, Err(Failure::Unanswered { .. })) && life.is_given_up()) {
+                    return answer;
+                }
+            }
+        };
+        let reason = || format!("nothing within {deadline:?}");
+        timeout(deadline, attempts)
+            .await
+            .unwrap_or_else(|_| Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: reason() }))
     }
-}
 
-fn transport(text: &str, options: &Options) -> Result<(Arc<str>, Transport), Error> {
-    let invalid = |rule: &str| Error::from(Invalid::new("endpoints", rule.to_owned()));
-    if text.contains('@') {
-        return Err(invalid("must not carry a user or a password; they have options of their own"));
-    }
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let not_a_url = || invalid(&format!("must be http://host:port or https://host:port, not {text:?}"));
-    let transport = Transport::from_shared(url.clone()).map_err(|_| not_a_url())?;
-    let secure = match transport.uri().scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return Err(not_a_url()),
-    };
-    if transport.uri().port_u16().is_none_or(|port| port == 0) || transport.uri().path() != "/" {
-        return Err(not_a_url());
-    }
-    let transport = transport
-        .connect_timeout(options.dial_timeout)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(false);
-    let transport = if secure {
-        transport.tls_config(tls(&options.tls)).map_err(|_| {
-            Error::from(Invalid::new("tls", "must hold PEM certificates, and a PEM key that fits the certificate"))
-        })?
-    } else {
-        transport
-    };
-    Ok((url.into(), transport))
-}
-
-fn tls(tls: &Tls) -> TlsOptions {
-    let mut options = TlsOptions::new();
-    if let Some(ca) = &tls.ca_pem {
-        options = options.ca_certificate(Certificate::from_pem(ca));
-    }
-    if let Some((certificate, key)) = &tls.identity_pem {
-        options = options.identity(Identity::from_pem(certificate, key));
-    }
-    if let Some(name) = &tls.server_name {
-        options = options.domain_name(name);
-    }
-    options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::transport;
-    use crate::options::Options;
-
-    #[test]
-    fn an_endpoint_is_a_url_without_secrets() {
-        let options = Options::new(["x"]);
-        for good in ["http://127.0.0.1:2379", "127.0.0.1:2379", "http://[::1]:2379/"] {
-            assert!(transport(good, &options).is_ok(), "{good}");
-        }
-        for bad in ["", "http://host", "ftp://host:1", "http://host:0", "http://host:1/path", "http://h:99999"] {
-            assert!(transport(bad, &options).is_err(), "{bad}");
-        }
-        let error = transport("http://root:hunter2@host:2379", &options).unwrap_err().to_string();
-        assert!(!error.contains("hunter2"), "{error}");
+    /// A renewal was answered on an open stream.
+    pub(super) fn answered(&self, route: &Route, after: Duration) {
+        self.all[route.index].connections.answered(after);
     }
 }

@@ -1,11 +1,13 @@
 //! The verbs that etcd is spoken to with, each with a deadline.
 
+mod connection;
 mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
 mod patience;
 mod range;
+mod transport;
 mod txn;
 
 use std::{
@@ -25,11 +27,11 @@ use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
-#[cfg(feature = "simulation")]
-pub use self::endpoint::Channel;
 pub use self::error::Refusal;
+#[cfg(feature = "simulation")]
+use self::transport::Way;
 use self::{
-    endpoint::{Endpoint, Endpoints},
+    endpoint::{Endpoint, Endpoints, Repeat, Route},
     error::{classify, classify_cancellation},
     patience::within,
     range::range_end,
@@ -47,6 +49,10 @@ use crate::{
     },
     options::{Options, Ttl},
 };
+
+/// Makes a channel to one endpoint that nothing was sent on yet: how a simulated etcd stands behind a registrar.
+#[cfg(feature = "simulation")]
+pub type Dial = connection::Dial;
 
 /// The most operations in one transaction of ours. etcd counts 128 along the deepest path, and one of ours is
 /// a transaction within a transaction within the outer one.
@@ -115,10 +121,11 @@ impl Etcd {
     #[cfg(feature = "simulation")]
     pub(crate) async fn over(
         options: &Options,
-        channels: Vec<(Arc<str>, Channel)>,
+        dials: Vec<(Arc<str>, Dial)>,
         latencies: Arc<Latencies>,
     ) -> Result<Self, Error> {
-        let endpoints = Endpoints::over(options, channels).await?;
+        let ways = dials.into_iter().map(|(url, dial)| Way { url, dial, secure: None });
+        let endpoints = Endpoints::over(options, ways.collect()).await?;
         Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
     }
 
@@ -132,7 +139,7 @@ impl Etcd {
         let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
             Ok(client.status().await?.version().to_owned())
         });
-        asked.await.map(|(index, version)| (self.url(index), version))
+        asked.await.map(|(route, version)| (self.url(route.index), version))
     }
 
     /// How it is: each endpoint asked by itself.
@@ -154,22 +161,15 @@ impl Etcd {
     }
 
     async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
-        let asked = async {
-            self.endpoints.sign_in(endpoint).await?;
-            endpoint.client.clone().status().await.map_err(|error| classify(&endpoint.url, &error))
-        };
-        let after = self.request_timeout;
-        match timeout(after, asked).await {
-            Ok(Ok(status)) => Ok(Member {
+        let asked = |mut client: Client| async move { client.status().await };
+        match self.endpoints.ask_one(endpoint, self.request_timeout, asked).await {
+            Ok(status) => Ok(Member {
                 has_leader: status.leader() != 0,
                 database: u64::try_from(status.db_size()).unwrap_or_default(),
                 quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
             }),
-            Ok(Err(failure)) if failure.has_no_leader() => Ok(Member { has_leader: false, database: 0, quota: None }),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => {
-                Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: format!("nothing within {after:?}") })
-            }
+            Err(failure) if failure.has_no_leader() => Ok(Member { has_leader: false, database: 0, quota: None }),
+            Err(failure) => Err(failure),
         }
     }
 
@@ -223,10 +223,10 @@ impl Etcd {
 
     /// Opens a stream of renewals; its opening is the first renewal.
     pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
-        let (index, (keeper, answers)) = self
+        let (route, open) = self
             .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease).await })
             .await?;
-        Ok(Renewals { keeper, answers, etcd: self.clone(), index })
+        Ok(Renewals { open: Some(open), etcd: self.clone(), route })
     }
 
     /// Does every operation whose condition holds, in one transaction, all puts under `lease`. Refused as a whole where this
@@ -234,7 +234,7 @@ impl Etcd {
     ///
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
     pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
-        let (index, answer) = self
+        let (route, answer) = self
             .ask(Verb::Write, deadline, |mut client| {
                 // Without a condition, so the other branch never runs.
                 let txn = Txn::new()
@@ -250,7 +250,7 @@ impl Etcd {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
             _ => Err(Failure::Unanswered {
-                endpoint: self.url(index),
+                endpoint: self.url(route.index),
                 reason: "its answer does not fit the request".to_owned(),
             }),
         }
@@ -355,9 +355,16 @@ impl Etcd {
             let key = key.clone();
             async move { client.watch_client().max_decoding_message_size(MAX_ANSWER).watch(key, Some(options)).await }
         });
-        let (index, stream) = opened.await?;
-        let mut changes = Changes { stream, url: self.url(index), asked: false };
-        match timeout(deadline, changes.message()).await {
+        let (route, stream) = opened.await?;
+        let mut changes = Changes {
+            stream,
+            endpoints: self.endpoints.clone(),
+            url: self.url(route.index),
+            route,
+            revision,
+            asked: false,
+        };
+        match timeout(deadline, changes.attended(deadline)).await {
             Ok(confirmed) => confirmed.map(|_| changes),
             Err(_) => Err(changes.unanswered(format!("no watch within {deadline:?}"))),
         }
@@ -374,11 +381,16 @@ impl Etcd {
         self.ask(verb, deadline, make).await.map(|(_, answer)| answer)
     }
 
-    async fn ask<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(usize, T), Failure>
+    async fn ask<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<(Route, T), Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        self.counted(verb, self.endpoints.ask(deadline, make)).await
+        let repeat = match verb {
+            // A lease too many, or a value that was overwritten since.
+            Verb::Grant | Verb::Write => Repeat::Never,
+            Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Watch | Verb::Status => Repeat::Harmless,
+        };
+        self.counted(verb, self.endpoints.ask(repeat, deadline, make)).await
     }
 
     async fn counted<T>(&self, verb: Verb, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -394,18 +406,24 @@ impl Etcd {
 
 /// An open stream of renewals of one lease.
 pub(crate) struct Renewals {
-    keeper: LeaseKeeper,
-    answers: LeaseKeepAliveStream,
+    /// `None` once its connection was given up.
+    open: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
     etcd: Etcd,
-    /// The endpoint that it leads to.
-    index: usize,
+    route: Route,
 }
 
 impl Renewals {
-    /// Ready once the stream has broken although nothing is asked on it.
+    /// Ready once the stream has broken although nothing is asked on it. Where its connection was given up for another one
+    /// that answers, nothing is wrong: the next renewal takes that one.
     pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        Pin::new(&mut self.answers).poll_next(cx).map(|answer| match answer {
-            Some(Err(error)) => classify(&self.etcd.url(self.index), &error),
+        let Some((_, answers)) = &mut self.open else { return Poll::Pending };
+        let answer = std::task::ready!(Pin::new(answers).poll_next(cx));
+        if self.route.life.is_given_up() {
+            self.open = None;
+            return Poll::Pending;
+        }
+        Poll::Ready(match answer {
+            Some(Err(error)) => classify(&self.url(), &error),
             _ => self.unanswered("the stream of renewals ended".to_owned()),
         })
     }
@@ -414,39 +432,55 @@ impl Renewals {
     ///
     /// After a failure the stream must not be used again: a late answer would be taken for the next one.
     pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
-        let etcd = self.etcd.clone();
-        etcd.counted(Verb::Renew, self.exchange(deadline)).await
+        let Some((mut keeper, mut answers)) = self.open.take() else {
+            return Err(self.unanswered("the connection of the renewals was given up".to_owned()));
+        };
+        let begun = Instant::now();
+        let exchange = async {
+            keeper.keep_alive().await?;
+            answers.message().await
+        };
+        let exchange = within(deadline, self.etcd.endpoints.attend(&self.route, deadline, exchange));
+        let outcome = async {
+            match exchange.await {
+                Err(_) => {
+                    // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
+                    self.etcd.endpoints.pass_over(self.route.index);
+                    Err(self.unanswered(format!("no renewal within {deadline:?}")))
+                }
+                Ok(Err(error)) => Err(classify(&self.url(), &error)),
+                Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
+                Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
+                    Ok(0) | Err(_) => Err(Failure::LeaseGone),
+                    Ok(seconds) => Ok(Duration::from_secs(seconds)),
+                },
+            }
+        };
+        let outcome = self.etcd.counted(Verb::Renew, outcome).await;
+        if outcome.is_ok() {
+            self.etcd.endpoints.answered(&self.route, begun.elapsed());
+            self.open = Some((keeper, answers));
+        }
+        outcome
     }
 
-    async fn exchange(&mut self, deadline: Duration) -> Result<Duration, Failure> {
-        let exchange = async {
-            self.keeper.keep_alive().await?;
-            self.answers.message().await
-        };
-        match within(deadline, exchange).await {
-            Err(_) => {
-                // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
-                self.etcd.endpoints.pass_over(self.index);
-                Err(self.unanswered(format!("no renewal within {deadline:?}")))
-            }
-            Ok(Err(error)) => Err(classify(&self.etcd.url(self.index), &error)),
-            Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
-            Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
-                Ok(0) | Err(_) => Err(Failure::LeaseGone),
-                Ok(seconds) => Ok(Duration::from_secs(seconds)),
-            },
-        }
+    fn url(&self) -> Arc<str> {
+        self.etcd.url(self.route.index)
     }
 
     fn unanswered(&self, reason: String) -> Failure {
-        Failure::Unanswered { endpoint: self.etcd.url(self.index), reason }
+        Failure::Unanswered { endpoint: self.url(), reason }
     }
 }
 
 /// An open stream of what happens under a prefix.
 pub(crate) struct Changes {
     stream: WatchStream,
+    endpoints: Endpoints,
+    route: Route,
     url: Arc<str>,
+    /// The first revision that it tells of.
+    revision: i64,
     /// Whether etcd was asked for a sign of life.
     asked: bool,
 }
@@ -463,15 +497,26 @@ impl Changes {
             }
             self.asked = true;
         }
-        let answer = timeout(deadline, self.message()).await;
+        let answer = timeout(deadline, self.attended(deadline)).await;
         let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {deadline:?}")))?;
         self.asked = false;
         changes
     }
 
+    /// The next message where one is due within `deadline`, which the caller holds.
+    async fn attended(&mut self, deadline: Duration) -> Result<Vec<Change>, Failure> {
+        let (endpoints, route) = (self.endpoints.clone(), self.route.clone());
+        endpoints.attend(&route, deadline, self.message()).await
+    }
+
     async fn message(&mut self) -> Result<Vec<Change>, Failure> {
         let message = self.stream.message().await.map_err(|error| classify(&self.url, &error))?;
         let Some(message) = message else { return Err(self.unanswered("the watch ended".to_owned())) };
+        let behind = message.header().is_some_and(|header| header.revision() + 1 < self.revision);
+        if message.created() && behind {
+            // A watch from there on would be silent until it has caught up.
+            return Err(self.unanswered(format!("it does not know revision {} any more", self.revision - 1)));
+        }
         if message.compact_revision() > 0 {
             let message = format!("has compacted what came before revision {}", message.compact_revision());
             return Err(Failure::Refused { endpoint: self.url.clone(), message });

@@ -16,7 +16,7 @@ pub(super) async fn within<T>(patience: Duration, call: impl Future<Output = T>)
     let mut call = pin!(call);
     let until = Instant::now() + patience;
     match timeout_at(until, &mut call).await {
-        Err(_) if until.elapsed() >= LATE * 1_000_000 => timeout(GRACE.min(patience), call).await,
+        Err(_) if until.elapsed() >= LATE => timeout(GRACE.min(patience), call).await,
         outcome => outcome,
     }
 }

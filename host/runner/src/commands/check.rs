@@ -60,7 +60,7 @@ struct Checked {
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let config = Config::load(&args.file)?;
     if let Some(traces) = &config.traces {
-        traces.channel().map_err(Failure::Usage)?;
+        traces.check().map_err(Failure::Usage)?;
     }
     let registrar = connect::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use leasehold::{Addr, Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Tls, Version};
+use leasehold::{Addr, Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Source, Tls, Version};
 use leasehold_wasmtime::Names;
 use serde_saphyr::Spanned;
 
@@ -84,9 +84,9 @@ pub(crate) struct Traces {
     /// Where it takes OTLP over gRPC.
     pub(crate) endpoint: String,
     /// The authority of its certificate.
-    pub(crate) ca_pem: Option<Vec<u8>>,
+    pub(crate) ca_pem: Option<Source>,
     /// What goes with every batch; shown by nothing.
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Option<Source>,
     /// The part of those requests that is traced whose caller has not decided.
     pub(crate) sample: f64,
 }
@@ -507,38 +507,22 @@ impl Reader<'_> {
 
     fn traces(&self, traces: file::Traces) -> Result<Traces, String> {
         let Parsed(Collector(endpoint)) = &traces.endpoint.value;
-        let ca_pem = traces.ca.as_ref().map(|ca| self.read("ca", ca)).transpose()?;
+        let ca_pem = traces.ca.as_ref().map(|ca| self.source("ca", ca)).transpose()?;
         if endpoint.starts_with("https:") && ca_pem.is_none() {
             let said = "endpoint: https needs traces.ca, the certificate that vouches for it";
             return Err(self.wrong(&traces.endpoint, said));
         }
-        let headers = traces.headers_file.as_ref().map(|file| self.headers(file)).transpose()?.unwrap_or_default();
+        let headers = traces.headers_file.as_ref().map(|file| self.headers(file)).transpose()?;
         let sample = traces.sample.map_or(1.0, |Parsed(share)| share.0);
         Ok(Traces { endpoint: endpoint.clone(), ca_pem, headers, sample })
     }
 
-    /// A header a line. The error does not repeat what may be a secret.
-    fn headers(&self, file: &Spanned<String>) -> Result<HeaderMap, String> {
-        let text = self.read("headers_file", file)?;
-        let mut headers = HeaderMap::new();
-        for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
-            let line = line.trim_ascii();
-            if line.is_empty() {
-                continue;
-            }
-            let header = || {
-                let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
-                let mut value = HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?;
-                value.set_sensitive(true);
-                Some((HeaderName::from_bytes(name.trim_ascii()).ok()?, value))
-            };
-            let Some((name, value)) = header() else {
-                let said = format!("headers_file: line {} of {} must be NAME: VALUE", number + 1, file.value);
-                return Err(self.wrong(file, said));
-            };
-            headers.append(name, value);
-        }
-        Ok(headers)
+    /// A file of headers, good now and read again for each batch.
+    fn headers(&self, file: &Spanned<String>) -> Result<Source, String> {
+        parse_headers(&self.read("headers_file", file)?).map_err(|line| {
+            self.wrong(file, format!("headers_file: line {line} of {} must be NAME: VALUE", file.value))
+        })?;
+        Ok(self.folder.join(&file.value).into())
     }
 
     fn layouts(&self, written: Option<Spanned<file::Layouts>>) -> Result<Option<Vec<Layout>>, String> {
@@ -562,12 +546,12 @@ impl Reader<'_> {
                 Err(self.wrong(&at, "password_file: stands beside password; one of them is enough"))
             }
             (Some(user), Some(password), None) => {
-                Ok(Some(Credentials { user: user.value, password: password.value.0.0 }))
+                Ok(Some(Credentials { user: user.value, password: password.value.0.0.into() }))
             }
             (Some(user), None, Some(file)) => {
-                let bytes = self.read("password_file", &file)?;
-                let text = String::from_utf8(bytes).map_err(|_| self.wrong(&file, "password_file: must be UTF-8"))?;
-                Ok(Some(Credentials { user: user.value, password: text.trim_end_matches(['\r', '\n']).to_owned() }))
+                let text = String::from_utf8(self.read("password_file", &file)?);
+                text.map_err(|_| self.wrong(&file, "password_file: must be UTF-8"))?;
+                Ok(Some(Credentials { user: user.value, password: self.folder.join(file.value).into() }))
             }
         }
     }
@@ -580,12 +564,18 @@ impl Reader<'_> {
     fn tls(&self, tls: file::Tls) -> Result<Tls, String> {
         let identity_pem = match (&tls.cert, &tls.key) {
             (None, None) => None,
-            (Some(cert), Some(key)) => Some((self.read("cert", cert)?, self.read("key", key)?)),
+            (Some(cert), Some(key)) => Some((self.source("cert", cert)?, self.source("key", key)?)),
             (Some(alone), None) => return Err(self.wrong(alone, "cert: needs etcd.tls.key")),
             (None, Some(alone)) => return Err(self.wrong(alone, "key: needs etcd.tls.cert")),
         };
-        let ca_pem = tls.ca.as_ref().map(|ca| self.read("ca", ca)).transpose()?;
+        let ca_pem = tls.ca.as_ref().map(|ca| self.source("ca", ca)).transpose()?;
         Ok(Tls { ca_pem, identity_pem, server_name: tls.server_name })
+    }
+
+    /// A file that can be read now, and is read again for each use.
+    fn source(&self, key: &str, path: &Spanned<String>) -> Result<Source, String> {
+        self.read(key, path)?;
+        Ok(self.folder.join(&path.value).into())
     }
 
     fn read(&self, key: &str, path: &Spanned<String>) -> Result<Vec<u8>, String> {
@@ -710,6 +700,26 @@ impl Reader<'_> {
             fall: health.fall.map_or(3, |Parsed(times)| times.0),
         }))
     }
+}
+
+/// A header a line. The error is the number of a line, and does not repeat what may be a secret.
+pub(crate) fn parse_headers(text: &[u8]) -> Result<HeaderMap, usize> {
+    let mut headers = HeaderMap::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let header = || {
+            let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+            let mut value = HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?;
+            value.set_sensitive(true);
+            Some((HeaderName::from_bytes(name.trim_ascii()).ok()?, value))
+        };
+        let (name, value) = header().ok_or(number + 1)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
 }
 
 /// Replaces a default by what was written, if anything was.

@@ -1,14 +1,15 @@
 //! TLS on a listener: the certificate and its key from files, read again when they change.
 
 use std::{
-    fmt, fs,
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use leasehold::Source;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -32,8 +33,6 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
-/// A file larger than this holds no certificate.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The files of one listener, as PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,13 +98,7 @@ impl Files {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let wrong = |error: io::Error| format!("cannot read {}: {error}", path.display());
-    let mut bytes = Vec::new();
-    fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(wrong)?;
-    match bytes.len() as u64 > MAX_FILE_BYTES {
-        true => Err(format!("{} is too large to hold certificates or a key", path.display())),
-        false => Ok(bytes),
-    }
+    Source::from(path.to_owned()).read().map_err(|error| error.to_string())
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -4,11 +4,15 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::Context;
+use leasehold::Source;
 use opentelemetry::{InstrumentationScope, KeyValue, trace::TracerProvider};
 use opentelemetry_proto::{
     tonic::collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
@@ -22,7 +26,7 @@ use opentelemetry_sdk::{
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::task::TaskTracker;
 use tonic::{
-    Request,
+    Request, Status,
     metadata::MetadataMap,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
@@ -53,15 +57,15 @@ impl Traces {
     /// Connects when there is something to send. The error names what of the configuration cannot be used.
     pub(crate) fn start(config: config::Traces) -> anyhow::Result<Self> {
         let tasks = TaskTracker::new();
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample)));
         let exporter = Exporter {
-            client: TraceServiceClient::new(config.channel()?),
-            headers: MetadataMap::from_headers(config.headers),
+            line: Arc::new(Mutex::new(Line::open(&config)?)),
+            config: Arc::new(config),
             resource: Resource::builder_empty().build(),
             away: AtomicBool::new(false),
             runtime: Handle::current(),
             tasks: tasks.clone(),
         };
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample)));
         let provider = SdkTracerProvider::builder().with_sampler(sampler).with_batch_exporter(exporter).build();
         Ok(Self { provider, tasks })
     }
@@ -92,22 +96,72 @@ impl Traces {
 }
 
 impl config::Traces {
-    /// The connection to the collector, not made yet.
-    pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
+    /// The connection to the collector, not made yet, with the authority that vouches for it.
+    pub(crate) fn channel(&self, ca_pem: Option<&[u8]>) -> anyhow::Result<Channel> {
         let wrong = || format!("traces.endpoint: {} cannot be used", self.endpoint);
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).with_context(wrong)?;
-        if let Some(ca) = &self.ca_pem {
+        if let Some(ca) = ca_pem {
             let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
             endpoint = endpoint.tls_config(tls).context("traces.ca: cannot be used")?;
         }
         Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).connect_lazy())
     }
+
+    /// Fails where the files cannot be used.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        Line::open(self).map(drop)
+    }
+}
+
+/// The way to the collector, and what its files held when they were last read.
+struct Line {
+    client: TraceServiceClient<Channel>,
+    ca_pem: Option<Vec<u8>>,
+    headers: MetadataMap,
+}
+
+impl Line {
+    fn open(config: &config::Traces) -> anyhow::Result<Self> {
+        let ca_pem = config.ca_pem.as_ref().map(Source::read).transpose().context("traces.ca")?;
+        let client = TraceServiceClient::new(config.channel(ca_pem.as_deref())?);
+        let mut line = Self { client, ca_pem, headers: MetadataMap::new() };
+        line.read_headers(config)?;
+        Ok(line)
+    }
+
+    /// Reads the files again. What cannot be used is told, and what was used before still is.
+    fn refresh(&mut self, config: &config::Traces) {
+        let headers = self.read_headers(config);
+        let ca_pem = config.ca_pem.as_ref().map(Source::read).transpose().context("traces.ca");
+        let channel = ca_pem.and_then(|ca_pem| match ca_pem == self.ca_pem {
+            true => Ok(()),
+            false => {
+                self.client = TraceServiceClient::new(config.channel(ca_pem.as_deref())?);
+                self.ca_pem = ca_pem;
+                Ok(())
+            }
+        });
+        for error in [headers, channel].into_iter().filter_map(Result::err) {
+            tracing::debug!("the files of traces are used as they were: {error:#}");
+        }
+    }
+
+    fn read_headers(&mut self, config: &config::Traces) -> anyhow::Result<()> {
+        if let Some(source) = &config.headers {
+            let text = source.read().context("traces.headers_file")?;
+            let headers = config::parse_headers(&text);
+            let wrong = |line| anyhow::anyhow!("traces.headers_file: line {line} of {source} must be NAME: VALUE");
+            self.headers = MetadataMap::from_headers(headers.map_err(wrong)?);
+        }
+        Ok(())
+    }
 }
 
 /// Sends batches to the collector, each span under the resource of its service.
 struct Exporter {
-    client: TraceServiceClient<Channel>,
-    headers: MetadataMap,
+    config: Arc<config::Traces>,
+    /// Locked while the files are read, which is done for one batch at a time.
+    line: Arc<Mutex<Line>>,
     /// What all services share, from the environment.
     resource: Resource,
     /// Whether the last batch was lost.
@@ -125,10 +179,26 @@ impl fmt::Debug for Exporter {
 
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let mut client = self.client.clone();
-        let request = self.request(batch);
+        let mut request = self.request(batch);
+        let (line, config, tasks) = (self.line.clone(), self.config.clone(), self.tasks.clone());
         let sending = async move {
-            let sent = timeout(EXPORT_TIMEOUT, client.export(request)).await;
+            let exporting = async {
+                let read = tasks.spawn_blocking(move || {
+                    let mut line = match line.try_lock() {
+                        Ok(line) => line,
+                        Err(TryLockError::Poisoned(line)) => line.into_inner(),
+                        // The file system does not answer, and one thread that waits for it is enough.
+                        Err(TryLockError::WouldBlock) => return None,
+                    };
+                    line.refresh(&config);
+                    Some((line.client.clone(), line.headers.clone()))
+                });
+                let read = read.await.ok().flatten();
+                let (mut client, headers) = read.ok_or_else(|| Status::internal("the files cannot be read"))?;
+                *request.metadata_mut() = headers;
+                client.export(request).await
+            };
+            let sent = timeout(EXPORT_TIMEOUT, exporting).await;
             let sent = sent.map_err(|_| format!("no answer within {EXPORT_TIMEOUT:?}"))?;
             let answer = sent.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?.into_inner();
             match answer.partial_success.filter(|partial| partial.rejected_spans > 0) {
@@ -170,8 +240,6 @@ impl Exporter {
             scopes.filter_map(|spans| spans.scope.as_mut()).for_each(|scope| scope.attributes.clear());
             grouped
         });
-        let mut request = Request::new(ExportTraceServiceRequest { resource_spans: resource_spans.collect() });
-        *request.metadata_mut() = self.headers.clone();
-        request
+        Request::new(ExportTraceServiceRequest { resource_spans: resource_spans.collect() })
     }
 }

@@ -53,6 +53,14 @@ impl Authority {
         self.issue(&params(name, &[]))
     }
 
+    /// The same, run out twenty years ago.
+    pub fn expired_client(&self, name: &str) -> Pair {
+        let mut params = params(name, &[]);
+        params.not_before = date_time_ymd(2004, 1, 1);
+        params.not_after = date_time_ymd(2005, 1, 1);
+        self.issue(&params)
+    }
+
     fn issue(&self, params: &CertificateParams) -> Pair {
         let key = key();
         let certificate = params.signed_by(&key, &self.issuer);

@@ -29,6 +29,12 @@ impl Auth {
         self.token_ttl = token_ttl;
     }
 
+    pub(crate) fn set_password(&mut self, user: &str, password: &str) {
+        let known = self.users.get_mut(user).expect("the user is known");
+        password.clone_into(known);
+        self.tokens.clear();
+    }
+
     pub(crate) fn forget_tokens(&mut self) {
         self.tokens.clear();
     }

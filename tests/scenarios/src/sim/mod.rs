@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use etcd_client::{Channel, Client};
+use leasehold::Dial;
 use tokio::time::{MissedTickBehavior, interval};
 use tower::util::BoxCloneSyncService;
 
@@ -117,15 +118,23 @@ impl SimEtcd {
 
     /// A channel for `Client::from_channel`. Faults, counters and history are per host name.
     pub fn channel(&self, host: &str) -> Channel {
+        let link = self.link(host);
         let wire = Wire {
             shared: Arc::clone(&self.shared),
-            link: self.link(host),
+            flow: link.new_flow(),
+            link,
             services: Services::new(Arc::clone(&self.shared)),
         };
         Channel::Custom(BoxCloneSyncService::new(wire))
     }
 
-    /// A client with such a channel, without a user.
+    /// Such channels for a registrar, each a flow of its own.
+    pub fn dial(&self, host: &str) -> Dial {
+        let (etcd, host) = (self.clone(), host.to_owned());
+        Arc::new(move || etcd.channel(&host))
+    }
+
+    /// A client over such a channel, without a user.
     pub async fn client(&self, host: &str) -> Client {
         Client::from_channel(self.channel(host), None).await.expect("without a user nothing is called")
     }
@@ -171,7 +180,15 @@ impl SimEtcd {
         self.lock().auth.enable(user, password, token_ttl);
     }
 
-    /// Invalidates every token.
+    /// Changes a user's password. As with etcd, the tokens from before are invalid then.
+    ///
+    /// # Panics
+    /// When there is no such user.
+    pub fn set_password(&self, user: &str, password: &str) {
+        self.lock().auth.set_password(user, password);
+    }
+
+    /// Makes every token invalid now.
     pub fn forget_tokens(&self) {
         self.lock().auth.forget_tokens();
     }
@@ -225,6 +242,12 @@ impl SimEtcd {
     /// Cuts the connections of one host: open calls fail, streams break, new connections work.
     pub fn cut(&self, host: &str) {
         self.link(host).break_open();
+    }
+
+    /// Forgets the open flows of one host, as a NAT does that lost its table: what is sent on them vanishes, now and later, and
+    /// neither end is told. New ones are fine.
+    pub fn forget_flows(&self, host: &str) {
+        self.link(host).forget_flows();
     }
 
     fn link(&self, host: &str) -> Arc<Link> {

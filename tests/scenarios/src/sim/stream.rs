@@ -132,7 +132,17 @@ struct Renewals {
 type Flow = std::ops::ControlFlow<()>;
 
 impl Renewals {
-    async fn run(mut self, mut inbound: Streaming<PbLeaseKeepAliveRequest>) {
+    async fn run(mut self, inbound: Streaming<PbLeaseKeepAliveRequest>) {
+        let (line, outbound) = (self.connection.clone(), self.outbound.clone());
+        tokio::select! {
+            biased;
+            () = self.answer_all(inbound) => {}
+            // The host hears nothing of that.
+            () = line.forgotten() => outbound.closed().await,
+        }
+    }
+
+    async fn answer_all(&mut self, mut inbound: Streaming<PbLeaseKeepAliveRequest>) {
         loop {
             let line = self.connection.clone();
             tokio::select! {
@@ -252,7 +262,17 @@ struct Watching {
 }
 
 impl Watching {
-    async fn run(self, mut inbound: Streaming<PbWatchRequest>, mut feed: UnboundedReceiver<PbWatchResponse>) {
+    async fn run(self, inbound: Streaming<PbWatchRequest>, feed: UnboundedReceiver<PbWatchResponse>) {
+        tokio::select! {
+            biased;
+            () = self.tell(inbound, feed) => {}
+            // The host hears nothing of that.
+            () = self.line.forgotten() => self.outbound.closed().await,
+        }
+        self.line.shared.lock().watches.close(self.stream);
+    }
+
+    async fn tell(&self, mut inbound: Streaming<PbWatchRequest>, mut feed: UnboundedReceiver<PbWatchResponse>) {
         let mut open = true;
         loop {
             let line = self.line.clone();
@@ -285,7 +305,6 @@ impl Watching {
                 },
             }
         }
-        self.line.shared.lock().watches.close(self.stream);
     }
 
     fn request(&self, request: PbWatchRequest) {

@@ -46,11 +46,14 @@ struct Line {
     blackholed: bool,
     /// Number of cuts; calls and streams that were open during a cut are broken.
     cuts: u64,
+    /// Counts the flows; on those before `forgotten` nothing moves any more, and nobody is told.
+    flows: u64,
+    forgotten: u64,
 }
 
 impl Link {
     pub(crate) fn new(host: &str, plan: FaultPlan) -> Self {
-        let line = Line { plan, blackholed: false, cuts: 0 };
+        let line = Line { plan, blackholed: false, cuts: 0, flows: 0, forgotten: 0 };
         Self { host: Arc::from(host), line: Mutex::new(line), changed: Notify::new() }
     }
 
@@ -73,9 +76,24 @@ impl Link {
         self.changed.notify_waiters();
     }
 
-    /// Opens the connection of one call or one stream.
-    pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>) -> Connection {
-        Connection { shared: Arc::clone(shared), link: Arc::clone(self), cuts: self.line().cuts }
+    /// Loses every flow there is; new ones are fine.
+    pub(crate) fn forget_flows(&self) {
+        let mut line = self.line();
+        line.forgotten = line.flows;
+        drop(line);
+        self.changed.notify_waiters();
+    }
+
+    /// Number of a new flow: what a connection is to the way between.
+    pub(crate) fn new_flow(&self) -> u64 {
+        let mut line = self.line();
+        line.flows += 1;
+        line.flows - 1
+    }
+
+    /// One call's or one stream's view of the line.
+    pub(crate) fn open(self: &Arc<Self>, shared: &Arc<Shared>, flow: u64) -> Connection {
+        Connection { shared: Arc::clone(shared), link: Arc::clone(self), cuts: self.line().cuts, flow }
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -99,6 +117,7 @@ pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: Arc<Link>,
     cuts: u64,
+    flow: u64,
 }
 
 /// The connection is gone.
@@ -108,14 +127,23 @@ pub(crate) struct Cut;
 impl Connection {
     /// Waits until the link works.
     pub(crate) async fn clear(&self) -> Result<(), Cut> {
-        self.link.wait_until(|line| !line.blackholed).await;
+        self.link.wait_until(|line| !line.blackholed && !self.is_lost(line)).await;
         if self.link.line().cuts == self.cuts { Ok(()) } else { Err(Cut) }
     }
 
     /// Waits until the host can see the cut.
     pub(crate) async fn cut(&self) {
         let cuts = self.cuts;
-        self.link.wait_until(|line| !line.blackholed && line.cuts != cuts).await;
+        self.link.wait_until(|line| !line.blackholed && !self.is_lost(line) && line.cuts != cuts).await;
+    }
+
+    /// Waits until the way between has forgotten the flow.
+    pub(crate) async fn forgotten(&self) {
+        self.link.wait_until(|line| self.is_lost(line)).await;
+    }
+
+    fn is_lost(&self, line: &Line) -> bool {
+        self.flow < line.forgotten
     }
 
     /// Carries one message in one direction.
@@ -191,6 +219,7 @@ impl Caller {
 pub(crate) struct Wire {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: Arc<Link>,
+    pub(crate) flow: u64,
     pub(crate) services: Services,
 }
 
@@ -214,7 +243,7 @@ impl Service<Request> for Wire {
             (self.link.plan().fate(&mut state.rng), state.boot)
         };
         let delivery = Delivery {
-            connection: self.link.open(&self.shared),
+            connection: self.link.open(&self.shared, self.flow),
             services: self.services.clone(),
             call,
             boot,
@@ -255,12 +284,11 @@ impl From<Failure> for Lost {
 
 impl Delivery {
     async fn run(mut self, request: Request) {
-        let outcome = match self.there().await {
-            Ok(()) => {
-                let answer = self.apply(request).await;
-                self.back(answer).await
-            }
-            Err(lost) => Err(lost),
+        let line = self.connection.clone();
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.deliver(request) => outcome,
+            () = line.forgotten() => Err(Lost::Silence),
         };
         match outcome {
             // The caller may have given up.
@@ -280,7 +308,13 @@ impl Delivery {
         }
     }
 
-    /// Delivers the request to etcd.
+    async fn deliver(&mut self, request: Request) -> Result<Response, Lost> {
+        self.there().await?;
+        let answer = self.apply(request).await;
+        self.back(answer).await
+    }
+
+    /// The way to etcd.
     async fn there(&mut self) -> Result<(), Lost> {
         let carried = self.connection.transit().await;
         if let Fate::Late(hold) = self.fate {

@@ -53,7 +53,7 @@ async fn version(endpoint: &str, tls: &Tls) -> Option<Parts> {
 
 fn client(tls: &Tls) -> Option<ClientConfig> {
     let mut authorities = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(tls.ca_pem.as_deref()?) {
+    for authority in CertificateDer::pem_slice_iter(&tls.ca_pem.as_ref()?.read().ok()?) {
         authorities.add(authority.ok()?).ok()?;
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -61,8 +61,9 @@ fn client(tls: &Tls) -> Option<ClientConfig> {
     match &tls.identity_pem {
         None => Some(config.with_no_client_auth()),
         Some((certificate, key)) => {
-            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
-            config.with_client_auth_cert(chain.ok()?, PrivateKeyDer::from_pem_slice(key).ok()?).ok()
+            let (certificate, key) = (certificate.read().ok()?, key.read().ok()?);
+            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
+            config.with_client_auth_cert(chain.ok()?, PrivateKeyDer::from_pem_slice(&key).ok()?).ok()
         }
     }
 }

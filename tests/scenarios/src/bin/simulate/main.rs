@@ -6,14 +6,28 @@ mod run;
 mod seed;
 
 use std::{
-    env,
+    env, fmt,
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Instant,
 };
 
 use seed::{Verdict, simulate};
+use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
+
+/// The time of the simulation, for the log of a single seed.
+struct VirtualTime(OnceLock<tokio::time::Instant>);
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let now = tokio::time::Instant::now();
+        write!(writer, "{:9.3}", (now - *self.0.get_or_init(|| now)).as_secs_f64())
+    }
+}
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
 fn main() -> ExitCode {
@@ -36,6 +50,7 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
             .with_env_filter(env::var("RUST_LOG").unwrap_or_default())
+            .with_timer(VirtualTime(OnceLock::new()))
             .init();
     }
 

@@ -7,7 +7,9 @@ use std::{
 };
 
 use fastrand::Rng;
-use leasehold::{LoadSource, Options, Ownership, Registrar, Registration, ServerNode, State, Terms, Weight};
+use leasehold::{
+    Credentials, LoadSource, Options, Ownership, Registrar, Registration, ServerNode, Source, State, Terms, Weight,
+};
 use leasehold_scenarios::sim::{Event, FaultPlan, SimEtcd, What};
 use tokio::{
     sync::watch,
@@ -36,8 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(16);
 /// Longest time to keep a lease granted ahead, in seconds: until the next calm is over.
 const AHEAD: u64 = 60;
 
-/// What others write.
-const FOREIGN: &str = "foreign";
+/// The user as whom every host speaks to an etcd that has users.
+const USER: &str = "host";
 
 const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
 
@@ -83,14 +85,39 @@ struct Run {
     faults: u64,
     violations: Vec<String>,
     extended: Duration,
+    /// Where etcd has users.
+    password: Option<Password>,
+}
+
+/// The password of the hosts: at etcd, and as they have been given it.
+struct Password {
+    latest: Arc<Mutex<String>>,
+    given: watch::Sender<Vec<u8>>,
+    changes: u64,
+}
+
+impl Password {
+    fn new(etcd: &SimEtcd) -> Self {
+        let first = "password-0".to_owned();
+        etcd.require_user(USER, &first, Duration::from_secs(300));
+        let given = watch::Sender::new(first.clone().into_bytes());
+        Self { latest: Arc::new(Mutex::new(first)), given, changes: 0 }
+    }
+
+    /// The hosts learn of the latest one.
+    fn give(latest: &Mutex<String>, given: &watch::Sender<Vec<u8>>) {
+        given.send_replace(latest.lock().expect("unpoisoned").clone().into_bytes());
+    }
 }
 
 impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let ttl = Duration::from_secs(*rng.choice([4, 6, 10, 15].iter()).expect("not empty"));
+        let etcd = SimEtcd::new(rng.u64(..));
+        let password = rng.bool().then(|| Password::new(&etcd));
         Self {
-            etcd: SimEtcd::new(rng.u64(..)),
+            etcd,
             rng,
             hosts: Vec::new(),
             born: 0,
@@ -103,6 +130,7 @@ impl Run {
             faults: 0,
             violations: Vec::new(),
             extended: Duration::ZERO,
+            password,
         }
     }
 
@@ -111,14 +139,19 @@ impl Run {
         let name = format!("host-{}", self.born);
         let fifty = Weight::try_from(50).expect("a weight");
         let (load, given) = watch::channel(fifty);
+        let credentials = self.password.as_ref().map(|password| {
+            let password = Source::Given(password.given.subscribe());
+            Credentials { user: USER.to_owned(), password }
+        });
         let options = Options {
+            credentials,
             ttl: self.ttl.as_secs().try_into().expect("a TTL"),
             load: LoadSource::Given(given),
             jitter_seed: Some(self.rng.u64(..)),
             ..Options::new(["sim"])
         };
-        let channels = vec![(Arc::from("sim"), self.etcd.channel(&name))];
-        let registrar = Registrar::start_over(options, channels).await.expect("good options");
+        let dials = vec![(Arc::from("sim"), self.etcd.dial(&name))];
+        let registrar = Registrar::start_over(options, dials).await.expect("good options");
         if self.rng.bool() {
             registrar.grant_ahead(Duration::from_secs(self.rng.u64(0..AHEAD)));
         }
@@ -310,14 +343,16 @@ impl Run {
         let Some(index) = self.living() else { return };
         let name = self.hosts[index].name.clone();
         match self.rng.u32(0..100) {
-            0..25 => {
+            0..3 => self.rotate(),
+            3..25 => {
                 let plan = FaultPlan::all(self.rng.f64() * 0.15);
                 self.etcd.set_faults(&name, plan);
             }
             25..35 => self.etcd.set_faults(&name, FaultPlan::none()),
             35..45 => self.etcd.blackhole(&name),
-            45..55 => self.etcd.heal(&name),
-            55..60 => self.etcd.cut(&name),
+            45..53 => self.etcd.heal(&name),
+            53..56 => self.etcd.forget_flows(&name),
+            56..60 => self.etcd.cut(&name),
             60..65 => self.etcd.leader_change(),
             65..69 => self.etcd.restart(true),
             69..73 => self.etcd.restart(false),
@@ -362,6 +397,21 @@ impl Run {
         }
     }
 
+    /// The password changes at etcd; the hosts learn of it a while later, with the calm at the latest.
+    fn rotate(&mut self) {
+        let Some(password) = &mut self.password else { return };
+        password.changes += 1;
+        let next = format!("password-{}", password.changes);
+        self.etcd.set_password(USER, &next);
+        *password.latest.lock().expect("unpoisoned") = next;
+        let (latest, given) = (password.latest.clone(), password.given.clone());
+        let pause = Duration::from_millis(self.rng.u64(0..self.ttl.as_millis() as u64 * 2));
+        self.calls.spawn(async move {
+            sleep(pause).await;
+            Password::give(&latest, &given);
+        });
+    }
+
     fn any_key(&mut self) -> Option<String> {
         self.rng.choice(self.etcd.keys("").into_keys().collect::<Vec<_>>())
     }
@@ -373,6 +423,9 @@ impl Run {
             self.etcd.set_faults(&host.name, FaultPlan::none());
             self.etcd.heal(&host.name);
             self.etcd.set_forbidden(&host.name, false);
+        }
+        if let Some(Password { latest, given, .. }) = &self.password {
+            Password::give(latest, given);
         }
         self.etcd.set_no_space(false);
         for lease in std::mem::take(&mut self.strangers) {
@@ -388,6 +441,15 @@ impl Run {
         self.everything_stands("one renewal interval after the faults");
         self.settle_calls().await;
         let before = self.etcd.now();
+        // A flow that dies silently costs a healthy host nothing, unless a write is under way on it: a key that another host
+        // holds is tried at every audit.
+        for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
+            let held = host.desk.held.lock().expect("unpoisoned");
+            let writes = held.values().any(|registration| registration.status().state != State::Registered);
+            if self.rng.bool() && !writes {
+                self.etcd.forget_flows(&host.name);
+            }
+        }
         sleep(QUIET).await;
         self.nothing_was_written_since(before);
         self.the_dead_are_gone();

@@ -1,0 +1,309 @@
+//! The way to one endpoint: its URL, parsed, and TLS, whose files are read for each connection.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use etcd_client::Channel;
+use http::Uri;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        self, CertificateError, ClientConfig, RootCertStore,
+        client::verify_server_cert_signed_by_trust_anchor,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+        server::ParsedCertificate,
+    },
+};
+use tonic::transport::Endpoint as Transport;
+use tower::{BoxError, Service};
+use tracing::{info, warn};
+
+use super::connection::Dial;
+use crate::{
+    error::Error,
+    node::Invalid,
+    options::{Options, Tls},
+    source::{Reads, Source},
+};
+
+/// Pause after which a silent connection is probed by a PING. etcd tolerates one in 5 s, counted where it arrives.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// Longest wait for its answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(4);
+/// The protocol that gRPC speaks.
+const ALPN: &[u8] = b"h2";
+
+/// One endpoint, and how a channel to it is made.
+pub(super) struct Way {
+    pub(super) url: Arc<str>,
+    pub(super) dial: Dial,
+    /// TLS, where the endpoint has it.
+    pub(super) secure: Option<Arc<Secure>>,
+}
+
+impl Way {
+    /// Parses the URL and reads the TLS files once, to refuse what cannot be used.
+    pub(super) fn new(text: &str, options: &Options) -> Result<Self, Error> {
+        let invalid = |rule: &str| Error::from(Invalid::new("endpoints", rule.to_owned()));
+        if text.contains('@') {
+            return Err(invalid("must not carry a user or a password; they have options of their own"));
+        }
+        let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let not_a_url = || invalid(&format!("must be http://host:port or https://host:port, not {text:?}"));
+        let uri: Uri = url.parse().map_err(|_| not_a_url())?;
+        let is_secure = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(not_a_url()),
+        };
+        if uri.port_u16().is_none_or(|port| port == 0) || uri.path() != "/" {
+            return Err(not_a_url());
+        }
+        let host = uri.host().ok_or_else(not_a_url)?.trim_start_matches('[').trim_end_matches(']');
+        let url: Arc<str> = url.into();
+        let configured = |transport: Transport| {
+            transport
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .keep_alive_while_idle(false)
+        };
+        if !is_secure {
+            let transport = configured(Transport::from(uri)).connect_timeout(options.dial_timeout);
+            let dial = move || Channel::Tonic(transport.connect_lazy());
+            return Ok(Self { url, dial: Arc::new(dial), secure: None });
+        }
+        let secure = Secure::new(url.clone(), host, &options.tls, options.dial_timeout)?;
+        let secure = Arc::new(secure);
+        // The transport must not see the scheme before the connector has secured the connection.
+        let plain = format!("http://{}", uri.authority().map_or("", |authority| authority.as_str()));
+        let transport = Transport::from_shared(plain).map_err(|_| not_a_url())?.origin(uri);
+        let (transport, connector) = (configured(transport), SecureConnector::new(secure.clone()));
+        let dial = move || Channel::Tonic(transport.connect_with_connector_lazy(connector.clone()));
+        Ok(Self { url, dial: Arc::new(dial), secure: Some(secure) })
+    }
+}
+
+/// TLS towards one endpoint.
+pub(super) struct Secure {
+    url: Arc<str>,
+    tls: Tls,
+    name: ServerName<'static>,
+    /// Longest time for a connection to be made, the handshake included.
+    within: Duration,
+    reads: Reads,
+    /// Says that this host's own certificate has expired, if it had when the last connection was made.
+    expired: Mutex<Option<String>>,
+    /// Reason why connections fail, as it was logged last.
+    told: Mutex<Option<String>>,
+}
+
+impl Secure {
+    fn new(url: Arc<str>, host: &str, tls: &Tls, within: Duration) -> Result<Self, Error> {
+        let invalid = |said: String| Error::from(Invalid::new("tls", said));
+        let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(|_| invalid("names no host".to_owned()))?;
+        let (tls, reads) = (tls.clone(), Reads::default());
+        client_config(&tls).map_err(invalid)?;
+        Ok(Self { url, tls, name, within, reads, expired: Mutex::default(), told: Mutex::default() })
+    }
+
+    /// The configuration as the sources have it now.
+    async fn config(&self) -> io::Result<Arc<ClientConfig>> {
+        let tls = self.tls.clone();
+        let read = self.reads.run(tls.may_block(), move || client_config(&tls)).await;
+        let (config, expired) = read.map_err(io::Error::other)?;
+        *self.expired.lock().unwrap_or_else(PoisonError::into_inner) = expired;
+        Ok(Arc::new(config))
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let config = self.config().await?;
+        let handshake = TlsConnector::from(config).connect(self.name.clone(), stream).await;
+        let stream = handshake.map_err(|error| io::Error::other(self.said(&error)))?;
+        match stream.get_ref().1.alpn_protocol() {
+            Some(ALPN) => Ok(stream),
+            _ => Err(io::Error::other("what listens there speaks TLS, but not HTTP/2 in it")),
+        }
+    }
+
+    /// A failed handshake in an operator's words.
+    fn said(&self, error: &io::Error) -> String {
+        let refused = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        let said = match refused {
+            Some(rustls::Error::InvalidCertificate(error)) => match error {
+                CertificateError::UnknownIssuer => match &self.tls.ca_pem {
+                    None => "no authority is configured that could vouch for their certificate".to_owned(),
+                    Some(ca) => format!("their certificate is not signed by the authority in {ca}"),
+                },
+                CertificateError::ExpiredContext { not_after, .. } => {
+                    format!("their certificate expired on {}", date(*not_after))
+                }
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    format!("their certificate is not for {}", self.name.to_str())
+                }
+                _ => return error.to_string(),
+            },
+            _ => return error.to_string(),
+        };
+        format!("{said} ({error})")
+    }
+
+    /// Says that this host's certificate had expired when the last connection was made.
+    pub(super) fn expired(&self) -> Option<String> {
+        self.expired.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Warns of why there is no secured connection, once for each reason.
+    pub(super) fn tell(&self, said: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_deref() != Some(said) {
+            warn!(endpoint = %self.url, "no connection to etcd: {said}");
+            *told = Some(said.to_owned());
+        }
+    }
+
+    /// A request was answered.
+    pub(super) fn is_well(&self) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if told.is_some() {
+            info!(endpoint = %self.url, "connected to etcd again");
+        }
+    }
+}
+
+/// What the sources hold, and whether this host's certificate has expired.
+fn client_config(tls: &Tls) -> Result<(ClientConfig, Option<String>), String> {
+    let provider = Arc::new(ring::default_provider());
+    let mut authorities = RootCertStore::empty();
+    if let Some(ca) = &tls.ca_pem {
+        let (usable, _) = authorities.add_parsable_certificates(certificates(ca)?);
+        if usable == 0 {
+            return Err(format!("{ca} must hold the certificate of an authority"));
+        }
+    }
+    let config = ClientConfig::builder_with_provider(provider.clone());
+    let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    let config = config.with_root_certificates(authorities);
+    let (mut config, expired) = match &tls.identity_pem {
+        None => (config.with_no_client_auth(), None),
+        Some((certificate, key)) => {
+            let chain = certificates(certificate)?;
+            let algorithms = provider.signature_verification_algorithms.all;
+            let expired = chain.first().and_then(|leaf| expired_on(leaf, algorithms));
+            let expired = expired.map(|date| format!("our client certificate {certificate} expired on {date}"));
+            let secret = PrivateKeyDer::from_pem_slice(&key.read().map_err(|error| error.to_string())?)
+                .map_err(|_| format!("{key} must hold a PEM key"))?;
+            let config = config.with_client_auth_cert(chain, secret).map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    format!("{key} is not the key of the certificate in {certificate}")
+                }
+                error => format!("{certificate} and {key} cannot be used: {error}"),
+            });
+            (config?, expired)
+        }
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would show the certificate of the one before.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok((config, expired))
+}
+
+fn certificates(source: &Source) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = source.read().map_err(|error| error.to_string())?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        _ => Err(format!("{source} must hold PEM certificates")),
+    }
+}
+
+/// When a certificate expired, if it has. Its dates are checked first, whoever signed it.
+fn expired_on(
+    certificate: &CertificateDer<'_>,
+    algorithms: &[&'static dyn rustls::pki_types::SignatureVerificationAlgorithm],
+) -> Option<String> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    let nobody = RootCertStore::empty();
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], UnixTime::now(), algorithms) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            Some(date(not_after))
+        }
+        _ => None,
+    }
+}
+
+fn date(time: UnixTime) -> String {
+    httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs()))
+}
+
+/// Makes connections and secures them.
+#[derive(Clone)]
+struct SecureConnector {
+    tcp: HttpConnector,
+    secure: Arc<Secure>,
+}
+
+impl SecureConnector {
+    fn new(secure: Arc<Secure>) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(secure.within));
+        Self { tcp, secure }
+    }
+}
+
+impl Service<Uri> for SecureConnector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, secure) = (self.tcp.call(uri), self.secure.clone());
+        Box::pin(async move {
+            let within = secure.within;
+            let secured = async {
+                let stream = connecting.await?.into_inner();
+                let secured = secure.handshake(stream).await;
+                secured.inspect_err(|error| secure.tell(&error.to_string())).map_err(BoxError::from)
+            };
+            let secured = timeout(within, secured).await;
+            let secured = secured
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {within:?}")));
+            Ok(TokioIo::new(secured??))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Way;
+    use crate::options::Options;
+
+    #[test]
+    fn an_endpoint_is_a_url_without_secrets() {
+        let options = Options::new(["x"]);
+        for good in ["http://127.0.0.1:2379", "127.0.0.1:2379", "http://[::1]:2379/", "https://[::1]:2379"] {
+            assert!(Way::new(good, &options).is_ok(), "{good}");
+        }
+        for bad in ["", "http://host", "ftp://host:1", "http://host:0", "http://host:1/path", "http://h:99999"] {
+            assert!(Way::new(bad, &options).is_err(), "{bad}");
+        }
+        let error = Way::new("http://root:hunter2@host:2379", &options).err().unwrap().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
