@@ -25,6 +25,7 @@ impl Clone for Failure {
         match self {
             Self::Usage(_) => Self::usage(sentence),
             Self::Unavailable(_) => Self::unavailable(sentence),
+            Self::Refused(_) => Self::refused(sentence),
             Self::Other(_) => Self::other(sentence),
         }
     }

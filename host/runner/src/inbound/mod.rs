@@ -6,5 +6,5 @@ pub(crate) mod error_code;
 pub(crate) mod lingering_close;
 pub(crate) mod response;
 pub(crate) mod server;
-mod target;
+pub(crate) mod target;
 pub(crate) mod tls;

@@ -144,7 +144,7 @@ impl PanicThreshold {
 impl Watched {
     fn count(&mut self, now: Instant, share: u32) -> Option<Count> {
         self.view.age()?;
-        if self.view.trouble().is_some() {
+        if self.view.error().is_some() {
             return None;
         }
         let nodes = self.view.nodes();

@@ -417,7 +417,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use wasmtime::Engine;
 
-    use super::{Computed, HERE, SHORT, STRIDE, Strides, Turns, WAITING, after, end, thread_cpu};
+    use super::{Computed, HERE, SHORT, STRIDE, Strides, TURN, Turns, WAITING, after, end, thread_cpu};
 
     /// How many of these turns are those of a request that computes for long.
     fn long(turns: impl IntoIterator<Item = bool>) -> usize {
