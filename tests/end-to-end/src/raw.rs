@@ -1,4 +1,4 @@
-//! Clients that write what no library would: a text over HTTP/1.1, a header block over HTTP/2.
+//! Clients that write bytes as no library does: a text over HTTP/1.1, a header block over HTTP/2.
 
 use std::{collections::HashMap, fmt, io};
 
@@ -53,7 +53,7 @@ fn string(text: &str) -> Vec<u8> {
     [&[length], text.as_bytes()].concat()
 }
 
-/// What came of a request.
+/// Outcome of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Fields of headers and trailers, and the body.
@@ -94,7 +94,7 @@ impl Connection {
     /// Connects.
     ///
     /// # Panics
-    /// When nobody listens.
+    /// If there is no listener.
     pub async fn open(addr: &str) -> Self {
         let stream = TcpStream::connect(addr).await.expect("the service listens");
         let mut connection = Self { stream, next: 1, decoder: Decoder::new(), begun: HashMap::new() };

@@ -255,7 +255,7 @@ async fn admin_an_address_in_use_is_reported_before_anything_starts() {
     assert_eq!(world.count().await, 0);
 }
 
-/// What `/healthz` may take. A busy machine may be late now and then, but not each time.
+/// Time limit of `/healthz`. A busy machine may exceed it now and then, but not each time.
 const HEALTH_DEADLINE: Duration = Duration::from_millis(50);
 
 #[tokio::test]
@@ -268,7 +268,7 @@ async fn admin_answers_health_at_once_whatever_else_is_connected() {
             let mut idle = Vec::new();
             for _ in 0..count {
                 let mut stream = TcpStream::connect(&addr).await.expect("it listens");
-                // One that was closed for a newer one does not read.
+                // A connection that was closed in favour of a newer connection does not read.
                 let _ = stream.write_all(begun.as_bytes()).await;
                 idle.push(stream);
             }
@@ -279,7 +279,7 @@ async fn admin_answers_health_at_once_whatever_else_is_connected() {
                 best = best.min(begun.elapsed());
             }
             assert!(best <= HEALTH_DEADLINE, "{best:?} beside {count} idle connections");
-            // The oldest gave way, and the others are closed for saying nothing.
+            // The oldest were closed in favour of newer connections, and the others because they are silent.
             for mut stream in idle {
                 let end = timeout(SOON, stream.read(&mut [0])).await.expect("it is closed");
                 drop(end); // With an answer (408) or without.

@@ -25,7 +25,7 @@ const MAX_VAGUE: f64 = 2.0;
 
 /// Folders that are still above the limits, with limits of their own. A limit is lowered as its folder improves.
 const FOLDERS: [(&str, f64, f64); 3] =
-    [("host/plugin", 22.0, 64.0), ("host/registrar", 28.0, 111.0), ("host/runner", 28.0, 128.0)];
+    [("host/plugin", 17.0, 54.0), ("host/registrar", 12.0, 71.0), ("host/runner", 20.0, 90.0)];
 /// Distance of a folder's own limit from the present value, at most.
 const SLACK: (f64, f64) = (3.0, 10.0);
 
@@ -287,6 +287,20 @@ fn relative_links_lead_to_files_and_headings() {
         }
     }
     assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn decision_records_have_numbers_of_their_own_and_are_listed() {
+    let list = relative_links(&read("docs/decisions/README.md"));
+    let mut numbers = BTreeSet::new();
+    for page in pages(Path::new("docs/decisions"), false) {
+        let name = page.rsplit('/').next().unwrap();
+        let Ok(number) = name.split('-').next().unwrap().parse::<u32>() else { continue };
+        assert!(numbers.insert(number), "{number} is the number of two records");
+        assert!(read(&page).starts_with(&format!("# {number}. ")), "{page} has another number in its title");
+        assert!(list.iter().any(|(target, _)| target == name), "{page} is missing in the list");
+    }
+    assert!(numbers.len() > 20, "{numbers:?}");
 }
 
 #[test]

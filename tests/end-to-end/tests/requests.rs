@@ -1,4 +1,4 @@
-//! Requests as no library writes them: authorities, targets and codings, clients that say no more, and clients that leave.
+//! Requests as no library writes them: authorities, targets and codings, half-closed clients, and clients that disconnect.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -223,7 +223,7 @@ async fn a_client_that_says_no_more_is_answered() {
             assert!(told.starts_with("HTTP/1.1 200") && told.contains(text), "{line}: {told}");
         }
     }
-    // One that says more than one thing before.
+    // A client that sends two requests before it closes its side.
     let twice = "GET /slow HTTP/1.1\r\nhost: here\r\n\r\n".repeat(2);
     assert_eq!(exchange(&raw, twice.as_bytes(), true).await.matches("HTTP/1.1 200").count(), 2);
     let whole = b"POST /pass HTTP/1.1\r\nhost: here\r\ncontent-length: 5\r\n\r\nwhole";
@@ -303,7 +303,7 @@ async fn a_peer_of_http_2_that_never_reads_is_cut_in_time() {
     let host = Host::of(&world, [slow]).await;
     let begun = Instant::now();
     let mut connection = Connection::open(&host.addr("plain-p3")).await;
-    // It has a request open, so that the connection is not one on which nothing is asked.
+    // A request is open, so that the connection does not count as idle.
     let echo = [&[0x83, 0x86][..], &field(":path", "/echo"), &field(":authority", "here")].concat();
     connection.send_half(&echo).await;
     connection.is_closed().await;

@@ -134,7 +134,7 @@ async fn an_error_code_of_a_component_is_an_answer_with_the_status_of_its_case()
             let call = Request::post(&url).header(header::CONTENT_TYPE, "application/grpc").body(Empty::new()).unwrap();
             let answer = client(Protocol::Http2).request(call).await.unwrap();
             assert_eq!((answer.status().as_u16(), &answer.headers()["grpc-status"]), (200, &grpc.parse().unwrap()));
-            // A component that was asked may have done something, so nothing invites to another try.
+            // The component has seen the request and may have acted on it, so the response does not suggest a retry.
             assert!(!answer.headers().contains_key("grpc-retry-pushback-ms"), "{answer:?}");
         }
     }

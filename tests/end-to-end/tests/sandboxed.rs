@@ -190,7 +190,7 @@ async fn sandboxed_the_password_of_etcd_is_never_shown() {
     assert_eq!(world.count().await, 0);
 }
 
-/// The acts of a start that fails, each with what the host says of it.
+/// The acts of a failing start, each with the host's error message.
 const FAILING_STARTS: [(&str, &str); 18] = [
     ("trap", "hostile: lifecycle.start trapped: "),
     ("spin", "hostile: lifecycle.start took longer than 1s"),

@@ -1,5 +1,5 @@
-//! Cheap: a component is compiled once, and a start takes milliseconds. Independent: a service that is slow to start, or does
-//! not, holds up no other. `make bench-startup` holds it against its target, on a machine at rest.
+//! Cheap: a component is compiled once, and a start takes milliseconds. Independent: a slow or failed start does not block other
+//! services. `make bench-startup` checks the target on an idle machine.
 
 use std::{
     fs::{self, Permissions},

@@ -163,7 +163,7 @@ async fn doctor_finds_faults_and_names_the_remedy() {
     assert!(!text.stdout.contains("unreachable"), "{text:?}");
 }
 
-/// What a doctor without questions did: key and outcome.
+/// Results of `doctor --fix --yes`: key and outcome.
 async fn fixed(etcd: &str) -> (Vec<(String, String)>, Ended) {
     let ended = ended(["doctor", "--fix", "--yes", "--json", "--etcd", etcd]).await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));

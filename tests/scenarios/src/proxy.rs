@@ -81,8 +81,8 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Forgets every open connection, as a NAT or a firewall does that lost its table: from now on nothing passes on them,
-    /// and neither end is told, not even that the other one closed. New connections pass.
+    /// Forgets every open connection, like a NAT or a firewall that lost its table: from now on all their bytes are dropped
+    /// silently, including a close. New connections pass.
     pub fn forget(&self) {
         self.forgotten.send_replace(self.accepted());
     }

@@ -13,16 +13,16 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// A machine that does other things too.
+/// Extra time for a loaded machine.
 const SLACK: Duration = Duration::from_secs(1);
-/// How long a view may be behind.
+/// Longest delay of a view.
 const STALE: Duration = Duration::from_secs(6);
 /// Leases of a fleet.
 const LEASES: usize = 3;
-/// How often a test looks.
+/// Interval of polls.
 const LOOK: Duration = Duration::from_millis(5);
 
-#[expect(clippy::print_stdout, reason = "figures are for whoever reads the run")]
+#[expect(clippy::print_stdout, reason = "the run prints figures")]
 fn report(what: &str, took: Duration) {
     println!("{what}: {took:.2?}");
 }
@@ -130,7 +130,7 @@ async fn written_again_when_flows_die(ttl: u64, endpoints: usize) {
     for registration in &fleet.registrations {
         registration.set_weight(Weight::try_from(9).unwrap()).await.unwrap();
     }
-    // Nobody knows whether such a write was applied, so it costs a lease, and no key.
+    // Such a write may or may not have been applied, so it costs a lease, but no key.
     let (mut lost, mut recovered) = (0, 0);
     let recovery = async {
         while recovered < LEASES {
@@ -216,7 +216,7 @@ async fn kept_after_flipped_bits(ttl: u64) {
     assert!(worst <= interval(ttl) + SLACK, "TTL {ttl} s: ready only {worst:?} after the last flipped bit");
 }
 
-/// How often bits are flipped for a renewal interval.
+/// Number of times that bits are flipped for a renewal interval.
 const ROUNDS: usize = 3;
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What a registration says while the simulated etcd refuses, and that the refusal of one thing stops no other.
+//! Status of registrations while the simulated etcd refuses requests; a refused key does not block other keys.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 

@@ -29,7 +29,7 @@ const PROMPT: Duration = Duration::from_secs(2);
 /// Long enough for several attempts with what is refused.
 const WHILE: Duration = Duration::from_secs(4);
 
-/// What every registrar of this process has logged.
+/// Log of all registrars in this process.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 struct Log;

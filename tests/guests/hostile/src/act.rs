@@ -24,7 +24,7 @@ pub(crate) type Outcome = Result<String, Error>;
 /// Lines of one act, more than a component may print at once.
 const CHATTER: u32 = 5000;
 
-/// The counts that this instance has told.
+/// Number of counts that this instance has returned.
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Runs the act of that name. Some acts never return; they print a line first.
@@ -142,7 +142,7 @@ fn thousand() -> Outcome {
     Ok("1000".into())
 }
 
-/// Registers and stops until the host has had enough.
+/// Registers and stops until the host refuses.
 fn churn() -> Outcome {
     for _ in 0..10_000 {
         register(&own())?.stop()?;

@@ -1,12 +1,13 @@
 //! A component that misbehaves, one act at a time, and reports the host's reaction.
 //!
-//! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle without.
-//! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` does an act while serving and answers
-//! `{"case":"ok","text":"..."}`, with the case of the WIT's `error` where the host refused. `GET /call/HOST` sends a request
-//! to that host and answers likewise, with the case `failed`, `GET /secure/HOST` one over TLS, `GET /hurried/HOST` one that waits
-//! half a second for a connection, `GET /fan/COUNT/HOST` that many at a time; `GET /greet/HOST` makes a call of gRPC to the
-//! example there, `GET /check/HOST` asks over gRPC for the health of whatever is there. `POST /read` answers with the size of
-//! the body, and fails where that breaks off. `GET /code/NAME` returns that error code. `GET /` answers `hostile`.
+//! The configuration's `start` and `stop` name the acts of `lifecycle.start` and `lifecycle.stop`; both are idle by default.
+//! A refused act fails the start with `CASE: TEXT`. `GET /act/NAME` runs an act while serving. The response is
+//! `{"case":"ok","text":"..."}`, or has the case of the WIT's `error` if the host refused. `GET /call/HOST` sends a request to
+//! that host and responds in the same way, with the case `failed` for an error. `GET /secure/HOST` does so over TLS,
+//! `GET /hurried/HOST` waits half a second for a connection, and `GET /fan/COUNT/HOST` sends that many concurrent requests.
+//! `GET /greet/HOST` makes a gRPC call to the example on that host, and `GET /check/HOST` a gRPC health check. `POST /read`
+//! responds with the size of the body, and fails if the body breaks off. `GET /code/NAME` returns that error code. `GET /`
+//! responds with `hostile`.
 
 mod act;
 mod bindings;
@@ -82,7 +83,7 @@ fn code(name: &str) -> ErrorCode {
     }
 }
 
-/// What a method of gRPC answers: one message, uncompressed, in both directions.
+/// Response of a gRPC method: one message, uncompressed, in both directions.
 async fn grpc(host: &str, method: &str, message: &[u8]) -> Result<String, Error> {
     let request = Request::post(format!("http://{host}/{method}")).header("content-type", "application/grpc");
     let mut response = Client::new().send(request.body(Body::from(message))?).await?;

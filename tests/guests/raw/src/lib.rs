@@ -1,8 +1,8 @@
-//! A `wasi:http` 0.2 component without a library in between, which answers as no library would.
+//! A `wasi:http` 0.2 component without a library in between, which responds as no library would.
 //!
-//! `/authority` tells the authority of the request and the host that was forwarded, `/unfinished` drops its body without
-//! `finish`, `/length/TOLD/WRITTEN` writes fewer or more bytes than it tells, `/status/N` answers with that status, and
-//! `/slow` after 300 ms. Anything else is greeted.
+//! `/authority` returns the authority of the request and the forwarded host, `/unfinished` drops its body without `finish`,
+//! `/length/ANNOUNCED/WRITTEN` writes fewer or more bytes than its `content-length`, `/status/N` responds with that status, and
+//! `/slow` after 300 ms. Any other path gets a greeting.
 
 use wasip2::{
     clocks::monotonic_clock::subscribe_duration,
@@ -43,7 +43,7 @@ impl Guest for Raw {
 }
 
 fn answer(out: ResponseOutparam, status: u16, headers: &[(&str, &str)], text: &[u8]) {
-    // A body of another length than was told is refused; the host says so to its operator.
+    // A body of another length than its `content-length` is refused; the host logs the reason.
     let _ = OutgoingBody::finish(begin(out, status, headers, text), None);
 }
 
@@ -57,7 +57,7 @@ fn begin(out: ResponseOutparam, status: u16, headers: &[(&str, &str)], text: &[u
     let body = response.body().expect("the first time");
     ResponseOutparam::set(out, Ok(response));
     let stream = body.write().expect("the first time");
-    let _ = stream.blocking_write_and_flush(text); // More than was told fails, or nobody reads it.
+    let _ = stream.blocking_write_and_flush(text); // Fails beyond the `content-length`, or if the client has disconnected.
     drop(stream);
     body
 }

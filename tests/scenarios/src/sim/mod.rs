@@ -244,8 +244,8 @@ impl SimEtcd {
         self.link(host).break_open();
     }
 
-    /// Forgets the open flows of one host, as a NAT does that lost its table: what is sent on them vanishes, now and later, and
-    /// neither end is told. New ones are fine.
+    /// Forgets the open flows of one host, like a NAT that lost its table: all their messages are lost silently. New flows
+    /// work.
     pub fn forget_flows(&self, host: &str) {
         self.link(host).forget_flows();
     }

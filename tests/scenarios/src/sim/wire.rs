@@ -46,7 +46,7 @@ struct Line {
     blackholed: bool,
     /// Number of cuts; calls and streams that were open during a cut are broken.
     cuts: u64,
-    /// Counts the flows; on those before `forgotten` nothing moves any more, and nobody is told.
+    /// Number of flows; messages on flows before `forgotten` are lost silently.
     flows: u64,
     forgotten: u64,
 }

@@ -38,7 +38,7 @@ pub(crate) struct Ecosystem {
     /// Prefix of the keys of the services that it calls, and of their names as it dials them: with a `/` in the name its gRPC
     /// client sends a percent-encoded authority.
     pub(crate) folder: Option<(&'static str, &'static str)>,
-    /// The scheme of the addresses, where the layout publishes one that is not its default.
+    /// The scheme of the addresses, if the layout publishes a scheme other than its default.
     pub(crate) scheme: Option<&'static str>,
     pub(crate) transport: Transport,
     /// The version of its services; empty if the library has no place for it.

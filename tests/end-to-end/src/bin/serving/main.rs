@@ -26,13 +26,13 @@ use tokio::{
 
 /// Concurrent requests that compute without end, beside the neighbour: more than there are threads for them.
 const SPINNING: usize = 4;
-/// Requests a second that fill 40 MB of fresh memory each, which no instruction in the middle of interrupts.
+/// Requests per second that fill 40 MB of fresh memory each, in one uninterruptible instruction.
 const FILLING_RATE: f64 = 23.0;
-/// Requests at a time that draw 4 MiB of random bytes, again and again.
+/// Concurrent requests that draw 4 MiB of random bytes in a loop.
 const DRAWING: usize = 6;
-/// How long they are at it before the neighbour is measured.
+/// Time that such requests run before the neighbour is measured.
 const LEAD: Duration = Duration::from_millis(500);
-/// Requests a second to the neighbour of those.
+/// Requests per second to the neighbour.
 const NEIGHBOUR_RATE: f64 = 500.0;
 /// Starts of a process in one round.
 const STARTS: usize = 9;
@@ -202,12 +202,12 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// The neighbour's p99 while others are at it.
+    /// p99 latency of the neighbour while the other requests run.
     async fn beside(&self, others: Vec<JoinHandle<()>>) -> f64 {
         sleep(LEAD).await;
         let p99 = load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await;
         others.iter().for_each(JoinHandle::abort);
-        // What computes for nobody ends, and the other side is alone.
+        // Abandoned computations end, and the other side runs alone.
         sleep(SETTLE).await;
         p99
     }
@@ -243,18 +243,18 @@ fn scraped(admin: &str) -> JoinHandle<()> {
     })
 }
 
-/// That many who ask for an act, one request after the other.
+/// That many clients that request an act, one request after the other.
 fn repeated(host: &Host, act: &str, count: usize) -> Vec<JoinHandle<()>> {
     let url = format!("{}act/{act}", host.url("hostile"));
     let again = |url: String| async move {
         loop {
-            let _ = get_over(Protocol::Http1, &url).await; // It is late, in the end.
+            let _ = get_over(Protocol::Http1, &url).await; // It ends with a timeout.
         }
     };
     (0..count).map(|_| tokio::spawn(again(url.clone()))).collect()
 }
 
-/// Asks for an act that often in a second, however long it takes.
+/// Requests an act at this rate per second, independent of its duration.
 fn paced(host: &Host, act: &str, rate: f64) -> JoinHandle<()> {
     let url = format!("{}act/{act}", host.url("hostile"));
     tokio::spawn(async move {
