@@ -219,7 +219,7 @@ async fn a_client_that_says_no_more_is_answered() {
     ];
     for (addr, line, text) in cases {
         for _ in 0..if text == "hello" { 5 } else { 20 } {
-            let told = exchange(addr, format!("{line} HTTP/1.1\r\nhost: here\r\n\r\n").as_bytes(), true).await;
+            let told = exchange(addr, format!("{line} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes(), true).await;
             assert!(told.starts_with("HTTP/1.1 200") && told.contains(text), "{line}: {told}");
         }
     }
@@ -247,13 +247,16 @@ async fn clients_that_leave_are_no_failure_and_no_panic() {
             // With a reset behind it, which is heard at once.
             stream.set_zero_linger().unwrap();
         }
-        let mut connection = Connection::open(&host.addr(name)).await;
-        for _ in 0..200 {
-            let stream = connection.send(&request(path, &field(":authority", "here")), None).await;
-            connection.cancel(stream).await;
+        // The h2 crate ends a connection that resets more than 20 streams before they are accepted.
+        for _ in 0..10 {
+            let mut connection = Connection::open(&host.addr(name)).await;
+            for _ in 0..15 {
+                let stream = connection.send(&request(path, &field(":authority", "here")), None).await;
+                connection.cancel(stream).await;
+            }
+            let last = connection.send(&request("/", &field(":authority", "here")), None).await;
+            while connection.next().await.0 != last {}
         }
-        let last = connection.send(&request("/", &field(":authority", "here")), None).await;
-        while connection.next().await.0 != last {}
     }
     wait_for("all have ended", SOON, async || {
         let metrics = get(&format!("{}metrics", host.admin())).await.body;
@@ -289,9 +292,11 @@ async fn a_response_that_is_none_says_why() {
         let outcome = connection.ask(&request(path, &field(":authority", "here"))).await;
         assert_eq!(outcome.status(), "500", "{path}");
     }
-    let told = warnings(&host);
     for (path, why) in cases {
-        assert_eq!(told.iter().filter(|line| line.contains(why)).count(), 2, "{path}: {told:?}");
+        wait_for(&format!("{path} is logged twice"), SOON, async || {
+            warnings(&host).iter().filter(|line| line.contains(why)).count() == 2
+        })
+        .await;
     }
     assert_eq!(host.stop().await.code, Some(0));
 }
