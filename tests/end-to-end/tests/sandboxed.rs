@@ -235,10 +235,18 @@ async fn sandboxed_a_start_that_fails_is_one_sentence_and_exit_code_1() {
 async fn sandboxed_a_failed_start_undoes_the_registrations_of_its_neighbours() {
     let world = World::real().await;
     let failing = with(hostile("hostile"), json!({ "config": { "start": "register-and-fail" } }));
-    let ended = Host::spawn(&config(&world, [greeter(), failing]), &[]).ends().await;
+    let ended = Host::spawn(&config(&world, [greeter(), failing.clone()]), &["--strict"]).ends().await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_eq!(world.count().await, 0);
     assert!(world.leases().await.is_empty());
+    // Without `--strict` its neighbours stay, and only its own registrations are undone.
+    let mut host = Host::spawn(&config(&world, [greeter(), failing]), &[]);
+    host.says("ready, without hostile").await;
+    let key = format!("/greeter/v1/{}", host.addr("greeter"));
+    wait_for("the neighbour stands alone", SOON, async || world.count().await == 1).await;
+    world.stands(&key).await;
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
 }
 
 #[tokio::test]
