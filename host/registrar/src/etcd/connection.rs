@@ -158,14 +158,14 @@ impl Connections {
     /// Asks the same on the connection in use and, a head start later, on a fresh one.
     async fn compare(&self, used: Connection, head_start: Duration) {
         let begun = Instant::now();
-        let mut is_alive = pin!(used.answers());
+        let mut is_alive = Box::pin(used.answers());
         let redial = async {
             sleep(head_start).await;
             let earliest = self.state().dialled_at.map(|at| at + REDIAL);
             sleep_until(earliest.unwrap_or(begun)).await;
             self.state().dialled_at = Some(Instant::now());
             let fresh = Connection::new((self.0.dial)());
-            fresh.answers().await;
+            Box::pin(fresh.answers()).await;
             fresh
         };
         let fresh = tokio::select! {

@@ -185,12 +185,12 @@ impl Endpoint {
             // An answer that got lost is asked for once more, and an etcd that is slow at most twice.
             let again = async {
                 sleep(patience / ASK_AGAIN).await;
-                users.sign_in(client.clone(), &url).await
+                Box::pin(users.sign_in(client.clone(), &url)).await
             };
             let either = async {
                 tokio::select! {
                     biased;
-                    outcome = users.sign_in(client.clone(), &url) => outcome,
+                    outcome = Box::pin(users.sign_in(client.clone(), &url)) => outcome,
                     outcome = again => outcome,
                 }
             };
@@ -313,7 +313,9 @@ impl Endpoints {
                     let life = endpoint.connections.current();
                     *asked.lock().unwrap_or_else(PoisonError::into_inner) = (index, life.clone());
                     let left = end.saturating_duration_since(Instant::now());
-                    let answer = endpoint.connections.attend(&life, left, self.attempt(endpoint, &make)).await;
+                    // Boxed: each future that waits for it holds it more than once.
+                    let attempt = Box::pin(self.attempt(endpoint, &make));
+                    let answer = endpoint.connections.attend(&life, left, attempt).await;
                     let is_unknown = matches!(&answer, Err(Failure::Unanswered { .. }));
                     if !(is_unknown && life.is_given_up() && repeat == Repeat::Harmless) {
                         break answer;
@@ -398,7 +400,8 @@ impl Endpoints {
             loop {
                 let life = endpoint.connections.current();
                 let left = end.saturating_duration_since(Instant::now());
-                let answer = endpoint.connections.attend(&life, left, self.attempt(endpoint, &make)).await;
+                let attempt = Box::pin(self.attempt(endpoint, &make));
+                let answer = endpoint.connections.attend(&life, left, attempt).await;
                 if !(matches!(answer, Err(Failure::Unanswered { .. })) && life.is_given_up()) {
                     return answer;
                 }

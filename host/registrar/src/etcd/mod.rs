@@ -386,9 +386,10 @@ impl Etcd {
         F: Future<Output = Result<T, ClientError>>,
     {
         let repeat = match verb {
-            // A lease too many, or a value that was overwritten since.
-            Verb::Grant | Verb::Write => Repeat::Never,
-            Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Watch | Verb::Status => Repeat::Harmless,
+            // A lease too many; a value that was overwritten since; changes from a revision that another etcd told, if this
+            // one has lost its data meanwhile.
+            Verb::Grant | Verb::Write | Verb::Watch => Repeat::Never,
+            Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Status => Repeat::Harmless,
         };
         self.counted(verb, self.endpoints.ask(repeat, deadline, make)).await
     }

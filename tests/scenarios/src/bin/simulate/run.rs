@@ -38,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(16);
 /// Longest time to keep a lease granted ahead, in seconds: until the next calm is over.
 const AHEAD: u64 = 60;
 
+/// What others write.
+const FOREIGN: &str = "foreign";
 /// The user as whom every host speaks to an etcd that has users.
 const USER: &str = "host";
 
