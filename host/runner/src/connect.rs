@@ -1,6 +1,6 @@
 //! Starting the registrar and waiting for etcd: for ever, or as long as the configuration says.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use leasehold::{Error, Options, Refusal, Registrar, ServerNode, ServiceName, Terms, Version};
@@ -86,13 +86,15 @@ pub(crate) async fn etcd(
     }
 }
 
-/// The keys that services are registered under, as far as the configuration tells.
+/// Keys that services are registered under, as far as the configuration tells. Where the system chooses the port, the key of
+/// another port stands for the real one: rights are granted by prefix.
 pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
     let registered = services.iter().filter(|spec| spec.register != Register::Off);
     let keys = registered.filter_map(|spec| {
+        let bound = SocketAddr::new(spec.listen.ip(), spec.listen.port().max(1));
         let node = ServerNode {
             name: spec.name.clone(),
-            addr: spec.advertised(spec.listen)?,
+            addr: spec.advertised(bound)?,
             version: spec.version.clone(),
             weight: None,
             metadata: spec.metadata.clone(),

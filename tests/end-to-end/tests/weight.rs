@@ -33,6 +33,10 @@ const DEAD_BAND: u32 = 5;
 /// Least weight of a machine that only this test uses.
 const AT_REST: u32 = 70;
 
+/// Greatest weight of a machine whose cores are all busy: half of the scale is memory, and a change within the dead band is not
+/// written.
+const BUSY: u32 = 60;
+
 /// Keeps every core busy until it is dropped.
 struct Burning(Arc<AtomicBool>);
 
@@ -93,6 +97,20 @@ async fn quiet_but_for_a_weight_that_moved() {
     drop(burning);
     // The same registration, written once more: no lease was lost under the load.
     assert_eq!(busy.unwrap().lease, idle.lease);
+}
+
+/// A first weight that was estimated wrongly is corrected before the interval between two weights is over.
+#[tokio::test]
+async fn a_fresh_host_on_a_busy_machine_publishes_the_weight_of_one() {
+    let _alone = ALONE.lock().await;
+    let world = World::real().await;
+    let _burning = Burning::every_core();
+    let host = Host::ready(&measured(&world, [plain("plain")], json!({ "min_interval": "60s" }))).await;
+    let key = format!("/plain/{}", host.addr("plain"));
+    wait_for("the weight is that of a busy machine", BURN, async || {
+        world.get(&key).await.is_some_and(|found| weight_of(&found.value) <= BUSY)
+    })
+    .await;
 }
 
 /// The dead band covers every change of the load, so that a noisy machine has no reason to write. Renewals, audits and computed
