@@ -28,20 +28,20 @@ pub fn policy(data: &[u8]) {
     let policy = Policy::serving(service.clone(), own.clone());
     match policy.admit(node) {
         Ok(node) => assert!(node.name == service && node.addr == own),
-        Err(refusal) => is_short(refusal.into()),
+        Err(refusal) => is_short(&refusal.into()),
     }
     match policy.terms_for(ttl.parse().unwrap_or(0)) {
         Ok(terms) => assert!(terms.ttl.is_none_or(|ttl| ttl.seconds() <= policy.max_ttl.as_secs())),
-        Err(refusal) => is_short(refusal.into()),
+        Err(refusal) => is_short(&refusal.into()),
     }
     match (Policy { discover: [service.clone()].into_iter().collect(), ..policy }).admit_lookup(&name, &version) {
         Ok((name, _)) => assert!(name == service),
-        Err(refusal) => is_short(refusal.into()),
+        Err(refusal) => is_short(&refusal.into()),
     }
 }
 
 /// Holds that a refusal fits into a line of the log, whatever was passed.
-fn is_short(error: types::Error) {
+fn is_short(error: &types::Error) {
     let text = format!("{error:?}");
     assert!(text.len() <= MAX_TEXT_BYTES && !text.contains(char::is_control), "{text}");
 }

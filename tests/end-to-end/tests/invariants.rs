@@ -1,7 +1,5 @@
 //! The invariants of ARCHITECTURE.md, as a plain scan of the sources.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use leasehold_end_to_end::sources::{Source, has_word, sources};
 
 /// Asserts that no file under the folder has one of these words, except for the files or folders in `but`.

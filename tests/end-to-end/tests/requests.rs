@@ -1,7 +1,5 @@
 //! Requests as no library writes them: authorities, targets and codings, half-closed clients, and clients that disconnect.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::{Duration, Instant};
 
 use leasehold_end_to_end::{

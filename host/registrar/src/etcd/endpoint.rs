@@ -358,7 +358,7 @@ impl Endpoints {
         let is_mended = life.is_given_up();
         match answer {
             Err(Failure::Unreachable { .. } | Failure::Handshake { .. }) => {
-                self.reach.lost.store(true, Ordering::Relaxed)
+                self.reach.lost.store(true, Ordering::Relaxed);
             }
             Err(failure @ (Failure::Unanswered { .. } | Failure::Denied(_))) if !is_mended => {
                 self.all[index].doubt(failure);

@@ -611,7 +611,7 @@ impl Lease {
                 for (op, outcome) in ops.iter().zip(outcomes) {
                     match op {
                         Op::Put { key, .. } => self.put(key, outcome, lease),
-                        Op::Delete { key, .. } => self.deleted(key, outcome),
+                        Op::Delete { key, .. } => self.deleted(key, &outcome),
                     }
                 }
             }
@@ -742,10 +742,10 @@ impl Lease {
         }
     }
 
-    fn deleted(&mut self, key: &Arc<str>, outcome: Outcome) {
-        let ours = matches!(outcome, Outcome::HeldBy { lease, .. } if self.is_ours(lease));
+    fn deleted(&mut self, key: &Arc<str>, outcome: &Outcome) {
+        let ours = matches!(outcome, Outcome::HeldBy { lease, .. } if self.is_ours(*lease));
         let Some(entry) = self.entries.get_mut(key) else { return };
-        match outcome {
+        match *outcome {
             Outcome::HeldBy { lease: holder, .. } if ours => {
                 entry.held = holder;
                 self.enqueue(key);

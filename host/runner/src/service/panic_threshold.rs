@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn half_of_the_nodes_remain_and_never_none() {
         // Of that many nodes this many leave, if each asks in turn.
-        let leave = |all: usize, share| (0..all).take_while(|left| all - left - 1 >= needed(all, share)).count();
+        let leave = |all: usize, share| (0..all).take_while(|left| all - left > needed(all, share)).count();
         assert_eq!([1, 2, 3, 4, 5, 10].map(|all| leave(all, 50)), [0, 1, 1, 2, 2, 5]);
         assert_eq!([leave(10, 100), leave(10, 1), leave(10, 0)], [0, 9, 10]);
     }

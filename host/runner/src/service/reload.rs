@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::{

@@ -507,7 +507,8 @@ mod tests {
         async fn run(self: &Arc<Self>, computations: usize, enough: impl Fn(&[Arc<Work>]) -> bool) -> Vec<Arc<Work>> {
             let works: Vec<_> = (0..computations).map(|_| Arc::<Work>::default()).collect();
             let mut tasks = JoinSet::new();
-            for work in works.iter().cloned() {
+            for work in &works {
+                let work = Arc::clone(work);
                 let (machine, mut computed) = (Arc::clone(self), Computed::default());
                 let summons = Arc::clone(&computed.summons).alone();
                 tasks.spawn(async move {
@@ -573,7 +574,11 @@ mod tests {
         let beside = poll_fn(|cx| {
             steps.store(0, Relaxed);
             cx.waker().wake_by_ref();
-            if work.turns.load(Relaxed) >= 20 { Poll::Ready(machine.end.cancel()) } else { Poll::Pending }
+            if work.turns.load(Relaxed) < 20 {
+                return Poll::Pending;
+            }
+            machine.end.cancel();
+            Poll::Ready(())
         });
         let computing = machine.compute(&mut computed, &work, || {
             most.fetch_max(steps.fetch_add(1, Relaxed) + 1, Relaxed);

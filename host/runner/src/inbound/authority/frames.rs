@@ -129,8 +129,7 @@ impl Watch {
 
     /// Looks for the end of a header block, after `read` bytes that were inspected before.
     fn block(&mut self, bytes: &[u8], mut read: usize) -> Step {
-        loop {
-            let Some(head) = Head::parse(&bytes[read..]) else { break };
+        while let Some(head) = Head::parse(&bytes[read..]) {
             if head.kind != if read == 0 { HEADERS } else { CONTINUATION } {
                 return self.ignore(bytes);
             }
@@ -458,8 +457,13 @@ mod tests {
         written
     }
 
+    /// Frame that is passed on as it is: stream, kind and payload.
+    type Other = (u32, u8, Vec<u8>);
+    /// Headers of a stream, and whether the stream ends with them.
+    type Headers = (u32, bool, Vec<(String, String)>);
+
     /// Parses frames as a server does.
-    fn read(bytes: &[u8]) -> Vec<Result<(u32, u8, Vec<u8>), (u32, bool, Vec<(String, String)>)>> {
+    fn read(bytes: &[u8]) -> Vec<Result<Other, Headers>> {
         let mut bytes = bytes.strip_prefix(PREFACE).unwrap();
         let (mut decoder, mut all) = (Decoder::new(), Vec::new());
         let mut next = || {

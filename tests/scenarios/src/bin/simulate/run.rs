@@ -43,9 +43,6 @@ const FOREIGN: &str = "foreign";
 /// The user as whom every host speaks to an etcd that has users.
 const USER: &str = "host";
 
-/// Value of a foreign writer.
-const FOREIGN: &str = "foreign";
-
 const SERVICES: [&str; 4] = ["user", "order", "cart", "mail"];
 
 pub(crate) async fn run(seed: u64) -> Verdict {
