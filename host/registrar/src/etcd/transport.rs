@@ -3,9 +3,9 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use etcd_client::Channel;
@@ -103,8 +103,16 @@ pub(super) struct Secure {
     reads: Reads,
     /// Says that this host's own certificate has expired, if it had when the last connection was made.
     expired: Mutex<Option<String>>,
-    /// Reason why connections fail, as it was logged last.
-    told: Mutex<Option<String>>,
+    told: Mutex<Told>,
+}
+
+/// What was logged of connections that fail.
+#[derive(Default)]
+struct Told {
+    /// The last reason, and when it was met last.
+    reason: Option<(String, Instant)>,
+    /// When a handshake succeeded last.
+    secured_at: Option<Instant>,
 }
 
 impl Secure {
@@ -131,7 +139,10 @@ impl Secure {
         let handshake = TlsConnector::from(config).connect(self.name.clone(), stream).await;
         let stream = handshake.map_err(|error| io::Error::other(self.said(&error)))?;
         match stream.get_ref().1.alpn_protocol() {
-            Some(ALPN) => Ok(stream),
+            Some(ALPN) => {
+                self.told().secured_at = Some(Instant::now());
+                Ok(stream)
+            }
             _ => Err(io::Error::other("what listens there speaks TLS, but not HTTP/2 in it")),
         }
     }
@@ -165,19 +176,25 @@ impl Secure {
 
     /// Warns of why there is no secured connection, once for each reason.
     pub(super) fn tell(&self, said: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.as_deref() != Some(said) {
+        let mut told = self.told();
+        let is_known = told.reason.as_ref().is_some_and(|(reason, _)| reason == said);
+        told.reason = Some((said.to_owned(), Instant::now()));
+        if !is_known {
             warn!(endpoint = %self.url, "no connection to etcd: {said}");
-            *told = Some(said.to_owned());
         }
     }
 
-    /// A request was answered.
+    /// A request was answered. Over a connection from before that says nothing of new ones.
     pub(super) fn is_well(&self) {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if told.is_some() {
+        let mut told = self.told();
+        let secured_at = told.secured_at;
+        if told.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
             info!(endpoint = %self.url, "connected to etcd again");
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
