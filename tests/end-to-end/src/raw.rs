@@ -97,6 +97,8 @@ impl Connection {
     /// If there is no listener.
     pub async fn open(addr: &str) -> Self {
         let stream = TcpStream::connect(addr).await.expect("the service listens");
+        // Frames are written one by one; without this each waits for the acknowledgement of the one before.
+        stream.set_nodelay(true).expect("the connection is open");
         let mut connection = Self { stream, next: 1, decoder: Decoder::new(), begun: HashMap::new() };
         connection.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("the service reads");
         connection.write(SETTINGS, 0, 0, &[]).await;
