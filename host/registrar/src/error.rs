@@ -18,7 +18,7 @@ pub enum Error {
     /// A limit of this registrar is reached.
     #[error("{what} is limited to {limit}")]
     Quota {
-        /// What is limited.
+        /// Name of the limit.
         what: &'static str,
         /// The limit.
         limit: usize,
@@ -44,7 +44,7 @@ pub enum Error {
     /// The answer did not come in time. After `register` nothing stays registered; after `stop` the deletion goes on.
     #[error("{what} took longer than {after:?}{}", because(.why))]
     Timeout {
-        /// What took too long.
+        /// Operation that took too long.
         what: &'static str,
         /// The deadline that passed.
         after: Duration,

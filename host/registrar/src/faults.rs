@@ -36,7 +36,7 @@ pub struct Fault {
     pub held_value: Option<Arc<str>>,
     /// What helps, where somebody has to do something.
     pub cure: Option<Arc<str>>,
-    /// How long it has lasted.
+    /// Time since it began.
     pub lasting: Duration,
 }
 

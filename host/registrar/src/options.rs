@@ -21,7 +21,7 @@ pub struct Options {
     pub endpoints: Vec<String>,
     /// The user as whom to speak to an etcd with authentication.
     pub credentials: Option<Credentials>,
-    /// How to check an `https` endpoint, and what to show it.
+    /// TLS settings of `https` endpoints.
     pub tls: Tls,
     /// How long making a connection may take. Too short makes a far etcd unreachable; too long delays the next endpoint.
     pub dial_timeout: Duration,

@@ -93,7 +93,7 @@ impl Status {
 /// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// What happened.
+    /// Kind of the event.
     pub what: What,
     /// The key it happened to; `None` when it happened to the lease with all its keys.
     pub key: Option<Arc<str>>,
