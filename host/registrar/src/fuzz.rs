@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn nodes() -> impl Strategy<Value = ServerNode> {
-        let host = prop_oneof!["[a-z0-9_.-]{1,20}", "[0-9]{1,3}\\.1\\.2\\.3", "\\[fd00::[0-9a-f]{1,4}\\]"];
+        let host = prop_oneof!["[a-z0-9_.-]{0,19}[a-z]", "[1-9][0-9]\\.1\\.2\\.3", "\\[fd00::[0-9a-f]{1,4}\\]"];
         let version = prop_oneof![select(vec![String::new()]), visible(12)];
         let metadata = btree_map("[^weip.].{0,6}", ".{0,12}", 0..4);
         (visible(24), host, 1..=u16::MAX, version, metadata).prop_map(|(name, host, port, version, metadata)| {
