@@ -1,4 +1,4 @@
-//! What a component passes to `register` and `resolve`.
+//! Input of a component to `register` and `resolve`, as a fuzz target.
 
 #![no_main]
 

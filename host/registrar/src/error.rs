@@ -48,7 +48,7 @@ pub enum Error {
         what: &'static str,
         /// The deadline that passed.
         after: Duration,
-        /// What etcd said last, where it did.
+        /// Last response of etcd, if there was one.
         why: Option<Unavailable>,
     },
 

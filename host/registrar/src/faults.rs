@@ -30,11 +30,11 @@ pub struct Fault {
     pub key: Option<Arc<str>>,
     /// Kind of the calls that fail, where it concerns a whole lease.
     pub verb: Option<Verb>,
-    /// What etcd, or the way to it, said; or who holds the key.
+    /// Message of etcd or of the connection to it, or the holder of the key.
     pub why: Error,
     /// The value that the holder of the key has published, cut and without control characters.
     pub held_value: Option<Arc<str>>,
-    /// What helps, where somebody has to do something.
+    /// Cure, if an operator has to act.
     pub cure: Option<Arc<str>>,
     /// Time since it began.
     pub lasting: Duration,
@@ -77,7 +77,7 @@ pub(crate) enum Source {
     Key(Arc<str>),
 }
 
-/// What is counted and logged together.
+/// Key under which faults are counted and logged together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Refused(Refusal),
@@ -109,7 +109,7 @@ struct Logged {
     /// Ongoing faults of this kind.
     count: usize,
     since: Instant,
-    /// Whether it was logged since there was none.
+    /// True once the fault was logged, until it is resolved.
     told: bool,
     next: Instant,
     pause: Duration,
@@ -161,7 +161,7 @@ impl Faults {
         inner.ongoing.insert(source, ongoing);
     }
 
-    /// What failed has succeeded.
+    /// Resolves a fault after a success.
     pub(crate) fn clear(&self, source: &Source) {
         self.remove(source, true);
     }

@@ -98,7 +98,7 @@ pub(super) struct Route {
     pub(super) life: Arc<Life>,
 }
 
-/// Whether a request may be made again when nobody knows what became of it.
+/// Rule for repeating a request whose outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
     /// It does the same however often it is made.

@@ -106,7 +106,7 @@ pub(super) struct Secure {
     told: Mutex<Told>,
 }
 
-/// What was logged of connections that fail.
+/// Log state of connections that fail.
 #[derive(Default)]
 struct Told {
     /// The last reason, and when it was met last.
