@@ -29,7 +29,7 @@ use crate::{
     error::Failure,
     process::cpus,
     telemetry::log,
-    wasm::{compiler, scheduler::Turns},
+    wasm::{compiler, scheduler::Scheduler},
 };
 
 #[global_allocator]
@@ -48,9 +48,9 @@ pub fn main() -> ExitCode {
         return compiler::child();
     }
     let log = log::init(&cli.log);
-    let turns = Turns::new(cpus::available());
-    let outcome = runtime(&turns).and_then(|runtime| {
-        let outcome = runtime.block_on(dispatch(cli.command, turns));
+    let scheduler = Scheduler::new(cpus::available());
+    let outcome = runtime(&scheduler).and_then(|runtime| {
+        let outcome = runtime.block_on(dispatch(cli.command, scheduler));
         // A component that computes for ever ends here.
         runtime.shutdown_background();
         outcome
@@ -64,17 +64,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn runtime(turns: &Arc<Turns>) -> Result<Runtime, Failure> {
+fn runtime(scheduler: &Arc<Scheduler>) -> Result<Runtime, Failure> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(cpus::available().max(MIN_THREADS)).thread_name("leasehold").enable_all();
-    let (parks, wakes) = (Arc::clone(turns), Arc::clone(turns));
-    builder.on_thread_park(move || parks.look_up()).on_thread_unpark(move || wakes.look_up());
+    let (parks, wakes) = (Arc::clone(scheduler), Arc::clone(scheduler));
+    builder.on_thread_park(move || parks.preempt()).on_thread_unpark(move || wakes.preempt());
     Ok(builder.build().context("cannot start the runtime")?)
 }
 
-async fn dispatch(command: Command, turns: Arc<Turns>) -> Result<(), Failure> {
+async fn dispatch(command: Command, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
     match command {
-        Command::Run(args) => commands::run(args, turns).await,
+        Command::Run(args) => commands::run(args, scheduler).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch(args).await,
         Command::Doctor(args) => commands::doctor(args).await,

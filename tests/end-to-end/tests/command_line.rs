@@ -538,7 +538,9 @@ async fn help_has_examples() {
         assert!(ended.stdout.lines().all(|line| line.chars().count() <= 120), "{command}: {}", ended.stdout);
     }
     let version = leasehold(["--version"]).await;
-    assert_eq!((version.code, version.stdout.as_str()), (Some(0), "leasehold 0.1.0\n"));
+    assert_eq!((version.code, version.stdout.lines().next()), (Some(0), Some("leasehold 0.1.0")));
+    let short = leasehold(["-V"]).await;
+    assert_eq!((short.code, short.stdout.as_str()), (Some(0), "leasehold 0.1.0\n"));
 }
 
 #[tokio::test]

@@ -73,6 +73,8 @@ struct Users {
     patience: Duration,
     reads: Reads,
     refused: Mutex<Option<Refused>>,
+    /// etcd has accepted a sign-in of this host.
+    was_accepted: AtomicBool,
 }
 
 /// A password that etcd refused last, if it was read, and what it said.
@@ -143,18 +145,19 @@ impl Users {
         }
     }
 
-    /// Remembers the refusal, and warns of it unless that was done.
+    /// Remembers the refusal. Warns of the first one after an accepted sign-in; before that, the caller reports it.
     fn refuse(&self, password: Option<String>, failure: Failure) -> Failure {
         let before = self.refused().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
         // Of a kind: the endpoints of a cluster know the same users.
-        if before.is_none() {
+        if before.is_none() && self.was_accepted.load(Ordering::Relaxed) {
             let Credentials { user, password } = &self.credentials;
-            warn!(user, password = %password, "no sign-in at etcd; it is tried again: {failure}");
+            warn!(user, password = %password, "etcd refuses the sign-in; the next attempt follows: {failure}");
         }
         failure
     }
 
     fn accept(&self, url: &str) {
+        self.was_accepted.store(true, Ordering::Relaxed);
         if self.refused().take().is_some() {
             info!(endpoint = url, user = self.credentials.user, "signed in at etcd again");
         }
@@ -261,7 +264,13 @@ impl Endpoints {
         }
         let users = options.credentials.clone().map(|credentials| {
             let (patience, reads) = (options.request_timeout, Reads::default());
-            Arc::new(Users { credentials, patience, reads, refused: Mutex::default() })
+            Arc::new(Users {
+                credentials,
+                patience,
+                reads,
+                refused: Mutex::default(),
+                was_accepted: AtomicBool::new(false),
+            })
         });
         Ok(Self { all: all.into(), current: Arc::new(AtomicUsize::new(0)), reach: Arc::default(), users })
     }

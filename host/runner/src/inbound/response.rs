@@ -205,7 +205,7 @@ impl Answer {
                 return Poll::Ready(());
             }
             if let Some(hold) = &self.hold {
-                ready!(hold.waiting.call.poll_rest(cx, &mut until));
+                ready!(hold.waiting.call.poll_idle(cx, &mut until));
             }
             let _ = self.poll_ahead(cx);
             Poll::Ready(())

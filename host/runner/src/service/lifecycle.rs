@@ -39,9 +39,9 @@ impl Life {
         let Some(lifecycle) = found else { return Ok(None) };
         let deadline = spec.limits.start_timeout;
         let store = engine.store(guest.host_for_life());
-        let summons = Arc::clone(&store.data().computed.summons);
+        let interrupt = Arc::clone(&store.data().usage.interrupt);
         // A component that computes for ever is interrupted, and dropped here.
-        let started = summons.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
+        let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
         outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
     }
@@ -59,8 +59,8 @@ impl Life {
     /// Stops it within its deadline.
     pub(crate) async fn stop(mut self, spec: &Spec) {
         let deadline = spec.limits.stop_timeout;
-        let summons = Arc::clone(&self.store.data().computed.summons);
-        match summons.until(sleep(deadline), self.lifecycle.stop(&mut self.store, &self.instance)).await {
+        let interrupt = Arc::clone(&self.store.data().usage.interrupt);
+        match interrupt.until(sleep(deadline), self.lifecycle.stop(&mut self.store, &self.instance)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {}", cause(&error)),
             Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),

@@ -52,8 +52,8 @@ impl Run {
     ) -> Result<Self, Failure> {
         let (told, cut) = (Told::default(), CancellationToken::new());
         let store = engine.store(guest.host_for_program(spec, &told));
-        let summons = Arc::clone(&store.data().computed.summons).alone();
-        let running = summons.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
+        let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
+        let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
         let running = tasks.spawn(async move { running.await.unwrap_or_default() });
         let mut started = Self { guest, running: Some(running), told, cut: Some(cut.drop_guard()), life: None };
 

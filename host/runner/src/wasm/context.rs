@@ -24,7 +24,7 @@ use crate::{
     wasm::{
         admission::Places,
         in_flight::Calls,
-        scheduler::{Computed, Strides},
+        scheduler::{Strides, Usage},
         sockets::{Room, Sockets},
         stdin::Input,
         stdout::{Budget, Output},
@@ -98,11 +98,11 @@ pub(crate) struct Host {
     pub(crate) config: Arc<WasiConfigVariables>,
     pub(crate) registry: RegistryCtx,
     pub(crate) limits: Limiter,
-    /// How much the request at hand has computed of late, as `turns` counts it.
-    pub(crate) computed: Computed,
+    /// Recent processor use of the request at hand.
+    pub(crate) usage: Usage,
     /// The requests that it answers.
     pub(crate) calls: Arc<Calls>,
-    /// What a program has, whose turns are counted from one call of the host to the next: it has no requests.
+    /// The sockets of a program. Its processor use is counted from one host call to the next, since it has no requests.
     pub(crate) room: Option<Room>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
@@ -296,7 +296,7 @@ impl Guest {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
                 stats: Arc::clone(&self.stats),
             },
-            computed: Computed::new(self.strides.clone()),
+            usage: Usage::new(self.strides.clone()),
             calls: Arc::default(),
             room: None,
             _slot: slot,

@@ -20,7 +20,7 @@ use crate::{
         context::{Guest, Host},
         error::into_anyhow,
         linker::linker,
-        scheduler::Turns,
+        scheduler::Scheduler,
     },
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Engine {
     pub(crate) linker: Linker<Host>,
     /// Why instances have no pool although there is room for them in one.
     pub(crate) unpooled: Option<String>,
-    turns: Arc<Turns>,
+    scheduler: Arc<Scheduler>,
     pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) compiler: Arc<Compiler>,
 }
@@ -54,11 +54,11 @@ pub(crate) struct Engine {
 impl Engine {
     /// An engine with room for these services, none for a look at components only.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
-        Self::taking_turns(services, Turns::new(cpus::available()))
+        Self::with_scheduler(services, Scheduler::new(cpus::available()))
     }
 
-    /// One whose components are interrupted as these turns have it, which are of no other engine.
-    pub(crate) fn taking_turns(services: &[Spec], turns: Arc<Turns>) -> anyhow::Result<Self> {
+    /// An engine whose components this scheduler interrupts. A scheduler serves one engine.
+    pub(crate) fn with_scheduler(services: &[Spec], scheduler: Arc<Scheduler>) -> anyhow::Result<Self> {
         let pooled = pool(services).map(|pool| {
             let mut pooled = config();
             pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -70,8 +70,8 @@ impl Engine {
         let wasmtime = wasmtime.map_err(into_anyhow).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(into_anyhow).context("cannot link the host's interfaces")?;
         let cache = Cache::open().map(Arc::new);
-        turns.interrupt(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, unpooled, turns, cache, compiler: Arc::new(Compiler::new()) })
+        scheduler.start(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
+        Ok(Self { wasmtime, linker, unpooled, scheduler, cache, compiler: Arc::new(Compiler::new()) })
     }
 
     /// The component in these bytes, compiled in this process unless the cache has it.
@@ -87,28 +87,28 @@ impl Engine {
         self.cache.as_ref().map(|cache| cache.counts())
     }
 
-    /// A store for one instance, which lets others have their turn whenever its own is over.
+    /// A store for one instance, which yields to others at the end of each time slice.
     pub(crate) fn store(&self, host: Host) -> Store<Host> {
         let resources = host.table.max_capacity();
         let mut store = Store::new(&self.wasmtime, host);
         store.limiter(|host| &mut host.limits);
         store.set_hostcall_fuel(HANDED_OVER);
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
-        let turns = Arc::clone(&self.turns);
+        let scheduler = Arc::clone(&self.scheduler);
         store.epoch_deadline_callback(move |mut store| {
-            Ok(match turns.next(&mut store.data_mut().computed) {
+            Ok(match scheduler.on_epoch(&mut store.data_mut().usage) {
                 Some(next) => UpdateDeadline::YieldCustom(1, Box::pin(next)),
                 None => UpdateDeadline::Continue(1),
             })
         });
         store.set_epoch_deadline(1);
-        self.turns.begin(&mut store.data_mut().computed);
+        self.scheduler.on_instance(&mut store.data_mut().usage);
         store
     }
 
-    /// Whose turn it is.
-    pub(crate) fn turns(&self) -> Arc<Turns> {
-        Arc::clone(&self.turns)
+    /// The scheduler of the engine's instances.
+    pub(crate) fn scheduler(&self) -> Arc<Scheduler> {
+        Arc::clone(&self.scheduler)
     }
 }
 
@@ -167,7 +167,7 @@ impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if let Some(room) = &self.room {
             room.look(&mut self.table);
-            self.computed.forget();
+            self.usage.reset();
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
         WasiCtxView { ctx, table }

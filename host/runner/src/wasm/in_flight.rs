@@ -14,7 +14,7 @@ use futures::task::AtomicWaker;
 use http::{Method, Request, Uri};
 use opentelemetry::trace::SpanContext;
 
-use crate::{error::shown, wasm::idle::Rest};
+use crate::{error::shown, wasm::scheduler::IdleDetector};
 
 /// Method and path of a request, for the log.
 #[derive(Debug, Default, Clone)]
@@ -72,7 +72,7 @@ pub(crate) struct Calls {
     /// Mirror of the state for readers without the lock: all clients have left, and at least one early.
     abandoned: AtomicBool,
     waker: AtomicWaker,
-    pub(crate) rest: Rest,
+    pub(crate) idle: IdleDetector,
 }
 
 #[derive(Default)]
@@ -156,10 +156,10 @@ impl Call {
         }
     }
 
-    /// Ready when its instance has said what it has to say for now, or takes too long.
-    pub(crate) fn poll_rest(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
+    /// Ready when its instance is idle, or has run for so long that output is sent anyway.
+    pub(crate) fn poll_idle(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
         match &*locked(&self.place) {
-            Place::Instance(calls) => calls.rest.poll(cx, &calls.waker, until),
+            Place::Instance(calls) => calls.idle.poll(cx, &calls.waker, until),
             _ => Poll::Ready(()),
         }
     }

@@ -29,7 +29,7 @@ use crate::{
         error::cause,
         in_flight::{Call, Calls, End},
         reuse::Reusable,
-        scheduler::{self, Summons, Turns},
+        scheduler::{InterruptHandle, Scheduler},
     },
 };
 
@@ -63,13 +63,13 @@ impl HandlerState for Instances {
         let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
         let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
         let mut store = self.engine.store(host);
-        let summons = Arc::clone(&store.data().computed.summons).alone();
+        let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
         // Of 0.2 an answer is there in one piece, or the component waits.
         let comes_in_pieces = matches!(self.pre, ProxyPre::P3(_));
         store.call_hook(move |store, call| {
             let calls = &store.data().calls;
             if comes_in_pieces && matches!(call, CallHook::CallingWasm) {
-                calls.rest.runs();
+                calls.idle.on_run();
             }
             // All clients have left: further work is wasted, and writing the response would fail.
             if calls.is_abandoned() && matches!(call, CallHook::CallingWasm | CallHook::ReturningFromHost) {
@@ -79,7 +79,7 @@ impl HandlerState for Instances {
             Ok(())
         });
         let made = self.pre.instantiate_async(&mut store);
-        let proxy = Arc::clone(&summons).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
+        let proxy = Arc::clone(&interrupt).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
         let (calls, timers) = (Arc::clone(&store.data().calls), Timers::default());
         Ok(Instance {
             store,
@@ -90,11 +90,12 @@ impl HandlerState for Instances {
                 sleep: timers.sleep(IDLE),
                 replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
                 calls: Arc::clone(&calls),
-                summons,
+                interrupt: Arc::clone(&interrupt),
             },
             state: Worker {
                 name: self.name.clone(),
-                turns: self.engine.turns(),
+                scheduler: self.engine.scheduler(),
+                interrupt,
                 guest: Arc::clone(&self.guest),
                 reusable: Arc::clone(&self.reusable),
                 calls,
@@ -111,16 +112,15 @@ pub(crate) struct Expiration {
     sleep: Sleep,
     replaced: Pin<Box<WaitForCancellationFutureOwned>>,
     calls: Arc<Calls>,
-    summons: Arc<Summons>,
+    interrupt: Arc<InterruptHandle>,
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        // The component has given its thread back, and is asked for it again when what follows is due.
-        scheduler::end();
-        let (summons, calls) = (Arc::clone(&self.summons), Arc::clone(&self.calls));
-        let due = summons.poll(cx, |cx| self.as_mut().poll_due(cx, status, start));
-        calls.rest.look(cx.waker());
+        // The component has given its thread back, and is interrupted when the end is due.
+        let (interrupt, calls) = (Arc::clone(&self.interrupt), Arc::clone(&self.calls));
+        let due = interrupt.poll(cx, |cx| self.as_mut().poll_due(cx, status, start));
+        calls.idle.on_yield(cx.waker());
         due
     }
 }
@@ -167,7 +167,8 @@ fn ended(error: &wasmtime::Error, store: &Store<Host>) -> String {
 /// One instance as `ProxyHandler` drives it.
 pub(crate) struct Worker {
     name: ServiceName,
-    turns: Arc<Turns>,
+    scheduler: Arc<Scheduler>,
+    interrupt: Arc<InterruptHandle>,
     guest: Arc<Guest>,
     reusable: Arc<Reusable>,
     calls: Arc<Calls>,
@@ -188,8 +189,8 @@ impl WorkerState for Worker {
         call: Arc<Call>,
         task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
-        // A whole turn for each request, or one that comes to an instance between two ticks would yield at once.
-        let at_once = self.turns.begin_request(&mut store.data_mut().computed);
+        // A whole slice for each request: otherwise a request that comes between two ticks would yield at once.
+        let at_once = self.scheduler.on_request(&mut store.data_mut().usage);
         store.set_epoch_deadline(u64::from(!at_once));
         call.enter(&self.calls);
         store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reusable.is_exclusive());
@@ -221,7 +222,7 @@ impl WorkerState for Worker {
         // Answers that are not whole yet break off here, and then ask how the instance ended. Memory that was written to is
         // given back, which takes long where it is much, and is done on the thread that the instance had.
         drop(store);
-        scheduler::end();
-        self.calls.rest.ended();
+        self.interrupt.release();
+        self.calls.idle.on_end();
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     wasm::{
         component::{Found, Loaded},
         engine::{Demand, Engine},
-        scheduler::Turns,
+        scheduler::Scheduler,
     },
 };
 
@@ -43,7 +43,7 @@ type Handover = oneshot::Sender<Result<Loaded, Failure>>;
 
 impl Loading {
     /// Begins on a thread of its own.
-    pub(crate) fn begin(specs: &[Spec], turns: Arc<Turns>, tasks: &TaskTracker) -> Self {
+    pub(crate) fn begin(specs: &[Spec], scheduler: Arc<Scheduler>, tasks: &TaskTracker) -> Self {
         let (mut components, mut files) = (HashMap::new(), Vec::new());
         // In the order of the services.
         for spec in specs {
@@ -57,7 +57,7 @@ impl Loading {
         }
         let (built, engine) = oneshot::channel();
         let (specs, aside) = (specs.to_vec(), tasks.clone());
-        tasks.spawn_blocking(move || match build(&specs, turns) {
+        tasks.spawn_blocking(move || match build(&specs, scheduler) {
             Ok(engine) => {
                 let _ = built.send(Ok(engine.clone())); // The process may be ending.
                 load(&engine, files, &aside);
@@ -84,8 +84,8 @@ impl Components {
     }
 }
 
-fn build(specs: &[Spec], turns: Arc<Turns>) -> Result<Engine, Failure> {
-    let engine = Engine::taking_turns(specs, turns)?;
+fn build(specs: &[Spec], scheduler: Arc<Scheduler>) -> Result<Engine, Failure> {
+    let engine = Engine::with_scheduler(specs, scheduler)?;
     if let Some(why) = &engine.unpooled {
         tracing::warn!("no pool can be reserved for instances, so each one reserves its memory by itself: {why}");
     }

@@ -7,7 +7,6 @@ pub(crate) mod component;
 pub(crate) mod context;
 pub(crate) mod engine;
 pub(crate) mod error;
-pub(crate) mod idle;
 pub(crate) mod in_flight;
 pub(crate) mod initial_memory;
 pub(crate) mod instance;

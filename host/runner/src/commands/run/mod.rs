@@ -30,7 +30,7 @@ use crate::{
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
     telemetry::otlp::Traces,
-    wasm::{loader::Loading, scheduler::Turns},
+    wasm::{loader::Loading, scheduler::Scheduler},
 };
 use private_etcd::PrivateEtcd;
 
@@ -42,13 +42,13 @@ const MAX_NAMED: usize = 5;
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything from the configuration to the last revoked lease.
-pub(crate) async fn run(args: RunArgs, turns: Arc<Turns>) -> Result<(), Failure> {
+pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
     rlimit::raise();
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
     let Signals { ending, reloads } = signals::listen(&tasks)?;
     // What takes long goes on side by side, and a start is as long as the longest of it.
-    let loading = Loading::begin(&config.services, turns, &tasks);
+    let loading = Loading::begin(&config.services, scheduler, &tasks);
 
     let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
     if let Some(etcd) = &etcd {

@@ -1,5 +1,4 @@
-//! Whether an instance has said what it has to say for now, and waits for something. What it says until then is sent in one
-//! piece.
+//! Idle detector of an instance: what the instance writes before it waits for something is sent in one write.
 
 use std::{
     mem,
@@ -13,67 +12,68 @@ use std::{
 
 use futures::task::AtomicWaker;
 
-/// For so long what an instance has said is kept back while it goes on, and until it gives back its thread then.
+/// Longest time for which output is kept back while the instance runs.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// The rest of one instance, which is always at rest where nobody tells that it runs.
+/// Detects when an instance is idle, so that its output is sent in one write. An instance that never reports that it runs is
+/// always idle.
 #[derive(Debug, Default)]
-pub(crate) struct Rest {
-    /// Its code has run since it was looked at.
+pub(crate) struct IdleDetector {
+    /// The instance's code has run since [`IdleDetector::on_yield`].
     has_run: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    goes_on: bool,
+    is_running: bool,
     waiting: Vec<Waker>,
-    /// How long the first of them waits.
+    /// Deadline of the first of them.
     until: Option<Instant>,
 }
 
-impl Rest {
+impl IdleDetector {
     /// The instance's code runs.
-    pub(crate) fn runs(&self) {
+    pub(crate) fn on_run(&self) {
         self.has_run.store(true, Relaxed);
     }
 
-    /// The instance has given back its thread, and is at rest if it did nothing with it. Otherwise, if somebody waits for
-    /// that, it is asked whether there is more to do.
-    pub(crate) fn look(&self, instance: &Waker) {
+    /// The instance has given back its thread. It is idle if its code did not run meanwhile. Otherwise, if a response waits
+    /// for that, the instance is polled again.
+    pub(crate) fn on_yield(&self, instance: &Waker) {
         let has_run = self.has_run.swap(false, Relaxed);
         let mut state = self.state();
-        state.goes_on = has_run;
+        state.is_running = has_run;
         match state.until {
             None => {}
             Some(until) if has_run && Instant::now() < until => {
                 drop(state);
                 instance.wake_by_ref();
             }
-            Some(_) => Self::tell(state),
+            Some(_) => Self::wake(state),
         }
     }
 
     /// The instance has ended.
-    pub(crate) fn ended(&self) {
+    pub(crate) fn on_end(&self) {
         self.has_run.store(false, Relaxed);
         let mut state = self.state();
-        state.goes_on = false;
-        Self::tell(state);
+        state.is_running = false;
+        Self::wake(state);
     }
 
-    fn tell(mut state: MutexGuard<'_, State>) {
+    fn wake(mut state: MutexGuard<'_, State>) {
         state.until = None;
         let waiting = mem::take(&mut state.waiting);
         drop(state);
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Ready when the instance is at rest, or has gone on for long enough: `until` is the caller's, `None` at first. The
-    /// instance is asked for its thread, and who waits is woken once it gives that back.
+    /// Ready when the instance is idle, or `until` has passed, which the caller keeps (`None` at first). Until then the
+    /// instance is woken, so that it gives its thread back, and the caller is woken after that.
     pub(crate) fn poll(&self, cx: &Context<'_>, instance: &AtomicWaker, until: &mut Option<Instant>) -> Poll<()> {
         let mut state = self.state();
-        if !state.goes_on && !self.has_run.load(Relaxed) {
+        if !state.is_running && !self.has_run.load(Relaxed) {
             return Poll::Ready(());
         }
         let now = Instant::now();
@@ -90,7 +90,7 @@ impl Rest {
         Poll::Pending
     }
 
-    /// What this guards is whole after every statement, so a panic elsewhere spoils nothing.
+    /// The state is whole after every statement, so a panic elsewhere spoils nothing.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +110,7 @@ mod tests {
 
     use futures::task::AtomicWaker;
 
-    use super::{PATIENCE, Rest};
+    use super::{IdleDetector, PATIENCE};
 
     #[derive(Default)]
     struct Woken(AtomicUsize);
@@ -121,26 +121,26 @@ mod tests {
         }
     }
 
-    /// The rest of an instance, who waits for it, and how often the two were woken.
+    /// An instance and its idle detector, with the number of times that the instance and the response were woken.
     struct Scene {
-        rest: Rest,
+        detector: IdleDetector,
         instance: AtomicWaker,
         woken: Arc<Woken>,
-        told: Arc<Woken>,
+        response: Arc<Woken>,
     }
 
     impl Scene {
         /// The instance's code has run.
         fn new() -> Self {
             let scene = Self {
-                rest: Rest::default(),
+                detector: IdleDetector::default(),
                 instance: AtomicWaker::new(),
                 woken: Arc::default(),
-                told: Arc::default(),
+                response: Arc::default(),
             };
             assert!(scene.is_ready());
             scene.instance.register(&Waker::from(Arc::clone(&scene.woken)));
-            scene.rest.runs();
+            scene.detector.on_run();
             scene
         }
 
@@ -150,59 +150,59 @@ mod tests {
         }
 
         fn is_ready_for(&self, until: &mut Option<Instant>) -> bool {
-            let told = Waker::from(Arc::clone(&self.told));
-            self.rest.poll(&Context::from_waker(&told), &self.instance, until).is_ready()
+            let response = Waker::from(Arc::clone(&self.response));
+            self.detector.poll(&Context::from_waker(&response), &self.instance, until).is_ready()
         }
 
-        fn look(&self) {
-            self.rest.look(&Waker::from(Arc::clone(&self.woken)));
+        fn yields(&self) {
+            self.detector.on_yield(&Waker::from(Arc::clone(&self.woken)));
         }
 
         fn woken(&self) -> (usize, usize) {
-            (self.woken.0.load(Relaxed), self.told.0.load(Relaxed))
+            (self.woken.0.load(Relaxed), self.response.0.load(Relaxed))
         }
     }
 
     #[test]
-    fn who_waits_is_told_once_the_instance_has_nothing_more_to_do() {
+    fn a_response_is_sent_once_the_instance_is_idle() {
         let scene = Scene::new();
         assert!(!scene.is_ready());
-        assert_eq!(scene.woken(), (1, 0), "the instance is asked");
-        scene.look();
-        assert_eq!(scene.woken(), (2, 0), "it has run, and is asked again");
-        scene.look();
+        assert_eq!(scene.woken(), (1, 0), "the instance is woken");
+        scene.yields();
+        assert_eq!(scene.woken(), (2, 0), "it has run, and is woken again");
+        scene.yields();
         assert_eq!(scene.woken(), (2, 1));
         assert!(scene.is_ready());
-        scene.rest.runs();
+        scene.detector.on_run();
         assert!(!scene.is_ready());
     }
 
     #[test]
-    fn an_instance_for_which_nobody_waits_is_left_alone() {
+    fn an_instance_without_a_waiting_response_is_not_woken() {
         let scene = Scene::new();
-        scene.look();
+        scene.yields();
         assert!(scene.woken() == (0, 0) && !scene.is_ready());
-        scene.look();
-        scene.look();
+        scene.yields();
+        scene.yields();
         assert_eq!(scene.woken(), (1, 1));
     }
 
     #[test]
-    fn one_that_goes_on_is_waited_for_only_so_long() {
+    fn output_of_a_running_instance_is_kept_back_only_so_long() {
         let scene = Scene::new();
         let mut until = None;
         assert!(!scene.is_ready_for(&mut until));
         thread::sleep(PATIENCE);
-        scene.look();
+        scene.yields();
         assert_eq!(scene.woken(), (1, 1));
         assert!(scene.is_ready_for(&mut until) && !scene.is_ready());
     }
 
     #[test]
-    fn all_who_wait_are_told_at_its_end() {
+    fn all_waiting_responses_are_woken_at_the_end_of_the_instance() {
         let scene = Scene::new();
         assert!(!scene.is_ready() && !scene.is_ready());
-        scene.rest.ended();
+        scene.detector.on_end();
         assert_eq!(scene.woken(), (1, 2));
         assert!(scene.is_ready());
     }

@@ -1,0 +1,157 @@
+//! Scheduler of components that compute for long. They take time slices in turn on all processors but one, each on a
+//! dedicated thread, so that requests which are answered at once do not wait behind them.
+//!
+//! A ticker ends slices: it interrupts every component at its next look at wasmtime's epoch. An instance whose slice is over
+//! yields to the other tasks of its thread. One that computes for long (`usage.rs`) gets a dedicated thread
+//! (`dedicated.rs`), which its task gets back through the interrupt handle (`interrupt.rs`).
+//!
+//! To the kernel a dedicated thread is one among others. Linux lets a thread that has just begun run until its next tick, up
+//! to 4 ms, whichever thread is woken on the same processor meanwhile, and also where another processor is idle. So a
+//! dedicated thread offers its processor to others whenever a thread of the runtime parks or unparks, and every half
+//! millisecond.
+
+mod dedicated;
+mod idle;
+mod interrupt;
+#[cfg(test)]
+mod tests;
+mod tuning;
+mod usage;
+
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Semaphore, task::yield_now};
+use wasmtime::EngineWeak;
+
+pub(crate) use self::{
+    idle::IdleDetector,
+    interrupt::InterruptHandle,
+    usage::{Strides, Usage},
+};
+use self::{tuning::TUNING, usage::Slice};
+
+/// The scheduler of one engine: its ticks, and the processors and threads for components that compute for long.
+pub(crate) struct Scheduler {
+    begun: Instant,
+    ticks: AtomicU64,
+    /// Time of the latest tick, in nanoseconds since the beginning.
+    latest: AtomicU64,
+    /// One for each processor but one; at least one.
+    processors: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
+    /// Number of instances on dedicated threads.
+    long: AtomicUsize,
+    engine: OnceLock<EngineWeak>,
+}
+
+impl Scheduler {
+    /// For that many processors.
+    pub(crate) fn new(processors: usize) -> Arc<Self> {
+        let most = processors.saturating_sub(1).max(1);
+        Arc::new(Self {
+            begun: Instant::now(),
+            ticks: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+            processors: Arc::new(Semaphore::new(most)),
+            threads: Arc::new(Semaphore::new(most + TUNING.waiting_threads)),
+            long: AtomicUsize::new(0),
+            engine: OnceLock::new(),
+        })
+    }
+
+    /// Starts the ticker, which interrupts the components of this engine until the engine is dropped.
+    pub(crate) fn start(self: &Arc<Self>, engine: EngineWeak) -> io::Result<()> {
+        let scheduler = Arc::clone(self);
+        let engine = self.engine.get_or_init(|| engine).clone();
+        let ticker = move || {
+            while let Some(engine) = engine.upgrade() {
+                scheduler.tick();
+                engine.increment_epoch();
+                drop(engine);
+                scheduler.sleep();
+            }
+        };
+        thread::Builder::new().name("epoch".to_owned()).spawn(ticker).map(drop)
+    }
+
+    fn tick(&self) {
+        self.latest.store(self.elapsed(), Relaxed);
+        self.ticks.fetch_add(1, Relaxed);
+    }
+
+    /// Until the next tick.
+    fn sleep(&self) {
+        let next = Instant::now() + TUNING.slice;
+        while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let pause = match self.long.load(Relaxed) {
+                0 => left,
+                _ => TUNING.preemption.min(left),
+            };
+            thread::sleep(pause);
+            self.preempt();
+        }
+    }
+
+    /// Makes dedicated threads offer their processors to other threads.
+    pub(crate) fn preempt(&self) {
+        if self.long.load(Relaxed) > 0
+            && let Some(engine) = self.engine.get().and_then(EngineWeak::upgrade)
+        {
+            engine.increment_epoch();
+        }
+    }
+
+    /// An instance is about to be made.
+    pub(crate) fn on_instance(&self, usage: &mut Usage) {
+        usage.reset();
+        usage.interrupt.begin(self.ticks.load(Relaxed));
+    }
+
+    /// A request begins: it gets a whole slice, and what the instance computed before was another's. Returns true if the
+    /// instance is to be interrupted at once, for a dedicated thread.
+    pub(crate) fn on_request(&self, usage: &mut Usage) -> bool {
+        let tick = self.ticks.load(Relaxed);
+        usage.interrupt.begin(tick);
+        usage.on_request(tick)
+    }
+
+    /// An instance was interrupted by the epoch. Returns what it waits for before it goes on; `None` where it goes on at once.
+    pub(crate) fn on_epoch(self: &Arc<Self>, usage: &mut Usage) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let interrupt = Arc::clone(&usage.interrupt);
+        match interrupt.resume() {
+            Some(true) => return None,
+            Some(false) => {}
+            None if usage.takes_thread_at_once() => {}
+            None => {
+                let tick = self.ticks.load(Relaxed);
+                if interrupt.since() == tick {
+                    // Not a tick, but `preempt`: the slice goes on.
+                    return None;
+                }
+                let late = Duration::from_nanos(self.elapsed().saturating_sub(self.latest.load(Relaxed)));
+                usage.on_slice(Slice { tick, late, computed: interrupt.computed() });
+            }
+        }
+        let (scheduler, is_long) = (Arc::clone(self), usage.is_long());
+        Some(async move {
+            // For other tasks of this thread, and for what may end the instance's work.
+            yield_now().await;
+            if is_long && let Ok(permit) = Arc::clone(&scheduler.threads).acquire_owned().await {
+                dedicated::dedicate(&scheduler, &interrupt, permit);
+            }
+            interrupt.begin(scheduler.ticks.load(Relaxed));
+        })
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}

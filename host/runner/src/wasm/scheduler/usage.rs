@@ -1,0 +1,164 @@
+//! Recent processor use of an instance, and the decision that it computes for long. Pure: time comes as an argument.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{InterruptHandle, tuning::TUNING};
+
+/// Credit added for a slice spent computing; a slice spent waiting subtracts one. So a request that waits time and again, and
+/// happens to compute during a tick now and then, never computes for long, whereas one that computes and gets a processor
+/// half of the time does.
+const WHOLE: u32 = 2;
+/// Largest credit of a short request: two whole slices, of which the first may have been cut short.
+const SHORT: u32 = 2 * WHOLE;
+/// Largest credit.
+const MOST: u32 = 4 * WHOLE;
+
+/// Recent processor use of an instance, and its interrupt handle.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    credit: u32,
+    /// The instance gets a dedicated thread before it computes.
+    at_once: bool,
+    strides: Strides,
+    pub(crate) interrupt: Arc<InterruptHandle>,
+}
+
+/// Memory of a service that its component computes in long strides, between which alone it can be interrupted. All instances
+/// of the service share it.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Strides {
+    /// Tick until which requests begin on a dedicated thread.
+    until: Arc<AtomicU64>,
+}
+
+/// The slice of an instance that was interrupted at its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slice {
+    /// Tick at which the slice ended.
+    pub(super) tick: u64,
+    /// Time from that tick to the interruption.
+    pub(super) late: Duration,
+    /// Processor time of the slice; `None` for an instance that gave back its thread meanwhile.
+    pub(super) computed: Option<Duration>,
+}
+
+impl Usage {
+    /// For an instance of the service that shares these strides.
+    pub(crate) fn new(strides: Strides) -> Self {
+        Self { strides, ..Self::default() }
+    }
+
+    /// Forgets what an earlier request computed.
+    pub(crate) fn reset(&mut self) {
+        (self.credit, self.at_once) = (0, false);
+    }
+
+    /// A request begins. Returns true if the instance gets a dedicated thread at once.
+    pub(super) fn on_request(&mut self, tick: u64) -> bool {
+        self.reset();
+        self.at_once = self.strides.until.load(Relaxed) > tick;
+        self.at_once
+    }
+
+    /// Returns true, once, for an instance that gets a dedicated thread before it computes.
+    pub(super) fn takes_thread_at_once(&mut self) -> bool {
+        let at_once = mem::take(&mut self.at_once);
+        if at_once {
+            self.credit = MOST;
+        }
+        at_once
+    }
+
+    /// A slice has ended.
+    pub(super) fn on_slice(&mut self, slice: Slice) {
+        let is_whole = slice.computed.is_some() || slice.late <= TUNING.on_tick;
+        self.credit = match is_whole {
+            true => MOST.min(self.credit + WHOLE),
+            false => self.credit.saturating_sub(1),
+        };
+        if slice.computed.is_some_and(|computed| computed >= TUNING.stride) {
+            self.credit = MOST;
+            self.strides.until.store(slice.tick + TUNING.stride_memory, Relaxed);
+        }
+    }
+
+    /// Returns true for an instance that is to compute on a dedicated thread.
+    pub(super) fn is_long(&self) -> bool {
+        self.credit > SHORT
+    }
+}
+
+#[cfg(test)]
+impl Strides {
+    /// Requests begin on a dedicated thread from now on.
+    pub(super) fn set_for_test(&self) {
+        self.until.store(u64::MAX, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{super::tuning::TUNING, Slice, Strides, Usage};
+
+    /// Whether the instance gave back its thread during the slice, and how late after the tick it was interrupted.
+    fn slice(is_whole: bool) -> Slice {
+        match is_whole {
+            true => Slice { tick: 1, late: Duration::ZERO, computed: Some(TUNING.slice) },
+            false => Slice { tick: 1, late: 2 * TUNING.on_tick, computed: None },
+        }
+    }
+
+    /// Number of these slices after which the instance computes for long.
+    fn long(slices: impl IntoIterator<Item = bool>) -> usize {
+        let mut usage = Usage::default();
+        let mut is_long = |is_whole| {
+            usage.on_slice(slice(is_whole));
+            usage.is_long()
+        };
+        slices.into_iter().filter(|is_whole| is_long(*is_whole)).count()
+    }
+
+    #[test]
+    fn a_request_that_waits_time_and_again_never_computes_for_long() {
+        assert_eq!(long((0..1000).map(|turn| turn % 3 == 0)), 0);
+    }
+
+    #[test]
+    fn a_request_that_gets_a_processor_half_of_the_time_computes_for_long() {
+        assert_eq!(long([true; 1000]), 998);
+        assert!(long((0..1000).map(|turn| turn % 2 == 0)) > 980);
+        // And no longer once it waits.
+        assert_eq!(long([[true; 10], [false; 10], [false; 10]].concat()), 8 + 3);
+    }
+
+    #[test]
+    fn an_instance_that_waited_but_is_interrupted_at_the_tick_was_computing() {
+        let mut usage = Usage::default();
+        for late in [Duration::ZERO, TUNING.on_tick, TUNING.on_tick] {
+            usage.on_slice(Slice { tick: 1, late, computed: None });
+        }
+        assert!(usage.is_long());
+    }
+
+    #[test]
+    fn one_long_stride_gives_all_requests_of_the_service_a_dedicated_thread_for_a_while() {
+        let strides = Strides::default();
+        let (mut first, mut second) = (Usage::new(strides.clone()), Usage::new(strides));
+        assert!(!first.on_request(7) && !first.takes_thread_at_once());
+        first.on_slice(Slice { tick: 9, late: Duration::ZERO, computed: Some(TUNING.stride) });
+        assert!(first.is_long());
+        let last = 9 + TUNING.stride_memory - 1;
+        assert!(second.on_request(last) && second.takes_thread_at_once());
+        assert!(second.is_long() && !second.takes_thread_at_once(), "once a request");
+        assert!(!second.on_request(last + 1) && !second.is_long());
+    }
+}
