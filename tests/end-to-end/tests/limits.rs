@@ -502,7 +502,7 @@ async fn limits_a_component_whose_memory_does_not_fit_is_told_the_key_and_the_si
     let world = World::real().await;
     let small = limited(&json!({ "memory": "1MiB" }));
     // Another one has the size of the pool.
-    let ended = Host::spawn(&config(&world, [small, plain_p3()]), &[]).ends().await;
+    let ended = Host::spawn(&config(&world, [small, plain_p3()]), &["--strict"]).ends().await;
     assert_eq!(ended.code, Some(64), "{ended:?}");
     let said = ended.stderr.lines().last().unwrap();
     assert!(said.contains("MiB from the start, more than limits.memory of hostile lets it have, 1MiB"), "{said}");

@@ -465,6 +465,7 @@ impl Service {
         let begun = !matches!(self.phase(), Phase::Starting | Phase::Failed);
         self.enter(Phase::Draining, None);
         let drained = self.end().await;
+        self.guest.output.report_rest();
         if begun {
             tracing::info!(service = %self.spec.name, "ended");
         }

@@ -78,7 +78,7 @@ pub(crate) struct Guest {
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
-    output: Arc<Budget>,
+    pub(crate) output: Arc<Budget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) places: Places,
     /// Cancelled when requests go to a later version: an instance that idles is of no more use.

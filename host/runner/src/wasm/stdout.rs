@@ -109,17 +109,16 @@ impl Budget {
         tracing::warn!(service = %self.stats.service(), "{left_out} lines of the component were left out (limits.output_lines)");
     }
 
-    fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Budget {
-    fn drop(&mut self) {
-        let left_out = self.bucket().left_out;
+    /// Reports the lines that were left out and not reported yet.
+    pub(crate) fn report_rest(&self) {
+        let left_out = std::mem::take(&mut self.bucket().left_out);
         if left_out > 0 {
             self.report(left_out);
         }
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
