@@ -69,7 +69,8 @@ lint: setup ## formatting, clippy, documentation; warnings are errors
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
 
 simulate: setup ## SEEDS=n seeds on the simulated etcd; SEED=n replays one
-	cargo run --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin simulate -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin simulate
+	target/release/simulate $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 # Sanitizers find nothing in a host without unsafe code of its own. What is found anew stays under target/fuzz.
 fuzz: setup ## what strangers write, each target for SECONDS=n (60); FUZZ="layout node" runs these alone
@@ -86,7 +87,8 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	cd tests/interop/go-zero && go build -trimpath -o ../../../target/interop/ .
 	python3 -m venv target/interop/python
 	target/interop/python/bin/pip install --quiet --disable-pip-version-check -r tests/interop/python/requirements.txt
-	cargo run --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop -- $(LIBRARIES)
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop
+	target/release/interop $(LIBRARIES)
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys
