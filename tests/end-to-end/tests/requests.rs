@@ -84,14 +84,17 @@ async fn clients_of_grpc_with_a_target_that_has_a_slash_are_answered() {
     let world = World::real().await;
     let host = Host::of(&world, [grpc_greeter()]).await;
     let mut connection = Connection::open(&host.addr("grpc-greeter")).await;
-    let mut call = [0x83, 0x86].to_vec();
-    call.extend(field(":path", "/grpc.health.v1.Health/Check"));
-    call.extend(authority(ENCODED));
-    call.extend(field("content-type", "application/grpc"));
-    call.extend(field("te", "trailers"));
-    connection.send(&call, Some(&[0; 5])).await;
-    let (_, Outcome::Answered(fields, body)) = connection.next().await else { panic!("it is answered") };
-    assert_eq!((fields["grpc-status"].as_str(), body.as_bytes()), ("0", &b"\0\0\0\0\x02\x08\x01"[..]));
+    // As gRPC encodes it, and as grpc-go sends the `ServerName` of an address.
+    for sent in [ENCODED, "foo/user", "/user/v1:80"] {
+        let mut call = [0x83, 0x86].to_vec();
+        call.extend(field(":path", "/grpc.health.v1.Health/Check"));
+        call.extend(authority(sent));
+        call.extend(field("content-type", "application/grpc"));
+        call.extend(field("te", "trailers"));
+        connection.send(&call, Some(&[0; 5])).await;
+        let (_, Outcome::Answered(fields, body)) = connection.next().await else { panic!("it is answered") };
+        assert_eq!((fields["grpc-status"].as_str(), body.as_bytes()), ("0", &b"\0\0\0\0\x02\x08\x01"[..]), "{sent}");
+    }
     assert_eq!(host.stop().await.code, Some(0));
 }
 

@@ -67,7 +67,7 @@ impl Origin {
             return Err(Hit::Target);
         }
         let sent = match (uri.authority(), replaced) {
-            (_, Some(sent)) => Sent::parse(&sent).ok_or(Hit::NoHost)?,
+            (_, Some(sent)) => Sent::parse_http2(&sent).ok_or(Hit::NoHost)?,
             (Some(there), None) if is_valid(there.as_str().as_bytes()) && !has_empty_path(uri) => return Ok(()),
             (Some(there), None) if is_valid(there.as_str().as_bytes()) => {
                 Sent { authority: there.clone(), encoded: None }

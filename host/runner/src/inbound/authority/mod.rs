@@ -12,7 +12,7 @@ use http::{HeaderValue, uri::Authority};
 
 pub(crate) use frames::Frames;
 
-/// Replacement of `%` in an `Authority`.
+/// Replacement of `%` and `/` in an `Authority`.
 const SUBSTITUTE: u8 = b'-';
 
 /// Authority of a request.
@@ -36,6 +36,17 @@ impl Sent {
         let held: Vec<u8> = text.as_bytes().iter().map(|b| if *b == b'%' { SUBSTITUTE } else { *b }).collect();
         let authority = Authority::from_maybe_shared(Bytes::from(held)).ok()?;
         Some(Self { authority, encoded: Some(text.clone()) })
+    }
+
+    /// Parses an authority of HTTP/2 that the `http` crate refuses. grpc-go sends the `ServerName` of an address as it stands,
+    /// and kratos puts the name of the service there, so a `/` is accepted.
+    pub(crate) fn parse_http2(text: &HeaderValue) -> Option<Self> {
+        if !text.as_bytes().contains(&b'/') {
+            return Self::parse(text);
+        }
+        let held: Vec<u8> = text.as_bytes().iter().map(|b| if *b == b'/' { SUBSTITUTE } else { *b }).collect();
+        let held = Self::parse(&HeaderValue::from_bytes(&held).ok()?)?;
+        Some(Self { encoded: Some(text.clone()), ..held })
     }
 }
 
@@ -139,6 +150,18 @@ mod tests {
     fn a_percent_encoded_authority_is_kept_beside_its_substitute() {
         for (text, held) in [("user%2Fv1", "user-2Fv1"), ("foo%2fbar%2Fmy-service:80", "foo-2fbar-2Fmy-service:80")] {
             assert_eq!(parse(text), Some((held.to_owned(), Some(text.to_owned()))));
+        }
+    }
+
+    #[test]
+    fn an_authority_of_http2_may_be_a_name_with_slashes() {
+        let parse = |text| Sent::parse_http2(&HeaderValue::from_static(text));
+        for (text, held) in [("foo/user", "foo-user"), ("/user/v1:80", "-user-v1:80"), ("a%2Fb/c", "a-2Fb-c")] {
+            let sent = parse(text).unwrap();
+            assert_eq!((sent.authority.as_str(), sent.encoded.unwrap()), (held, HeaderValue::from_static(text)));
+        }
+        for text in ["", "a@b/c", "a b/c", "a/b:http", "a?b/c", "[::1/]"] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 

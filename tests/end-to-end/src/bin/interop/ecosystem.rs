@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use leasehold_end_to_end::{config::with, paths};
+use leasehold_end_to_end::paths;
 use serde_json::{Value, json};
 
 use crate::step::Step;
@@ -25,6 +25,23 @@ pub(crate) enum Language {
     Python,
 }
 
+/// A folder of services.
+#[derive(Debug)]
+pub(crate) enum Folder {
+    /// The prefix of the layout is the folder.
+    Prefix(&'static str),
+    /// The name in the value has the folder, too: kratos ignores a value whose name is not the dialled one.
+    Kratos(&'static str),
+}
+
+impl Folder {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Prefix(name) | Self::Kratos(name) => name,
+        }
+    }
+}
+
 /// One library, with its expected results.
 #[derive(Debug)]
 pub(crate) struct Ecosystem {
@@ -35,9 +52,9 @@ pub(crate) struct Ecosystem {
     pub(crate) modules: &'static [&'static str],
     /// The layout that it reads and writes.
     pub(crate) layout: &'static str,
-    /// Prefix of the keys of the services that it calls, and of their names as it dials them: with a `/` in the name its gRPC
+    /// Folder of the services that it calls, in their keys and in their names as it dials them: with a `/` in the name its gRPC
     /// client sends a percent-encoded authority.
-    pub(crate) folder: Option<(&'static str, &'static str)>,
+    pub(crate) folder: Option<Folder>,
     /// The scheme of the addresses, if the layout publishes a scheme other than its default.
     pub(crate) scheme: Option<&'static str>,
     pub(crate) transport: Transport,
@@ -62,18 +79,22 @@ impl Ecosystem {
 
     /// Layout of the services that it calls.
     pub(crate) fn layout_of_calls(&self) -> Value {
-        match self.folder {
-            Some((prefix, _)) => {
-                let layout = json!({ "name": self.layout, "prefix": prefix });
-                self.scheme.map_or(layout.clone(), |scheme| with(layout, json!({ "scheme": scheme })))
-            }
+        match &self.folder {
             None => self.layout(),
+            Some(Folder::Prefix(folder)) => json!({ "name": self.layout, "prefix": folder }),
+            Some(Folder::Kratos(folder)) => json!({
+                "key": format!("/microservices/{folder}/{{name}}/{{id}}"),
+                "value": format!(
+                    r#"{{"id":"{{id}}","name":"{folder}/{{name}}","version":"{{version}}","metadata":{{"weight":"{{weight}}","...":1}},"endpoints":["{}://{{addr}}"]}}"#,
+                    self.scheme.unwrap_or("grpc")
+                ),
+            }),
         }
     }
 
     /// Name of a service as it dials it.
     pub(crate) fn dialled(&self, name: &str) -> String {
-        self.folder.map_or_else(|| name.to_owned(), |(_, folder)| format!("{folder}/{name}"))
+        self.folder.as_ref().map_or_else(|| name.to_owned(), |folder| format!("{}/{name}", folder.name()))
     }
 
     /// Its program, and the arguments before those of every peer.
@@ -101,7 +122,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["google.golang.org/grpc", "go.etcd.io/etcd/client/v3"],
         layout: "etcd-naming",
-        folder: Some(("foo/bar", "foo/bar")),
+        folder: Some(Folder::Prefix("foo/bar")),
         scheme: None,
         transport: Transport::Grpc,
         version: "",
@@ -115,7 +136,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
-        folder: Some(("/microservices/foo", "foo")),
+        folder: Some(Folder::Kratos("foo")),
         scheme: Some("http"),
         transport: Transport::Http,
         version: "v1",
@@ -129,7 +150,7 @@ pub(crate) const ALL: [Ecosystem; 12] = [
         language: Language::Go,
         modules: &["github.com/go-kratos/kratos/v2"],
         layout: "kratos",
-        folder: Some(("/microservices/foo", "foo")),
+        folder: Some(Folder::Kratos("foo")),
         scheme: None,
         transport: Transport::Grpc,
         version: "v1",
