@@ -36,7 +36,7 @@ use crate::{
     node::{ServerNode, ServiceName, Version, Weight},
     options::{LoadSource, Options, Ownership, Ttl},
     registration::Registration,
-    status::{Board, Event, Standing, State, Vitals},
+    status::{Event, LeaseMetrics, Standing, State, StatusCell},
     weight::load,
 };
 
@@ -57,9 +57,9 @@ const MIN_VIEWS: usize = 256;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
-/// What the handles of a registrar hold of its keeper.
+/// What the handles of a registrar hold of its task.
 #[derive(Debug, Clone)]
-pub(crate) struct Line {
+pub(crate) struct Channels {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) ended: watch::Receiver<bool>,
@@ -67,7 +67,7 @@ pub(crate) struct Line {
     pub(crate) faults: Arc<Faults>,
     #[cfg(feature = "simulation")]
     pub(crate) suspension: Suspension,
-    pub(crate) leaps: watch::Sender<Duration>,
+    pub(crate) suspended_for: watch::Sender<Duration>,
 }
 
 /// What a handle asks.
@@ -90,7 +90,7 @@ pub(crate) enum Request {
     End,
 }
 
-/// What is to be done with etcd, apart from the keeper's own work.
+/// What is to be done with etcd, apart from the task's own work.
 pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 
 /// Which keys of the layouts are read: all, or those of one service, or of one version of it.
@@ -110,13 +110,13 @@ pub(crate) struct Application {
 pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
 
 /// The task behind the handles: it places registrations on leases, and answers what the handles ask.
-pub(crate) struct Keeper {
+pub(crate) struct RegistrarTask {
     options: Arc<Options>,
     inbox: mpsc::Receiver<Request>,
     events: broadcast::Sender<Event>,
     ended: watch::Sender<bool>,
-    slots: Vec<Slot>,
-    next_slot: u64,
+    leases: Vec<LeaseHandle>,
+    next_lease: u64,
     keys: HashMap<Arc<str>, Place>,
     /// Applications for keys that are being taken back.
     waiting: HashMap<Arc<str>, Vec<Application>>,
@@ -131,44 +131,44 @@ pub(crate) struct Keeper {
     /// Whether the load is an estimate yet.
     estimated: Arc<AtomicBool>,
     /// How much time went by, all in all, that timers did not see.
-    leaps: watch::Sender<Duration>,
+    suspended_for: watch::Sender<Duration>,
     #[cfg(feature = "simulation")]
     suspension: Suspension,
     rng: fastrand::Rng,
 }
 
 /// A lease with room on it.
-struct Slot {
+struct LeaseHandle {
     id: u64,
     ttl: Ttl,
     /// No lease carries two instances of one service: losing it must not take the whole service away, and a reader of
     /// the seed layout freezes on two events of one service in one response.
     names: HashSet<ServiceName>,
     commands: mpsc::Sender<Command>,
-    vitals: Arc<Vitals>,
-    nudge: Arc<Notify>,
+    metrics: Arc<LeaseMetrics>,
+    dropped: Arc<Notify>,
 }
 
 struct Place {
-    slot: u64,
+    lease: u64,
     name: ServiceName,
-    board: Weak<Board>,
+    status: Weak<StatusCell>,
 }
 
 impl Place {
     /// Whether the key is being taken back, or about to be since its handle was dropped.
     fn is_leaving(&self) -> bool {
-        self.board.upgrade().is_none_or(|board| matches!(board.read().state, State::Draining | State::Stopped))
+        self.status.upgrade().is_none_or(|status| matches!(status.read().state, State::Draining | State::Stopped))
     }
 }
 
-impl Keeper {
+impl RegistrarTask {
     /// One that lives once it is told to, and what its handles hold of it.
-    pub(crate) fn new(options: Arc<Options>) -> (Self, Line) {
+    pub(crate) fn new(options: Arc<Options>) -> (Self, Channels) {
         let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (ended, has_ended) = watch::channel(false);
-        let line = Line {
+        let channels = Channels {
             requests,
             events,
             ended: has_ended,
@@ -176,56 +176,56 @@ impl Keeper {
             faults: Arc::default(),
             #[cfg(feature = "simulation")]
             suspension: Suspension::default(),
-            leaps: watch::Sender::new(Duration::ZERO),
+            suspended_for: watch::Sender::new(Duration::ZERO),
         };
-        let keeper = Self {
+        let task = Self {
             rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
             options,
             inbox,
-            events: line.events.clone(),
+            events: channels.events.clone(),
             ended,
-            slots: Vec::new(),
-            next_slot: 0,
+            leases: Vec::new(),
+            next_lease: 0,
             keys: HashMap::new(),
             waiting: HashMap::new(),
             views: HashMap::new(),
             views_until_pruning: MIN_VIEWS,
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
-            faults: line.faults.clone(),
+            faults: channels.faults.clone(),
             estimated: Arc::default(),
-            leaps: line.leaps.clone(),
+            suspended_for: channels.suspended_for.clone(),
             #[cfg(feature = "simulation")]
-            suspension: line.suspension.clone(),
+            suspension: channels.suspension.clone(),
         };
-        (keeper, line)
+        (task, channels)
     }
 
     /// Follows this machine's clocks, for as long as it lives.
-    pub(crate) fn notice_leaps(&self) {
-        let (leaps, ending) = (suspend::follow(self.leaps.clone()), self.ending.clone());
+    pub(crate) fn detect_suspension(&self) {
+        let (suspended, ending) = (suspend::follow(self.suspended_for.clone()), self.ending.clone());
         self.spawn(async move {
-            ending.run_until_cancelled(leaps).await;
+            ending.run_until_cancelled(suspended).await;
         });
     }
 
     pub(crate) async fn live(mut self, etcd: Etcd) {
         let load = self.load();
-        let (freed, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
+        let (released, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
         loop {
             tokio::select! {
                 biased;
                 Some(key) = free.recv() => {
                     for application in self.release(&key) {
-                        self.place(application, &etcd, &load, &freed).await;
+                        self.place(application, &etcd, &load, &released).await;
                     }
                 }
                 request = self.inbox.recv() => match request {
-                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
+                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &released).await,
                     Some(Request::GrantAhead { until }) => {
-                        let slot = self.slot(self.options.ttl, None, &etcd, &load, &freed);
+                        let lease = self.lease_with_room(self.options.ttl, None, &etcd, &load, &released);
                         // One that has more to do than it can take has a lease, or cannot get one.
-                        let _ = self.slots[slot].commands.try_send(Command::Await(until));
+                        let _ = self.leases[lease].commands.try_send(Command::Await(until));
                     }
                     Some(Request::Look(look)) => {
                         self.tracker.spawn(look(etcd.clone()));
@@ -245,8 +245,8 @@ impl Keeper {
         // Who still waits is told: leases may take long to end.
         while self.inbox.try_recv().is_ok() {}
         self.waiting.clear();
-        for slot in self.slots.drain(..) {
-            let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
+        for lease in self.leases.drain(..) {
+            let _ = lease.commands.send(Command::End).await; // One that has ended needs no telling.
         }
         drop(load);
         let Self { tracker, ended, .. } = self;
@@ -280,7 +280,7 @@ impl Keeper {
         application: Application,
         etcd: &Etcd,
         load: &watch::Receiver<Weight>,
-        freed: &mpsc::UnboundedSender<Arc<str>>,
+        released: &mpsc::UnboundedSender<Arc<str>>,
     ) {
         if application.reply.is_closed() {
             return;
@@ -304,36 +304,36 @@ impl Keeper {
             let _ = reply.send(Err(error)); // The caller may have given up.
             return;
         }
-        let slot = self.slot(ttl, Some(&node.name), etcd, load, freed);
+        let lease = self.lease_with_room(ttl, Some(&node.name), etcd, load, released);
         let weight = node.weight.unwrap_or(*load.borrow());
-        let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let status = Arc::new(StatusCell::new(Standing { state: State::Pending, weight, recoveries: 0 }));
         let (confirm, confirmed) = oneshot::channel();
         let wish = Wish {
             key: key.clone(),
             node: node.clone(),
             layout,
             ownership,
-            board: Arc::downgrade(&board),
+            status: Arc::downgrade(&status),
             deadline,
             reply: confirm,
         };
-        let slot = &mut self.slots[slot];
+        let lease = &mut self.leases[lease];
         let registration = Registration {
             key: key.clone(),
             node: node.clone(),
-            renewals_before: slot.vitals.renewals(),
-            vitals: slot.vitals.clone(),
-            commands: slot.commands.clone(),
+            renewals_before: lease.metrics.renewals(),
+            metrics: lease.metrics.clone(),
+            commands: lease.commands.clone(),
             stop_timeout: self.options.stop_timeout,
-            board: Some(board),
-            nudge: slot.nudge.clone(),
+            status: Some(status),
+            dropped: lease.dropped.clone(),
             registrar: None,
             others: Vec::new(),
         };
-        slot.names.insert(node.name.clone());
-        let place = Place { slot: slot.id, name: node.name.clone(), board: wish.board.clone() };
+        lease.names.insert(node.name.clone());
+        let place = Place { lease: lease.id, name: node.name.clone(), status: wish.status.clone() };
         self.keys.insert(key, place);
-        let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
+        let _ = lease.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
         let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
     }
 
@@ -348,23 +348,23 @@ impl Keeper {
         let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
     }
 
-    /// The index of a slot that has room for another key: of a service it does not carry yet, or of one to be named later.
-    fn slot(
+    /// The index of a lease that has room for another key: of a service it does not carry yet, or of one to be named later.
+    fn lease_with_room(
         &mut self,
         ttl: Ttl,
         name: Option<&ServiceName>,
         etcd: &Etcd,
         load: &watch::Receiver<Weight>,
-        freed: &mpsc::UnboundedSender<Arc<str>>,
+        released: &mpsc::UnboundedSender<Arc<str>>,
     ) -> usize {
-        let carries = |slot: &Slot| name.is_some_and(|name| slot.names.contains(name));
-        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !carries(slot);
-        if let Some(index) = self.slots.iter().position(has_room) {
+        let carries = |lease: &LeaseHandle| name.is_some_and(|name| lease.names.contains(name));
+        let has_room = |lease: &LeaseHandle| lease.ttl == ttl && lease.names.len() < MAX_KEYS && !carries(lease);
+        if let Some(index) = self.leases.iter().position(has_room) {
             return index;
         }
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
-        let vitals = Arc::new(Vitals::new(Instant::now(), self.next_slot, self.faults.clone()));
-        let nudge = Arc::new(Notify::new());
+        let metrics = Arc::new(LeaseMetrics::new(Instant::now(), self.next_lease, self.faults.clone()));
+        let dropped = Arc::new(Notify::new());
         let lease = Lease::new(Surroundings {
             etcd: etcd.clone(),
             ttl,
@@ -373,28 +373,28 @@ impl Keeper {
             damping: self.options.damping,
             load: load.clone(),
             estimated: self.estimated.clone(),
-            vitals: vitals.clone(),
+            metrics: metrics.clone(),
             events: self.events.clone(),
-            freed: freed.clone(),
-            nudge: nudge.clone(),
-            leaps: self.leaps.subscribe(),
+            released: released.clone(),
+            dropped: dropped.clone(),
+            suspended_for: self.suspended_for.subscribe(),
             rng: self.rng.fork(),
         });
         self.spawn(lease.live(inbox));
-        self.next_slot += 1;
-        self.slots.push(Slot { id: self.next_slot, ttl, names: HashSet::new(), commands, vitals, nudge });
-        self.slots.len() - 1
+        self.next_lease += 1;
+        self.leases.push(LeaseHandle { id: self.next_lease, ttl, names: HashSet::new(), commands, metrics, dropped });
+        self.leases.len() - 1
     }
 
     /// Frees a key's place; gives the applications that waited for it.
     fn release(&mut self, key: &Arc<str>) -> Vec<Application> {
         if let Some(place) = self.keys.remove(key)
-            && let Some(index) = self.slots.iter().position(|slot| slot.id == place.slot)
+            && let Some(index) = self.leases.iter().position(|lease| lease.id == place.lease)
         {
-            let slot = &mut self.slots[index];
-            slot.names.remove(&place.name);
-            if slot.names.is_empty() && slot.commands.try_send(Command::End).is_ok() {
-                self.slots.swap_remove(index);
+            let lease = &mut self.leases[index];
+            lease.names.remove(&place.name);
+            if lease.names.is_empty() && lease.commands.try_send(Command::End).is_ok() {
+                self.leases.swap_remove(index);
             }
         }
         self.waiting.remove(key).unwrap_or_default()

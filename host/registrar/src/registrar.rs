@@ -28,7 +28,7 @@ use crate::{
     layout::Layout,
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
-    placement::{Application, Keeper, Line, Request},
+    placement::{Application, Channels, RegistrarTask, Request},
     registration::{RegistrarGuard, Registration},
     status::Event,
 };
@@ -42,7 +42,7 @@ const MAX_AHEAD: Duration = Duration::from_secs(3600);
 /// the background; only [`Registrar::shutdown`] waits for it.
 #[derive(Debug, Clone)]
 pub struct Registrar {
-    line: Line,
+    channels: Channels,
     guard: RegistrarGuard,
     options: Arc<Options>,
 }
@@ -77,12 +77,12 @@ impl Registrar {
         let no_thread = |_| Error::Quota { what: "the number of threads of this process", limit: 0 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
         let options = Arc::new(options);
-        let (keeper, line) = Keeper::new(options.clone());
+        let (task, channels) = RegistrarTask::new(options.clone());
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("leasehold".to_owned())
             .spawn({
-                let (options, latencies) = (options.clone(), line.latencies.clone());
+                let (options, latencies) = (options.clone(), channels.latencies.clone());
                 move || {
                     runtime.block_on(async move {
                         let etcd = match Etcd::prepare(&options, latencies).await {
@@ -90,14 +90,14 @@ impl Registrar {
                             Err(error) => return drop(started.send(Err(error))),
                         };
                         drop(started.send(Ok(())));
-                        keeper.notice_leaps();
-                        keeper.live(etcd).await;
+                        task.detect_suspension();
+                        task.live(etcd).await;
                     });
                 }
             })
             .map_err(no_thread)?;
         outcome.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
+        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
     }
 
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
@@ -106,18 +106,18 @@ impl Registrar {
     pub async fn start_over(options: Options, dials: Vec<(Arc<str>, crate::etcd::Dial)>) -> Result<Self, Error> {
         check(&options)?;
         let options = Arc::new(options);
-        let (keeper, line) = Keeper::new(options.clone());
-        let etcd = Etcd::over(&options, dials, line.latencies.clone()).await?;
+        let (task, channels) = RegistrarTask::new(options.clone());
+        let etcd = Etcd::over(&options, dials, channels.latencies.clone()).await?;
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
-        tokio::spawn(line.suspension.clone().hold(keeper.live(etcd)));
-        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
+        tokio::spawn(channels.suspension.clone().hold(task.live(etcd)));
+        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
     }
 
     /// Stops everything that goes on in this registrar, while time goes on, or lets it go on.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
     pub fn suspend(&self, suspended: bool) {
-        self.line.suspension.set(suspended);
+        self.channels.suspension.set(suspended);
     }
 
     /// Keeps the registrar's thread from doing anything for so long.
@@ -131,7 +131,7 @@ impl Registrar {
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
     pub fn leap(&self, by: Duration) {
-        self.line.leaps.send_modify(|total| *total += by);
+        self.channels.suspended_for.send_modify(|total| *total += by);
     }
 
     /// Asks etcd for its version: one round trip within the request timeout.
@@ -150,7 +150,7 @@ impl Registrar {
     pub fn grant_ahead(&self, within: Duration) {
         let until = Instant::now() + within.min(MAX_AHEAD);
         // Where requests wait in line, or nobody takes them any more, there is nothing to be ahead of.
-        let _ = self.line.requests.try_send(Request::GrantAhead { until });
+        let _ = self.channels.requests.try_send(Request::GrantAhead { until });
     }
 
     /// Registers `node` on the terms of the [`Options`].
@@ -305,12 +305,12 @@ impl Registrar {
 
     /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.line.events.subscribe()
+        self.channels.events.subscribe()
     }
 
     /// What etcd refuses or does not answer at the moment, and which keys are waited for. Never waits.
     pub fn faults(&self) -> Vec<Fault> {
-        self.line.faults.all()
+        self.channels.faults.all()
     }
 
     /// Asks etcd whether this user may read and write these keys, and changes nothing. Gives those that it may not, 16 at
@@ -323,22 +323,22 @@ impl Registrar {
     ///
     /// A request that was broken off is not in it, nor is what [`health`](Self::health) asks each endpoint.
     pub fn latencies(&self) -> [Latency; Verb::ALL.len()] {
-        self.line.latencies.read()
+        self.channels.latencies.read()
     }
 
     /// Whether it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
     pub fn has_ended(&self) -> bool {
-        self.line.requests.is_closed()
+        self.channels.requests.is_closed()
     }
 
     /// Revokes every lease, and with them every key, and ends. Idempotent.
     ///
     /// After an error of [`Error::Timeout`] it goes on in the background; the keys end with their TTL in any case.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
-        let _ = self.line.requests.try_send(Request::End); // A full inbox is told below; a closed one has ended already.
-        let mut ended = self.line.ended.clone();
+        let _ = self.channels.requests.try_send(Request::End); // A full inbox is told below; a closed one has ended already.
+        let mut ended = self.channels.ended.clone();
         let all = async {
-            let _ = self.line.requests.send(Request::End).await; // Closed: it is ending already.
+            let _ = self.channels.requests.send(Request::End).await; // Closed: it is ending already.
             let _ = ended.wait_for(|ended| *ended).await; // Dropped: it has ended.
         };
         timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
@@ -369,7 +369,7 @@ impl Registrar {
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.line.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
+        self.channels.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
         answer.await.map_err(|_| Error::Ended)
     }
 }

@@ -150,9 +150,9 @@ pub(crate) struct Standing {
 /// Where a lease writes a registration's standing and its handle reads it: eight bytes, since there may be many. As long
 /// as it lives, so does the handle.
 #[derive(Debug)]
-pub(crate) struct Board(AtomicU64);
+pub(crate) struct StatusCell(AtomicU64);
 
-impl Board {
+impl StatusCell {
     pub(crate) fn new(standing: Standing) -> Self {
         Self(AtomicU64::new(packed(standing)))
     }
@@ -192,7 +192,7 @@ fn packed(Standing { state, weight, recoveries }: Standing) -> u64 {
 /// What changes with every renewal, shared by all registrations of one lease so that a renewal costs the same for one
 /// key and for a thousand.
 #[derive(Debug)]
-pub(crate) struct Vitals {
+pub(crate) struct LeaseMetrics {
     origin: Instant,
     /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
     ends: AtomicU64,
@@ -207,7 +207,7 @@ pub(crate) struct Vitals {
     pub(crate) changed: Notify,
 }
 
-impl Vitals {
+impl LeaseMetrics {
     pub(crate) fn new(now: Instant, id: u64, faults: Arc<Faults>) -> Self {
         Self {
             id,
@@ -272,16 +272,16 @@ impl Vitals {
 
 #[cfg(test)]
 mod tests {
-    use super::{Board, STATES, Standing};
+    use super::{STATES, Standing, StatusCell};
 
     #[test]
-    fn a_board_shows_what_was_written() {
+    fn a_status_cell_shows_what_was_written() {
         for (number, state) in STATES.into_iter().enumerate() {
             let standing = Standing { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
-            let board = Board::new(Standing { recoveries: 0, ..standing });
-            assert!(board.write(standing));
-            assert!(!board.write(standing));
-            assert_eq!(board.read(), standing);
+            let status = StatusCell::new(Standing { recoveries: 0, ..standing });
+            assert!(status.write(standing));
+            assert!(!status.write(standing));
+            assert_eq!(status.read(), standing);
         }
     }
 }

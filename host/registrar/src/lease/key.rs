@@ -13,7 +13,7 @@ use crate::{
     layout::Layout,
     node::{Invalid, ServerNode, Version, Weight},
     options::Ownership,
-    status::{Board, Standing, State, Vitals},
+    status::{LeaseMetrics, Standing, State, StatusCell},
 };
 
 /// Answers to whoever waits for a command.
@@ -26,7 +26,7 @@ pub(crate) struct Wish {
     pub(crate) layout: Layout,
     pub(crate) ownership: Ownership,
     /// Dead once the handle is dropped.
-    pub(crate) board: Weak<Board>,
+    pub(crate) status: Weak<StatusCell>,
     /// Until when it is to be registered.
     pub(crate) deadline: Instant,
     pub(crate) reply: Reply,
@@ -99,12 +99,12 @@ pub(crate) struct Entry {
     /// Who waits for it to be registered, and until when.
     birth: Option<(Instant, Reply)>,
     pub(crate) farewells: Vec<Reply>,
-    board: Weak<Board>,
-    vitals: Arc<Vitals>,
+    status: Weak<StatusCell>,
+    metrics: Arc<LeaseMetrics>,
 }
 
 impl Entry {
-    pub(crate) fn new(wish: Wish, vitals: Arc<Vitals>, load: Weight, now: Instant) -> Self {
+    pub(crate) fn new(wish: Wish, metrics: Arc<LeaseMetrics>, load: Weight, now: Instant) -> Self {
         Self {
             weight: wish.node.weight.unwrap_or(load),
             node: wish.node,
@@ -129,8 +129,8 @@ impl Entry {
             recoveries: 0,
             birth: Some((wish.deadline, wish.reply)),
             farewells: Vec::new(),
-            board: wish.board,
-            vitals,
+            status: wish.status,
+            metrics,
         }
     }
 
@@ -176,7 +176,7 @@ impl Entry {
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.goal == Goal::Present && self.board.strong_count() == 0
+        self.goal == Goal::Present && self.status.strong_count() == 0
     }
 
     /// Whether etcd should have the key under this lease, as it was written last.
@@ -263,8 +263,8 @@ impl Entry {
 
     fn set(&self, state: State) {
         let next = Standing { state, weight: self.weight, recoveries: self.recoveries };
-        if self.board.upgrade().is_some_and(|board| board.write(next)) {
-            self.vitals.changed.notify_waiters();
+        if self.status.upgrade().is_some_and(|status| status.write(next)) {
+            self.metrics.changed.notify_waiters();
         }
     }
 }

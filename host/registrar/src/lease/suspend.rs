@@ -13,15 +13,15 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Shortest suspension that counts.
 const LEAP: Duration = Duration::from_secs(1);
 
-/// Adds up in `leaps` by how much time went by unnoticed, for ever.
-pub(crate) async fn follow(leaps: watch::Sender<Duration>) {
+/// Adds up in `suspended` by how much time went by unnoticed, for ever.
+pub(crate) async fn follow(suspended: watch::Sender<Duration>) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = None;
     loop {
         ticks.tick().await;
         if let Some(leap) = leap(&mut known, clocks::suspended()) {
-            leaps.send_modify(|total| *total += leap);
+            suspended.send_modify(|total| *total += leap);
         }
     }
 }

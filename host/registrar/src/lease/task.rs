@@ -33,7 +33,7 @@ use crate::{
     lease::key::{Entry, Goal, Mood, Reply, Wish},
     node::{ServerNode, Weight},
     options::{Ownership, Ttl},
-    status::{Event, Vitals, What},
+    status::{Event, LeaseMetrics, What},
     weight::Damping,
 };
 
@@ -78,14 +78,14 @@ pub(crate) struct Surroundings {
     pub(crate) load: watch::Receiver<Weight>,
     /// Whether the load is an estimate yet.
     pub(crate) estimated: Arc<AtomicBool>,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) metrics: Arc<LeaseMetrics>,
     pub(crate) events: broadcast::Sender<Event>,
     /// Keys that are out of etcd for good.
-    pub(crate) freed: mpsc::UnboundedSender<Arc<str>>,
+    pub(crate) released: mpsc::UnboundedSender<Arc<str>>,
     /// Wakes the lease when a handle was dropped.
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) dropped: Arc<Notify>,
     /// How much time went by, all in all, that timers did not see.
-    pub(crate) leaps: watch::Receiver<Duration>,
+    pub(crate) suspended_for: watch::Receiver<Duration>,
     pub(crate) rng: fastrand::Rng,
 }
 
@@ -175,13 +175,13 @@ pub(crate) struct Lease {
     /// Kinds of calls whose last one failed, and whether etcd refused it.
     failing: Vec<(Verb, bool)>,
     ending: bool,
-    /// Of `leaps`, what is accounted for.
+    /// Of `suspended`, what is accounted for.
     leapt: Duration,
 }
 
 impl Lease {
     pub(crate) fn new(around: Surroundings) -> Self {
-        let (now, leapt) = (Instant::now(), *around.leaps.borrow());
+        let (now, leapt) = (Instant::now(), *around.suspended_for.borrow());
         Self {
             around,
             entries: BTreeMap::new(),
@@ -232,9 +232,9 @@ impl Lease {
             (lease, renewal) = renewed(leases) => Wake::Renewal(lease, renewal),
             () = sleep_until(alarm) => Wake::Time,
             command = commands.recv(), if !*ending => command.map_or(Wake::Deserted, Wake::Command),
-            () = around.nudge.notified() => Wake::HandleDropped,
+            () = around.dropped.notified() => Wake::HandleDropped,
             () = around.etcd.is_back() => Wake::EtcdIsBack,
-            Ok(()) = around.leaps.changed() => Wake::Leap,
+            Ok(()) = around.suspended_for.changed() => Wake::Leap,
         }
     }
 
@@ -263,14 +263,14 @@ impl Lease {
             return;
         }
         let (key, deadline, load) = (wish.key.clone(), wish.deadline, *self.around.load.borrow());
-        if wish.board.strong_count() == 0 {
+        if wish.status.strong_count() == 0 {
             // Whoever asked has given up by now, and nothing was written.
-            let _ = self.around.freed.send(key); // The registrar may have ended before its leases.
+            let _ = self.around.released.send(key); // The registrar may have ended before its leases.
             return;
         }
         let place = self.births.partition_point(|(other, _)| *other <= deadline);
         self.births.insert(place, (deadline, key.clone()));
-        let mut entry = Entry::new(wish, self.around.vitals.clone(), load, Instant::now());
+        let mut entry = Entry::new(wish, self.around.metrics.clone(), load, Instant::now());
         if self.around.estimated.load(Ordering::Relaxed) {
             // A weight that was measured replaces an estimate as soon as there is one.
             let long_ago = entry.weighed_at.checked_sub(self.around.damping.min_interval);
@@ -663,7 +663,7 @@ impl Lease {
             stream: None,
             renewal: None,
         });
-        self.around.vitals.held(asked_at, asked_at + granted.ttl);
+        self.around.metrics.held(asked_at, asked_at + granted.ttl);
         self.audit_at = asked_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for entry in self.entries.values_mut() {
             entry.published = None;
@@ -690,7 +690,7 @@ impl Lease {
                 entry.may_exist = true;
                 (entry.displaces, entry.rival, entry.solo, entry.parked) = (0, 0, false, false);
                 if std::mem::take(&mut entry.faulty) {
-                    self.around.vitals.faults().clear(&Source::Key(key.clone()));
+                    self.around.metrics.faults().clear(&Source::Key(key.clone()));
                 }
                 let was_visible = std::mem::replace(&mut entry.visible, true);
                 let what = match (was_visible, taken_over) {
@@ -729,7 +729,7 @@ impl Lease {
                 (entry.altered, entry.faulty) = (false, true);
                 entry.show(self.mood);
                 let conflicts = entry.visible;
-                self.around.vitals.faults().held(key, holder, &value, news && conflicts);
+                self.around.metrics.faults().held(key, holder, &value, news && conflicts);
                 if news && conflicts {
                     self.tell(What::Conflict, Some(key), format!("lease {holder:x} of somebody else holds the key"));
                 }
@@ -801,7 +801,7 @@ impl Lease {
             (entry.parked, entry.faulty) = (true, true);
             entry.show(self.mood);
             let (source, prefix) = (Source::Key(key.clone()), entry.prefix());
-            self.around.vitals.faults().refused(source, Error::unavailable(failure), Some(&prefix), false);
+            self.around.metrics.faults().refused(source, Error::unavailable(failure), Some(&prefix), false);
         } else {
             self.withdraw(key, Error::unavailable(failure));
         }
@@ -815,8 +815,8 @@ impl Lease {
         // A token that has run out costs one renewal, and is replaced.
         let quietly = verb == Verb::Renew && self.current().is_some_and(|held| held.failures < 2);
         let prefix = self.entries.values().next().map(Entry::prefix);
-        let (source, why) = (self.around.vitals.source(verb), Error::unavailable(failure.clone()));
-        self.around.vitals.faults().refused(source, why, prefix.as_deref(), quietly);
+        let (source, why) = (self.around.metrics.source(verb), Error::unavailable(failure.clone()));
+        self.around.metrics.faults().refused(source, why, prefix.as_deref(), quietly);
         if self.is_refused() && self.mood == Mood::Steady && self.present > 0 {
             self.feel(Mood::Suspect, What::Refused, format!("etcd refuses to {verb}: {failure}"));
         }
@@ -826,7 +826,7 @@ impl Lease {
     fn worked(&mut self, verb: Verb) {
         let Some(index) = self.failing.iter().position(|(failing, _)| *failing == verb) else { return };
         self.failing.swap_remove(index);
-        self.around.vitals.faults().clear(&self.around.vitals.source(verb));
+        self.around.metrics.faults().clear(&self.around.metrics.source(verb));
         let renewed = self.current().is_some_and(|held| held.failures == 0);
         if self.mood == Mood::Suspect && renewed && !self.is_refused() {
             self.feel(Mood::Steady, What::Confirmed, "etcd no longer refuses what it is asked".to_owned());
@@ -838,7 +838,7 @@ impl Lease {
         for (key, entry) in self.entries.iter_mut().filter(|(_, entry)| entry.parked && !entry.is_dirty()) {
             (entry.parked, entry.faulty) = (false, false);
             entry.show(self.mood);
-            self.around.vitals.faults().forget(&Source::Key(key.clone()));
+            self.around.metrics.faults().forget(&Source::Key(key.clone()));
         }
         let sound = self.current().is_some_and(|held| !held.tainted);
         if sound && !self.failing.is_empty() && !self.entries.values().any(Entry::is_dirty) {
@@ -850,7 +850,7 @@ impl Lease {
     /// What failed is not tried again: there is nothing left to do.
     fn give_up_calls(&mut self) {
         for (verb, _) in std::mem::take(&mut self.failing) {
-            self.around.vitals.faults().forget(&self.around.vitals.source(verb));
+            self.around.metrics.faults().forget(&self.around.metrics.source(verb));
         }
     }
 
@@ -901,8 +901,8 @@ impl Lease {
                 held.confirmed_at = renewal.asked_at;
                 held.renew_at = renewal.asked_at + jittered_interval(&mut self.around.rng, ttl);
                 if is_current {
-                    self.around.vitals.held(held.granted_at, renewal.asked_at + ttl);
-                    self.around.vitals.renewed();
+                    self.around.metrics.held(held.granted_at, renewal.asked_at + ttl);
+                    self.around.metrics.renewed();
                     self.tell(What::Renewed, None, format!("for {ttl:?}"));
                     if self.mood == Mood::Suspect && !self.is_refused() {
                         self.feel(Mood::Steady, What::Confirmed, "etcd confirmed the lease".to_owned());
@@ -935,7 +935,7 @@ impl Lease {
         let lived = held.granted_at.elapsed();
         held.doom();
         if was_current {
-            self.around.vitals.lost();
+            self.around.metrics.lost();
         }
         if was_current && self.present > 0 {
             self.feel(Mood::Recovering, What::Recovering, format!("etcd ended the lease after {lived:.1?}"));
@@ -965,8 +965,8 @@ impl Lease {
             self.gone(&key);
         }
         match self.current() {
-            Some(held) => self.around.vitals.held(held.granted_at, held.confirmed_at + held.ttl),
-            None => self.around.vitals.lost(),
+            Some(held) => self.around.metrics.held(held.granted_at, held.confirmed_at + held.ttl),
+            None => self.around.metrics.lost(),
         }
         self.enqueue_all();
     }
@@ -986,9 +986,9 @@ impl Lease {
             self.tell(What::Stopped, Some(key), "it is gone from etcd for good".to_owned());
         }
         if entry.faulty {
-            self.around.vitals.faults().forget(&Source::Key(key.clone()));
+            self.around.metrics.faults().forget(&Source::Key(key.clone()));
         }
-        let _ = self.around.freed.send(key.clone()); // The registrar may have ended before its leases.
+        let _ = self.around.released.send(key.clone()); // The registrar may have ended before its leases.
         entry.end(Error::Ended);
     }
 
@@ -1023,7 +1023,7 @@ impl Lease {
 
     /// More time went by than the timers know. Leases may have run out, and are asked about before they are trusted.
     fn leap(&mut self) {
-        let total = *self.around.leaps.borrow();
+        let total = *self.around.suspended_for.borrow();
         let by = total - std::mem::replace(&mut self.leapt, total);
         let now = Instant::now();
         for held in self.leases.iter_mut().filter(|held| !held.doomed) {
@@ -1033,7 +1033,7 @@ impl Lease {
             (held.renewal, held.stream) = (None, None);
         }
         if let Some(held) = self.current() {
-            self.around.vitals.held(held.granted_at, held.confirmed_at + held.ttl);
+            self.around.metrics.held(held.granted_at, held.confirmed_at + held.ttl);
         }
     }
 
