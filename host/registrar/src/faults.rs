@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::{
     error::Error,
-    etcd::{Refusal, latency::Verb},
+    etcd::{LeaseId, Refusal, latency::Verb},
 };
 
 /// Pause before the first reminder; it doubles with each.
@@ -77,6 +77,19 @@ pub(crate) enum Source {
     Key(Arc<str>),
 }
 
+/// Change to the faults of a registrar.
+#[derive(Debug, Clone)]
+pub(crate) enum FaultChange {
+    /// A request failed, or etcd refused a key whose service has that prefix.
+    Refused { source: Source, why: Error, prefix: Option<String>, is_logged: bool },
+    /// The lease of another host holds a key, with that value.
+    Held { key: Arc<str>, holder: LeaseId, value: Vec<u8>, is_logged: bool },
+    /// The request succeeded after all.
+    Resolved(Source),
+    /// The request is not repeated.
+    Forgotten(Source),
+}
+
 /// Key under which faults are counted and logged together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -116,22 +129,25 @@ struct Logged {
 }
 
 impl Faults {
-    /// Records a failed call. Its refusal is logged unless `quietly`.
-    pub(crate) fn refused(&self, source: Source, why: Error, prefix: Option<&str>, quietly: bool) {
-        let refusal = match &why {
-            Error::Unavailable(why) => why.refusal(),
-            _ => None,
-        };
-        let cure = refusal.map(|refusal| refusal.cure("readwrite", prefix).into());
-        let kind = refusal.filter(|_| !quietly).map(Kind::Refused);
-        self.record(source, why, None, cure, kind, Instant::now());
-    }
-
-    /// Records that somebody else holds a key. It is logged unless `quietly`.
-    pub(crate) fn held(&self, key: &Arc<str>, lease: i64, value: &[u8], quietly: bool) {
-        let why = Error::Conflict { key: key.clone(), lease };
-        let kind = (!quietly).then(|| Kind::Held(key.clone()));
-        self.record(Source::Key(key.clone()), why, Some(shown(value).into()), None, kind, Instant::now());
+    pub(crate) fn apply(&self, change: FaultChange, now: Instant) {
+        match change {
+            FaultChange::Refused { source, why, prefix, is_logged } => {
+                let refusal = match &why {
+                    Error::Unavailable(why) => why.refusal(),
+                    _ => None,
+                };
+                let cure = refusal.map(|refusal| refusal.cure("readwrite", prefix.as_deref()).into());
+                let kind = refusal.filter(|_| is_logged).map(Kind::Refused);
+                self.record(source, why, None, cure, kind, now);
+            }
+            FaultChange::Held { key, holder, value, is_logged } => {
+                let why = Error::Conflict { key: key.clone(), lease: holder.get() };
+                let kind = is_logged.then(|| Kind::Held(key.clone()));
+                self.record(Source::Key(key), why, Some(shown(&value).into()), None, kind, now);
+            }
+            FaultChange::Resolved(source) => self.remove(&source, true),
+            FaultChange::Forgotten(source) => self.remove(&source, false),
+        }
     }
 
     fn record(
@@ -159,16 +175,6 @@ impl Faults {
             inner.log(kind, &source, &ongoing, now);
         }
         inner.ongoing.insert(source, ongoing);
-    }
-
-    /// Resolves a fault after a success.
-    pub(crate) fn clear(&self, source: &Source) {
-        self.remove(source, true);
-    }
-
-    /// What failed is not tried any more.
-    pub(crate) fn forget(&self, source: &Source) {
-        self.remove(source, false);
     }
 
     fn remove(&self, source: &Source, succeeded: bool) {
@@ -265,7 +271,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Faults, Kind, Source, shown};
+    use super::{FaultChange, Faults, Kind, Source, shown};
     use crate::{
         error::Error,
         etcd::{Failure, Refusal, latency::Verb},
@@ -303,7 +309,7 @@ mod tests {
         reminders.dedup();
         assert_eq!(reminders, [30, 90, 210, 450, 930]);
         assert_eq!(faults.all().len(), 100);
-        (0..100).for_each(|lease| faults.clear(&calls(lease)));
+        (0..100).for_each(|lease| faults.apply(FaultChange::Resolved(calls(lease)), begun));
         assert!(faults.all().is_empty());
         // One that comes and goes is not logged each time.
         refused(0, 600);
@@ -313,7 +319,8 @@ mod tests {
     #[test]
     fn a_refusal_is_told_with_its_cure() {
         let faults = Faults::default();
-        faults.refused(calls(0), denied(), Some("/user/"), false);
+        let (source, prefix) = (calls(0), Some("/user/".to_owned()));
+        faults.apply(FaultChange::Refused { source, why: denied(), prefix, is_logged: true }, Instant::now());
         let fault = faults.of(&calls(0)).unwrap();
         assert_eq!((fault.verb, fault.refusal()), (Some(Verb::Write), Some(Refusal::Permission)));
         let text = fault.to_string();

@@ -27,14 +27,16 @@ use crate::{
     error::Error,
     etcd::{Etcd, latency::Latencies},
     faults::Faults,
-    layout::Layout,
     lease::{
-        key::Wish,
+        core::{
+            Config,
+            messages::{Command, RegisterRequest},
+        },
         suspend,
-        task::{Command, Lease, Surroundings},
+        task::{LeaseTask, Load, Surroundings},
     },
-    node::{ServerNode, ServiceName, Version, Weight},
-    options::{LoadSource, Options, Ownership, Ttl},
+    node::{ServiceName, Version},
+    options::{LoadSource, Options, Ttl},
     registration::Registration,
     status::{Event, LeaseMetrics, Standing, State, StatusCell},
     weight::load,
@@ -72,7 +74,10 @@ pub(crate) struct Channels {
 
 /// What a handle asks.
 pub(crate) enum Request {
-    Register(Application),
+    Register {
+        request: Box<RegisterRequest>,
+        reply: PlacementReply,
+    },
     GrantAhead {
         until: Instant,
     },
@@ -96,18 +101,10 @@ pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 /// Which keys of the layouts are read: all, or those of one service, or of one version of it.
 pub(crate) type Which = Option<(ServiceName, Version)>;
 
-/// One key that is to be registered.
-pub(crate) struct Application {
-    pub(crate) node: Arc<ServerNode>,
-    pub(crate) layout: Layout,
-    pub(crate) ttl: Ttl,
-    pub(crate) ownership: Ownership,
-    pub(crate) deadline: Instant,
-    pub(crate) reply: oneshot::Sender<Result<Placement, Error>>,
-}
-
-/// A registration that has its place on a lease, and the news whether it is in etcd.
+/// A registration that is placed on a lease, and its confirmation by etcd.
 pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
+
+type PlacementReply = oneshot::Sender<Result<Placement, Error>>;
 
 /// The task behind the handles: it places registrations on leases, and answers what the handles ask.
 pub(crate) struct RegistrarTask {
@@ -117,9 +114,9 @@ pub(crate) struct RegistrarTask {
     ended: watch::Sender<bool>,
     leases: Vec<LeaseHandle>,
     next_lease: u64,
-    keys: HashMap<Arc<str>, Place>,
-    /// Applications for keys that are being taken back.
-    waiting: HashMap<Arc<str>, Vec<Application>>,
+    keys: HashMap<Arc<str>, PlacedKey>,
+    /// Requests for keys that are being deleted.
+    waiting: HashMap<Arc<str>, Vec<(Box<RegisterRequest>, PlacementReply)>>,
     /// Views that somebody holds, or did until lately.
     views: HashMap<(ServiceName, Version), Arc<ViewState>>,
     /// Number of views at which those without a handle are pruned.
@@ -128,8 +125,6 @@ pub(crate) struct RegistrarTask {
     ending: CancellationToken,
     tracker: TaskTracker,
     faults: Arc<Faults>,
-    /// Whether the load is an estimate yet.
-    estimated: Arc<AtomicBool>,
     /// How much time went by, all in all, that timers did not see.
     suspended_for: watch::Sender<Duration>,
     #[cfg(feature = "simulation")]
@@ -149,14 +144,23 @@ struct LeaseHandle {
     dropped: Arc<Notify>,
 }
 
-struct Place {
+/// Handles of which each lease gets a clone.
+struct Shared {
+    etcd: Etcd,
+    load: Load,
+    /// Keys that are out of etcd for good.
+    released: mpsc::UnboundedSender<Arc<str>>,
+}
+
+/// A key that is placed on a lease.
+struct PlacedKey {
     lease: u64,
     name: ServiceName,
     status: Weak<StatusCell>,
 }
 
-impl Place {
-    /// Whether the key is being taken back, or about to be since its handle was dropped.
+impl PlacedKey {
+    /// Returns true if the key is being deleted, or is about to be since its handle was dropped.
     fn is_leaving(&self) -> bool {
         self.status.upgrade().is_none_or(|status| matches!(status.read().state, State::Draining | State::Stopped))
     }
@@ -193,7 +197,6 @@ impl RegistrarTask {
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
             faults: channels.faults.clone(),
-            estimated: Arc::default(),
             suspended_for: channels.suspended_for.clone(),
             #[cfg(feature = "simulation")]
             suspension: channels.suspension.clone(),
@@ -201,40 +204,42 @@ impl RegistrarTask {
         (task, channels)
     }
 
-    /// Follows this machine's clocks, for as long as it lives.
+    /// Compares this machine's clocks, for as long as it runs.
     pub(crate) fn detect_suspension(&self) {
-        let (suspended, ending) = (suspend::follow(self.suspended_for.clone()), self.ending.clone());
+        let (detecting, ending) = (suspend::detect(self.suspended_for.clone()), self.ending.clone());
         self.spawn(async move {
-            ending.run_until_cancelled(suspended).await;
+            ending.run_until_cancelled(detecting).await;
         });
     }
 
-    pub(crate) async fn live(mut self, etcd: Etcd) {
-        let load = self.load();
-        let (released, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
+    /// Runs until the last handle is dropped or the registrar is shut down, and every lease is revoked.
+    pub(crate) async fn run(mut self, etcd: Etcd) {
+        // One message per registration, so they bound it.
+        let (released, mut keys_released) = mpsc::unbounded_channel();
+        let shared = Shared { etcd, load: self.load(), released };
         loop {
             tokio::select! {
                 biased;
-                Some(key) = free.recv() => {
-                    for application in self.release(&key) {
-                        self.place(application, &etcd, &load, &released).await;
+                Some(key) = keys_released.recv() => {
+                    for (request, reply) in self.release(&key) {
+                        self.place(request, reply, &shared).await;
                     }
                 }
                 request = self.inbox.recv() => match request {
-                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &released).await,
+                    Some(Request::Register { request, reply }) => self.place(request, reply, &shared).await,
                     Some(Request::GrantAhead { until }) => {
-                        let lease = self.lease_with_room(self.options.ttl, None, &etcd, &load, &released);
-                        // One that has more to do than it can take has a lease, or cannot get one.
-                        let _ = self.leases[lease].commands.try_send(Command::Await(until));
+                        let index = self.lease_with_room(self.options.ttl, None, &shared);
+                        // A lease with more commands than it can take is granted, or cannot be.
+                        let _ = self.leases[index].commands.try_send(Command::GrantAhead(until));
                     }
                     Some(Request::Look(look)) => {
-                        self.tracker.spawn(look(etcd.clone()));
+                        self.tracker.spawn(look(shared.etcd.clone()));
                     }
                     Some(Request::WatchKeys { what, reply }) => {
-                        let _ = reply.send(self.watch_keys(&etcd, what.as_ref())); // The caller may have given up.
+                        let _ = reply.send(self.watch_keys(&shared.etcd, what.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Watch { name, version, reply }) => {
-                        let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
+                        let _ = reply.send(self.view(&shared.etcd, name, version)); // The caller may have given up.
                     }
                     Some(Request::End) | None => break,
                 },
@@ -242,57 +247,50 @@ impl RegistrarTask {
         }
         self.inbox.close();
         self.ending.cancel();
-        // Who still waits is told: leases may take long to end.
+        // Callers that wait get their errors at once: leases may take long to end.
         while self.inbox.try_recv().is_ok() {}
         self.waiting.clear();
         for lease in self.leases.drain(..) {
-            let _ = lease.commands.send(Command::End).await; // One that has ended needs no telling.
+            let _ = lease.commands.send(Command::End).await; // It may have ended already.
         }
-        drop(load);
+        drop(shared);
         let Self { tracker, ended, .. } = self;
         tracker.close();
         tracker.wait().await;
-        let _ = ended.send(true); // Nobody may be waiting.
+        let _ = ended.send(true); // There may be no waiter.
     }
 
-    /// A task that goes on until the registrar ends.
+    /// Spawns a task that runs until the registrar ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         #[cfg(feature = "simulation")]
         let task = self.suspension.clone().hold(task);
         self.tracker.spawn(task);
     }
 
-    fn load(&self) -> watch::Receiver<Weight> {
-        match &self.options.load {
-            LoadSource::Given(load) => load.clone(),
+    fn load(&self) -> Load {
+        let is_estimate = Arc::new(AtomicBool::new(false));
+        let weight = match &self.options.load {
+            LoadSource::Given(weight) => weight.clone(),
             LoadSource::Fixed(weight) => watch::channel(*weight).1,
             LoadSource::Machine => {
-                let (weight, load) = watch::channel(load::first_look());
-                self.estimated.store(true, Ordering::Relaxed);
-                self.tracker.spawn(load::sample(weight, self.estimated.clone()));
-                load
+                let (sender, weight) = watch::channel(load::first_look());
+                is_estimate.store(true, Ordering::Relaxed);
+                self.tracker.spawn(load::sample(sender, is_estimate.clone()));
+                weight
             }
-        }
+        };
+        Load { weight, is_estimate }
     }
 
-    async fn place(
-        &mut self,
-        application: Application,
-        etcd: &Etcd,
-        load: &watch::Receiver<Weight>,
-        released: &mpsc::UnboundedSender<Arc<str>>,
-    ) {
-        if application.reply.is_closed() {
+    async fn place(&mut self, request: Box<RegisterRequest>, reply: PlacementReply, shared: &Shared) {
+        if reply.is_closed() {
             return;
         }
-        let key: Arc<str> = application.layout.key(&application.node).into();
-        if let Some(place) = self.keys.get(&key)
-            && place.is_leaving()
-        {
-            return self.wait(key, application);
+        let key = request.key.clone();
+        if self.keys.get(&key).is_some_and(PlacedKey::is_leaving) {
+            return self.wait(request, reply);
         }
-        let Application { node, layout, ttl, ownership, deadline, reply } = application;
-        let refusal = match layout.accept(&node) {
+        let refusal = match request.layout.accept(&request.node) {
             Err(invalid) => Some(invalid.into()),
             Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
             Ok(()) if self.keys.len() >= self.options.max_registrations => {
@@ -304,20 +302,13 @@ impl RegistrarTask {
             let _ = reply.send(Err(error)); // The caller may have given up.
             return;
         }
-        let lease = self.lease_with_room(ttl, Some(&node.name), etcd, load, released);
-        let weight = node.weight.unwrap_or(*load.borrow());
-        let status = Arc::new(StatusCell::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let node = request.node.clone();
+        let index = self.lease_with_room(request.ttl, Some(&node.name), shared);
+        let weight = node.weight.unwrap_or(*shared.load.weight.borrow());
+        let cell = Arc::new(StatusCell::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let status = Arc::downgrade(&cell);
         let (confirm, confirmed) = oneshot::channel();
-        let wish = Wish {
-            key: key.clone(),
-            node: node.clone(),
-            layout,
-            ownership,
-            status: Arc::downgrade(&status),
-            deadline,
-            reply: confirm,
-        };
-        let lease = &mut self.leases[lease];
+        let lease = &mut self.leases[index];
         let registration = Registration {
             key: key.clone(),
             node: node.clone(),
@@ -325,38 +316,32 @@ impl RegistrarTask {
             metrics: lease.metrics.clone(),
             commands: lease.commands.clone(),
             stop_timeout: self.options.stop_timeout,
-            status: Some(status),
+            status: Some(cell),
             dropped: lease.dropped.clone(),
             registrar: None,
             others: Vec::new(),
         };
         lease.names.insert(node.name.clone());
-        let place = Place { lease: lease.id, name: node.name.clone(), status: wish.status.clone() };
-        self.keys.insert(key, place);
-        let _ = lease.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
-        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
+        self.keys.insert(key, PlacedKey { lease: lease.id, name: node.name.clone(), status: status.clone() });
+        // A lease ends only by a command.
+        let _ = lease.commands.send(Command::Register { request, status, reply: confirm }).await;
+        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which stops the key.
     }
 
-    /// Until the key is out of etcd. Those that have given up make room for those that have not.
-    fn wait(&mut self, key: Arc<str>, application: Application) {
-        let waiting = self.waiting.entry(key).or_default();
-        waiting.retain(|application| !application.reply.is_closed());
+    /// Lets a request wait until its key is out of etcd. Requests that were given up make room for others.
+    fn wait(&mut self, request: Box<RegisterRequest>, reply: PlacementReply) {
+        let waiting = self.waiting.entry(request.key.clone()).or_default();
+        waiting.retain(|(_, reply)| !reply.is_closed());
         if waiting.len() < MAX_WAITING {
-            return waiting.push(application);
+            return waiting.push((request, reply));
         }
         let what = "the number of calls that wait for one key";
-        let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
+        let _ = reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // The caller may have given up, too.
     }
 
-    /// The index of a lease that has room for another key: of a service it does not carry yet, or of one to be named later.
-    fn lease_with_room(
-        &mut self,
-        ttl: Ttl,
-        name: Option<&ServiceName>,
-        etcd: &Etcd,
-        load: &watch::Receiver<Weight>,
-        released: &mpsc::UnboundedSender<Arc<str>>,
-    ) -> usize {
+    /// The index of a lease that has room for another key: of a service that it does not carry yet, or of a service to be
+    /// named later.
+    fn lease_with_room(&mut self, ttl: Ttl, name: Option<&ServiceName>, shared: &Shared) -> usize {
         let carries = |lease: &LeaseHandle| name.is_some_and(|name| lease.names.contains(name));
         let has_room = |lease: &LeaseHandle| lease.ttl == ttl && lease.names.len() < MAX_KEYS && !carries(lease);
         if let Some(index) = self.leases.iter().position(has_room) {
@@ -365,34 +350,34 @@ impl RegistrarTask {
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let metrics = Arc::new(LeaseMetrics::new(Instant::now(), self.next_lease, self.faults.clone()));
         let dropped = Arc::new(Notify::new());
-        let lease = Lease::new(Surroundings {
-            etcd: etcd.clone(),
-            ttl,
-            request_timeout: self.options.request_timeout,
-            register_timeout: self.options.register_timeout,
-            damping: self.options.damping,
-            load: load.clone(),
-            estimated: self.estimated.clone(),
-            metrics: metrics.clone(),
-            events: self.events.clone(),
-            released: released.clone(),
-            dropped: dropped.clone(),
-            suspended_for: self.suspended_for.subscribe(),
-            rng: self.rng.fork(),
-        });
-        self.spawn(lease.live(inbox));
+        let Options { request_timeout, register_timeout, damping, .. } = *self.options;
+        let config = Config { ttl, request_timeout, register_timeout, damping };
+        let task = LeaseTask::new(
+            config,
+            self.rng.fork(),
+            Surroundings {
+                etcd: shared.etcd.clone(),
+                load: shared.load.clone(),
+                metrics: metrics.clone(),
+                events: self.events.clone(),
+                released: shared.released.clone(),
+                dropped: dropped.clone(),
+                suspended_for: self.suspended_for.subscribe(),
+            },
+        );
+        self.spawn(task.run(inbox));
         self.next_lease += 1;
         self.leases.push(LeaseHandle { id: self.next_lease, ttl, names: HashSet::new(), commands, metrics, dropped });
         self.leases.len() - 1
     }
 
-    /// Frees a key's place; gives the applications that waited for it.
-    fn release(&mut self, key: &Arc<str>) -> Vec<Application> {
-        if let Some(place) = self.keys.remove(key)
-            && let Some(index) = self.leases.iter().position(|lease| lease.id == place.lease)
+    /// Frees a key for others. Returns the requests that waited for it.
+    fn release(&mut self, key: &Arc<str>) -> Vec<(Box<RegisterRequest>, PlacementReply)> {
+        if let Some(placed) = self.keys.remove(key)
+            && let Some(index) = self.leases.iter().position(|lease| lease.id == placed.lease)
         {
             let lease = &mut self.leases[index];
-            lease.names.remove(&place.name);
+            lease.names.remove(&placed.name);
             if lease.names.is_empty() && lease.commands.try_send(Command::End).is_ok() {
                 self.leases.swap_remove(index);
             }

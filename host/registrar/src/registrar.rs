@@ -20,15 +20,16 @@ use crate::{
     },
     error::{Error, Unavailable},
     etcd::{
-        Etcd, Failure, LeaseView,
+        Etcd, Failure, LeaseId, LeaseView,
         health::Health,
         latency::{Latency, Verb},
     },
     faults::Fault,
     layout::Layout,
+    lease::core::messages::RegisterRequest,
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
-    placement::{Application, Channels, RegistrarTask, Request},
+    placement::{Channels, RegistrarTask, Request},
     registration::{RegistrarGuard, Registration},
     status::Event,
 };
@@ -91,7 +92,7 @@ impl Registrar {
                         };
                         drop(started.send(Ok(())));
                         task.detect_suspension();
-                        task.live(etcd).await;
+                        task.run(etcd).await;
                     });
                 }
             })
@@ -109,7 +110,7 @@ impl Registrar {
         let (task, channels) = RegistrarTask::new(options.clone());
         let etcd = Etcd::over(&options, dials, channels.latencies.clone()).await?;
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
-        tokio::spawn(channels.suspension.clone().hold(task.live(etcd)));
+        tokio::spawn(channels.suspension.clone().hold(task.run(etcd)));
         Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
     }
 
@@ -197,14 +198,15 @@ impl Registrar {
         let patience = self.options.register_timeout;
         let deadline = Instant::now() + patience;
         let placing = self.ask(|reply| {
-            Request::Register(Application {
+            let request = RegisterRequest {
+                key: layout.key(&node).into(),
                 node,
                 layout: layout.clone(),
                 ttl: terms.ttl.unwrap_or(self.options.ttl),
                 ownership: terms.ownership.unwrap_or(self.options.ownership),
                 deadline,
-                reply,
-            })
+            };
+            Request::Register { request: Box::new(request), reply }
         });
         let placed = timeout_at(deadline, placing).await;
         let (mut registration, confirmed) =
@@ -275,11 +277,13 @@ impl Registrar {
 
     /// Every lease in etcd, whoever's it is.
     pub async fn leases(&self) -> Result<Vec<i64>, Error> {
-        self.look(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await?
+        let all = self.look(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
+        Ok(all.into_iter().map(LeaseId::get).collect())
     }
 
     /// A lease, whoever's it is; `None` when it does not exist, or not any more.
     pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
+        let Some(lease) = LeaseId::new(lease) else { return Ok(None) };
         let patience = self.options.request_timeout;
         self.look(move |etcd| async move {
             match etcd.look_at(lease, true, patience).await {

@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     error::Error,
     faults::Fault,
-    lease::task::Command,
+    lease::core::messages::Command,
     node::{ServerNode, Weight},
     status::{LeaseMetrics, Standing, State, Status, StatusCell},
 };
@@ -111,7 +111,7 @@ impl Registration {
     /// Returns once the change is accepted. It is written at least one second after the change before it; an equal weight is
     /// not written. Fails with [`Error::Ended`] when the registration has ended.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        self.send(|key, reply| Command::Weigh { key, weight, reply }).await
+        self.send(|key, reply| Command::SetWeight { key, weight, reply }).await
     }
 
     /// Publishes another node under the same keys from now on: other metadata, another weight, and another version under

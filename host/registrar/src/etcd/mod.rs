@@ -5,6 +5,7 @@ mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
+mod lease_id;
 mod patience;
 mod range;
 mod transport;
@@ -27,7 +28,6 @@ use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
-pub use self::error::Refusal;
 #[cfg(feature = "simulation")]
 use self::transport::Way;
 use self::{
@@ -41,6 +41,7 @@ pub(crate) use self::{
     range::RangeSnapshot,
     txn::{Op, Outcome},
 };
+pub use self::{error::Refusal, lease_id::LeaseId};
 use crate::{
     error::Error,
     etcd::{
@@ -72,7 +73,7 @@ const MAX_FORBIDDEN: usize = 16;
 pub(crate) struct Found {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
-    pub(crate) lease: i64,
+    pub(crate) lease: Option<LeaseId>,
     /// The revision that created it: another one after it was deleted and put again.
     pub(crate) created: i64,
     /// The revision that wrote it last.
@@ -89,7 +90,7 @@ pub(crate) enum Change {
 /// A granted lease.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Granted {
-    pub(crate) lease: i64,
+    pub(crate) lease: LeaseId,
     /// What etcd granted, not what was asked for.
     pub(crate) ttl: Duration,
 }
@@ -177,30 +178,34 @@ impl Etcd {
     pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
         // Within i64: a Ttl is bounded by etcd's maximum.
         let seconds = ttl.seconds() as i64;
-        let answer = self
-            .call(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
+        let (route, answer) = self
+            .ask(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
             .await?;
         let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
-        Ok(Granted { lease: answer.id(), ttl: Duration::from_secs(granted) })
+        let lease = LeaseId::new(answer.id()).ok_or_else(|| self.unanswered(&route, "it granted no lease"))?;
+        Ok(Granted { lease, ttl: Duration::from_secs(granted) })
     }
 
     /// Ends a lease and deletes its keys. A lease that is gone already is a success.
-    pub(crate) async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Failure> {
-        match self.call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
+    pub(crate) async fn revoke(&self, lease: LeaseId, deadline: Duration) -> Result<(), Failure> {
+        match self
+            .call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease.get()).await })
+            .await
+        {
             Ok(_) | Err(Failure::LeaseGone) => Ok(()),
             Err(failure) => Err(failure),
         }
     }
 
     /// Every lease there is.
-    pub(crate) async fn leases(&self) -> Result<Vec<i64>, Failure> {
+    pub(crate) async fn leases(&self) -> Result<Vec<LeaseId>, Failure> {
         let answer =
             self.call(Verb::Look, self.request_timeout, |mut client| async move { client.leases().await }).await?;
-        Ok(answer.leases().iter().map(LeaseStatus::id).collect())
+        Ok(answer.leases().iter().map(LeaseStatus::id).filter_map(LeaseId::new).collect())
     }
 
     /// What etcd knows of a lease, with its keys where `keys` says so.
-    pub(crate) async fn look_at(&self, lease: i64, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
+    pub(crate) async fn look_at(&self, lease: LeaseId, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
         let mut options = LeaseTimeToLiveOptions::new();
         if keys {
             options = options.with_keys();
@@ -208,7 +213,7 @@ impl Etcd {
         let answer = self
             .call(Verb::Look, deadline, |mut client| {
                 let options = options.clone();
-                async move { client.lease_time_to_live(lease, Some(options)).await }
+                async move { client.lease_time_to_live(lease.get(), Some(options)).await }
             })
             .await?;
         match u64::try_from(answer.ttl()) {
@@ -222,9 +227,9 @@ impl Etcd {
     }
 
     /// Opens a stream of renewals; its opening is the first renewal.
-    pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
+    pub(crate) async fn open_renewals(&self, lease: LeaseId, deadline: Duration) -> Result<Renewals, Failure> {
         let (route, open) = self
-            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease).await })
+            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease.get()).await })
             .await?;
         Ok(Renewals { open: Some(open), etcd: self.clone(), route })
     }
@@ -233,7 +238,7 @@ impl Etcd {
     /// user may not read and write each of the keys, on every release of etcd.
     ///
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
-    pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
+    pub(crate) async fn commit(&self, ops: &[Op], lease: LeaseId, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
         let (route, answer) = self
             .ask(Verb::Write, deadline, |mut client| {
                 // Without a condition, so the other branch never runs.
@@ -249,10 +254,7 @@ impl Etcd {
         match outcomes {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
-            _ => Err(Failure::Unanswered {
-                endpoint: self.url(route.index),
-                reason: "its answer does not fit the request".to_owned(),
-            }),
+            _ => Err(self.unanswered(&route, "its answer does not fit the request")),
         }
     }
 
@@ -372,6 +374,10 @@ impl Etcd {
 
     fn url(&self, index: usize) -> Arc<str> {
         self.endpoints.url(index)
+    }
+
+    fn unanswered(&self, route: &Route, reason: &str) -> Failure {
+        Failure::Unanswered { endpoint: self.url(route.index), reason: reason.to_owned() }
     }
 
     async fn call<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
@@ -542,7 +548,8 @@ impl Changes {
 
 impl From<KeyValue> for Found {
     fn from(found: KeyValue) -> Self {
-        let (lease, created, modified) = (found.lease(), found.create_revision(), found.mod_revision());
+        let (created, modified) = (found.create_revision(), found.mod_revision());
+        let lease = LeaseId::new(found.lease());
         let (key, value) = found.into_key_value();
         Self { key, value, lease, created, modified }
     }
