@@ -18,9 +18,9 @@ use crate::{
         list::{self, LeaseTtl, Ranges, RawEntry},
         view::View,
     },
-    error::{Error, Unavailable},
+    error::Error,
     etcd::{
-        Etcd, Failure, LeaseId, LeaseView,
+        Etcd, Failure, LeaseId, LeaseView, Unavailable,
         health::Health,
         latency::{Latency, Verb},
     },
@@ -88,7 +88,7 @@ impl Registrar {
                     runtime.block_on(async move {
                         let etcd = match Etcd::prepare(&options, latencies).await {
                             Ok(etcd) => etcd,
-                            Err(error) => return drop(started.send(Err(error))),
+                            Err(invalid) => return drop(started.send(Err(Error::from(invalid)))),
                         };
                         drop(started.send(Ok(())));
                         task.detect_suspension();

@@ -27,7 +27,6 @@ use super::{
     transport::{Secure, Way},
 };
 use crate::{
-    error::Error,
     node::Invalid,
     options::{Credentials, Options},
     source::Reads,
@@ -242,15 +241,15 @@ impl Endpoint {
 
 impl Endpoints {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
-    pub(super) async fn prepare(options: &Options) -> Result<Self, Error> {
-        let ways: Result<Vec<_>, Error> = options.endpoints.iter().map(|text| Way::new(text, options)).collect();
+    pub(super) async fn prepare(options: &Options) -> Result<Self, Invalid> {
+        let ways: Result<Vec<_>, Invalid> = options.endpoints.iter().map(|text| Way::new(text, options)).collect();
         Self::over(options, ways?).await
     }
 
     /// The same over given ways, each named as an endpoint would be.
-    pub(super) async fn over(options: &Options, ways: Vec<Way>) -> Result<Self, Error> {
+    pub(super) async fn over(options: &Options, ways: Vec<Way>) -> Result<Self, Invalid> {
         if ways.is_empty() {
-            return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd").into());
+            return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd"));
         }
         // An etcd member without a leader says so instead of answering from the past or not at all.
         let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
@@ -259,7 +258,7 @@ impl Endpoints {
             let connections = Connections::new(url.clone(), dial);
             let client = Client::from_channel(connections.channel(), Some(connect.clone()))
                 .await
-                .map_err(|error| Error::unavailable(classify(&url, &error)))?;
+                .map_err(|error| Invalid::new("endpoints", classify(&url, &error).to_string()))?;
             all.push(Endpoint { url, client, connections, secure, signed_in: Mutex::default() });
         }
         let users = options.credentials.clone().map(|credentials| {

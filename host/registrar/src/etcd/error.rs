@@ -85,6 +85,34 @@ impl Failure {
     }
 }
 
+impl From<Failure> for Unavailable {
+    fn from(failure: Failure) -> Self {
+        Self(Arc::new(failure))
+    }
+}
+
+/// What etcd, or the way to it, said. Its text names the endpoint and never holds a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(Arc<Failure>);
+
+impl Unavailable {
+    /// Kind of the refusal; `None` when there was no answer, or one that time alone may change.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.0.refusal()
+    }
+
+    /// Whether etcd refused the user, the password, the certificate or the key; waiting does not help.
+    pub fn is_denied(&self) -> bool {
+        matches!(*self.0, Failure::Denied(_) | Failure::Forbidden { .. })
+    }
+
+    /// Whether the endpoint answers, but not as etcd does.
+    pub fn is_not_etcd(&self) -> bool {
+        matches!(*self.0, Failure::NotEtcd(_))
+    }
+}
+
 /// Kinds of refusals: etcd, or what stands at its address, answers, and the answer is no. None is cured by waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]

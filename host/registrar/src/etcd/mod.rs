@@ -41,13 +41,16 @@ pub(crate) use self::{
     range::RangeSnapshot,
     txn::{Op, Outcome},
 };
-pub use self::{error::Refusal, lease_id::LeaseId};
+pub use self::{
+    error::{Refusal, Unavailable},
+    lease_id::LeaseId,
+};
 use crate::{
-    error::Error,
     etcd::{
         health::{Alarm, Health, Member},
         latency::{Latencies, Verb},
     },
+    node::Invalid,
     options::{Options, Ttl},
 };
 
@@ -113,7 +116,7 @@ pub(crate) struct Etcd {
 
 impl Etcd {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
-    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Error> {
+    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Invalid> {
         let endpoints = Endpoints::prepare(options).await?;
         Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
     }
@@ -124,7 +127,7 @@ impl Etcd {
         options: &Options,
         dials: Vec<(Arc<str>, Dial)>,
         latencies: Arc<Latencies>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Invalid> {
         let ways = dials.into_iter().map(|(url, dial)| Way { url, dial, secure: None });
         let endpoints = Endpoints::over(options, ways.collect()).await?;
         Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })

@@ -29,7 +29,6 @@ use tracing::{info, warn};
 
 use super::connection::Dial;
 use crate::{
-    error::Error,
     node::Invalid,
     options::{Options, Tls},
     source::{Reads, Source},
@@ -52,8 +51,8 @@ pub(super) struct Way {
 
 impl Way {
     /// Parses the URL and reads the TLS files once, to refuse what cannot be used.
-    pub(super) fn new(text: &str, options: &Options) -> Result<Self, Error> {
-        let invalid = |rule: &str| Error::from(Invalid::new("endpoints", rule.to_owned()));
+    pub(super) fn new(text: &str, options: &Options) -> Result<Self, Invalid> {
+        let invalid = |rule: &str| Invalid::new("endpoints", rule.to_owned());
         if text.contains('@') {
             return Err(invalid("must not carry a user or a password; they have options of their own"));
         }
@@ -116,8 +115,8 @@ struct Told {
 }
 
 impl Secure {
-    fn new(url: Arc<str>, host: &str, tls: &Tls, within: Duration) -> Result<Self, Error> {
-        let invalid = |said: String| Error::from(Invalid::new("tls", said));
+    fn new(url: Arc<str>, host: &str, tls: &Tls, within: Duration) -> Result<Self, Invalid> {
+        let invalid = |said: String| Invalid::new("tls", said);
         let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|_| invalid("names no host".to_owned()))?;
         let (tls, reads) = (tls.clone(), Reads::default());

@@ -18,8 +18,8 @@ use crate::{
         nodes::Nodes,
         watcher::KeyChange,
     },
-    error::{Error, Unavailable},
-    etcd::{Etcd, Failure, Found},
+    error::Error,
+    etcd::{Etcd, Failure, Found, Unavailable},
     layout::{Layout, template::memo::ParseMemo},
     node::{ServerNode, ServiceName, Version},
 };
