@@ -1,4 +1,4 @@
-//! What can go wrong for a caller, each variant a thing that the caller can act on.
+//! Errors of this crate: each variant is something that a caller can act on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::{
     node::Invalid,
 };
 
-/// Why a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
+/// Error of a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -24,7 +24,7 @@ pub enum Error {
         limit: usize,
     },
 
-    /// The key belongs to a live lease of somebody else, and the ownership policy leaves it there.
+    /// The key belongs to a live lease of another host, and the ownership policy leaves it there.
     #[error("{key} is held by lease {lease:x} of somebody else")]
     Conflict {
         /// The key.

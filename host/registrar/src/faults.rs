@@ -41,7 +41,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Kind of the refusal; `None` when etcd does not answer, or somebody else holds the key.
+    /// Kind of the refusal; `None` if etcd does not answer, or if another host holds the key.
     pub fn refusal(&self) -> Option<Refusal> {
         match &self.why {
             Error::Unavailable(why) => why.refusal(),
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(faults.all().len(), 100);
         (0..100).for_each(|lease| faults.apply(FaultChange::Resolved(calls(lease)), begun));
         assert!(faults.all().is_empty());
-        // One that comes and goes is not logged each time.
+        // A fault that comes and goes is not logged each time.
         refused(0, 600);
         assert_eq!(next(&faults).as_secs(), 930);
     }

@@ -59,7 +59,7 @@ const MIN_VIEWS: usize = 256;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
-/// What the handles of a registrar hold of its task.
+/// Channels between the handles of a registrar and its task.
 #[derive(Debug, Clone)]
 pub(crate) struct Channels {
     pub(crate) requests: mpsc::Sender<Request>,
@@ -72,7 +72,7 @@ pub(crate) struct Channels {
     pub(crate) suspended_for: watch::Sender<Duration>,
 }
 
-/// What a handle asks.
+/// Request of a handle.
 pub(crate) enum Request {
     Register {
         request: Box<RegisterRequest>,
@@ -81,7 +81,7 @@ pub(crate) enum Request {
     GrantAhead {
         until: Instant,
     },
-    /// What only looks at etcd, and answers by itself.
+    /// A call to etcd that sends its own reply.
     Look(Look),
     WatchKeys {
         what: Which,
@@ -95,10 +95,10 @@ pub(crate) enum Request {
     End,
 }
 
-/// What is to be done with etcd, apart from the task's own work.
+/// Call to etcd beside the task's own work.
 pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 
-/// Which keys of the layouts are read: all, or those of one service, or of one version of it.
+/// Scope of a read of the layouts' keys: all, or those of one service and version.
 pub(crate) type Which = Option<(ServiceName, Version)>;
 
 /// A registration that is placed on a lease, and its confirmation by etcd.
@@ -117,7 +117,7 @@ pub(crate) struct RegistrarTask {
     keys: HashMap<Arc<str>, PlacedKey>,
     /// Requests for keys that are being deleted.
     waiting: HashMap<Arc<str>, Vec<(Box<RegisterRequest>, PlacementReply)>>,
-    /// Views that somebody holds, or did until lately.
+    /// Views that have a handle, or had one until recently.
     views: HashMap<(ServiceName, Version), Arc<ViewState>>,
     /// Number of views at which those without a handle are pruned.
     views_until_pruning: usize,
@@ -125,7 +125,7 @@ pub(crate) struct RegistrarTask {
     ending: CancellationToken,
     tracker: TaskTracker,
     faults: Arc<Faults>,
-    /// How much time went by, all in all, that timers did not see.
+    /// Total time that the machine was suspended, which timers did not see.
     suspended_for: watch::Sender<Duration>,
     #[cfg(feature = "simulation")]
     suspension: Suspension,
@@ -167,7 +167,7 @@ impl PlacedKey {
 }
 
 impl RegistrarTask {
-    /// One that lives once it is told to, and what its handles hold of it.
+    /// Creates a task to [`run`](Self::run), and the channels for its handles.
     pub(crate) fn new(options: Arc<Options>) -> (Self, Channels) {
         let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
         let (events, _) = broadcast::channel(MAX_EVENTS);

@@ -1,4 +1,4 @@
-//! The public face: the handle to the thread that owns every lease.
+//! The registrar: the handle to the thread that owns every lease.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,7 +34,7 @@ use crate::{
     status::Event,
 };
 
-/// How long a lease that was granted ahead waits for its first key, at most.
+/// Longest time for which a lease that was granted ahead waits for its first key.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
 
 /// Keeps registrations in etcd, on a thread of its own, until it is shut down.
@@ -48,18 +48,18 @@ pub struct Registrar {
     options: Arc<Options>,
 }
 
-/// A lease, as etcd has it.
+/// State of a lease in etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseStatus {
-    /// How long it lasts from a renewal on.
+    /// Time to live from a renewal on.
     pub ttl: Duration,
-    /// How long it lasts if it is not renewed, in whole seconds.
+    /// Time to live without a further renewal, in whole seconds.
     pub ttl_remaining: Duration,
-    /// How many keys stand under it.
+    /// Number of keys under it.
     pub keys: usize,
 }
 
-/// What etcd says of itself.
+/// Endpoint and version of an etcd.
 #[derive(Debug, Clone)]
 pub struct EtcdStatus {
     /// The endpoint that answered.
@@ -71,8 +71,8 @@ pub struct EtcdStatus {
 impl Registrar {
     /// Starts the registrar's thread.
     ///
-    /// Does not wait for etcd: one that is down is tried again for ever. Fails for options that break a rule, and when
-    /// the system gives no thread.
+    /// Does not wait for etcd, which is tried again without end. Fails for options that break a rule, and if the system has no
+    /// thread.
     pub fn start(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let no_thread = |_| Error::Quota { what: "the number of threads of this process", limit: 0 };
@@ -147,10 +147,10 @@ impl Registrar {
     /// Has a lease granted for a node that is about to be registered on the TTL of the [`Options`], which then waits for one
     /// answer of etcd instead of two.
     ///
-    /// Does not wait. A lease that nobody registers on `within` that time, an hour at most, is revoked.
+    /// Does not wait. A lease without a registration `within` that time, an hour at most, is revoked.
     pub fn grant_ahead(&self, within: Duration) {
         let until = Instant::now() + within.min(MAX_AHEAD);
-        // Where requests wait in line, or nobody takes them any more, there is nothing to be ahead of.
+        // If requests wait in line, or are not taken any more, there is nothing to be ahead of.
         let _ = self.channels.requests.try_send(Request::GrantAhead { until });
     }
 
@@ -275,13 +275,13 @@ impl Registrar {
         self.ask(|reply| Request::WatchKeys { what, reply }).await
     }
 
-    /// Every lease in etcd, whoever's it is.
+    /// Lists every lease in etcd, also of other clients.
     pub async fn leases(&self) -> Result<Vec<i64>, Error> {
         let all = self.look(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
         Ok(all.into_iter().map(LeaseId::get).collect())
     }
 
-    /// A lease, whoever's it is; `None` when it does not exist, or not any more.
+    /// Reads the state of any lease; `None` if it does not exist, or not any more.
     pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
         let Some(lease) = LeaseId::new(lease) else { return Ok(None) };
         let patience = self.options.request_timeout;
@@ -302,17 +302,17 @@ impl Registrar {
         self.look(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 
-    /// How etcd is: each of the endpoints by itself, and its alarms.
+    /// Reads the status of each endpoint, and the alarms of the cluster.
     pub async fn health(&self) -> Result<Health, Error> {
         self.look(|etcd| async move { etcd.health().await }).await
     }
 
-    /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
+    /// Events from now on. A listener that falls 4096 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.channels.events.subscribe()
     }
 
-    /// What etcd refuses or does not answer at the moment, and which keys are waited for. Never waits.
+    /// Unresolved faults: what etcd refuses or does not answer at the moment, and keys that other hosts hold. Never waits.
     pub fn faults(&self) -> Vec<Fault> {
         self.channels.faults.all()
     }
@@ -323,14 +323,14 @@ impl Registrar {
         self.look(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
     }
 
-    /// How long etcd has taken to do what this registrar asked of it, by what that was. Never waits.
+    /// Latency of this registrar's requests to etcd, by their kind. Never waits.
     ///
-    /// A request that was broken off is not in it, nor is what [`health`](Self::health) asks each endpoint.
+    /// Requests that were broken off do not count, nor do those of [`health`](Self::health) to each endpoint.
     pub fn latencies(&self) -> [Latency; Verb::ALL.len()] {
         self.channels.latencies.read()
     }
 
-    /// Whether it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
+    /// Returns true once it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
     pub fn has_ended(&self) -> bool {
         self.channels.requests.is_closed()
     }
@@ -339,7 +339,7 @@ impl Registrar {
     ///
     /// After an error of [`Error::Timeout`] it goes on in the background; the keys end with their TTL in any case.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
-        let _ = self.channels.requests.try_send(Request::End); // A full inbox is told below; a closed one has ended already.
+        let _ = self.channels.requests.try_send(Request::End); // A full inbox gets it below; a closed one has ended already.
         let mut ended = self.channels.ended.clone();
         let all = async {
             let _ = self.channels.requests.send(Request::End).await; // Closed: it is ending already.
@@ -348,7 +348,7 @@ impl Registrar {
         timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
     }
 
-    /// What etcd said last that is not over.
+    /// Message of an unresolved fault.
     fn why(&self) -> Option<Unavailable> {
         self.faults().into_iter().find_map(|fault| match fault.why {
             Error::Unavailable(why) => Some(why),
@@ -356,7 +356,7 @@ impl Registrar {
         })
     }
 
-    /// Asks etcd for something, on the registrar's thread.
+    /// Makes a call to etcd on the registrar's thread.
     async fn look<T, F>(&self, look: impl FnOnce(Etcd) -> F + Send + 'static) -> Result<T, Error>
     where
         T: Send + 'static,

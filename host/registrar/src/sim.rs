@@ -7,7 +7,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// Holds the tasks of one registrar while it is asked to.
+/// Suspension of the tasks of one registrar.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Suspension(Arc<Mutex<Held>>);
 

@@ -1,10 +1,10 @@
-//! The connections to one endpoint, as one channel: the one in use, and a fresh one that is dialled beside it when it falls
-//! silent. Whichever answers first is used.
+//! The connections to one endpoint, as one channel: the connection in use, and a fresh connection that is dialled when the
+//! former falls silent. The first to answer is used.
 //!
 //! A TCP flow can die without a word, when a NAT, a firewall or a balancer on its way forgets it: what is sent then vanishes,
 //! and only a new connection helps. A request that is not answered for a while says little by itself, since etcd may be slow. So
-//! the same small question is asked on the connection in use and on a fresh one. A connection of which anything at all is heard
-//! is kept, however slow; one that stays silent while the fresh one answers is given up, and everything open on it ends at once.
+//! the same small request is sent on the connection in use and on a fresh one. The connection in use is kept if anything at all
+//! arrives on it, however slowly. If it stays silent while the fresh one answers, it is given up, and everything open on it ends.
 
 use std::{
     pin::{Pin, pin},
@@ -85,7 +85,7 @@ impl Connections {
         Self(Arc::new(Shared { url, dial, state: Mutex::new(state), checks: TaskTracker::new() }))
     }
 
-    /// All of them as a channel whose requests take the connection that is current when they are made.
+    /// Returns all of them as a channel whose requests take the connection that is current when they are made.
     pub(super) fn channel(&self) -> Channel {
         Channel::Custom(BoxCloneSyncService::new(self.clone()))
     }
@@ -155,7 +155,7 @@ impl Connections {
         });
     }
 
-    /// Asks the same on the connection in use and, a head start later, on a fresh one.
+    /// Sends one request on the connection in use and, a head start later, on a fresh one.
     async fn compare(&self, used: Connection, head_start: Duration) {
         let begun = Instant::now();
         let mut is_alive = Box::pin(used.answers());
@@ -260,11 +260,11 @@ impl Connection {
         Arc::ptr_eq(&self.life, life)
     }
 
-    /// Returns once it answers, be it with a refusal. The question costs etcd nothing: what a member knows of itself.
+    /// Returns once it answers, be it with a refusal. The request costs etcd nothing: a member's own status.
     async fn answers(&self) {
         let begun = Instant::now();
         let channel = Channel::Custom(BoxCloneSyncService::new(self.clone()));
-        // Without a user nothing is asked here yet.
+        // Without a user this sends nothing yet.
         let Ok(mut client) = Client::from_channel(channel, None).await else { return };
         loop {
             let answer: Result<_, ClientError> = client.status().await;

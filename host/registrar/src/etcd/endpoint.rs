@@ -1,4 +1,4 @@
-//! The endpoints of a cluster: their sign-ins, and which of them is asked.
+//! The endpoints of a cluster: their sign-ins, and the choice of the one to send requests to.
 
 use std::{
     future::Future,
@@ -32,15 +32,15 @@ use crate::{
     source::Reads,
 };
 
-/// How long a sign-in is trusted through calls without an answer. Hashing a password is dear for etcd, and an etcd that
-/// is slow to answer must not be asked for it all the time.
+/// Time for which a sign-in is trusted through calls without a response. Hashing a password is expensive for etcd, and a slow
+/// etcd must not have to do it all the time.
 const TRUST: Duration = Duration::from_secs(5);
-/// Part of the time for a sign-in after which it is asked for once more.
+/// Part of the time for a sign-in after which the request is sent once more.
 const ASK_AGAIN: u32 = 4;
-/// Pause after which a password that was refused is shown again. Another password is shown at once.
+/// Pause after which a refused password is sent again. Another password is sent at once.
 const SHOW_AGAIN: Duration = Duration::from_millis(500);
 
-/// The endpoints of one cluster, one of them asked at a time. Cloning clones the handle.
+/// The endpoints of one cluster, of which one serves at a time. Cloning clones the handle.
 #[derive(Clone)]
 pub(super) struct Endpoints {
     all: Arc<[Endpoint]>,
@@ -49,7 +49,7 @@ pub(super) struct Endpoints {
     users: Option<Arc<Users>>,
 }
 
-/// Whether any endpoint can be reached, and who waits for that.
+/// Reachability of the cluster, and those who wait for it.
 #[derive(Default)]
 struct Reach {
     lost: AtomicBool,
@@ -88,7 +88,7 @@ struct Refused {
 #[derive(Clone)]
 struct SignIn {
     begun: Instant,
-    /// Whether etcd wanted to know who it is.
+    /// True if etcd requires a sign-in.
     done: Shared<BoxFuture<'static, Result<bool, Failure>>>,
 }
 
@@ -172,7 +172,7 @@ impl Endpoint {
         let signing = {
             let mut place = self.place();
             match &*place {
-                // One that failed is tried again.
+                // A failed sign-in is repeated.
                 Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
                 _ => place.insert(self.begin(users.clone())).clone(),
             }
@@ -184,7 +184,7 @@ impl Endpoint {
         let (client, url) = (self.client.clone(), self.url.clone());
         let done = async move {
             let patience = users.patience;
-            // An answer that got lost is asked for once more, and an etcd that is slow at most twice.
+            // In case the response is lost, the request is sent once more; to a slow etcd at most twice.
             let again = async {
                 sleep(patience / ASK_AGAIN).await;
                 Box::pin(users.sign_in(client.clone(), &url)).await
@@ -204,13 +204,13 @@ impl Endpoint {
         SignIn { begun: Instant::now(), done: done.boxed().shared() }
     }
 
-    /// An etcd that lost its data does not refuse a token from before: it waits until it has written as much as the
-    /// etcd that issued the token. And one that did not want to know who we are may do so by now. So whoever gets no answer,
-    /// or no access, signs in again.
+    /// Signs in again after a call without a response or without access. An etcd that lost its data does not refuse a token from
+    /// before: it waits until it has written as much as the etcd that issued the token. And authentication may have been enabled
+    /// since.
     fn doubt(&self, why: &Failure) {
         let mut place = self.place();
         let is_over = |signing: &SignIn| match signing.done.peek() {
-            // A refusal is no silence: what etcd refuses it does not know any more.
+            // A refusal is no silence: etcd does not know the token any more.
             Some(Ok(true)) => matches!(why, Failure::Denied(_)) || signing.begun.elapsed() >= TRUST,
             Some(Ok(false) | Err(_)) => true,
             None => false,
@@ -287,8 +287,8 @@ impl Endpoints {
         self.all[index].url.clone()
     }
 
-    /// The next endpoint is the one that is asked from now on, unless somebody has moved on from this one already: of
-    /// many calls that fail together each would otherwise pass over another one.
+    /// Switches from this endpoint to the next one, unless another call has done so already: of many calls that fail together
+    /// each would otherwise pass over another endpoint.
     pub(super) fn pass_over(&self, index: usize) {
         let next = (index + 1) % self.all.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -299,9 +299,9 @@ impl Endpoints {
         self.all[route.index].connections.attend(&route.life, deadline, answer).await
     }
 
-    /// Makes one call within `deadline`, and says over which connection it was answered. An endpoint that cannot be reached
-    /// passes the call on to the next, each is tried once; one that failed in any other way loses its turn for the calls to
-    /// come. A call whose connection is given up is made again on the one that replaced it, where that does no harm.
+    /// Makes one call within `deadline`, and returns the connection on which the response came. An unreachable endpoint passes
+    /// the call on to the next, each is tried once; an endpoint that fails in another way is passed over by later calls. A call
+    /// whose connection is given up is repeated on its replacement, where that does no harm.
     pub(super) async fn ask<T, F>(
         &self,
         repeat: Repeat,
@@ -393,7 +393,7 @@ impl Endpoints {
         }
     }
 
-    /// Asks one endpoint within `deadline`, whether or not it is the one that others are asked of.
+    /// Makes one call to this endpoint within `deadline`, whichever endpoint serves the others.
     pub(super) async fn ask_one<T, F>(
         &self,
         endpoint: &Endpoint,

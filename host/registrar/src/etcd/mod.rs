@@ -1,4 +1,4 @@
-//! The verbs that etcd is spoken to with, each with a deadline.
+//! Requests to etcd, each with a deadline.
 
 mod connection;
 mod endpoint;
@@ -83,7 +83,7 @@ pub(crate) struct Found {
     pub(crate) modified: i64,
 }
 
-/// What happened to one key.
+/// Change of one key.
 #[derive(Debug)]
 pub(crate) enum Change {
     Put(Found),
@@ -94,11 +94,11 @@ pub(crate) enum Change {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Granted {
     pub(crate) lease: LeaseId,
-    /// What etcd granted, not what was asked for.
+    /// TTL as etcd granted it, which may differ from the requested one.
     pub(crate) ttl: Duration,
 }
 
-/// What etcd says about a lease.
+/// State of a lease in etcd.
 #[derive(Debug)]
 pub(crate) struct LeaseView {
     pub(crate) ttl: Duration,
@@ -138,7 +138,7 @@ impl Etcd {
         self.endpoints.is_back().await;
     }
 
-    /// Who answers, and its version.
+    /// Endpoint that answers, and its version.
     pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
         let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
             Ok(client.status().await?.version().to_owned())
@@ -146,7 +146,7 @@ impl Etcd {
         asked.await.map(|(route, version)| (self.url(route.index), version))
     }
 
-    /// How it is: each endpoint asked by itself.
+    /// Reads the status of each endpoint, and the alarms of the cluster.
     pub(crate) async fn health(&self) -> Health {
         let endpoints = self.endpoints.iter().map(|endpoint| async {
             let standing = self.standing(endpoint).await.map_err(Into::into);
@@ -207,7 +207,7 @@ impl Etcd {
         Ok(answer.leases().iter().map(LeaseStatus::id).filter_map(LeaseId::new).collect())
     }
 
-    /// What etcd knows of a lease, with its keys where `keys` says so.
+    /// Reads the state of a lease, with its keys if `keys` is set.
     pub(crate) async fn look_at(&self, lease: LeaseId, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
         let mut options = LeaseTimeToLiveOptions::new();
         if keys {
@@ -395,8 +395,8 @@ impl Etcd {
         F: Future<Output = Result<T, ClientError>>,
     {
         let repeat = match verb {
-            // A lease too many; a value that was overwritten since; changes from a revision that another etcd told, if this
-            // one has lost its data meanwhile.
+            // A lease too many; a value that was overwritten since; changes from a revision of another etcd, if this one has
+            // lost its data meanwhile.
             Verb::Grant | Verb::Write | Verb::Watch => Repeat::Never,
             Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Status => Repeat::Harmless,
         };
@@ -423,8 +423,8 @@ pub(crate) struct Renewals {
 }
 
 impl Renewals {
-    /// Ready once the stream has broken although nothing is asked on it. Where its connection was given up for another one
-    /// that answers, nothing is wrong: the next renewal takes that one.
+    /// Ready once the stream has broken between two renewals. Nothing is wrong if its connection was given up for another that
+    /// answers: the next renewal takes that connection.
     pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         let Some((_, answers)) = &mut self.open else { return Poll::Pending };
         let answer = std::task::ready!(Pin::new(answers).poll_next(cx));
@@ -491,12 +491,12 @@ pub(crate) struct Changes {
     url: Arc<str>,
     /// The first revision that it tells of.
     revision: i64,
-    /// Whether etcd was asked for a sign of life.
+    /// Set while a progress request has no response.
     asked: bool,
 }
 
 impl Changes {
-    /// What happened next. Nothing is etcd's word that nothing has: it is asked for one after `silence`.
+    /// Waits for the next changes. None at all is a sign of life, which is requested after `silence`.
     ///
     /// After a failure the stream must not be used again. May be dropped and called again.
     pub(crate) async fn next(&mut self, silence: Duration, deadline: Duration) -> Result<Vec<Change>, Failure> {

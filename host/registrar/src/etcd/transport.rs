@@ -197,7 +197,7 @@ impl Secure {
     }
 }
 
-/// What the sources hold, and whether this host's certificate has expired.
+/// Reads the sources. Returns the date with the configuration if this host's certificate has expired.
 fn client_config(tls: &Tls) -> Result<(ClientConfig, Option<String>), String> {
     let provider = Arc::new(ring::default_provider());
     let mut authorities = RootCertStore::empty();
@@ -243,7 +243,7 @@ fn certificates(source: &Source) -> Result<Vec<CertificateDer<'static>>, String>
     }
 }
 
-/// When a certificate expired, if it has. Its dates are checked first, whoever signed it.
+/// Date on which a certificate expired, if it has. Its dates are checked before its signature.
 fn expired_on(
     certificate: &CertificateDer<'_>,
     algorithms: &[&'static dyn rustls::pki_types::SignatureVerificationAlgorithm],

@@ -1,4 +1,4 @@
-//! Picks a node of a view for each call: by weight, or by latency, and not one that failed recently.
+//! Picks a node of a view for each call: by weight, or by latency, and none that failed recently.
 
 mod candidates;
 mod pick;

@@ -53,7 +53,7 @@ pub(super) enum KeyState {
     Conflict { holder: LeaseId },
 }
 
-/// How the next write is sent.
+/// Grouping of the next write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// In one transaction with other keys.
