@@ -1,13 +1,9 @@
 //! Unresolved faults: what etcd refuses or does not answer, and keys that others hold. Each kind of refusal is logged once,
 //! with reminders at growing intervals, however many leases and keys meet it.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -159,7 +155,7 @@ impl Faults {
         kind: Option<Kind>,
         now: Instant,
     ) {
-        let mut inner = self.inner();
+        let mut inner = self.0.lock();
         let before = inner.ongoing.remove(&source);
         let since = before.as_ref().map_or(now, |before| before.since);
         if let Some(before) = before.and_then(|before| before.kind) {
@@ -178,7 +174,7 @@ impl Faults {
     }
 
     fn remove(&self, source: &Source, succeeded: bool) {
-        let mut inner = self.inner();
+        let mut inner = self.0.lock();
         if let Some(kind) = inner.ongoing.remove(source).and_then(|over| over.kind) {
             inner.count_down(&kind, succeeded);
         }
@@ -186,16 +182,12 @@ impl Faults {
 
     /// The fault of a source, if there is one.
     pub(crate) fn of(&self, source: &Source) -> Option<Fault> {
-        self.inner().ongoing.get(source).map(|ongoing| ongoing.fault(source))
+        self.0.lock().ongoing.get(source).map(|ongoing| ongoing.fault(source))
     }
 
     /// Every fault, those of leases first.
     pub(crate) fn all(&self) -> Vec<Fault> {
-        self.inner().ongoing.iter().map(|(source, ongoing)| ongoing.fault(source)).collect()
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ongoing.iter().map(|(source, ongoing)| ongoing.fault(source)).collect()
     }
 }
 
@@ -288,7 +280,7 @@ mod tests {
 
     /// When the next reminder is due, from the first line on.
     fn next(faults: &Faults) -> Duration {
-        let inner = faults.inner();
+        let inner = faults.0.lock();
         let logged = &inner.logged[&Kind::Refused(Refusal::Permission)];
         logged.next - logged.since
     }

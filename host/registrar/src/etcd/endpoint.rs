@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
@@ -120,7 +121,7 @@ impl Users {
             Ok(password) => password,
             Err(said) => return Err(self.refuse(None, Failure::Denied(format!("{url}: no password: {said}")))),
         };
-        if let Some(refused) = &*self.refused()
+        if let Some(refused) = &*self.refused.lock()
             && refused.password.as_ref() == Some(&password)
             && refused.at.elapsed() < SHOW_AGAIN
         {
@@ -146,7 +147,7 @@ impl Users {
 
     /// Remembers the refusal. Warns of the first one after an accepted sign-in; before that, the caller reports it.
     fn refuse(&self, password: Option<String>, failure: Failure) -> Failure {
-        let before = self.refused().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
+        let before = self.refused.lock().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
         // Of a kind: the endpoints of a cluster know the same users.
         if before.is_none() && self.was_accepted.load(Ordering::Relaxed) {
             let Credentials { user, password } = &self.credentials;
@@ -157,20 +158,16 @@ impl Users {
 
     fn accept(&self, url: &str) {
         self.was_accepted.store(true, Ordering::Relaxed);
-        if self.refused().take().is_some() {
+        if self.refused.lock().take().is_some() {
             info!(endpoint = url, user = self.credentials.user, "signed in at etcd again");
         }
-    }
-
-    fn refused(&self) -> MutexGuard<'_, Option<Refused>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Endpoint {
     async fn sign_in(&self, users: &Arc<Users>) -> Result<(), Failure> {
         let signing = {
-            let mut place = self.place();
+            let mut place = self.signed_in.lock();
             match &*place {
                 // A failed sign-in is repeated.
                 Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
@@ -208,7 +205,7 @@ impl Endpoint {
     /// before: it waits until it has written as much as the etcd that issued the token. And authentication may have been enabled
     /// since.
     fn doubt(&self, why: &Failure) {
-        let mut place = self.place();
+        let mut place = self.signed_in.lock();
         let is_over = |signing: &SignIn| match signing.done.peek() {
             // A refusal is no silence: etcd does not know the token any more.
             Some(Ok(true)) => matches!(why, Failure::Denied(_)) || signing.begun.elapsed() >= TRUST,
@@ -232,10 +229,6 @@ impl Endpoint {
             }
             failure => failure,
         }
-    }
-
-    fn place(&self) -> MutexGuard<'_, Option<SignIn>> {
-        self.signed_in.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -319,7 +312,7 @@ impl Endpoints {
                 let endpoint = &self.all[index];
                 let answer = loop {
                     let life = endpoint.connections.current();
-                    *asked.lock().unwrap_or_else(PoisonError::into_inner) = (index, life.clone());
+                    *asked.lock() = (index, life.clone());
                     let left = end.saturating_duration_since(Instant::now());
                     // Boxed: each future that waits for it holds it more than once.
                     let attempt = Box::pin(self.attempt(endpoint, &make));
@@ -341,7 +334,7 @@ impl Endpoints {
         };
         let begun = Instant::now();
         let answer = within(deadline, attempts).await;
-        let (index, life) = asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (index, life) = asked.into_inner();
         let answer = answer.unwrap_or_else(|_| {
             Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
         });

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
@@ -11,6 +11,7 @@ use std::{
 use etcd_client::Channel;
 use http::Uri;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use parking_lot::Mutex;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
@@ -129,7 +130,7 @@ impl Secure {
         let tls = self.tls.clone();
         let read = self.reads.run(tls.may_block(), move || client_config(&tls)).await;
         let (config, expired) = read.map_err(io::Error::other)?;
-        *self.expired.lock().unwrap_or_else(PoisonError::into_inner) = expired;
+        *self.expired.lock() = expired;
         Ok(Arc::new(config))
     }
 
@@ -139,7 +140,7 @@ impl Secure {
         let stream = handshake.map_err(|error| io::Error::other(self.said(&error)))?;
         match stream.get_ref().1.alpn_protocol() {
             Some(ALPN) => {
-                self.told().secured_at = Some(Instant::now());
+                self.told.lock().secured_at = Some(Instant::now());
                 Ok(stream)
             }
             _ => Err(io::Error::other("what listens there speaks TLS, but not HTTP/2 in it")),
@@ -170,12 +171,12 @@ impl Secure {
 
     /// Says that this host's certificate had expired when the last connection was made.
     pub(super) fn expired(&self) -> Option<String> {
-        self.expired.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.expired.lock().clone()
     }
 
     /// Warns of why there is no secured connection, once for each reason.
     pub(super) fn tell(&self, said: &str) {
-        let mut told = self.told();
+        let mut told = self.told.lock();
         let is_known = told.reason.as_ref().is_some_and(|(reason, _)| reason == said);
         told.reason = Some((said.to_owned(), Instant::now()));
         if !is_known {
@@ -185,15 +186,11 @@ impl Secure {
 
     /// A request was answered. Over a connection from before that says nothing of new ones.
     pub(super) fn is_well(&self) {
-        let mut told = self.told();
+        let mut told = self.told.lock();
         let secured_at = told.secured_at;
         if told.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
             info!(endpoint = %self.url, "connected to etcd again");
         }
-    }
-
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
