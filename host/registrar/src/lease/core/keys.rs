@@ -36,8 +36,13 @@ impl Keys {
         }
     }
 
+    /// Removes a key, from the queue as well: registered again, it would be in one transaction twice.
     pub(super) fn remove(&mut self, key: &str) -> Option<Key> {
-        self.all.remove(key)
+        let entry = self.all.remove(key)?;
+        if entry.is_queued {
+            self.queue.retain(|queued| **queued != *key);
+        }
+        Some(entry)
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Key> {
@@ -113,7 +118,7 @@ impl Keys {
         self.queue.front().cloned()
     }
 
-    /// Takes the first key out of the queue; `None` if it has been removed since.
+    /// Takes the first key out of the queue.
     pub(super) fn dequeue(&mut self) -> Option<&mut Key> {
         let entry = self.all.get_mut(&self.queue.pop_front()?)?;
         entry.is_queued = false;

@@ -212,6 +212,20 @@ fn a_dropped_handle_stops_its_key() {
 }
 
 #[test]
+fn a_key_that_is_registered_again_is_written_once_in_a_transaction() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    // Gone while it was queued behind the transaction in progress, and registered anew.
+    let _first = scene.register(OTHER);
+    let _stopped = scene.stop(OTHER);
+    assert_eq!(scene.released, [OTHER]);
+    let _second = scene.register(OTHER);
+    scene.write();
+    assert_eq!(scene.ops(), [format!("+{OTHER} none")]);
+}
+
+#[test]
 fn an_audit_finds_keys_that_are_missing_or_were_written_over() {
     for (found, altered, over, healed) in [
         (&[] as &[&str], &[] as &[&str], None, true),
