@@ -119,7 +119,7 @@ struct Logged {
     count: usize,
     since: Instant,
     /// True once the fault was logged, until it is resolved.
-    told: bool,
+    was_logged: bool,
     next: Instant,
     pause: Duration,
 }
@@ -210,10 +210,10 @@ impl Ongoing {
 
 impl Inner {
     fn log(&mut self, kind: Kind, source: &Source, ongoing: &Ongoing, now: Instant) {
-        let fresh = || Logged { count: 0, since: now, told: false, next: now, pause: FIRST_REMINDER };
+        let fresh = || Logged { count: 0, since: now, was_logged: false, next: now, pause: FIRST_REMINDER };
         let waits = matches!(kind, Kind::Held(_));
         let logged = self.logged.entry(kind).or_insert_with(fresh);
-        if !logged.told && now >= logged.next {
+        if !logged.was_logged && now >= logged.next {
             (logged.since, logged.pause) = (now, FIRST_REMINDER);
         }
         logged.count += 1;
@@ -221,7 +221,7 @@ impl Inner {
             return;
         }
         let fault = ongoing.fault(source);
-        match (waits, !std::mem::replace(&mut logged.told, true)) {
+        match (waits, !std::mem::replace(&mut logged.was_logged, true)) {
             (true, true) => warn!("waiting for a key: {fault}"),
             (true, false) => warn!("still waiting for a key: {fault}"),
             (false, true) => warn!(key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}"),
@@ -238,9 +238,9 @@ impl Inner {
         if logged.count > 0 {
             return;
         }
-        let told = std::mem::take(&mut logged.told);
+        let was_logged = std::mem::take(&mut logged.was_logged);
         match kind {
-            Kind::Refused(refusal) if told && succeeded => {
+            Kind::Refused(refusal) if was_logged && succeeded => {
                 info!("no longer refused by etcd ({refusal}), after {:.1?}", logged.since.elapsed());
             }
             Kind::Refused(_) => {}

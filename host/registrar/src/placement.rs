@@ -38,7 +38,7 @@ use crate::{
     node::{ServiceName, Version},
     options::{LoadSource, Options, Ttl},
     registration::Registration,
-    status::{Event, LeaseMetrics, Standing, State, StatusCell},
+    status::{Event, KeyStatus, LeaseMetrics, State, StatusCell},
     weight::load,
 };
 
@@ -82,9 +82,9 @@ pub(crate) enum Request {
         until: Instant,
     },
     /// A call to etcd that sends its own reply.
-    Look(Look),
+    Call(EtcdCall),
     WatchKeys {
-        what: Which,
+        scope: Scope,
         reply: oneshot::Sender<KeyWatch>,
     },
     Watch {
@@ -96,10 +96,10 @@ pub(crate) enum Request {
 }
 
 /// Call to etcd beside the task's own work.
-pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
+pub(crate) type EtcdCall = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 
 /// Scope of a read of the layouts' keys: all, or those of one service and version.
-pub(crate) type Which = Option<(ServiceName, Version)>;
+pub(crate) type Scope = Option<(ServiceName, Version)>;
 
 /// A registration that is placed on a lease, and its confirmation by etcd.
 pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
@@ -232,11 +232,11 @@ impl RegistrarTask {
                         // A lease with more commands than it can take is granted, or cannot be.
                         let _ = self.leases[index].commands.try_send(Command::GrantAhead(until));
                     }
-                    Some(Request::Look(look)) => {
-                        self.tracker.spawn(look(shared.etcd.clone()));
+                    Some(Request::Call(call)) => {
+                        self.tracker.spawn(call(shared.etcd.clone()));
                     }
-                    Some(Request::WatchKeys { what, reply }) => {
-                        let _ = reply.send(self.watch_keys(&shared.etcd, what.as_ref())); // The caller may have given up.
+                    Some(Request::WatchKeys { scope, reply }) => {
+                        let _ = reply.send(self.watch_keys(&shared.etcd, scope.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&shared.etcd, name, version)); // The caller may have given up.
@@ -305,7 +305,7 @@ impl RegistrarTask {
         let node = request.node.clone();
         let index = self.lease_with_room(request.ttl, Some(&node.name), shared);
         let weight = node.weight.unwrap_or(*shared.load.weight.borrow());
-        let cell = Arc::new(StatusCell::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let cell = Arc::new(StatusCell::new(KeyStatus { state: State::Pending, weight, recoveries: 0 }));
         let status = Arc::downgrade(&cell);
         let (confirm, confirmed) = oneshot::channel();
         let lease = &mut self.leases[index];
@@ -414,9 +414,9 @@ impl RegistrarTask {
         Ok(view)
     }
 
-    fn watch_keys(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> KeyWatch {
+    fn watch_keys(&mut self, etcd: &Etcd, scope: Option<&(ServiceName, Version)>) -> KeyWatch {
         let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
-        let ranges = Ranges::new(&self.options.read_layouts(), what);
+        let ranges = Ranges::new(&self.options.read_layouts(), scope);
         let watching = key_watch::watch(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), sender);
         let (watching, ending) = (Box::pin(watching), self.ending.clone());
         self.tracker.spawn(async move {

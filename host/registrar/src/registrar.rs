@@ -125,19 +125,19 @@ impl Registrar {
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
     pub async fn starve(&self, during: Duration) -> Result<(), Error> {
-        self.look(move |_| async move { std::thread::sleep(during) }).await
+        self.call_etcd(move |_| async move { std::thread::sleep(during) }).await
     }
 
     /// Lets the registrar believe that this machine was suspended for so long.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
-    pub fn leap(&self, by: Duration) {
+    pub fn simulate_suspension(&self, by: Duration) {
         self.channels.suspended_for.send_modify(|total| *total += by);
     }
 
     /// Asks etcd for its version: one round trip within the request timeout.
     pub async fn reach(&self) -> Result<EtcdStatus, Error> {
-        self.look(|etcd| async move {
+        self.call_etcd(|etcd| async move {
             let (endpoint, version) = etcd.status().await.map_err(Error::unavailable)?;
             Ok(EtcdStatus { endpoint: endpoint.to_string(), version })
         })
@@ -250,34 +250,36 @@ impl Registrar {
     /// Lists every key of one service, or of all services, under each layout of this registrar, in the order of the keys,
     /// invalid ones included.
     pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<RawEntry>, Error> {
-        let what = name.map(|name| (name.clone(), Version::default()));
-        let mut entries = self.entries(what.as_ref()).await?;
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        let mut entries = self.entries(scope.as_ref()).await?;
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(entries)
     }
 
-    async fn entries(&self, what: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
-        let ranges = Ranges::new(&self.options.read_layouts(), what);
-        self.look(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
+    async fn entries(&self, scope: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
+        let ranges = Ranges::new(&self.options.read_layouts(), scope);
+        self.call_etcd(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
     }
 
     /// Deletes a key as [`list`](Self::list) found it. Returns false, and leaves it alone, when it was written after
     /// `revision` or is gone.
     pub async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Error> {
         let key = key.to_owned();
-        self.look(move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) })
-            .await?
+        self.call_etcd(
+            move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) },
+        )
+        .await?
     }
 
     /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
     pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
-        let what = name.map(|name| (name.clone(), Version::default()));
-        self.ask(|reply| Request::WatchKeys { what, reply }).await
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        self.ask(|reply| Request::WatchKeys { scope, reply }).await
     }
 
     /// Lists every lease in etcd, also of other clients.
     pub async fn leases(&self) -> Result<Vec<i64>, Error> {
-        let all = self.look(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
+        let all = self.call_etcd(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
         Ok(all.into_iter().map(LeaseId::get).collect())
     }
 
@@ -285,7 +287,7 @@ impl Registrar {
     pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
         let Some(lease) = LeaseId::new(lease) else { return Ok(None) };
         let patience = self.options.request_timeout;
-        self.look(move |etcd| async move {
+        self.call_etcd(move |etcd| async move {
             match etcd.look_at(lease, true, patience).await {
                 Ok(LeaseView { ttl, remaining, keys }) => {
                     Ok(Some(LeaseStatus { ttl, ttl_remaining: remaining, keys: keys.len() }))
@@ -299,12 +301,12 @@ impl Registrar {
 
     /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
     pub async fn lease_ttls(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, LeaseTtl>, Error> {
-        self.look(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
+        self.call_etcd(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 
     /// Reads the status of each endpoint, and the alarms of the cluster.
     pub async fn health(&self) -> Result<Health, Error> {
-        self.look(|etcd| async move { etcd.health().await }).await
+        self.call_etcd(|etcd| async move { etcd.health().await }).await
     }
 
     /// Events from now on. A listener that falls 4096 events behind loses the oldest.
@@ -320,7 +322,7 @@ impl Registrar {
     /// Asks etcd whether this user may read and write these keys, and changes nothing. Gives those that it may not, 16 at
     /// most. Fails where the user, or its absence, is refused whatever the key, and when etcd does not answer.
     pub async fn forbidden(&self, keys: Vec<String>) -> Result<Vec<String>, Error> {
-        self.look(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
+        self.call_etcd(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
     }
 
     /// Latency of this registrar's requests to etcd, by their kind. Never waits.
@@ -357,15 +359,15 @@ impl Registrar {
     }
 
     /// Makes a call to etcd on the registrar's thread.
-    async fn look<T, F>(&self, look: impl FnOnce(Etcd) -> F + Send + 'static) -> Result<T, Error>
+    async fn call_etcd<T, F>(&self, call: impl FnOnce(Etcd) -> F + Send + 'static) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         self.ask(|reply| {
-            Request::Look(Box::new(|etcd| {
-                let looking = look(etcd);
-                async { drop(reply.send(looking.await)) }.boxed() // The caller may have given up.
+            Request::Call(Box::new(|etcd| {
+                let response = call(etcd);
+                async { drop(reply.send(response.await)) }.boxed() // The caller may have given up.
             }))
         })
         .await

@@ -13,7 +13,7 @@ use crate::{
     faults::Fault,
     lease::core::messages::Command,
     node::{ServerNode, Weight},
-    status::{LeaseMetrics, Standing, State, Status, StatusCell},
+    status::{KeyStatus, LeaseMetrics, State, Status, StatusCell},
 };
 
 /// Guard that all handles of a registrar share: the registrar runs until the last one is dropped.
@@ -68,7 +68,7 @@ impl Registration {
     }
 
     fn status_of_key(&self) -> Status {
-        let Standing { state, weight, recoveries } = self.status.as_ref().expect("present until the drop").read();
+        let KeyStatus { state, weight, recoveries } = self.status.as_ref().expect("present until the drop").read();
         let is_over = matches!(state, State::Stopped | State::Pending);
         let now = Instant::now();
         let (ttl_remaining, lease_age) = match is_over {

@@ -141,7 +141,7 @@ pub enum What {
 
 /// Part of a registration's status that is its own, not its lease's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct KeyStatus {
     pub(crate) state: State,
     pub(crate) weight: Weight,
     pub(crate) recoveries: u32,
@@ -153,20 +153,20 @@ pub(crate) struct Standing {
 pub(crate) struct StatusCell(AtomicU64);
 
 impl StatusCell {
-    pub(crate) fn new(standing: Standing) -> Self {
+    pub(crate) fn new(standing: KeyStatus) -> Self {
         Self(AtomicU64::new(packed(standing)))
     }
 
     /// Writes; tells whether that changed anything.
-    pub(crate) fn write(&self, standing: Standing) -> bool {
+    pub(crate) fn write(&self, standing: KeyStatus) -> bool {
         let next = packed(standing);
         self.0.swap(next, Ordering::Relaxed) != next
     }
 
-    pub(crate) fn read(&self) -> Standing {
+    pub(crate) fn read(&self) -> KeyStatus {
         let bits = self.0.load(Ordering::Relaxed);
         let [state, weight, ..] = bits.to_le_bytes();
-        Standing {
+        KeyStatus {
             state: STATES[usize::from(state)],
             weight: Weight::try_from(u32::from(weight)).unwrap_or(Weight::MIN),
             recoveries: (bits >> 32) as u32,
@@ -185,7 +185,7 @@ const STATES: [State; 7] = [
     State::Stopped,
 ];
 
-fn packed(Standing { state, weight, recoveries }: Standing) -> u64 {
+fn packed(KeyStatus { state, weight, recoveries }: KeyStatus) -> u64 {
     u64::from(recoveries) << 32 | u64::from(weight.value()) << 8 | state as u64
 }
 
@@ -272,13 +272,13 @@ impl LeaseMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::{STATES, Standing, StatusCell};
+    use super::{KeyStatus, STATES, StatusCell};
 
     #[test]
     fn a_status_cell_shows_what_was_written() {
         for (number, state) in STATES.into_iter().enumerate() {
-            let standing = Standing { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
-            let status = StatusCell::new(Standing { recoveries: 0, ..standing });
+            let standing = KeyStatus { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
+            let status = StatusCell::new(KeyStatus { recoveries: 0, ..standing });
             assert!(status.write(standing));
             assert!(!status.write(standing));
             assert_eq!(status.read(), standing);

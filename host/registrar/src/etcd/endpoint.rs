@@ -224,7 +224,7 @@ impl Endpoint {
         match failure {
             Failure::Denied(said) if said.contains("certificate") => {
                 let said = secure.expired().map_or(said.clone(), |expired| format!("{said}: {expired}"));
-                secure.tell(&said);
+                secure.log_failure(&said);
                 Failure::Denied(said)
             }
             failure => failure,
@@ -377,7 +377,7 @@ impl Endpoints {
         if answer.is_ok()
             && let Some(secure) = secure
         {
-            secure.is_well();
+            secure.log_success();
         }
         if let Err(Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_)) = answer
             && !is_mended

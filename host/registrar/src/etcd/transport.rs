@@ -103,12 +103,12 @@ pub(super) struct Secure {
     reads: Reads,
     /// Says that this host's own certificate has expired, if it had when the last connection was made.
     expired: Mutex<Option<String>>,
-    told: Mutex<Told>,
+    log_state: Mutex<LogState>,
 }
 
 /// Log state of connections that fail.
 #[derive(Default)]
-struct Told {
+struct LogState {
     /// The last reason, and when it was met last.
     reason: Option<(String, Instant)>,
     /// When a handshake succeeded last.
@@ -122,7 +122,7 @@ impl Secure {
         let name = ServerName::try_from(name).map_err(|_| invalid("names no host".to_owned()))?;
         let (tls, reads) = (tls.clone(), Reads::default());
         client_config(&tls).map_err(invalid)?;
-        Ok(Self { url, tls, name, within, reads, expired: Mutex::default(), told: Mutex::default() })
+        Ok(Self { url, tls, name, within, reads, expired: Mutex::default(), log_state: Mutex::default() })
     }
 
     /// The configuration as the sources have it now.
@@ -140,7 +140,7 @@ impl Secure {
         let stream = handshake.map_err(|error| io::Error::other(self.said(&error)))?;
         match stream.get_ref().1.alpn_protocol() {
             Some(ALPN) => {
-                self.told.lock().secured_at = Some(Instant::now());
+                self.log_state.lock().secured_at = Some(Instant::now());
                 Ok(stream)
             }
             _ => Err(io::Error::other("what listens there speaks TLS, but not HTTP/2 in it")),
@@ -175,20 +175,20 @@ impl Secure {
     }
 
     /// Warns of why there is no secured connection, once for each reason.
-    pub(super) fn tell(&self, said: &str) {
-        let mut told = self.told.lock();
-        let is_known = told.reason.as_ref().is_some_and(|(reason, _)| reason == said);
-        told.reason = Some((said.to_owned(), Instant::now()));
+    pub(super) fn log_failure(&self, said: &str) {
+        let mut log_state = self.log_state.lock();
+        let is_known = log_state.reason.as_ref().is_some_and(|(reason, _)| reason == said);
+        log_state.reason = Some((said.to_owned(), Instant::now()));
         if !is_known {
             warn!(endpoint = %self.url, "no connection to etcd: {said}");
         }
     }
 
     /// A request was answered. Over a connection from before that says nothing of new ones.
-    pub(super) fn is_well(&self) {
-        let mut told = self.told.lock();
-        let secured_at = told.secured_at;
-        if told.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
+    pub(super) fn log_success(&self) {
+        let mut log_state = self.log_state.lock();
+        let secured_at = log_state.secured_at;
+        if log_state.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
             info!(endpoint = %self.url, "connected to etcd again");
         }
     }
@@ -292,7 +292,7 @@ impl Service<Uri> for SecureConnector {
             let secured = async {
                 let stream = connecting.await?.into_inner();
                 let secured = secure.handshake(stream).await;
-                secured.inspect_err(|error| secure.tell(&error.to_string())).map_err(BoxError::from)
+                secured.inspect_err(|error| secure.log_failure(&error.to_string())).map_err(BoxError::from)
             };
             let secured = timeout(within, secured).await;
             let secured = secured

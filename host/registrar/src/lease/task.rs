@@ -58,6 +58,7 @@ impl Load {
     }
 }
 
+/// The core of a lease, and its requests in progress.
 pub(crate) struct LeaseTask {
     core: Lease,
     around: Surroundings,

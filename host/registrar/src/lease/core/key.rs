@@ -14,7 +14,7 @@ use crate::{
     lease::core::messages::{RegisterRequest, Reply},
     node::{Invalid, ServerNode, Version, Weight},
     options::Ownership,
-    status::{LeaseMetrics, Standing, State, StatusCell, What},
+    status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
 };
 
 /// Shortest time between two writes of a key that is in etcd already. The last of several changes is written then, so that
@@ -53,14 +53,14 @@ pub(super) enum KeyState {
     Conflict { holder: LeaseId },
 }
 
-/// Grouping of the next write.
+/// Kind of transaction that has the next write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// In one transaction with other keys.
     Batched,
     /// In a transaction of its own, after etcd has refused a batch with it.
     Isolated,
-    /// With the next audit, after etcd has refused the key alone.
+    /// With the next audit, after etcd has refused the key alone; in a transaction of its own if it was isolated before.
     Deferred { is_isolated: bool },
 }
 
@@ -93,6 +93,7 @@ pub(super) enum LeaseHealth {
     Recovering,
 }
 
+/// A registration's key, from its first write to its release.
 #[derive(Debug)]
 pub(super) struct Key {
     node: Arc<ServerNode>,
@@ -469,7 +470,7 @@ impl Key {
     }
 
     fn show_state(&self, state: State) {
-        let next = Standing { state, weight: self.weight, recoveries: self.recoveries };
+        let next = KeyStatus { state, weight: self.weight, recoveries: self.recoveries };
         if self.status.upgrade().is_some_and(|status| status.write(next)) {
             self.metrics.changed.notify_waiters();
         }

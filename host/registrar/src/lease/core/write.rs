@@ -48,6 +48,7 @@ impl Lease {
         ops
     }
 
+    /// Notes the outcome of a group commit, key by key.
     pub(super) fn on_committed(
         &mut self,
         lease: LeaseId,
@@ -78,10 +79,11 @@ impl Lease {
         }
     }
 
+    /// Notes the outcome of a put.
     fn on_put(&mut self, key: &Arc<str>, outcome: Outcome, lease: LeaseId, now: Instant) {
         match outcome {
             Outcome::Written { over, revision } => self.on_written(key, lease, over, revision, now),
-            Outcome::HeldBy { lease: Some(holder), value } => self.on_held(key, holder, &value, now),
+            Outcome::HeldBy { lease: Some(holder), value } => self.on_held(key, holder, value, now),
             // A missing key is free, so the put cannot have found it missing and done nothing.
             Outcome::HeldBy { lease: None, .. } | Outcome::Deleted | Outcome::Absent => self.keys.enqueue(key, now),
         }
@@ -106,7 +108,7 @@ impl Lease {
     }
 
     /// Notes that a put met a key that a lease holds which the put did not name.
-    fn on_held(&mut self, key: &Arc<str>, holder: LeaseId, value: &[u8], now: Instant) {
+    fn on_held(&mut self, key: &Arc<str>, holder: LeaseId, value: Vec<u8>, now: Instant) {
         let is_ours = self.leases.contains(holder);
         let Some(entry) = self.keys.get_mut(key) else { return };
         if is_ours {
@@ -122,17 +124,17 @@ impl Lease {
             OnConflict::Wait { is_news } => {
                 entry.show(self.health);
                 let is_reported = is_news && entry.was_confirmed();
-                let (key, value) = (key.clone(), value.to_vec());
                 let fault = FaultChange::Held { key: key.clone(), holder, value, is_logged: !is_reported };
                 self.actions.push_back(Action::Fault(fault));
                 if is_reported {
                     let why = format!("lease {holder} of somebody else holds the key");
-                    self.report(What::Conflict, Some(&key), why, now);
+                    self.report(What::Conflict, Some(key), why, now);
                 }
             }
         }
     }
 
+    /// Notes the outcome of a delete.
     fn on_deleted(&mut self, key: &Arc<str>, outcome: &Outcome, now: Instant) {
         match outcome {
             Outcome::HeldBy { lease: Some(holder), .. } if self.leases.contains(*holder) => {
@@ -146,6 +148,7 @@ impl Lease {
         }
     }
 
+    /// Notes that nothing of a group commit is confirmed. Where a write may yet take effect, the term ends.
     fn on_not_committed(&mut self, lease: LeaseId, ops: &[Op], failure: Failure, now: Instant) {
         debug!(%lease, ops = ops.len(), %failure, "not written");
         let is_refusal = failure.is_refusal();

@@ -24,7 +24,7 @@ use crate::{
     faults::FaultChange,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
-    status::{LeaseMetrics, Standing, State, StatusCell, What},
+    status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
 };
 
 /// TTL that these tests are granted, so that a renewal interval is 10 s.
@@ -155,7 +155,7 @@ impl Scene {
     fn register_with(&mut self, key: &str, ownership: Ownership) -> Outcomes {
         let (name, addr) = key[1..].split_once('/').unwrap();
         let node = Arc::new(ServerNode::new(name, addr).unwrap());
-        let standing = Standing { state: State::Pending, weight: weight(50), recoveries: 0 };
+        let standing = KeyStatus { state: State::Pending, weight: weight(50), recoveries: 0 };
         let status = Arc::new(StatusCell::new(standing));
         let (reply, outcome) = oneshot::channel();
         let request = Box::new(RegisterRequest {
