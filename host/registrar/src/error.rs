@@ -1,13 +1,13 @@
-//! What can go wrong for a caller, each variant a thing that the caller can act on.
+//! Errors of this crate: each variant is something that a caller can act on.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    etcd::{Failure, Refusal},
+    etcd::{Failure, Unavailable},
     node::Invalid,
 };
 
-/// Why a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
+/// Error of a call to a [`Registrar`](crate::Registrar) or a [`Registration`](crate::Registration) failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -24,7 +24,7 @@ pub enum Error {
         limit: usize,
     },
 
-    /// The key belongs to a live lease of somebody else, and the ownership policy leaves it there.
+    /// The key belongs to a live lease of another host, and the ownership policy leaves it there.
     #[error("{key} is held by lease {lease:x} of somebody else")]
     Conflict {
         /// The key.
@@ -65,32 +65,4 @@ impl Error {
 
 fn because(why: &Option<Unavailable>) -> String {
     why.as_ref().map_or_else(String::new, |why| format!(": etcd: {why}"))
-}
-
-impl From<Failure> for Unavailable {
-    fn from(failure: Failure) -> Self {
-        Self(Arc::new(failure))
-    }
-}
-
-/// What etcd, or the way to it, said. Its text names the endpoint and never holds a secret.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct Unavailable(Arc<Failure>);
-
-impl Unavailable {
-    /// Kind of the refusal; `None` when there was no answer, or one that time alone may change.
-    pub fn refusal(&self) -> Option<Refusal> {
-        self.0.refusal()
-    }
-
-    /// Whether etcd refused the user, the password, the certificate or the key; waiting does not help.
-    pub fn is_denied(&self) -> bool {
-        matches!(*self.0, Failure::Denied(_) | Failure::Forbidden { .. })
-    }
-
-    /// Whether the endpoint answers, but not as etcd does.
-    pub fn is_not_etcd(&self) -> bool {
-        matches!(*self.0, Failure::NotEtcd(_))
-    }
 }

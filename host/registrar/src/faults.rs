@@ -1,19 +1,15 @@
 //! Unresolved faults: what etcd refuses or does not answer, and keys that others hold. Each kind of refusal is logged once,
 //! with reminders at growing intervals, however many leases and keys meet it.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
     error::Error,
-    etcd::{Refusal, latency::Verb},
+    etcd::{LeaseId, Refusal, latency::Verb},
 };
 
 /// Pause before the first reminder; it doubles with each.
@@ -41,7 +37,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Kind of the refusal; `None` when etcd does not answer, or somebody else holds the key.
+    /// Kind of the refusal; `None` if etcd does not answer, or if another host holds the key.
     pub fn refusal(&self) -> Option<Refusal> {
         match &self.why {
             Error::Unavailable(why) => why.refusal(),
@@ -77,6 +73,19 @@ pub(crate) enum Source {
     Key(Arc<str>),
 }
 
+/// Change to the faults of a registrar.
+#[derive(Debug, Clone)]
+pub(crate) enum FaultChange {
+    /// A request failed, or etcd refused a key whose service has that prefix.
+    Refused { source: Source, why: Error, prefix: Option<String>, is_logged: bool },
+    /// The lease of another host holds a key, with that value.
+    Held { key: Arc<str>, holder: LeaseId, value: Vec<u8>, is_logged: bool },
+    /// The request succeeded after all.
+    Resolved(Source),
+    /// The request is not repeated.
+    Forgotten(Source),
+}
+
 /// Key under which faults are counted and logged together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -110,28 +119,31 @@ struct Logged {
     count: usize,
     since: Instant,
     /// True once the fault was logged, until it is resolved.
-    told: bool,
+    was_logged: bool,
     next: Instant,
     pause: Duration,
 }
 
 impl Faults {
-    /// Records a failed call. Its refusal is logged unless `quietly`.
-    pub(crate) fn refused(&self, source: Source, why: Error, prefix: Option<&str>, quietly: bool) {
-        let refusal = match &why {
-            Error::Unavailable(why) => why.refusal(),
-            _ => None,
-        };
-        let cure = refusal.map(|refusal| refusal.cure("readwrite", prefix).into());
-        let kind = refusal.filter(|_| !quietly).map(Kind::Refused);
-        self.record(source, why, None, cure, kind, Instant::now());
-    }
-
-    /// Records that somebody else holds a key. It is logged unless `quietly`.
-    pub(crate) fn held(&self, key: &Arc<str>, lease: i64, value: &[u8], quietly: bool) {
-        let why = Error::Conflict { key: key.clone(), lease };
-        let kind = (!quietly).then(|| Kind::Held(key.clone()));
-        self.record(Source::Key(key.clone()), why, Some(shown(value).into()), None, kind, Instant::now());
+    pub(crate) fn apply(&self, change: FaultChange, now: Instant) {
+        match change {
+            FaultChange::Refused { source, why, prefix, is_logged } => {
+                let refusal = match &why {
+                    Error::Unavailable(why) => why.refusal(),
+                    _ => None,
+                };
+                let cure = refusal.map(|refusal| refusal.cure("readwrite", prefix.as_deref()).into());
+                let kind = refusal.filter(|_| is_logged).map(Kind::Refused);
+                self.record(source, why, None, cure, kind, now);
+            }
+            FaultChange::Held { key, holder, value, is_logged } => {
+                let why = Error::Conflict { key: key.clone(), lease: holder.get() };
+                let kind = is_logged.then(|| Kind::Held(key.clone()));
+                self.record(Source::Key(key), why, Some(shown(&value).into()), None, kind, now);
+            }
+            FaultChange::Resolved(source) => self.remove(&source, true),
+            FaultChange::Forgotten(source) => self.remove(&source, false),
+        }
     }
 
     fn record(
@@ -143,7 +155,7 @@ impl Faults {
         kind: Option<Kind>,
         now: Instant,
     ) {
-        let mut inner = self.inner();
+        let mut inner = self.0.lock();
         let before = inner.ongoing.remove(&source);
         let since = before.as_ref().map_or(now, |before| before.since);
         if let Some(before) = before.and_then(|before| before.kind) {
@@ -161,18 +173,8 @@ impl Faults {
         inner.ongoing.insert(source, ongoing);
     }
 
-    /// Resolves a fault after a success.
-    pub(crate) fn clear(&self, source: &Source) {
-        self.remove(source, true);
-    }
-
-    /// What failed is not tried any more.
-    pub(crate) fn forget(&self, source: &Source) {
-        self.remove(source, false);
-    }
-
     fn remove(&self, source: &Source, succeeded: bool) {
-        let mut inner = self.inner();
+        let mut inner = self.0.lock();
         if let Some(kind) = inner.ongoing.remove(source).and_then(|over| over.kind) {
             inner.count_down(&kind, succeeded);
         }
@@ -180,16 +182,12 @@ impl Faults {
 
     /// The fault of a source, if there is one.
     pub(crate) fn of(&self, source: &Source) -> Option<Fault> {
-        self.inner().ongoing.get(source).map(|ongoing| ongoing.fault(source))
+        self.0.lock().ongoing.get(source).map(|ongoing| ongoing.fault(source))
     }
 
     /// Every fault, those of leases first.
     pub(crate) fn all(&self) -> Vec<Fault> {
-        self.inner().ongoing.iter().map(|(source, ongoing)| ongoing.fault(source)).collect()
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ongoing.iter().map(|(source, ongoing)| ongoing.fault(source)).collect()
     }
 }
 
@@ -212,10 +210,10 @@ impl Ongoing {
 
 impl Inner {
     fn log(&mut self, kind: Kind, source: &Source, ongoing: &Ongoing, now: Instant) {
-        let fresh = || Logged { count: 0, since: now, told: false, next: now, pause: FIRST_REMINDER };
+        let fresh = || Logged { count: 0, since: now, was_logged: false, next: now, pause: FIRST_REMINDER };
         let waits = matches!(kind, Kind::Held(_));
         let logged = self.logged.entry(kind).or_insert_with(fresh);
-        if !logged.told && now >= logged.next {
+        if !logged.was_logged && now >= logged.next {
             (logged.since, logged.pause) = (now, FIRST_REMINDER);
         }
         logged.count += 1;
@@ -223,7 +221,7 @@ impl Inner {
             return;
         }
         let fault = ongoing.fault(source);
-        match (waits, !std::mem::replace(&mut logged.told, true)) {
+        match (waits, !std::mem::replace(&mut logged.was_logged, true)) {
             (true, true) => warn!("waiting for a key: {fault}"),
             (true, false) => warn!("still waiting for a key: {fault}"),
             (false, true) => warn!(key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}"),
@@ -240,9 +238,9 @@ impl Inner {
         if logged.count > 0 {
             return;
         }
-        let told = std::mem::take(&mut logged.told);
+        let was_logged = std::mem::take(&mut logged.was_logged);
         match kind {
-            Kind::Refused(refusal) if told && succeeded => {
+            Kind::Refused(refusal) if was_logged && succeeded => {
                 info!("no longer refused by etcd ({refusal}), after {:.1?}", logged.since.elapsed());
             }
             Kind::Refused(_) => {}
@@ -265,7 +263,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Faults, Kind, Source, shown};
+    use super::{FaultChange, Faults, Kind, Source, shown};
     use crate::{
         error::Error,
         etcd::{Failure, Refusal, latency::Verb},
@@ -282,7 +280,7 @@ mod tests {
 
     /// When the next reminder is due, from the first line on.
     fn next(faults: &Faults) -> Duration {
-        let inner = faults.inner();
+        let inner = faults.0.lock();
         let logged = &inner.logged[&Kind::Refused(Refusal::Permission)];
         logged.next - logged.since
     }
@@ -303,9 +301,9 @@ mod tests {
         reminders.dedup();
         assert_eq!(reminders, [30, 90, 210, 450, 930]);
         assert_eq!(faults.all().len(), 100);
-        (0..100).for_each(|lease| faults.clear(&calls(lease)));
+        (0..100).for_each(|lease| faults.apply(FaultChange::Resolved(calls(lease)), begun));
         assert!(faults.all().is_empty());
-        // One that comes and goes is not logged each time.
+        // A fault that comes and goes is not logged each time.
         refused(0, 600);
         assert_eq!(next(&faults).as_secs(), 930);
     }
@@ -313,7 +311,8 @@ mod tests {
     #[test]
     fn a_refusal_is_told_with_its_cure() {
         let faults = Faults::default();
-        faults.refused(calls(0), denied(), Some("/user/"), false);
+        let (source, prefix) = (calls(0), Some("/user/".to_owned()));
+        faults.apply(FaultChange::Refused { source, why: denied(), prefix, is_logged: true }, Instant::now());
         let fault = faults.of(&calls(0)).unwrap();
         assert_eq!((fault.verb, fault.refusal()), (Some(Verb::Write), Some(Refusal::Permission)));
         let text = fault.to_string();

@@ -1,5 +1,5 @@
-//! What strangers write into etcd, as targets of fuzzing and as properties: nothing that they write makes a reader panic,
-//! and what is read is what was written.
+//! Foreign input from etcd, as targets of fuzzing and as properties: no input makes a reader panic, and a node that was written
+//! is read back.
 
 use std::sync::LazyLock;
 
@@ -33,7 +33,7 @@ pub fn layout(data: &[u8]) {
         let alone = layout.read(key, value);
         assert_eq!(layout.read_with(&mut memo, key, value), alone, "as if it were the only one");
         match alone {
-            // Of templates whose parts cannot be told apart another node may be read.
+            // Of ambiguous templates another node may be read.
             Ok((node, _)) if number < Layout::NAMES.len() => is_read_back(layout, &node),
             Ok(_) => {}
             Err(invalid) => assert!(!invalid.to_string().is_empty()),

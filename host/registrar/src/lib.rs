@@ -42,13 +42,13 @@ pub use discovery::key_watch::{KeyEvent, KeyWatch, WatchEvent};
 pub use discovery::list::{LeaseTtl, RawEntry};
 pub use discovery::nodes::{NodeEvent, Nodes};
 pub use discovery::view::View;
-pub use error::{Error, Unavailable};
+pub use error::Error;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use etcd::Dial;
-pub use etcd::Refusal;
 pub use etcd::health::{Alarm, Health, Member};
 pub use etcd::latency::{Latency, Verb};
+pub use etcd::{LeaseId, Refusal, Unavailable};
 pub use faults::Fault;
 pub use layout::Layout;
 pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight};

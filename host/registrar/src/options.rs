@@ -1,4 +1,4 @@
-//! What a registrar is told once, when it starts.
+//! Options of a registrar, fixed at its start.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 /// etcd refuses a longer time to live than this (`maxLeaseTTL` in its lessor), in seconds.
 const MAX_TTL_SECONDS: u64 = 9_000_000_000;
 
-/// How to reach etcd and how to register there. The defaults suit an etcd on the same network.
+/// Options for reaching etcd and for registering there. The defaults suit an etcd on the same network.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `http://host:port` or `https://host:port`, each a member of one etcd cluster. When one fails the next is tried.
@@ -23,23 +23,23 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// TLS settings of `https` endpoints.
     pub tls: Tls,
-    /// How long making a connection may take. Too short makes a far etcd unreachable; too long delays the next endpoint.
+    /// Longest time for making a connection. Too short makes a far etcd unreachable; too long delays the next endpoint.
     pub dial_timeout: Duration,
-    /// How long one request may wait for its answer, at most a quarter of the TTL. A write that is not answered by then
-    /// costs a new lease, so too short is expensive; too long delays recovery from a dead connection.
+    /// Longest time for one request, at most a quarter of the TTL. A write without a response by then costs a new lease, so
+    /// too short is expensive; too long delays recovery from a dead connection.
     pub request_timeout: Duration,
-    /// How long `register` may take, its retries included.
+    /// Longest time for `register`, its retries included.
     pub register_timeout: Duration,
-    /// How long `stop` waits for etcd's confirmation before it says that it goes on in the background.
+    /// Longest time for which `stop` waits for etcd's confirmation, before it returns and goes on in the background.
     pub stop_timeout: Duration,
-    /// How long keys outlive a host that died, where `register` is not told otherwise. etcd may grant more.
+    /// Time for which keys outlive a host that died; `register` may override it. etcd may grant more.
     pub ttl: Ttl,
-    /// How nodes become keys and values, where `register` is not told otherwise: under each of these, 1 to 8. All of them
+    /// Layouts under which nodes are published, 1 to 8; `register` may override them. All of them
     /// are read by [`Registrar::resolve`](crate::Registrar::resolve) and [`list`](crate::Registrar::list).
     pub layouts: Vec<Layout>,
-    /// Layouts that are read beside these, as others may write them, or a `register` that is told otherwise.
+    /// Further layouts to read, since other hosts may write them, or a `register` with its own terms.
     pub also_read: Vec<Layout>,
-    /// What to do about a key that belongs to somebody else, where `register` is not told otherwise.
+    /// Treatment of a key that belongs to another host; `register` may override it.
     pub ownership: Ownership,
     /// Where computed weights come from.
     pub load: LoadSource,
@@ -112,7 +112,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Whether reading the sources may block.
+    /// Returns true if reading the sources may block.
     pub(crate) fn may_block(&self) -> bool {
         let identity = self.identity_pem.iter().flat_map(|(certificate, key)| [certificate, key]);
         self.ca_pem.iter().chain(identity).any(Source::may_block)
@@ -157,7 +157,7 @@ impl TryFrom<u64> for Ttl {
     }
 }
 
-/// What `register` does about a key that belongs to a live lease of somebody else.
+/// Treatment by `register` of a key that belongs to a live lease of another host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Ownership {
     /// Writes over it, once. A registration whose key is taken later does not take it back by force.
@@ -190,17 +190,17 @@ pub enum LoadSource {
     Machine,
     /// Always this weight.
     Fixed(Weight),
-    /// Whatever the embedder says.
+    /// The latest weight that the embedder gives.
     Given(watch::Receiver<Weight>),
 }
 
-/// What one registration does differently from its registrar's [`Options`].
+/// Terms of one registration, where they differ from its registrar's [`Options`].
 #[derive(Debug, Clone, Default)]
 pub struct Terms {
-    /// How long the key outlives a host that died.
+    /// Time for which the key outlives a host that died.
     pub ttl: Option<Ttl>,
-    /// How the node becomes a key and a value, under each of these.
+    /// Layouts under which the node is published.
     pub layouts: Option<Vec<Layout>>,
-    /// What to do about a key that belongs to somebody else.
+    /// Treatment of a key that belongs to another host.
     pub ownership: Option<Ownership>,
 }

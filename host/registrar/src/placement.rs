@@ -27,16 +27,18 @@ use crate::{
     error::Error,
     etcd::{Etcd, latency::Latencies},
     faults::Faults,
-    layout::Layout,
     lease::{
-        key::Wish,
+        core::{
+            Config,
+            messages::{Command, RegisterRequest},
+        },
         suspend,
-        task::{Command, Lease, Surroundings},
+        task::{LeaseTask, Load, Surroundings},
     },
-    node::{ServerNode, ServiceName, Version, Weight},
-    options::{LoadSource, Options, Ownership, Ttl},
+    node::{ServiceName, Version},
+    options::{LoadSource, Options, Ttl},
     registration::Registration,
-    status::{Board, Event, Standing, State, Vitals},
+    status::{Event, KeyStatus, LeaseMetrics, State, StatusCell},
     weight::load,
 };
 
@@ -57,9 +59,9 @@ const MIN_VIEWS: usize = 256;
 /// Events that a slow listener may fall behind before it loses the oldest.
 const MAX_EVENTS: usize = 4096;
 
-/// What the handles of a registrar hold of its keeper.
+/// Channels between the handles of a registrar and its task.
 #[derive(Debug, Clone)]
-pub(crate) struct Line {
+pub(crate) struct Channels {
     pub(crate) requests: mpsc::Sender<Request>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) ended: watch::Receiver<bool>,
@@ -67,19 +69,22 @@ pub(crate) struct Line {
     pub(crate) faults: Arc<Faults>,
     #[cfg(feature = "simulation")]
     pub(crate) suspension: Suspension,
-    pub(crate) leaps: watch::Sender<Duration>,
+    pub(crate) suspended_for: watch::Sender<Duration>,
 }
 
-/// What a handle asks.
+/// Request of a handle.
 pub(crate) enum Request {
-    Register(Application),
+    Register {
+        request: Box<RegisterRequest>,
+        reply: PlacementReply,
+    },
     GrantAhead {
         until: Instant,
     },
-    /// What only looks at etcd, and answers by itself.
-    Look(Look),
+    /// A call to etcd that sends its own reply.
+    Call(EtcdCall),
     WatchKeys {
-        what: Which,
+        scope: Scope,
         reply: oneshot::Sender<KeyWatch>,
     },
     Watch {
@@ -90,37 +95,29 @@ pub(crate) enum Request {
     End,
 }
 
-/// What is to be done with etcd, apart from the keeper's own work.
-pub(crate) type Look = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
+/// Call to etcd beside the task's own work.
+pub(crate) type EtcdCall = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 
-/// Which keys of the layouts are read: all, or those of one service, or of one version of it.
-pub(crate) type Which = Option<(ServiceName, Version)>;
+/// Scope of a read of the layouts' keys: all, or those of one service and version.
+pub(crate) type Scope = Option<(ServiceName, Version)>;
 
-/// One key that is to be registered.
-pub(crate) struct Application {
-    pub(crate) node: Arc<ServerNode>,
-    pub(crate) layout: Layout,
-    pub(crate) ttl: Ttl,
-    pub(crate) ownership: Ownership,
-    pub(crate) deadline: Instant,
-    pub(crate) reply: oneshot::Sender<Result<Placement, Error>>,
-}
-
-/// A registration that has its place on a lease, and the news whether it is in etcd.
+/// A registration that is placed on a lease, and its confirmation by etcd.
 pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
 
+type PlacementReply = oneshot::Sender<Result<Placement, Error>>;
+
 /// The task behind the handles: it places registrations on leases, and answers what the handles ask.
-pub(crate) struct Keeper {
+pub(crate) struct RegistrarTask {
     options: Arc<Options>,
     inbox: mpsc::Receiver<Request>,
     events: broadcast::Sender<Event>,
     ended: watch::Sender<bool>,
-    slots: Vec<Slot>,
-    next_slot: u64,
-    keys: HashMap<Arc<str>, Place>,
-    /// Applications for keys that are being taken back.
-    waiting: HashMap<Arc<str>, Vec<Application>>,
-    /// Views that somebody holds, or did until lately.
+    leases: Vec<LeaseHandle>,
+    next_lease: u64,
+    keys: HashMap<Arc<str>, PlacedKey>,
+    /// Requests for keys that are being deleted.
+    waiting: HashMap<Arc<str>, Vec<(Box<RegisterRequest>, PlacementReply)>>,
+    /// Views that have a handle, or had one until recently.
     views: HashMap<(ServiceName, Version), Arc<ViewState>>,
     /// Number of views at which those without a handle are pruned.
     views_until_pruning: usize,
@@ -128,47 +125,54 @@ pub(crate) struct Keeper {
     ending: CancellationToken,
     tracker: TaskTracker,
     faults: Arc<Faults>,
-    /// Whether the load is an estimate yet.
-    estimated: Arc<AtomicBool>,
-    /// How much time went by, all in all, that timers did not see.
-    leaps: watch::Sender<Duration>,
+    /// Total time that the machine was suspended, which timers did not see.
+    suspended_for: watch::Sender<Duration>,
     #[cfg(feature = "simulation")]
     suspension: Suspension,
     rng: fastrand::Rng,
 }
 
 /// A lease with room on it.
-struct Slot {
+struct LeaseHandle {
     id: u64,
     ttl: Ttl,
     /// No lease carries two instances of one service: losing it must not take the whole service away, and a reader of
     /// the seed layout freezes on two events of one service in one response.
     names: HashSet<ServiceName>,
     commands: mpsc::Sender<Command>,
-    vitals: Arc<Vitals>,
-    nudge: Arc<Notify>,
+    metrics: Arc<LeaseMetrics>,
+    dropped: Arc<Notify>,
 }
 
-struct Place {
-    slot: u64,
+/// Handles of which each lease gets a clone.
+struct Shared {
+    etcd: Etcd,
+    load: Load,
+    /// Keys that are out of etcd for good.
+    released: mpsc::UnboundedSender<Arc<str>>,
+}
+
+/// A key that is placed on a lease.
+struct PlacedKey {
+    lease: u64,
     name: ServiceName,
-    board: Weak<Board>,
+    status: Weak<StatusCell>,
 }
 
-impl Place {
-    /// Whether the key is being taken back, or about to be since its handle was dropped.
+impl PlacedKey {
+    /// Returns true if the key is being deleted, or is about to be since its handle was dropped.
     fn is_leaving(&self) -> bool {
-        self.board.upgrade().is_none_or(|board| matches!(board.read().state, State::Draining | State::Stopped))
+        self.status.upgrade().is_none_or(|status| matches!(status.read().state, State::Draining | State::Stopped))
     }
 }
 
-impl Keeper {
-    /// One that lives once it is told to, and what its handles hold of it.
-    pub(crate) fn new(options: Arc<Options>) -> (Self, Line) {
+impl RegistrarTask {
+    /// Creates a task to [`run`](Self::run), and the channels for its handles.
+    pub(crate) fn new(options: Arc<Options>) -> (Self, Channels) {
         let (requests, inbox) = mpsc::channel(MAX_REQUESTS);
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let (ended, has_ended) = watch::channel(false);
-        let line = Line {
+        let channels = Channels {
             requests,
             events,
             ended: has_ended,
@@ -176,65 +180,66 @@ impl Keeper {
             faults: Arc::default(),
             #[cfg(feature = "simulation")]
             suspension: Suspension::default(),
-            leaps: watch::Sender::new(Duration::ZERO),
+            suspended_for: watch::Sender::new(Duration::ZERO),
         };
-        let keeper = Self {
+        let task = Self {
             rng: options.jitter_seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
             options,
             inbox,
-            events: line.events.clone(),
+            events: channels.events.clone(),
             ended,
-            slots: Vec::new(),
-            next_slot: 0,
+            leases: Vec::new(),
+            next_lease: 0,
             keys: HashMap::new(),
             waiting: HashMap::new(),
             views: HashMap::new(),
             views_until_pruning: MIN_VIEWS,
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
-            faults: line.faults.clone(),
-            estimated: Arc::default(),
-            leaps: line.leaps.clone(),
+            faults: channels.faults.clone(),
+            suspended_for: channels.suspended_for.clone(),
             #[cfg(feature = "simulation")]
-            suspension: line.suspension.clone(),
+            suspension: channels.suspension.clone(),
         };
-        (keeper, line)
+        (task, channels)
     }
 
-    /// Follows this machine's clocks, for as long as it lives.
-    pub(crate) fn notice_leaps(&self) {
-        let (leaps, ending) = (suspend::follow(self.leaps.clone()), self.ending.clone());
+    /// Compares this machine's clocks, for as long as it runs.
+    pub(crate) fn detect_suspension(&self) {
+        let (detecting, ending) = (suspend::detect(self.suspended_for.clone()), self.ending.clone());
         self.spawn(async move {
-            ending.run_until_cancelled(leaps).await;
+            ending.run_until_cancelled(detecting).await;
         });
     }
 
-    pub(crate) async fn live(mut self, etcd: Etcd) {
-        let load = self.load();
-        let (freed, mut free) = mpsc::unbounded_channel(); // One message per registration, so they bound it.
+    /// Runs until the last handle is dropped or the registrar is shut down, and every lease is revoked.
+    pub(crate) async fn run(mut self, etcd: Etcd) {
+        // One message per registration, so they bound it.
+        let (released, mut keys_released) = mpsc::unbounded_channel();
+        let shared = Shared { etcd, load: self.load(), released };
         loop {
             tokio::select! {
                 biased;
-                Some(key) = free.recv() => {
-                    for application in self.release(&key) {
-                        self.place(application, &etcd, &load, &freed).await;
+                Some(key) = keys_released.recv() => {
+                    for (request, reply) in self.release(&key) {
+                        self.place(request, reply, &shared).await;
                     }
                 }
                 request = self.inbox.recv() => match request {
-                    Some(Request::Register(application)) => self.place(application, &etcd, &load, &freed).await,
+                    Some(Request::Register { request, reply }) => self.place(request, reply, &shared).await,
                     Some(Request::GrantAhead { until }) => {
-                        let slot = self.slot(self.options.ttl, None, &etcd, &load, &freed);
-                        // One that has more to do than it can take has a lease, or cannot get one.
-                        let _ = self.slots[slot].commands.try_send(Command::Await(until));
+                        let index = self.lease_with_room(self.options.ttl, None, &shared);
+                        // A lease with more commands than it can take is granted, or cannot be.
+                        let _ = self.leases[index].commands.try_send(Command::GrantAhead(until));
                     }
-                    Some(Request::Look(look)) => {
-                        self.tracker.spawn(look(etcd.clone()));
+                    Some(Request::Call(call)) => {
+                        self.tracker.spawn(call(shared.etcd.clone()));
                     }
-                    Some(Request::WatchKeys { what, reply }) => {
-                        let _ = reply.send(self.watch_keys(&etcd, what.as_ref())); // The caller may have given up.
+                    Some(Request::WatchKeys { scope, reply }) => {
+                        let _ = reply.send(self.watch_keys(&shared.etcd, scope.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Watch { name, version, reply }) => {
-                        let _ = reply.send(self.view(&etcd, name, version)); // The caller may have given up.
+                        let _ = reply.send(self.view(&shared.etcd, name, version)); // The caller may have given up.
                     }
                     Some(Request::End) | None => break,
                 },
@@ -242,57 +247,50 @@ impl Keeper {
         }
         self.inbox.close();
         self.ending.cancel();
-        // Who still waits is told: leases may take long to end.
+        // Callers that wait get their errors at once: leases may take long to end.
         while self.inbox.try_recv().is_ok() {}
         self.waiting.clear();
-        for slot in self.slots.drain(..) {
-            let _ = slot.commands.send(Command::End).await; // One that has ended needs no telling.
+        for lease in self.leases.drain(..) {
+            let _ = lease.commands.send(Command::End).await; // It may have ended already.
         }
-        drop(load);
+        drop(shared);
         let Self { tracker, ended, .. } = self;
         tracker.close();
         tracker.wait().await;
-        let _ = ended.send(true); // Nobody may be waiting.
+        let _ = ended.send(true); // There may be no waiter.
     }
 
-    /// A task that goes on until the registrar ends.
+    /// Spawns a task that runs until the registrar ends.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         #[cfg(feature = "simulation")]
         let task = self.suspension.clone().hold(task);
         self.tracker.spawn(task);
     }
 
-    fn load(&self) -> watch::Receiver<Weight> {
-        match &self.options.load {
-            LoadSource::Given(load) => load.clone(),
+    fn load(&self) -> Load {
+        let is_estimate = Arc::new(AtomicBool::new(false));
+        let weight = match &self.options.load {
+            LoadSource::Given(weight) => weight.clone(),
             LoadSource::Fixed(weight) => watch::channel(*weight).1,
             LoadSource::Machine => {
-                let (weight, load) = watch::channel(load::first_look());
-                self.estimated.store(true, Ordering::Relaxed);
-                self.tracker.spawn(load::sample(weight, self.estimated.clone()));
-                load
+                let (sender, weight) = watch::channel(load::first_look());
+                is_estimate.store(true, Ordering::Relaxed);
+                self.tracker.spawn(load::sample(sender, is_estimate.clone()));
+                weight
             }
-        }
+        };
+        Load { weight, is_estimate }
     }
 
-    async fn place(
-        &mut self,
-        application: Application,
-        etcd: &Etcd,
-        load: &watch::Receiver<Weight>,
-        freed: &mpsc::UnboundedSender<Arc<str>>,
-    ) {
-        if application.reply.is_closed() {
+    async fn place(&mut self, request: Box<RegisterRequest>, reply: PlacementReply, shared: &Shared) {
+        if reply.is_closed() {
             return;
         }
-        let key: Arc<str> = application.layout.key(&application.node).into();
-        if let Some(place) = self.keys.get(&key)
-            && place.is_leaving()
-        {
-            return self.wait(key, application);
+        let key = request.key.clone();
+        if self.keys.get(&key).is_some_and(PlacedKey::is_leaving) {
+            return self.wait(request, reply);
         }
-        let Application { node, layout, ttl, ownership, deadline, reply } = application;
-        let refusal = match layout.accept(&node) {
+        let refusal = match request.layout.accept(&request.node) {
             Err(invalid) => Some(invalid.into()),
             Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
             Ok(()) if self.keys.len() >= self.options.max_registrations => {
@@ -304,97 +302,84 @@ impl Keeper {
             let _ = reply.send(Err(error)); // The caller may have given up.
             return;
         }
-        let slot = self.slot(ttl, Some(&node.name), etcd, load, freed);
-        let weight = node.weight.unwrap_or(*load.borrow());
-        let board = Arc::new(Board::new(Standing { state: State::Pending, weight, recoveries: 0 }));
+        let node = request.node.clone();
+        let index = self.lease_with_room(request.ttl, Some(&node.name), shared);
+        let weight = node.weight.unwrap_or(*shared.load.weight.borrow());
+        let cell = Arc::new(StatusCell::new(KeyStatus { state: State::Pending, weight, recoveries: 0 }));
+        let status = Arc::downgrade(&cell);
         let (confirm, confirmed) = oneshot::channel();
-        let wish = Wish {
-            key: key.clone(),
-            node: node.clone(),
-            layout,
-            ownership,
-            board: Arc::downgrade(&board),
-            deadline,
-            reply: confirm,
-        };
-        let slot = &mut self.slots[slot];
+        let lease = &mut self.leases[index];
         let registration = Registration {
             key: key.clone(),
             node: node.clone(),
-            renewals_before: slot.vitals.renewals(),
-            vitals: slot.vitals.clone(),
-            commands: slot.commands.clone(),
+            renewals_before: lease.metrics.renewals(),
+            metrics: lease.metrics.clone(),
+            commands: lease.commands.clone(),
             stop_timeout: self.options.stop_timeout,
-            board: Some(board),
-            nudge: slot.nudge.clone(),
+            status: Some(cell),
+            dropped: lease.dropped.clone(),
             registrar: None,
             others: Vec::new(),
         };
-        slot.names.insert(node.name.clone());
-        let place = Place { slot: slot.id, name: node.name.clone(), board: wish.board.clone() };
-        self.keys.insert(key, place);
-        let _ = slot.commands.send(Command::Keep(Box::new(wish))).await; // A lease ends only when it is told to.
-        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which takes the key back.
+        lease.names.insert(node.name.clone());
+        self.keys.insert(key, PlacedKey { lease: lease.id, name: node.name.clone(), status: status.clone() });
+        // A lease ends only by a command.
+        let _ = lease.commands.send(Command::Register { request, status, reply: confirm }).await;
+        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which stops the key.
     }
 
-    /// Until the key is out of etcd. Those that have given up make room for those that have not.
-    fn wait(&mut self, key: Arc<str>, application: Application) {
-        let waiting = self.waiting.entry(key).or_default();
-        waiting.retain(|application| !application.reply.is_closed());
+    /// Lets a request wait until its key is out of etcd. Requests that were given up make room for others.
+    fn wait(&mut self, request: Box<RegisterRequest>, reply: PlacementReply) {
+        let waiting = self.waiting.entry(request.key.clone()).or_default();
+        waiting.retain(|(_, reply)| !reply.is_closed());
         if waiting.len() < MAX_WAITING {
-            return waiting.push(application);
+            return waiting.push((request, reply));
         }
         let what = "the number of calls that wait for one key";
-        let _ = application.reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // It may have given up, too.
+        let _ = reply.send(Err(Error::Quota { what, limit: MAX_WAITING })); // The caller may have given up, too.
     }
 
-    /// The index of a slot that has room for another key: of a service it does not carry yet, or of one to be named later.
-    fn slot(
-        &mut self,
-        ttl: Ttl,
-        name: Option<&ServiceName>,
-        etcd: &Etcd,
-        load: &watch::Receiver<Weight>,
-        freed: &mpsc::UnboundedSender<Arc<str>>,
-    ) -> usize {
-        let carries = |slot: &Slot| name.is_some_and(|name| slot.names.contains(name));
-        let has_room = |slot: &Slot| slot.ttl == ttl && slot.names.len() < MAX_KEYS && !carries(slot);
-        if let Some(index) = self.slots.iter().position(has_room) {
+    /// The index of a lease that has room for another key: of a service that it does not carry yet, or of a service to be
+    /// named later.
+    fn lease_with_room(&mut self, ttl: Ttl, name: Option<&ServiceName>, shared: &Shared) -> usize {
+        let carries = |lease: &LeaseHandle| name.is_some_and(|name| lease.names.contains(name));
+        let has_room = |lease: &LeaseHandle| lease.ttl == ttl && lease.names.len() < MAX_KEYS && !carries(lease);
+        if let Some(index) = self.leases.iter().position(has_room) {
             return index;
         }
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
-        let vitals = Arc::new(Vitals::new(Instant::now(), self.next_slot, self.faults.clone()));
-        let nudge = Arc::new(Notify::new());
-        let lease = Lease::new(Surroundings {
-            etcd: etcd.clone(),
-            ttl,
-            request_timeout: self.options.request_timeout,
-            register_timeout: self.options.register_timeout,
-            damping: self.options.damping,
-            load: load.clone(),
-            estimated: self.estimated.clone(),
-            vitals: vitals.clone(),
-            events: self.events.clone(),
-            freed: freed.clone(),
-            nudge: nudge.clone(),
-            leaps: self.leaps.subscribe(),
-            rng: self.rng.fork(),
-        });
-        self.spawn(lease.live(inbox));
-        self.next_slot += 1;
-        self.slots.push(Slot { id: self.next_slot, ttl, names: HashSet::new(), commands, vitals, nudge });
-        self.slots.len() - 1
+        let metrics = Arc::new(LeaseMetrics::new(Instant::now(), self.next_lease, self.faults.clone()));
+        let dropped = Arc::new(Notify::new());
+        let Options { request_timeout, register_timeout, damping, .. } = *self.options;
+        let config = Config { ttl, request_timeout, register_timeout, damping };
+        let task = LeaseTask::new(
+            config,
+            self.rng.fork(),
+            Surroundings {
+                etcd: shared.etcd.clone(),
+                load: shared.load.clone(),
+                metrics: metrics.clone(),
+                events: self.events.clone(),
+                released: shared.released.clone(),
+                dropped: dropped.clone(),
+                suspended_for: self.suspended_for.subscribe(),
+            },
+        );
+        self.spawn(task.run(inbox));
+        self.next_lease += 1;
+        self.leases.push(LeaseHandle { id: self.next_lease, ttl, names: HashSet::new(), commands, metrics, dropped });
+        self.leases.len() - 1
     }
 
-    /// Frees a key's place; gives the applications that waited for it.
-    fn release(&mut self, key: &Arc<str>) -> Vec<Application> {
-        if let Some(place) = self.keys.remove(key)
-            && let Some(index) = self.slots.iter().position(|slot| slot.id == place.slot)
+    /// Frees a key for others. Returns the requests that waited for it.
+    fn release(&mut self, key: &Arc<str>) -> Vec<(Box<RegisterRequest>, PlacementReply)> {
+        if let Some(placed) = self.keys.remove(key)
+            && let Some(index) = self.leases.iter().position(|lease| lease.id == placed.lease)
         {
-            let slot = &mut self.slots[index];
-            slot.names.remove(&place.name);
-            if slot.names.is_empty() && slot.commands.try_send(Command::End).is_ok() {
-                self.slots.swap_remove(index);
+            let lease = &mut self.leases[index];
+            lease.names.remove(&placed.name);
+            if lease.names.is_empty() && lease.commands.try_send(Command::End).is_ok() {
+                self.leases.swap_remove(index);
             }
         }
         self.waiting.remove(key).unwrap_or_default()
@@ -429,9 +414,9 @@ impl Keeper {
         Ok(view)
     }
 
-    fn watch_keys(&mut self, etcd: &Etcd, what: Option<&(ServiceName, Version)>) -> KeyWatch {
+    fn watch_keys(&mut self, etcd: &Etcd, scope: Option<&(ServiceName, Version)>) -> KeyWatch {
         let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
-        let ranges = Ranges::new(&self.options.read_layouts(), what);
+        let ranges = Ranges::new(&self.options.read_layouts(), scope);
         let watching = key_watch::watch(etcd.clone(), ranges, self.options.request_timeout, self.rng.fork(), sender);
         let (watching, ending) = (Box::pin(watching), self.ending.clone());
         self.tracker.spawn(async move {

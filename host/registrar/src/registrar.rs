@@ -1,4 +1,4 @@
-//! The public face: the handle to the thread that owns every lease.
+//! The registrar: the handle to the thread that owns every lease.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,22 +18,23 @@ use crate::{
         list::{self, LeaseTtl, Ranges, RawEntry},
         view::View,
     },
-    error::{Error, Unavailable},
+    error::Error,
     etcd::{
-        Etcd, Failure, LeaseView,
+        Etcd, Failure, LeaseId, LeaseView, Unavailable,
         health::Health,
         latency::{Latency, Verb},
     },
     faults::Fault,
     layout::Layout,
+    lease::core::messages::RegisterRequest,
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
-    placement::{Application, Keeper, Line, Request},
+    placement::{Channels, RegistrarTask, Request},
     registration::{RegistrarGuard, Registration},
     status::Event,
 };
 
-/// How long a lease that was granted ahead waits for its first key, at most.
+/// Longest time for which a lease that was granted ahead waits for its first key.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
 
 /// Keeps registrations in etcd, on a thread of its own, until it is shut down.
@@ -42,23 +43,23 @@ const MAX_AHEAD: Duration = Duration::from_secs(3600);
 /// the background; only [`Registrar::shutdown`] waits for it.
 #[derive(Debug, Clone)]
 pub struct Registrar {
-    line: Line,
+    channels: Channels,
     guard: RegistrarGuard,
     options: Arc<Options>,
 }
 
-/// A lease, as etcd has it.
+/// State of a lease in etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseStatus {
-    /// How long it lasts from a renewal on.
+    /// Time to live from a renewal on.
     pub ttl: Duration,
-    /// How long it lasts if it is not renewed, in whole seconds.
+    /// Time to live without a further renewal, in whole seconds.
     pub ttl_remaining: Duration,
-    /// How many keys stand under it.
+    /// Number of keys under it.
     pub keys: usize,
 }
 
-/// What etcd says of itself.
+/// Endpoint and version of an etcd.
 #[derive(Debug, Clone)]
 pub struct EtcdStatus {
     /// The endpoint that answered.
@@ -70,34 +71,34 @@ pub struct EtcdStatus {
 impl Registrar {
     /// Starts the registrar's thread.
     ///
-    /// Does not wait for etcd: one that is down is tried again for ever. Fails for options that break a rule, and when
-    /// the system gives no thread.
+    /// Does not wait for etcd, which is tried again without end. Fails for options that break a rule, and if the system has no
+    /// thread.
     pub fn start(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let no_thread = |_| Error::Quota { what: "the number of threads of this process", limit: 0 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
         let options = Arc::new(options);
-        let (keeper, line) = Keeper::new(options.clone());
+        let (task, channels) = RegistrarTask::new(options.clone());
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name("leasehold".to_owned())
             .spawn({
-                let (options, latencies) = (options.clone(), line.latencies.clone());
+                let (options, latencies) = (options.clone(), channels.latencies.clone());
                 move || {
                     runtime.block_on(async move {
                         let etcd = match Etcd::prepare(&options, latencies).await {
                             Ok(etcd) => etcd,
-                            Err(error) => return drop(started.send(Err(error))),
+                            Err(invalid) => return drop(started.send(Err(Error::from(invalid)))),
                         };
                         drop(started.send(Ok(())));
-                        keeper.notice_leaps();
-                        keeper.live(etcd).await;
+                        task.detect_suspension();
+                        task.run(etcd).await;
                     });
                 }
             })
             .map_err(no_thread)?;
         outcome.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
+        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
     }
 
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
@@ -106,37 +107,37 @@ impl Registrar {
     pub async fn start_over(options: Options, dials: Vec<(Arc<str>, crate::etcd::Dial)>) -> Result<Self, Error> {
         check(&options)?;
         let options = Arc::new(options);
-        let (keeper, line) = Keeper::new(options.clone());
-        let etcd = Etcd::over(&options, dials, line.latencies.clone()).await?;
+        let (task, channels) = RegistrarTask::new(options.clone());
+        let etcd = Etcd::over(&options, dials, channels.latencies.clone()).await?;
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
-        tokio::spawn(line.suspension.clone().hold(keeper.live(etcd)));
-        Ok(Self { guard: Arc::new(line.requests.clone()), line, options })
+        tokio::spawn(channels.suspension.clone().hold(task.run(etcd)));
+        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
     }
 
     /// Stops everything that goes on in this registrar, while time goes on, or lets it go on.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
     pub fn suspend(&self, suspended: bool) {
-        self.line.suspension.set(suspended);
+        self.channels.suspension.set(suspended);
     }
 
     /// Keeps the registrar's thread from doing anything for so long.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
     pub async fn starve(&self, during: Duration) -> Result<(), Error> {
-        self.look(move |_| async move { std::thread::sleep(during) }).await
+        self.call_etcd(move |_| async move { std::thread::sleep(during) }).await
     }
 
     /// Lets the registrar believe that this machine was suspended for so long.
     #[cfg(feature = "simulation")]
     #[doc(hidden)]
-    pub fn leap(&self, by: Duration) {
-        self.line.leaps.send_modify(|total| *total += by);
+    pub fn simulate_suspension(&self, by: Duration) {
+        self.channels.suspended_for.send_modify(|total| *total += by);
     }
 
     /// Asks etcd for its version: one round trip within the request timeout.
     pub async fn reach(&self) -> Result<EtcdStatus, Error> {
-        self.look(|etcd| async move {
+        self.call_etcd(|etcd| async move {
             let (endpoint, version) = etcd.status().await.map_err(Error::unavailable)?;
             Ok(EtcdStatus { endpoint: endpoint.to_string(), version })
         })
@@ -146,11 +147,11 @@ impl Registrar {
     /// Has a lease granted for a node that is about to be registered on the TTL of the [`Options`], which then waits for one
     /// answer of etcd instead of two.
     ///
-    /// Does not wait. A lease that nobody registers on `within` that time, an hour at most, is revoked.
+    /// Does not wait. A lease without a registration `within` that time, an hour at most, is revoked.
     pub fn grant_ahead(&self, within: Duration) {
         let until = Instant::now() + within.min(MAX_AHEAD);
-        // Where requests wait in line, or nobody takes them any more, there is nothing to be ahead of.
-        let _ = self.line.requests.try_send(Request::GrantAhead { until });
+        // If requests wait in line, or are not taken any more, there is nothing to be ahead of.
+        let _ = self.channels.requests.try_send(Request::GrantAhead { until });
     }
 
     /// Registers `node` on the terms of the [`Options`].
@@ -197,14 +198,15 @@ impl Registrar {
         let patience = self.options.register_timeout;
         let deadline = Instant::now() + patience;
         let placing = self.ask(|reply| {
-            Request::Register(Application {
+            let request = RegisterRequest {
+                key: layout.key(&node).into(),
                 node,
                 layout: layout.clone(),
                 ttl: terms.ttl.unwrap_or(self.options.ttl),
                 ownership: terms.ownership.unwrap_or(self.options.ownership),
                 deadline,
-                reply,
-            })
+            };
+            Request::Register { request: Box::new(request), reply }
         });
         let placed = timeout_at(deadline, placing).await;
         let (mut registration, confirmed) =
@@ -248,40 +250,44 @@ impl Registrar {
     /// Lists every key of one service, or of all services, under each layout of this registrar, in the order of the keys,
     /// invalid ones included.
     pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<RawEntry>, Error> {
-        let what = name.map(|name| (name.clone(), Version::default()));
-        let mut entries = self.entries(what.as_ref()).await?;
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        let mut entries = self.entries(scope.as_ref()).await?;
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(entries)
     }
 
-    async fn entries(&self, what: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
-        let ranges = Ranges::new(&self.options.read_layouts(), what);
-        self.look(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
+    async fn entries(&self, scope: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
+        let ranges = Ranges::new(&self.options.read_layouts(), scope);
+        self.call_etcd(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
     }
 
     /// Deletes a key as [`list`](Self::list) found it. Returns false, and leaves it alone, when it was written after
     /// `revision` or is gone.
     pub async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Error> {
         let key = key.to_owned();
-        self.look(move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) })
-            .await?
+        self.call_etcd(
+            move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) },
+        )
+        .await?
     }
 
     /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
     pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
-        let what = name.map(|name| (name.clone(), Version::default()));
-        self.ask(|reply| Request::WatchKeys { what, reply }).await
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        self.ask(|reply| Request::WatchKeys { scope, reply }).await
     }
 
-    /// Every lease in etcd, whoever's it is.
+    /// Lists every lease in etcd, also of other clients.
     pub async fn leases(&self) -> Result<Vec<i64>, Error> {
-        self.look(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await?
+        let all = self.call_etcd(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
+        Ok(all.into_iter().map(LeaseId::get).collect())
     }
 
-    /// A lease, whoever's it is; `None` when it does not exist, or not any more.
+    /// Reads the state of any lease; `None` if it does not exist, or not any more.
     pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
+        let Some(lease) = LeaseId::new(lease) else { return Ok(None) };
         let patience = self.options.request_timeout;
-        self.look(move |etcd| async move {
+        self.call_etcd(move |etcd| async move {
             match etcd.look_at(lease, true, patience).await {
                 Ok(LeaseView { ttl, remaining, keys }) => {
                     Ok(Some(LeaseStatus { ttl, ttl_remaining: remaining, keys: keys.len() }))
@@ -295,56 +301,56 @@ impl Registrar {
 
     /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
     pub async fn lease_ttls(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, LeaseTtl>, Error> {
-        self.look(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
+        self.call_etcd(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 
-    /// How etcd is: each of the endpoints by itself, and its alarms.
+    /// Reads the status of each endpoint, and the alarms of the cluster.
     pub async fn health(&self) -> Result<Health, Error> {
-        self.look(|etcd| async move { etcd.health().await }).await
+        self.call_etcd(|etcd| async move { etcd.health().await }).await
     }
 
-    /// What happens from now on. A listener that falls 4096 events behind loses the oldest.
+    /// Events from now on. A listener that falls 4096 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.line.events.subscribe()
+        self.channels.events.subscribe()
     }
 
-    /// What etcd refuses or does not answer at the moment, and which keys are waited for. Never waits.
+    /// Unresolved faults: what etcd refuses or does not answer at the moment, and keys that other hosts hold. Never waits.
     pub fn faults(&self) -> Vec<Fault> {
-        self.line.faults.all()
+        self.channels.faults.all()
     }
 
     /// Asks etcd whether this user may read and write these keys, and changes nothing. Gives those that it may not, 16 at
     /// most. Fails where the user, or its absence, is refused whatever the key, and when etcd does not answer.
     pub async fn forbidden(&self, keys: Vec<String>) -> Result<Vec<String>, Error> {
-        self.look(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
+        self.call_etcd(|etcd| async move { etcd.forbidden(&keys).await.map_err(Error::unavailable) }).await?
     }
 
-    /// How long etcd has taken to do what this registrar asked of it, by what that was. Never waits.
+    /// Latency of this registrar's requests to etcd, by their kind. Never waits.
     ///
-    /// A request that was broken off is not in it, nor is what [`health`](Self::health) asks each endpoint.
+    /// Requests that were broken off do not count, nor do those of [`health`](Self::health) to each endpoint.
     pub fn latencies(&self) -> [Latency; Verb::ALL.len()] {
-        self.line.latencies.read()
+        self.channels.latencies.read()
     }
 
-    /// Whether it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
+    /// Returns true once it has ended, by `shutdown` or by a failure of its own. Nothing is renewed any more then.
     pub fn has_ended(&self) -> bool {
-        self.line.requests.is_closed()
+        self.channels.requests.is_closed()
     }
 
     /// Revokes every lease, and with them every key, and ends. Idempotent.
     ///
     /// After an error of [`Error::Timeout`] it goes on in the background; the keys end with their TTL in any case.
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
-        let _ = self.line.requests.try_send(Request::End); // A full inbox is told below; a closed one has ended already.
-        let mut ended = self.line.ended.clone();
+        let _ = self.channels.requests.try_send(Request::End); // A full inbox gets it below; a closed one has ended already.
+        let mut ended = self.channels.ended.clone();
         let all = async {
-            let _ = self.line.requests.send(Request::End).await; // Closed: it is ending already.
+            let _ = self.channels.requests.send(Request::End).await; // Closed: it is ending already.
             let _ = ended.wait_for(|ended| *ended).await; // Dropped: it has ended.
         };
         timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
     }
 
-    /// What etcd said last that is not over.
+    /// Message of an unresolved fault.
     fn why(&self) -> Option<Unavailable> {
         self.faults().into_iter().find_map(|fault| match fault.why {
             Error::Unavailable(why) => Some(why),
@@ -352,16 +358,16 @@ impl Registrar {
         })
     }
 
-    /// Asks etcd for something, on the registrar's thread.
-    async fn look<T, F>(&self, look: impl FnOnce(Etcd) -> F + Send + 'static) -> Result<T, Error>
+    /// Makes a call to etcd on the registrar's thread.
+    async fn call_etcd<T, F>(&self, call: impl FnOnce(Etcd) -> F + Send + 'static) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         self.ask(|reply| {
-            Request::Look(Box::new(|etcd| {
-                let looking = look(etcd);
-                async { drop(reply.send(looking.await)) }.boxed() // The caller may have given up.
+            Request::Call(Box::new(|etcd| {
+                let response = call(etcd);
+                async { drop(reply.send(response.await)) }.boxed() // The caller may have given up.
             }))
         })
         .await
@@ -369,7 +375,7 @@ impl Registrar {
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.line.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
+        self.channels.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
         answer.await.map_err(|_| Error::Ended)
     }
 }

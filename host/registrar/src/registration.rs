@@ -11,9 +11,9 @@ use tokio::{
 use crate::{
     error::Error,
     faults::Fault,
-    lease::task::Command,
+    lease::core::messages::Command,
     node::{ServerNode, Weight},
-    status::{Board, Standing, State, Status, Vitals},
+    status::{KeyStatus, LeaseMetrics, State, Status, StatusCell},
 };
 
 /// Guard that all handles of a registrar share: the registrar runs until the last one is dropped.
@@ -27,12 +27,12 @@ pub struct Registration {
     pub(crate) key: Arc<str>,
     pub(crate) node: Arc<ServerNode>,
     /// Present until the drop, which the lease notices by its weak reference.
-    pub(crate) board: Option<Arc<Board>>,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) status: Option<Arc<StatusCell>>,
+    pub(crate) metrics: Arc<LeaseMetrics>,
     pub(crate) renewals_before: u64,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) stop_timeout: Duration,
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) dropped: Arc<Notify>,
     /// Present once the key is confirmed.
     pub(crate) registrar: Option<RegistrarGuard>,
     /// Registrations of the same node under further layouts.
@@ -68,30 +68,30 @@ impl Registration {
     }
 
     fn status_of_key(&self) -> Status {
-        let Standing { state, weight, recoveries } = self.board.as_ref().expect("present until the drop").read();
+        let KeyStatus { state, weight, recoveries } = self.status.as_ref().expect("present until the drop").read();
         let is_over = matches!(state, State::Stopped | State::Pending);
         let now = Instant::now();
         let (ttl_remaining, lease_age) = match is_over {
             true => (Duration::ZERO, Duration::ZERO),
-            false => (self.vitals.remaining(now), self.vitals.age(now)),
+            false => (self.metrics.remaining(now), self.metrics.age(now)),
         };
         // After a suspension of the process, the lease may have expired unnoticed.
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
-        let renewals = self.vitals.renewals() - self.renewals_before;
+        let renewals = self.metrics.renewals() - self.renewals_before;
         Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
     }
 
     /// Reason why the registration is not as it should be, or cannot be taken out of etcd: an unresolved refusal, a missing
     /// response, or the holder of the key; `None` while all is well. With several layouts the first that there is.
     pub fn fault(&self) -> Option<Fault> {
-        self.parts().find_map(|part| part.vitals.fault(&part.key))
+        self.parts().find_map(|part| part.metrics.fault(&part.key))
     }
 
     /// Waits until the status satisfies `is_met`. Fails with [`Error::Ended`] once the registration has stopped, unless
     /// `is_met` accepts that status.
     pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
         loop {
-            let mut changes: Vec<_> = self.parts().map(|part| Box::pin(part.vitals.changed.notified())).collect();
+            let mut changes: Vec<_> = self.parts().map(|part| Box::pin(part.metrics.changed.notified())).collect();
             for change in &mut changes {
                 change.as_mut().enable();
             }
@@ -111,7 +111,7 @@ impl Registration {
     /// Returns once the change is accepted. It is written at least one second after the change before it; an equal weight is
     /// not written. Fails with [`Error::Ended`] when the registration has ended.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        self.send(|key, reply| Command::Weigh { key, weight, reply }).await
+        self.send(|key, reply| Command::SetWeight { key, weight, reply }).await
     }
 
     /// Publishes another node under the same keys from now on: other metadata, another weight, and another version under
@@ -167,7 +167,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.board = None;
-        self.nudge.notify_one();
+        self.status = None;
+        self.dropped.notify_one();
     }
 }

@@ -3,11 +3,13 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Poll, Waker},
 };
 
-/// Holds the tasks of one registrar while it is asked to.
+use parking_lot::Mutex;
+
+/// Suspension of the tasks of one registrar.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Suspension(Arc<Mutex<Held>>);
 
@@ -21,7 +23,7 @@ struct Held {
 impl Suspension {
     /// Suspends, or lets everything go on.
     pub(crate) fn set(&self, suspended: bool) {
-        let mut held = self.held();
+        let mut held = self.0.lock();
         held.suspended = suspended;
         if !suspended {
             held.woken.drain(..).for_each(Waker::wake);
@@ -32,7 +34,7 @@ impl Suspension {
     pub(crate) async fn hold<F: Future>(self, task: F) -> F::Output {
         let mut task = pin!(task);
         poll_fn(|cx| {
-            let mut held = self.held();
+            let mut held = self.0.lock();
             if held.suspended {
                 held.woken.push(cx.waker().clone());
                 return Poll::Pending;
@@ -41,9 +43,5 @@ impl Suspension {
             task.as_mut().poll(cx)
         })
         .await
-    }
-
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 /// Largest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads under way at a time, at most. A file system may be gone for ever, and each read then holds a thread.
+/// Largest number of concurrent reads. If a file system does not come back, each read holds a thread.
 const MAX_READS: usize = 4;
 
 /// Reads on threads that may wait for a file system.
@@ -38,7 +38,7 @@ impl Reads {
 }
 
 /// Source of a secret or a certificate. It is read again for each use: a password for each sign-in, TLS files for each
-/// connection. So one that is rotated needs no new start. `Debug` shows no content.
+/// connection. So a rotated one needs no new start. `Debug` shows no content.
 #[derive(Clone)]
 pub enum Source {
     /// Always these bytes.
@@ -76,7 +76,7 @@ impl Source {
         })
     }
 
-    /// Whether reading it may block.
+    /// Returns true if reading it may block.
     pub(crate) fn may_block(&self) -> bool {
         matches!(self, Self::File(_))
     }

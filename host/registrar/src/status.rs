@@ -1,4 +1,4 @@
-//! What a registration's owner sees of it: its state now, and what happened.
+//! The status of a registration as its owner sees it: its state now, and the events of its lease.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use crate::{
     node::Weight,
 };
 
-/// Where a registration stands.
+/// State of a registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Not in etcd yet.
@@ -28,7 +28,7 @@ pub enum State {
     Suspect,
     /// Lost, or on its way to a new lease; the host writes it again until it succeeds.
     Recovering,
-    /// Somebody else's live lease holds the key; the registration returns once the key is free.
+    /// A live lease of another host holds the key; the registration returns once the key is free.
     Conflict,
     /// On its way out of etcd.
     Draining,
@@ -53,17 +53,17 @@ impl fmt::Display for State {
 /// A registration at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
-    /// Where it stands.
+    /// State of the registration.
     pub state: State,
     /// The weight that is published, or will be as soon as it can be written.
     pub weight: Weight,
-    /// How long the lease lasts if etcd confirms no further renewal; zero without a lease.
+    /// Time to live of the lease without a further renewal; zero without a lease.
     pub ttl_remaining: Duration,
-    /// How long ago etcd granted the lease; zero without a lease.
+    /// Age of the lease since its grant; zero without a lease.
     pub lease_age: Duration,
     /// Renewals that etcd confirmed since the registration began.
     pub renewals: u64,
-    /// How many times it was lost and written again.
+    /// Number of times that the key was lost and written again.
     pub recoveries: u64,
 }
 
@@ -90,7 +90,7 @@ impl Status {
     }
 }
 
-/// Something that happened to a lease or to one of its keys. Told once per change, not once per retry.
+/// Event of a lease or of one of its keys. Sent once per change, not once per retry.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// Kind of the event.
@@ -101,9 +101,9 @@ pub struct Event {
     pub why: String,
     /// The lease, 0 when there is none.
     pub lease: i64,
-    /// How long ago etcd granted that lease.
+    /// Age of that lease since its grant.
     pub lease_age: Duration,
-    /// How long the lease, with its keys as a whole, had been doing as it did until this event.
+    /// Time since the last change in the health of the lease.
     pub since: Duration,
 }
 
@@ -127,9 +127,9 @@ pub enum What {
     Recovering,
     /// All keys are back under a new lease.
     Recovered,
-    /// A key was missing, detached from its lease, or written over by somebody else, and is as it should be again.
+    /// A key was missing, detached from its lease, or written over by another client, and is as it should be again.
     Healed,
-    /// A key is held by somebody else's live lease.
+    /// A key is held by a live lease of another host.
     Conflict,
     /// A new weight is in etcd.
     Weighed,
@@ -139,9 +139,9 @@ pub enum What {
     Stopped,
 }
 
-/// What a lease tells the handle of one registration.
+/// Part of a registration's status that is its own, not its lease's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct KeyStatus {
     pub(crate) state: State,
     pub(crate) weight: Weight,
     pub(crate) recoveries: u32,
@@ -150,23 +150,23 @@ pub(crate) struct Standing {
 /// Where a lease writes a registration's standing and its handle reads it: eight bytes, since there may be many. As long
 /// as it lives, so does the handle.
 #[derive(Debug)]
-pub(crate) struct Board(AtomicU64);
+pub(crate) struct StatusCell(AtomicU64);
 
-impl Board {
-    pub(crate) fn new(standing: Standing) -> Self {
+impl StatusCell {
+    pub(crate) fn new(standing: KeyStatus) -> Self {
         Self(AtomicU64::new(packed(standing)))
     }
 
     /// Writes; tells whether that changed anything.
-    pub(crate) fn write(&self, standing: Standing) -> bool {
+    pub(crate) fn write(&self, standing: KeyStatus) -> bool {
         let next = packed(standing);
         self.0.swap(next, Ordering::Relaxed) != next
     }
 
-    pub(crate) fn read(&self) -> Standing {
+    pub(crate) fn read(&self) -> KeyStatus {
         let bits = self.0.load(Ordering::Relaxed);
         let [state, weight, ..] = bits.to_le_bytes();
-        Standing {
+        KeyStatus {
             state: STATES[usize::from(state)],
             weight: Weight::try_from(u32::from(weight)).unwrap_or(Weight::MIN),
             recoveries: (bits >> 32) as u32,
@@ -185,29 +185,29 @@ const STATES: [State; 7] = [
     State::Stopped,
 ];
 
-fn packed(Standing { state, weight, recoveries }: Standing) -> u64 {
+fn packed(KeyStatus { state, weight, recoveries }: KeyStatus) -> u64 {
     u64::from(recoveries) << 32 | u64::from(weight.value()) << 8 | state as u64
 }
 
-/// What changes with every renewal, shared by all registrations of one lease so that a renewal costs the same for one
+/// Values that change with every renewal, shared by all registrations of one lease so that a renewal costs the same for one
 /// key and for a thousand.
 #[derive(Debug)]
-pub(crate) struct Vitals {
+pub(crate) struct LeaseMetrics {
     origin: Instant,
     /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
     ends: AtomicU64,
     /// Milliseconds from `origin` to its grant.
     granted: AtomicU64,
     renewals: AtomicU64,
-    /// Tells the leases of a registrar apart.
+    /// Number of the lease among those of its registrar.
     id: u64,
     /// Those of the registrar.
     faults: Arc<Faults>,
-    /// Told whenever a registration of the lease changes its standing.
+    /// Notified when the standing of a registration changes.
     pub(crate) changed: Notify,
 }
 
-impl Vitals {
+impl LeaseMetrics {
     pub(crate) fn new(now: Instant, id: u64, faults: Arc<Faults>) -> Self {
         Self {
             id,
@@ -236,7 +236,7 @@ impl Vitals {
     }
 
     pub(crate) fn held(&self, granted: Instant, end: Instant) {
-        // One that ended before the origin, as some do on a machine that was suspended, is over as well.
+        // A lease that ended before the origin, as on a machine that was suspended, has ended as well.
         let millis = |at: Instant| {
             let millis = at.saturating_duration_since(self.origin).as_millis();
             u64::try_from(millis).unwrap_or(u64::MAX)
@@ -272,16 +272,16 @@ impl Vitals {
 
 #[cfg(test)]
 mod tests {
-    use super::{Board, STATES, Standing};
+    use super::{KeyStatus, STATES, StatusCell};
 
     #[test]
-    fn a_board_shows_what_was_written() {
+    fn a_status_cell_shows_what_was_written() {
         for (number, state) in STATES.into_iter().enumerate() {
-            let standing = Standing { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
-            let board = Board::new(Standing { recoveries: 0, ..standing });
-            assert!(board.write(standing));
-            assert!(!board.write(standing));
-            assert_eq!(board.read(), standing);
+            let standing = KeyStatus { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
+            let status = StatusCell::new(KeyStatus { recoveries: 0, ..standing });
+            assert!(status.write(standing));
+            assert!(!status.write(standing));
+            assert_eq!(status.read(), standing);
         }
     }
 }

@@ -67,6 +67,18 @@ fn the_pure_files_do_no_io_and_read_no_clock() {
 }
 
 #[test]
+fn the_lease_core_reads_no_clock_and_waits_for_nothing() {
+    let core = "host/registrar/src/lease/core/";
+    let mut all = sources(core);
+    all.retain(|source| !source.path.starts_with(&format!("{core}tests/")));
+    assert!(all.len() > 5);
+    for source in all {
+        let impure = ["async", "await", "elapsed", "fs", "Etcd", "Instant::now", "mpsc", "spawn", "SystemTime", "thread"];
+        assert_eq!(source.naming(&impure), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn error_text_for_a_component_is_made_in_one_file() {
     let made = |source: &Source| source.code().any(|(_, line)| line.contains("types::Error::"));
     let all = sources("host/plugin/src");

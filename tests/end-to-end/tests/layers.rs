@@ -58,8 +58,8 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "lease",
             "status",
             "faults",
-            "etcd",
             "error",
+            "etcd",
             "options",
             "weight",
             "layout",
@@ -72,27 +72,22 @@ const LAYERS: [(&str, &[&str]); 3] = [
 ];
 
 /// Imports that run upward today, each with what opens it. The list only ever gets shorter.
-const UPWARD: [(&str, &str, &str); 5] = [
+const UPWARD: [(&str, &str, &str); 4] = [
     // The host's own error responses in a file of their own.
     ("host/runner", "telemetry::span", "inbound::response"),
     // The files of a certificate as values of the configuration.
     ("host/runner", "config", "inbound::tls"),
-    // An error type of `etcd` alone.
-    ("host/registrar", "error", "etcd"),
     // Files of their own for the resource handle and for conversions to the contract's types.
     ("host/plugin", "bindings", "host"),
     ("host/plugin", "bindings", "error"),
 ];
 
 /// Files in circles today. The list only ever gets shorter.
-const CIRCLES: [&str; 12] = [
+const CIRCLES: [&str; 9] = [
     "host/runner: config",
     "host/runner: config::file",
     "host/runner: inbound::response",
     "host/runner: telemetry::span",
-    "host/registrar: error",
-    "host/registrar: etcd",
-    "host/registrar: etcd::health",
     "host/plugin: bindings",
     "host/plugin: context",
     "host/plugin: error",

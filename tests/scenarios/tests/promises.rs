@@ -280,11 +280,11 @@ async fn self_healing_at_once_after_the_machine_was_suspended(world: World) {
     let registration = registrar.register_on(user(), minute).await.unwrap();
     wait_for("it was renewed", SOON, async || registration.status().renewals > 0).await;
     let before = world.get(KEY).await.unwrap().lease;
-    registrar.leap(Duration::from_secs(20));
+    registrar.simulate_suspension(Duration::from_secs(20));
     wait_for("what is left is confirmed", SOON, async || registration.status().renewals > 1).await;
     assert_eq!((registration.status().state, registration.status().recoveries), (State::Registered, 0));
     world.revoke(before).await;
-    registrar.leap(Duration::from_secs(180));
+    registrar.simulate_suspension(Duration::from_secs(180));
     let woke = Instant::now();
     let back = |found: Option<&Standing>| found.is_some_and(|found| found.lease != before);
     world.key_is(KEY, "back", back).await;
@@ -310,7 +310,7 @@ async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() 
     let mut events = registrar.events();
     etcd.set_faults("host", FaultPlan::none());
     etcd.revoke(lease);
-    registrar.leap(Duration::from_secs(180));
+    registrar.simulate_suspension(Duration::from_secs(180));
     assert_eq!(events.recv().await.unwrap().what, What::Recovering);
     registration.wait_for(|status| status.state == State::Registered && status.recoveries == 1).await.unwrap();
 }

@@ -10,8 +10,8 @@ use crate::{
         list::{Ranges, RawEntry},
         watcher::{KeyChange, PrefixWatcher, Update},
     },
-    error::{Error, Unavailable},
-    etcd::Etcd,
+    error::Error,
+    etcd::{Etcd, Unavailable},
 };
 
 /// A watch of the keys of the layouts; see [`Registrar::watch_keys`](crate::Registrar::watch_keys). Dropping it ends it.

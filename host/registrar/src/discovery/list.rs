@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use tokio::time::sleep;
 
 use crate::{
-    etcd::{Etcd, Failure, Found},
+    etcd::{Etcd, Failure, Found, LeaseId},
     layout::Layout,
     node::{Invalid, ServerNode, ServiceName, Version},
 };
@@ -74,7 +74,16 @@ impl Ranges {
             invalid => parsed.find(|(_, node)| node.is_ok()).unwrap_or(invalid),
         };
         let key = String::from_utf8_lossy(&found.key).into_owned();
-        (index, RawEntry { key, value: found.value, node, lease: found.lease, revision: found.modified })
+        (
+            index,
+            RawEntry {
+                key,
+                value: found.value,
+                node,
+                lease: found.lease.map_or(0, LeaseId::get),
+                revision: found.modified,
+            },
+        )
     }
 }
 
@@ -90,10 +99,12 @@ pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<RawEntry>, 
 
 /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
 pub(crate) async fn lease_ttls(etcd: &Etcd, leases: HashSet<i64>, within: Duration) -> HashMap<i64, LeaseTtl> {
-    let lookups = leases.into_iter().map(|lease| async move {
+    let lookups = leases.into_iter().filter_map(LeaseId::new).map(|lease| async move {
         match etcd.look_at(lease, false, within).await {
-            Ok(view) => Some((lease, LeaseTtl { granted: view.ttl, remaining: view.remaining })),
-            Err(Failure::LeaseGone) => Some((lease, LeaseTtl { granted: Duration::ZERO, remaining: Duration::ZERO })),
+            Ok(view) => Some((lease.get(), LeaseTtl { granted: view.ttl, remaining: view.remaining })),
+            Err(Failure::LeaseGone) => {
+                Some((lease.get(), LeaseTtl { granted: Duration::ZERO, remaining: Duration::ZERO }))
+            }
             Err(_) => None,
         }
     });

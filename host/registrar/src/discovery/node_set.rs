@@ -115,7 +115,7 @@ impl NodeSet {
         ours_alone.chain(theirs_alone).flat_map(|leaf| leaf.iter())
     }
 
-    /// Inserts an entry, and returns the one that it replaces.
+    /// Inserts an entry, and returns its predecessor.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let leaves = Arc::make_mut(&mut self.0);
         leaves.count(&entry, true);

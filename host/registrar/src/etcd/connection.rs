@@ -1,15 +1,15 @@
-//! The connections to one endpoint, as one channel: the one in use, and a fresh one that is dialled beside it when it falls
-//! silent. Whichever answers first is used.
+//! The connections to one endpoint, as one channel: the connection in use, and a fresh connection that is dialled when the
+//! former falls silent. The first to answer is used.
 //!
 //! A TCP flow can die without a word, when a NAT, a firewall or a balancer on its way forgets it: what is sent then vanishes,
 //! and only a new connection helps. A request that is not answered for a while says little by itself, since etcd may be slow. So
-//! the same small question is asked on the connection in use and on a fresh one. A connection of which anything at all is heard
-//! is kept, however slow; one that stays silent while the fresh one answers is given up, and everything open on it ends at once.
+//! the same small request is sent on the connection in use and on a fresh one. The connection in use is kept if anything at all
+//! arrives on it, however slowly. If it stays silent while the fresh one answers, it is given up, and everything open on it ends.
 
 use std::{
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use etcd_client::{Channel, Client, Error as ClientError};
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
@@ -85,14 +86,14 @@ impl Connections {
         Self(Arc::new(Shared { url, dial, state: Mutex::new(state), checks: TaskTracker::new() }))
     }
 
-    /// All of them as a channel whose requests take the connection that is current when they are made.
+    /// Returns all of them as a channel whose requests take the connection that is current when they are made.
     pub(super) fn channel(&self) -> Channel {
         Channel::Custom(BoxCloneSyncService::new(self.clone()))
     }
 
     /// The connection that the next request takes.
     pub(super) fn current(&self) -> Arc<Life> {
-        self.state().current.life.clone()
+        self.0.state.lock().current.life.clone()
     }
 
     /// Waits for an answer that is to come over a connection within `deadline`, which the caller holds. Where nothing is heard
@@ -114,7 +115,7 @@ impl Connections {
 
     /// A request was answered, so long after it was made.
     pub(super) fn answered(&self, after: Duration) {
-        let mut state = self.state();
+        let mut state = self.0.state.lock();
         state.strikes = 0;
         state.usual = (state.usual * 7 + after) / 8;
     }
@@ -122,7 +123,7 @@ impl Connections {
     /// A request failed in a way that may be its connection's. One on which nothing succeeds is not used for further requests,
     /// and may still answer those that it has.
     pub(super) fn failed(&self, life: &Arc<Life>) {
-        let mut state = self.state();
+        let mut state = self.0.state.lock();
         if !state.current.is(life) {
             return;
         }
@@ -139,7 +140,7 @@ impl Connections {
 
     /// Has a silent connection checked, within `limit`, unless that is under way.
     fn check(&self, life: &Arc<Life>, limit: Duration) {
-        let mut state = self.state();
+        let mut state = self.0.state.lock();
         if !state.current.is(life) {
             // Another one is in use already.
             return life.give_up();
@@ -151,19 +152,19 @@ impl Connections {
         let (connections, connection) = (self.clone(), state.current.clone());
         self.0.checks.spawn(async move {
             let _ = timeout(limit, connections.compare(connection, head_start)).await; // Neither answers: nothing is known.
-            connections.state().is_checked = false;
+            connections.0.state.lock().is_checked = false;
         });
     }
 
-    /// Asks the same on the connection in use and, a head start later, on a fresh one.
+    /// Sends one request on the connection in use and, a head start later, on a fresh one.
     async fn compare(&self, used: Connection, head_start: Duration) {
         let begun = Instant::now();
         let mut is_alive = Box::pin(used.answers());
         let redial = async {
             sleep(head_start).await;
-            let earliest = self.state().dialled_at.map(|at| at + REDIAL);
+            let earliest = self.0.state.lock().dialled_at.map(|at| at + REDIAL);
             sleep_until(earliest.unwrap_or(begun)).await;
-            self.state().dialled_at = Some(Instant::now());
+            self.0.state.lock().dialled_at = Some(Instant::now());
             let fresh = Connection::new((self.0.dial)());
             Box::pin(fresh.answers()).await;
             fresh
@@ -177,16 +178,12 @@ impl Connections {
         if timeout(grace, is_alive).await.is_ok() || used.life.was_heard_since(begun) {
             return;
         }
-        let mut state = self.state();
+        let mut state = self.0.state.lock();
         if state.current.is(&used.life) {
             info!(endpoint = %self.0.url, "a connection went silent; a new one answers and replaces it");
             (state.current, state.strikes) = (fresh, 0);
         }
         used.life.give_up();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -206,7 +203,7 @@ impl Service<Request> for Connections {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let mut current = self.state().current.clone();
+        let mut current = self.0.state.lock().current.clone();
         current.call(request)
     }
 }
@@ -260,11 +257,11 @@ impl Connection {
         Arc::ptr_eq(&self.life, life)
     }
 
-    /// Returns once it answers, be it with a refusal. The question costs etcd nothing: what a member knows of itself.
+    /// Returns once it answers, be it with a refusal. The request costs etcd nothing: a member's own status.
     async fn answers(&self) {
         let begun = Instant::now();
         let channel = Channel::Custom(BoxCloneSyncService::new(self.clone()));
-        // Without a user nothing is asked here yet.
+        // Without a user this sends nothing yet.
         let Ok(mut client) = Client::from_channel(channel, None).await else { return };
         loop {
             let answer: Result<_, ClientError> = client.status().await;

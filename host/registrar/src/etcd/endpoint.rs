@@ -1,9 +1,9 @@
-//! The endpoints of a cluster: their sign-ins, and which of them is asked.
+//! The endpoints of a cluster: their sign-ins, and the choice of the one to send requests to.
 
 use std::{
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
@@ -27,21 +28,20 @@ use super::{
     transport::{Secure, Way},
 };
 use crate::{
-    error::Error,
     node::Invalid,
     options::{Credentials, Options},
     source::Reads,
 };
 
-/// How long a sign-in is trusted through calls without an answer. Hashing a password is dear for etcd, and an etcd that
-/// is slow to answer must not be asked for it all the time.
+/// Time for which a sign-in is trusted through calls without a response. Hashing a password is expensive for etcd, and a slow
+/// etcd must not have to do it all the time.
 const TRUST: Duration = Duration::from_secs(5);
-/// Part of the time for a sign-in after which it is asked for once more.
+/// Part of the time for a sign-in after which the request is sent once more.
 const ASK_AGAIN: u32 = 4;
-/// Pause after which a password that was refused is shown again. Another password is shown at once.
+/// Pause after which a refused password is sent again. Another password is sent at once.
 const SHOW_AGAIN: Duration = Duration::from_millis(500);
 
-/// The endpoints of one cluster, one of them asked at a time. Cloning clones the handle.
+/// The endpoints of one cluster, of which one serves at a time. Cloning clones the handle.
 #[derive(Clone)]
 pub(super) struct Endpoints {
     all: Arc<[Endpoint]>,
@@ -50,7 +50,7 @@ pub(super) struct Endpoints {
     users: Option<Arc<Users>>,
 }
 
-/// Whether any endpoint can be reached, and who waits for that.
+/// Reachability of the cluster, and those who wait for it.
 #[derive(Default)]
 struct Reach {
     lost: AtomicBool,
@@ -89,7 +89,7 @@ struct Refused {
 #[derive(Clone)]
 struct SignIn {
     begun: Instant,
-    /// Whether etcd wanted to know who it is.
+    /// True if etcd requires a sign-in.
     done: Shared<BoxFuture<'static, Result<bool, Failure>>>,
 }
 
@@ -121,7 +121,7 @@ impl Users {
             Ok(password) => password,
             Err(said) => return Err(self.refuse(None, Failure::Denied(format!("{url}: no password: {said}")))),
         };
-        if let Some(refused) = &*self.refused()
+        if let Some(refused) = &*self.refused.lock()
             && refused.password.as_ref() == Some(&password)
             && refused.at.elapsed() < SHOW_AGAIN
         {
@@ -147,7 +147,7 @@ impl Users {
 
     /// Remembers the refusal. Warns of the first one after an accepted sign-in; before that, the caller reports it.
     fn refuse(&self, password: Option<String>, failure: Failure) -> Failure {
-        let before = self.refused().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
+        let before = self.refused.lock().replace(Refused { at: Instant::now(), password, failure: failure.clone() });
         // Of a kind: the endpoints of a cluster know the same users.
         if before.is_none() && self.was_accepted.load(Ordering::Relaxed) {
             let Credentials { user, password } = &self.credentials;
@@ -158,22 +158,18 @@ impl Users {
 
     fn accept(&self, url: &str) {
         self.was_accepted.store(true, Ordering::Relaxed);
-        if self.refused().take().is_some() {
+        if self.refused.lock().take().is_some() {
             info!(endpoint = url, user = self.credentials.user, "signed in at etcd again");
         }
-    }
-
-    fn refused(&self) -> MutexGuard<'_, Option<Refused>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Endpoint {
     async fn sign_in(&self, users: &Arc<Users>) -> Result<(), Failure> {
         let signing = {
-            let mut place = self.place();
+            let mut place = self.signed_in.lock();
             match &*place {
-                // One that failed is tried again.
+                // A failed sign-in is repeated.
                 Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
                 _ => place.insert(self.begin(users.clone())).clone(),
             }
@@ -185,7 +181,7 @@ impl Endpoint {
         let (client, url) = (self.client.clone(), self.url.clone());
         let done = async move {
             let patience = users.patience;
-            // An answer that got lost is asked for once more, and an etcd that is slow at most twice.
+            // In case the response is lost, the request is sent once more; to a slow etcd at most twice.
             let again = async {
                 sleep(patience / ASK_AGAIN).await;
                 Box::pin(users.sign_in(client.clone(), &url)).await
@@ -205,13 +201,13 @@ impl Endpoint {
         SignIn { begun: Instant::now(), done: done.boxed().shared() }
     }
 
-    /// An etcd that lost its data does not refuse a token from before: it waits until it has written as much as the
-    /// etcd that issued the token. And one that did not want to know who we are may do so by now. So whoever gets no answer,
-    /// or no access, signs in again.
+    /// Signs in again after a call without a response or without access. An etcd that lost its data does not refuse a token from
+    /// before: it waits until it has written as much as the etcd that issued the token. And authentication may have been enabled
+    /// since.
     fn doubt(&self, why: &Failure) {
-        let mut place = self.place();
+        let mut place = self.signed_in.lock();
         let is_over = |signing: &SignIn| match signing.done.peek() {
-            // A refusal is no silence: what etcd refuses it does not know any more.
+            // A refusal is no silence: etcd does not know the token any more.
             Some(Ok(true)) => matches!(why, Failure::Denied(_)) || signing.begun.elapsed() >= TRUST,
             Some(Ok(false) | Err(_)) => true,
             None => false,
@@ -228,29 +224,25 @@ impl Endpoint {
         match failure {
             Failure::Denied(said) if said.contains("certificate") => {
                 let said = secure.expired().map_or(said.clone(), |expired| format!("{said}: {expired}"));
-                secure.tell(&said);
+                secure.log_failure(&said);
                 Failure::Denied(said)
             }
             failure => failure,
         }
     }
-
-    fn place(&self) -> MutexGuard<'_, Option<SignIn>> {
-        self.signed_in.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Endpoints {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
-    pub(super) async fn prepare(options: &Options) -> Result<Self, Error> {
-        let ways: Result<Vec<_>, Error> = options.endpoints.iter().map(|text| Way::new(text, options)).collect();
+    pub(super) async fn prepare(options: &Options) -> Result<Self, Invalid> {
+        let ways: Result<Vec<_>, Invalid> = options.endpoints.iter().map(|text| Way::new(text, options)).collect();
         Self::over(options, ways?).await
     }
 
     /// The same over given ways, each named as an endpoint would be.
-    pub(super) async fn over(options: &Options, ways: Vec<Way>) -> Result<Self, Error> {
+    pub(super) async fn over(options: &Options, ways: Vec<Way>) -> Result<Self, Invalid> {
         if ways.is_empty() {
-            return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd").into());
+            return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd"));
         }
         // An etcd member without a leader says so instead of answering from the past or not at all.
         let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
@@ -259,7 +251,7 @@ impl Endpoints {
             let connections = Connections::new(url.clone(), dial);
             let client = Client::from_channel(connections.channel(), Some(connect.clone()))
                 .await
-                .map_err(|error| Error::unavailable(classify(&url, &error)))?;
+                .map_err(|error| Invalid::new("endpoints", classify(&url, &error).to_string()))?;
             all.push(Endpoint { url, client, connections, secure, signed_in: Mutex::default() });
         }
         let users = options.credentials.clone().map(|credentials| {
@@ -288,8 +280,8 @@ impl Endpoints {
         self.all[index].url.clone()
     }
 
-    /// The next endpoint is the one that is asked from now on, unless somebody has moved on from this one already: of
-    /// many calls that fail together each would otherwise pass over another one.
+    /// Switches from this endpoint to the next one, unless another call has done so already: of many calls that fail together
+    /// each would otherwise pass over another endpoint.
     pub(super) fn pass_over(&self, index: usize) {
         let next = (index + 1) % self.all.len();
         let _ = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -300,9 +292,9 @@ impl Endpoints {
         self.all[route.index].connections.attend(&route.life, deadline, answer).await
     }
 
-    /// Makes one call within `deadline`, and says over which connection it was answered. An endpoint that cannot be reached
-    /// passes the call on to the next, each is tried once; one that failed in any other way loses its turn for the calls to
-    /// come. A call whose connection is given up is made again on the one that replaced it, where that does no harm.
+    /// Makes one call within `deadline`, and returns the connection on which the response came. An unreachable endpoint passes
+    /// the call on to the next, each is tried once; an endpoint that fails in another way is passed over by later calls. A call
+    /// whose connection is given up is repeated on its replacement, where that does no harm.
     pub(super) async fn ask<T, F>(
         &self,
         repeat: Repeat,
@@ -320,7 +312,7 @@ impl Endpoints {
                 let endpoint = &self.all[index];
                 let answer = loop {
                     let life = endpoint.connections.current();
-                    *asked.lock().unwrap_or_else(PoisonError::into_inner) = (index, life.clone());
+                    *asked.lock() = (index, life.clone());
                     let left = end.saturating_duration_since(Instant::now());
                     // Boxed: each future that waits for it holds it more than once.
                     let attempt = Box::pin(self.attempt(endpoint, &make));
@@ -342,7 +334,7 @@ impl Endpoints {
         };
         let begun = Instant::now();
         let answer = within(deadline, attempts).await;
-        let (index, life) = asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (index, life) = asked.into_inner();
         let answer = answer.unwrap_or_else(|_| {
             Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
         });
@@ -385,7 +377,7 @@ impl Endpoints {
         if answer.is_ok()
             && let Some(secure) = secure
         {
-            secure.is_well();
+            secure.log_success();
         }
         if let Err(Failure::Unanswered { .. } | Failure::Busy { .. } | Failure::NotEtcd(_)) = answer
             && !is_mended
@@ -394,7 +386,7 @@ impl Endpoints {
         }
     }
 
-    /// Asks one endpoint within `deadline`, whether or not it is the one that others are asked of.
+    /// Makes one call to this endpoint within `deadline`, whichever endpoint serves the others.
     pub(super) async fn ask_one<T, F>(
         &self,
         endpoint: &Endpoint,

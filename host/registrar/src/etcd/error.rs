@@ -1,11 +1,11 @@
-//! What a failure of etcd means for what was asked; etcd's texts are matched here and nowhere else.
+//! Classification of failures: their meaning for the request. etcd's texts are matched here and nowhere else.
 
 use std::{fmt, sync::Arc};
 
 use etcd_client::Error as ClientError;
 use tonic::{Code, ConnectError, Status};
 
-/// Why etcd did not do what it was asked.
+/// Failure of a request to etcd.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Failure {
     /// No connection was made, so nothing was sent and nothing can have been applied.
@@ -14,7 +14,7 @@ pub(crate) enum Failure {
     /// Sent, and not answered in time or at all: it may have been applied, or may yet be.
     #[error("{endpoint} did not answer: {reason}")]
     Unanswered { endpoint: Arc<str>, reason: String },
-    /// Answered at more length than is read: what was asked for has to be less.
+    /// The response is larger than what is read: the request has to ask for less.
     #[error("{endpoint} answers with more than can be read: {message}")]
     TooLarge { endpoint: Arc<str>, message: String },
     /// etcd's own word that the lease does not exist.
@@ -41,7 +41,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether the request may still take effect, now or later. What does not answer as an etcd does may stand in
+    /// Returns true if the request may have taken effect, or may yet. A server that does not answer as an etcd does may be in
     /// front of one.
     pub(crate) fn may_have_been_applied(&self) -> bool {
         matches!(self, Self::Unanswered { .. } | Self::TooLarge { .. } | Self::NotEtcd(_))
@@ -52,23 +52,23 @@ impl Failure {
         matches!(self, Self::Busy { message, .. } if message.contains("no leader"))
     }
 
-    /// Whether etcd has refused what the request says, so that a part of it may be accepted.
+    /// Returns true if etcd has refused the content of the request, so that a part of it may be accepted.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Forbidden { .. })
     }
 
-    /// Whether repeating the very same request may help without anybody doing something about it.
+    /// Returns true if the same request may succeed later without anyone's help.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => true,
             Self::Busy { .. } | Self::LeaseGone => true,
             Self::Denied(_) | Self::Forbidden { .. } | Self::NotEtcd(_) | Self::Refused { .. } => false,
-            // As before it was told apart from an endpoint that is away: its certificate may be renewed in place.
+            // Like an endpoint that is away: its certificate may be renewed in place.
             Self::Handshake { .. } => true,
         }
     }
 
-    /// Kind of the refusal; `None` when there was no answer, or one that time alone may change.
+    /// Kind of the refusal; `None` if there was no response, or if time alone may change it.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Denied(text) if text.contains("user name is empty") => Some(Refusal::NoUser),
@@ -82,6 +82,34 @@ impl Failure {
             Self::Unreachable { .. } | Self::Unanswered { .. } | Self::TooLarge { .. } => None,
             Self::LeaseGone | Self::Busy { .. } => None,
         }
+    }
+}
+
+impl From<Failure> for Unavailable {
+    fn from(failure: Failure) -> Self {
+        Self(Arc::new(failure))
+    }
+}
+
+/// Message of etcd or of the connection to it. Its text names the endpoint and never holds a secret.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(Arc<Failure>);
+
+impl Unavailable {
+    /// Kind of the refusal; `None` if there was no response, or if time alone may change it.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.0.refusal()
+    }
+
+    /// Returns true if etcd refused the user, the password, the certificate or the key; waiting does not help.
+    pub fn is_denied(&self) -> bool {
+        matches!(*self.0, Failure::Denied(_) | Failure::Forbidden { .. })
+    }
+
+    /// Returns true if the endpoint answers, but not as etcd does.
+    pub fn is_not_etcd(&self) -> bool {
+        matches!(*self.0, Failure::NotEtcd(_))
     }
 }
 
@@ -108,7 +136,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What helps, in a sentence. The permission, `read` or `readwrite`, is needed for the keys that begin with `prefix`.
+    /// Cure, in a sentence. The permission, `read` or `readwrite`, is needed for the keys that begin with `prefix`.
     pub fn cure(self, permission: &str, prefix: Option<&str>) -> String {
         match self {
             Self::NoUser => "it has authentication enabled: set etcd.user, and etcd.password_file".to_owned(),
@@ -156,7 +184,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What an error of the client means for what was asked.
+/// Classifies an error of the client.
 pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
     let endpoint = endpoint.clone();
     let status = match error {
@@ -186,7 +214,7 @@ pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
         _ if message.contains("authentication failed") || message.contains("user name is empty") => {
             Failure::Denied(format!("{endpoint} denies access: {message}"))
         }
-        // What is said before anything is proposed, and what ends once somebody has made room.
+        // Refusals before anything is proposed, and those that end once there is room.
         _ if ["no leader", "too many requests", "database space exceeded"]
             .iter()
             .any(|text| message.contains(text)) =>
@@ -231,7 +259,7 @@ fn never_connected(status: &Status) -> Option<String> {
     connecting.then(|| error.to_string())
 }
 
-/// Why a handshake came to nothing by this side's decision, from the words of rustls.
+/// Reason why this side gave up a handshake, from the words of rustls.
 fn not_trusted(reason: &str) -> Option<String> {
     if reason.contains("received corrupt message of type") {
         return Some("it does not speak TLS".to_owned());

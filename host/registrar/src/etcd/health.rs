@@ -1,6 +1,6 @@
 //! Health of etcd: the status of each endpoint, and the alarms of the cluster.
 
-use crate::error::Unavailable;
+use crate::etcd::error::Unavailable;
 
 /// Health of etcd; see [`Registrar::health`](crate::Registrar::health).
 #[derive(Debug, Clone)]

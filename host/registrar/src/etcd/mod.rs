@@ -1,10 +1,11 @@
-//! The verbs that etcd is spoken to with, each with a deadline.
+//! Requests to etcd, each with a deadline.
 
 mod connection;
 mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
+mod lease_id;
 mod patience;
 mod range;
 mod transport;
@@ -27,7 +28,6 @@ use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
-pub use self::error::Refusal;
 #[cfg(feature = "simulation")]
 use self::transport::Way;
 use self::{
@@ -41,12 +41,16 @@ pub(crate) use self::{
     range::RangeSnapshot,
     txn::{Op, Outcome},
 };
+pub use self::{
+    error::{Refusal, Unavailable},
+    lease_id::LeaseId,
+};
 use crate::{
-    error::Error,
     etcd::{
         health::{Alarm, Health, Member},
         latency::{Latencies, Verb},
     },
+    node::Invalid,
     options::{Options, Ttl},
 };
 
@@ -72,14 +76,14 @@ const MAX_FORBIDDEN: usize = 16;
 pub(crate) struct Found {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
-    pub(crate) lease: i64,
+    pub(crate) lease: Option<LeaseId>,
     /// The revision that created it: another one after it was deleted and put again.
     pub(crate) created: i64,
     /// The revision that wrote it last.
     pub(crate) modified: i64,
 }
 
-/// What happened to one key.
+/// Change of one key.
 #[derive(Debug)]
 pub(crate) enum Change {
     Put(Found),
@@ -89,12 +93,12 @@ pub(crate) enum Change {
 /// A granted lease.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Granted {
-    pub(crate) lease: i64,
-    /// What etcd granted, not what was asked for.
+    pub(crate) lease: LeaseId,
+    /// TTL as etcd granted it, which may differ from the requested one.
     pub(crate) ttl: Duration,
 }
 
-/// What etcd says about a lease.
+/// State of a lease in etcd.
 #[derive(Debug)]
 pub(crate) struct LeaseView {
     pub(crate) ttl: Duration,
@@ -112,7 +116,7 @@ pub(crate) struct Etcd {
 
 impl Etcd {
     /// Prepares the connections; makes none yet. Needs to run on the runtime that will drive them.
-    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Error> {
+    pub(crate) async fn prepare(options: &Options, latencies: Arc<Latencies>) -> Result<Self, Invalid> {
         let endpoints = Endpoints::prepare(options).await?;
         Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
     }
@@ -123,7 +127,7 @@ impl Etcd {
         options: &Options,
         dials: Vec<(Arc<str>, Dial)>,
         latencies: Arc<Latencies>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Invalid> {
         let ways = dials.into_iter().map(|(url, dial)| Way { url, dial, secure: None });
         let endpoints = Endpoints::over(options, ways.collect()).await?;
         Ok(Self { endpoints, request_timeout: options.request_timeout, latencies })
@@ -134,7 +138,7 @@ impl Etcd {
         self.endpoints.is_back().await;
     }
 
-    /// Who answers, and its version.
+    /// Endpoint that answers, and its version.
     pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
         let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
             Ok(client.status().await?.version().to_owned())
@@ -142,7 +146,7 @@ impl Etcd {
         asked.await.map(|(route, version)| (self.url(route.index), version))
     }
 
-    /// How it is: each endpoint asked by itself.
+    /// Reads the status of each endpoint, and the alarms of the cluster.
     pub(crate) async fn health(&self) -> Health {
         let endpoints = self.endpoints.iter().map(|endpoint| async {
             let standing = self.standing(endpoint).await.map_err(Into::into);
@@ -177,30 +181,34 @@ impl Etcd {
     pub(crate) async fn grant(&self, ttl: Ttl, deadline: Duration) -> Result<Granted, Failure> {
         // Within i64: a Ttl is bounded by etcd's maximum.
         let seconds = ttl.seconds() as i64;
-        let answer = self
-            .call(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
+        let (route, answer) = self
+            .ask(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
             .await?;
         let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
-        Ok(Granted { lease: answer.id(), ttl: Duration::from_secs(granted) })
+        let lease = LeaseId::new(answer.id()).ok_or_else(|| self.unanswered(&route, "it granted no lease"))?;
+        Ok(Granted { lease, ttl: Duration::from_secs(granted) })
     }
 
     /// Ends a lease and deletes its keys. A lease that is gone already is a success.
-    pub(crate) async fn revoke(&self, lease: i64, deadline: Duration) -> Result<(), Failure> {
-        match self.call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease).await }).await {
+    pub(crate) async fn revoke(&self, lease: LeaseId, deadline: Duration) -> Result<(), Failure> {
+        match self
+            .call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease.get()).await })
+            .await
+        {
             Ok(_) | Err(Failure::LeaseGone) => Ok(()),
             Err(failure) => Err(failure),
         }
     }
 
     /// Every lease there is.
-    pub(crate) async fn leases(&self) -> Result<Vec<i64>, Failure> {
+    pub(crate) async fn leases(&self) -> Result<Vec<LeaseId>, Failure> {
         let answer =
             self.call(Verb::Look, self.request_timeout, |mut client| async move { client.leases().await }).await?;
-        Ok(answer.leases().iter().map(LeaseStatus::id).collect())
+        Ok(answer.leases().iter().map(LeaseStatus::id).filter_map(LeaseId::new).collect())
     }
 
-    /// What etcd knows of a lease, with its keys where `keys` says so.
-    pub(crate) async fn look_at(&self, lease: i64, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
+    /// Reads the state of a lease, with its keys if `keys` is set.
+    pub(crate) async fn look_at(&self, lease: LeaseId, keys: bool, deadline: Duration) -> Result<LeaseView, Failure> {
         let mut options = LeaseTimeToLiveOptions::new();
         if keys {
             options = options.with_keys();
@@ -208,7 +216,7 @@ impl Etcd {
         let answer = self
             .call(Verb::Look, deadline, |mut client| {
                 let options = options.clone();
-                async move { client.lease_time_to_live(lease, Some(options)).await }
+                async move { client.lease_time_to_live(lease.get(), Some(options)).await }
             })
             .await?;
         match u64::try_from(answer.ttl()) {
@@ -222,9 +230,9 @@ impl Etcd {
     }
 
     /// Opens a stream of renewals; its opening is the first renewal.
-    pub(crate) async fn open_renewals(&self, lease: i64, deadline: Duration) -> Result<Renewals, Failure> {
+    pub(crate) async fn open_renewals(&self, lease: LeaseId, deadline: Duration) -> Result<Renewals, Failure> {
         let (route, open) = self
-            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease).await })
+            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease.get()).await })
             .await?;
         Ok(Renewals { open: Some(open), etcd: self.clone(), route })
     }
@@ -233,7 +241,7 @@ impl Etcd {
     /// user may not read and write each of the keys, on every release of etcd.
     ///
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
-    pub(crate) async fn commit(&self, ops: &[Op], lease: i64, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
+    pub(crate) async fn commit(&self, ops: &[Op], lease: LeaseId, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
         let (route, answer) = self
             .ask(Verb::Write, deadline, |mut client| {
                 // Without a condition, so the other branch never runs.
@@ -249,10 +257,7 @@ impl Etcd {
         match outcomes {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
-            _ => Err(Failure::Unanswered {
-                endpoint: self.url(route.index),
-                reason: "its answer does not fit the request".to_owned(),
-            }),
+            _ => Err(self.unanswered(&route, "its answer does not fit the request")),
         }
     }
 
@@ -374,6 +379,10 @@ impl Etcd {
         self.endpoints.url(index)
     }
 
+    fn unanswered(&self, route: &Route, reason: &str) -> Failure {
+        Failure::Unanswered { endpoint: self.url(route.index), reason: reason.to_owned() }
+    }
+
     async fn call<T, F>(&self, verb: Verb, deadline: Duration, make: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, ClientError>>,
@@ -386,8 +395,8 @@ impl Etcd {
         F: Future<Output = Result<T, ClientError>>,
     {
         let repeat = match verb {
-            // A lease too many; a value that was overwritten since; changes from a revision that another etcd told, if this
-            // one has lost its data meanwhile.
+            // A lease too many; a value that was overwritten since; changes from a revision of another etcd, if this one has
+            // lost its data meanwhile.
             Verb::Grant | Verb::Write | Verb::Watch => Repeat::Never,
             Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Status => Repeat::Harmless,
         };
@@ -414,8 +423,8 @@ pub(crate) struct Renewals {
 }
 
 impl Renewals {
-    /// Ready once the stream has broken although nothing is asked on it. Where its connection was given up for another one
-    /// that answers, nothing is wrong: the next renewal takes that one.
+    /// Ready once the stream has broken between two renewals. Nothing is wrong if its connection was given up for another that
+    /// answers: the next renewal takes that connection.
     pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         let Some((_, answers)) = &mut self.open else { return Poll::Pending };
         let answer = std::task::ready!(Pin::new(answers).poll_next(cx));
@@ -482,12 +491,12 @@ pub(crate) struct Changes {
     url: Arc<str>,
     /// The first revision that it tells of.
     revision: i64,
-    /// Whether etcd was asked for a sign of life.
+    /// Set while a progress request has no response.
     asked: bool,
 }
 
 impl Changes {
-    /// What happened next. Nothing is etcd's word that nothing has: it is asked for one after `silence`.
+    /// Waits for the next changes. None at all is a sign of life, which is requested after `silence`.
     ///
     /// After a failure the stream must not be used again. May be dropped and called again.
     pub(crate) async fn next(&mut self, silence: Duration, deadline: Duration) -> Result<Vec<Change>, Failure> {
@@ -542,7 +551,8 @@ impl Changes {
 
 impl From<KeyValue> for Found {
     fn from(found: KeyValue) -> Self {
-        let (lease, created, modified) = (found.lease(), found.create_revision(), found.mod_revision());
+        let (created, modified) = (found.create_revision(), found.mod_revision());
+        let lease = LeaseId::new(found.lease());
         let (key, value) = found.into_key_value();
         Self { key, value, lease, created, modified }
     }

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
@@ -11,6 +11,7 @@ use std::{
 use etcd_client::Channel;
 use http::Uri;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use parking_lot::Mutex;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
@@ -29,7 +30,6 @@ use tracing::{info, warn};
 
 use super::connection::Dial;
 use crate::{
-    error::Error,
     node::Invalid,
     options::{Options, Tls},
     source::{Reads, Source},
@@ -52,8 +52,8 @@ pub(super) struct Way {
 
 impl Way {
     /// Parses the URL and reads the TLS files once, to refuse what cannot be used.
-    pub(super) fn new(text: &str, options: &Options) -> Result<Self, Error> {
-        let invalid = |rule: &str| Error::from(Invalid::new("endpoints", rule.to_owned()));
+    pub(super) fn new(text: &str, options: &Options) -> Result<Self, Invalid> {
+        let invalid = |rule: &str| Invalid::new("endpoints", rule.to_owned());
         if text.contains('@') {
             return Err(invalid("must not carry a user or a password; they have options of their own"));
         }
@@ -103,12 +103,12 @@ pub(super) struct Secure {
     reads: Reads,
     /// Says that this host's own certificate has expired, if it had when the last connection was made.
     expired: Mutex<Option<String>>,
-    told: Mutex<Told>,
+    log_state: Mutex<LogState>,
 }
 
 /// Log state of connections that fail.
 #[derive(Default)]
-struct Told {
+struct LogState {
     /// The last reason, and when it was met last.
     reason: Option<(String, Instant)>,
     /// When a handshake succeeded last.
@@ -116,13 +116,13 @@ struct Told {
 }
 
 impl Secure {
-    fn new(url: Arc<str>, host: &str, tls: &Tls, within: Duration) -> Result<Self, Error> {
-        let invalid = |said: String| Error::from(Invalid::new("tls", said));
+    fn new(url: Arc<str>, host: &str, tls: &Tls, within: Duration) -> Result<Self, Invalid> {
+        let invalid = |said: String| Invalid::new("tls", said);
         let name = tls.server_name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(|_| invalid("names no host".to_owned()))?;
         let (tls, reads) = (tls.clone(), Reads::default());
         client_config(&tls).map_err(invalid)?;
-        Ok(Self { url, tls, name, within, reads, expired: Mutex::default(), told: Mutex::default() })
+        Ok(Self { url, tls, name, within, reads, expired: Mutex::default(), log_state: Mutex::default() })
     }
 
     /// The configuration as the sources have it now.
@@ -130,7 +130,7 @@ impl Secure {
         let tls = self.tls.clone();
         let read = self.reads.run(tls.may_block(), move || client_config(&tls)).await;
         let (config, expired) = read.map_err(io::Error::other)?;
-        *self.expired.lock().unwrap_or_else(PoisonError::into_inner) = expired;
+        *self.expired.lock() = expired;
         Ok(Arc::new(config))
     }
 
@@ -140,7 +140,7 @@ impl Secure {
         let stream = handshake.map_err(|error| io::Error::other(self.said(&error)))?;
         match stream.get_ref().1.alpn_protocol() {
             Some(ALPN) => {
-                self.told().secured_at = Some(Instant::now());
+                self.log_state.lock().secured_at = Some(Instant::now());
                 Ok(stream)
             }
             _ => Err(io::Error::other("what listens there speaks TLS, but not HTTP/2 in it")),
@@ -171,34 +171,30 @@ impl Secure {
 
     /// Says that this host's certificate had expired when the last connection was made.
     pub(super) fn expired(&self) -> Option<String> {
-        self.expired.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.expired.lock().clone()
     }
 
     /// Warns of why there is no secured connection, once for each reason.
-    pub(super) fn tell(&self, said: &str) {
-        let mut told = self.told();
-        let is_known = told.reason.as_ref().is_some_and(|(reason, _)| reason == said);
-        told.reason = Some((said.to_owned(), Instant::now()));
+    pub(super) fn log_failure(&self, said: &str) {
+        let mut log_state = self.log_state.lock();
+        let is_known = log_state.reason.as_ref().is_some_and(|(reason, _)| reason == said);
+        log_state.reason = Some((said.to_owned(), Instant::now()));
         if !is_known {
             warn!(endpoint = %self.url, "no connection to etcd: {said}");
         }
     }
 
     /// A request was answered. Over a connection from before that says nothing of new ones.
-    pub(super) fn is_well(&self) {
-        let mut told = self.told();
-        let secured_at = told.secured_at;
-        if told.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
+    pub(super) fn log_success(&self) {
+        let mut log_state = self.log_state.lock();
+        let secured_at = log_state.secured_at;
+        if log_state.reason.take_if(|(_, at)| secured_at.is_some_and(|secured| secured > *at)).is_some() {
             info!(endpoint = %self.url, "connected to etcd again");
         }
     }
-
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// What the sources hold, and whether this host's certificate has expired.
+/// Reads the sources. Returns the date with the configuration if this host's certificate has expired.
 fn client_config(tls: &Tls) -> Result<(ClientConfig, Option<String>), String> {
     let provider = Arc::new(ring::default_provider());
     let mut authorities = RootCertStore::empty();
@@ -244,7 +240,7 @@ fn certificates(source: &Source) -> Result<Vec<CertificateDer<'static>>, String>
     }
 }
 
-/// When a certificate expired, if it has. Its dates are checked first, whoever signed it.
+/// Date on which a certificate expired, if it has. Its dates are checked before its signature.
 fn expired_on(
     certificate: &CertificateDer<'_>,
     algorithms: &[&'static dyn rustls::pki_types::SignatureVerificationAlgorithm],
@@ -296,7 +292,7 @@ impl Service<Uri> for SecureConnector {
             let secured = async {
                 let stream = connecting.await?.into_inner();
                 let secured = secure.handshake(stream).await;
-                secured.inspect_err(|error| secure.tell(&error.to_string())).map_err(BoxError::from)
+                secured.inspect_err(|error| secure.log_failure(&error.to_string())).map_err(BoxError::from)
             };
             let secured = timeout(within, secured).await;
             let secured = secured

@@ -4,27 +4,30 @@ use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
+use super::lease_id::LeaseId;
+
 /// One conditional write. It names the lease that is believed to hold the key, so that a write which arrives late, or meets
 /// a key of another lease, does nothing.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     /// Puts the key if lease `held` or no lease holds it, or it does not exist.
-    Put { key: Arc<str>, value: Vec<u8>, held: i64 },
+    Put { key: Arc<str>, value: Vec<u8>, held: Option<LeaseId> },
     /// Deletes the key if lease `held` holds it.
-    Delete { key: Arc<str>, held: i64 },
+    Delete { key: Arc<str>, held: LeaseId },
 }
 
 /// Outcome of an [`Op`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The lease holds the key now, written at `revision`; before, lease `over` did (0: no lease, or the key did not exist).
-    Written { over: i64, revision: i64 },
+    /// The lease holds the key now, written at `revision`; before, lease `over` did (`None`: no lease, or the key did not
+    /// exist).
+    Written { over: Option<LeaseId>, revision: i64 },
     /// Lease `held` held the key, which is deleted.
     Deleted,
     /// The key did not exist.
     Absent,
-    /// Nothing was written: another lease holds the key (0: a delete met a key without a lease), with that value.
-    HeldBy { lease: i64, value: Vec<u8> },
+    /// Nothing was written: another lease holds the key (`None`: a delete met a key without a lease), with that value.
+    HeldBy { lease: Option<LeaseId>, value: Vec<u8> },
 }
 
 impl Op {
@@ -47,22 +50,24 @@ impl Op {
     }
 
     /// The request: a transaction within the transaction of a group commit.
-    pub(super) fn conditional(&self, lease: i64) -> TxnOp {
-        let held_by = |key: &Arc<str>, lease| Compare::lease(key.as_bytes(), CompareOp::Equal, lease);
+    pub(super) fn conditional(&self, lease: LeaseId) -> TxnOp {
+        let held_by = |key: &Arc<str>, lease: Option<LeaseId>| {
+            Compare::lease(key.as_bytes(), CompareOp::Equal, lease.map_or(0, LeaseId::get))
+        };
         // With its value: etcd 3.7 leaves the lease out of a response with keys only.
         let read = |key: &Arc<str>| TxnOp::get(key.as_bytes(), None);
         TxnOp::txn(match self {
             Self::Put { key, value, held } => {
-                let put = || TxnOp::put(key.as_bytes(), value.clone(), Some(PutOptions::new().with_lease(lease)));
+                let put = || TxnOp::put(key.as_bytes(), value.clone(), Some(PutOptions::new().with_lease(lease.get())));
                 // A missing key compares as one without a lease.
-                let free = Txn::new().when([held_by(key, 0)]).and_then([put()]).or_else([read(key)]);
+                let free = Txn::new().when([held_by(key, None)]).and_then([put()]).or_else([read(key)]);
                 match held {
-                    0 => free,
+                    None => free,
                     held => Txn::new().when([held_by(key, *held)]).and_then([put()]).or_else([TxnOp::txn(free)]),
                 }
             }
             Self::Delete { key, held } => Txn::new()
-                .when([held_by(key, *held)])
+                .when([held_by(key, Some(*held))])
                 .and_then([TxnOp::delete(key.as_bytes(), Some(DeleteOptions::new()))])
                 .or_else([read(key)]),
         })
@@ -90,16 +95,16 @@ pub(super) fn authorized(key: &str) -> TxnOp {
     TxnOp::delete(key, Some(DeleteOptions::new().with_prev_key()))
 }
 
-fn written(response: &TxnResponse, held: i64, revision: i64) -> Option<Outcome> {
+fn written(response: &TxnResponse, held: Option<LeaseId>, revision: i64) -> Option<Outcome> {
     match response.op_responses().first()? {
         TxnOpResponse::Put(_) => Some(Outcome::Written { over: held, revision }),
-        TxnOpResponse::Txn(free) => written(free, 0, revision),
+        TxnOpResponse::Txn(free) => written(free, None, revision),
         found => holder(found),
     }
 }
 
 fn holder(response: &TxnOpResponse) -> Option<Outcome> {
     let TxnOpResponse::Get(found) = response else { return None };
-    let held = |found: &KeyValue| Outcome::HeldBy { lease: found.lease(), value: found.value().to_vec() };
+    let held = |found: &KeyValue| Outcome::HeldBy { lease: LeaseId::new(found.lease()), value: found.value().to_vec() };
     Some(found.kvs().first().map_or(Outcome::Absent, held))
 }

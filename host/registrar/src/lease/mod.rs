@@ -1,5 +1,6 @@
-//! A lease: the keys on it, its life, and the detection of a suspended machine.
+//! A lease: its life as a pure state machine, the task that drives it, and the detection of a suspended machine.
 
-pub(crate) mod key;
+pub(crate) mod core;
+mod renewal;
 pub(crate) mod suspend;
 pub(crate) mod task;

@@ -1,5 +1,5 @@
-//! Finds out that this machine was suspended: the clock that timers go by stood still meanwhile, and the one of the time since
-//! the machine started did not. The time of day has no part in it: that may be set.
+//! Detection of a suspended machine: CLOCK_BOOTTIME goes on meanwhile, and CLOCK_MONOTONIC, which timers go by, does not.
+//! The time of day is not used, since it may be set.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-/// How often the two clocks are compared; a suspended machine has found out so long after it woke, at the latest.
-const LOOK: Duration = Duration::from_millis(500);
+/// Interval between comparisons of the two clocks, and so the longest time until a suspension is detected.
+const INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest suspension that counts.
-const LEAP: Duration = Duration::from_secs(1);
+const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
-/// Adds up in `leaps` by how much time went by unnoticed, for ever.
-pub(crate) async fn follow(leaps: watch::Sender<Duration>) {
-    let mut ticks = interval(LOOK);
+/// Adds up in `suspended_for` the time that timers did not see, without end.
+pub(crate) async fn detect(suspended_for: watch::Sender<Duration>) {
+    let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = None;
     loop {
         ticks.tick().await;
-        if let Some(leap) = leap(&mut known, clocks::suspended()) {
-            leaps.send_modify(|total| *total += leap);
+        if let Some(by) = unaccounted(&mut known, clocks::suspended()) {
+            suspended_for.send_modify(|total| *total += by);
         }
     }
 }
 
-/// What of the time that the machine was suspended is news. A reading that failed says nothing.
-fn leap(known: &mut Option<Duration>, suspended: Option<Duration>) -> Option<Duration> {
+/// Part of the time that the machine was suspended that is not in `known` yet. A failed reading counts as none.
+fn unaccounted(known: &mut Option<Duration>, suspended: Option<Duration>) -> Option<Duration> {
     let suspended = suspended?;
     let before = *known.get_or_insert(suspended);
-    let leap = suspended.checked_sub(before).filter(|leap| *leap >= LEAP)?;
+    let by = suspended.checked_sub(before).filter(|by| *by >= MIN_SUSPENSION)?;
     *known = Some(suspended);
-    Some(leap)
+    Some(by)
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -72,24 +72,24 @@ mod clocks {
 mod tests {
     use std::time::Duration;
 
-    use super::{clocks, leap};
+    use super::{clocks, unaccounted};
 
     #[test]
-    fn only_time_that_timers_did_not_see_is_a_leap() {
+    fn only_time_that_timers_did_not_see_counts_once() {
         let millis = |millis| Some(Duration::from_millis(millis));
         let mut known = None;
-        // How long the machine was suspended before is no news.
-        assert_eq!(leap(&mut known, millis(3_600_000)), None);
-        assert_eq!(leap(&mut known, millis(3_600_400)), None);
-        assert_eq!(leap(&mut known, None), None);
-        assert_eq!(leap(&mut known, millis(3_630_000)), millis(30_000));
-        assert_eq!(leap(&mut known, millis(3_629_999)), None);
-        assert_eq!(leap(&mut known, millis(3_630_500)), None);
+        // Time before the first reading does not count.
+        assert_eq!(unaccounted(&mut known, millis(3_600_000)), None);
+        assert_eq!(unaccounted(&mut known, millis(3_600_400)), None);
+        assert_eq!(unaccounted(&mut known, None), None);
+        assert_eq!(unaccounted(&mut known, millis(3_630_000)), millis(30_000));
+        assert_eq!(unaccounted(&mut known, millis(3_629_999)), None);
+        assert_eq!(unaccounted(&mut known, millis(3_630_500)), None);
     }
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_machine_that_is_not_suspended_does_not_leap() {
+    fn a_machine_that_runs_is_not_suspended() {
         let before = clocks::suspended().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         let growth = clocks::suspended().unwrap().abs_diff(before);

@@ -1,4 +1,4 @@
-//! How busy this machine is, or the container's share of it, sampled in the background.
+//! Load of this machine, or of the container's share of it, sampled in the background.
 
 use std::{
     fs, mem,
@@ -23,10 +23,10 @@ use crate::{
     weight::{Load, Smoothed, weight_of},
 };
 
-/// Between two samples.
+/// Interval between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps `weight` at what the load is worth, until nobody looks at it any more. It is an estimate until the first sample.
+/// Keeps `weight` at what the load is worth, until it has no reader any more. It is an estimate until the first sample.
 pub(crate) async fn sample(weight: watch::Sender<Weight>, estimated: Arc<AtomicBool>) {
     let mut meter = Meter::new();
     meter.read();
@@ -55,7 +55,7 @@ pub(crate) fn first_look() -> Weight {
     weight_of(Load { cpu_percent, memory_percent })
 }
 
-/// How busy the processors were, by the average number of tasks that ran or waited to. A container with a quota of its own
+/// Use of the processors in percent, by the average number of tasks that ran or waited to. A container with a quota of its own
 /// counts as idle: the machine's average says nothing of it.
 fn last_minute(groups: &[Cgroup], load_average: f64, processors: usize) -> f64 {
     match groups.iter().any(|group| group.cpus.is_some()) {
@@ -64,14 +64,14 @@ fn last_minute(groups: &[Cgroup], load_average: f64, processors: usize) -> f64 {
     }
 }
 
-/// What the readings are compared with. A container's own quota counts where there is one (cgroup v2, since sysinfo does
-/// not know a processor quota), and so do those of the groups that it is in; the machine otherwise.
+/// Reads the load, relative to a quota. A container's own quota counts if there is one (cgroup v2, since sysinfo does not know
+/// processor quotas), and so do those of the groups that it is in; otherwise the machine does.
 struct Meter {
-    /// None on a system that does not tell; it counts as idle.
+    /// `None` on a system without such data, which counts as idle.
     system: Option<System>,
-    /// Whether the system's processors were looked at before: the first look tells of all the time since the machine started.
+    /// Set after the first reading of the processors, which covers all the time since the machine started.
     looked: bool,
-    /// When the cgroups were read last, and the processor time of each then.
+    /// Time of the last reading of the cgroups, and the processor time of each then.
     before: Option<(Instant, Vec<Duration>)>,
 }
 
@@ -127,7 +127,7 @@ struct Cgroup {
 }
 
 impl Cgroup {
-    /// This process's own, then the one that that is in, and so on.
+    /// The cgroup of this process, then its parent, and so on.
     fn all() -> Vec<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| own_path(&text));
         own.map_or_else(Vec::new, |own| own.ancestors().map(Self::read).collect())
@@ -163,7 +163,7 @@ impl Cgroup {
     }
 }
 
-/// What of a quota can be used by that many processors, which the standard library counts in whole ones of the quota.
+/// Part of a quota that so many processors can use. The standard library counts them in whole ones of the quota.
 fn usable(cpus: f64, processors: usize) -> f64 {
     if cpus.floor() <= processors as f64 { cpus } else { processors as f64 }
 }

@@ -1,11 +1,13 @@
-//! Picks a node of a view for each call: by weight, or by latency, and not one that failed recently.
+//! Picks a node of a view for each call: by weight, or by latency, and none that failed recently.
 
 mod candidates;
 mod pick;
 mod snapshot;
 mod stride;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 pub use self::pick::Pick;
 use crate::{
@@ -96,11 +98,10 @@ impl Balancer {
             return snapshot;
         }
         let building = match self.building.try_lock() {
-            Ok(building) => building,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) if snapshot.is_built() => return snapshot,
+            Some(building) => building,
+            None if snapshot.is_built() => return snapshot,
             // There is no snapshot before the first.
-            Err(TryLockError::WouldBlock) => self.building.lock().unwrap_or_else(PoisonError::into_inner),
+            None => self.building.lock(),
         };
         // Another caller may just have built it.
         let before = self.current();
@@ -110,17 +111,13 @@ impl Balancer {
         }
         let next = CandidateSnapshot::build(generation, &self.view.nodes(), &self.preference, &before);
         let next = Arc::new(next);
-        *self.locked() = next.clone();
+        *self.snapshot.lock() = next.clone();
         drop(building);
         next
     }
 
     fn current(&self) -> Arc<CandidateSnapshot> {
-        self.locked().clone()
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Arc<CandidateSnapshot>> {
-        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+        self.snapshot.lock().clone()
     }
 }
 
@@ -139,8 +136,9 @@ mod tests {
         let state = ViewState::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
         let balancer = Balancer::new(View::new(&Arc::new(state)).unwrap());
         let built = Some((Instant::now(), Duration::ZERO));
-        *balancer.locked() = Arc::new(CandidateSnapshot { generation: 7, built, ..CandidateSnapshot::default() });
-        let building = balancer.building.lock().unwrap();
+        *balancer.snapshot.lock() =
+            Arc::new(CandidateSnapshot { generation: 7, built, ..CandidateSnapshot::default() });
+        let building = balancer.building.lock();
         assert_eq!(balancer.snapshot().generation, 7);
         drop(building);
         assert_eq!(balancer.snapshot().generation, 0);

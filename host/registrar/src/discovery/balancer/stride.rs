@@ -10,7 +10,7 @@ use std::sync::{
 
 use crate::discovery::balancer::candidates::{Candidate, CandidateLeaf};
 
-/// Number of scheduled candidates to try before searching for one that is available.
+/// Number of scheduled candidates to try before searching for an available one.
 const MAX_TRIES: usize = 8;
 
 /// Schedule over all candidates, or over the preferred ones.

@@ -14,7 +14,8 @@ use tokio::{sync::watch::Receiver, time::timeout};
 pub(crate) use self::{state::ViewState, task::watch};
 use crate::{
     discovery::nodes::{NodeEvent, Nodes},
-    error::{Error, Unavailable},
+    error::Error,
+    etcd::Unavailable,
     layout::Layout,
     node::{ServiceName, Version},
 };

@@ -3,12 +3,13 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use tracing::info;
 
@@ -18,8 +19,8 @@ use crate::{
         nodes::Nodes,
         watcher::KeyChange,
     },
-    error::{Error, Unavailable},
-    etcd::{Etcd, Failure, Found},
+    error::Error,
+    etcd::{Etcd, Failure, Found, Unavailable},
     layout::{Layout, template::memo::ParseMemo},
     node::{ServerNode, ServiceName, Version},
 };
@@ -74,13 +75,13 @@ impl ViewState {
 
     /// Subscribes to changes; `None` once the view has ended.
     pub(super) fn subscribe(&self) -> Option<watch::Receiver<()>> {
-        let contents = self.contents();
+        let contents = self.contents.lock();
         (!contents.has_ended).then(|| self.changes.subscribe())
     }
 
     /// Outcome of the first read of all layouts; `None` while it may still succeed.
     pub(super) fn first_read(&self) -> Option<Result<(), Error>> {
-        let contents = self.contents();
+        let contents = self.contents.lock();
         if contents.layouts.iter().all(|layout| layout.confirmed_at.is_some()) {
             return Some(Ok(()));
         }
@@ -92,7 +93,7 @@ impl ViewState {
     }
 
     pub(super) fn nodes(&self) -> Nodes {
-        let contents = self.contents();
+        let contents = self.contents.lock();
         match (contents.layouts.as_slice(), &contents.merged) {
             ([LayoutSnapshot { entries, retained: None, .. }], _) => return Nodes(entries.clone()),
             (_, Some(merged)) => return merged.clone(),
@@ -105,7 +106,7 @@ impl ViewState {
         // Merging very many nodes takes a while, and must not block the thread that renews leases.
         drop(contents);
         let merged = merge(layouts);
-        let mut contents = self.contents();
+        let mut contents = self.contents.lock();
         if self.generation() == generation {
             contents.merged = Some(merged.clone());
         }
@@ -114,15 +115,15 @@ impl ViewState {
 
     /// Time at which etcd last confirmed every layout; `None` before the first read.
     pub(super) fn confirmed_at(&self) -> Option<Instant> {
-        self.contents().layouts.iter().map(|layout| layout.confirmed_at).min()?
+        self.contents.lock().layouts.iter().map(|layout| layout.confirmed_at).min()?
     }
 
     pub(super) fn error(&self) -> Option<Unavailable> {
-        self.contents().layouts.iter().find_map(|layout| layout.error.clone())
+        self.contents.lock().layouts.iter().find_map(|layout| layout.error.clone())
     }
 
     pub(super) fn invalid_keys(&self) -> usize {
-        self.contents().layouts.iter().map(|layout| layout.entries.invalid_count()).sum()
+        self.contents.lock().layouts.iter().map(|layout| layout.entries.invalid_count()).sum()
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -164,7 +165,7 @@ impl ViewState {
 
     /// A known key, the revision that created it, and a revision at which it existed.
     fn sample(&self, layout: usize) -> Option<(Key, i64, i64)> {
-        let contents = self.contents();
+        let contents = self.contents.lock();
         let layout = contents.layouts.get(layout)?;
         let entry = layout.entries.iter().next()?;
         Some((entry.key.clone(), entry.created, layout.revision.max(entry.created)))
@@ -173,7 +174,7 @@ impl ViewState {
     /// Updates the snapshot of one layout, and notifies the handles if a node changed (the result of `update`), or if the view
     /// failed or recovered.
     pub(super) fn update(&self, layout: usize, update: impl FnOnce(&mut LayoutSnapshot) -> bool) {
-        let mut contents = self.contents();
+        let mut contents = self.contents.lock();
         // Absent once the view has ended; the task behind this update is about to end, too.
         let Some(layout) = contents.layouts.get_mut(layout) else { return };
         let had_failed = layout.error.is_some();
@@ -191,7 +192,7 @@ impl ViewState {
 
     /// Ends the view if no handle is left. No handle can be created afterwards.
     pub(super) fn end_if_unused(&self) -> bool {
-        let mut contents = self.contents();
+        let mut contents = self.contents.lock();
         if self.changes.is_closed() {
             contents.has_ended = true;
             contents.merged = None;
@@ -201,16 +202,12 @@ impl ViewState {
     }
 
     pub(crate) fn end(&self) {
-        self.contents().has_ended = true;
+        self.contents.lock().has_ended = true;
         self.changes.send_replace(());
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.contents().has_ended
-    }
-
-    fn contents(&self) -> MutexGuard<'_, Contents> {
-        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+        self.contents.lock().has_ended
     }
 }
 

@@ -8,7 +8,7 @@ use crate::layout::template::field::{Captures, FIELDS, Field, FieldValues, Schem
 /// Longest text that one placeholder reads, in bytes.
 const MAX_RUN: usize = 253;
 /// Largest number of steps in which a text is matched with a template. Where placeholders stand side by side there are more
-/// ways to read a text than can be tried; a template whose parts can be told apart takes a few hundred steps.
+/// ways to read a text than can be tried; an unambiguous template takes a few hundred steps.
 const MAX_STEPS: u32 = 10_000;
 /// Known placeholders, for the error about an unknown one.
 const KNOWN: &str = "name, addr, version, weight, id, label, prefix and scheme, and in JSON, as a whole value, \

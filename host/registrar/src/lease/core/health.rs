@@ -1,0 +1,108 @@
+//! Failures of requests, and what they mean for the status of the keys.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::{
+    error::Error,
+    etcd::{Failure, latency::Verb},
+    faults::FaultChange,
+    lease::core::{Lease, Step, key::LeaseHealth, messages::Action},
+    status::{Event, What},
+};
+
+impl Lease {
+    /// Notes a failed request, which will be repeated.
+    pub(super) fn on_failed(&mut self, verb: Verb, failure: &Failure, now: Instant) {
+        let is_refused = failure.refusal().is_some();
+        self.failing.retain(|(failing, _)| *failing != verb);
+        self.failing.push((verb, is_refused));
+        // An expired token costs one renewal, and is replaced.
+        let is_first_renewal = verb == Verb::Renew && self.leases.current().is_some_and(|held| held.failures < 2);
+        self.actions.push_back(Action::Fault(FaultChange::Refused {
+            source: self.metrics.source(verb),
+            why: Error::unavailable(failure.clone()),
+            prefix: self.keys.iter().next().map(|(_, key)| key.prefix()),
+            is_logged: !is_first_renewal,
+        }));
+        if self.is_refused() && self.health == LeaseHealth::Steady && self.keys.kept() > 0 {
+            let why = format!("etcd refuses to {verb}: {failure}");
+            self.change_health(LeaseHealth::Suspect, What::Refused, why, now);
+        }
+    }
+
+    /// Notes a successful request.
+    pub(super) fn on_succeeded(&mut self, verb: Verb, now: Instant) {
+        let Some(index) = self.failing.iter().position(|(failing, _)| *failing == verb) else { return };
+        self.failing.swap_remove(index);
+        self.actions.push_back(Action::Fault(FaultChange::Resolved(self.metrics.source(verb))));
+        let is_renewed = self.leases.current().is_some_and(|held| held.failures == 0);
+        if self.health == LeaseHealth::Suspect && is_renewed && !self.is_refused() {
+            let why = "etcd no longer refuses what it is asked".to_owned();
+            self.change_health(LeaseHealth::Steady, What::Confirmed, why, now);
+        }
+    }
+
+    /// Drops the faults of failed requests that are not repeated, since nothing is left to do.
+    pub(super) fn forget_failing(&mut self) {
+        for (verb, _) in std::mem::take(&mut self.failing) {
+            self.actions.push_back(Action::Fault(FaultChange::Forgotten(self.metrics.source(verb))));
+        }
+    }
+
+    /// Returns true if etcd refuses requests that a new term would need. Renewals do not count: keys remain until one is
+    /// due.
+    pub(super) fn is_refused(&self) -> bool {
+        let counts = |verb: Verb| matches!(verb, Verb::Grant | Verb::Write | Verb::Look);
+        self.failing.iter().any(|(verb, is_refused)| *is_refused && counts(*verb))
+    }
+
+    /// Notes that every key is under the new lease.
+    pub(super) fn note_recovery(&mut self, now: Instant) {
+        let is_sound = self.leases.current().is_some_and(|held| held.is_sound());
+        let is_committing = self.in_flight.is_some_and(|(step, _)| step == Step::Commit);
+        if self.keys.kept() == 0 {
+            (self.health, self.health_since) = (LeaseHealth::Steady, now);
+        } else if self.health == LeaseHealth::Recovering && is_sound && self.keys.is_queue_empty() && !is_committing {
+            let why = "every key stands under the new lease".to_owned();
+            self.change_health(LeaseHealth::Steady, What::Recovered, why, now);
+        }
+    }
+
+    pub(super) fn change_health(&mut self, health: LeaseHealth, what: What, why: String, now: Instant) {
+        if self.health == health {
+            return;
+        }
+        self.health = health;
+        for (_, key) in self.keys.iter() {
+            key.show(health);
+        }
+        self.report(what, None, why, now);
+        self.health_since = now;
+    }
+
+    /// Logs and publishes an event.
+    pub(super) fn report(&mut self, what: What, key: Option<&Arc<str>>, why: String, now: Instant) {
+        let current = self.leases.current();
+        let lease = current.map_or(0, |held| held.id.get());
+        let lease_age = current.map_or(Duration::ZERO, |held| now - held.granted_at);
+        let since = now - self.health_since;
+        let on = key.map_or("its keys", |key| key);
+        match what {
+            // A refusal is logged once for all leases that meet it.
+            What::Renewed | What::Weighed | What::Updated | What::Refused => {
+                debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}");
+            }
+            What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
+                info!(key = on, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
+            }
+            _ => {
+                let keys = self.keys.kept();
+                warn!(key = on, keys, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
+            }
+        }
+        self.actions.push_back(Action::Report(Event { what, key: key.cloned(), why, lease, lease_age, since }));
+    }
+}

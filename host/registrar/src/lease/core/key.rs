@@ -1,0 +1,478 @@
+//! One key of a lease: the content that it should have, what etcd is known to have, and the replies that are owed.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    error::Error,
+    etcd::{LeaseId, Op},
+    layout::Layout,
+    lease::core::messages::{RegisterRequest, Reply},
+    node::{Invalid, ServerNode, Version, Weight},
+    options::Ownership,
+    status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
+};
+
+/// Shortest time between two writes of a key that is in etcd already. The last of several changes is written then, so that
+/// a loop that sets weights does not keep etcd busy.
+const MIN_REWRITE: Duration = Duration::from_secs(1);
+
+/// Stage in the life of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The key should be in etcd.
+    Kept,
+    /// The key is to be deleted.
+    Deleting,
+    /// The key is not in etcd. It is released once no late write can bring it back.
+    Gone,
+}
+
+/// Last known state of the key in etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeyState {
+    /// No write is confirmed.
+    New {
+        /// Set once a write had no response.
+        may_exist: bool,
+        /// Conflicting lease of another host: the one to take the key over from, or to wait for, by the ownership.
+        holder: Option<LeaseId>,
+    },
+    /// Confirmed under the current lease.
+    Published { content: Content, revision: i64 },
+    /// Confirmed before; about to be written under the current lease.
+    Missing {
+        /// Set after another client has written or deleted it.
+        altered: bool,
+    },
+    /// Confirmed before; the lease of another host holds the key now.
+    Conflict { holder: LeaseId },
+}
+
+/// Kind of transaction that has the next write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// In one transaction with other keys.
+    Batched,
+    /// In a transaction of its own, after etcd has refused a batch with it.
+    Isolated,
+    /// With the next audit, after etcd has refused the key alone; in a transaction of its own if it was isolated before.
+    Deferred { is_isolated: bool },
+}
+
+/// Published part of a node that can change under the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Content {
+    weight: Weight,
+    /// Number of the node among those that the registration has had.
+    edition: u16,
+}
+
+/// Answer to a put that met another lease, by the state of the key and its ownership.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum OnConflict {
+    /// Waits until the key is free; `is_news` unless it waited before.
+    Wait { is_news: bool },
+    /// Writes again, naming the lease to take over from.
+    TakeOver,
+    /// Fails the registration.
+    Refuse,
+}
+
+/// Health of a lease as a whole, which the status of each of its keys follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeaseHealth {
+    Steady,
+    /// The last renewal is not confirmed, or etcd refuses to write.
+    Suspect,
+    /// The lease is lost or given up; its keys are about to be written under a new one.
+    Recovering,
+}
+
+/// A registration's key, from its first write to its release.
+#[derive(Debug)]
+pub(super) struct Key {
+    node: Arc<ServerNode>,
+    layout: Layout,
+    ownership: Ownership,
+    stage: Stage,
+    state: KeyState,
+    /// The lease of this task under which the key is believed to be. etcd corrects it.
+    lease: Option<LeaseId>,
+    weight: Weight,
+    edition: u16,
+    /// Time of the last change to the published content, or of its request.
+    changed_at: Instant,
+    /// Content of the put in progress.
+    in_flight: Option<Content>,
+    delivery: Delivery,
+    pub(super) is_queued: bool,
+    recoveries: u32,
+    /// Deadline and reply of a registration that is not confirmed.
+    pending: Option<(Instant, Reply)>,
+    stop_replies: Vec<Reply>,
+    status: Weak<StatusCell>,
+    metrics: Arc<LeaseMetrics>,
+}
+
+// Its content, as the owner wants it.
+impl Key {
+    pub(super) fn new(
+        request: RegisterRequest,
+        status: Weak<StatusCell>,
+        reply: Reply,
+        metrics: Arc<LeaseMetrics>,
+        computed: Weight,
+        changed_at: Instant,
+    ) -> Self {
+        Self {
+            weight: request.node.weight.unwrap_or(computed),
+            node: request.node,
+            layout: request.layout,
+            ownership: request.ownership,
+            stage: Stage::Kept,
+            state: KeyState::New { may_exist: false, holder: None },
+            lease: None,
+            edition: 0,
+            changed_at,
+            in_flight: None,
+            delivery: Delivery::Batched,
+            is_queued: false,
+            recoveries: 0,
+            pending: Some((request.deadline, reply)),
+            stop_replies: Vec::new(),
+            status,
+            metrics,
+        }
+    }
+
+    /// Prefix of the keys of its service.
+    pub(super) fn prefix(&self) -> String {
+        self.layout.prefix(&self.node.name, &Version::default())
+    }
+
+    /// Publishes this weight from now on, instead of the computed one.
+    pub(super) fn set_weight(&mut self, weight: Weight) {
+        let node = ServerNode { weight: Some(weight), ..(*self.node).clone() };
+        self.node = Arc::new(node);
+        self.weight = weight;
+    }
+
+    /// Publishes another node under the same key from now on.
+    pub(super) fn replace(&mut self, key: &str, node: Arc<ServerNode>) -> Result<(), Error> {
+        self.layout.accept(&node)?;
+        let other = self.layout.key(&node);
+        if other != key {
+            return Err(Invalid::new("node", format!("must have the key {key}, not {other}")).into());
+        }
+        self.weight = node.weight.unwrap_or(self.weight);
+        self.node = node;
+        self.edition = self.edition.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Publishes the computed weight from now on if the node brings none, and `is_due` for the published weight of that age.
+    pub(super) fn follow_load(
+        &mut self,
+        computed: Weight,
+        now: Instant,
+        is_due: impl Fn(Weight, Duration) -> bool,
+    ) -> bool {
+        let follows = self.is_kept() && self.node.weight.is_none() && is_due(self.weight, now - self.changed_at);
+        if follows {
+            self.weight = computed;
+        }
+        follows
+    }
+
+    fn content(&self) -> Content {
+        Content { weight: self.weight, edition: self.edition }
+    }
+}
+
+// Its life.
+impl Key {
+    pub(super) fn is_kept(&self) -> bool {
+        self.stage == Stage::Kept
+    }
+
+    pub(super) fn is_deleting(&self) -> bool {
+        self.stage == Stage::Deleting
+    }
+
+    /// Detects a registration whose handle is dropped.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.is_kept() && self.status.strong_count() == 0
+    }
+
+    /// Returns true while the registration waits for its confirmation until that time.
+    pub(super) fn is_pending_until(&self, deadline: Instant) -> bool {
+        self.pending.as_ref().is_some_and(|(until, _)| *until == deadline)
+    }
+
+    /// Reply to the registration, if one is owed. A caller that has given up has dropped the handle, which stops the key.
+    pub(super) fn take_pending(&mut self) -> Option<Reply> {
+        self.pending.take().map(|(_, reply)| reply)
+    }
+
+    pub(super) fn owe(&mut self, stop_reply: Reply) {
+        self.stop_replies.push(stop_reply);
+    }
+
+    pub(super) fn take_stop_replies(&mut self) -> Vec<Reply> {
+        std::mem::take(&mut self.stop_replies)
+    }
+
+    /// Starts the deletion.
+    pub(super) fn stop(&mut self) {
+        self.stage = Stage::Deleting;
+    }
+
+    /// Notes that the key is not in etcd.
+    pub(super) fn on_gone(&mut self) {
+        self.stage = Stage::Gone;
+    }
+
+    /// Returns true once etcd has confirmed a write.
+    pub(super) fn was_confirmed(&self) -> bool {
+        !matches!(self.state, KeyState::New { .. })
+    }
+
+    /// Returns true if the key cannot be in etcd: every write that was sent has been refused.
+    pub(super) fn was_never_written(&self) -> bool {
+        matches!(self.state, KeyState::New { may_exist: false, .. }) && self.in_flight.is_none()
+    }
+
+    /// Returns true if a fault of this key is recorded.
+    pub(super) fn has_fault(&self) -> bool {
+        self.is_deferred() || self.conflicting_lease().is_some()
+    }
+
+    /// The lease of another host that the registration waits for.
+    pub(super) fn conflicting_lease(&self) -> Option<LeaseId> {
+        match self.state {
+            KeyState::Conflict { holder } => Some(holder),
+            KeyState::New { holder, .. } if self.ownership == Ownership::Wait => holder,
+            _ => None,
+        }
+    }
+
+    fn take_over_target(&self) -> Option<LeaseId> {
+        match self.state {
+            KeyState::New { holder, .. } if self.ownership == Ownership::TakeOver => holder,
+            _ => None,
+        }
+    }
+}
+
+// Its writes.
+impl Key {
+    /// Returns true while a write is needed.
+    pub(super) fn is_dirty(&self) -> bool {
+        match (self.stage, self.state) {
+            (Stage::Kept, KeyState::Published { content, .. }) => content != self.content(),
+            (Stage::Kept | Stage::Deleting, _) => true,
+            (Stage::Gone, _) => false,
+        }
+    }
+
+    /// Earliest time for the next write; in the past unless the key is in etcd and only its content changes.
+    pub(super) fn write_at(&self) -> Instant {
+        match (self.stage, self.state) {
+            (Stage::Kept, KeyState::Published { .. }) => self.changed_at + MIN_REWRITE,
+            _ => self.changed_at,
+        }
+    }
+
+    pub(super) fn is_batched(&self) -> bool {
+        matches!(self.delivery, Delivery::Batched | Delivery::Deferred { is_isolated: false })
+    }
+
+    /// Returns true if the key may be written in one transaction with others, of which `first` is one. While etcd refuses
+    /// writes, puts and deletes are apart.
+    pub(super) fn joins(&self, first: &Op, is_refused: bool) -> bool {
+        self.is_batched() && (!is_refused || first.is_put() == self.is_kept())
+    }
+
+    pub(super) fn is_deferred(&self) -> bool {
+        matches!(self.delivery, Delivery::Deferred { .. })
+    }
+
+    /// Its next write, in a transaction that puts keys under `lease`.
+    pub(super) fn op(&mut self, key: &Arc<str>, lease: LeaseId, now: Instant) -> Op {
+        let key = key.clone();
+        if !self.is_kept() {
+            // Never the target of a take-over: the key belongs to that host until the take-over is confirmed.
+            return Op::Delete { key, held: self.lease.unwrap_or(lease) };
+        }
+        if let KeyState::Published { .. } = self.state {
+            self.changed_at = now;
+        }
+        self.in_flight = Some(self.content());
+        let held = self.take_over_target().or(self.lease);
+        Op::Put { key, value: self.layout.value(&self.node, self.weight), held }
+    }
+
+    /// Notes a confirmed put under `lease`, where lease `over` held the key before. Returns what that is news of.
+    pub(super) fn on_written(
+        &mut self,
+        lease: LeaseId,
+        over: Option<LeaseId>,
+        is_ours: bool,
+        revision: i64,
+        is_recovering: bool,
+    ) -> Option<(What, String)> {
+        let content = self.in_flight.take()?;
+        let before = std::mem::replace(&mut self.state, KeyState::Published { content, revision });
+        self.lease = Some(lease);
+        self.delivery = Delivery::Batched;
+        let was_lost = over.is_none();
+        let was_altered = before == KeyState::Missing { altered: true } && over == Some(lease);
+        if !matches!(before, KeyState::New { .. }) && (was_lost || was_altered) {
+            self.recoveries += 1;
+        }
+        let (what, why) = match (before, over) {
+            (KeyState::New { .. }, Some(over)) if !is_ours => (What::TookOver, format!("it was held by lease {over}")),
+            (KeyState::New { .. }, _) => (What::Registered, "new".to_owned()),
+            (KeyState::Conflict { .. }, _) => (What::Healed, "the key was free again".to_owned()),
+            _ if was_lost && !is_recovering => (What::Healed, "the key was missing or had lost its lease".to_owned()),
+            _ if was_altered => (What::Healed, "somebody else had written over its value".to_owned()),
+            (KeyState::Published { content: before, .. }, _) if before.edition != content.edition => {
+                (What::Updated, "the node behind the key is another one".to_owned())
+            }
+            (KeyState::Published { .. }, _) => (What::Weighed, format!("weight {}", self.weight)),
+            (KeyState::Missing { .. }, _) => return None,
+        };
+        Some((what, why))
+    }
+
+    /// Notes a put that met a lease of this task: a write before it, without a response, has taken effect.
+    pub(super) fn on_held_by_us(&mut self, lease: LeaseId) {
+        self.in_flight = None;
+        self.lease = Some(lease);
+        if self.ownership == Ownership::TakeOver
+            && let KeyState::New { holder, .. } = &mut self.state
+        {
+            *holder = None;
+        }
+    }
+
+    /// Notes a put that met a lease of another host.
+    pub(super) fn on_conflict(&mut self, lease: LeaseId) -> OnConflict {
+        self.in_flight = None;
+        let before = self.conflicting_lease();
+        match &mut self.state {
+            KeyState::New { holder, .. } => match self.ownership {
+                Ownership::TakeOver => {
+                    *holder = Some(lease);
+                    return OnConflict::TakeOver;
+                }
+                Ownership::Refuse => return OnConflict::Refuse,
+                Ownership::Wait => *holder = Some(lease),
+            },
+            state => *state = KeyState::Conflict { holder: lease },
+        }
+        self.lease = None;
+        OnConflict::Wait { is_news: before.is_none() }
+    }
+
+    /// Notes a delete that met another lease of this task.
+    pub(super) fn on_not_deleted(&mut self, lease: LeaseId) {
+        self.lease = Some(lease);
+    }
+
+    /// Notes a failed write, which may have taken effect if it is `in_doubt`.
+    pub(super) fn on_failed(&mut self, in_doubt: bool) {
+        if let KeyState::New { may_exist, .. } = &mut self.state {
+            *may_exist |= in_doubt && self.in_flight.is_some();
+        }
+        self.in_flight = None;
+    }
+
+    /// Notes a batch that etcd refused: one of its keys is to blame.
+    pub(super) fn isolate(&mut self) {
+        self.delivery = match self.delivery {
+            Delivery::Batched | Delivery::Isolated => Delivery::Isolated,
+            Delivery::Deferred { .. } => Delivery::Deferred { is_isolated: true },
+        };
+    }
+
+    /// Notes that etcd refused this key alone.
+    pub(super) fn defer(&mut self) {
+        self.delivery = Delivery::Deferred { is_isolated: !self.is_batched() };
+    }
+
+    /// Notes that the refused write is not needed any more.
+    pub(super) fn resume(&mut self) {
+        self.delivery = if self.is_batched() { Delivery::Batched } else { Delivery::Isolated };
+    }
+}
+
+// News of its lease.
+impl Key {
+    /// Returns true if the key was believed to be under the lease.
+    pub(super) fn is_under(&self, lease: LeaseId) -> bool {
+        self.lease == Some(lease)
+    }
+
+    /// Revision with which etcd should have the key under the lease.
+    pub(super) fn revision_under(&self, lease: LeaseId) -> Option<i64> {
+        match self.state {
+            KeyState::Published { revision, .. } if self.is_kept() && self.is_under(lease) => Some(revision),
+            _ => None,
+        }
+    }
+
+    /// Notes that the key has to be written again.
+    pub(super) fn unpublish(&mut self) {
+        if let KeyState::Published { .. } = self.state {
+            self.state = KeyState::Missing { altered: false };
+        }
+    }
+
+    /// Notes that another client has written or deleted the key.
+    pub(super) fn on_altered(&mut self) {
+        self.state = KeyState::Missing { altered: true };
+    }
+
+    /// Notes that the lease does not exist any more, and the key with it if it was there.
+    pub(super) fn on_lease_gone(&mut self, lease: LeaseId) {
+        if self.is_under(lease) {
+            self.lease = None;
+            self.unpublish();
+        }
+    }
+}
+
+// Its status, as the handle sees it.
+impl Key {
+    pub(super) fn show(&self, health: LeaseHealth) {
+        self.show_state(match (self.stage, self.state) {
+            (Stage::Deleting | Stage::Gone, _) => State::Draining,
+            (Stage::Kept, KeyState::New { .. }) => State::Pending,
+            (Stage::Kept, KeyState::Conflict { .. }) => State::Conflict,
+            (Stage::Kept, KeyState::Missing { .. }) => State::Recovering,
+            (Stage::Kept, KeyState::Published { .. }) => match health {
+                LeaseHealth::Recovering => State::Recovering,
+                LeaseHealth::Suspect => State::Suspect,
+                LeaseHealth::Steady if self.is_deferred() => State::Suspect,
+                LeaseHealth::Steady => State::Registered,
+            },
+        });
+    }
+
+    pub(super) fn show_stopped(&self) {
+        self.show_state(State::Stopped);
+    }
+
+    fn show_state(&self, state: State) {
+        let next = KeyStatus { state, weight: self.weight, recoveries: self.recoveries };
+        if self.status.upgrade().is_some_and(|status| status.write(next)) {
+            self.metrics.changed.notify_waiters();
+        }
+    }
+}

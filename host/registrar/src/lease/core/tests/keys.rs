@@ -1,0 +1,285 @@
+//! Keys come and go: registrations, refusals, stops and audits.
+
+use super::*;
+
+const OTHER: &str = "/order/10.0.0.1:81";
+
+#[test]
+fn a_registration_is_confirmed_by_etcd_and_not_before() {
+    let mut scene = Scene::new();
+    let mut outcome = scene.register(KEY);
+    scene.grant();
+    assert!(is_owed(&mut outcome));
+    assert_eq!(scene.state(KEY), State::Pending);
+    scene.write();
+    assert!(done(&mut outcome).is_ok());
+    assert_eq!((scene.state(KEY), scene.events()), (State::Registered, vec![What::Registered]));
+}
+
+#[test]
+fn changes_gather_while_a_transaction_is_in_progress() {
+    let mut scene = Scene::new();
+    let _first = scene.register(KEY);
+    scene.grant();
+    let others: Vec<_> = (0..200).map(|n| scene.register(&format!("/user/10.0.1.{n}:80"))).collect();
+    assert_eq!(scene.ops().len(), 1);
+    scene.write();
+    assert_eq!(scene.ops().len(), 126, "as many as one transaction may have");
+    scene.write();
+    assert_eq!(scene.ops().len(), 74);
+    scene.write();
+    assert!(others.into_iter().all(|mut outcome| done(&mut outcome).is_ok()));
+}
+
+#[test]
+fn a_registration_that_is_not_confirmed_in_time_fails_with_the_reason() {
+    for (failure, expected) in [(Some(unreachable()), "cannot be reached"), (None, "register took longer than 10s")] {
+        let mut scene = Scene::new();
+        let mut outcome = scene.register(KEY);
+        if let Some(failure) = failure {
+            scene.respond(Response::Granted(Err(failure)));
+        }
+        scene.pass(Duration::from_secs(10));
+        let error = done(&mut outcome).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!((scene.state(KEY), &*scene.released), (State::Stopped, &[KEY.to_owned()][..]));
+    }
+}
+
+#[test]
+fn a_failure_that_waiting_does_not_cure_fails_registrations_at_once() {
+    let mut scene = Scene::new();
+    let mut outcome = scene.register(KEY);
+    scene.respond(Response::Granted(Err(Failure::Denied("http://etcd denies access".to_owned()))));
+    assert!(matches!(done(&mut outcome), Err(Error::Unavailable(_))));
+    assert_eq!(scene.released, [KEY]);
+}
+
+#[test]
+fn a_batch_that_etcd_refuses_is_written_key_by_key() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    // Both gather behind the transaction in progress.
+    let mut bad = scene.register("/user/10.0.0.2:80");
+    let mut good = scene.register(OTHER);
+    scene.write();
+    assert_eq!(scene.ops().len(), 2);
+    scene.fail_write(refused());
+    assert_eq!(scene.ops(), ["+/user/10.0.0.2:80 none"]);
+    assert!(is_owed(&mut bad));
+    scene.fail_write(refused());
+    assert!(matches!(done(&mut bad), Err(Error::Unavailable(_))));
+    assert_eq!(scene.ops(), [format!("+{OTHER} none")]);
+    scene.write();
+    assert!(done(&mut good).is_ok());
+}
+
+#[test]
+fn a_confirmed_key_that_etcd_refuses_is_deferred_to_the_next_audit() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    scene.fail_write(refused());
+    assert_eq!(scene.state(KEY), State::Suspect);
+    assert!(matches!(scene.faults.last(), Some(FaultChange::Refused { is_logged: true, .. })));
+    assert!(scene.request.is_none());
+    scene.pass(INTERVAL);
+    scene.audit(&[KEY], &[]);
+    scene.write();
+    assert_eq!(scene.state(KEY), State::Registered);
+    assert!(matches!(scene.faults.last(), Some(FaultChange::Resolved(_))));
+}
+
+#[test]
+fn a_deferred_change_that_is_taken_back_is_no_fault_any_more() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    scene.fail_write(refused());
+    scene.set_weight(KEY, 50);
+    scene.pass(INTERVAL);
+    scene.audit(&[KEY], &[]);
+    assert_eq!(scene.state(KEY), State::Registered);
+    assert!(matches!(scene.faults.last(), Some(FaultChange::Forgotten(_))));
+}
+
+#[test]
+fn a_lease_with_a_key_that_cannot_move_is_not_revoked() {
+    let mut scene = Scene::holding();
+    scene.pass(INTERVAL);
+    scene.audit(&[KEY], &[]);
+    scene.end_renewal(FIRST, Err(Failure::LeaseGone));
+    scene.pass(INTERVAL / 4);
+    scene.grant();
+    scene.fail_write(refused());
+    assert!(scene.request.is_none(), "{:?}", scene.request);
+    scene.pass(INTERVAL);
+    scene.audit(&[], &[]);
+    assert_eq!(scene.ops(), [format!("+{KEY} {FIRST}")]);
+    scene.write();
+    assert_eq!(scene.revocation(), FIRST);
+}
+
+#[test]
+fn deletes_go_on_while_etcd_has_no_space() {
+    let mut scene = Scene::holding();
+    let _other = scene.register(OTHER);
+    scene.write();
+    scene.pass(SECOND);
+    scene.set_weight(OTHER, 10);
+    scene.fail_write(no_space());
+    assert_eq!(scene.state(KEY), State::Suspect);
+    let mut stopped = scene.stop(KEY);
+    scene.pass(INTERVAL / 4);
+    assert_eq!(scene.ops(), [format!("-{KEY} {FIRST}")]);
+    scene.write();
+    assert!(done(&mut stopped).is_ok());
+    assert_eq!(scene.ops(), [format!("+{OTHER} {FIRST}")]);
+}
+
+#[test]
+fn a_stop_is_confirmed_by_the_deletion() {
+    let mut scene = Scene::holding();
+    let _other = scene.register(OTHER);
+    scene.write();
+    scene.events.clear();
+    let mut stopped = scene.stop(KEY);
+    assert_eq!((scene.state(KEY), scene.ops()), (State::Draining, vec![format!("-{KEY} {FIRST}")]));
+    assert!(is_owed(&mut stopped));
+    scene.write();
+    assert!(done(&mut stopped).is_ok());
+    assert_eq!((scene.state(KEY), scene.events()), (State::Stopped, vec![What::Stopped]));
+    assert_eq!(scene.released, [KEY]);
+    let mut again = scene.stop(KEY);
+    assert!(done(&mut again).is_ok(), "idempotent");
+}
+
+#[test]
+fn a_key_that_was_never_written_stops_without_a_request() {
+    let mut scene = Scene::new();
+    let mut registered = scene.register(KEY);
+    assert!(scene.is_granting());
+    let mut stopped = scene.stop(KEY);
+    assert!(matches!(done(&mut registered), Err(Error::Ended)));
+    assert!(done(&mut stopped).is_ok());
+    assert_eq!(scene.released, [KEY]);
+    scene.grant();
+    assert_eq!(scene.revocation(), FIRST);
+}
+
+#[test]
+fn a_key_that_is_stopped_while_it_is_written_is_deleted_after_the_write() {
+    let mut scene = Scene::holding();
+    let mut registered = scene.register(OTHER);
+    let mut stopped = scene.stop(OTHER);
+    assert!(matches!(done(&mut registered), Err(Error::Ended)));
+    assert!(is_owed(&mut stopped));
+    scene.write();
+    assert_eq!(scene.ops(), [format!("-{OTHER} {FIRST}")]);
+    scene.write();
+    assert!(done(&mut stopped).is_ok());
+}
+
+#[test]
+fn a_stop_waits_until_no_late_write_can_bring_the_key_back() {
+    let mut scene = Scene::holding();
+    let _registered = scene.register(OTHER);
+    scene.fail_write(unanswered());
+    let mut stopped = scene.stop(OTHER);
+    scene.pass(INTERVAL / 4);
+    scene.grant();
+    // A delete that meets the key gone says nothing of the write before it.
+    scene.write_with(|op| match op {
+        Op::Delete { .. } => Outcome::Absent,
+        Op::Put { held, .. } => Outcome::Written { over: *held, revision: 0 },
+    });
+    assert!(is_owed(&mut stopped) && scene.released.is_empty());
+    assert_eq!(scene.revocation(), FIRST);
+    scene.revoke();
+    assert!(done(&mut stopped).is_ok());
+    assert_eq!(scene.released, [OTHER]);
+}
+
+#[test]
+fn a_dropped_handle_stops_its_key() {
+    let mut scene = Scene::holding();
+    let _other = scene.register(OTHER);
+    scene.write();
+    scene.handles.remove(KEY);
+    scene.handle(Input::HandleDropped);
+    assert_eq!(scene.ops(), [format!("-{KEY} {FIRST}")]);
+}
+
+#[test]
+fn a_key_that_is_registered_again_is_written_once_in_a_transaction() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    // Gone while it was queued behind the transaction in progress, and registered anew.
+    let _first = scene.register(OTHER);
+    let _stopped = scene.stop(OTHER);
+    assert_eq!(scene.released, [OTHER]);
+    let _second = scene.register(OTHER);
+    scene.write();
+    assert_eq!(scene.ops(), [format!("+{OTHER} none")]);
+}
+
+#[test]
+fn an_audit_finds_keys_that_are_missing_or_were_written_over() {
+    for (found, altered, over, healed) in [
+        (&[] as &[&str], &[] as &[&str], None, true),
+        (&[KEY], &[KEY], Some(FIRST), true),
+        (&[], &[KEY], None, true),
+        (&[KEY], &[], Some(FIRST), false),
+    ] {
+        let mut scene = Scene::holding();
+        scene.pass(INTERVAL);
+        scene.renew(FIRST);
+        scene.events.clear();
+        scene.audit(found, altered);
+        assert_eq!(scene.request.is_some(), healed);
+        if healed {
+            assert_eq!((scene.state(KEY), scene.ops()), (State::Recovering, vec![format!("+{KEY} {FIRST}")]));
+            scene.write_with(|_| Outcome::Written { over, revision: 0 });
+            assert_eq!((scene.recoveries(KEY), scene.events()), (1, vec![What::Healed]));
+        }
+        assert_eq!(scene.state(KEY), State::Registered);
+    }
+}
+
+#[test]
+fn an_audit_that_fails_changes_nothing() {
+    let mut scene = Scene::holding();
+    scene.pass(INTERVAL);
+    scene.renew(FIRST);
+    let (keys, altered) = (Err(unreachable()), Err(unreachable()));
+    scene.respond(Response::Audited { lease: FIRST, keys, altered });
+    assert_eq!(scene.state(KEY), State::Registered);
+    scene.pass(INTERVAL);
+    assert!(matches!(scene.request, Some((Request::Audit { .. }, _))));
+}
+
+#[test]
+fn each_key_is_compared_within_the_longest_interval_between_audits() {
+    let mut scene = Scene::new();
+    let all: Vec<_> = (0..700).map(|n| format!("/user/10.0.{}.{}:80", n / 250, n % 250)).collect();
+    for key in &all {
+        drop(scene.register(key));
+    }
+    // A third of the longest interval.
+    let ttl = Duration::from_secs(10);
+    scene.respond(Response::Granted(Ok(Granted { lease: FIRST, ttl })));
+    while scene.request.is_some() {
+        scene.write();
+    }
+    let names: Vec<_> = all.iter().map(String::as_str).collect();
+    let mut compared = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        scene.pass(ttl / 3);
+        let Some((Request::Audit { revisions, .. }, _)) = &scene.request else { panic!("{:?}", scene.request) };
+        compared.extend(revisions.iter().map(|(key, _)| key.to_string()));
+        scene.audit(&names, &[]);
+    }
+    assert_eq!(compared.len(), all.len());
+}
