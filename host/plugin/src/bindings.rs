@@ -16,6 +16,6 @@ wasmtime::component::bindgen!({
         default: trappable,
     },
     exports: { default: async },
-    with: { "leasehold:registry/registrar.registration": crate::host::Handle },
+    with: { "leasehold:registry/registrar.registration": crate::handle::Handle },
     trappable_error_type: { "leasehold:registry/types.error" => crate::error::CallError },
 });

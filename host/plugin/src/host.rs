@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use leasehold::{ServerNode, State, Status, Weight};
+use leasehold::Weight;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
 use crate::{
     bindings::leasehold::registry::{discovery, registrar, types},
     context::RegistryCtx,
     error::{CallError, Refusal},
+    handle::Handle,
     registration::Kept,
 };
-
-/// What a guest's handle stands for. The registration itself stays with the component.
-#[derive(Debug)]
-pub struct Handle(Arc<Kept>);
 
 /// One store's access to its component's registry: made anew for every call of a guest.
 pub struct RegistryView<'a> {
@@ -55,7 +52,7 @@ impl RegistryView<'_> {
 
 impl types::Host for RegistryView<'_> {
     fn convert_error(&mut self, error: CallError) -> wasmtime::Result<types::Error> {
-        error.into_answer()
+        Ok(error.into_refusal()?.into())
     }
 }
 
@@ -78,7 +75,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
         let kept = self.kept(&handle)?;
-        Ok(types::ServerNode { weight: Some(kept.status().weight.value()), ..wire(&kept.node()) })
+        Ok(types::ServerNode { weight: Some(kept.status().weight.value()), ..(&kept.node()).into() })
     }
 
     fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::Status> {
@@ -105,42 +102,6 @@ impl registrar::HostRegistration for RegistryView<'_> {
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
         let nodes = self.ctx.resolve(&name, &version).await?;
-        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.place()).map(wire).collect())
-    }
-}
-
-fn wire(node: &ServerNode) -> types::ServerNode {
-    types::ServerNode {
-        name: node.name.as_str().to_owned(),
-        addr: node.addr.as_str().to_owned(),
-        version: node.version.as_str().to_owned(),
-        weight: node.weight.map(Weight::value),
-        metadata: node.metadata.pairs().to_vec(),
-    }
-}
-
-impl From<Status> for types::Status {
-    fn from(status: Status) -> Self {
-        Self {
-            state: status.state.into(),
-            weight: status.weight.value(),
-            ttl_remaining_ms: u64::try_from(status.ttl_remaining.as_millis()).unwrap_or(u64::MAX),
-            renewals: status.renewals,
-            recoveries: status.recoveries,
-        }
-    }
-}
-
-impl From<State> for types::State {
-    fn from(state: State) -> Self {
-        match state {
-            State::Pending => Self::Pending,
-            State::Registered => Self::Registered,
-            State::Suspect => Self::Suspect,
-            State::Recovering => Self::Recovering,
-            State::Conflict => Self::Conflict,
-            State::Draining => Self::Draining,
-            State::Stopped => Self::Stopped,
-        }
+        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.place()).map(Into::into).collect())
     }
 }

@@ -55,10 +55,12 @@
 pub mod bindings;
 mod budget;
 mod context;
+mod convert;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod handle;
 mod host;
 mod lifecycle;
 mod lookups;
@@ -71,7 +73,8 @@ pub const CONTRACT: &str = "leasehold:registry@0.1.0";
 
 pub use context::RegistryCtx;
 pub use error::CallError;
-pub use host::{Handle, RegistryView, add_to_linker};
+pub use handle::Handle;
+pub use host::{RegistryView, add_to_linker};
 pub use lifecycle::Lifecycle;
 pub use policy::{Names, Policy};
 

@@ -114,7 +114,7 @@ impl Policy {
             return Ok(self.terms.clone());
         }
         if Duration::from_secs(ttl_seconds.into()) > self.max_ttl {
-            return Err(Refusal::LongTtl { asked: ttl_seconds, most: self.max_ttl });
+            return Err(Refusal::LongTtl { requested: ttl_seconds, max: self.max_ttl });
         }
         Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms.clone() })
     }

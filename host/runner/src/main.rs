@@ -12,6 +12,7 @@ mod grpc;
 mod inbound;
 mod outbound;
 mod process;
+mod rejection;
 mod rt;
 mod service;
 mod telemetry;

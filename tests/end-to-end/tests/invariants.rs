@@ -68,10 +68,14 @@ fn the_pure_files_do_no_io_and_read_no_clock() {
 
 #[test]
 fn error_text_for_a_component_is_made_in_one_file() {
-    let made = |source: &Source| source.code().any(|(_, line)| line.contains("types::Error::"));
     let all = sources("host/plugin/src");
-    let makers: Vec<_> = all.iter().filter(|source| made(source)).map(|source| source.path.as_str()).collect();
-    assert_eq!(makers, ["host/plugin/src/error.rs"]);
+    let with = |part: &str| -> Vec<&str> {
+        let has = |source: &&Source| source.code().any(|(_, line)| line.contains(part));
+        all.iter().filter(has).map(|source| source.path.as_str()).collect()
+    };
+    assert_eq!(with("#[error("), ["host/plugin/src/error.rs"]);
+    assert_eq!(with("for types::Error"), ["host/plugin/src/convert.rs"]);
+    assert_eq!(with("types::Error::"), Vec::<&str>::new());
 }
 
 #[test]

@@ -21,9 +21,10 @@ use crate::{
     grpc,
     inbound::{
         error_code,
-        response::{Answer, Refusal, Waiting},
+        response::{Answer, Waiting},
         target::Origin,
     },
+    rejection::Rejection,
     rt::timers::Timers,
     telemetry::{
         service_metrics::{Hit, Stats},
@@ -134,23 +135,23 @@ impl Door {
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(unanswered) => {
-                let (hit, refusal) = match unanswered {
-                    Unanswered::Hit(hit) => (hit, Refusal::from(hit)),
+                let (hit, rejection) = match unanswered {
+                    Unanswered::Hit(hit) => (hit, Rejection::from(hit)),
                     Unanswered::Coded(code, line) => {
                         self.log_code(&code, &line);
-                        (Hit::ErrorCode, Refusal::coded(&code))
+                        (Hit::ErrorCode, error_code::rejection(&code))
                     }
                 };
                 self.stats.hit(hit);
                 if let Some(span) = &mut span {
-                    span.refused(refusal, hit, grpc);
+                    span.rejected(rejection, hit, grpc);
                 }
-                let mut response = refusal.response(grpc);
-                if refusal.closes() && version < Version::HTTP_2 {
+                let mut response = rejection.response(grpc).map(Answer::of);
+                if rejection.closes_connection() && version < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 // Where gRPC is spoken, a failure is a 200.
-                (refusal.status(), response)
+                (rejection.status(), response)
             }
         };
         self.stats.answered(status, arrived.elapsed());
@@ -182,7 +183,7 @@ impl Door {
         let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         match self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await {
             Ok(response) => Ok(response),
-            Err(Unanswered::Coded(code, _)) => Ok(Refusal::coded(&code).response(grpc)),
+            Err(Unanswered::Coded(code, _)) => Ok(error_code::rejection(&code).response(grpc).map(Answer::of)),
             Err(Unanswered::Hit(hit)) => Err(hit),
         }
     }
@@ -329,16 +330,16 @@ impl From<Hit> for Unanswered {
 #[derive(Clone)]
 struct Broken(CancellationToken);
 
-impl From<Hit> for Refusal {
+impl From<Hit> for Rejection {
     fn from(hit: Hit) -> Self {
         match hit {
             Hit::Full | Hit::Waited => Self::Busy,
             Hit::NoHost => Self::NoHost,
-            Hit::Target => Self::Target,
-            Hit::Coding => Self::Coding,
-            Hit::Broken => Self::Broken,
-            Hit::Large => Self::Large,
-            Hit::Late => Self::Late,
+            Hit::Target => Self::BadTarget,
+            Hit::Coding => Self::TransferCoding,
+            Hit::Broken => Self::ClientAborted,
+            Hit::Large => Self::TooLarge,
+            Hit::Late => Self::Timeout,
             // Some are of no request, or are answered elsewhere.
             Hit::Denied
             | Hit::Outgoing

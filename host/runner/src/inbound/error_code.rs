@@ -4,7 +4,7 @@
 use http::StatusCode;
 use wasmtime_wasi_http::{Error, p2, p3};
 
-use crate::grpc::Status;
+use crate::{grpc::Status, rejection::Rejection};
 
 /// The error code that a handler returned, if that is how it ended.
 pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
@@ -14,8 +14,14 @@ pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
     error.downcast_ref::<p3::bindings::http::types::ErrorCode>().map(|code| code.clone().into())
 }
 
+/// Response in the place of which a component returned this error code.
+pub(crate) fn rejection(code: &Error) -> Rejection {
+    let (status, grpc) = status(code);
+    Rejection::ErrorCode(status, grpc)
+}
+
 /// Status in HTTP and in gRPC. An error that the host adds in a later version is the component's internal one.
-pub(crate) fn status(code: &Error) -> (StatusCode, Status) {
+fn status(code: &Error) -> (StatusCode, Status) {
     let status = match code {
         Error::HttpRequestDenied => StatusCode::FORBIDDEN,
         Error::HttpRequestLengthRequired => StatusCode::LENGTH_REQUIRED,

@@ -10,9 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{Response, header};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full};
 use leasehold::ServiceName;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -20,7 +19,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     grpc::{self, Status},
-    inbound::error_code,
+    rejection::{Rejection, empty},
     rt::timers::Sleep,
     telemetry::{
         service_metrics::{Hit, Within},
@@ -28,83 +27,6 @@ use crate::{
     },
     wasm::in_flight::{Call, End, RequestLine},
 };
-
-/// Why the host answers in the component's place. What is said tells nothing of the host.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Refusal {
-    Busy,
-    NoHost,
-    Target,
-    Coding,
-    Broken,
-    Large,
-    Late,
-    Failed,
-    /// The component's own error code.
-    Coded(StatusCode, Status),
-}
-
-impl Refusal {
-    /// The response in the place of which a component returned this error code.
-    pub(crate) fn coded(code: &Error) -> Self {
-        let (status, grpc) = error_code::status(code);
-        Self::Coded(status, grpc)
-    }
-
-    /// In HTTP, in gRPC and in words.
-    pub(crate) fn told(self) -> (StatusCode, Status, &'static str) {
-        match self {
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
-            Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
-            Self::Target => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request target is malformed"),
-            Self::Coding => {
-                (StatusCode::NOT_IMPLEMENTED, Status::Unimplemented, "the transfer coding is not supported")
-            }
-            Self::Broken => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
-            Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
-            Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
-            Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Status::Internal, "the service failed"),
-            Self::Coded(status, grpc) if status.is_client_error() => (status, grpc, "the service refused the request"),
-            Self::Coded(status, grpc) => (status, grpc, "the service could not answer the request"),
-        }
-    }
-
-    /// The status in HTTP, however it is told.
-    pub(crate) fn status(self) -> StatusCode {
-        self.told().0
-    }
-
-    /// Returns true when the connection cannot be reused over HTTP/1.1.
-    pub(crate) fn closes(self) -> bool {
-        matches!(self, Self::Broken | Self::Coding)
-    }
-
-    /// The answer, as a gRPC status where gRPC is spoken.
-    pub(crate) fn response(self, grpc: bool) -> Response<Answer> {
-        let (status, grpc_status, said) = self.told();
-        if grpc {
-            let mut response = Response::new(Answer::of(empty()));
-            *response.headers_mut() = grpc::trailers_only(grpc_status, said);
-            if matches!(self, Self::Busy) {
-                grpc::push_back(response.headers_mut());
-            }
-            return response;
-        }
-        let text = Full::new(Bytes::from(format!("{said}\n"))).map_err(|never| match never {}).boxed_unsync();
-        let mut response = Response::new(Answer::of(text));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if matches!(self, Self::Busy) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
-    }
-}
-
-fn empty() -> WasiBody {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
 
 /// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
 pub(crate) struct Waiting {
@@ -161,7 +83,8 @@ struct Hold {
 }
 
 impl Answer {
-    fn of(body: WasiBody) -> Self {
+    /// The body of a response of the host's own.
+    pub(crate) fn of(body: WasiBody) -> Self {
         Self { hold: None, body, ahead: [None, None], ended: false }
     }
 
@@ -300,7 +223,7 @@ impl Hold {
     fn fails(&mut self, end: End) {
         if let Some(span) = &mut self.waiting.span {
             let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
-            span.fails(hit.name().to_owned(), Refusal::from(hit).told().2);
+            span.fails(hit.name().to_owned(), Rejection::from(hit).parts().2);
             span.ends();
         }
     }

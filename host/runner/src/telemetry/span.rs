@@ -15,7 +15,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, Span as Recorded},
 };
 
-use crate::{grpc, inbound::response::Refusal, telemetry::service_metrics::Hit};
+use crate::{grpc, rejection::Rejection, telemetry::service_metrics::Hit};
 
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
 const STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -165,16 +165,16 @@ impl Span {
         self.settled = true;
     }
 
-    /// The host answers in the component's place.
-    pub(crate) fn refused(&mut self, refusal: Refusal, hit: Hit, grpc: bool) {
-        let (status, grpc_status, said) = refusal.told();
+    /// Notes that the host responds in the component's place.
+    pub(crate) fn rejected(&mut self, rejection: Rejection, hit: Hit, grpc: bool) {
+        let (status, grpc_status, text) = rejection.parts();
         let answered = if grpc { StatusCode::OK } else { status };
         self.set("http.response.status_code", i64::from(answered.as_u16()));
         if grpc {
             self.set("rpc.grpc.status_code", i64::from(grpc_status as u16));
         }
         if status.is_server_error() {
-            self.fails(hit.name().to_owned(), said);
+            self.fails(hit.name().to_owned(), text);
         }
         self.settled = true;
     }
