@@ -17,7 +17,7 @@ use crate::{
         server::{self, Server},
         tls::Tls,
     },
-    service::revision::Version,
+    service::revision::Revision,
     wasm::{component::Loaded, context::Guest, engine::Engine},
 };
 
@@ -26,11 +26,11 @@ pub(crate) struct Handler {
     bound: SocketAddr,
     listener: Option<TcpListener>,
     tls: Option<Arc<Tls>>,
-    /// The version that requests go to.
-    version: Option<Version>,
+    /// The revision that requests go to.
+    revision: Option<Revision>,
     /// Where requests find it.
     doors: Option<watch::Sender<Arc<Door>>>,
-    /// Former versions that still answer.
+    /// Former revisions that still answer.
     retiring: TaskTracker,
     server: Option<Server>,
 }
@@ -47,7 +47,7 @@ impl Handler {
             bound,
             listener: Some(listener),
             tls,
-            version: None,
+            revision: None,
             doors: None,
             retiring: TaskTracker::new(),
             server: None,
@@ -67,22 +67,22 @@ impl Handler {
         loaded: &Loaded,
         guest: &Arc<Guest>,
     ) -> Result<(), Failure> {
-        let mut version = Version::open(spec, engine, loaded, Arc::clone(guest))?;
+        let mut revision = Revision::open(spec, engine, loaded, Arc::clone(guest))?;
         if !spec.answers_first() {
-            version.begin(spec, engine, loaded).await?;
+            revision.begin(spec, engine, loaded).await?;
         }
-        let doors = watch::Sender::new(Arc::clone(&version.door));
+        let doors = watch::Sender::new(Arc::clone(&revision.door));
         let tls = self.tls.clone();
         self.server =
             self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &spec.limits));
-        (self.version, self.doors) = (Some(version), Some(doors));
+        (self.revision, self.doors) = (Some(revision), Some(doors));
         Ok(())
     }
 
     /// Starts the component that has answered.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        match &mut self.version {
-            Some(version) => version.begin(spec, engine, loaded).await,
+        match &mut self.revision {
+            Some(revision) => revision.begin(spec, engine, loaded).await,
             None => Ok(()),
         }
     }
@@ -92,17 +92,17 @@ impl Handler {
         self.doors.as_ref().map(watch::Sender::subscribe)
     }
 
-    /// Former versions that still answer.
+    /// Former revisions that still answer.
     pub(crate) fn retiring(&self) -> TaskTracker {
         self.retiring.clone()
     }
 
-    /// Moves the requests to another version, which has been started beside the one that is served.
-    pub(crate) fn replace(&mut self, version: Version, spec: &Spec) {
+    /// Moves the requests to another revision, which has been started beside the one that is served.
+    pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
         if let Some(doors) = &self.doors {
-            doors.send_replace(Arc::clone(&version.door));
+            doors.send_replace(Arc::clone(&revision.door));
         }
-        if let Some(former) = self.version.replace(version) {
+        if let Some(former) = self.revision.replace(revision) {
             self.retiring.spawn(former.retire(spec.clone()));
         }
     }
@@ -130,8 +130,8 @@ impl Handler {
         self.retiring.close();
         // Its requests were those of the server, so what is left is the component's own end.
         let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;
-        if let Some(version) = &mut self.version {
-            version.stop(spec).await;
+        if let Some(revision) = &mut self.revision {
+            revision.stop(spec).await;
         }
         self.server = None;
         all_answered

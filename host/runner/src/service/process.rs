@@ -16,7 +16,7 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     config::Spec,
     error::Failure,
-    service::{health, lifecycle::Life},
+    service::{health::probe, lifecycle::Life},
     telemetry::service_metrics::Hit,
     wasm::{
         component::{Loaded, ProgramPre},
@@ -61,7 +61,7 @@ impl Run {
         let listens = started.told.listens.clone();
         let listening = async {
             listens.cancelled().await;
-            while health::probe_at(spec.reachable(), None).await.is_err() {
+            while probe::probe_at(spec.reachable(), None).await.is_err() {
                 sleep(KNOCK_PAUSE).await;
             }
         };

@@ -30,12 +30,12 @@ pub(crate) struct Program {
     tasks: TaskTracker,
 }
 
-/// What happens to a program.
-pub(crate) enum Event {
-    /// It does not run any more; the text says why, and the time when it is run again.
-    Fell(String, Duration),
+/// A change in the life of a program.
+pub(crate) enum ProgramEvent {
+    /// It has ended by itself, for this reason, and is run again after this pause.
+    Exited(String, Duration),
     /// It is to be run again.
-    Due,
+    RestartDue,
 }
 
 impl Program {
@@ -77,15 +77,15 @@ impl Program {
     }
 
     /// Waits for what happens next. Dropped halfway, it goes on where it was.
-    pub(crate) async fn next(&mut self) -> Event {
+    pub(crate) async fn next(&mut self) -> ProgramEvent {
         match (self.due, &mut self.run) {
             (Some(due), _) => {
                 sleep_until(due).await;
-                Event::Due
+                ProgramEvent::RestartDue
             }
             (None, Some(run)) => {
                 let why = run.ended().await;
-                Event::Fell(why, self.pause())
+                ProgramEvent::Exited(why, self.pause())
             }
             (None, None) => pending().await,
         }

@@ -1,4 +1,4 @@
-//! One version of a service's component, in the order it is lived: opened, started, served through its door, retired.
+//! One revision of a service's component, in the order it is lived: opened, started, served through its door, retired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::dispatch::Door,
-    service::{health, lifecycle::Life},
+    service::{health::probe, lifecycle::Life},
     wasm::{
         admission::Places,
         component::Loaded,
@@ -19,17 +19,17 @@ use crate::{
     },
 };
 
-/// The pause between two questions to a version that is not served yet.
+/// The pause between two questions to a revision that is not served yet.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A version that can be asked.
-pub(crate) struct Version {
+/// A revision that can be asked.
+pub(crate) struct Revision {
     pub(crate) guest: Arc<Guest>,
     pub(crate) door: Arc<Door>,
     life: Option<Life>,
 }
 
-impl Version {
+impl Revision {
     /// Makes the way into it. Nothing of the component runs yet.
     pub(crate) fn open(spec: &Spec, engine: &Engine, loaded: &Loaded, guest: Arc<Guest>) -> Result<Self, Failure> {
         let pre = loaded.handler(&spec.component)?;
@@ -63,20 +63,20 @@ impl Version {
         guest: Arc<Guest>,
         authority: &str,
     ) -> Result<Self, Failure> {
-        let mut version = Self::open(spec, engine, loaded, guest)?;
+        let mut revision = Self::open(spec, engine, loaded, guest)?;
         let begun = async {
             if spec.answers_first() {
-                proven(&version.door, spec, authority).await?;
-                version.begin(spec, engine, loaded).await
+                proven(&revision.door, spec, authority).await?;
+                revision.begin(spec, engine, loaded).await
             } else {
-                version.begin(spec, engine, loaded).await?;
-                proven(&version.door, spec, authority).await
+                revision.begin(spec, engine, loaded).await?;
+                proven(&revision.door, spec, authority).await
             }
         };
         match begun.await {
-            Ok(()) => Ok(version),
+            Ok(()) => Ok(revision),
             Err(failure) => {
-                version.stop(spec).await;
+                revision.stop(spec).await;
                 Err(failure)
             }
         }
@@ -102,14 +102,14 @@ impl Version {
     }
 }
 
-/// Asks a version that is not served yet how it is, for as long as a start may take.
+/// Asks a revision that is not served yet how it is, for as long as a start may take.
 async fn proven(door: &Door, spec: &Spec, authority: &str) -> Result<(), Failure> {
     let Some(health) = &spec.health else { return Ok(()) };
     let until = Instant::now() + spec.limits.start_timeout;
-    // It does not wait for the requests that the former version has.
+    // It does not wait for the requests that the former revision has.
     let places = Places::new(1);
     loop {
-        match health::probe(door, &places, Some(health), authority).await {
+        match probe::probe(door, &places, Some(health), authority).await {
             Ok(()) => return Ok(()),
             Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
             Err(said) => {
