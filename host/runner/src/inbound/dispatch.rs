@@ -21,7 +21,7 @@ use crate::{
     grpc,
     inbound::{
         error_code,
-        response::{Answer, Waiting},
+        response::{RequestGuard, ResponseBody},
         target::Origin,
     },
     rejection::Rejection,
@@ -32,10 +32,10 @@ use crate::{
         throttle::Throttle,
     },
     wasm::{
-        admission::Places,
+        admission::Admission,
         error::cause,
-        in_flight::{Call, End, RequestLine},
-        instance::{Instances, UNANSWERED},
+        in_flight::{InFlightRequest, InstanceEnd, RequestLine},
+        instance::{Instances, NO_RESPONSE},
         reuse::Reusable,
     },
 };
@@ -44,10 +44,10 @@ use crate::{
 const CODES: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn, at most.
-pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const MAX_QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// The way into one service.
-pub(crate) struct Door {
+pub(crate) struct Dispatcher {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
     /// Whether the component is of `wasi:http` 0.3.
@@ -59,17 +59,17 @@ pub(crate) struct Door {
     codes: Throttle,
     reusable: Arc<Reusable>,
     tracer: Option<Tracer>,
-    pub(crate) places: Places,
+    pub(crate) admission: Admission,
     /// Requests that are in here.
-    inside: TaskTracker,
+    in_flight: TaskTracker,
 }
 
-impl Door {
+impl Dispatcher {
     pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
         Self {
             name,
-            places: instances.guest.places.clone(),
-            inside: TaskTracker::new(),
+            admission: instances.guest.admission.clone(),
+            in_flight: TaskTracker::new(),
             stats: Arc::clone(&instances.guest.stats),
             codes: Throttle::new(CODES),
             reusable: Arc::clone(&instances.reusable),
@@ -92,23 +92,23 @@ impl Door {
     }
 
     /// Requests that are neither refused nor answered yet, at most.
-    pub(crate) fn most_requests(&self) -> u32 {
-        self.places.most
+    pub(crate) fn max_requests(&self) -> u32 {
+        self.admission.capacity
     }
 
     /// The component's response to a request that came at that time and on such a connection, with its timers; or the host's
     /// own in its place.
-    pub(crate) async fn answer(
+    pub(crate) async fn dispatch(
         &self,
         mut request: hyper::Request<Incoming>,
         arrived: Instant,
         timers: &Timers,
         origin: &Origin,
-    ) -> Response<Answer> {
+    ) -> Response<ResponseBody> {
         let grpc = grpc::is_spoken(request.headers());
         let version = request.version();
         let located = origin.locate(&mut request);
-        let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
+        let mut span = self.tracer.as_ref().map(|tracer| tracer.server_span(&mut request));
         let attempted = async {
             located?;
             if request.body().size_hint().lower() > self.body_size as u64 {
@@ -117,36 +117,36 @@ impl Door {
             if request.body().is_end_stream() {
                 // There is nothing to count.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, arrived, timers, &self.places, grpc, &mut span).await;
+                return self.attempt(request, arrived, timers, &self.admission, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let mut request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
-            request.extensions_mut().insert(Broken(broken.clone()));
+            request.extensions_mut().insert(ClientAborted(broken.clone()));
             tokio::select! {
                 biased;
                 // What the component makes of half a body is of no interest.
                 () = large.cancelled() => Err(Hit::Large.into()),
-                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|unanswered| match unanswered {
-                    Unanswered::Hit(Hit::Failed) | Unanswered::Coded(..) if broken.is_cancelled() => Hit::Broken.into(),
-                    unanswered => unanswered,
+                outcome = self.attempt(request, arrived, timers, &self.admission, grpc, &mut span) => outcome.map_err(|no_response| match no_response {
+                    NoResponse::Hit(Hit::Failed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => Hit::Broken.into(),
+                    no_response => no_response,
                 }),
             }
         };
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
-            Err(unanswered) => {
-                let (hit, rejection) = match unanswered {
-                    Unanswered::Hit(hit) => (hit, Rejection::from(hit)),
-                    Unanswered::Coded(code, line) => {
+            Err(no_response) => {
+                let (hit, rejection) = match no_response {
+                    NoResponse::Hit(hit) => (hit, Rejection::from(hit)),
+                    NoResponse::ErrorCode(code, line) => {
                         self.log_code(&code, &line);
                         (Hit::ErrorCode, error_code::rejection(&code))
                     }
                 };
                 self.stats.hit(hit);
                 if let Some(span) = &mut span {
-                    span.rejected(rejection, hit, grpc);
+                    span.record_rejection(rejection, hit, grpc);
                 }
-                let mut response = rejection.response(grpc).map(Answer::of);
+                let mut response = rejection.response(grpc).map(ResponseBody::of);
                 if rejection.closes_connection() && version < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -154,7 +154,7 @@ impl Door {
                 (rejection.status(), response)
             }
         };
-        self.stats.answered(status, arrived.elapsed());
+        self.stats.responded(status, arrived.elapsed());
         response
     }
 
@@ -173,25 +173,27 @@ impl Door {
         Limited::new(body, size).map_err(failed).boxed_unsync()
     }
 
-    /// The component's answer to a question of the host's own, which counts for nothing.
+    /// The component's answer to a request of the host's own, which counts for nothing.
     pub(crate) async fn probe(
         &self,
-        question: http::Request<Full<Bytes>>,
-        places: &Places,
-    ) -> Result<Response<Answer>, Hit> {
-        let grpc = grpc::is_spoken(question.headers());
-        let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        match self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await {
+        request: http::Request<Full<Bytes>>,
+        admission: &Admission,
+    ) -> Result<Response<ResponseBody>, Hit> {
+        let grpc = grpc::is_spoken(request.headers());
+        let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+        match self.attempt(request, Instant::now(), &Timers::default(), admission, grpc, &mut None).await {
             Ok(response) => Ok(response),
-            Err(Unanswered::Coded(code, _)) => Ok(error_code::rejection(&code).response(grpc).map(Answer::of)),
-            Err(Unanswered::Hit(hit)) => Err(hit),
+            Err(NoResponse::ErrorCode(code, _)) => {
+                Ok(error_code::rejection(&code).response(grpc).map(ResponseBody::of))
+            }
+            Err(NoResponse::Hit(hit)) => Err(hit),
         }
     }
 
-    /// Waits until no request is in here, for a door to which nobody is sent any more.
-    pub(crate) async fn emptied(&self) {
-        self.inside.close();
-        self.inside.wait().await;
+    /// Waits until no request is in here, for a dispatcher to which nobody is sent any more.
+    pub(crate) async fn drained(&self) {
+        self.in_flight.close();
+        self.in_flight.wait().await;
     }
 
     /// The span goes with the answer, once there is one.
@@ -200,10 +202,10 @@ impl Door {
         request: http::Request<WasiBody>,
         arrived: Instant,
         timers: &Timers,
-        places: &Places,
+        admission: &Admission,
         grpc: bool,
         span: &mut Option<Span>,
-    ) -> Result<Response<Answer>, Unanswered> {
+    ) -> Result<Response<ResponseBody>, NoResponse> {
         // A caller may wait shorter than the host does; longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
@@ -212,13 +214,13 @@ impl Door {
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
         let line = RequestLine::of(&request);
-        let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
-        let counted = (self.stats.enter(), self.inside.token());
-        let (turn, begun) = match Arc::clone(&places.room).try_acquire_owned() {
+        let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| Hit::Full)?;
+        let counted = (self.stats.enter(), self.in_flight.token());
+        let (turn, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
             Ok(turn) => (turn, arrived),
             Err(_) => {
-                let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
-                let waited = timers.timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
+                let patience = by(arrived + MAX_QUEUE_WAIT.min(self.request_timeout));
+                let waited = timers.timeout_at(patience, Arc::clone(&admission.slots).acquire_owned()).await;
                 let now = Instant::now();
                 let Ok(Ok(turn)) = waited else {
                     let theirs = deadline.is_some_and(|deadline| deadline <= now);
@@ -227,41 +229,41 @@ impl Door {
                 (turn, now)
             }
         };
-        let broken = request.extensions().get::<Broken>().cloned();
-        let waiting = Waiting::begin(self.name.clone(), line, within, span.as_ref());
-        let call = Arc::clone(&waiting.call);
+        let broken = request.extensions().get::<ClientAborted>().cloned();
+        let guard = RequestGuard::begin(self.name.clone(), line, within, span.as_ref());
+        let in_flight = Arc::clone(&guard.request);
         let end = by(begun + within);
-        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&call), request)).await;
-        match answered {
+        let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(&in_flight), request)).await;
+        match outcome {
             Ok(Ok(response)) => {
                 let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
                 let permits = (entered, turn, counted);
-                match Answer::component(response, waiting, permits, late, span).await {
-                    Ok(answer) => {
-                        if call.is_reuse() {
+                match ResponseBody::component(response, guard, permits, late, span).await {
+                    Ok(response) => {
+                        if in_flight.is_reuse() {
                             self.reusable.answered();
                         }
-                        Ok(answer)
+                        Ok(response)
                     }
-                    Err(End::Late) => Err(self.late(begun, &call.line).into()),
-                    Err(End::Failed | End::Abandoned) => {
-                        self.count_reuse(&call);
+                    Err(InstanceEnd::TimedOut) => Err(self.late(begun, &in_flight.line).into()),
+                    Err(InstanceEnd::Failed | InstanceEnd::Abandoned) => {
+                        self.count_reuse(&in_flight);
                         Err(Hit::Failed.into())
                     }
                 }
             }
             // An instance that is ended for being late fails in more than one way.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => {
-                Err(self.late(begun, &call.line).into())
+                Err(self.late(begun, &in_flight.line).into())
             }
             Ok(Err(error)) => Err(match error_code::returned(&error) {
-                Some(code) => Unanswered::Coded(code, call.line.clone()),
+                Some(code) => NoResponse::ErrorCode(code, in_flight.line.clone()),
                 None => {
                     let is_broken = broken.is_some_and(|broken| broken.0.is_cancelled());
-                    self.failed(&error, &call, is_broken).into()
+                    self.failed(&error, &in_flight, is_broken).into()
                 }
             }),
-            Err(_) => Err(self.late(begun, &call.line).into()),
+            Err(_) => Err(self.late(begun, &in_flight.line).into()),
         }
     }
 
@@ -272,9 +274,9 @@ impl Door {
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error, call: &Call, is_broken: bool) -> Hit {
-        let line = &call.line;
-        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
+    fn failed(&self, error: &wasmtime::Error, in_flight: &InFlightRequest, is_broken: bool) -> Hit {
+        let line = &in_flight.line;
+        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<InFlightRequest>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
                 return Hit::Waited;
             }
@@ -286,18 +288,18 @@ impl Door {
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
         if is_broken {
             tracing::debug!(service = %self.name, request = %line, "the client broke off the request: {}", cause(error));
-        } else if has_returned && call.is_unanswered() {
-            tracing::warn!(service = %self.name, request = %line, "{UNANSWERED}");
+        } else if has_returned && in_flight.is_unanswered() {
+            tracing::warn!(service = %self.name, request = %line, "{NO_RESPONSE}");
         } else {
             tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
         }
-        self.count_reuse(call);
+        self.count_reuse(in_flight);
         Hit::Failed
     }
 
     /// The failure of an instance that cannot be reused is the host's, which reused it.
-    fn count_reuse(&self, call: &Call) {
-        if call.is_reuse() && self.reusable.failed() {
+    fn count_reuse(&self, in_flight: &InFlightRequest) {
+        if in_flight.is_reuse() && self.reusable.failed() {
             self.stats.excuse();
         }
     }
@@ -314,13 +316,13 @@ impl Door {
 }
 
 /// Reason why a request has no response of the component's.
-enum Unanswered {
+enum NoResponse {
     Hit(Hit),
     /// The component's own error code in the place of a response.
-    Coded(Error, RequestLine),
+    ErrorCode(Error, RequestLine),
 }
 
-impl From<Hit> for Unanswered {
+impl From<Hit> for NoResponse {
     fn from(hit: Hit) -> Self {
         Self::Hit(hit)
     }
@@ -328,7 +330,7 @@ impl From<Hit> for Unanswered {
 
 /// Extension of a request, cancelled when the client breaks off its body.
 #[derive(Clone)]
-struct Broken(CancellationToken);
+struct ClientAborted(CancellationToken);
 
 impl From<Hit> for Rejection {
     fn from(hit: Hit) -> Self {

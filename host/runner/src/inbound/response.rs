@@ -25,29 +25,34 @@ use crate::{
         service_metrics::{Hit, Within},
         span::Span,
     },
-    wasm::in_flight::{Call, End, RequestLine},
+    wasm::in_flight::{InFlightRequest, InstanceEnd, RequestLine},
 };
 
 /// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
-pub(crate) struct Waiting {
+pub(crate) struct RequestGuard {
     service: ServiceName,
-    pub(crate) call: Arc<Call>,
-    whole: bool,
+    pub(crate) request: Arc<InFlightRequest>,
+    complete: bool,
     /// The span of the answer, from its beginning on.
     span: Option<Span>,
 }
 
-impl Waiting {
+impl RequestGuard {
     pub(crate) fn begin(service: ServiceName, line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
-        Self { service, call: Arc::new(Call::new(line, within, span.map(Span::context))), whole: false, span: None }
+        Self {
+            service,
+            request: Arc::new(InFlightRequest::new(line, within, span.map(Span::context))),
+            complete: false,
+            span: None,
+        }
     }
 }
 
-impl Drop for Waiting {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.call.leave(self.whole);
-        if let Some(span) = self.span.as_mut().filter(|_| self.whole) {
-            span.ends();
+        self.request.leave(self.complete);
+        if let Some(span) = self.span.as_mut().filter(|_| self.complete) {
+            span.finish();
         }
     }
 }
@@ -56,21 +61,21 @@ impl Drop for Waiting {
 type Next = Option<Result<Frame<Bytes>, Error>>;
 
 /// The body of an answer.
-pub(crate) struct Answer {
+pub(crate) struct ResponseBody {
     /// What an answer of the component has, and one of the host has not. It is dropped first, so that the instance is
     /// abandoned before it could see that nobody takes its body.
-    hold: Option<Hold>,
+    delivery: Option<Delivery>,
     body: WasiBody,
     /// What was taken of it already, before anything is sent: a piece, and what follows.
     ahead: [Option<Next>; 2],
     ended: bool,
 }
 
-/// Of the hall, of the room, and among those that are counted: by the service, and by the door.
+/// Of the hall, of the room, and among those that are counted: by the service, and by the dispatcher.
 pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, (Within, TaskTrackerToken));
 
-struct Hold {
-    waiting: Waiting,
+struct Delivery {
+    guard: RequestGuard,
     /// Given back when the answer has been sent.
     _permits: Permits,
     /// Where gRPC is spoken, an answer that cannot go on ends with a status.
@@ -82,77 +87,83 @@ struct Hold {
     left: Option<u64>,
 }
 
-impl Answer {
+impl ResponseBody {
     /// The body of a response of the host's own.
     pub(crate) fn of(body: WasiBody) -> Self {
-        Self { hold: None, body, ahead: [None, None], ended: false }
+        Self { delivery: None, body, ahead: [None, None], ended: false }
     }
 
     /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
     /// that is whole by then tells its length, and one that has failed by then is none. The span goes with it.
     pub(crate) async fn component(
         response: Response<WasiBody>,
-        waiting: Waiting,
+        guard: RequestGuard,
         permits: Permits,
         late: Sleep,
         span: &mut Option<Span>,
-    ) -> Result<Response<Self>, End> {
+    ) -> Result<Response<Self>, InstanceEnd> {
         let (parts, body) = response.into_parts();
         // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
         let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
         if parts.status.is_informational() {
             tracing::warn!(
-                service = %waiting.service,
+                service = %guard.service,
                 "the component answered {}, which is no final response; connections are not upgraded",
                 parts.status.as_u16()
             );
-            return Err(End::Failed);
+            return Err(InstanceEnd::Failed);
         }
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut hold = Hold { waiting, _permits: permits, grpc, late, length, left: length };
-        hold.waiting.whole = body.is_end_stream() || length == Some(0);
-        let mut answer = Self { hold: Some(hold), ..Self::of(body) };
-        answer.gather().await?;
-        if let (Some(mut span), Some(hold)) = (span.take(), &mut answer.hold) {
-            span.begins(&parts);
-            hold.waiting.span = Some(span);
+        let mut delivery = Delivery { guard, _permits: permits, grpc, late, length, left: length };
+        delivery.guard.complete = body.is_end_stream() || length == Some(0);
+        let mut this = Self { delivery: Some(delivery), ..Self::of(body) };
+        this.gather().await?;
+        if let (Some(mut span), Some(delivery)) = (span.take(), &mut this.delivery) {
+            span.record_response(&parts);
+            delivery.guard.span = Some(span);
         }
-        Ok(Response::from_parts(parts, answer))
+        Ok(Response::from_parts(parts, this))
     }
 
-    async fn gather(&mut self) -> Result<(), End> {
+    async fn gather(&mut self) -> Result<(), InstanceEnd> {
         let mut until = None;
         poll_fn(|cx| {
             if self.poll_ahead(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if let Some(hold) = &self.hold {
-                ready!(hold.waiting.call.poll_idle(cx, &mut until));
+            if let Some(delivery) = &self.delivery {
+                ready!(delivery.guard.request.poll_idle(cx, &mut until));
             }
             let _ = self.poll_ahead(cx);
             Poll::Ready(())
         })
         .await;
-        let Some(hold) = self.hold.as_ref().filter(|hold| !hold.grpc && !hold.waiting.whole) else { return Ok(()) };
+        let Some(delivery) = self.delivery.as_ref().filter(|delivery| !delivery.grpc && !delivery.guard.complete)
+        else {
+            return Ok(());
+        };
         match self.ahead.iter().flatten().last() {
             Some(Some(Err(error))) => {
-                hold.warn(error, self.taken());
-                Err(hold.waiting.call.end().unwrap_or(End::Failed))
+                delivery.warn(error, self.taken());
+                Err(delivery.guard.request.end().unwrap_or(InstanceEnd::Failed))
             }
-            Some(None) => hold.waiting.call.end().map_or(Ok(()), Err),
+            Some(None) => delivery.guard.request.end().map_or(Ok(()), Err),
             Some(Some(Ok(_))) | None => Ok(()),
         }
     }
 
     /// Takes a piece and what follows, as far as they are there. Ready once there is nothing more to take.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(hold) = self.hold.as_mut().filter(|hold| !hold.waiting.whole) else { return Poll::Ready(()) };
+        let Some(delivery) = self.delivery.as_mut().filter(|delivery| !delivery.guard.complete) else {
+            return Poll::Ready(());
+        };
         for ahead in self.ahead.iter_mut().filter(|ahead| ahead.is_none()) {
             let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
             let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
             // Not by the end of its instance, and what a component says of its length is held against it.
-            hold.waiting.whole = next.is_none() && hold.left.is_none() && hold.waiting.call.end().is_none();
+            delivery.guard.complete =
+                next.is_none() && delivery.left.is_none() && delivery.guard.request.end().is_none();
             *ahead = Some(next);
             if !is_data {
                 break;
@@ -169,7 +180,7 @@ impl Answer {
     /// The same, where that is all.
     fn left(&self) -> Option<u64> {
         let ends = self.ahead.iter().flatten().any(Option::is_none);
-        let is_whole = self.hold.as_ref().is_some_and(|hold| hold.waiting.whole);
+        let is_whole = self.delivery.as_ref().is_some_and(|delivery| delivery.guard.complete);
         (ends && is_whole).then(|| self.taken())
     }
 
@@ -187,15 +198,15 @@ impl Answer {
     }
 }
 
-impl Hold {
+impl Delivery {
     /// What is sent instead of the rest.
-    fn broken(&mut self, end: End) -> Result<Frame<Bytes>, Error> {
+    fn broken(&mut self, end: InstanceEnd) -> Result<Frame<Bytes>, Error> {
         self.fails(end);
         match (self.grpc, end) {
-            (true, End::Late) => {
+            (true, InstanceEnd::TimedOut) => {
                 Ok(Frame::trailers(grpc::trailers(Status::DeadlineExceeded, "the service took too long")))
             }
-            (true, End::Failed | End::Abandoned) => {
+            (true, InstanceEnd::Failed | InstanceEnd::Abandoned) => {
                 Ok(Frame::trailers(grpc::trailers(Status::Internal, "the service failed")))
             }
             (false, _) => Err(Error::HttpResponseIncomplete),
@@ -204,7 +215,7 @@ impl Hold {
 
     /// Logs why a body broke off, unless its instance ended or the client broke off the request.
     fn warn(&self, error: &Error, taken: u64) {
-        if self.waiting.call.end().is_some() || matches!(error, Error::ConnectionTerminated) {
+        if self.guard.request.end().is_some() || matches!(error, Error::ConnectionTerminated) {
             return;
         }
         let why = match (error, self.length, self.left) {
@@ -217,29 +228,29 @@ impl Hold {
             }
             (error, ..) => error.to_string(),
         };
-        tracing::warn!(service = %self.waiting.service, "a response broke off: {why}");
+        tracing::warn!(service = %self.guard.service, "a response broke off: {why}");
     }
 
-    fn fails(&mut self, end: End) {
-        if let Some(span) = &mut self.waiting.span {
-            let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
-            span.fails(hit.name().to_owned(), Rejection::from(hit).parts().2);
-            span.ends();
+    fn fails(&mut self, end: InstanceEnd) {
+        if let Some(span) = &mut self.guard.span {
+            let hit = if end == InstanceEnd::TimedOut { Hit::Late } else { Hit::Failed };
+            span.record_error(hit.name().to_owned(), Rejection::from(hit).parts().2);
+            span.finish();
         }
     }
 
     fn passed(&mut self, frame: &Frame<Bytes>) {
-        if let (Some(span), Some(trailers)) = (&mut self.waiting.span, frame.trailers_ref()) {
-            span.trailers(trailers);
+        if let (Some(span), Some(trailers)) = (&mut self.guard.span, frame.trailers_ref()) {
+            span.record_trailers(trailers);
         }
         if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
-        self.waiting.whole |= frame.is_trailers() || self.left == Some(0);
+        self.guard.complete |= frame.is_trailers() || self.left == Some(0);
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -249,36 +260,36 @@ impl Body for Answer {
             return Poll::Ready(None);
         }
         let polled = this.poll_next(cx);
-        let Some(hold) = &mut this.hold else { return polled };
-        let is_late = Instant::now() >= hold.late.deadline();
-        if is_late || (polled.is_pending() && Pin::new(&mut hold.late).poll(cx).is_ready()) {
-            let last = hold.broken(End::Late);
+        let Some(delivery) = &mut this.delivery else { return polled };
+        let is_late = Instant::now() >= delivery.late.deadline();
+        if is_late || (polled.is_pending() && Pin::new(&mut delivery.late).poll(cx).is_ready()) {
+            let last = delivery.broken(InstanceEnd::TimedOut);
             return this.end(Some(last));
         }
         let end = match ready!(polled) {
             Some(Ok(frame)) => {
-                hold.passed(&frame);
+                delivery.passed(&frame);
                 return Poll::Ready(Some(Ok(frame)));
             }
             // A body whose instance is gone looks as if it had come to its end.
-            None if hold.waiting.whole => None,
-            None => hold.waiting.call.end(),
+            None if delivery.guard.complete => None,
+            None => delivery.guard.request.end(),
             Some(Err(error)) => {
-                hold.warn(&error, 0);
-                if !hold.grpc {
-                    hold.fails(End::Failed);
+                delivery.warn(&error, 0);
+                if !delivery.grpc {
+                    delivery.fails(InstanceEnd::Failed);
                     return this.end(Some(Err(error)));
                 }
-                Some(hold.waiting.call.end().unwrap_or(End::Failed))
+                Some(delivery.guard.request.end().unwrap_or(InstanceEnd::Failed))
             }
         };
-        hold.waiting.whole |= end.is_none();
-        let last = end.map(|end| hold.broken(end));
+        delivery.guard.complete |= end.is_none();
+        let last = end.map(|end| delivery.broken(end));
         this.end(last)
     }
 
     fn is_end_stream(&self) -> bool {
-        let whole = self.hold.as_ref().is_none_or(|hold| hold.waiting.whole);
+        let whole = self.delivery.as_ref().is_none_or(|delivery| delivery.guard.complete);
         self.ended || self.left() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
     }
 

@@ -34,7 +34,7 @@ use crate::{
     config::Limits,
     inbound::{
         authority::Frames,
-        dispatch::{Door, QUEUE_WAIT},
+        dispatch::{Dispatcher, MAX_QUEUE_WAIT},
         lingering_close::Lingering,
         target::Origin,
         tls::Tls,
@@ -85,11 +85,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the door that is there when it
+    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is there when it
     /// comes.
     pub(crate) fn start(
         listener: TcpListener,
-        doors: watch::Receiver<Arc<Door>>,
+        dispatchers: watch::Receiver<Arc<Dispatcher>>,
         tls: Option<Arc<Tls>>,
         limits: &Limits,
     ) -> Self {
@@ -100,11 +100,11 @@ impl Server {
             tasks: TaskTracker::new(),
         };
         if let Some(tls) = tls.clone() {
-            let (name, closing) = (doors.borrow().name().clone(), server.closing.clone());
+            let (name, closing) = (dispatchers.borrow().name().clone(), server.closing.clone());
             server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
         }
         let connections = Connections {
-            doors,
+            dispatchers,
             tls,
             limits: *limits,
             permits: Arc::new(Semaphore::new(limits.connections as usize)),
@@ -149,7 +149,7 @@ impl Drop for Server {
 
 /// The accepting task.
 struct Connections {
-    doors: watch::Receiver<Arc<Door>>,
+    dispatchers: watch::Receiver<Arc<Dispatcher>>,
     tls: Option<Arc<Tls>>,
     limits: Limits,
     permits: Arc<Semaphore>,
@@ -165,7 +165,7 @@ impl Connections {
         loop {
             let next = async {
                 if self.permits.available_permits() == 0 {
-                    self.doors.borrow().hit(Hit::Connections);
+                    self.dispatchers.borrow().hit(Hit::Connections);
                 }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, _)| (stream, permit))
@@ -180,7 +180,7 @@ impl Connections {
                 Err(error) => {
                     let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
                     if is_news {
-                        tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
+                        tracing::warn!(service = %self.dispatchers.borrow().name(), %error, "a connection could not be accepted");
                         told = Some((error.kind(), Instant::now()));
                     }
                     sleep(ACCEPT_PAUSE).await;
@@ -192,8 +192,8 @@ impl Connections {
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let (doors, leaving) = (self.doors.clone(), Arc::clone(&self.leaving));
-        let counts = self.doors.clone();
+        let (dispatchers, leaving) = (self.dispatchers.clone(), Arc::clone(&self.leaving));
+        let counts = self.dispatchers.clone();
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
@@ -205,13 +205,13 @@ impl Connections {
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
-                let door = Arc::clone(&doors.borrow());
+                let dispatcher = Arc::clone(&dispatchers.borrow());
                 let (leaving, last, origin) = (Arc::clone(&leaving), last.clone(), origin.clone());
                 let timers = timers.clone();
                 let (version, now) = (request.version(), Instant::now());
                 let open = progress.begin(version, now);
                 async move {
-                    let mut response = door.answer(request, now, &timers, &origin).await;
+                    let mut response = dispatcher.dispatch(request, now, &timers, &origin).await;
                     if leaving.load(Ordering::Relaxed) {
                         farewell(version, &mut response, &last);
                     }
@@ -225,7 +225,7 @@ impl Connections {
                 }
             }
         });
-        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.doors.borrow().name().clone());
+        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.dispatchers.borrow().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
         let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
         let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
@@ -280,7 +280,7 @@ impl Connections {
     /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
     fn longest(&self) -> Duration {
         let Limits { request_timeout, client_timeout, .. } = self.limits;
-        QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
+        MAX_QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
     }
 
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
@@ -305,7 +305,7 @@ impl Connections {
             .keep_alive_interval(ping_interval)
             .keep_alive_timeout(client_timeout.saturating_sub(ping_interval))
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
-            .max_concurrent_streams(self.doors.borrow().most_requests());
+            .max_concurrent_streams(self.dispatchers.borrow().max_requests());
         builder
     }
 }

@@ -33,7 +33,7 @@ impl Incoming {
     ) -> Response<WasiBody> {
         let (head, body) = response.into_parts();
         if let Some(span) = &mut span {
-            span.begins(&head);
+            span.record_response(&head);
         }
         Response::from_parts(head, Self { body, span, _place: place }.boxed_unsync())
     }
@@ -47,11 +47,11 @@ impl Body for Incoming {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let Some(span) = &mut self.span else { return Poll::Ready(frame) };
         match &frame {
-            None => span.ends(),
-            Some(Err(error)) => span.breaks(error),
+            None => span.finish(),
+            Some(Err(error)) => span.record_wasi_error(error),
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    span.trailers(trailers);
+                    span.record_trailers(trailers);
                 }
             }
         }
@@ -72,7 +72,7 @@ impl Drop for Incoming {
         if self.body.is_end_stream()
             && let Some(span) = &mut self.span
         {
-            span.ends();
+            span.finish();
         }
     }
 }

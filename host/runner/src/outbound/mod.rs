@@ -146,7 +146,7 @@ impl WasiHttpHooks for Outbound {
         _: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let asked = self.asked.take();
-        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.send(asked, &mut request));
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(asked, &mut request));
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
         let target = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme()));
@@ -190,7 +190,7 @@ impl WasiHttpHooks for Outbound {
 /// Tells the span of a request why there is no answer.
 fn failed(span: Option<Span>, error: Error) -> Error {
     if let Some(mut span) = span {
-        span.breaks(&error);
+        span.record_wasi_error(&error);
     }
     error
 }

@@ -176,7 +176,7 @@ impl Mesh {
         mut span: Option<&mut Span>,
     ) -> Result<Response<WasiBody>, Error> {
         if let Some(span) = &mut span {
-            span.calls(&target.name);
+            span.record_service(&target.name);
         }
         let (parts, body) = request.into_parts();
         let body = Attempt::new(body);
@@ -216,7 +216,7 @@ impl Mesh {
             let addr = pick.node().addr.clone();
             let (client, request) = self.attempt(parts, body, &addr)?;
             if let Some(span) = &mut span {
-                span.tries(&addr, tried.len());
+                span.record_attempt(&addr, tried.len());
             }
             let begun = Instant::now();
             let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
@@ -247,7 +247,7 @@ impl Mesh {
                 Failed::Refused(_) => Error::ConnectionRefused,
             };
             if let Some(span) = &mut span {
-                span.passed_over(&addr);
+                span.record_skip(&addr);
             }
             tried.push(addr);
         }

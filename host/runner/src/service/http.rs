@@ -13,7 +13,7 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::{
-        dispatch::Door,
+        dispatch::Dispatcher,
         server::{self, Server},
         tls::Tls,
     },
@@ -29,7 +29,7 @@ pub(crate) struct Handler {
     /// The revision that requests go to.
     revision: Option<Revision>,
     /// Where requests find it.
-    doors: Option<watch::Sender<Arc<Door>>>,
+    dispatchers: Option<watch::Sender<Arc<Dispatcher>>>,
     /// Former revisions that still answer.
     retiring: TaskTracker,
     server: Option<Server>,
@@ -48,7 +48,7 @@ impl Handler {
             listener: Some(listener),
             tls,
             revision: None,
-            doors: None,
+            dispatchers: None,
             retiring: TaskTracker::new(),
             server: None,
         })
@@ -71,11 +71,11 @@ impl Handler {
         if !spec.answers_first() {
             revision.begin(spec, engine, loaded).await?;
         }
-        let doors = watch::Sender::new(Arc::clone(&revision.door));
+        let dispatchers = watch::Sender::new(Arc::clone(&revision.dispatcher));
         let tls = self.tls.clone();
         self.server =
-            self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &spec.limits));
-        (self.revision, self.doors) = (Some(revision), Some(doors));
+            self.listener.take().map(|listener| Server::start(listener, dispatchers.subscribe(), tls, &spec.limits));
+        (self.revision, self.dispatchers) = (Some(revision), Some(dispatchers));
         Ok(())
     }
 
@@ -88,8 +88,8 @@ impl Handler {
     }
 
     /// Where requests go, once it is started.
-    pub(crate) fn doors(&self) -> Option<watch::Receiver<Arc<Door>>> {
-        self.doors.as_ref().map(watch::Sender::subscribe)
+    pub(crate) fn dispatchers(&self) -> Option<watch::Receiver<Arc<Dispatcher>>> {
+        self.dispatchers.as_ref().map(watch::Sender::subscribe)
     }
 
     /// Former revisions that still answer.
@@ -99,8 +99,8 @@ impl Handler {
 
     /// Moves the requests to another revision, which has been started beside the one that is served.
     pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
-        if let Some(doors) = &self.doors {
-            doors.send_replace(Arc::clone(&revision.door));
+        if let Some(dispatchers) = &self.dispatchers {
+            dispatchers.send_replace(Arc::clone(&revision.dispatcher));
         }
         if let Some(former) = self.revision.replace(revision) {
             self.retiring.spawn(former.retire(spec.clone()));

@@ -1,4 +1,4 @@
-//! One revision of a service's component, in the order it is lived: opened, started, served through its door, retired.
+//! One revision of a service's component, in the order it is lived: opened, started, served through its dispatcher, retired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     config::Spec,
     error::Failure,
-    inbound::dispatch::Door,
+    inbound::dispatch::Dispatcher,
     service::{health::probe, lifecycle::Life},
     wasm::{
-        admission::Places,
+        admission::Admission,
         component::Loaded,
         context::Guest,
         engine::Engine,
@@ -25,7 +25,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(100);
 /// A revision that can be asked.
 pub(crate) struct Revision {
     pub(crate) guest: Arc<Guest>,
-    pub(crate) door: Arc<Door>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
     life: Option<Life>,
 }
 
@@ -44,8 +44,8 @@ impl Revision {
             stream_timeout: spec.limits.stream_timeout(),
             reusable: Reusable::new(spec.name.clone(), reuse),
         };
-        let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));
-        Ok(Self { guest, door, life: None })
+        let dispatcher = Arc::new(Dispatcher::new(spec.name.clone(), instances, &spec.limits));
+        Ok(Self { guest, dispatcher, life: None })
     }
 
     /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
@@ -66,11 +66,11 @@ impl Revision {
         let mut revision = Self::open(spec, engine, loaded, guest)?;
         let begun = async {
             if spec.answers_first() {
-                proven(&revision.door, spec, authority).await?;
+                proven(&revision.dispatcher, spec, authority).await?;
                 revision.begin(spec, engine, loaded).await
             } else {
                 revision.begin(spec, engine, loaded).await?;
-                proven(&revision.door, spec, authority).await
+                proven(&revision.dispatcher, spec, authority).await
             }
         };
         match begun.await {
@@ -86,7 +86,7 @@ impl Revision {
     pub(crate) async fn retire(mut self, spec: Spec) {
         self.guest.replaced.cancel();
         let deadline = spec.limits.drain_timeout;
-        if timeout(deadline, self.door.emptied()).await.is_err() {
+        if timeout(deadline, self.dispatcher.drained()).await.is_err() {
             tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");
         }
         self.stop(&spec).await;
@@ -103,13 +103,13 @@ impl Revision {
 }
 
 /// Asks a revision that is not served yet how it is, for as long as a start may take.
-async fn proven(door: &Door, spec: &Spec, authority: &str) -> Result<(), Failure> {
+async fn proven(dispatcher: &Dispatcher, spec: &Spec, authority: &str) -> Result<(), Failure> {
     let Some(health) = &spec.health else { return Ok(()) };
     let until = Instant::now() + spec.limits.start_timeout;
     // It does not wait for the requests that the former revision has.
-    let places = Places::new(1);
+    let admission = Admission::new(1);
     loop {
-        match probe::probe(door, &places, Some(health), authority).await {
+        match probe::probe(dispatcher, &admission, Some(health), authority).await {
             Ok(()) => return Ok(()),
             Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
             Err(said) => {

@@ -195,7 +195,7 @@ impl Stats {
     }
 
     /// A request whose answer begins, whoever gives it.
-    pub(crate) fn answered(&self, status: StatusCode, after: Duration) {
+    pub(crate) fn responded(&self, status: StatusCode, after: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, self.classes.len());
         self.classes[class - 1].inc();
         self.duration.observe(after.as_secs_f64());
@@ -282,8 +282,8 @@ mod tests {
     #[test]
     fn what_happened_is_counted_under_its_own_name() {
         let stats = Stats::new("greeter".parse().unwrap());
-        stats.answered(StatusCode::NOT_FOUND, Duration::from_millis(3));
-        stats.answered(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
+        stats.responded(StatusCode::NOT_FOUND, Duration::from_millis(3));
+        stats.responded(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
         let classes: Vec<_> = stats.classes().map(|(class, count)| (class, count.get())).collect();
         assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
         assert_eq!(stats.tally(), Tally { all: 2, ..Tally::default() });

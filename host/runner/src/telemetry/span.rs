@@ -47,7 +47,7 @@ impl Tracer {
     }
 
     /// The span of a request's answer. From here on the request names it as its parent, as the component sees it.
-    pub(crate) fn answer<B>(&self, request: &mut Request<B>) -> Span {
+    pub(crate) fn server_span<B>(&self, request: &mut Request<B>) -> Span {
         let parent = extract(request.headers()).unwrap_or_default();
         let mut span = self.begin(SpanKind::Server, &parent, request);
         if span.recorded.is_recording() {
@@ -67,11 +67,11 @@ impl Tracer {
         span
     }
 
-    /// The span of a request that the component sends. Its parent is the one that the request names, otherwise `asked`,
-    /// the request that the component answers. Without either there is none.
-    pub(crate) fn send<B>(&self, asked: Option<SpanContext>, request: &mut Request<B>) -> Option<Span> {
-        let parent = extract(request.headers());
-        let parent = parent.or_else(|| asked.map(|asked| Context::new().with_remote_span_context(asked)))?;
+    /// The span of a request that the component sends. Its parent is the one that the request names, otherwise `parent`, the
+    /// request that the component answers. Without either there is no span.
+    pub(crate) fn client_span<B>(&self, parent: Option<SpanContext>, request: &mut Request<B>) -> Option<Span> {
+        let remote = |parent| Context::new().with_remote_span_context(parent);
+        let parent = extract(request.headers()).or_else(|| parent.map(remote))?;
         let mut span = self.begin(SpanKind::Client, &parent, request);
         if span.recorded.is_recording() {
             if let Some(authority) = request.uri().authority() {
@@ -123,12 +123,12 @@ impl Span {
     }
 
     /// A call by name.
-    pub(crate) fn calls(&mut self, name: &ServiceName) {
+    pub(crate) fn record_service(&mut self, name: &ServiceName) {
         self.set("peer.service", name.to_string());
     }
 
     /// A call by name is sent to a node, after so many others.
-    pub(crate) fn tries(&mut self, node: &Addr, others: usize) {
+    pub(crate) fn record_attempt(&mut self, node: &Addr, others: usize) {
         if let Some((host, port)) = node.as_str().rsplit_once(':') {
             self.address(host, port.parse().ok());
         }
@@ -137,36 +137,36 @@ impl Span {
     }
 
     /// It was not taken there, and perhaps is elsewhere.
-    pub(crate) fn passed_over(&mut self, node: &Addr) {
+    pub(crate) fn record_skip(&mut self, node: &Addr) {
         self.recorded.add_event("passed over", vec![KeyValue::new("leasehold.node", node.to_string())]);
     }
 
     /// An answer begins.
-    pub(crate) fn begins(&mut self, head: &response::Parts) {
+    pub(crate) fn record_response(&mut self, head: &response::Parts) {
         let status = head.status.as_u16();
         self.set("http.response.status_code", i64::from(status));
         if status >= if self.kind == SpanKind::Client { 400 } else { 500 } {
-            self.fails(status.to_string(), head.status.canonical_reason().unwrap_or_default());
+            self.record_error(status.to_string(), head.status.canonical_reason().unwrap_or_default());
         }
         if grpc::is_trailers_only(&head.headers) {
-            self.trailers(&head.headers);
+            self.record_trailers(&head.headers);
         }
     }
 
     /// How gRPC says that a call has ended.
-    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+    pub(crate) fn record_trailers(&mut self, trailers: &HeaderMap) {
         let Some(code) = grpc::status(trailers) else { return };
         self.set("rpc.grpc.status_code", i64::from(code));
         // Those that are not the caller's own doing.
         let failed = matches!(code, 2 | 4 | 12..=15) || (self.kind == SpanKind::Client && code != 0);
         if failed {
-            self.fails(code.to_string(), "");
+            self.record_error(code.to_string(), "");
         }
         self.settled = true;
     }
 
     /// Notes that the host responds in the component's place.
-    pub(crate) fn rejected(&mut self, rejection: Rejection, hit: Hit, grpc: bool) {
+    pub(crate) fn record_rejection(&mut self, rejection: Rejection, hit: Hit, grpc: bool) {
         let (status, grpc_status, text) = rejection.parts();
         let answered = if grpc { StatusCode::OK } else { status };
         self.set("http.response.status_code", i64::from(answered.as_u16()));
@@ -174,26 +174,26 @@ impl Span {
             self.set("rpc.grpc.status_code", i64::from(grpc_status as u16));
         }
         if status.is_server_error() {
-            self.fails(hit.name().to_owned(), text);
+            self.record_error(hit.name().to_owned(), text);
         }
         self.settled = true;
     }
 
     /// It comes to no good end.
-    pub(crate) fn fails(&mut self, kind: String, said: &'static str) {
+    pub(crate) fn record_error(&mut self, kind: String, said: &'static str) {
         self.set("error.type", kind);
         self.recorded.set_status(Status::error(said));
     }
 
     /// An error of `wasi:http`, by its own name.
-    pub(crate) fn breaks(&mut self, error: &wasmtime_wasi_http::Error) {
+    pub(crate) fn record_wasi_error(&mut self, error: &wasmtime_wasi_http::Error) {
         let name: String = format!("{error:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
-        self.fails(name, "");
+        self.record_error(name, "");
         self.settled = true;
     }
 
     /// Nothing more is to be said of it.
-    pub(crate) fn ends(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.settled = true;
     }
 }

@@ -22,10 +22,10 @@ use crate::{
         span::Tracer,
     },
     wasm::{
-        admission::Places,
-        in_flight::Calls,
+        admission::Admission,
+        in_flight::InFlightRequests,
         scheduler::{Strides, Usage},
-        sockets::{Room, Sockets},
+        sockets::{ConnectionPermits, Sockets},
         stdin::Input,
         stdout::{Budget, Output},
     },
@@ -80,7 +80,7 @@ pub(crate) struct Guest {
     pub(crate) stats: Arc<Stats>,
     pub(crate) output: Arc<Budget>,
     pub(crate) tracer: Option<Tracer>,
-    pub(crate) places: Places,
+    pub(crate) admission: Admission,
     /// Cancelled when requests go to a later version: an instance that idles is of no more use.
     pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
@@ -101,9 +101,9 @@ pub(crate) struct Host {
     /// Recent processor use of the request at hand.
     pub(crate) usage: Usage,
     /// The requests that it answers.
-    pub(crate) calls: Arc<Calls>,
+    pub(crate) requests: Arc<InFlightRequests>,
     /// The sockets of a program. Its processor use is counted from one host call to the next, since it has no requests.
-    pub(crate) room: Option<Room>,
+    pub(crate) connections: Option<ConnectionPermits>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -183,7 +183,7 @@ impl Guest {
             output: Budget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
             tracer,
-            places: Places::new(spec.limits.concurrency),
+            admission: Admission::new(spec.limits.concurrency),
             replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
             most_instances: Self::slots(&spec.limits),
@@ -192,7 +192,7 @@ impl Guest {
         }
     }
 
-    /// The same for the component's next version. Both share the places of requests, so that the limit on these is one of
+    /// The same for the component's next version. Both share the admission of requests, so that the limit on these is one of
     /// the service, and the slots for instances: they suffice for so many requests, whichever version answers.
     pub(crate) fn successor(&self) -> Self {
         Self {
@@ -210,7 +210,7 @@ impl Guest {
             output: Arc::clone(&self.output),
             stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
-            places: self.places.clone(),
+            admission: self.admission.clone(),
             replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
             most_instances: self.most_instances,
@@ -248,7 +248,7 @@ impl Guest {
     /// The host side of a program, which listens where `spec` says.
     pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
         let connections = spec.limits.connections as usize;
-        let room = Room::new(connections);
+        let permits = ConnectionPermits::new(connections);
         let sockets = Arc::new(Sockets {
             service: self.name.clone(),
             listen: spec.listen,
@@ -258,7 +258,7 @@ impl Guest {
             denials: Arc::clone(&self.denials),
             listens: told.listens.clone(),
             told: told.end.clone(),
-            room: room.clone(),
+            connections: permits.clone(),
             refused: AtomicBool::new(false),
         });
         let mut wasi = self.wasi();
@@ -267,7 +267,7 @@ impl Guest {
             Box::pin(async move { sockets.decide(addr, purpose).await })
         });
         let mut host = self.host(wasi.build(), None);
-        host.room = Some(room);
+        host.connections = Some(permits);
         host.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
         host
     }
@@ -297,8 +297,8 @@ impl Guest {
                 stats: Arc::clone(&self.stats),
             },
             usage: Usage::new(self.strides.clone()),
-            calls: Arc::default(),
-            room: None,
+            requests: Arc::default(),
+            connections: None,
             _slot: slot,
         }
     }

@@ -165,8 +165,8 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
 
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        if let Some(room) = &self.room {
-            room.look(&mut self.table);
+        if let Some(connections) = &self.connections {
+            connections.replenish(&mut self.table);
             self.usage.reset();
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);

@@ -44,8 +44,8 @@ impl fmt::Display for RequestLine {
 
 /// One request, from the queue until its answer has been sent or nobody wants it any more.
 #[derive(Default)]
-pub(crate) struct Call {
-    place: Mutex<Place>,
+pub(crate) struct InFlightRequest {
+    stage: Mutex<Stage>,
     pub(crate) line: RequestLine,
     /// Number of the request among those of its instance, from 1; 0 before an instance has taken it.
     number: AtomicUsize,
@@ -56,18 +56,18 @@ pub(crate) struct Call {
 }
 
 #[derive(Default)]
-enum Place {
+enum Stage {
     /// No instance has taken it yet.
     #[default]
     Queue,
-    Instance(Arc<Calls>),
+    Instance(Arc<InFlightRequests>),
     /// Nobody waits for it.
     Left,
 }
 
-/// The calls of one instance.
+/// The requests of one instance.
 #[derive(Default)]
-pub(crate) struct Calls {
+pub(crate) struct InFlightRequests {
     state: Mutex<State>,
     /// Mirror of the state for readers without the lock: all clients have left, and at least one early.
     abandoned: AtomicBool,
@@ -78,22 +78,22 @@ pub(crate) struct Calls {
 #[derive(Default)]
 struct State {
     open: usize,
-    /// Somebody left before the answer was whole; the component may be at work on it for ever.
+    /// Somebody left before the answer was complete; the component may be at work on it for ever.
     abandoned: bool,
     /// How long one of them may take to be answered, at most.
     longest: Duration,
-    end: Option<End>,
+    end: Option<InstanceEnd>,
     /// Requests that the instance has taken so far, and the latest of them.
     taken: usize,
     latest: RequestLine,
     /// A request at which the component returned without a response, until that is logged.
     unanswered: Option<RequestLine>,
     /// The instance has ended, well or not.
-    is_over: bool,
+    has_finished: bool,
 }
 
 /// What there is to log when an instance has ended.
-pub(crate) struct Over {
+pub(crate) struct InstanceSummary {
     /// A request at which the component returned without a response.
     pub(crate) unanswered: Option<RequestLine>,
     /// The latest request, and how many were open.
@@ -103,31 +103,31 @@ pub(crate) struct Over {
 
 /// How an instance ended that did not end well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    Late,
+pub(crate) enum InstanceEnd {
+    TimedOut,
     Failed,
     Abandoned,
 }
 
-impl Call {
+impl InFlightRequest {
     pub(crate) fn new(line: RequestLine, within: Duration, span: Option<SpanContext>) -> Self {
         Self { line, within, span, ..Self::default() }
     }
 
     /// An instance has taken the request.
-    pub(crate) fn enter(&self, calls: &Arc<Calls>) {
-        let mut place = locked(&self.place);
-        match *place {
-            Place::Left => calls.change(|state| state.abandoned = true),
+    pub(crate) fn assign(&self, requests: &Arc<InFlightRequests>) {
+        let mut stage = locked(&self.stage);
+        match *stage {
+            Stage::Left => requests.change(|state| state.abandoned = true),
             _ => {
-                calls.change(|state| {
+                requests.change(|state| {
                     state.open += 1;
                     state.taken += 1;
                     state.latest = self.line.clone();
                     state.longest = state.longest.max(self.within);
                     self.number.store(state.taken, Relaxed);
                 });
-                *place = Place::Instance(Arc::clone(calls));
+                *stage = Stage::Instance(Arc::clone(requests));
             }
         }
     }
@@ -140,42 +140,42 @@ impl Call {
     /// There is no response, and that may be for a trap, which the instance is about to tell of. Returns whether it is the
     /// caller who logs this; otherwise the instance does so when it ends.
     pub(crate) fn is_unanswered(&self) -> bool {
-        let Place::Instance(calls) = &*locked(&self.place) else { return true };
-        let mut state = locked(&calls.state);
-        if !state.is_over {
+        let Stage::Instance(requests) = &*locked(&self.stage) else { return true };
+        let mut state = locked(&requests.state);
+        if !state.has_finished {
             state.unanswered = Some(self.line.clone());
         }
-        state.is_over && state.end.is_none()
+        state.has_finished && state.end.is_none()
     }
 
     /// How the instance ended, if it has, and not well.
-    pub(crate) fn end(&self) -> Option<End> {
-        match &*locked(&self.place) {
-            Place::Instance(calls) => locked(&calls.state).end,
+    pub(crate) fn end(&self) -> Option<InstanceEnd> {
+        match &*locked(&self.stage) {
+            Stage::Instance(requests) => locked(&requests.state).end,
             _ => None,
         }
     }
 
     /// Ready when its instance is idle, or has run for so long that output is sent anyway.
     pub(crate) fn poll_idle(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
-        match &*locked(&self.place) {
-            Place::Instance(calls) => calls.idle.poll(cx, &calls.waker, until),
+        match &*locked(&self.stage) {
+            Stage::Instance(requests) => requests.idle.poll(cx, &requests.waker, until),
             _ => Poll::Ready(()),
         }
     }
 
-    /// Nobody waits any more; `whole` when that is because all of the answer has come.
-    pub(crate) fn leave(&self, whole: bool) {
-        if let Place::Instance(calls) = mem::replace(&mut *locked(&self.place), Place::Left) {
-            calls.change(|state| {
+    /// Nobody waits any more; `complete` when that is because all of the answer has come.
+    pub(crate) fn leave(&self, complete: bool) {
+        if let Stage::Instance(requests) = mem::replace(&mut *locked(&self.stage), Stage::Left) {
+            requests.change(|state| {
                 state.open -= 1;
-                state.abandoned |= !whole;
+                state.abandoned |= !complete;
             });
         }
     }
 }
 
-impl Calls {
+impl InFlightRequests {
     /// Ready once everybody has left and somebody did so early: what goes on in the instance is for nobody.
     pub(crate) fn poll_abandoned(&self, cx: &Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
@@ -193,14 +193,14 @@ impl Calls {
     }
 
     /// The instance is over. What is to be said of how it ended was said before.
-    pub(crate) fn over(&self) -> Over {
+    pub(crate) fn finish(&self) -> InstanceSummary {
         let mut state = locked(&self.state);
-        state.is_over = true;
-        Over { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
+        state.has_finished = true;
+        InstanceSummary { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
     }
 
     /// The instance has ended. Of several words on how, the first counts.
-    pub(crate) fn ended(&self, end: End) -> End {
+    pub(crate) fn set_end(&self, end: InstanceEnd) -> InstanceEnd {
         *locked(&self.state).end.get_or_insert(end)
     }
 
@@ -224,7 +224,7 @@ mod tests {
 
     use http::Request;
 
-    use super::{Call, Calls, End, RequestLine};
+    use super::{InFlightRequest, InFlightRequests, InstanceEnd, RequestLine};
 
     #[test]
     fn a_request_is_logged_without_its_query_and_cut() {
@@ -235,31 +235,32 @@ mod tests {
 
     #[test]
     fn an_instance_is_abandoned_when_all_have_left_and_one_of_them_early() {
-        let (calls, first, second) = (Arc::new(Calls::default()), Call::default(), Call::default());
-        assert!(!calls.is_abandoned());
-        first.enter(&calls);
-        second.enter(&calls);
+        let (requests, first, second) =
+            (Arc::new(InFlightRequests::default()), InFlightRequest::default(), InFlightRequest::default());
+        assert!(!requests.is_abandoned());
+        first.assign(&requests);
+        second.assign(&requests);
         first.leave(false);
-        assert!(!calls.is_abandoned(), "somebody waits");
+        assert!(!requests.is_abandoned(), "somebody waits");
         second.leave(true);
-        assert!(calls.is_abandoned());
+        assert!(requests.is_abandoned());
     }
 
     #[test]
     fn an_instance_whose_answers_were_whole_is_not_abandoned() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        call.enter(&calls);
-        call.leave(true);
-        call.leave(false);
-        assert!(!calls.is_abandoned());
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        request.assign(&requests);
+        request.leave(true);
+        request.leave(false);
+        assert!(!requests.is_abandoned());
     }
 
     #[test]
     fn a_request_whose_client_left_while_it_was_queued_abandons_the_instance_that_takes_it() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        call.leave(false);
-        call.enter(&calls);
-        assert!(calls.is_abandoned());
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        request.leave(false);
+        request.assign(&requests);
+        assert!(requests.is_abandoned());
     }
 
     #[test]
@@ -267,23 +268,23 @@ mod tests {
         for (ends_first, end, by_instance, by_caller) in [
             (false, None, true, false),
             (true, None, false, true),
-            (false, Some(End::Failed), true, false),
-            (true, Some(End::Failed), false, false),
+            (false, Some(InstanceEnd::Failed), true, false),
+            (true, Some(InstanceEnd::Failed), false, false),
         ] {
-            let (calls, call) = (Arc::new(Calls::default()), Call::default());
-            call.enter(&calls);
+            let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+            request.assign(&requests);
             let over = || {
                 if let Some(end) = end {
-                    calls.ended(end);
+                    requests.set_end(end);
                 }
-                calls.over().unanswered.is_some()
+                requests.finish().unanswered.is_some()
             };
             let (caller, instance) = match ends_first {
                 true => {
                     let instance = over();
-                    (call.is_unanswered(), instance)
+                    (request.is_unanswered(), instance)
                 }
-                false => (call.is_unanswered(), over()),
+                false => (request.is_unanswered(), over()),
             };
             assert_eq!((instance, caller), (by_instance, by_caller), "{ends_first} {end:?}");
         }
@@ -291,11 +292,11 @@ mod tests {
 
     #[test]
     fn the_first_end_counts() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        calls.ended(End::Late);
-        assert_eq!(calls.ended(End::Failed), End::Late);
-        assert_eq!(call.end(), None);
-        call.enter(&calls);
-        assert_eq!(call.end(), Some(End::Late));
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        requests.set_end(InstanceEnd::TimedOut);
+        assert_eq!(requests.set_end(InstanceEnd::Failed), InstanceEnd::TimedOut);
+        assert_eq!(request.end(), None);
+        request.assign(&requests);
+        assert_eq!(request.end(), Some(InstanceEnd::TimedOut));
     }
 }

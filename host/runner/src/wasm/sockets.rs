@@ -39,7 +39,7 @@ pub(crate) struct Sockets {
     pub(crate) listens: CancellationToken,
     /// Cancelled when the program is to end, and gets no further connections.
     pub(crate) told: CancellationToken,
-    pub(crate) room: Room,
+    pub(crate) connections: ConnectionPermits,
     /// Whether a refusal was told in the log: one is enough to know what is wrong.
     pub(crate) refused: AtomicBool,
 }
@@ -47,18 +47,18 @@ pub(crate) struct Sockets {
 /// How many further connections a program may take, beyond `limits.connections` one or two. Nobody says when one ends, so
 /// what the program has is counted whenever there is no room left.
 #[derive(Clone)]
-pub(crate) struct Room {
+pub(crate) struct ConnectionPermits {
     most: usize,
     left: Arc<Semaphore>,
 }
 
-impl Room {
+impl ConnectionPermits {
     pub(crate) fn new(most: usize) -> Self {
         Self { most, left: Arc::new(Semaphore::new(most)) }
     }
 
     /// Before each call of the program, given what it has.
-    pub(crate) fn look(&self, table: &mut ResourceTable) {
+    pub(crate) fn replenish(&self, table: &mut ResourceTable) {
         if self.left.available_permits() > 0 {
             return;
         }
@@ -67,7 +67,7 @@ impl Room {
         self.left.add_permits((self.most + 2).saturating_sub(sockets));
     }
 
-    async fn enter(&self) {
+    async fn acquire(&self) {
         self.left.acquire().await.expect("it is never closed").forget();
     }
 }
@@ -76,7 +76,7 @@ impl Sockets {
     /// Like `allow`; connections that the program has no room for wait for it.
     pub(crate) async fn decide(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
         if matches!(purpose, SocketAddrUse::TcpAccept) {
-            return self.told.run_until_cancelled(self.room.enter()).await.is_some();
+            return self.told.run_until_cancelled(self.connections.acquire()).await.is_some();
         }
         self.allow(addr, purpose)
     }
@@ -143,7 +143,7 @@ mod tests {
     use wasmtime::component::ResourceTable;
     use wasmtime_wasi::sockets::SocketAddrUse;
 
-    use super::{Denials, Reserved, Room, Sockets};
+    use super::{ConnectionPermits, Denials, Reserved, Sockets};
 
     fn sockets(outbound: &[&str]) -> Sockets {
         Sockets {
@@ -155,7 +155,7 @@ mod tests {
             denials: Arc::new(Denials::new("a".parse().unwrap())),
             listens: Default::default(),
             told: Default::default(),
-            room: Room::new(1),
+            connections: ConnectionPermits::new(1),
             refused: Default::default(),
         }
     }
@@ -232,7 +232,7 @@ mod tests {
         let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
         assert!(accepts().await);
         let mut table = ResourceTable::new();
-        let (more, ()) = tokio::join!(accepts(), async { sockets.room.look(&mut table) });
+        let (more, ()) = tokio::join!(accepts(), async { sockets.connections.replenish(&mut table) });
         assert!(more);
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     config::Health,
-    inbound::dispatch::Door,
+    inbound::dispatch::Dispatcher,
     service::health::{
         outlier::{FIRST_PAUSE, LONGEST_PAUSE, OutlierDetector},
         panic_threshold::{Decision, PanicThreshold},
@@ -46,7 +46,7 @@ pub(crate) enum Verdict {
 /// Recipient of the probes.
 pub(crate) enum ProbeTarget {
     /// The component behind the current dispatcher, by the service's address.
-    Dispatcher(watch::Receiver<Arc<Door>>, String),
+    Dispatcher(watch::Receiver<Arc<Dispatcher>>, String),
     /// The address at which a program listens. Without a health check a connection passes.
     Address(SocketAddr),
 }
@@ -238,9 +238,9 @@ impl HealthMonitor {
     /// Sends one probe. The error says what is wrong with the response.
     async fn probe(&self) -> Result<(), String> {
         match &self.target {
-            ProbeTarget::Dispatcher(doors, authority) => {
-                let door = Arc::clone(&doors.borrow());
-                probe(&door, &door.places, self.health.as_ref(), authority).await
+            ProbeTarget::Dispatcher(dispatchers, authority) => {
+                let dispatcher = Arc::clone(&dispatchers.borrow());
+                probe(&dispatcher, &dispatcher.admission, self.health.as_ref(), authority).await
             }
             ProbeTarget::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
         }

@@ -12,9 +12,9 @@ use tokio::{net::TcpStream, time::timeout};
 use crate::{
     config::{Health, Probe},
     error::one_line,
-    inbound::dispatch::Door,
+    inbound::dispatch::Dispatcher,
     rt::executor::Pooled,
-    wasm::admission::Places,
+    wasm::admission::Admission,
 };
 
 /// Longest wait for a response where the configuration has no health check.
@@ -28,18 +28,18 @@ const GRPC_REQUEST: &[u8] = &[0, 0, 0, 0, 0];
 /// `grpc.health.v1.HealthCheckResponse` with `SERVING`.
 const GRPC_SERVING: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
 
-/// Probes a component through its dispatcher, with a permit of `places`. Without a health check any response passes
+/// Probes a component through its dispatcher, with a permit of `admission`. Without a health check any response passes
 /// except for a failure. The error says what is wrong with the response.
 pub(crate) async fn probe(
-    door: &Door,
-    places: &Places,
+    dispatcher: &Dispatcher,
+    admission: &Admission,
     health: Option<&Health>,
     authority: &str,
 ) -> Result<(), String> {
     let patience = health.map_or(DEFAULT_TIMEOUT, |health| health.timeout);
     let probe = health.map(|health| &health.probe);
     let response = async {
-        let response = door.probe(request(probe, authority), places).await;
+        let response = dispatcher.probe(request(probe, authority), admission).await;
         let response = response.map_err(|hit| format!("{hit:?}").to_lowercase())?;
         judge(probe, response).await
     };
