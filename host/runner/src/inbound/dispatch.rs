@@ -68,12 +68,12 @@ impl Dispatcher {
     pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
         Self {
             name,
-            admission: instances.guest.admission.clone(),
+            admission: instances.context.admission.clone(),
             in_flight: TaskTracker::new(),
-            stats: Arc::clone(&instances.guest.stats),
+            stats: Arc::clone(&instances.context.stats),
             codes: Throttle::new(CODES),
             reusable: Arc::clone(&instances.reusable),
-            tracer: instances.guest.tracer.clone(),
+            tracer: instances.context.tracer.clone(),
             is_async: matches!(instances.pre, ProxyPre::P3(_)),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,

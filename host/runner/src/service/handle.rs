@@ -10,7 +10,7 @@ use leasehold::{Registration, ServiceName, State, Verb, Version, View};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::Guest};
+use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::ServiceContext};
 
 /// Those who wait for one service to do what they asked for, at most; of each kind.
 pub(crate) const MAX_ASKERS: usize = 4;
@@ -52,7 +52,7 @@ pub(crate) struct Present {
     /// URL of the service; empty before it listens.
     pub(crate) url: Arc<str>,
     /// Context of the current revision; none before the service listens.
-    pub(crate) guest: Option<Arc<Guest>>,
+    pub(crate) context: Option<Arc<ServiceContext>>,
 }
 
 /// Where a service is in its life.
@@ -164,15 +164,15 @@ impl Snapshot<'_> {
 
     /// Number of instances, and its limit.
     pub(crate) fn instances(&self) -> (usize, u32) {
-        self.present.guest.as_ref().map_or((0, 0), |guest| (guest.instances(), guest.most_instances()))
+        self.present.context.as_ref().map_or((0, 0), |context| (context.instances(), context.max_instances()))
     }
 
     pub(crate) fn registrations(&self) -> Vec<Arc<Registration>> {
-        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.registrations())
+        self.present.context.as_ref().map_or_else(Vec::new, |context| context.registry.registrations())
     }
 
     pub(crate) fn views(&self) -> Vec<View> {
-        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.views())
+        self.present.context.as_ref().map_or_else(Vec::new, |context| context.registry.views())
     }
 
     pub(crate) fn readiness(&self) -> Readiness {

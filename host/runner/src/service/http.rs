@@ -18,7 +18,7 @@ use crate::{
         tls::Tls,
     },
     service::revision::Revision,
-    wasm::{component::Loaded, context::Guest, engine::Engine},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
 /// The component, and the way of requests to it.
@@ -65,9 +65,9 @@ impl Handler {
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Arc<Guest>,
+        context: &Arc<ServiceContext>,
     ) -> Result<(), Failure> {
-        let mut revision = Revision::open(spec, engine, loaded, Arc::clone(guest))?;
+        let mut revision = Revision::open(spec, engine, loaded, Arc::clone(context))?;
         if !spec.answers_first() {
             revision.begin(spec, engine, loaded).await?;
         }

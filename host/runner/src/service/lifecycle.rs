@@ -11,7 +11,7 @@ use crate::{
     error::{Failure, one_line},
     wasm::{
         component::Loaded,
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         engine::Engine,
         error::cause,
     },
@@ -19,7 +19,7 @@ use crate::{
 
 /// One that was started.
 pub(crate) struct Life {
-    store: Store<Host>,
+    store: Store<StoreState>,
     instance: Instance,
     lifecycle: Lifecycle,
 }
@@ -31,14 +31,14 @@ impl Life {
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Guest,
+        context: &ServiceContext,
     ) -> Result<Option<Self>, Failure> {
         let found = Lifecycle::of(&loaded.pre);
         let found =
             found.map_err(|error| Failure::usage(format!("{}: {}", spec.component.display(), cause(&error))))?;
         let Some(lifecycle) = found else { return Ok(None) };
         let deadline = spec.limits.start_timeout;
-        let store = engine.store(guest.host_for_life());
+        let store = engine.store(context.store_for_lifecycle());
         let interrupt = Arc::clone(&store.data().usage.interrupt);
         // A component that computes for ever is interrupted, and dropped here.
         let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
@@ -46,7 +46,7 @@ impl Life {
         outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
     }
 
-    async fn attempt(mut store: Store<Host>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
+    async fn attempt(mut store: Store<StoreState>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
         let instance = loaded.pre.instantiate_async(&mut store).await;
         let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
         match lifecycle.start(&mut store, &instance).await {

@@ -36,7 +36,7 @@ use crate::{
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{
         component::{Loaded, Way},
-        context::Guest,
+        context::ServiceContext,
         engine::Engine,
     },
 };
@@ -54,7 +54,7 @@ pub(crate) struct Service {
     present: watch::Sender<Present>,
     /// The component and the context of the current revision.
     loaded: Loaded,
-    guest: Arc<Guest>,
+    context: Arc<ServiceContext>,
     workload: Workload,
     monitor: Option<HealthMonitor>,
     file: Option<Watched>,
@@ -133,7 +133,7 @@ impl Service {
             metadata: spec.metadata.clone(),
         });
         let tracer = traces.map(|traces| traces.tracer(&spec, bound));
-        let guest = Arc::new(Guest::new(&spec, &own, registrar.clone(), tracer, reserved, status.stats));
+        let context = Arc::new(ServiceContext::new(&spec, &own, registrar.clone(), tracer, reserved, status.stats));
         let service = Self {
             spec,
             engine: engine.clone(),
@@ -143,7 +143,7 @@ impl Service {
             state: State::Bound,
             present: status.present,
             loaded,
-            guest,
+            context,
             workload,
             monitor: None,
             file: None,
@@ -151,7 +151,7 @@ impl Service {
         };
         let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
         service.present.send_modify(|present| {
-            (present.listen, present.url, present.guest) = (listen, url, Some(Arc::clone(&service.guest)));
+            (present.listen, present.url, present.context) = (listen, url, Some(Arc::clone(&service.context)));
         });
         Ok(service)
     }
@@ -170,10 +170,10 @@ impl Service {
     ///
     /// After a failure the caller owes an [`end`](Self::end), which takes back what was registered.
     pub(crate) async fn start(&mut self) -> Result<(), Failure> {
-        let (spec, engine, loaded, guest) = (&self.spec, &self.engine, &self.loaded, &self.guest);
+        let (spec, engine, loaded, context) = (&self.spec, &self.engine, &self.loaded, &self.context);
         match &mut self.workload {
-            Workload::Handler(handler) => handler.start(spec, engine, loaded, guest).await?,
-            Workload::Program(program) => program.start(spec, engine, loaded, guest).await?,
+            Workload::Handler(handler) => handler.start(spec, engine, loaded, context).await?,
+            Workload::Program(program) => program.start(spec, engine, loaded, context).await?,
         }
         self.monitor = self.monitor();
         if self.spec.follow {
@@ -192,7 +192,7 @@ impl Service {
             _ => {}
         }
         if self.spec.register == Register::Host {
-            keys::register(&self.spec, self.node.clone(), &self.guest.registry).await?;
+            keys::register(&self.spec, self.node.clone(), &self.context.registry).await?;
         }
         self.enter(State::Serving, None);
         tracing::info!(service = %self.spec.name, url = self.url(), "serving");
@@ -212,9 +212,9 @@ impl Service {
             Workload::Program(_) => ProbeTarget::Address(self.spec.reachable()),
         };
         let trusted = self.spec.register == Register::Component && !self.answers_first();
-        let registry = self.guest.registry.clone();
+        let registry = self.context.registry.clone();
         let threshold = PanicThreshold::new(self.spec.quarantine, self.registrar.clone(), registry);
-        let stats = Arc::clone(&self.guest.stats);
+        let stats = Arc::clone(&self.context.stats);
         let monitor = || HealthMonitor::new(self.spec.health.clone(), target, stats, threshold, trusted);
         (self.spec.register != Register::Off).then(monitor)
     }
@@ -241,7 +241,7 @@ impl Service {
         self.publish(Phase::Draining, None);
         let was_served = !matches!(self.state, State::Bound | State::Ending { was_served: false, .. });
         let drained = self.end().await;
-        self.guest.output.report_rest();
+        self.context.output.report_rest();
         if was_served {
             tracing::info!(service = %self.spec.name, "ended");
         }
@@ -260,11 +260,11 @@ impl Service {
             State::Ending { was_served, was_announced } => (was_served, was_announced),
             state => (state != State::Bound, false),
         };
-        let was_announced = was_announced || !self.guest.registry.registrations().is_empty();
+        let was_announced = was_announced || !self.context.registry.registrations().is_empty();
         self.state = State::Ending { was_served, was_announced };
-        let keys_gone = keys::delete(&self.spec, &self.guest.registry).await;
+        let keys_gone = keys::delete(&self.spec, &self.context.registry).await;
         let all_answered = self.workload.stop(&self.spec, was_announced).await;
-        self.guest.ended.cancel();
+        self.context.ended.cancel();
         Drained { keys_gone, all_answered }
     }
 

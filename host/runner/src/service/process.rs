@@ -20,7 +20,7 @@ use crate::{
     telemetry::service_metrics::Hit,
     wasm::{
         component::{Loaded, ProgramPre},
-        context::{Guest, Host, Told},
+        context::{ProgramSignals, ServiceContext, StoreState},
         engine::Engine,
         error::cause,
     },
@@ -31,10 +31,10 @@ const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A run that listens. Dropping it ends it.
 pub(crate) struct Run {
-    guest: Arc<Guest>,
+    context: Arc<ServiceContext>,
     /// How it ended, until that was heard.
     running: Option<JoinHandle<String>>,
-    told: Told,
+    signals: ProgramSignals,
     cut: Option<DropGuard>,
     life: Option<Life>,
 }
@@ -47,18 +47,18 @@ impl Run {
         engine: &Engine,
         loaded: &Loaded,
         pre: ProgramPre,
-        guest: Arc<Guest>,
+        context: Arc<ServiceContext>,
         tasks: &TaskTracker,
     ) -> Result<Self, Failure> {
-        let (told, cut) = (Told::default(), CancellationToken::new());
-        let store = engine.store(guest.host_for_program(spec, &told));
+        let (signals, cut) = (ProgramSignals::default(), CancellationToken::new());
+        let store = engine.store(context.store_for_program(spec, &signals));
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
-        let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
+        let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&context)));
         let running = tasks.spawn(async move { running.await.unwrap_or_default() });
-        let mut started = Self { guest, running: Some(running), told, cut: Some(cut.drop_guard()), life: None };
+        let mut started = Self { context, running: Some(running), signals, cut: Some(cut.drop_guard()), life: None };
 
         let deadline = spec.limits.start_timeout;
-        let listens = started.told.listens.clone();
+        let listens = started.signals.listens.clone();
         let listening = async {
             listens.cancelled().await;
             while probe::probe_at(spec.reachable(), None).await.is_err() {
@@ -71,7 +71,7 @@ impl Run {
             listening = timeout(deadline, listening) => listening
                 .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
         }
-        started.life = Life::start(spec, engine, loaded, &started.guest).await?;
+        started.life = Life::start(spec, engine, loaded, &started.context).await?;
         Ok(started)
     }
 
@@ -87,7 +87,7 @@ impl Run {
     ///
     /// May be asked for again when it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec) -> bool {
-        self.told.end.cancel();
+        self.signals.end.cancel();
         let mut by_itself = true;
         if self.running.is_some() {
             let deadline = spec.limits.drain_timeout;
@@ -103,13 +103,13 @@ impl Run {
         if let Some(life) = self.life.take() {
             life.stop(spec).await;
         }
-        self.guest.ended.cancel();
+        self.context.ended.cancel();
         by_itself
     }
 }
 
 /// Runs a component to its end, and says what that was.
-async fn run(mut store: Store<Host>, pre: ProgramPre, guest: Arc<Guest>) -> String {
+async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<ServiceContext>) -> String {
     let outcome = match pre {
         ProgramPre::P2(pre) => match pre.instantiate_async(&mut store).await {
             Ok(command) => command.wasi_cli_run().call_run(&mut store).await,
@@ -129,7 +129,7 @@ async fn run(mut store: Store<Host>, pre: ProgramPre, guest: Arc<Guest>) -> Stri
         Err(error) => match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(code)) => format!("the component exited with {code}"),
             None => {
-                guest.stats.hit(Hit::Trap);
+                context.stats.hit(Hit::Trap);
                 format!("the component trapped: {}", cause(&error))
             }
         },

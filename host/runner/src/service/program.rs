@@ -10,7 +10,7 @@ use crate::{
     error::Failure,
     inbound::server,
     service::process::Run,
-    wasm::{component::Loaded, context::Guest, engine::Engine},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
 /// The pause before it is run again; it doubles with each run that does not last.
@@ -52,14 +52,14 @@ impl Program {
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Arc<Guest>,
+        context: &Arc<ServiceContext>,
     ) -> Result<(), Failure> {
         let pre = loaded.program(&spec.component)?;
         if let Some(mut former) = self.run.take() {
             former.stop(spec).await;
         }
         (self.begun, self.due) = (Instant::now(), None);
-        match Run::start(spec, engine, loaded, pre, Arc::clone(guest), &self.tasks).await {
+        match Run::start(spec, engine, loaded, pre, Arc::clone(context), &self.tasks).await {
             Ok(run) => {
                 self.run = Some(run);
                 Ok(())

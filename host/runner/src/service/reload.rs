@@ -9,7 +9,7 @@ use crate::{
     config::Spec,
     error::Failure,
     service::{handle::Asker, keys, revision::Revision},
-    wasm::{component::Loaded, context::Guest, engine::Engine, initial_memory},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine, initial_memory},
 };
 
 /// A reload that is in progress.
@@ -24,7 +24,7 @@ pub(crate) struct RevisionBuilder {
     pub(crate) spec: Spec,
     pub(crate) engine: Engine,
     /// The revision that is served.
-    pub(crate) former: Arc<Guest>,
+    pub(crate) former: Arc<ServiceContext>,
     /// Authority of the service, and the revisions that retire, where the host calls the component.
     pub(crate) handler: Option<(String, TaskTracker)>,
 }
@@ -78,12 +78,12 @@ impl RevisionBuilder {
         retiring.close();
         retiring.wait().await;
         retiring.reopen();
-        let guest = Arc::new(former.successor());
-        match Revision::beside(&spec, &engine, &loaded, Arc::clone(&guest), &authority).await {
+        let context = Arc::new(former.successor());
+        match Revision::beside(&spec, &engine, &loaded, Arc::clone(&context), &authority).await {
             Ok(revision) => Ok(Built { loaded, revision: Some(revision) }),
             Err(failure) => {
-                guest.ended.cancel();
-                keys::give_back(&spec, &guest.registry, &former.registry).await;
+                context.ended.cancel();
+                keys::give_back(&spec, &context.registry, &former.registry).await;
                 Err(failure)
             }
         }

@@ -12,7 +12,7 @@ use crate::{
     wasm::{
         admission::Admission,
         component::Loaded,
-        context::Guest,
+        context::ServiceContext,
         engine::Engine,
         instance::Instances,
         reuse::{Reusable, Reuse},
@@ -24,14 +24,19 @@ const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A revision that can be asked.
 pub(crate) struct Revision {
-    pub(crate) guest: Arc<Guest>,
+    pub(crate) context: Arc<ServiceContext>,
     pub(crate) dispatcher: Arc<Dispatcher>,
     life: Option<Life>,
 }
 
 impl Revision {
     /// Makes the way into it. Nothing of the component runs yet.
-    pub(crate) fn open(spec: &Spec, engine: &Engine, loaded: &Loaded, guest: Arc<Guest>) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        context: Arc<ServiceContext>,
+    ) -> Result<Self, Failure> {
         let pre = loaded.handler(&spec.component)?;
         let reuse = Reuse::of(&pre, &spec.limits);
         let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))?;
@@ -39,18 +44,18 @@ impl Revision {
             name: spec.name.clone(),
             engine: engine.clone(),
             pre,
-            guest: Arc::clone(&guest),
+            context: Arc::clone(&context),
             request_timeout: spec.limits.request_timeout,
             stream_timeout: spec.limits.stream_timeout(),
             reusable: Reusable::new(spec.name.clone(), reuse),
         };
         let dispatcher = Arc::new(Dispatcher::new(spec.name.clone(), instances, &spec.limits));
-        Ok(Self { guest, dispatcher, life: None })
+        Ok(Self { context, dispatcher, life: None })
     }
 
     /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        self.life = Life::start(spec, engine, loaded, &self.guest).await?;
+        self.life = Life::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 
@@ -60,10 +65,10 @@ impl Revision {
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: Arc<Guest>,
+        context: Arc<ServiceContext>,
         authority: &str,
     ) -> Result<Self, Failure> {
-        let mut revision = Self::open(spec, engine, loaded, guest)?;
+        let mut revision = Self::open(spec, engine, loaded, context)?;
         let begun = async {
             if spec.answers_first() {
                 proven(&revision.dispatcher, spec, authority).await?;
@@ -84,7 +89,7 @@ impl Revision {
 
     /// Ends it once its requests are answered, or have had their time. Nobody is sent to it any more.
     pub(crate) async fn retire(mut self, spec: Spec) {
-        self.guest.replaced.cancel();
+        self.context.replaced.cancel();
         let deadline = spec.limits.drain_timeout;
         if timeout(deadline, self.dispatcher.drained()).await.is_err() {
             tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");
@@ -98,7 +103,7 @@ impl Revision {
         if let Some(life) = self.life.take() {
             life.stop(spec).await;
         }
-        self.guest.ended.cancel();
+        self.context.ended.cancel();
     }
 }
 

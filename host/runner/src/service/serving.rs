@@ -17,7 +17,7 @@ use crate::{
         revision::Revision,
     },
     telemetry::service_metrics::Hit,
-    wasm::{component::Loaded, context::Guest},
+    wasm::{component::Loaded, context::ServiceContext},
 };
 
 /// Everything that can happen to a service while it is served.
@@ -108,7 +108,7 @@ impl Service {
         tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
         let state = if self.state == State::AwaitingHealth { self.state } else { State::Withdrawn };
         self.enter(state, Some(why));
-        keys::withdraw(&self.spec, &self.guest.registry).await;
+        keys::withdraw(&self.spec, &self.context.registry).await;
     }
 
     /// The health check passes, or passes again.
@@ -123,7 +123,7 @@ impl Service {
 
     /// Brings back the keys that were withdrawn, or registers for the first time.
     async fn announce(&mut self) {
-        match keys::restore(&self.spec, self.node.clone(), &self.guest.registry).await {
+        match keys::restore(&self.spec, self.node.clone(), &self.context.registry).await {
             Ok(()) => {
                 self.enter(State::Serving, None);
                 tracing::info!(service = %self.spec.name, url = self.url(), "announced");
@@ -143,7 +143,7 @@ impl Service {
 
     /// The program has ended by itself. Its keys leave etcd before anything else happens.
     async fn on_exit(&mut self, why: &str, pause: Duration) {
-        self.guest.stats.hit(Hit::Fell);
+        self.context.stats.hit(Hit::Fell);
         self.withdraw(&format!("{why}; it is run again in {pause:.1?}")).await;
         self.probe_again();
     }
@@ -159,19 +159,19 @@ impl Service {
 
     /// Runs a program as its own next revision. What the program registered itself ended with its former run.
     async fn run(&mut self, loaded: &Loaded) -> Result<(), Failure> {
-        let guest = Arc::new(self.guest.successor());
+        let context = Arc::new(self.context.successor());
         if self.spec.register == Register::Host {
-            guest.registry.inherit();
+            context.registry.inherit();
         }
-        keys::take_over(&self.spec, &guest.registry).await;
+        keys::take_over(&self.spec, &context.registry).await;
         if let Workload::Program(program) = &mut self.workload
-            && let Err(failure) = program.start(&self.spec, &self.engine, loaded, &guest).await
+            && let Err(failure) = program.start(&self.spec, &self.engine, loaded, &context).await
         {
-            guest.ended.cancel();
-            keys::give_back(&self.spec, &guest.registry, &self.guest.registry).await;
+            context.ended.cancel();
+            keys::give_back(&self.spec, &context.registry, &self.context.registry).await;
             return Err(failure);
         }
-        self.adopt(&guest, false);
+        self.adopt(&context, false);
         if self.monitor.is_none() {
             self.announce().await;
         }
@@ -197,7 +197,7 @@ impl Service {
         RevisionBuilder {
             spec: self.spec.clone(),
             engine: self.engine.clone(),
-            former: Arc::clone(&self.guest),
+            former: Arc::clone(&self.context),
             handler,
         }
     }
@@ -229,7 +229,7 @@ impl Service {
 
     /// Moves the requests to a new revision. The keys stay.
     async fn switch_to(&mut self, loaded: Loaded, revision: Revision) {
-        let guest = Arc::clone(&revision.guest);
+        let context = Arc::clone(&revision.context);
         if let Workload::Handler(handler) = &mut self.workload {
             handler.replace(revision, &self.spec);
         }
@@ -238,11 +238,11 @@ impl Service {
             self.state = State::Withdrawn;
         }
         let is_proven = self.spec.health.is_some();
-        self.adopt(&guest, is_proven);
+        self.adopt(&context, is_proven);
         if self.spec.register == Register::Host {
-            guest.registry.inherit();
+            context.registry.inherit();
         }
-        keys::take_over(&self.spec, &guest.registry).await;
+        keys::take_over(&self.spec, &context.registry).await;
         if is_proven && self.state == State::Withdrawn {
             self.announce().await;
         }
@@ -251,7 +251,7 @@ impl Service {
     /// Ends a program, out of etcd, and runs its new revision in its place: two cannot listen at one address. If the new
     /// revision does not start, the former one is run again.
     async fn replace(&mut self, loaded: Loaded) -> Result<(), Failure> {
-        let was_announced = !self.guest.registry.registrations().is_empty();
+        let was_announced = !self.context.registry.registrations().is_empty();
         self.withdraw("it is replaced").await;
         self.probe_again();
         self.workload.stop(&self.spec, was_announced).await;
@@ -261,9 +261,9 @@ impl Service {
     }
 
     /// Makes a revision the current one.
-    fn adopt(&mut self, guest: &Arc<Guest>, is_proven: bool) {
-        self.guest = Arc::clone(guest);
-        self.present.send_modify(|present| present.guest = Some(Arc::clone(guest)));
+    fn adopt(&mut self, context: &Arc<ServiceContext>, is_proven: bool) {
+        self.context = Arc::clone(context);
+        self.present.send_modify(|present| present.context = Some(Arc::clone(context)));
         if let Some(monitor) = &mut self.monitor {
             monitor.reset(is_proven);
         }

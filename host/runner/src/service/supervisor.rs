@@ -90,7 +90,7 @@ impl Supervisor {
             why: None,
             listen: spec.listen.to_string().into(),
             url: "".into(),
-            guest: None,
+            context: None,
         };
         let status =
             StatusCell { present: watch::Sender::new(present), stats: Arc::new(Stats::new(spec.name.clone())) };
@@ -211,7 +211,7 @@ impl Attempts {
         self.service = None;
         let listen = self.spec.listen.to_string().into();
         self.status.present.send_modify(|present| {
-            (present.listen, present.url, present.guest) = (listen, "".into(), None);
+            (present.listen, present.url, present.context) = (listen, "".into(), None);
         });
     }
 

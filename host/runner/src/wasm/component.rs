@@ -17,7 +17,7 @@ use crate::{
     wasm::{
         cache,
         compiler::{self, NotCompiled},
-        context::Host,
+        context::StoreState,
         engine::Engine,
         error::cause,
         reuse::Reuse,
@@ -27,7 +27,7 @@ use crate::{
 /// A compiled component whose imports are all there.
 #[derive(Clone)]
 pub(crate) struct Loaded {
-    pub(crate) pre: InstancePre<Host>,
+    pub(crate) pre: InstancePre<StoreState>,
     pub(crate) facts: Facts,
 }
 
@@ -41,15 +41,15 @@ pub(crate) enum Found {
 /// How a component is served.
 pub(crate) enum Way {
     /// The host accepts requests, and calls it with each.
-    Handler(ProxyPre<Host>),
+    Handler(ProxyPre<StoreState>),
     /// It runs, and accepts what it likes at the address of its service.
     Program(ProgramPre),
 }
 
 /// A component with `wasi:cli/run`, by the version of that.
 pub(crate) enum ProgramPre {
-    P2(CommandPre<Host>),
-    P3(AsyncCommandPre<Host>),
+    P2(CommandPre<StoreState>),
+    P3(AsyncCommandPre<StoreState>),
 }
 
 /// What a component says of itself.
@@ -129,7 +129,7 @@ impl Loaded {
     }
 
     /// One that takes the place of a handler.
-    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<Host>, Failure> {
+    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<StoreState>, Failure> {
         match self.way(path)? {
             Way::Handler(pre) => Ok(pre),
             Way::Program(_) => {
@@ -170,7 +170,7 @@ const NO_PORT: &str = "the component opens its own listener, so listen must name
 const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
 const ANOTHER: &str = "that takes another service";
 
-fn way(pre: &InstancePre<Host>) -> Result<Way, &'static str> {
+fn way(pre: &InstancePre<StoreState>) -> Result<Way, &'static str> {
     if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
         return Ok(Way::Handler(ProxyPre::P3(pre)));
     }
@@ -303,7 +303,7 @@ fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failu
         .map_err(|error| Failure::usage(format!("{}: not made by this release: {}", path.display(), cause(&error))))
 }
 
-fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>) -> Facts {
+fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreState>>) -> Facts {
     let kind = component.component_type();
     let instances = |name: &str, item: &ComponentItem| match item {
         ComponentItem::ComponentInstance(_) => name.to_owned(),

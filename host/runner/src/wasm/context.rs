@@ -54,7 +54,7 @@ const RESOURCES_ELSE: usize = 64;
 
 /// What a program and its host tell each other.
 #[derive(Default)]
-pub(crate) struct Told {
+pub(crate) struct ProgramSignals {
     /// By the program: it is about to listen.
     pub(crate) listens: CancellationToken,
     /// By the host: it is to end.
@@ -62,7 +62,7 @@ pub(crate) struct Told {
 }
 
 /// What all instances of one service share.
-pub(crate) struct Guest {
+pub(crate) struct ServiceContext {
     name: ServiceName,
     /// The service's name first, as a program's is its own.
     args: Vec<String>,
@@ -84,13 +84,13 @@ pub(crate) struct Guest {
     /// Cancelled when requests go to a later version: an instance that idles is of no more use.
     pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
-    most_instances: u32,
+    max_instances: u32,
     resources: usize,
     strides: Strides,
 }
 
 /// What the store of one instance carries.
-pub(crate) struct Host {
+pub(crate) struct StoreState {
     pub(crate) wasi: WasiCtx,
     pub(crate) table: ResourceTable,
     pub(crate) http: WasiHttpCtx,
@@ -134,7 +134,7 @@ fn resources(limits: &Limits) -> usize {
     (RESOURCES + RESOURCES_EACH_REQUEST * requests).min(MAX_RESOURCES)
 }
 
-impl Guest {
+impl ServiceContext {
     /// `published` is the address under which clients find the service.
     pub(crate) fn new(
         spec: &Spec,
@@ -186,7 +186,7 @@ impl Guest {
             admission: Admission::new(spec.limits.concurrency),
             replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
-            most_instances: Self::slots(&spec.limits),
+            max_instances: Self::slots(&spec.limits),
             resources: resources(&spec.limits),
             strides: Strides::default(),
         }
@@ -213,7 +213,7 @@ impl Guest {
             admission: self.admission.clone(),
             replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
-            most_instances: self.most_instances,
+            max_instances: self.max_instances,
             resources: self.resources,
             strides: self.strides.clone(),
         }
@@ -226,27 +226,27 @@ impl Guest {
     }
 
     /// How many there may be, and how many there are, idle ones included.
-    pub(crate) fn most_instances(&self) -> u32 {
-        self.most_instances
+    pub(crate) fn max_instances(&self) -> u32 {
+        self.max_instances
     }
 
     pub(crate) fn instances(&self) -> usize {
-        (self.most_instances as usize).saturating_sub(self.slots.available_permits())
+        (self.max_instances as usize).saturating_sub(self.slots.available_permits())
     }
 
     /// The host side of an instance that answers requests, once there is a slot for it.
-    pub(crate) async fn host_for_requests(&self) -> Host {
+    pub(crate) async fn store_for_requests(&self) -> StoreState {
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
-        self.host(self.wasi().build(), Some(slot))
+        self.store(self.wasi().build(), Some(slot))
     }
 
     /// The host side of the one instance that lives as long as the service.
-    pub(crate) fn host_for_life(&self) -> Host {
-        self.host(self.wasi().build(), None)
+    pub(crate) fn store_for_lifecycle(&self) -> StoreState {
+        self.store(self.wasi().build(), None)
     }
 
     /// The host side of a program, which listens where `spec` says.
-    pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
+    pub(crate) fn store_for_program(&self, spec: &Spec, signals: &ProgramSignals) -> StoreState {
         let connections = spec.limits.connections as usize;
         let permits = ConnectionPermits::new(connections);
         let sockets = Arc::new(Sockets {
@@ -256,20 +256,20 @@ impl Guest {
             local: spec.allow.local,
             reserved: self.reserved,
             denials: Arc::clone(&self.denials),
-            listens: told.listens.clone(),
-            told: told.end.clone(),
+            listens: signals.listens.clone(),
+            ending: signals.end.clone(),
             connections: permits.clone(),
             refused: AtomicBool::new(false),
         });
         let mut wasi = self.wasi();
-        wasi.stdin(Input(told.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
+        wasi.stdin(Input(signals.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
             let sockets = Arc::clone(&sockets);
             Box::pin(async move { sockets.decide(addr, purpose).await })
         });
-        let mut host = self.host(wasi.build(), None);
-        host.connections = Some(permits);
-        host.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
-        host
+        let mut state = self.store(wasi.build(), None);
+        state.connections = Some(permits);
+        state.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
+        state
     }
 
     fn wasi(&self) -> WasiCtxBuilder {
@@ -282,10 +282,10 @@ impl Guest {
         wasi
     }
 
-    fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
+    fn store(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> StoreState {
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.resources);
-        Host {
+        StoreState {
             wasi,
             table,
             http: self.http.clone(),

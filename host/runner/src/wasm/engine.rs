@@ -17,7 +17,7 @@ use crate::{
     wasm::{
         cache::Cache,
         compiler::{Compiler, config},
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         error::into_anyhow,
         linker::linker,
         scheduler::Scheduler,
@@ -43,7 +43,7 @@ const HANDED_OVER: usize = 16 << 20;
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
-    pub(crate) linker: Linker<Host>,
+    pub(crate) linker: Linker<StoreState>,
     /// Why instances have no pool although there is room for them in one.
     pub(crate) unpooled: Option<String>,
     scheduler: Arc<Scheduler>,
@@ -88,10 +88,10 @@ impl Engine {
     }
 
     /// A store for one instance, which yields to others at the end of each time slice.
-    pub(crate) fn store(&self, host: Host) -> Store<Host> {
-        let resources = host.table.max_capacity();
-        let mut store = Store::new(&self.wasmtime, host);
-        store.limiter(|host| &mut host.limits);
+    pub(crate) fn store(&self, state: StoreState) -> Store<StoreState> {
+        let resources = state.table.max_capacity();
+        let mut store = Store::new(&self.wasmtime, state);
+        store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(HANDED_OVER);
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let scheduler = Arc::clone(&self.scheduler);
@@ -128,7 +128,7 @@ pub(crate) struct Demand {
 impl Demand {
     pub(crate) fn of(services: &[Spec]) -> Self {
         // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
-        let slots = |spec: &Spec| u64::from(Guest::slots(&spec.limits)) + 2;
+        let slots = |spec: &Spec| u64::from(ServiceContext::slots(&spec.limits)) + 2;
         let instances = services.iter().map(slots).sum();
         let memory = services.iter().map(|spec| slots(spec).saturating_mul(spec.limits.memory as u64));
         Self {
@@ -163,7 +163,7 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
     Some(pool)
 }
 
-impl WasiView for Host {
+impl WasiView for StoreState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         if let Some(connections) = &self.connections {
             connections.replenish(&mut self.table);
@@ -174,7 +174,7 @@ impl WasiView for Host {
     }
 }
 
-impl WasiHttpView for Host {
+impl WasiHttpView for StoreState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         let ctx: &mut WasiHttpCtx = &mut self.http;
         WasiHttpCtxView { ctx, table: &mut self.table, hooks: &mut self.outbound }

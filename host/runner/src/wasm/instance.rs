@@ -24,7 +24,7 @@ use crate::{
     rt::timers::{Sleep, Timers},
     telemetry::service_metrics::Hit,
     wasm::{
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         engine::Engine,
         error::cause,
         in_flight::{InFlightRequest, InFlightRequests, InstanceEnd},
@@ -46,23 +46,23 @@ const GRACE: Duration = Duration::from_millis(100);
 pub(crate) struct Instances {
     pub(crate) name: ServiceName,
     pub(crate) engine: Engine,
-    pub(crate) pre: ProxyPre<Host>,
-    pub(crate) guest: Arc<Guest>,
+    pub(crate) pre: ProxyPre<StoreState>,
+    pub(crate) context: Arc<ServiceContext>,
     pub(crate) request_timeout: Duration,
     pub(crate) stream_timeout: Duration,
     pub(crate) reusable: Arc<Reusable>,
 }
 
 impl HandlerState for Instances {
-    type StoreData = Host;
+    type StoreData = StoreState;
     type WorkerExpiration = Expiration;
     type WorkerState = Worker;
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<Host, Expiration, Worker>> {
+    async fn instantiate(&self) -> wasmtime::Result<Instance<StoreState, Expiration, Worker>> {
         let deadline = Instant::now() + self.request_timeout;
         let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
-        let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
-        let mut store = self.engine.store(host);
+        let state = timeout_at(deadline.into(), self.context.store_for_requests()).await.map_err(|_| late())?;
+        let mut store = self.engine.store(state);
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
         // Of 0.2 an answer is there in one piece, or the component waits.
         let comes_in_pieces = matches!(self.pre, ProxyPre::P3(_));
@@ -88,7 +88,7 @@ impl HandlerState for Instances {
             expiration: Expiration {
                 stream_timeout: self.stream_timeout,
                 sleep: timers.sleep(IDLE),
-                replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
+                replaced: Box::pin(self.context.replaced.clone().cancelled_owned()),
                 requests: Arc::clone(&requests),
                 interrupt: Arc::clone(&interrupt),
             },
@@ -96,7 +96,7 @@ impl HandlerState for Instances {
                 name: self.name.clone(),
                 scheduler: self.engine.scheduler(),
                 interrupt,
-                guest: Arc::clone(&self.guest),
+                context: Arc::clone(&self.context),
                 reusable: Arc::clone(&self.reusable),
                 requests,
                 timers,
@@ -150,7 +150,7 @@ impl Expiration {
 }
 
 /// Why an instance ended, with the limit that it ran into.
-fn ended(error: &wasmtime::Error, store: &Store<Host>) -> String {
+fn ended(error: &wasmtime::Error, store: &Store<StoreState>) -> String {
     if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
         let most = store.data().table.max_capacity();
         return format!(
@@ -169,14 +169,14 @@ pub(crate) struct Worker {
     name: ServiceName,
     scheduler: Arc<Scheduler>,
     interrupt: Arc<InterruptHandle>,
-    guest: Arc<Guest>,
+    context: Arc<ServiceContext>,
     reusable: Arc<Reusable>,
     requests: Arc<InFlightRequests>,
     timers: Timers,
 }
 
 impl WorkerState for Worker {
-    type StoreData = Host;
+    type StoreData = StoreState;
     type RequestData = Arc<InFlightRequest>;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
@@ -185,7 +185,7 @@ impl WorkerState for Worker {
 
     fn on_request_start(
         &self,
-        mut store: StoreContextMut<'_, Host>,
+        mut store: StoreContextMut<'_, StoreState>,
         request: Arc<InFlightRequest>,
         task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
@@ -197,7 +197,7 @@ impl WorkerState for Worker {
         Box::pin(self.timers.sleep(request.within))
     }
 
-    fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
+    fn drop(&self, store: Store<StoreState>, result: wasmtime::Result<()>) {
         let end = result.as_ref().err().map(|_| self.requests.set_end(InstanceEnd::Failed));
         let summary = self.requests.finish();
         match (result, end) {
@@ -209,11 +209,11 @@ impl WorkerState for Worker {
             (Err(_), Some(InstanceEnd::Abandoned)) => {
                 tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
             }
-            (Err(_), _) if self.guest.ended.is_cancelled() => {}
+            (Err(_), _) if self.context.ended.is_cancelled() => {}
             (Err(error), _) => {
                 if error.is::<Trap>() {
-                    self.guest.stats.hit(Hit::Trap);
-                    self.guest.stats.trapped(summary.open.max(1));
+                    self.context.stats.hit(Hit::Trap);
+                    self.context.stats.trapped(summary.open.max(1));
                 }
                 let request = summary.latest;
                 tracing::warn!(service = %self.name, %request, "an instance ended: {}", ended(&error, &store));

@@ -8,7 +8,7 @@ use std::sync::{
 use leasehold::ServiceName;
 use wasmtime_wasi_http::handler::{ProxyPre, ShouldAccept};
 
-use crate::{config::Limits, wasm::context::Host};
+use crate::{config::Limits, wasm::context::StoreState};
 
 /// So many failures of reused instances, and not one that answered, are a component that answers one request an instance.
 const FAILURES: u32 = 3;
@@ -35,7 +35,7 @@ pub(crate) struct Reusable {
 impl Reuse {
     /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error
     /// says what the component cannot do.
-    pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
+    pub(crate) fn of(pre: &ProxyPre<StoreState>, limits: &Limits) -> Result<Self, &'static str> {
         let (total, concurrent) = match pre {
             ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
                 return Err("limits.instance_concurrency must be 1: \

@@ -38,7 +38,7 @@ pub(crate) struct Sockets {
     /// Cancelled when the program has bound its address and is about to listen.
     pub(crate) listens: CancellationToken,
     /// Cancelled when the program is to end, and gets no further connections.
-    pub(crate) told: CancellationToken,
+    pub(crate) ending: CancellationToken,
     pub(crate) connections: ConnectionPermits,
     /// Whether a refusal was told in the log: one is enough to know what is wrong.
     pub(crate) refused: AtomicBool,
@@ -76,7 +76,7 @@ impl Sockets {
     /// Like `allow`; connections that the program has no room for wait for it.
     pub(crate) async fn decide(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
         if matches!(purpose, SocketAddrUse::TcpAccept) {
-            return self.told.run_until_cancelled(self.connections.acquire()).await.is_some();
+            return self.ending.run_until_cancelled(self.connections.acquire()).await.is_some();
         }
         self.allow(addr, purpose)
     }
@@ -154,7 +154,7 @@ mod tests {
             reserved: Reserved::new(Some("127.0.0.1:9090".parse().unwrap())),
             denials: Arc::new(Denials::new("a".parse().unwrap())),
             listens: Default::default(),
-            told: Default::default(),
+            ending: Default::default(),
             connections: ConnectionPermits::new(1),
             refused: Default::default(),
         }
@@ -221,7 +221,7 @@ mod tests {
         let sockets = sockets(&[]);
         let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
         assert!(accepts().await);
-        let (more, ()) = tokio::join!(accepts(), async { sockets.told.cancel() });
+        let (more, ()) = tokio::join!(accepts(), async { sockets.ending.cancel() });
         assert!(!more);
         assert!(!accepts().await);
     }
