@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::service::handle::{Face, PHASES, Readiness, Roster, Snapshot};
+use crate::service::handle::{PHASES, Readiness, ServiceHandle, Services, Snapshot};
 
 /// What the text is, for who reads it.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -101,19 +101,19 @@ impl Events {
 }
 
 /// The text of a scrape. Asks etcd once, and does not wait for it for long.
-pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar: &Registrar) -> String {
+pub(crate) async fn scrape(services: &Arc<Services>, events: &Arc<Events>, registrar: &Registrar) -> String {
     let etcd_is_up = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
     let latencies = registrar.latencies();
     let mut registry = Registry::with_prefix("leasehold");
-    let (roster, events) = (Arc::clone(roster), Arc::clone(events));
-    registry.register_collector(Box::new(Scrape { roster, events, etcd_is_up, latencies }));
+    let (services, events) = (Arc::clone(services), Arc::clone(events));
+    registry.register_collector(Box::new(Scrape { services, events, etcd_is_up, latencies }));
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a string takes all that is written");
     page
 }
 
 struct Scrape {
-    roster: Arc<Roster>,
+    services: Arc<Services>,
     events: Arc<Events>,
     /// Whether it answered this scrape.
     etcd_is_up: bool,
@@ -133,7 +133,7 @@ impl Collector for Scrape {
         let mut page = Page(encoder);
         self.process(&mut page)?;
         self.latencies(&mut page)?;
-        let services = Services(self.roster.services().iter().map(Face::snapshot).collect());
+        let services = ServiceSamples(self.services.all().iter().map(ServiceHandle::snapshot).collect());
         services.phases(&mut page)?;
         services.requests(&mut page)?;
         services.instances(&mut page)?;
@@ -170,68 +170,69 @@ impl Scrape {
 }
 
 /// The services as they are at the moment of the scrape.
-struct Services<'a>(Vec<Snapshot<'a>>);
+struct ServiceSamples<'a>(Vec<Snapshot<'a>>);
 
-impl Services<'_> {
+impl ServiceSamples<'_> {
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
         let names = PHASES.map(|phase| (phase, phase.to_string()));
-        let phases = self.faces().flat_map(|face| {
-            let now = face.present.phase;
+        let phases = self.services().flat_map(|service| {
+            let now = service.status.phase;
             let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
-            shown.map(move |(is, name)| (with(labels(face), "phase", name), f64::from(u8::from(is))))
+            shown.map(move |(is, name)| (with(labels(service), "phase", name), f64::from(u8::from(is))))
         });
         page.gauge("service_phase", "1 for the phase of its life that the service is in", phases)?;
-        let ready = self.faces().map(|face| {
-            let is_out = matches!(face.readiness(), Readiness::NotReady(_));
-            (labels(face), f64::from(u8::from(!is_out)))
+        let ready = self.services().map(|service| {
+            let is_out = matches!(service.readiness(), Readiness::NotReady(_));
+            (labels(service), f64::from(u8::from(!is_out)))
         });
         page.gauge("service_ready", "Whether clients find the service and are answered", ready)?;
-        let failures = self.faces().map(|face| (labels(face), face.face.stats.start_failures.get()));
+        let failures = self.services().map(|service| (labels(service), service.handle.stats.start_failures.get()));
         page.counter("start_failures", "Attempts to start the service that failed", failures)
     }
 
     fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
-        let classes = self.faces().flat_map(|face| {
-            let classes = face.face.stats.classes();
-            classes.map(|(class, count)| (with(labels(face), "class", class), count.get()))
+        let classes = self.services().flat_map(|service| {
+            let classes = service.handle.stats.classes();
+            classes.map(|(class, count)| (with(labels(service), "class", class), count.get()))
         });
         page.counter("requests", "Answers by the class of their status, the host's own included", classes)?;
-        let hits = self.faces().flat_map(|face| {
-            let hits = face.face.stats.hits();
-            hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
+        let hits = self.services().flat_map(|service| {
+            let hits = service.handle.stats.hits();
+            hits.map(|(hit, count)| (with(labels(service), "what", hit), count.get()))
         });
         page.counter("hits", "What requests and instances ran into", hits)?;
-        let within = self.faces().map(|face| (labels(face), face.face.stats.within() as f64));
+        let within = self.services().map(|service| (labels(service), service.handle.stats.within() as f64));
         page.gauge("requests_in_flight", "Requests that wait for their turn or whose answer is not sent yet", within)?;
-        let outgoing: Vec<_> = self.faces().map(|face| (face, face.face.stats.outgoing().clone())).collect();
-        let outgoing = outgoing.iter().flat_map(|(face, targets)| {
+        let outgoing: Vec<_> =
+            self.services().map(|service| (service, service.handle.stats.outgoing().clone())).collect();
+        let outgoing = outgoing.iter().flat_map(|(service, targets)| {
             targets.iter().flat_map(move |(to, count)| {
                 [("answered", count.answered), ("failed", count.failed)]
-                    .map(|(result, count)| (with(with(labels(face), "to", to), "result", result), count))
+                    .map(|(result, count)| (with(with(labels(service), "to", to), "result", result), count))
             })
         });
         page.counter("outgoing_requests", "Requests of the component's own", outgoing)?;
         let help = "Time until the answer begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
-        for face in self.faces() {
-            face.face.stats.duration.encode(family.encode_family(&labels(face))?)?;
+        for service in self.services() {
+            service.handle.stats.duration.encode(family.encode_family(&labels(service))?)?;
         }
         Ok(())
     }
 
     fn instances(&self, page: &mut Page<'_>) -> fmt::Result {
-        let used = self.faces().map(|face| (labels(face), whole(face.instances().0)));
+        let used = self.services().map(|service| (labels(service), whole(service.instances().0)));
         page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
-        let most = self.faces().map(|face| (labels(face), f64::from(face.instances().1)));
+        let most = self.services().map(|service| (labels(service), f64::from(service.instances().1)));
         page.gauge("instances_limit", "Instances at a time, at most", most)
     }
 
     fn views(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.faces().map(|face| (face, face.views())).collect();
+        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.services().map(|service| (service, service.views())).collect();
         let each = || {
-            let each = all.iter().flat_map(|(face, views)| views.iter().map(move |view| (*face, view)));
-            each.map(|(face, view)| {
-                let labels = with(labels(face), "name", view.name().as_str());
+            let each = all.iter().flat_map(|(service, views)| views.iter().map(move |view| (*service, view)));
+            each.map(|(service, view)| {
+                let labels = with(labels(service), "name", view.name().as_str());
                 (with(labels, "version", view.version().as_str()), view)
             })
         };
@@ -245,18 +246,18 @@ impl Services<'_> {
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
         let all: Vec<(&Snapshot<'_>, Vec<Arc<Registration>>)> =
-            self.faces().map(|face| (face, face.registrations())).collect();
+            self.services().map(|service| (service, service.registrations())).collect();
         let names = STATES.map(|state| (state, state.to_string()));
-        let states = all.iter().flat_map(|(face, kept)| {
+        let states = all.iter().flat_map(|(service, kept)| {
             names.iter().map(move |(state, name)| {
                 let count = kept.iter().filter(|registration| registration.status().state == *state).count();
-                (with(labels(face), "state", name), whole(count))
+                (with(labels(service), "state", name), whole(count))
             })
         });
         page.gauge("registrations", "Registrations by state", states)?;
         let each = || {
-            let each = all.iter().flat_map(|(face, kept)| kept.iter().map(move |one| (*face, one)));
-            each.map(|(face, one)| (with(labels(face), "key", one.key()), one.status()))
+            let each = all.iter().flat_map(|(service, kept)| kept.iter().map(move |one| (*service, one)));
+            each.map(|(service, one)| (with(labels(service), "key", one.key()), one.status()))
         };
         let weights = each().map(|(labels, status)| (labels, f64::from(status.weight.value())));
         page.gauge("weight", "The weight that is published", weights)?;
@@ -270,13 +271,13 @@ impl Services<'_> {
         page.counter("recoveries", "How often the key was lost and written again", recoveries)
     }
 
-    fn faces(&self) -> impl Iterator<Item = &Snapshot<'_>> {
+    fn services(&self) -> impl Iterator<Item = &Snapshot<'_>> {
         self.0.iter()
     }
 }
 
 fn labels<'a>(service: &'a Snapshot<'_>) -> Labels<'a> {
-    vec![("service", service.face.name.as_str()), ("listen", &*service.present.listen)]
+    vec![("service", service.handle.name.as_str()), ("listen", &*service.status.listen)]
 }
 
 fn with<'a>(mut labels: Labels<'a>, name: &'static str, value: &'a str) -> Labels<'a> {

@@ -35,7 +35,7 @@ use crate::{
     config,
     error::Failure,
     inbound::server::bind,
-    service::handle::{Asker, Face, Readiness, Roster, Snapshot},
+    service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
 };
 
 /// Limit on requests at a time, those for health excepted; further ones are refused.
@@ -70,7 +70,7 @@ pub(crate) struct Admin {
 
 /// What answers are made from.
 pub(crate) struct Desk {
-    pub(crate) roster: Arc<Roster>,
+    pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
     /// Whether it listens beyond this machine, where a name in a request says nothing.
@@ -79,7 +79,7 @@ pub(crate) struct Desk {
 
 type Answer = Response<Full<Bytes>>;
 /// Who was asked, and where each answers.
-type Asked<'a, T> = Vec<(&'a Face, oneshot::Receiver<T>)>;
+type Asked<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
 /// Why nobody was.
 type Refused = (StatusCode, String);
 
@@ -292,7 +292,7 @@ impl Desk {
 
     /// Whether starting the process again would help.
     fn healthz(&self) -> Answer {
-        match self.registrar.has_ended() && !self.roster.ending.is_cancelled() {
+        match self.registrar.has_ended() && !self.services.ending.is_cancelled() {
             false => plain(StatusCode::OK, "ok\n".to_owned()),
             true => plain(StatusCode::INTERNAL_SERVER_ERROR, "the registrar has ended\n".to_owned()),
         }
@@ -301,19 +301,19 @@ impl Desk {
     /// Whether clients find every service and are answered. With `etcd=optional` only whether they are answered.
     fn readyz(&self, query: Option<&str>) -> Answer {
         let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
-        if self.roster.ending.is_cancelled() {
+        if self.services.ending.is_cancelled() {
             return refuse("the host is ending\n".to_owned());
         }
-        if !self.roster.is_filled() {
+        if !self.services.are_known() {
             return refuse(format!("the host is starting\n{}", self.faults()));
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
         let without_etcd = query == Some("etcd=optional");
-        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
+        let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
         let all_out = services.iter().all(Snapshot::is_out);
         // One that was drained by command does not speak against the host, unless there is no other.
         for service in services.iter().filter(|service| all_out || !service.is_out()) {
-            let name = &service.face.name;
+            let name = &service.handle.name;
             match service.readiness() {
                 _ if without_etcd && service.is_served() => {}
                 Readiness::Ready => {}
@@ -330,7 +330,7 @@ impl Desk {
 
     /// Why etcd is waited for, and what it refuses or others hold that services wait for: a line each.
     fn faults(&self) -> String {
-        let waits = self.roster.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
+        let waits = self.services.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
         let mut lines: BTreeMap<String, String> = BTreeMap::new();
         for fault in self.registrar.faults() {
             // Many leases meet the same.
@@ -340,7 +340,7 @@ impl Desk {
     }
 
     async fn metrics(&self, asked: &HeaderMap) -> Answer {
-        let page = metrics::scrape(&self.roster, &self.events, &self.registrar).await;
+        let page = metrics::scrape(&self.services, &self.events, &self.registrar).await;
         let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
         let (page, kind) = match metrics::is_former(accept) {
             true => (metrics::former(&page), metrics::FORMER_CONTENT_TYPE),
@@ -352,17 +352,17 @@ impl Desk {
     }
 
     fn services(&self) -> Answer {
-        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
+        let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
         as_json(StatusCode::OK, &services.iter().map(Row::of).collect::<Vec<_>>())
     }
 
     async fn drain(&self, name: &str) -> Answer {
-        let asked = self.ask(Some(name), |face| &face.drains);
-        self.told(asked, |face, drained| {
+        let asked = self.ask(Some(name), |handle| &handle.drains);
+        self.told(asked, |handle, drained| {
             json!({
-                "service": face.name.as_str(),
-                "listen": &*face.snapshot().present.listen,
-                "phase": face.phase().to_string(),
+                "service": handle.name.as_str(),
+                "listen": &*handle.snapshot().status.listen,
+                "phase": handle.phase().to_string(),
                 "keys_gone": drained.keys_gone,
                 "all_answered": drained.all_answered,
             })
@@ -371,12 +371,12 @@ impl Desk {
     }
 
     async fn reload(&self, name: Option<&str>) -> Answer {
-        let asked = self.ask(name, |face| &face.reloads);
-        self.told(asked, |face, outcome| {
+        let asked = self.ask(name, |handle| &handle.reloads);
+        self.told(asked, |handle, outcome| {
             json!({
-                "service": face.name.as_str(),
-                "listen": &*face.snapshot().present.listen,
-                "phase": face.phase().to_string(),
+                "service": handle.name.as_str(),
+                "listen": &*handle.snapshot().status.listen,
+                "phase": handle.phase().to_string(),
                 "reloaded": outcome.is_ok(),
                 "why": outcome.err().map(|failure| failure.sentence()),
             })
@@ -388,27 +388,27 @@ impl Desk {
     fn ask<T>(
         &self,
         name: Option<&str>,
-        queue: impl Fn(&Face) -> &mpsc::Sender<Asker<T>>,
+        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
     ) -> Result<Asked<'_, T>, Refused> {
-        if self.roster.ending.is_cancelled() {
+        if self.services.ending.is_cancelled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
         }
-        if !self.roster.is_filled() {
+        if !self.services.are_known() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
         }
         let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
-        let meant = |face: &&Face| name.as_ref().is_none_or(|name| face.name.as_str() == name);
+        let meant = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == name);
         let asked: Result<Vec<_>, _> = self
-            .roster
-            .services()
+            .services
+            .all()
             .iter()
             .filter(meant)
-            .map(|face| {
+            .map(|handle| {
                 let (reply, outcome) = oneshot::channel();
-                match queue(face).try_send(reply) {
-                    Ok(()) => Ok((face, outcome)),
+                match queue(handle).try_send(reply) {
+                    Ok(()) => Ok((handle, outcome)),
                     Err(TrySendError::Full(_)) => {
-                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", face.name)))
+                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", handle.name)))
                     }
                     Err(TrySendError::Closed(_)) => {
                         Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
@@ -418,7 +418,7 @@ impl Desk {
             .collect();
         match asked {
             Ok(asked) if asked.is_empty() => {
-                let known: Vec<_> = self.roster.services().iter().map(|face| face.name.as_str()).collect();
+                let known: Vec<_> = self.services.all().iter().map(|handle| handle.name.as_str()).collect();
                 let name = name.unwrap_or_default();
                 Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
             }
@@ -430,19 +430,19 @@ impl Desk {
     async fn told<T>(
         &self,
         asked: Result<Asked<'_, T>, Refused>,
-        show: impl Fn(&Face, T) -> serde_json::Value,
+        show: impl Fn(&ServiceHandle, T) -> serde_json::Value,
     ) -> Answer {
         let asked = match asked {
             Ok(asked) => asked,
             Err((status, said)) => return said_as_json(status, &said),
         };
-        let all = join_all(asked.into_iter().map(|(face, outcome)| {
+        let all = join_all(asked.into_iter().map(|(handle, outcome)| {
             let show = &show;
-            async move { outcome.await.map(|outcome| show(face, outcome)) }
+            async move { outcome.await.map(|outcome| show(handle, outcome)) }
         }));
         let told: Result<Vec<_>, _> = tokio::select! {
             told = all => told.into_iter().collect(),
-            () = self.roster.ending.cancelled() => {
+            () = self.services.ending.cancelled() => {
                 return said_as_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
             }
         };
@@ -497,7 +497,7 @@ struct Kept {
 
 impl<'a> Row<'a> {
     fn of(service: &'a Snapshot<'_>) -> Self {
-        let (face, present) = (service.face, &service.present);
+        let (handle, status) = (service.handle, &service.status);
         let (readiness, why) = match service.readiness() {
             Readiness::Ready => ("ready", None),
             Readiness::Unknown(said) => ("unknown", Some(said)),
@@ -524,12 +524,12 @@ impl<'a> Row<'a> {
             trouble: view.error().map(|why| why.to_string()),
         });
         Self {
-            service: face.name.as_str(),
-            version: face.version.as_str(),
-            listen: &present.listen,
-            url: &present.url,
-            component: &face.component,
-            phase: present.phase.to_string(),
+            service: handle.name.as_str(),
+            version: handle.version.as_str(),
+            listen: &status.listen,
+            url: &status.url,
+            component: &handle.component,
+            phase: status.phase.to_string(),
             readiness,
             why,
             instances: service.instances().0,

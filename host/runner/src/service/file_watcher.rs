@@ -11,7 +11,7 @@ use tokio::time::sleep;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The file, and what is known of it.
-pub(crate) struct Watched {
+pub(crate) struct FileWatcher {
     path: PathBuf,
     known: Option<Stamp>,
 }
@@ -23,7 +23,7 @@ struct Stamp {
     bytes: u64,
 }
 
-impl Watched {
+impl FileWatcher {
     /// As it is now.
     pub(crate) async fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), known: stamp(path).await }
@@ -56,14 +56,14 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::Watched;
+    use super::FileWatcher;
 
     #[tokio::test]
     async fn a_file_has_changed_when_it_is_another_one_and_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.wasm");
         fs::write(&path, "one").unwrap();
-        let mut watched = Watched::new(&path).await;
+        let mut watched = FileWatcher::new(&path).await;
         assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());
         fs::remove_file(&path).unwrap();
         assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());

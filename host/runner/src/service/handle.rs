@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::ServiceContext};
 
 /// Those who wait for one service to do what they asked for, at most; of each kind.
-pub(crate) const MAX_ASKERS: usize = 4;
+pub(crate) const MAX_PENDING_COMMANDS: usize = 4;
 
 /// Where who asked for something hears how it went.
-pub(crate) type Asker<T> = oneshot::Sender<T>;
+pub(crate) type Reply<T> = oneshot::Sender<T>;
 
 /// All services, once there is an engine to run them.
-pub(crate) struct Roster {
-    services: OnceLock<Vec<Face>>,
+pub(crate) struct Services {
+    services: OnceLock<Vec<ServiceHandle>>,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
     /// Why etcd is waited for at the start.
@@ -28,22 +28,22 @@ pub(crate) struct Roster {
 }
 
 /// One service from outside.
-pub(crate) struct Face {
+pub(crate) struct ServiceHandle {
     pub(crate) name: ServiceName,
     pub(crate) version: Version,
     pub(crate) component: String,
     pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) present: watch::Receiver<Present>,
+    pub(crate) status: watch::Receiver<ServiceStatus>,
     /// To end, while the others go on.
-    pub(crate) drains: mpsc::Sender<Asker<Drained>>,
+    pub(crate) drains: mpsc::Sender<Reply<Drained>>,
     /// To go on with what is in the component's file now.
-    pub(crate) reloads: mpsc::Sender<Asker<Result<(), Failure>>>,
+    pub(crate) reloads: mpsc::Sender<Reply<Result<(), Failure>>>,
 }
 
 /// A service at one moment.
 #[derive(Clone)]
-pub(crate) struct Present {
+pub(crate) struct ServiceStatus {
     pub(crate) phase: Phase,
     /// Why it is in that phase, where that is not the usual course.
     pub(crate) why: Option<Arc<str>>,
@@ -104,79 +104,79 @@ pub(crate) enum Readiness {
     NotReady(String),
 }
 
-impl Roster {
+impl Services {
     pub(crate) fn new(ending: CancellationToken) -> Self {
         Self { services: OnceLock::new(), ending, etcd: watch::Sender::default() }
     }
 
     /// Says who there is. Called once.
-    pub(crate) fn fill(&self, services: Vec<Face>) {
+    pub(crate) fn set(&self, services: Vec<ServiceHandle>) {
         assert!(self.services.set(services).is_ok(), "there is one list of services");
     }
 
     /// Empty until there is an engine to run them.
-    pub(crate) fn services(&self) -> &[Face] {
+    pub(crate) fn all(&self) -> &[ServiceHandle] {
         self.services.get().map_or(&[], Vec::as_slice)
     }
 
     /// Reloads every service that is not drained. Returns the services that failed, each with the reason.
     pub(crate) async fn reload(&self) -> Vec<(&ServiceName, String)> {
-        let faces = self.services().iter().filter(|face| !face.snapshot().is_out());
-        let reloads = faces.map(|face| async {
+        let handles = self.all().iter().filter(|handle| !handle.snapshot().is_out());
+        let reloads = handles.map(|handle| async {
             let (reply, outcome) = oneshot::channel();
-            let outcome = match face.reloads.try_send(reply) {
+            let outcome = match handle.reloads.try_send(reply) {
                 Ok(()) => outcome.await.map_err(|_| "the host is ending".to_owned()),
                 Err(_) => Err("too many reloads of it are under way".to_owned()),
             };
             let failed = outcome.and_then(|outcome| outcome.map_err(|failure| failure.sentence())).err();
-            failed.map(|why| (&face.name, why))
+            failed.map(|why| (&handle.name, why))
         });
         join_all(reloads).await.into_iter().flatten().collect()
     }
 
-    pub(crate) fn is_filled(&self) -> bool {
+    pub(crate) fn are_known(&self) -> bool {
         self.services.get().is_some()
     }
 }
 
-impl Face {
+impl ServiceHandle {
     /// State of the service at this moment.
     pub(crate) fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot { face: self, present: self.present.borrow().clone() }
+        Snapshot { handle: self, status: self.status.borrow().clone() }
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        self.present.borrow().phase
+        self.status.borrow().phase
     }
 }
 
 /// One service at one moment.
 pub(crate) struct Snapshot<'a> {
-    pub(crate) face: &'a Face,
-    pub(crate) present: Present,
+    pub(crate) handle: &'a ServiceHandle,
+    pub(crate) status: ServiceStatus,
 }
 
 impl Snapshot<'_> {
     /// Whether it was told to end, alone: its being out is what somebody wants.
     pub(crate) fn is_out(&self) -> bool {
-        matches!(self.present.phase, Phase::Draining | Phase::Drained)
+        matches!(self.status.phase, Phase::Draining | Phase::Drained)
     }
 
     /// Number of instances, and its limit.
     pub(crate) fn instances(&self) -> (usize, u32) {
-        self.present.context.as_ref().map_or((0, 0), |context| (context.instances(), context.max_instances()))
+        self.status.context.as_ref().map_or((0, 0), |context| (context.instances(), context.max_instances()))
     }
 
     pub(crate) fn registrations(&self) -> Vec<Arc<Registration>> {
-        self.present.context.as_ref().map_or_else(Vec::new, |context| context.registry.registrations())
+        self.status.context.as_ref().map_or_else(Vec::new, |context| context.registry.registrations())
     }
 
     pub(crate) fn views(&self) -> Vec<View> {
-        self.present.context.as_ref().map_or_else(Vec::new, |context| context.registry.views())
+        self.status.context.as_ref().map_or_else(Vec::new, |context| context.registry.views())
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        let Present { phase, why, .. } = &self.present;
+        let ServiceStatus { phase, why, .. } = &self.status;
         if *phase != Phase::Serving {
             let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             return Readiness::NotReady(match phase {
@@ -184,7 +184,7 @@ impl Snapshot<'_> {
                 phase => format!("it is {phase}{why}"),
             });
         }
-        if self.face.register == Register::Off {
+        if self.handle.register == Register::Off {
             return Readiness::Ready;
         }
         let registrations = self.registrations();
@@ -200,7 +200,7 @@ impl Snapshot<'_> {
 
     /// Returns true if the service serves requests, whatever becomes of its keys.
     pub(crate) fn is_served(&self) -> bool {
-        self.present.phase == Phase::Serving
+        self.status.phase == Phase::Serving
     }
 }
 

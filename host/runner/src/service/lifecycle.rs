@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// One that was started.
-pub(crate) struct Life {
+pub(crate) struct LifecycleInstance {
     store: Store<StoreState>,
     instance: Instance,
     lifecycle: Lifecycle,
 }
 
-impl Life {
+impl LifecycleInstance {
     /// Starts it within its deadline; `None` for a component that does not ask for it. What it registered before a failure
     /// is still registered after it.
     pub(crate) async fn start(

@@ -26,8 +26,8 @@ use crate::{
     error::Failure,
     outbound::reserved::Reserved,
     service::{
-        file_watcher::Watched,
-        handle::{Asker, Drained, Phase, Present},
+        file_watcher::FileWatcher,
+        handle::{Drained, Phase, Reply, ServiceStatus},
         health::{HealthMonitor, ProbeTarget, Verdict, panic_threshold::PanicThreshold},
         http::Handler,
         program::Program,
@@ -51,13 +51,13 @@ pub(crate) struct Service {
     bound: SocketAddr,
     state: State,
     /// The state as others see it.
-    present: watch::Sender<Present>,
+    status: watch::Sender<ServiceStatus>,
     /// The component and the context of the current revision.
     loaded: Loaded,
     context: Arc<ServiceContext>,
     workload: Workload,
     monitor: Option<HealthMonitor>,
-    file: Option<Watched>,
+    file: Option<FileWatcher>,
     /// The reload that is in progress.
     reload: Option<Reload>,
 }
@@ -91,14 +91,14 @@ enum Workload {
 
 /// Queues of commands to one service.
 pub(crate) struct Commands {
-    pub(crate) drains: mpsc::Receiver<Asker<Drained>>,
-    pub(crate) reloads: mpsc::Receiver<Asker<Result<(), Failure>>>,
+    pub(crate) drains: mpsc::Receiver<Reply<Drained>>,
+    pub(crate) reloads: mpsc::Receiver<Reply<Result<(), Failure>>>,
 }
 
 /// Status and metrics of a service, which outlive each attempt to start it.
 #[derive(Clone)]
 pub(crate) struct StatusCell {
-    pub(crate) present: watch::Sender<Present>,
+    pub(crate) status: watch::Sender<ServiceStatus>,
     pub(crate) stats: Arc<Stats>,
 }
 
@@ -111,7 +111,7 @@ impl Service {
         registrar: &Registrar,
         traces: Option<&Traces>,
         reserved: Reserved,
-        status: StatusCell,
+        cell: StatusCell,
     ) -> Result<Self, Failure> {
         let (workload, bound) = match loaded.way(&spec.component)? {
             Way::Handler(_) => {
@@ -133,7 +133,7 @@ impl Service {
             metadata: spec.metadata.clone(),
         });
         let tracer = traces.map(|traces| traces.tracer(&spec, bound));
-        let context = Arc::new(ServiceContext::new(&spec, &own, registrar.clone(), tracer, reserved, status.stats));
+        let context = Arc::new(ServiceContext::new(&spec, &own, registrar.clone(), tracer, reserved, cell.stats));
         let service = Self {
             spec,
             engine: engine.clone(),
@@ -141,7 +141,7 @@ impl Service {
             node,
             bound,
             state: State::Bound,
-            present: status.present,
+            status: cell.status,
             loaded,
             context,
             workload,
@@ -150,8 +150,8 @@ impl Service {
             reload: None,
         };
         let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
-        service.present.send_modify(|present| {
-            (present.listen, present.url, present.context) = (listen, url, Some(Arc::clone(&service.context)));
+        service.status.send_modify(|status| {
+            (status.listen, status.url, status.context) = (listen, url, Some(Arc::clone(&service.context)));
         });
         Ok(service)
     }
@@ -177,7 +177,7 @@ impl Service {
         }
         self.monitor = self.monitor();
         if self.spec.follow {
-            self.file = Some(Watched::new(&self.spec.component).await);
+            self.file = Some(FileWatcher::new(&self.spec.component).await);
         }
         // The service is announced once its health check passes, and not before.
         if let Err(why) = self.first_health().await {
@@ -274,7 +274,7 @@ impl Service {
     }
 
     fn publish(&self, phase: Phase, why: Option<&str>) {
-        self.present.send_modify(|present| (present.phase, present.why) = (phase, why.map(Arc::from)));
+        self.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));
     }
 
     fn phase(&self) -> Phase {

@@ -16,7 +16,7 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     config::Spec,
     error::Failure,
-    service::{health::probe, lifecycle::Life},
+    service::{health::probe, lifecycle::LifecycleInstance},
     telemetry::service_metrics::Hit,
     wasm::{
         component::{Loaded, ProgramPre},
@@ -36,7 +36,7 @@ pub(crate) struct Run {
     running: Option<JoinHandle<String>>,
     signals: ProgramSignals,
     cut: Option<DropGuard>,
-    life: Option<Life>,
+    life: Option<LifecycleInstance>,
 }
 
 impl Run {
@@ -71,7 +71,7 @@ impl Run {
             listening = timeout(deadline, listening) => listening
                 .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
         }
-        started.life = Life::start(spec, engine, loaded, &started.context).await?;
+        started.life = LifecycleInstance::start(spec, engine, loaded, &started.context).await?;
         Ok(started)
     }
 

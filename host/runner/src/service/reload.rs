@@ -8,14 +8,14 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::Spec,
     error::Failure,
-    service::{handle::Asker, keys, revision::Revision},
+    service::{handle::Reply, keys, revision::Revision},
     wasm::{component::Loaded, context::ServiceContext, engine::Engine, initial_memory},
 };
 
 /// A reload that is in progress.
 pub(crate) struct Reload {
     /// Recipient of the outcome, unless a change of the file caused the reload.
-    reply: Option<Asker<Result<(), Failure>>>,
+    reply: Option<Reply<Result<(), Failure>>>,
     building: BoxFuture<'static, Result<Built, Failure>>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Built {
 impl Reload {
     /// Begins a reload with a component that is loaded already, or with the content of the file.
     pub(crate) fn begin(
-        reply: Option<Asker<Result<(), Failure>>>,
+        reply: Option<Reply<Result<(), Failure>>>,
         builder: RevisionBuilder,
         loaded: Option<Loaded>,
     ) -> Self {

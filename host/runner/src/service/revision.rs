@@ -8,7 +8,7 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::dispatch::Dispatcher,
-    service::{health::probe, lifecycle::Life},
+    service::{health::probe, lifecycle::LifecycleInstance},
     wasm::{
         admission::Admission,
         component::Loaded,
@@ -26,7 +26,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Revision {
     pub(crate) context: Arc<ServiceContext>,
     pub(crate) dispatcher: Arc<Dispatcher>,
-    life: Option<Life>,
+    life: Option<LifecycleInstance>,
 }
 
 impl Revision {
@@ -55,7 +55,7 @@ impl Revision {
 
     /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        self.life = Life::start(spec, engine, loaded, &self.context).await?;
+        self.life = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 

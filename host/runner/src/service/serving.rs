@@ -9,7 +9,7 @@ use crate::{
     error::Failure,
     service::{
         Commands, Service, State, Workload,
-        handle::Asker,
+        handle::Reply,
         health::Verdict,
         keys,
         program::ProgramEvent,
@@ -22,7 +22,7 @@ use crate::{
 
 /// Everything that can happen to a service while it is served.
 enum Event {
-    ReloadRequested(Option<Asker<Result<(), Failure>>>),
+    ReloadRequested(Option<Reply<Result<(), Failure>>>),
     ReloadReady(Result<Built, Failure>),
     Healthy,
     Unhealthy(String),
@@ -46,7 +46,7 @@ impl Service {
         }
     }
 
-    async fn serve(&mut self, reloads: &mut mpsc::Receiver<Asker<Result<(), Failure>>>) -> Infallible {
+    async fn serve(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Infallible {
         loop {
             match self.next(reloads).await {
                 Event::ReloadRequested(reply) => self.on_reload_requested(reply),
@@ -60,7 +60,7 @@ impl Service {
     }
 
     /// Waits for the next event. Dropped halfway, it loses none.
-    async fn next(&mut self, reloads: &mut mpsc::Receiver<Asker<Result<(), Failure>>>) -> Event {
+    async fn next(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Event {
         // A program that is down is not probed: another process may answer at its address.
         let is_up = !matches!(&self.workload, Workload::Program(program) if !program.is_up());
         let is_free = self.reload.is_none();
@@ -179,7 +179,7 @@ impl Service {
     }
 
     /// Reads the component's file again, to go on with its present content.
-    fn on_reload_requested(&mut self, reply: Option<Asker<Result<(), Failure>>>) {
+    fn on_reload_requested(&mut self, reply: Option<Reply<Result<(), Failure>>>) {
         let reload = Reload::begin(reply, self.builder(), None);
         match self.state {
             State::AwaitingHealth | State::Serving | State::Withdrawn => self.reload = Some(reload),
@@ -263,7 +263,7 @@ impl Service {
     /// Makes a revision the current one.
     fn adopt(&mut self, context: &Arc<ServiceContext>, is_proven: bool) {
         self.context = Arc::clone(context);
-        self.present.send_modify(|present| present.context = Some(Arc::clone(context)));
+        self.status.send_modify(|status| status.context = Some(Arc::clone(context)));
         if let Some(monitor) = &mut self.monitor {
             monitor.reset(is_proven);
         }

@@ -16,8 +16,8 @@ use crate::{
     outbound::reserved::Reserved,
     service::{
         Commands, Service, StatusCell,
-        file_watcher::Watched,
-        handle::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
+        file_watcher::FileWatcher,
+        handle::{Drained, MAX_PENDING_COMMANDS, Phase, Reply, ServiceHandle, ServiceStatus},
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
@@ -64,7 +64,7 @@ pub(crate) struct Supervisor {
 struct Attempts {
     spec: Spec,
     context: Arc<StartContext>,
-    status: StatusCell,
+    cell: StatusCell,
     /// The component as the start of the host loads it.
     pending_component: Option<PendingComponent>,
     /// Result of the current attempt so far.
@@ -82,31 +82,29 @@ impl Supervisor {
         pending_component: Option<PendingComponent>,
         context: Arc<StartContext>,
         reports: Reports,
-    ) -> (Self, Face) {
-        let (drain, drains) = mpsc::channel(MAX_ASKERS);
-        let (reload, reloads) = mpsc::channel(MAX_ASKERS);
-        let present = Present {
+    ) -> (Self, ServiceHandle) {
+        let (drain, drains) = mpsc::channel(MAX_PENDING_COMMANDS);
+        let (reload, reloads) = mpsc::channel(MAX_PENDING_COMMANDS);
+        let status = ServiceStatus {
             phase: Phase::Starting,
             why: None,
             listen: spec.listen.to_string().into(),
             url: "".into(),
             context: None,
         };
-        let status =
-            StatusCell { present: watch::Sender::new(present), stats: Arc::new(Stats::new(spec.name.clone())) };
-        let face = Face {
+        let cell = StatusCell { status: watch::Sender::new(status), stats: Arc::new(Stats::new(spec.name.clone())) };
+        let handle = ServiceHandle {
             name: spec.name.clone(),
             version: spec.version.clone(),
             component: spec.component.display().to_string(),
             register: spec.register,
-            stats: Arc::clone(&status.stats),
-            present: status.present.subscribe(),
+            stats: Arc::clone(&cell.stats),
+            status: cell.status.subscribe(),
             drains: drain,
             reloads: reload,
         };
-        let attempts =
-            Attempts { spec, context, status, pending_component, service: None, failures: 0, arrived: false };
-        (Self { attempts, commands: Commands { drains, reloads }, reports }, face)
+        let attempts = Attempts { spec, context, cell, pending_component, service: None, failures: 0, arrived: false };
+        (Self { attempts, commands: Commands { drains, reloads }, reports }, handle)
     }
 
     /// Starts the service and serves it until the host ends; then drains it.
@@ -122,14 +120,14 @@ impl Supervisor {
     async fn live(&mut self) -> Infallible {
         let Self { attempts, commands, reports } = self;
         // Reply to the reload command that caused the current attempt.
-        let mut asker: Option<Asker<Result<(), Failure>>> = None;
+        let mut reload: Option<Reply<Result<(), Failure>>> = None;
         let reply = loop {
             let outcome = tokio::select! {
                 Some(reply) = commands.drains.recv() => break reply,
                 outcome = attempts.attempt() => outcome,
             };
-            if let Some(asker) = asker.take() {
-                let _ = asker.send(outcome.clone()); // Its client may have gone away.
+            if let Some(reply) = reload.take() {
+                let _ = reply.send(outcome.clone()); // Its client may have gone away.
             }
             let Err(failure) = outcome else {
                 reports.send(Report::Up).await;
@@ -143,7 +141,7 @@ impl Supervisor {
             attempts.undo().await;
             match attempts.next(commands, pause).await {
                 Next::Drain(reply) => break reply,
-                Next::Attempt(reload) => asker = reload,
+                Next::Attempt(reply) => reload = reply,
             }
         };
         let _ = reply.send(attempts.drain().await); // As above.
@@ -154,8 +152,8 @@ impl Supervisor {
 
 /// Next step after a failed attempt.
 enum Next {
-    Attempt(Option<Asker<Result<(), Failure>>>),
-    Drain(Asker<Drained>),
+    Attempt(Option<Reply<Result<(), Failure>>>),
+    Drain(Reply<Drained>),
 }
 
 impl Attempts {
@@ -169,10 +167,10 @@ impl Attempts {
             None => Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?,
         };
         loaded.check(spec)?;
-        let (traces, status) = (traces.as_ref(), self.status.clone());
-        let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, status)?;
+        let (traces, cell) = (traces.as_ref(), self.cell.clone());
+        let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
         let service = self.service.insert(service);
-        enter(&self.status, Phase::Starting, None);
+        enter(&self.cell, Phase::Starting, None);
         if let Some(together) = together
             && !std::mem::replace(&mut self.arrived, true)
         {
@@ -193,7 +191,7 @@ impl Attempts {
         // Half of it is jitter: services that failed together are not tried together.
         let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.failures += 1;
-        self.status.stats.start_failures.inc();
+        self.cell.stats.start_failures.inc();
         let (name, sentence) = (&self.spec.name, failure.sentence());
         let why = sentence.strip_prefix(&format!("{name}: ")).unwrap_or(&sentence);
         if self.context.several {
@@ -210,8 +208,8 @@ impl Attempts {
         }
         self.service = None;
         let listen = self.spec.listen.to_string().into();
-        self.status.present.send_modify(|present| {
-            (present.listen, present.url, present.context) = (listen, "".into(), None);
+        self.cell.status.send_modify(|status| {
+            (status.listen, status.url, status.context) = (listen, "".into(), None);
         });
     }
 
@@ -219,13 +217,13 @@ impl Attempts {
     async fn next(&mut self, commands: &mut Commands, pause: Duration) -> Next {
         let changed = async {
             match self.spec.follow {
-                true => Watched::new(&self.spec.component).await.changed().await,
+                true => FileWatcher::new(&self.spec.component).await.changed().await,
                 false => pending().await,
             }
         };
         let reload = tokio::select! {
             Some(reply) = commands.drains.recv() => return Next::Drain(reply),
-            Some(asker) = commands.reloads.recv() => Some(asker),
+            Some(reply) = commands.reloads.recv() => Some(reply),
             () = changed => None,
             () = sleep(pause) => return Next::Attempt(None),
         };
@@ -263,14 +261,14 @@ impl Attempts {
     }
 
     fn enter(&self, phase: Phase, why: Option<&str>) {
-        enter(&self.status, phase, why);
+        enter(&self.cell, phase, why);
     }
 }
 
 const NOTHING_LEFT: Drained = Drained { keys_gone: true, all_answered: true };
 
-fn enter(status: &StatusCell, phase: Phase, why: Option<&str>) {
-    status.present.send_modify(|present| (present.phase, present.why) = (phase, why.map(Arc::from)));
+fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
+    cell.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));
 }
 
 /// Channel of one service for its reports.

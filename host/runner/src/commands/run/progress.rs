@@ -6,7 +6,7 @@ use leasehold::{Event, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Spec, error::shown, service::handle::Face};
+use crate::{config::Spec, error::shown, service::handle::ServiceHandle};
 
 /// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
 pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
@@ -36,14 +36,14 @@ fn tell_one(event: &Event) {
 }
 
 /// Shows what etcd holds of these services, read back from it.
-pub(crate) async fn show(registrar: &Registrar, services: &[Face]) {
-    for face in services {
-        let url = Arc::clone(&face.snapshot().present.url);
+pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
+    for handle in services {
+        let url = Arc::clone(&handle.snapshot().status.url);
         if url.is_empty() {
             continue;
         }
-        tracing::info!(service = %face.name, "open {url}");
-        match registrar.list(Some(&face.name)).await {
+        tracing::info!(service = %handle.name, "open {url}");
+        match registrar.list(Some(&handle.name)).await {
             Ok(listed) => {
                 for found in listed {
                     let value = String::from_utf8_lossy(&found.value);
