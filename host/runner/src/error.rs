@@ -76,6 +76,14 @@ pub(crate) fn one_line(text: &str) -> String {
     shown(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
 /// Foreign text that cannot confuse a terminal: the one place where what a component says is escaped.
 pub(crate) fn shown(text: &str) -> String {
     text.chars().map(|c| if confuses(c) { '\u{fffd}' } else { c }).collect()

@@ -27,20 +27,20 @@ pub(crate) struct Lingering {
     stream: Option<TcpStream>,
     /// The client has ended, or is gone.
     ended: bool,
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
 
 impl Lingering {
-    /// A connection that keeps its place until its end, and does not linger once its listener is `closing`.
+    /// A connection that keeps its permit until its end, and does not linger once its listener is `closing`.
     pub(crate) fn new(
         stream: TcpStream,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         tasks: TaskTracker,
         closing: CancellationToken,
     ) -> Self {
-        Self { stream: Some(stream), ended: false, place: Some(place), tasks, closing }
+        Self { stream: Some(stream), ended: false, permit: Some(permit), tasks, closing }
     }
 
     fn stream(&mut self) -> Pin<&mut TcpStream> {
@@ -54,14 +54,14 @@ impl Drop for Lingering {
         if self.ended || self.closing.is_cancelled() {
             return;
         }
-        let (place, closing) = (self.place.take(), self.closing.clone());
+        let (permit, closing) = (self.permit.take(), self.closing.clone());
         let lingering = async move {
             let rest = async {
                 stream.shutdown().await?;
                 copy(&mut stream, &mut sink()).await
             };
             let _ = timeout(LINGER, closing.run_until_cancelled(rest)).await;
-            drop(place);
+            drop(permit);
         };
         self.tasks.spawn_on(lingering, &runtime);
     }

@@ -22,12 +22,12 @@ use crate::{
         destination::{Destination, Target, Unlisted},
     },
     outbound::{
-        body::{Incoming, drain},
+        body::{TracedBody, drain},
         denial::Denials,
-        external::Exit,
+        external::ExternalClient,
         reserved::Reserved,
-        service::Mesh,
-        trace_parent::Asked,
+        service::ServiceClient,
+        trace_parent::TraceParents,
     },
     telemetry::{
         service_metrics::{Hit, Stats},
@@ -45,17 +45,17 @@ pub(crate) struct Outbound {
     /// Permits local targets without an entry of their own.
     local: bool,
     denials: Arc<Denials>,
-    exit: Exit,
-    mesh: Arc<Mesh>,
+    external: ExternalClient,
+    services: Arc<ServiceClient>,
     /// Of requests that are under way, until their answers are read.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// No outgoing request waits longer than this for anything.
     timeout: Duration,
     /// Nor, once its answer has begun, for the next of it.
     between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
-    pub(crate) asked: Asked,
+    pub(crate) trace_parents: TraceParents,
 }
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -65,7 +65,7 @@ impl Outbound {
     pub(crate) fn new(
         allow: &Allow,
         limits: &Limits,
-        mesh: Mesh,
+        services: ServiceClient,
         (reserved, denials): (Reserved, Arc<Denials>),
         stats: Arc<Stats>,
         tracer: Option<Tracer>,
@@ -73,15 +73,15 @@ impl Outbound {
         Self {
             destinations: allow.outbound.as_slice().into(),
             local: allow.local,
-            exit: Exit::new(allow.local, reserved, Arc::clone(&denials)),
+            external: ExternalClient::new(allow.local, reserved, Arc::clone(&denials)),
             denials,
-            mesh: Arc::new(mesh),
-            places: Arc::new(Semaphore::new(limits.outgoing as usize)),
+            services: Arc::new(services),
+            permits: Arc::new(Semaphore::new(limits.outgoing as usize)),
             timeout: limits.request_timeout,
             between_bytes: limits.longest_wait(),
             stats,
             tracer,
-            asked: Asked::default(),
+            trace_parents: TraceParents::default(),
         }
     }
 
@@ -103,7 +103,7 @@ impl Outbound {
                 Err(Error::DestinationIpProhibited)
             }
             Err(Unlisted::Absent) => {
-                match self.mesh.named(authority) {
+                match self.services.named(authority) {
                     Some(name) if scheme.is_none_or(|scheme| *scheme == Scheme::HTTP) => {
                         let entry = format!("discover: [{name:?}]");
                         self.denials.report(authority.as_str(), "allow.discover does not list it", Some(&entry));
@@ -145,11 +145,11 @@ impl WasiHttpHooks for Outbound {
         options: Option<RequestOptions>,
         _: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let asked = self.asked.take();
-        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(asked, &mut request));
+        let parent = self.trace_parents.take();
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(parent, &mut request));
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
-        let target = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme()));
+        let target = uri.authority().and_then(|authority| self.services.target(authority, uri.scheme()));
         let to = match &target {
             Some(target) => Ok(target.name().to_string()),
             None => self.permit(uri.authority(), uri.scheme()),
@@ -164,10 +164,11 @@ impl WasiHttpHooks for Outbound {
                 });
             }
         };
-        let (exit, mesh, places) = (self.exit.clone(), Arc::clone(&self.mesh), Arc::clone(&self.places));
+        let (external, services, permits) =
+            (self.external.clone(), Arc::clone(&self.services), Arc::clone(&self.permits));
         let patience = options.connect_timeout.unwrap_or(self.timeout);
         Box::new(async move {
-            let Ok(Ok(place)) = timeout(patience, places.acquire_owned()).await else {
+            let Ok(Ok(permit)) = timeout(patience, permits.acquire_owned()).await else {
                 tracing::debug!(to, "an outgoing request waited for as many others as limits.outgoing allows");
                 stats.hit(Hit::Outgoing);
                 stats.sent(&to, false);
@@ -175,12 +176,12 @@ impl WasiHttpHooks for Outbound {
                 return Err(failed(span, Error::ConnectionLimitReached));
             };
             let sent = match target {
-                Some(target) => mesh.send(target, request, options, span.as_mut()).await,
-                None => exit.send(request, options).await,
+                Some(target) => services.send(target, request, options, span.as_mut()).await,
+                None => external.send(request, options).await,
             };
             stats.sent(&to, sent.is_ok());
             match sent {
-                Ok(response) => Ok((Incoming::answer(response, span, place), Box::new(ready(Ok(()))) as Io)),
+                Ok(response) => Ok((TracedBody::response(response, span, permit), Box::new(ready(Ok(()))) as Io)),
                 Err(error) => Err(failed(span, error)),
             }
         })

@@ -7,7 +7,7 @@ use wasmtime::component::GuestTaskId;
 
 /// The requests of one instance that are traced.
 #[derive(Clone, Default)]
-pub(crate) struct Asked {
+pub(crate) struct TraceParents {
     /// By their tasks, whose numbers are given again when they have ended.
     spans: HashMap<GuestTaskId, SpanContext>,
     /// The latest, in an instance that answers one at a time.
@@ -16,7 +16,7 @@ pub(crate) struct Asked {
     sender: Option<Option<SpanContext>>,
 }
 
-impl Asked {
+impl TraceParents {
     /// A task of the component begins to answer a request, which may not be traced, perhaps beside others.
     pub(crate) fn begin(&mut self, task: GuestTaskId, span: Option<SpanContext>, alone: bool) {
         self.only = span.clone().filter(|_| alone);

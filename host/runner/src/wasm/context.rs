@@ -16,7 +16,7 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
-    outbound::{Outbound, denial::Denials, reserved::Reserved, service::Mesh},
+    outbound::{Outbound, denial::Denials, reserved::Reserved, service::ServiceClient},
     telemetry::{
         service_metrics::{Hit, Stats},
         span::Tracer,
@@ -156,7 +156,8 @@ impl ServiceContext {
             ..Policy::default()
         };
         let registry = RegistryCtx::new(registrar, policy);
-        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let services =
+            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
         let denials = Arc::new(Denials::new(spec.name.clone()));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
@@ -169,7 +170,7 @@ impl ServiceContext {
             outbound: Outbound::new(
                 &spec.allow,
                 &spec.limits,
-                mesh,
+                services,
                 (reserved, Arc::clone(&denials)),
                 Arc::clone(&stats),
                 tracer.clone(),

@@ -193,7 +193,7 @@ impl WorkerState for Worker {
         let at_once = self.scheduler.on_request(&mut store.data_mut().usage);
         store.set_epoch_deadline(u64::from(!at_once));
         request.assign(&self.requests);
-        store.data_mut().outbound.asked.begin(task, request.span.clone(), self.reusable.is_exclusive());
+        store.data_mut().outbound.trace_parents.begin(task, request.span.clone(), self.reusable.is_exclusive());
         Box::pin(self.timers.sleep(request.within))
     }
 

@@ -52,11 +52,11 @@ impl HostWithStore<StoreState> for Client {
     ) -> Result<Resource<Response>, TrappableError<ErrorCode>> {
         store.with(|mut access| {
             let mut store = access.as_context_mut();
-            if store.data().outbound.asked.is_empty() {
+            if store.data().outbound.trace_parents.is_empty() {
                 return;
             }
             let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
-            store.data_mut().outbound.asked.sending(&tasks);
+            store.data_mut().outbound.trace_parents.sending(&tasks);
         });
         // The first thing that this does, before it waits for anything, is to take what was taken down.
         WasiHttp::send(&store.with_getter::<WasiHttp>(StoreState::http), request).await
