@@ -57,10 +57,10 @@ impl From<Refusal> for types::Error {
             }
             Refusal::ForeignName | Refusal::ForeignAddr | Refusal::HiddenName => Self::AccessDenied(text),
             Refusal::TooMany { .. }
-            | Refusal::RegistersTooOften { .. }
-            | Refusal::FollowsTooMany { .. }
-            | Refusal::LooksUpTooOften { .. }
-            | Refusal::NoRoomToFollow
+            | Refusal::RegisterRate { .. }
+            | Refusal::TooManyViews { .. }
+            | Refusal::LookupRate { .. }
+            | Refusal::HostViewsFull
             | Refusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
             Refusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
             Refusal::Ending | Refusal::Withdrawn | Refusal::Registrar(Error::Unavailable(_)) => Self::Unavailable(text),
@@ -97,11 +97,11 @@ mod tests {
     fn a_quota_names_its_limit() {
         let (burst, interval) = (3, Duration::from_secs(1));
         for (refusal, what) in [
-            (Refusal::TooMany { most: 3 }, "may have 3 registrations"),
-            (Refusal::RegistersTooOften { burst, interval }, "may register 3 times at once, and once in 1s"),
-            (Refusal::FollowsTooMany { most: 3 }, "may look up 3 services"),
-            (Refusal::LooksUpTooOften { burst, interval }, "may look up 3 other services at once, and one in 1s"),
-            (Refusal::NoRoomToFollow, "the host follows as many services as it may"),
+            (Refusal::TooMany { max: 3 }, "may have 3 registrations"),
+            (Refusal::RegisterRate { burst, interval }, "may register 3 times at once, and once in 1s"),
+            (Refusal::TooManyViews { max: 3 }, "may look up 3 services"),
+            (Refusal::LookupRate { burst, interval }, "may look up 3 other services at once, and one in 1s"),
+            (Refusal::HostViewsFull, "the host follows as many services as it may"),
             (
                 Refusal::from(Error::Quota { what: "registrations", limit: 3 }),
                 "the host has no room for more registrations",

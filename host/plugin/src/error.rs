@@ -30,20 +30,20 @@ pub(crate) enum Refusal {
     #[error("name must be one that this component may look up")]
     HiddenName,
     /// The component has as many registrations as its policy allows.
-    #[error("this component may have {most} registrations at a time")]
-    TooMany { most: usize },
+    #[error("this component may have {max} registrations at a time")]
+    TooMany { max: usize },
     /// The component registers more often than its policy allows.
     #[error("this component may register {burst} times at once, and once in {interval:?} after that")]
-    RegistersTooOften { burst: u32, interval: Duration },
+    RegisterRate { burst: u32, interval: Duration },
     /// The component follows as many services as it may.
-    #[error("this component may look up {most} services at a time")]
-    FollowsTooMany { most: usize },
+    #[error("this component may look up {max} services at a time")]
+    TooManyViews { max: usize },
     /// The component looks up services that it does not follow more often than it may.
     #[error("this component may look up {burst} other services at once, and one in {interval:?} after that")]
-    LooksUpTooOften { burst: u32, interval: Duration },
+    LookupRate { burst: u32, interval: Duration },
     /// The host follows as many services as it may, for all of its components.
     #[error("the host follows as many services as it may; those that are followed already can be looked up")]
-    NoRoomToFollow,
+    HostViewsFull,
     /// The component is being stopped, or its next revision has taken over.
     #[error("the service is being stopped")]
     Ending,
@@ -89,10 +89,10 @@ fn text(error: &Error) -> String {
 ///
 /// Opaque; it is public because the traits in [`bindings`](crate::bindings) return it.
 #[derive(Debug)]
-pub struct CallError(Outcome);
+pub struct CallError(CallEnd);
 
 #[derive(Debug)]
-enum Outcome {
+enum CallEnd {
     Refused(Refusal),
     Trapped(wasmtime::Error),
 }
@@ -101,22 +101,22 @@ impl CallError {
     /// The refusal that the component reads; `Err` traps it.
     pub(crate) fn into_refusal(self) -> wasmtime::Result<Refusal> {
         match self.0 {
-            Outcome::Refused(refusal) => Ok(refusal),
-            Outcome::Trapped(error) => Err(error),
+            CallEnd::Refused(refusal) => Ok(refusal),
+            CallEnd::Trapped(error) => Err(error),
         }
     }
 }
 
 impl From<Refusal> for CallError {
     fn from(refusal: Refusal) -> Self {
-        Self(Outcome::Refused(refusal))
+        Self(CallEnd::Refused(refusal))
     }
 }
 
 /// A handle that the component does not have, or a table that it filled up: its own fault, and no case of `error`.
 impl From<ResourceTableError> for CallError {
     fn from(error: ResourceTableError) -> Self {
-        Self(Outcome::Trapped(error.into()))
+        Self(CallEnd::Trapped(error.into()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The imports of a guest: each call is parsed, made and answered here, and nothing else happens.
+//! Imports of a component: each function parses its arguments, makes one call, and converts its result.
 
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use crate::{
     context::RegistryCtx,
     error::{CallError, Refusal},
     handle::Handle,
-    registration::Kept,
+    registration::ComponentRegistration,
 };
 
-/// One store's access to its component's registry: made anew for every call of a guest.
+/// One store's access to its component's registry, made anew for every call.
 pub struct RegistryView<'a> {
     /// The component's registrations and policy.
     pub ctx: &'a RegistryCtx,
-    /// The store's table, where the guest's handles live.
+    /// The store's table, which holds the component's handles.
     pub table: &'a mut ResourceTable,
 }
 
 /// Adds the interfaces `types`, `registrar` and `discovery` of `leasehold:registry` to a linker.
 ///
-/// `view` says where a store keeps its [`RegistryCtx`] and its table. The store must be used with async calls.
+/// `view` borrows the [`RegistryCtx`] and the table of a store. The store must be used with async calls.
 pub fn add_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryView<'_>,
@@ -40,12 +40,12 @@ impl HasData for HasRegistry {
 }
 
 impl RegistryView<'_> {
-    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<Kept>, CallError> {
+    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<ComponentRegistration>, CallError> {
         Ok(Arc::clone(&self.table.get(handle)?.0))
     }
 
-    /// For calls whose WIT has no error: a handle that is not there traps.
-    fn kept(&self, handle: &Resource<Handle>) -> wasmtime::Result<&Kept> {
+    /// The registration, for functions without an error in the WIT: an unknown handle traps.
+    fn known(&self, handle: &Resource<Handle>) -> wasmtime::Result<&ComponentRegistration> {
         Ok(&self.table.get(handle)?.0)
     }
 }
@@ -63,23 +63,23 @@ impl registrar::Host for RegistryView<'_> {
     }
 
     fn current(&mut self) -> wasmtime::Result<Vec<Resource<Handle>>> {
-        let registrations = self.ctx.kept().into_iter();
+        let registrations = self.ctx.component_registrations().into_iter();
         registrations.map(|registration| Ok(self.table.push(Handle(registration))?)).collect()
     }
 }
 
 impl registrar::HostRegistration for RegistryView<'_> {
     fn key(&mut self, handle: Resource<Handle>) -> wasmtime::Result<String> {
-        Ok(self.kept(&handle)?.registration().key().to_string())
+        Ok(self.known(&handle)?.registration().key().to_string())
     }
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
-        let kept = self.kept(&handle)?;
-        Ok(types::ServerNode { weight: Some(kept.status().weight.value()), ..(&kept.node()).into() })
+        let registration = self.known(&handle)?;
+        Ok(types::ServerNode { weight: Some(registration.status().weight.value()), ..(&registration.node()).into() })
     }
 
     fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::Status> {
-        Ok(self.kept(&handle)?.status().into())
+        Ok(self.known(&handle)?.status().into())
     }
 
     async fn set_weight(&mut self, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
@@ -102,6 +102,6 @@ impl registrar::HostRegistration for RegistryView<'_> {
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
         let nodes = self.ctx.resolve(&name, &version).await?;
-        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.place()).map(Into::into).collect())
+        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.subset_offset()).map(Into::into).collect())
     }
 }
