@@ -117,12 +117,12 @@ async fn calls_go_on_while_etcd_is_down() {
     let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
     sees(&caller, "greeter.leasehold", &["one"]).await;
     let well = view(&caller).await;
-    assert_eq!((&well["name"], &well["nodes"], &well["garbage"]), (&json!("greeter"), &json!(1), &json!(1)));
-    assert!(well["trouble"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
+    assert_eq!((&well["name"], &well["nodes"], &well["invalid_keys"]), (&json!("greeter"), &json!(1), &json!(1)));
+    assert!(well["error"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
     world.kill();
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
     caller.says("watch failed; the view keeps the last known nodes").await;
-    assert!(view(&caller).await["trouble"].is_string());
+    assert!(view(&caller).await["error"].is_string());
     let metrics = get(&format!("{}metrics", caller.admin())).await.body;
     assert!(
         metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1.0")),
@@ -131,7 +131,7 @@ async fn calls_go_on_while_etcd_is_down() {
     assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
     caller.says("watch re-established").await;
-    assert!(view(&caller).await["trouble"].is_null());
+    assert!(view(&caller).await["error"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }
 

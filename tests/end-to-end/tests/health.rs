@@ -47,11 +47,14 @@ async fn health_an_unhealthy_service_is_withdrawn_and_restored() {
     let mut host = host(&world, tidal(from, until, &json!({}))).await;
     let key = format!("/hostile/{}", host.addr("hostile"));
     world.stands(&key).await;
-    host.says("withdrawn: its health check fails: failed").await;
+    host.says("withdrawn: its health check fails: the service failed").await;
     world.key_is(&key, "gone", |found| found.is_none()).await;
     assert!(now() >= from);
-    assert_eq!(get(&host.url("hostile")).await.status, 200, "who comes all the same is answered");
-    assert_eq!(readyz(&host).await, "not ready\nhostile: it is withdrawn: its health check fails: failed\n");
+    assert_eq!(get(&host.url("hostile")).await.status, 200, "a withdrawn service still responds");
+    assert_eq!(
+        readyz(&host).await,
+        "not ready\nhostile: it is withdrawn: its health check fails: the service failed\n"
+    );
     host.says("announced").await;
     world.stands(&key).await;
     assert!(now() >= until);
@@ -211,7 +214,7 @@ async fn health_the_last_node_of_a_service_stays_whatever_fails() {
     assert_eq!(world.stands(&key).await, before);
     assert_eq!(readyz(&host).await, "ready\n");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"too_few_remain\"} 1"), "{metrics}");
+    assert!(metrics.contains("kind=\"too_few_nodes\"} 1"), "{metrics}");
     assert_eq!(host.stop().await.code, Some(0));
 }
 

@@ -232,7 +232,7 @@ async fn limits_client_errors_are_no_failures_of_the_component() {
     let said = told(&mut stream).await;
     assert!(said.starts_with("HTTP/1.1 200") && said.contains("\r\n5"), "{said}");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for counted in ["what=\"failed\"} 0", "what=\"no_host\"} 6"] {
+    for counted in ["reason=\"component_failed\"} 0", "reason=\"no_host\"} 6"] {
         assert!(metrics.contains(counted), "{counted} in {metrics}");
     }
     assert_eq!(host.stop().await.code, Some(0));
@@ -448,7 +448,7 @@ async fn limits_a_component_that_prints_without_end_is_cut_short() {
     assert!((200..1000).contains(&logged()), "{}", logged());
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     let left_out = printed - logged();
-    assert!(metrics.contains(&format!("what=\"output\"}} {left_out}")), "{left_out}: {metrics}");
+    assert!(metrics.contains(&format!("kind=\"output_limit\"}} {left_out}")), "{left_out}: {metrics}");
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0));
     assert!(ended.stderr.contains(&format!("{left_out} lines of the component were left out")), "{ended:?}");
@@ -483,7 +483,7 @@ async fn limits_each_that_is_hit_is_named_by_its_key() {
     let mut host = Host::of(&world, [limited(&limits)]).await;
     let url = host.url("hostile");
     assert_eq!(get(&format!("{url}act/grow")).await.status, 500);
-    host.says("an instance is refused memory: it would have more than limits.memory").await;
+    host.says("an instance was refused memory beyond limits.memory").await;
     assert_eq!(get(&format!("{url}act/hoard")).await.status, 500);
     host.says("an instance ended: it made headers larger than limits.header_size").await;
     assert_eq!(get(&format!("{url}act/hoard-handles")).await.status, 500);
@@ -493,7 +493,7 @@ async fn limits_each_that_is_hit_is_named_by_its_key() {
     host.says("a request took longer than 1s (limits.request_timeout)").await;
     let large = Request::post(&url).body(Full::new(Bytes::from(vec![b'x'; 2 << 10]))).unwrap();
     assert_eq!(client(Protocol::Http1).request(large).await.unwrap().status(), 413);
-    host.says("a request is refused: its body is larger than limits.body_size").await;
+    host.says("requests are rejected: their bodies exceed limits.body_size").await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 

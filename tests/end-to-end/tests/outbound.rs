@@ -63,7 +63,7 @@ async fn a_component_has_a_bounded_number_of_outgoing_requests() {
     assert_eq!(told.iter().filter(|told| told.contains("Timeout")).count(), 2, "{told:?}");
     assert_eq!(fan(&greets).await, ["it is me"; 4], "places become free");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"outgoing\"} 2"), "{metrics}");
+    assert!(metrics.contains("kind=\"outgoing_limit\"} 2"), "{metrics}");
 }
 
 async fn host(world: &World, allow: &Value) -> Host {
@@ -233,7 +233,7 @@ async fn a_component_gets_the_reason_why_a_host_does_not_respond() {
     fails(&host, "secure", &plain, "TlsProtocolError").await;
     fails(&host, "call", "example.com", "HttpRequestDenied").await;
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for counted in [format!(r#"to="{nobody}",result="failed"}} 1"#), r#"what="denied"} 1"#.to_owned()] {
+    for counted in [format!(r#"target="{nobody}",result="failed"}} 1"#), r#"kind="outgoing_denied"} 1"#.to_owned()] {
         assert!(metrics.contains(&counted), "{counted} in {metrics}");
     }
 }

@@ -183,7 +183,7 @@ async fn own_listener_of_a_program_that_ends_is_withdrawn_and_restored() {
         assert_ne!(before.modified, after.modified, "it was never away");
     }
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.lines().any(|line| line.contains("what=\"fell\"") && line.ends_with(" 3")), "{metrics}");
+    assert!(metrics.lines().any(|line| line.contains("kind=\"program_exit\"") && line.ends_with(" 3")), "{metrics}");
     // The program's last output is in the log.
     host.says("told to trap").await;
     assert_eq!(host.stop().await.code, Some(0));

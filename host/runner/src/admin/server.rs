@@ -342,8 +342,8 @@ impl Desk {
     async fn metrics(&self, asked: &HeaderMap) -> Answer {
         let page = metrics::scrape(&self.services, &self.events, &self.registrar).await;
         let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-        let (page, kind) = match metrics::is_former(accept) {
-            true => (metrics::former(&page), metrics::FORMER_CONTENT_TYPE),
+        let (page, kind) = match metrics::wants_text_format(accept) {
+            true => (metrics::text_format(&page), metrics::TEXT_CONTENT_TYPE),
             false => (page, metrics::CONTENT_TYPE),
         };
         let mut answer = plain(StatusCode::OK, page);
@@ -477,11 +477,11 @@ struct Followed {
     name: String,
     version: String,
     nodes: usize,
-    garbage: usize,
+    invalid_keys: usize,
     /// Null before etcd was read.
     age_seconds: Option<f64>,
     /// Why it is not kept up to date; null while it is.
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -519,9 +519,9 @@ impl<'a> Row<'a> {
             name: view.name().to_string(),
             version: view.version().to_string(),
             nodes: view.nodes().len(),
-            garbage: view.invalid_keys(),
+            invalid_keys: view.invalid_keys(),
             age_seconds: view.age().map(|age| age.as_secs_f64()),
-            trouble: view.error().map(|why| why.to_string()),
+            error: view.error().map(|why| why.to_string()),
         });
         Self {
             service: handle.name.as_str(),

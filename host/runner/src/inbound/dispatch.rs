@@ -24,10 +24,10 @@ use crate::{
         response::{RequestGuard, ResponseBody},
         target::Origin,
     },
-    rejection::Rejection,
+    rejection::{RejectReason, Rejection},
     rt::timers::Timers,
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::Stats,
         span::{Span, Tracer},
         throttle::Throttle,
     },
@@ -86,9 +86,9 @@ impl Dispatcher {
         &self.name
     }
 
-    /// Counts what a connection ran into.
-    pub(crate) fn hit(&self, hit: Hit) {
-        self.stats.hit(hit);
+    /// Metrics of the service.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Requests that are neither refused nor answered yet, at most.
@@ -112,7 +112,7 @@ impl Dispatcher {
         let attempted = async {
             located?;
             if request.body().size_hint().lower() > self.body_size as u64 {
-                return Err(Hit::Large.into());
+                return Err(RejectReason::BodyTooLarge.into());
             }
             if request.body().is_end_stream() {
                 // There is nothing to count.
@@ -125,9 +125,9 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 // What the component makes of half a body is of no interest.
-                () = large.cancelled() => Err(Hit::Large.into()),
+                () = large.cancelled() => Err(RejectReason::BodyTooLarge.into()),
                 outcome = self.attempt(request, arrived, timers, &self.admission, grpc, &mut span) => outcome.map_err(|no_response| match no_response {
-                    NoResponse::Hit(Hit::Failed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => Hit::Broken.into(),
+                    NoResponse::Rejected(RejectReason::ComponentFailed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => RejectReason::ClientAborted.into(),
                     no_response => no_response,
                 }),
             }
@@ -135,23 +135,23 @@ impl Dispatcher {
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(no_response) => {
-                let (hit, rejection) = match no_response {
-                    NoResponse::Hit(hit) => (hit, Rejection::from(hit)),
+                let rejection = match no_response {
+                    NoResponse::Rejected(reason) => Rejection::from(reason),
                     NoResponse::ErrorCode(code, line) => {
                         self.log_code(&code, &line);
-                        (Hit::ErrorCode, error_code::rejection(&code))
+                        error_code::rejection(&code)
                     }
                 };
-                self.stats.hit(hit);
+                self.stats.reject(rejection.reason);
                 if let Some(span) = &mut span {
-                    span.record_rejection(rejection, hit, grpc);
+                    span.record_rejection(&rejection, grpc);
                 }
                 let mut response = rejection.response(grpc).map(ResponseBody::of);
                 if rejection.closes_connection() && version < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 // Where gRPC is spoken, a failure is a 200.
-                (rejection.status(), response)
+                (rejection.status, response)
             }
         };
         self.stats.responded(status, arrived.elapsed());
@@ -178,7 +178,7 @@ impl Dispatcher {
         &self,
         request: http::Request<Full<Bytes>>,
         admission: &Admission,
-    ) -> Result<Response<ResponseBody>, Hit> {
+    ) -> Result<Response<ResponseBody>, RejectReason> {
         let grpc = grpc::is_spoken(request.headers());
         let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         match self.attempt(request, Instant::now(), &Timers::default(), admission, grpc, &mut None).await {
@@ -186,7 +186,7 @@ impl Dispatcher {
             Err(NoResponse::ErrorCode(code, _)) => {
                 Ok(error_code::rejection(&code).response(grpc).map(ResponseBody::of))
             }
-            Err(NoResponse::Hit(hit)) => Err(hit),
+            Err(NoResponse::Rejected(reason)) => Err(reason),
         }
     }
 
@@ -214,7 +214,7 @@ impl Dispatcher {
         let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
 
         let line = RequestLine::of(&request);
-        let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| Hit::Full)?;
+        let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
         let counted = (self.stats.enter(), self.in_flight.token());
         let (turn, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
             Ok(turn) => (turn, arrived),
@@ -224,7 +224,7 @@ impl Dispatcher {
                 let now = Instant::now();
                 let Ok(Ok(turn)) = waited else {
                     let theirs = deadline.is_some_and(|deadline| deadline <= now);
-                    return Err(if theirs { self.late(arrived, &line) } else { Hit::Waited }.into());
+                    return Err(if theirs { self.late(arrived, &line) } else { RejectReason::QueueTimeout }.into());
                 };
                 (turn, now)
             }
@@ -248,7 +248,7 @@ impl Dispatcher {
                     Err(InstanceEnd::TimedOut) => Err(self.late(begun, &in_flight.line).into()),
                     Err(InstanceEnd::Failed | InstanceEnd::Abandoned) => {
                         self.count_reuse(&in_flight);
-                        Err(Hit::Failed.into())
+                        Err(RejectReason::ComponentFailed.into())
                     }
                 }
             }
@@ -274,15 +274,15 @@ impl Dispatcher {
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error, in_flight: &InFlightRequest, is_broken: bool) -> Hit {
+    fn failed(&self, error: &wasmtime::Error, in_flight: &InFlightRequest, is_broken: bool) -> RejectReason {
         let line = &in_flight.line;
         if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<InFlightRequest>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
-                return Hit::Waited;
+                return RejectReason::QueueTimeout;
             }
             let cause = cause(&failed.error);
             tracing::warn!(service = %self.name, request = %line, "the component could not be instantiated: {cause}");
-            return Hit::Instantiation;
+            return RejectReason::InstantiationFailed;
         }
         // Of any other error the instance ends, and that is logged where it does.
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
@@ -294,7 +294,7 @@ impl Dispatcher {
             tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
         }
         self.count_reuse(in_flight);
-        Hit::Failed
+        RejectReason::ComponentFailed
     }
 
     /// The failure of an instance that cannot be reused is the host's, which reused it.
@@ -304,58 +304,30 @@ impl Dispatcher {
         }
     }
 
-    fn late(&self, begun: Instant, line: &RequestLine) -> Hit {
+    fn late(&self, begun: Instant, line: &RequestLine) -> RejectReason {
         if begun.elapsed() >= self.request_timeout {
             let limit = self.request_timeout;
             tracing::warn!(service = %self.name, request = %line, "a request took longer than {limit:?} (limits.request_timeout)");
         } else {
             tracing::debug!(service = %self.name, request = %line, "a request took longer than its caller waits");
         }
-        Hit::Late
+        RejectReason::Timeout
     }
 }
 
 /// Reason why a request has no response of the component's.
 enum NoResponse {
-    Hit(Hit),
+    Rejected(RejectReason),
     /// The component's own error code in the place of a response.
     ErrorCode(Error, RequestLine),
 }
 
-impl From<Hit> for NoResponse {
-    fn from(hit: Hit) -> Self {
-        Self::Hit(hit)
+impl From<RejectReason> for NoResponse {
+    fn from(reason: RejectReason) -> Self {
+        Self::Rejected(reason)
     }
 }
 
 /// Extension of a request, cancelled when the client breaks off its body.
 #[derive(Clone)]
 struct ClientAborted(CancellationToken);
-
-impl From<Hit> for Rejection {
-    fn from(hit: Hit) -> Self {
-        match hit {
-            Hit::Full | Hit::Waited => Self::Busy,
-            Hit::NoHost => Self::NoHost,
-            Hit::Target => Self::BadTarget,
-            Hit::Coding => Self::TransferCoding,
-            Hit::Broken => Self::ClientAborted,
-            Hit::Large => Self::TooLarge,
-            Hit::Late => Self::Timeout,
-            // Some are of no request, or are answered elsewhere.
-            Hit::Denied
-            | Hit::Outgoing
-            | Hit::Connections
-            | Hit::Slow
-            | Hit::Headers
-            | Hit::Memory
-            | Hit::Failed
-            | Hit::Instantiation
-            | Hit::Trap
-            | Hit::Fell
-            | Hit::ErrorCode
-            | Hit::Output
-            | Hit::TooFewRemain => Self::Failed,
-        }
-    }
-}

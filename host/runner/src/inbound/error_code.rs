@@ -17,7 +17,7 @@ pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
 /// Response in the place of which a component returned this error code.
 pub(crate) fn rejection(code: &Error) -> Rejection {
     let (status, grpc) = status(code);
-    Rejection::ErrorCode(status, grpc)
+    Rejection::error_code(status, grpc)
 }
 
 /// Status in HTTP and in gRPC. An error that the host adds in a later version is the component's internal one.

@@ -19,12 +19,9 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     grpc::{self, Status},
-    rejection::{Rejection, empty},
+    rejection::{RejectReason, Rejection, empty},
     rt::timers::Sleep,
-    telemetry::{
-        service_metrics::{Hit, Within},
-        span::Span,
-    },
+    telemetry::{service_metrics::Within, span::Span},
     wasm::in_flight::{InFlightRequest, InstanceEnd, RequestLine},
 };
 
@@ -233,8 +230,9 @@ impl Delivery {
 
     fn fails(&mut self, end: InstanceEnd) {
         if let Some(span) = &mut self.guard.span {
-            let hit = if end == InstanceEnd::TimedOut { Hit::Late } else { Hit::Failed };
-            span.record_error(hit.name().to_owned(), Rejection::from(hit).parts().2);
+            let reason =
+                if end == InstanceEnd::TimedOut { RejectReason::Timeout } else { RejectReason::ComponentFailed };
+            span.record_error(<&str>::from(reason).to_owned(), Rejection::from(reason).text);
             span.finish();
         }
     }

@@ -39,8 +39,9 @@ use crate::{
         target::Origin,
         tls::Tls,
     },
+    rejection::RejectReason,
     rt::{executor::Bounded, timers::Timers},
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::{Incident, Stats},
 };
 
 /// Connections that the kernel keeps for us until we accept them.
@@ -165,7 +166,7 @@ impl Connections {
         loop {
             let next = async {
                 if self.permits.available_permits() == 0 {
-                    self.dispatchers.borrow().hit(Hit::Connections);
+                    self.dispatchers.borrow().stats().incident(Incident::ConnectionLimit);
                 }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, _)| (stream, permit))
@@ -262,16 +263,14 @@ impl Connections {
                         Watched::Last => connection.as_mut().graceful_shutdown(),
                         Watched::Cut => return,
                         Watched::Slow => {
-                            counts.borrow().hit(Hit::Slow);
+                            counts.borrow().stats().incident(Incident::SlowClient);
                             return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                         }
                     },
                 }
             };
             if let Err(error) = ended {
-                if let Some(hit) = ran_into(error.as_ref()) {
-                    counts.borrow().hit(hit);
-                }
+                count(error.as_ref(), counts.borrow().stats());
                 tracing::debug!(service = %name, error, "a connection broke");
             }
         });
@@ -403,16 +402,14 @@ impl Progress {
     }
 }
 
-/// The limit that a connection ran into which ended so, where hyper tells of it.
-fn ran_into(error: &(dyn Error + 'static)) -> Option<Hit> {
-    let error: &hyper::Error = error.downcast_ref()?;
+/// Counts a connection that ended because of a limit, as far as hyper tells.
+fn count(error: &(dyn Error + 'static), stats: &Stats) {
+    let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    match () {
-        () if error.is_parse_too_large() => Some(Hit::Headers),
-        () if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) => {
-            Some(Hit::Slow)
-        }
-        () => None,
+    if error.is_parse_too_large() {
+        stats.reject(RejectReason::HeadersTooLarge);
+    } else if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+        stats.incident(Incident::SlowClient);
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
         trace_parent::TraceParents,
     },
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::{Incident, Stats},
         span::{Span, Tracer},
     },
 };
@@ -157,7 +157,7 @@ impl WasiHttpHooks for Outbound {
         let to = match to {
             Ok(to) => to,
             Err(error) => {
-                stats.hit(Hit::Denied);
+                stats.incident(Incident::OutgoingDenied);
                 return Box::new(async move {
                     drain(request.into_body()).await;
                     Err(failed(span, error))
@@ -170,7 +170,7 @@ impl WasiHttpHooks for Outbound {
         Box::new(async move {
             let Ok(Ok(permit)) = timeout(patience, permits.acquire_owned()).await else {
                 tracing::debug!(to, "an outgoing request waited for as many others as limits.outgoing allows");
-                stats.hit(Hit::Outgoing);
+                stats.incident(Incident::OutgoingLimit);
                 stats.sent(&to, false);
                 drain(request.into_body()).await;
                 return Err(failed(span, Error::ConnectionLimitReached));

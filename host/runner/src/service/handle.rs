@@ -1,12 +1,10 @@
 //! The services of this process as others see them, and the way in which something is asked of them.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use futures::future::join_all;
 use leasehold::{Registration, ServiceName, State, Verb, Version, View};
+use strum::{Display, EnumIter};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +53,9 @@ pub(crate) struct ServiceStatus {
     pub(crate) context: Option<Arc<ServiceContext>>,
 }
 
-/// Where a service is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Phase in the life of a service, as users see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumIter)]
+#[strum(serialize_all = "lowercase")]
 pub(crate) enum Phase {
     Starting,
     /// Its start failed, and is tried again.
@@ -67,23 +66,6 @@ pub(crate) enum Phase {
     Draining,
     /// Out until the process starts again.
     Drained,
-}
-
-/// All of them, in order.
-pub(crate) const PHASES: [Phase; 6] =
-    [Phase::Starting, Phase::Failed, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting",
-            Self::Failed => "failed",
-            Self::Serving => "serving",
-            Self::Withdrawn => "withdrawn",
-            Self::Draining => "draining",
-            Self::Drained => "drained",
-        })
-    }
 }
 
 /// How a drain went.

@@ -17,7 +17,7 @@ use crate::{
     config::Spec,
     error::Failure,
     service::{health::probe, lifecycle::LifecycleInstance},
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::Incident,
     wasm::{
         component::{Loaded, ProgramPre},
         context::{ProgramSignals, ServiceContext, StoreState},
@@ -129,7 +129,7 @@ async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<Service
         Err(error) => match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(code)) => format!("the component exited with {code}"),
             None => {
-                context.stats.hit(Hit::Trap);
+                context.stats.incident(Incident::Trap);
                 format!("the component trapped: {}", cause(&error))
             }
         },

@@ -16,7 +16,7 @@ use crate::{
         reload::{Built, Reload, RevisionBuilder},
         revision::Revision,
     },
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::Incident,
     wasm::{component::Loaded, context::ServiceContext},
 };
 
@@ -143,7 +143,7 @@ impl Service {
 
     /// The program has ended by itself. Its keys leave etcd before anything else happens.
     async fn on_exit(&mut self, why: &str, pause: Duration) {
-        self.context.stats.hit(Hit::Fell);
+        self.context.stats.incident(Incident::ProgramExit);
         self.withdraw(&format!("{why}; it is run again in {pause:.1?}")).await;
         self.probe_again();
     }

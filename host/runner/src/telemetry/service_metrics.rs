@@ -9,8 +9,9 @@ use std::{
 use http::StatusCode;
 use leasehold::ServiceName;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
-use crate::telemetry::throttle::Throttle;
+use crate::{rejection::RejectReason, telemetry::throttle::Throttle};
 
 /// Upper bounds of the times in which answers begin, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -28,8 +29,8 @@ pub(crate) struct Stats {
     classes: [Counter; 5],
     /// Until the answer begins.
     pub(crate) duration: Histogram,
-    hits: [Counter; HITS.len()],
-    reminders: [Throttle; HITS.len()],
+    rejections: Counters<{ RejectReason::COUNT }>,
+    incidents: Counters<{ Incident::COUNT }>,
     /// Requests that failed since their instance trapped.
     trapped: Counter,
     /// Requests that failed, and are not counted against the component.
@@ -78,103 +79,69 @@ impl Drop for Within {
     }
 }
 
-/// What a request or an instance can run into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hit {
-    /// Refused, since as many are answered and wait as may.
-    Full,
-    /// Refused after it had waited for its turn, or for an instance, too long.
-    Waited,
-    /// Refused, since the policy does not let the component send it.
-    Denied,
-    /// Refused, since the component has as many requests of its own under way as it may.
-    Outgoing,
-    /// A listener had as many connections as it may.
-    Connections,
-    /// A connection was cut, since its client was too slow.
-    Slow,
-    /// Refused, since its headers are larger than `header_size`.
-    Headers,
+/// An event that an operator may want to know of, beside rejected requests; its name is that of the metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Incident {
+    /// The policy does not allow a request of the component.
+    OutgoingDenied,
+    /// The component had as many requests of its own in flight as it may.
+    OutgoingLimit,
+    /// The listener had as many connections as it may.
+    ConnectionLimit,
+    /// A connection was cut because its client was too slow.
+    SlowClient,
     /// An instance was refused memory.
-    Memory,
-    /// Refused, since it named no host, or a malformed one.
-    NoHost,
-    /// Refused, since its target is malformed or not allowed for its method.
-    Target,
-    /// Refused, since its body has a transfer coding beside `chunked`.
-    Coding,
-    /// Not answered, since the client broke it off.
-    Broken,
-    /// Refused, since its body is larger than `body_size`.
-    Large,
-    /// Given up, since the component took longer than `request_timeout`.
-    Late,
-    /// The component failed to answer: it trapped, or broke off.
-    Failed,
+    MemoryLimit,
     /// An instance trapped.
     Trap,
-    /// An instance could not be made.
-    Instantiation,
     /// A program ended by itself.
-    Fell,
-    /// The component returned an error code in the place of a response.
-    ErrorCode,
-    /// A line that a component printed was left out.
-    Output,
-    /// The service was not withdrawn although it fails, since too few others would remain.
-    TooFewRemain,
+    ProgramExit,
+    /// A line that the component printed was left out of the log.
+    OutputLimit,
+    /// The service was not withdrawn although it fails: too few other nodes would remain.
+    TooFewNodes,
 }
 
-/// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 21] = [
-    (Hit::Full, "full"),
-    (Hit::Waited, "waited"),
-    (Hit::Denied, "denied"),
-    (Hit::Outgoing, "outgoing"),
-    (Hit::Connections, "connections"),
-    (Hit::Slow, "slow"),
-    (Hit::Headers, "headers"),
-    (Hit::Memory, "memory"),
-    (Hit::NoHost, "no_host"),
-    (Hit::Target, "bad_target"),
-    (Hit::Coding, "transfer_coding"),
-    (Hit::Broken, "broken"),
-    (Hit::Large, "large"),
-    (Hit::Late, "late"),
-    (Hit::Failed, "failed"),
-    (Hit::Trap, "trap"),
-    (Hit::Instantiation, "instantiation"),
-    (Hit::Fell, "fell"),
-    (Hit::ErrorCode, "error_code"),
-    (Hit::Output, "output"),
-    (Hit::TooFewRemain, "too_few_remain"),
-];
-
-/// How often it is logged that one limit is hit, at most.
+/// Interval between two log lines about one limit, at least.
 const REMINDER: Duration = Duration::from_secs(30);
 
-impl Hit {
-    pub(crate) fn name(self) -> &'static str {
-        HITS[self as usize].1
+/// Sentence about a limit of the configuration that rejected a request.
+fn rejecting_limit(reason: RejectReason) -> Option<&'static str> {
+    match reason {
+        RejectReason::QueueFull => Some("requests are rejected: limits.concurrency lets no more be served or queued"),
+        RejectReason::QueueTimeout => {
+            Some("requests are rejected: they waited too long for a slot of limits.concurrency")
+        }
+        RejectReason::HeadersTooLarge => Some("requests are rejected: their headers exceed limits.header_size"),
+        RejectReason::BodyTooLarge => Some("requests are rejected: their bodies exceed limits.body_size"),
+        _ => None,
     }
+}
 
-    /// Sentence about a limit of the configuration that was hit.
+impl Incident {
+    /// Sentence about a limit of the configuration that was reached.
     fn limit(self) -> Option<&'static str> {
         match self {
-            Self::Full => {
-                Some("a request is refused: as many are answered, and as many wait, as limits.concurrency lets")
-            }
-            Self::Waited => Some("a request is refused: it waited too long for one of limits.concurrency to end"),
-            Self::Outgoing => {
-                Some("a request of the component's own waits: as many are under way as limits.outgoing lets")
-            }
-            Self::Connections => Some("new connections wait: there are as many as limits.connections lets"),
-            Self::Slow => Some("a connection is cut: its client said or took nothing for limits.client_timeout"),
-            Self::Headers => Some("a request is refused: its headers are larger than limits.header_size"),
-            Self::Large => Some("a request is refused: its body is larger than limits.body_size"),
-            Self::Memory => Some("an instance is refused memory: it would have more than limits.memory"),
+            Self::OutgoingLimit => Some("requests of the component wait: limits.outgoing lets no more be in flight"),
+            Self::ConnectionLimit => Some("new connections wait: limits.connections lets no more be open"),
+            Self::SlowClient => Some("a connection was cut: its client was silent for limits.client_timeout"),
+            Self::MemoryLimit => Some("an instance was refused memory beyond limits.memory"),
             _ => None,
         }
+    }
+}
+
+/// Counters of one enum, with a throttle for the log line of each.
+#[derive(Debug)]
+struct Counters<const N: usize> {
+    counts: [Counter; N],
+    reminders: [Throttle; N],
+}
+
+impl<const N: usize> Counters<N> {
+    fn new() -> Self {
+        Self { counts: std::array::from_fn(|_| Counter::default()), reminders: [const { Throttle::new(REMINDER) }; N] }
     }
 }
 
@@ -182,12 +149,12 @@ impl Stats {
     pub(crate) fn new(service: ServiceName) -> Self {
         Self {
             service,
-            reminders: [const { Throttle::new(REMINDER) }; HITS.len()],
+            rejections: Counters::new(),
+            incidents: Counters::new(),
             trapped: Counter::default(),
             excused: Counter::default(),
             classes: Default::default(),
             duration: Histogram::new(BOUNDS),
-            hits: Default::default(),
             within: Gauge::default(),
             start_failures: Counter::default(),
             outgoing: Mutex::default(),
@@ -225,13 +192,23 @@ impl Stats {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts it. Of a limit it is logged which one that is, now and then.
-    pub(crate) fn hit(&self, hit: Hit) {
-        self.hits[hit as usize].inc();
-        if let Some(said) = hit.limit()
-            && let Some(left_out) = self.reminders[hit as usize].admit(Instant::now())
+    /// Counts a rejected request, and logs now and then which limit rejects requests.
+    pub(crate) fn reject(&self, reason: RejectReason) {
+        self.rejections.counts[reason as usize].inc();
+        self.remind(rejecting_limit(reason), &self.rejections.reminders[reason as usize]);
+    }
+
+    /// Counts an incident, and logs now and then which limit was reached.
+    pub(crate) fn incident(&self, incident: Incident) {
+        self.incidents.counts[incident as usize].inc();
+        self.remind(incident.limit(), &self.incidents.reminders[incident as usize]);
+    }
+
+    fn remind(&self, limit: Option<&str>, reminder: &Throttle) {
+        if let Some(limit) = limit
+            && let Some(suppressed) = reminder.admit(Instant::now())
         {
-            tracing::warn!(service = %self.service, "{said}{left_out}");
+            tracing::warn!(service = %self.service, "{limit}{suppressed}");
         }
     }
 
@@ -252,7 +229,8 @@ impl Stats {
 
     /// Requests so far.
     pub(crate) fn tally(&self) -> Tally {
-        let failed: u64 = [Hit::Failed, Hit::Instantiation].iter().map(|hit| self.hits[*hit as usize].get()).sum();
+        let failures = [RejectReason::ComponentFailed, RejectReason::InstantiationFailed];
+        let failed: u64 = failures.iter().map(|reason| self.rejections.counts[*reason as usize].get()).sum();
         Tally {
             // Of a request at this moment the one is counted already and the other is not.
             failed: failed.saturating_sub(self.excused.get()),
@@ -266,8 +244,14 @@ impl Stats {
         ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(&self.classes)
     }
 
-    pub(crate) fn hits(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
-        HITS.iter().map(|(hit, name)| (*name, &self.hits[*hit as usize]))
+    /// Rejected requests by reason.
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        RejectReason::iter().map(|reason| (reason.into(), &self.rejections.counts[reason as usize]))
+    }
+
+    /// Incidents by kind.
+    pub(crate) fn incidents(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        Incident::iter().map(|incident| (incident.into(), &self.incidents.counts[incident as usize]))
     }
 }
 
@@ -277,7 +261,9 @@ mod tests {
 
     use http::StatusCode;
 
-    use super::{HITS, MAX_TARGETS, OTHERS, Stats, Tally};
+    use strum::IntoEnumIterator;
+
+    use super::{Incident, MAX_TARGETS, OTHERS, RejectReason, Stats, Tally};
 
     #[test]
     fn what_happened_is_counted_under_its_own_name() {
@@ -287,10 +273,15 @@ mod tests {
         let classes: Vec<_> = stats.classes().map(|(class, count)| (class, count.get())).collect();
         assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
         assert_eq!(stats.tally(), Tally { all: 2, ..Tally::default() });
-        for (number, (hit, name)) in HITS.into_iter().enumerate() {
-            assert_eq!(hit as usize, number);
-            stats.hit(hit);
-            assert!(stats.hits().any(|(found, count)| found == name && count.get() == 1));
+        for reason in RejectReason::iter() {
+            stats.reject(reason);
+            let name = <&str>::from(reason);
+            assert!(stats.rejections().any(|(found, count)| found == name && count.get() == 1), "{name}");
+        }
+        for incident in Incident::iter() {
+            stats.incident(incident);
+            let name = <&str>::from(incident);
+            assert!(stats.incidents().any(|(found, count)| found == name && count.get() == 1), "{name}");
         }
         stats.trapped(1);
         assert_eq!(stats.tally(), Tally { failed: 2, trapped: 1, all: 2 });

@@ -15,7 +15,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, Span as Recorded},
 };
 
-use crate::{grpc, rejection::Rejection, telemetry::service_metrics::Hit};
+use crate::{grpc, rejection::Rejection};
 
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
 const STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -138,7 +138,7 @@ impl Span {
 
     /// It was not taken there, and perhaps is elsewhere.
     pub(crate) fn record_skip(&mut self, node: &Addr) {
-        self.recorded.add_event("passed over", vec![KeyValue::new("leasehold.node", node.to_string())]);
+        self.recorded.add_event("retried on another node", vec![KeyValue::new("leasehold.node", node.to_string())]);
     }
 
     /// An answer begins.
@@ -166,15 +166,14 @@ impl Span {
     }
 
     /// Notes that the host responds in the component's place.
-    pub(crate) fn record_rejection(&mut self, rejection: Rejection, hit: Hit, grpc: bool) {
-        let (status, grpc_status, text) = rejection.parts();
-        let answered = if grpc { StatusCode::OK } else { status };
-        self.set("http.response.status_code", i64::from(answered.as_u16()));
+    pub(crate) fn record_rejection(&mut self, rejection: &Rejection, grpc: bool) {
+        let sent = if grpc { StatusCode::OK } else { rejection.status };
+        self.set("http.response.status_code", i64::from(sent.as_u16()));
         if grpc {
-            self.set("rpc.grpc.status_code", i64::from(grpc_status as u16));
+            self.set("rpc.grpc.status_code", i64::from(rejection.grpc_status as u16));
         }
-        if status.is_server_error() {
-            self.record_error(hit.name().to_owned(), text);
+        if rejection.status.is_server_error() {
+            self.record_error(<&str>::from(rejection.reason).to_owned(), rejection.text);
         }
         self.settled = true;
     }
@@ -201,7 +200,7 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if !self.settled {
-            self.recorded.add_event("given up by whoever asked", Vec::new());
+            self.recorded.add_event("abandoned by the client", Vec::new());
         }
     }
 }

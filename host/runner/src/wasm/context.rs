@@ -18,7 +18,7 @@ use crate::{
     config::{Limits, Spec},
     outbound::{Outbound, denial::Denials, reserved::Reserved, service::ServiceClient},
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::{Incident, Stats},
         span::Tracer,
     },
     wasm::{
@@ -118,7 +118,7 @@ impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let grows = self.limits.memory_growing(current, desired, maximum)?;
         if !grows {
-            self.stats.hit(Hit::Memory);
+            self.stats.incident(Incident::MemoryLimit);
         }
         Ok(grows)
     }

@@ -22,7 +22,7 @@ use wasmtime_wasi_http::{
 
 use crate::{
     rt::timers::{Sleep, Timers},
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::Incident,
     wasm::{
         context::{ServiceContext, StoreState},
         engine::Engine,
@@ -212,7 +212,7 @@ impl WorkerState for Worker {
             (Err(_), _) if self.context.ended.is_cancelled() => {}
             (Err(error), _) => {
                 if error.is::<Trap>() {
-                    self.context.stats.hit(Hit::Trap);
+                    self.context.stats.incident(Incident::Trap);
                     self.context.stats.trapped(summary.open.max(1));
                 }
                 let request = summary.latest;

@@ -16,7 +16,7 @@ use wasmtime_wasi::{
 
 use crate::{
     error::shown,
-    telemetry::service_metrics::{Hit, Stats},
+    telemetry::service_metrics::{Incident, Stats},
 };
 
 /// A longer line is cut into several.
@@ -91,11 +91,11 @@ impl Output {
                 tracing::info!(service = %stats.service(), stream = self.stream, "{text}");
             }
             Passage::FirstLeftOut => {
-                stats.hit(Hit::Output);
+                stats.incident(Incident::OutputLimit);
                 let most = self.budget.lines_per_second;
                 tracing::warn!(service = %stats.service(), "what the component prints is left out beyond {most} lines a second (limits.output_lines)");
             }
-            Passage::LeftOut => stats.hit(Hit::Output),
+            Passage::LeftOut => stats.incident(Incident::OutputLimit),
         }
     }
 }

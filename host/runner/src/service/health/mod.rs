@@ -21,7 +21,7 @@ use crate::{
         probe::{probe, probe_at},
     },
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::{Incident, Stats},
         throttle::Throttle,
     },
 };
@@ -152,7 +152,7 @@ impl HealthMonitor {
                 Decision::Wait => return None,
                 Decision::Keep(reason) => {
                     if let Some(left_out) = self.not_withdrawn.admit(now.into_std()) {
-                        self.stats.hit(Hit::TooFewRemain);
+                        self.stats.incident(Incident::TooFewNodes);
                         tracing::warn!(service = %self.service(), "not withdrawn, although {why}: {reason}{left_out}");
                     }
                     return None;

@@ -13,6 +13,7 @@ use crate::{
     config::{Health, Probe},
     error::one_line,
     inbound::dispatch::Dispatcher,
+    rejection::Rejection,
     rt::executor::Pooled,
     wasm::admission::Admission,
 };
@@ -40,7 +41,7 @@ pub(crate) async fn probe(
     let probe = health.map(|health| &health.probe);
     let response = async {
         let response = dispatcher.probe(request(probe, authority), admission).await;
-        let response = response.map_err(|hit| format!("{hit:?}").to_lowercase())?;
+        let response = response.map_err(|reason| Rejection::from(reason).text.to_owned())?;
         judge(probe, response).await
     };
     timeout(patience, response).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
