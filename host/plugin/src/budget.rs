@@ -1,10 +1,8 @@
 //! A budget of actions: a number of them at once, and one more each interval after that.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// Budget of one component (generic cell rate algorithm: one time, no count, no timer).
@@ -41,7 +39,7 @@ impl Budget {
     }
 
     fn whole_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.whole_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.whole_at.lock()
     }
 }
 

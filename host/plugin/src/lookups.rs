@@ -3,13 +3,10 @@
 //! A watched service costs a stream of etcd and the tasks behind it, even without nodes. A component that looks up many
 //! names that do not exist keeps those that it used last, and none of them for long.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use leasehold::{Balancer, ServiceName, Version, View};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::budget::Budget;
@@ -126,7 +123,7 @@ impl<E: Entry> Lookups<E> {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Service, Used<E>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -3,13 +3,9 @@
 //! The first caller of a key creates its value while the others wait. If it fails, or is dropped halfway, the next caller
 //! tries. After `close` nothing is created any more.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OnceCell;
 
 /// Bounded map of values, each created once.
@@ -120,7 +116,7 @@ impl<K: Clone + Eq + Hash, V: Ends> OnceMap<K, V> {
     }
 
     fn table(&self) -> MutexGuard<'_, Table<K, V>> {
-        self.table.lock().expect("nothing panics while it holds the table")
+        self.table.lock()
     }
 }
 

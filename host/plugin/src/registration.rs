@@ -1,13 +1,10 @@
 //! One registration of a component, in the order it is lived: published, perhaps withdrawn by its host and restored, perhaps
 //! passed to the component's next revision, ended.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use leasehold::{Error, Registrar, Registration, ServerNode, State, Status, Terms, Weight};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::once_map::Ends;
@@ -220,6 +217,6 @@ impl ComponentRegistration {
     }
 
     fn state(&self) -> MutexGuard<'_, Inner> {
-        self.state.lock().expect("nothing panics while it holds the state")
+        self.state.lock()
     }
 }

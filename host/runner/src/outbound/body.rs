@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use leasehold::Pick;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
@@ -41,7 +42,7 @@ impl RequestBody {
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Returns true if the component has yet to write more of the body.

@@ -4,12 +4,13 @@
 
 use std::{
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures::future::{Either, select};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     task::unconstrained,
     time::{self, Instant},
@@ -56,7 +57,7 @@ impl Timers {
 
     /// What these guard is whole after every statement, so a panic elsewhere spoils nothing.
     fn kept(&self) -> MutexGuard<'_, Vec<Pin<Box<time::Sleep>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

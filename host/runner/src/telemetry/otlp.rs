@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, TryLockError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use opentelemetry_sdk::{
     error::{OTelSdkError, OTelSdkResult},
     trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter},
 };
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -184,12 +185,8 @@ impl SpanExporter for Exporter {
         let sending = async move {
             let exporting = async {
                 let read = tasks.spawn_blocking(move || {
-                    let mut line = match line.try_lock() {
-                        Ok(line) => line,
-                        Err(TryLockError::Poisoned(line)) => line.into_inner(),
-                        // The file system does not answer, and one thread that waits for it is enough.
-                        Err(TryLockError::WouldBlock) => return None,
-                    };
+                    // While the file system does not respond, one thread that waits for it is enough.
+                    let mut line = line.try_lock()?;
                     line.refresh(&config);
                     Some((line.client.clone(), line.headers.clone()))
                 });

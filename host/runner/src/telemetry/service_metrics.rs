@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::StatusCode;
 use leasehold::ServiceName;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
@@ -189,7 +190,7 @@ impl Stats {
 
     /// What came of requests to others, by target.
     pub(crate) fn outgoing(&self) -> MutexGuard<'_, BTreeMap<String, Outgoing>> {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outgoing.lock()
     }
 
     /// Counts a rejected request, and logs now and then which limit rejects requests.

@@ -2,9 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// Gate of one kind of log line.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Throttle {
     /// Counts an occurrence, and admits the first of an interval.
     pub(crate) fn admit(&self, now: Instant) -> Option<LeftOut> {
         // A panic elsewhere leaves a count that is still one.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
             state.left_out += 1;
             return None;

@@ -3,7 +3,7 @@
 use std::{
     fmt, mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -13,6 +13,7 @@ use std::{
 use futures::task::AtomicWaker;
 use http::{Method, Request, Uri};
 use opentelemetry::trace::SpanContext;
+use parking_lot::Mutex;
 
 use crate::{error::shown, wasm::scheduler::IdleDetector};
 
@@ -116,7 +117,7 @@ impl InFlightRequest {
 
     /// An instance has taken the request.
     pub(crate) fn assign(&self, requests: &Arc<InFlightRequests>) {
-        let mut stage = locked(&self.stage);
+        let mut stage = self.stage.lock();
         match *stage {
             Stage::Left => requests.change(|state| state.abandoned = true),
             _ => {
@@ -140,8 +141,8 @@ impl InFlightRequest {
     /// There is no response, and that may be for a trap, which the instance is about to tell of. Returns whether it is the
     /// caller who logs this; otherwise the instance does so when it ends.
     pub(crate) fn is_unanswered(&self) -> bool {
-        let Stage::Instance(requests) = &*locked(&self.stage) else { return true };
-        let mut state = locked(&requests.state);
+        let Stage::Instance(requests) = &*self.stage.lock() else { return true };
+        let mut state = requests.state.lock();
         if !state.has_finished {
             state.unanswered = Some(self.line.clone());
         }
@@ -150,15 +151,15 @@ impl InFlightRequest {
 
     /// How the instance ended, if it has, and not well.
     pub(crate) fn end(&self) -> Option<InstanceEnd> {
-        match &*locked(&self.stage) {
-            Stage::Instance(requests) => locked(&requests.state).end,
+        match &*self.stage.lock() {
+            Stage::Instance(requests) => requests.state.lock().end,
             _ => None,
         }
     }
 
     /// Ready when its instance is idle, or has run for so long that output is sent anyway.
     pub(crate) fn poll_idle(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
-        match &*locked(&self.stage) {
+        match &*self.stage.lock() {
             Stage::Instance(requests) => requests.idle.poll(cx, &requests.waker, until),
             _ => Poll::Ready(()),
         }
@@ -166,7 +167,7 @@ impl InFlightRequest {
 
     /// Nobody waits any more; `complete` when that is because all of the answer has come.
     pub(crate) fn leave(&self, complete: bool) {
-        if let Stage::Instance(requests) = mem::replace(&mut *locked(&self.stage), Stage::Left) {
+        if let Stage::Instance(requests) = mem::replace(&mut *self.stage.lock(), Stage::Left) {
             requests.change(|state| {
                 state.open -= 1;
                 state.abandoned |= !complete;
@@ -189,33 +190,28 @@ impl InFlightRequests {
 
     /// How long one of them may take to be answered, at most.
     pub(crate) fn longest(&self) -> Duration {
-        locked(&self.state).longest
+        self.state.lock().longest
     }
 
     /// The instance is over. What is to be said of how it ended was said before.
     pub(crate) fn finish(&self) -> InstanceSummary {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         state.has_finished = true;
         InstanceSummary { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
     }
 
     /// The instance has ended. Of several words on how, the first counts.
     pub(crate) fn set_end(&self, end: InstanceEnd) -> InstanceEnd {
-        *locked(&self.state).end.get_or_insert(end)
+        *self.state.lock().end.get_or_insert(end)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         change(&mut state);
         self.abandoned.store(state.abandoned && state.open == 0, Relaxed);
         drop(state);
         self.waker.wake();
     }
-}
-
-/// What these locks guard is whole after every statement, so a panic elsewhere spoils nothing.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,17 +1,12 @@
 //! The components of all services at the start, loaded independently: none waits for another that has to be compiled.
 
-use std::{
-    collections::HashMap,
-    panic::resume_unwind,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
+use std::{collections::HashMap, panic::resume_unwind, path::PathBuf, sync::Arc, thread};
 
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, join_all},
 };
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -100,7 +95,7 @@ fn build(specs: &[Spec], scheduler: Arc<Scheduler>) -> Result<Engine, Failure> {
 fn load(engine: &Engine, files: Vec<(File, Handover)>, tasks: &TaskTracker) {
     let threads = cpus::available().min(files.len());
     let files = Mutex::new(files.into_iter());
-    let next = || files.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let next = || files.lock().next();
     let work = || {
         let mut to_compile = Vec::new();
         while let Some(((path, precompiled), handover)) = next() {

@@ -2,11 +2,12 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     async_trait,
@@ -72,7 +73,7 @@ impl Output {
     }
 
     fn print(&self, bytes: &[u8]) {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut line = self.line.lock();
         line.add(bytes, |line| self.log(line));
     }
 
@@ -118,7 +119,7 @@ impl Budget {
     }
 
     fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bucket.lock()
     }
 }
 
@@ -177,8 +178,7 @@ impl Line {
 impl Drop for Output {
     fn drop(&mut self) {
         // The last stream of the instance: what stands without a line end is a line, too.
-        let last = Arc::get_mut(&mut self.line)
-            .map(|line| std::mem::take(&mut line.get_mut().unwrap_or_else(PoisonError::into_inner).0));
+        let last = Arc::get_mut(&mut self.line).map(|line| std::mem::take(&mut line.get_mut().0));
         let Some(line) = last else { return };
         self.log(&line);
         let due = self.budget.bucket().due(Instant::now());
