@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Response, Version, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -45,6 +46,9 @@ const CODES: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn, at most.
 pub(crate) const MAX_QUEUE_WAIT: Duration = Duration::from_secs(5);
+
+/// The dispatcher of the current revision of a service, replaced by a reload.
+pub(crate) type CurrentDispatcher = Arc<ArcSwap<Dispatcher>>;
 
 /// The way into one service.
 pub(crate) struct Dispatcher {

@@ -25,7 +25,7 @@ use hyper_util::{rt::TokioIo, server::conn::auto};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
@@ -35,7 +35,7 @@ use crate::{
     config::Limits,
     inbound::{
         authority::Frames,
-        dispatch::{Dispatcher, MAX_QUEUE_WAIT},
+        dispatch::{CurrentDispatcher, MAX_QUEUE_WAIT},
         lingering_close::Lingering,
         target::Origin,
         tls::Tls,
@@ -91,7 +91,7 @@ impl Server {
     /// comes.
     pub(crate) fn start(
         listener: TcpListener,
-        dispatchers: watch::Receiver<Arc<Dispatcher>>,
+        current: CurrentDispatcher,
         tls: Option<Arc<Tls>>,
         limits: &Limits,
     ) -> Self {
@@ -102,11 +102,11 @@ impl Server {
             tasks: TaskTracker::new(),
         };
         if let Some(tls) = tls.clone() {
-            let (name, closing) = (dispatchers.borrow().name().clone(), server.closing.clone());
+            let (name, closing) = (current.load().name().clone(), server.closing.clone());
             server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
         }
         let connections = Connections {
-            dispatchers,
+            current,
             tls,
             limits: *limits,
             permits: Arc::new(Semaphore::new(limits.connections as usize)),
@@ -151,7 +151,7 @@ impl Drop for Server {
 
 /// The accepting task.
 struct Connections {
-    dispatchers: watch::Receiver<Arc<Dispatcher>>,
+    current: CurrentDispatcher,
     tls: Option<Arc<Tls>>,
     limits: Limits,
     permits: Arc<Semaphore>,
@@ -167,7 +167,7 @@ impl Connections {
         loop {
             let next = async {
                 if self.permits.available_permits() == 0 {
-                    self.dispatchers.borrow().stats().incident(Incident::ConnectionLimit);
+                    self.current.load().stats().incident(Incident::ConnectionLimit);
                 }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, _)| (stream, permit))
@@ -182,7 +182,7 @@ impl Connections {
                 Err(error) => {
                     let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
                     if is_news {
-                        tracing::warn!(service = %self.dispatchers.borrow().name(), %error, "a connection could not be accepted");
+                        tracing::warn!(service = %self.current.load().name(), %error, "a connection could not be accepted");
                         told = Some((error.kind(), Instant::now()));
                     }
                     sleep(ACCEPT_PAUSE).await;
@@ -194,8 +194,8 @@ impl Connections {
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small pieces of an answer are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let (dispatchers, leaving) = (self.dispatchers.clone(), Arc::clone(&self.leaving));
-        let counts = self.dispatchers.clone();
+        let (current, leaving) = (self.current.clone(), Arc::clone(&self.leaving));
+        let counts = self.current.clone();
         // The client's last requests on this connection are those that it has sent.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
@@ -207,7 +207,7 @@ impl Connections {
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
-                let dispatcher = Arc::clone(&dispatchers.borrow());
+                let dispatcher = current.load_full();
                 let (leaving, last, origin) = (Arc::clone(&leaving), last.clone(), origin.clone());
                 let timers = timers.clone();
                 let (version, now) = (request.version(), Instant::now());
@@ -227,7 +227,7 @@ impl Connections {
                 }
             }
         });
-        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.dispatchers.borrow().name().clone());
+        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.current.load().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
         let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
         let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
@@ -264,14 +264,14 @@ impl Connections {
                         Watched::Last => connection.as_mut().graceful_shutdown(),
                         Watched::Cut => return,
                         Watched::Slow => {
-                            counts.borrow().stats().incident(Incident::SlowClient);
+                            counts.load().stats().incident(Incident::SlowClient);
                             return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                         }
                     },
                 }
             };
             if let Err(error) = ended {
-                count(error.as_ref(), counts.borrow().stats());
+                count(error.as_ref(), counts.load().stats());
                 tracing::debug!(service = %name, error, "a connection broke");
             }
         });
@@ -305,7 +305,7 @@ impl Connections {
             .keep_alive_interval(ping_interval)
             .keep_alive_timeout(client_timeout.saturating_sub(ping_interval))
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
-            .max_concurrent_streams(self.dispatchers.borrow().max_requests());
+            .max_concurrent_streams(self.current.load().max_requests());
         builder
     }
 }

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use leasehold::Source;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -114,7 +114,7 @@ pub(crate) struct Tls {
     files: Files,
     /// What was read at the start, as a fingerprint.
     opened: u64,
-    current: watch::Sender<Arc<ServerConfig>>,
+    current: ArcSwap<ServerConfig>,
     /// Nobody waits for these: a file system may be gone for ever.
     reads: TaskTracker,
 }
@@ -124,13 +124,13 @@ impl Tls {
     pub(crate) fn open(files: Files) -> Result<Self, String> {
         let found = files.read();
         let opened = fingerprint(&found);
-        let (current, _) = watch::channel(Arc::new(files.config(&found?)?));
+        let current = ArcSwap::from_pointee(files.config(&found?)?);
         Ok(Self { files, opened, current, reads: TaskTracker::new() })
     }
 
     /// Makes a connection a secured one.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+        let acceptor = TlsAcceptor::from(self.current.load_full());
         timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
     }
 
@@ -147,7 +147,7 @@ impl Tls {
                 told = now;
                 match found.and_then(|contents| self.files.config(&contents)) {
                     Ok(config) => {
-                        self.current.send_replace(Arc::new(config));
+                        self.current.store(Arc::new(config));
                         tracing::info!(%service, "a new certificate is served: {}", self.files.cert.display());
                     }
                     Err(said) => tracing::warn!(%service, "the old certificate is kept: {said}"),

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
 use tokio::{
     net::TcpListener,
-    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -13,7 +13,7 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::{
-        dispatch::Dispatcher,
+        dispatch::CurrentDispatcher,
         server::{self, Server},
         tls::Tls,
     },
@@ -29,7 +29,7 @@ pub(crate) struct Handler {
     /// The revision that requests go to.
     revision: Option<Revision>,
     /// Where requests find it.
-    dispatchers: Option<watch::Sender<Arc<Dispatcher>>>,
+    dispatcher: Option<CurrentDispatcher>,
     /// Former revisions that still answer.
     retiring: TaskTracker,
     server: Option<Server>,
@@ -48,7 +48,7 @@ impl Handler {
             listener: Some(listener),
             tls,
             revision: None,
-            dispatchers: None,
+            dispatcher: None,
             retiring: TaskTracker::new(),
             server: None,
         })
@@ -71,11 +71,11 @@ impl Handler {
         if !spec.answers_first() {
             revision.begin(spec, engine, loaded).await?;
         }
-        let dispatchers = watch::Sender::new(Arc::clone(&revision.dispatcher));
+        let dispatcher = Arc::new(ArcSwap::new(Arc::clone(&revision.dispatcher)));
         let tls = self.tls.clone();
         self.server =
-            self.listener.take().map(|listener| Server::start(listener, dispatchers.subscribe(), tls, &spec.limits));
-        (self.revision, self.dispatchers) = (Some(revision), Some(dispatchers));
+            self.listener.take().map(|listener| Server::start(listener, Arc::clone(&dispatcher), tls, &spec.limits));
+        (self.revision, self.dispatcher) = (Some(revision), Some(dispatcher));
         Ok(())
     }
 
@@ -88,8 +88,8 @@ impl Handler {
     }
 
     /// Where requests go, once it is started.
-    pub(crate) fn dispatchers(&self) -> Option<watch::Receiver<Arc<Dispatcher>>> {
-        self.dispatchers.as_ref().map(watch::Sender::subscribe)
+    pub(crate) fn dispatcher(&self) -> Option<CurrentDispatcher> {
+        self.dispatcher.clone()
     }
 
     /// Former revisions that still answer.
@@ -99,8 +99,8 @@ impl Handler {
 
     /// Moves the requests to another revision, which has been started beside the one that is served.
     pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
-        if let Some(dispatchers) = &self.dispatchers {
-            dispatchers.send_replace(Arc::clone(&revision.dispatcher));
+        if let Some(dispatcher) = &self.dispatcher {
+            dispatcher.store(Arc::clone(&revision.dispatcher));
         }
         if let Some(former) = self.revision.replace(revision) {
             self.retiring.spawn(former.retire(spec.clone()));

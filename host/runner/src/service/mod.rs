@@ -208,7 +208,7 @@ impl Service {
     /// The health monitor of a service that can be in etcd.
     fn monitor(&self) -> Option<HealthMonitor> {
         let target = match &self.workload {
-            Workload::Handler(handler) => ProbeTarget::Dispatcher(handler.dispatchers()?, self.bound.to_string()),
+            Workload::Handler(handler) => ProbeTarget::Dispatcher(handler.dispatcher()?, self.bound.to_string()),
             Workload::Program(_) => ProbeTarget::Address(self.spec.reachable()),
         };
         let trusted = self.spec.register == Register::Component && !self.answers_first();

@@ -7,14 +7,11 @@ pub(crate) mod probe;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use leasehold::ServiceName;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config::Health,
-    inbound::dispatch::Dispatcher,
+    inbound::dispatch::CurrentDispatcher,
     service::health::{
         outlier::{FIRST_PAUSE, LONGEST_PAUSE, OutlierDetector},
         panic_threshold::{Decision, PanicThreshold},
@@ -46,7 +43,7 @@ pub(crate) enum Verdict {
 /// Recipient of the probes.
 pub(crate) enum ProbeTarget {
     /// The component behind the current dispatcher, by the service's address.
-    Dispatcher(watch::Receiver<Arc<Dispatcher>>, String),
+    Dispatcher(CurrentDispatcher, String),
     /// The address at which a program listens. Without a health check a connection passes.
     Address(SocketAddr),
 }
@@ -238,8 +235,8 @@ impl HealthMonitor {
     /// Sends one probe. The error says what is wrong with the response.
     async fn probe(&self) -> Result<(), String> {
         match &self.target {
-            ProbeTarget::Dispatcher(dispatchers, authority) => {
-                let dispatcher = Arc::clone(&dispatchers.borrow());
+            ProbeTarget::Dispatcher(current, authority) => {
+                let dispatcher = current.load_full();
                 probe(&dispatcher, &dispatcher.admission, self.health.as_ref(), authority).await
             }
             ProbeTarget::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
