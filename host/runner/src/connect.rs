@@ -24,7 +24,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Until then nothing is said: a mistake in the configuration shall come first.
-const FIRST_WORD: Duration = Duration::from_millis(400);
+const FIRST_WARNING: Duration = Duration::from_millis(400);
 /// Pause until an operator is told again that etcd is still not there; it doubles up to the longest.
 const REMIND: Duration = Duration::from_secs(10);
 const LONGEST_REMINDER: Duration = Duration::from_secs(3600);
@@ -47,18 +47,18 @@ pub(crate) fn start(options: &Options) -> Result<Registrar, Failure> {
 pub(crate) async fn etcd(
     registrar: &Registrar,
     config: &Config,
-    waits: &watch::Sender<Option<Arc<str>>>,
+    waiting_for: &watch::Sender<Option<Arc<str>>>,
 ) -> Result<(), Failure> {
     let (options, required) = (&config.registrar, config.etcd_required);
     let begun = Instant::now();
     let deadline = if config.dev { DEV_DEADLINE } else { options.dial_timeout };
     let mut pause = FIRST_PAUSE;
-    let (mut next_word, mut reminder) = (begun + FIRST_WORD, REMIND);
+    let (mut next_warning, mut reminder) = (begun + FIRST_WARNING, REMIND);
     let (keys, mut known) = (keys(registrar, &config.services), String::new());
     loop {
         let error = match attempt(registrar, options, keys.clone()).await {
             Ok(forbidden) => {
-                waits.send_replace(None);
+                waiting_for.send_replace(None);
                 if let Some(said) = not_permitted(&forbidden) {
                     tracing::warn!("etcd: {said}");
                 }
@@ -69,14 +69,14 @@ pub(crate) async fn etcd(
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
             return Err(explained(&error, options).await);
         }
-        let (news, due) = (said(&error, options), Instant::now() >= next_word);
+        let (news, due) = (said(&error, options), Instant::now() >= next_warning);
         if !required && (due || news != known) {
             let said = explained(&error, options).await.sentence();
             let said = said.trim_start_matches("etcd: ");
-            waits.send_replace(Some(said.into()));
+            waiting_for.send_replace(Some(said.into()));
             if due {
                 tracing::warn!("waiting for etcd: {said}");
-                next_word = Instant::now() + reminder;
+                next_warning = Instant::now() + reminder;
                 reminder = (reminder * 2).min(LONGEST_REMINDER);
             }
             known = news;

@@ -70,7 +70,7 @@ pub(crate) struct Admin {
 }
 
 /// What answers are made from.
-pub(crate) struct Desk {
+pub(crate) struct AdminState {
     pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
@@ -78,19 +78,19 @@ pub(crate) struct Desk {
     pub(crate) remote: bool,
 }
 
-type Answer = Response<Full<Bytes>>;
-/// Who was asked, and where each answers.
-type Asked<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
-/// Why nobody was.
-type Refused = (StatusCode, String);
+type AdminResponse = Response<Full<Bytes>>;
+/// The services that a command was sent to, each with the receiver of its reply.
+type PendingReplies<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
+/// Reason why a command was sent to no service.
+type CommandError = (StatusCode, String);
 
 impl Admin {
     /// Listens and answers. It does so while services start, too, and while they drain.
-    pub(crate) fn start(admin: &config::Admin, desk: Desk) -> Result<Self, Failure> {
+    pub(crate) fn start(admin: &config::Admin, state: AdminState) -> Result<Self, Failure> {
         let (listener, bound) = Self::bind(admin)?;
         let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), bound };
         let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
-        started.tasks.spawn(accept(listener, Arc::new(desk), closing, tasks));
+        started.tasks.spawn(accept(listener, Arc::new(state), closing, tasks));
         tracing::info!(url = format!("http://{bound}/"), "admin");
         Ok(started)
     }
@@ -111,7 +111,7 @@ impl Admin {
     }
 }
 
-async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken, tasks: TaskTracker) {
+async fn accept(listener: TcpListener, state: Arc<AdminState>, closing: CancellationToken, tasks: TaskTracker) {
     let idle = Arc::<Idle>::default();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
@@ -125,7 +125,7 @@ async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationTok
                 let connection = Connection {
                     slot: Arc::new(idle.enter()),
                     requests: Arc::clone(&requests),
-                    desk: Arc::clone(&desk),
+                    state: Arc::clone(&state),
                 };
                 tasks.spawn(connection.serve(stream, closing.clone()));
             }
@@ -202,7 +202,7 @@ impl Drop for IdleSlot {
 struct Connection {
     slot: Arc<IdleSlot>,
     requests: Arc<Semaphore>,
-    desk: Arc<Desk>,
+    state: Arc<AdminState>,
 }
 
 impl Connection {
@@ -232,24 +232,24 @@ impl Connection {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> AdminResponse {
         // Health is answered at once, and never refused: a supervisor would end a host that works.
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
                 let said = format!("{MAX_REQUESTS} requests are under way; try again later");
-                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, &said);
+                return error_json(StatusCode::SERVICE_UNAVAILABLE, &said);
             };
             let _ = held.set(permit); // There is one request.
             self.slot.leave();
         }
-        self.desk.answer(request).await
+        self.state.answer(request).await
     }
 }
 
-impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+impl AdminState {
+    async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
         if let Some(said) = self.foreign(&request) {
-            return said_as_json(StatusCode::FORBIDDEN, said);
+            return error_json(StatusCode::FORBIDDEN, said);
         }
         let path = request.uri().path();
         let (expected, answer) = match path {
@@ -266,13 +266,13 @@ impl Desk {
                     (Method::POST, self.reload(Some(name)).await)
                 }
                 Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
-                _ => return said_as_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
+                _ => return error_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
             },
         };
         if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
             return answer;
         }
-        let mut refused = said_as_json(StatusCode::METHOD_NOT_ALLOWED, &format!("ask with {expected}"));
+        let mut refused = error_json(StatusCode::METHOD_NOT_ALLOWED, &format!("ask with {expected}"));
         let allowed = HeaderValue::from_str(expected.as_str()).expect("a method is a header's value");
         refused.headers_mut().insert(header::ALLOW, allowed);
         refused
@@ -292,7 +292,7 @@ impl Desk {
     }
 
     /// Whether starting the process again would help.
-    fn healthz(&self) -> Answer {
+    fn healthz(&self) -> AdminResponse {
         match self.registrar.has_ended() && !self.services.ending.is_cancelled() {
             false => plain(StatusCode::OK, "ok\n".to_owned()),
             true => plain(StatusCode::INTERNAL_SERVER_ERROR, "the registrar has ended\n".to_owned()),
@@ -300,7 +300,7 @@ impl Desk {
     }
 
     /// Whether clients find every service and are answered. With `etcd=optional` only whether they are answered.
-    fn readyz(&self, query: Option<&str>) -> Answer {
+    fn readyz(&self, query: Option<&str>) -> AdminResponse {
         let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
         if self.services.ending.is_cancelled() {
             return refuse("the host is ending\n".to_owned());
@@ -340,9 +340,9 @@ impl Desk {
         waits.into_iter().chain(lines.into_values().take(MAX_FAULTS)).collect()
     }
 
-    async fn metrics(&self, asked: &HeaderMap) -> Answer {
+    async fn metrics(&self, headers: &HeaderMap) -> AdminResponse {
         let page = metrics::scrape(&self.services, &self.events, &self.registrar).await;
-        let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
         let (page, kind) = match metrics::wants_text_format(accept) {
             true => (metrics::text_format(&page), metrics::TEXT_CONTENT_TYPE),
             false => (page, metrics::CONTENT_TYPE),
@@ -352,14 +352,14 @@ impl Desk {
         answer
     }
 
-    fn services(&self) -> Answer {
+    fn services(&self) -> AdminResponse {
         let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
-        as_json(StatusCode::OK, &services.iter().map(Row::of).collect::<Vec<_>>())
+        json_response(StatusCode::OK, &services.iter().map(ServiceRow::of).collect::<Vec<_>>())
     }
 
-    async fn drain(&self, name: &str) -> Answer {
-        let asked = self.ask(Some(name), |handle| &handle.drains);
-        self.told(asked, |handle, drained| {
+    async fn drain(&self, name: &str) -> AdminResponse {
+        let pending = self.command(Some(name), |handle| &handle.drains);
+        self.replies(pending, |handle, drained| {
             json!({
                 "service": handle.name.as_str(),
                 "listen": &*handle.snapshot().status.listen,
@@ -371,9 +371,9 @@ impl Desk {
         .await
     }
 
-    async fn reload(&self, name: Option<&str>) -> Answer {
-        let asked = self.ask(name, |handle| &handle.reloads);
-        self.told(asked, |handle, outcome| {
+    async fn reload(&self, name: Option<&str>) -> AdminResponse {
+        let pending = self.command(name, |handle| &handle.reloads);
+        self.replies(pending, |handle, outcome| {
             json!({
                 "service": handle.name.as_str(),
                 "listen": &*handle.snapshot().status.listen,
@@ -385,12 +385,12 @@ impl Desk {
         .await
     }
 
-    /// Asks every service of that name, or all of them, and says who was asked.
-    fn ask<T>(
+    /// Sends a command to every service of that name, or to all of them.
+    fn command<T>(
         &self,
         name: Option<&str>,
         queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
-    ) -> Result<Asked<'_, T>, Refused> {
+    ) -> Result<PendingReplies<'_, T>, CommandError> {
         if self.services.ending.is_cancelled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
         }
@@ -398,12 +398,12 @@ impl Desk {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
         }
         let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
-        let meant = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == name);
-        let asked: Result<Vec<_>, _> = self
+        let is_named = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == name);
+        let pending: Result<Vec<_>, _> = self
             .services
             .all()
             .iter()
-            .filter(meant)
+            .filter(is_named)
             .map(|handle| {
                 let (reply, outcome) = oneshot::channel();
                 match queue(handle).try_send(reply) {
@@ -417,46 +417,46 @@ impl Desk {
                 }
             })
             .collect();
-        match asked {
-            Ok(asked) if asked.is_empty() => {
+        match pending {
+            Ok(pending) if pending.is_empty() => {
                 let known: Vec<_> = self.services.all().iter().map(|handle| handle.name.as_str()).collect();
                 let name = name.unwrap_or_default();
                 Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
             }
-            asked => asked,
+            pending => pending,
         }
     }
 
-    /// Waits until all that were asked have answered, or the host ends.
-    async fn told<T>(
+    /// Waits for all replies, or until the host ends.
+    async fn replies<T>(
         &self,
-        asked: Result<Asked<'_, T>, Refused>,
+        pending: Result<PendingReplies<'_, T>, CommandError>,
         show: impl Fn(&ServiceHandle, T) -> serde_json::Value,
-    ) -> Answer {
-        let asked = match asked {
-            Ok(asked) => asked,
-            Err((status, said)) => return said_as_json(status, &said),
+    ) -> AdminResponse {
+        let pending = match pending {
+            Ok(pending) => pending,
+            Err((status, said)) => return error_json(status, &said),
         };
-        let all = join_all(asked.into_iter().map(|(handle, outcome)| {
+        let all = join_all(pending.into_iter().map(|(handle, outcome)| {
             let show = &show;
             async move { outcome.await.map(|outcome| show(handle, outcome)) }
         }));
-        let told: Result<Vec<_>, _> = tokio::select! {
-            told = all => told.into_iter().collect(),
+        let replies: Result<Vec<_>, _> = tokio::select! {
+            replies = all => replies.into_iter().collect(),
             () = self.services.ending.cancelled() => {
-                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
+                return error_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
             }
         };
-        match told {
-            Ok(told) => as_json(StatusCode::OK, &told),
-            Err(_) => said_as_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
+        match replies {
+            Ok(replies) => json_response(StatusCode::OK, &replies),
+            Err(_) => error_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
         }
     }
 }
 
 /// A service as `/services` shows it.
 #[derive(Serialize)]
-struct Row<'a> {
+struct ServiceRow<'a> {
     service: &'a str,
     version: &'a str,
     listen: &'a str,
@@ -468,13 +468,13 @@ struct Row<'a> {
     /// Why it is not known to be ready.
     why: Option<String>,
     instances: usize,
-    registrations: Vec<Kept>,
+    registrations: Vec<RegistrationRow>,
     /// The services that it looked up.
-    views: Vec<Followed>,
+    views: Vec<ViewRow>,
 }
 
 #[derive(Serialize)]
-struct Followed {
+struct ViewRow {
     name: String,
     version: String,
     nodes: usize,
@@ -486,7 +486,7 @@ struct Followed {
 }
 
 #[derive(Serialize)]
-struct Kept {
+struct RegistrationRow {
     key: String,
     state: String,
     weight: u32,
@@ -496,7 +496,7 @@ struct Kept {
     recoveries: u64,
 }
 
-impl<'a> Row<'a> {
+impl<'a> ServiceRow<'a> {
     fn of(service: &'a Snapshot<'_>) -> Self {
         let (handle, status) = (service.handle, &service.status);
         let (readiness, why) = match service.readiness() {
@@ -506,7 +506,7 @@ impl<'a> Row<'a> {
         };
         let registrations = service.registrations().into_iter().map(|registration| {
             let status = registration.status();
-            Kept {
+            RegistrationRow {
                 key: registration.key().to_string(),
                 state: status.state.to_string(),
                 weight: status.weight.value(),
@@ -516,7 +516,7 @@ impl<'a> Row<'a> {
                 recoveries: status.recoveries,
             }
         });
-        let views = service.views().into_iter().map(|view| Followed {
+        let views = service.views().into_iter().map(|view| ViewRow {
             name: view.name().to_string(),
             version: view.version().to_string(),
             nodes: view.nodes().len(),
@@ -540,20 +540,20 @@ impl<'a> Row<'a> {
     }
 }
 
-fn plain(status: StatusCode, text: String) -> Answer {
-    made(status, "text/plain; charset=utf-8", text)
+fn plain(status: StatusCode, text: String) -> AdminResponse {
+    response(status, "text/plain; charset=utf-8", text)
 }
 
-fn said_as_json(status: StatusCode, said: &str) -> Answer {
-    as_json(status, &json!({ "error": said }))
+fn error_json(status: StatusCode, said: &str) -> AdminResponse {
+    json_response(status, &json!({ "error": said }))
 }
 
-fn as_json(status: StatusCode, value: &impl Serialize) -> Answer {
+fn json_response(status: StatusCode, value: &impl Serialize) -> AdminResponse {
     let text = serde_json::to_string_pretty(value).expect("what is shown has no keys but text");
-    made(status, "application/json", text + "\n")
+    response(status, "application/json", text + "\n")
 }
 
-fn made(status: StatusCode, kind: &'static str, text: String) -> Answer {
+fn response(status: StatusCode, kind: &'static str, text: String) -> AdminResponse {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

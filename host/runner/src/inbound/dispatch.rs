@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// How often it is logged that a component returns error codes, at most.
-const CODES: Duration = Duration::from_secs(10);
+const CODE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long a request waits for its turn, at most.
 pub(crate) const MAX_QUEUE_WAIT: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ impl Dispatcher {
             admission: instances.context.admission.clone(),
             in_flight: TaskTracker::new(),
             stats: Arc::clone(&instances.context.stats),
-            codes: Throttle::new(CODES),
+            codes: Throttle::new(CODE_LOG_INTERVAL),
             reusable: Arc::clone(&instances.reusable),
             tracer: instances.context.tracer.clone(),
             is_async: matches!(instances.pre, ProxyPre::P3(_)),
@@ -272,9 +272,9 @@ impl Dispatcher {
     }
 
     fn log_code(&self, code: &Error, line: &RequestLine) {
-        if let Some(left_out) = self.codes.admit(Instant::now().into_std()) {
+        if let Some(suppressed) = self.codes.admit(Instant::now().into_std()) {
             let code = one_line(&code.to_string());
-            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{left_out}");
+            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{suppressed}");
         }
     }
 

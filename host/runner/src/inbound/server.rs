@@ -51,15 +51,15 @@ const BACKLOG: u32 = 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often an operator is told that it is still so.
-const REMIND: Duration = Duration::from_secs(60);
-/// The bytes by which HTTP/2 is told from HTTP/1.1.
-const PREFACE: usize = 24;
+/// Interval between two warnings about the same error of `accept`, at least.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that distinguish HTTP/2 from HTTP/1.1.
+const PREFACE_BYTES: usize = 24;
 /// Largest header block in which an authority is looked for: where the h2 crate ends the connection.
 const HEADER_BLOCKS: usize = 4;
 const SMALLEST_BLOCK: usize = 16 << 10;
 /// How long connections that were cut may take to notice.
-const CUT: Duration = Duration::from_secs(1);
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Binds a listener; the error is for the operator.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -134,7 +134,7 @@ impl Server {
         if !all {
             self.cut.cancel();
             // What does not notice in time ends with the process.
-            let _ = timeout(CUT, self.tasks.wait()).await;
+            let _ = timeout(CUT_TIMEOUT, self.tasks.wait()).await;
         }
         all
     }
@@ -163,7 +163,7 @@ struct Connections {
 
 impl Connections {
     async fn accept(self, listener: TcpListener) {
-        let mut told: Option<(io::ErrorKind, Instant)> = None;
+        let mut last_warning: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {
                 if self.permits.available_permits() == 0 {
@@ -180,10 +180,11 @@ impl Connections {
             match accepted {
                 Ok((stream, permit)) => self.connection(stream, permit),
                 Err(error) => {
-                    let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
+                    let is_news =
+                        last_warning.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > WARN_INTERVAL);
                     if is_news {
                         tracing::warn!(service = %self.current.load().name(), %error, "a connection could not be accepted");
-                        told = Some((error.kind(), Instant::now()));
+                        last_warning = Some((error.kind(), Instant::now()));
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -215,7 +216,7 @@ impl Connections {
                 async move {
                     let mut response = dispatcher.dispatch(request, now, &timers, &origin).await;
                     if leaving.load(Ordering::Relaxed) {
-                        farewell(version, &mut response, &last);
+                        ask_to_leave(version, &mut response, &last);
                     }
                     // Until the answer has been sent; this is not about its errors.
                     Ok::<_, Infallible>(response.map(|body| {
@@ -229,7 +230,7 @@ impl Connections {
         });
         let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.current.load().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
-        let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
+        let (within, client_timeout) = (self.longest_request(), self.limits.client_timeout);
         let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
         self.tasks.spawn(async move {
             let stream = match tls {
@@ -247,12 +248,12 @@ impl Connections {
             stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
             // Looked at when one of them has something to say, and not with every byte of the connection.
-            let watches: [BoxFuture<'_, Watched>; 3] = [
-                cut.cancelled().map(|()| Watched::Cut).boxed(),
-                progress.overdue(client_timeout, within).map(|()| Watched::Slow).boxed(),
+            let watches: [BoxFuture<'_, ConnectionEvent>; 3] = [
+                cut.cancelled().map(|()| ConnectionEvent::Cut).boxed(),
+                progress.overdue(client_timeout, within).map(|()| ConnectionEvent::Slow).boxed(),
                 // Later than what is half HTTP/1.1 is cut for that.
                 select(Box::pin(last.cancelled()), Box::pin(progress.idle(2 * client_timeout)))
-                    .map(|_| Watched::Last)
+                    .map(|_| ConnectionEvent::LastRequest)
                     .boxed(),
             ];
             let mut watched: FuturesUnordered<_> = watches.into_iter().collect();
@@ -261,9 +262,9 @@ impl Connections {
                     biased;
                     ended = connection.as_mut() => break ended,
                     Some(news) = watched.next() => match news {
-                        Watched::Last => connection.as_mut().graceful_shutdown(),
-                        Watched::Cut => return,
-                        Watched::Slow => {
+                        ConnectionEvent::LastRequest => connection.as_mut().graceful_shutdown(),
+                        ConnectionEvent::Cut => return,
+                        ConnectionEvent::Slow => {
                             counts.load().stats().incident(Incident::SlowClient);
                             return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                         }
@@ -278,7 +279,7 @@ impl Connections {
     }
 
     /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
-    fn longest(&self) -> Duration {
+    fn longest_request(&self) -> Duration {
         let Limits { request_timeout, client_timeout, .. } = self.limits;
         MAX_QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
     }
@@ -288,7 +289,7 @@ impl Connections {
         let Limits { header_size, client_timeout, .. } = self.limits;
         // Silence and the time for an answer are as long as a client may take, together.
         let ping_interval = PING_INTERVAL.min(client_timeout / 2);
-        let (tasks, within) = (self.tasks.clone(), self.longest());
+        let (tasks, within) = (self.tasks.clone(), self.longest_request());
         let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
@@ -311,11 +312,11 @@ impl Connections {
 }
 
 /// What happens to a connection from outside.
-enum Watched {
+enum ConnectionEvent {
     Cut,
     Slow,
     /// It has had its last request.
-    Last,
+    LastRequest,
 }
 
 /// How far the client of a connection has come, as far as hyper does not look after it.
@@ -390,7 +391,7 @@ impl Progress {
     /// been closed for being idle.
     async fn overdue(&self, client_timeout: Duration, within: Duration) {
         sleep(client_timeout).await;
-        if self.read.load(Ordering::Relaxed) < PREFACE && self.requests().latest.is_none() {
+        if self.read.load(Ordering::Relaxed) < PREFACE_BYTES && self.requests().latest.is_none() {
             return;
         }
         loop {
@@ -415,7 +416,7 @@ fn count(error: &(dyn Error + 'static), stats: &Stats) {
 }
 
 /// Asks a client to go elsewhere: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
-fn farewell<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
+fn ask_to_leave<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
     match version {
         Version::HTTP_2 => last.cancel(),
         _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),

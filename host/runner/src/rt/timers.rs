@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// As many are kept; the others are taken back.
-const KEPT: usize = 8;
+const MAX_KEPT: usize = 8;
 
 /// The timers of one connection, or of one instance.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ pub(crate) struct Sleep {
 
 /// It took too long.
 #[derive(Debug)]
-pub(crate) struct Late;
+pub(crate) struct Elapsed;
 
 impl Timers {
     pub(crate) fn sleep(&self, within: Duration) -> Sleep {
@@ -48,10 +48,10 @@ impl Timers {
     }
 
     /// What is done by then. What is not is dropped.
-    pub(crate) async fn timeout_at<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Late> {
+    pub(crate) async fn timeout_at<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         match select(pin!(work), self.sleep_until(deadline)).await {
             Either::Left((done, _)) => Ok(done),
-            Either::Right(_) => Err(Late),
+            Either::Right(_) => Err(Elapsed),
         }
     }
 
@@ -99,7 +99,7 @@ impl Drop for Sleep {
     fn drop(&mut self) {
         let Some(timer) = self.timer.take() else { return };
         let mut kept = self.timers.kept();
-        if kept.len() < KEPT {
+        if kept.len() < MAX_KEPT {
             kept.push(timer);
         }
     }
@@ -130,7 +130,7 @@ mod tests {
     use futures::{future::join_all, poll};
     use tokio::time::{Instant, sleep};
 
-    use super::{KEPT, Late, Timers};
+    use super::{Elapsed, MAX_KEPT, Timers};
 
     const SOON: Duration = Duration::from_millis(50);
     const LATER: Duration = Duration::from_millis(150);
@@ -186,19 +186,19 @@ mod tests {
         let timers = Timers::default();
         for _ in 0..2 {
             let (begun, timers) = (Instant::now(), &timers);
-            let waits = (1..=2 * KEPT as u32).map(|nth| async move {
+            let waits = (1..=2 * MAX_KEPT as u32).map(|nth| async move {
                 timers.sleep(nth * SOON / 4).await;
                 assert_waited(begun, nth * SOON / 4);
             });
             join_all(waits).await;
-            assert_eq!(timers.kept().len(), KEPT);
+            assert_eq!(timers.kept().len(), MAX_KEPT);
         }
     }
 
     #[tokio::test]
     async fn what_takes_too_long_is_late_and_what_is_done_is_done() {
         let (timers, begun) = (Timers::default(), Instant::now());
-        assert!(matches!(timers.timeout_at(begun + SOON, pending::<()>()).await, Err(Late)));
+        assert!(matches!(timers.timeout_at(begun + SOON, pending::<()>()).await, Err(Elapsed)));
         assert_waited(begun, SOON);
         // Also when its time is up already.
         assert!(matches!(timers.timeout_at(begun, async { 7 }).await, Ok(7)));

@@ -35,7 +35,7 @@ use crate::{
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{
-        component::{Loaded, Way},
+        component::{ComponentKind, Loaded},
         context::ServiceContext,
         engine::Engine,
     },
@@ -113,13 +113,13 @@ impl Service {
         reserved: Reserved,
         cell: StatusCell,
     ) -> Result<Self, Failure> {
-        let (workload, bound) = match loaded.way(&spec.component)? {
-            Way::Handler(_) => {
+        let (workload, bound) = match loaded.kind(&spec.component)? {
+            ComponentKind::Handler(_) => {
                 let handler = Handler::bind(&spec)?;
                 let bound = handler.bound();
                 (Workload::Handler(handler), bound)
             }
-            Way::Program(_) => (Workload::Program(Program::bind(&spec)?), spec.listen),
+            ComponentKind::Program(_) => (Workload::Program(Program::bind(&spec)?), spec.listen),
         };
         let advertised = spec.advertised(bound);
         let mut own: Vec<_> = advertised.iter().cloned().collect();

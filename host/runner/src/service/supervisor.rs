@@ -37,7 +37,7 @@ pub(crate) struct StartContext {
     /// True once etcd has answered.
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
-    pub(crate) together: Option<Barrier>,
+    pub(crate) barrier: Option<Barrier>,
     /// The host has more than one service.
     pub(crate) several: bool,
 }
@@ -45,11 +45,11 @@ pub(crate) struct StartContext {
 /// Report of a service to the host.
 pub(crate) enum Report {
     /// It is started.
-    Up,
+    Started,
     /// An attempt to start it has failed.
     Failed(Failure),
     /// It was drained before it was started.
-    Out,
+    Drained,
 }
 
 /// A service and the attempts to start it.
@@ -130,7 +130,7 @@ impl Supervisor {
                 let _ = reply.send(outcome.clone()); // Its client may have gone away.
             }
             let Err(failure) = outcome else {
-                reports.send(Report::Up).await;
+                reports.send(Report::Started).await;
                 match &mut attempts.service {
                     Some(service) => return service.live(commands).await,
                     None => return pending().await,
@@ -145,8 +145,8 @@ impl Supervisor {
             }
         };
         let _ = reply.send(attempts.drain().await); // As above.
-        reports.send(Report::Out).await;
-        attempts.stay_out(commands).await
+        reports.send(Report::Drained).await;
+        attempts.stay_drained(commands).await
     }
 }
 
@@ -159,7 +159,7 @@ enum Next {
 impl Attempts {
     async fn attempt(&mut self) -> Result<(), Failure> {
         self.enter(Phase::Starting, Some("its component is being loaded"));
-        let StartContext { engine, registrar, traces, reserved, etcd, together, .. } = &*self.context;
+        let StartContext { engine, registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
         let spec = &self.spec;
         initial_memory::check_aside(engine, spec).await?;
         let loaded = match self.pending_component.take() {
@@ -171,10 +171,10 @@ impl Attempts {
         let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
         let service = self.service.insert(service);
         enter(&self.cell, Phase::Starting, None);
-        if let Some(together) = together
+        if let Some(barrier) = barrier
             && !std::mem::replace(&mut self.arrived, true)
         {
-            together.wait().await;
+            barrier.wait().await;
         }
         if spec.register != Register::Off && etcd.clone().wait_for(|is_there| *is_there).await.is_err() {
             // The host is ending.
@@ -188,7 +188,7 @@ impl Attempts {
     /// Publishes and logs a failure. Returns the pause before the next attempt.
     fn failed(&mut self, failure: &Failure) -> Duration {
         let ceiling = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
-        // Half of it is jitter: services that failed together are not tried together.
+        // Half of it is jitter: services that failed at the same time are tried again at different times.
         let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.failures += 1;
         self.cell.stats.start_failures.inc();
@@ -235,23 +235,23 @@ impl Attempts {
     async fn drain(&mut self) -> Drained {
         let drained = match &mut self.service {
             Some(service) => service.drain().await,
-            None => NOTHING_LEFT,
+            None => ALREADY_DRAINED,
         };
         self.enter(Phase::Drained, None);
         drained
     }
 
     /// Answers for a service that was drained before it was started.
-    async fn stay_out(&mut self, commands: &mut Commands) -> Infallible {
-        if let Some(together) = &self.context.together
+    async fn stay_drained(&mut self, commands: &mut Commands) -> Infallible {
+        if let Some(barrier) = &self.context.barrier
             && !self.arrived
         {
             // The other services must not wait for it.
-            drop(tokio::time::timeout(Duration::ZERO, together.wait()).await);
+            drop(tokio::time::timeout(Duration::ZERO, barrier.wait()).await);
         }
         loop {
             tokio::select! {
-                Some(reply) = commands.drains.recv() => drop(reply.send(NOTHING_LEFT)),
+                Some(reply) = commands.drains.recv() => drop(reply.send(ALREADY_DRAINED)),
                 Some(reply) = commands.reloads.recv() => {
                     drop(reply.send(Err(Failure::other(format!("{}: it is drained", self.spec.name)))));
                 }
@@ -265,7 +265,7 @@ impl Attempts {
     }
 }
 
-const NOTHING_LEFT: Drained = Drained { keys_gone: true, all_answered: true };
+const ALREADY_DRAINED: Drained = Drained { keys_gone: true, all_answered: true };
 
 fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
     cell.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));

@@ -17,36 +17,36 @@ pub(crate) struct Throttle {
 #[derive(Debug, Default)]
 struct State {
     last: Option<Instant>,
-    left_out: u64,
+    suppressed: u64,
 }
 
 /// Number of occurrences that were not logged since the last line. Shown behind a line, empty where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LeftOut(u64);
+pub(crate) struct Suppressed(u64);
 
 impl Throttle {
     pub(crate) const fn new(interval: Duration) -> Self {
-        Self { interval, state: Mutex::new(State { last: None, left_out: 0 }) }
+        Self { interval, state: Mutex::new(State { last: None, suppressed: 0 }) }
     }
 
     /// Counts an occurrence, and admits the first of an interval.
-    pub(crate) fn admit(&self, now: Instant) -> Option<LeftOut> {
+    pub(crate) fn admit(&self, now: Instant) -> Option<Suppressed> {
         // A panic elsewhere leaves a count that is still one.
         let mut state = self.state.lock();
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
-            state.left_out += 1;
+            state.suppressed += 1;
             return None;
         }
         state.last = Some(now);
-        Some(LeftOut(std::mem::take(&mut state.left_out)))
+        Some(Suppressed(std::mem::take(&mut state.suppressed)))
     }
 }
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for Suppressed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
-            left_out => write!(f, " ({left_out} more since the last such line)"),
+            suppressed => write!(f, " ({suppressed} more since the last such line)"),
         }
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn one_line_in_an_interval_tells_how_many_were_left_out() {
         let (throttle, begun) = (Throttle::new(Duration::from_secs(10)), Instant::now());
-        let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|left_out| left_out.to_string());
+        let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|suppressed| suppressed.to_string());
         assert_eq!(admit(0).as_deref(), Some(""));
         assert_eq!([admit(1), admit(9)], [None, None]);
         assert_eq!(admit(10).as_deref(), Some(" (2 more since the last such line)"));

@@ -18,9 +18,9 @@ use wasmtime::{Engine, component::Component};
 use crate::wasm::error::into_anyhow;
 
 /// What is kept, in bytes. Beyond it goes what nobody has used for the longest time.
-const MOST: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 /// How exactly it is known when something was used last.
-const USED: Duration = Duration::from_secs(60 * 60);
+const USE_RESOLUTION: Duration = Duration::from_secs(60 * 60);
 
 /// Of a folder's mode, what lets the group or everybody write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -29,7 +29,7 @@ const OTHERS_WRITE: u32 = 0o022;
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
-    most: u64,
+    max_bytes: u64,
     compiled: AtomicUsize,
     found: AtomicUsize,
 }
@@ -40,14 +40,14 @@ impl Cache {
         let opened = folder().context("none of CACHE_DIRECTORY, XDG_CACHE_HOME and HOME is an absolute path").and_then(
             |folder| {
                 own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
-                Ok(Self::at(folder, MOST))
+                Ok(Self::at(folder, MAX_BYTES))
             },
         );
         opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
     }
 
-    fn at(folder: PathBuf, most: u64) -> Self {
-        Self { folder, most, compiled: AtomicUsize::new(0), found: AtomicUsize::new(0) }
+    fn at(folder: PathBuf, max_bytes: u64) -> Self {
+        Self { folder, max_bytes, compiled: AtomicUsize::new(0), found: AtomicUsize::new(0) }
     }
 
     /// How many components were compiled so far, and how many were there.
@@ -118,7 +118,7 @@ impl Cache {
         let mut all = 0;
         for (_, size, path) in kept {
             all += size;
-            if all > self.most {
+            if all > self.max_bytes {
                 let _ = fs::remove_file(path); // As above.
             }
         }
@@ -163,7 +163,7 @@ fn find(engine: &Engine, file: &Path) -> Option<Component> {
     });
     let found = found.inspect_err(|error| tracing::debug!("{} is of no use: {error:#}", file.display())).ok()?;
     let now = SystemTime::now();
-    if opened.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| used + USED < now) {
+    if opened.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| used + USE_RESOLUTION < now) {
         let _ = File::options().write(true).open(file).and_then(|file| file.set_modified(now)); // It is forgotten sooner.
     }
     Some(found)
@@ -225,7 +225,7 @@ mod tests {
     use tempfile::TempDir;
     use wasmtime::Engine;
 
-    use super::{Cache, MOST};
+    use super::{Cache, MAX_BYTES};
 
     /// A component that does nothing, with a custom section so that it is not the same as others.
     fn component(letter: u8) -> Vec<u8> {
@@ -244,11 +244,11 @@ mod tests {
     fn what_was_compiled_once_is_there_for_every_cache_and_engine_of_the_kind() {
         let folder = TempDir::new().unwrap();
         for counts in [(1, 0), (0, 1)] {
-            let (cache, engine) = (Cache::at(folder.path().into(), MOST), Engine::default());
+            let (cache, engine) = (Cache::at(folder.path().into(), MAX_BYTES), Engine::default());
             cache.component(&engine, &component(b'a')).unwrap();
             assert_eq!(cache.counts(), counts);
         }
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         let mut config = wasmtime::Config::new();
         config.epoch_interruption(true);
         cache.component(&Engine::new(&config).unwrap(), &component(b'a')).unwrap();
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn what_is_damaged_is_compiled_anew() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         let file = files(folder.path()).remove(0);
         let whole = fs::read(&file).unwrap();
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn what_nobody_uses_makes_room() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         let first = files(folder.path()).remove(0);
         let size = fs::metadata(&first).unwrap().len();
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn where_nothing_can_be_kept_components_are_compiled() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().join("gone"), MOST);
+        let cache = Cache::at(folder.path().join("gone"), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         cache.component(&engine, &component(b'a')).unwrap();
         assert_eq!(cache.counts(), (2, 0));

@@ -28,18 +28,18 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<StoreState>,
-    pub(crate) facts: Facts,
+    pub(crate) info: ComponentInfo,
 }
 
 /// Result of a look at a component file.
-pub(crate) enum Found {
+pub(crate) enum Lookup {
     Loaded(Loaded),
     /// It has to be compiled.
-    Wasm(Vec<u8>),
+    NotCompiled(Vec<u8>),
 }
 
 /// How a component is served.
-pub(crate) enum Way {
+pub(crate) enum ComponentKind {
     /// The host accepts requests, and calls it with each.
     Handler(ProxyPre<StoreState>),
     /// It runs, and accepts what it likes at the address of its service.
@@ -54,7 +54,7 @@ pub(crate) enum ProgramPre {
 
 /// What a component says of itself.
 #[derive(Debug, Clone, Default, serde::Serialize)]
-pub(crate) struct Facts {
+pub(crate) struct ComponentInfo {
     /// What it imports, as interface names.
     pub(crate) imports: Vec<String>,
     /// What it exports, as interface names.
@@ -80,15 +80,15 @@ impl Loaded {
     }
 
     /// The same, unless it has to be compiled first.
-    pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Found, Failure> {
+    pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Lookup, Failure> {
         let component = match Binary::read(path, precompiled)? {
             Binary::MachineCode(code) => trusted(engine, path, &code)?,
             Binary::Wasm(bytes) => match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &bytes)) {
                 Some(component) => component,
-                None => return Ok(Found::Wasm(bytes)),
+                None => return Ok(Lookup::NotCompiled(bytes)),
             },
         };
-        Self::link(engine, path, &component).map(Found::Loaded)
+        Self::link(engine, path, &component).map(Lookup::Loaded)
     }
 
     /// Reads a file that is to be run, and compiles it in a child process where that has to be done.
@@ -99,18 +99,18 @@ impl Loaded {
             compiler.run(move || Self::find(&engine, &path, precompiled)).await
         };
         // What is compiled already does not wait for what is not.
-        if let Found::Loaded(loaded) = find().await? {
+        if let Lookup::Loaded(loaded) = find().await? {
             return Ok(loaded);
         }
         let _permit = compiler.permit().await;
         // Another service of the same component may have been first.
         let bytes = match find().await? {
-            Found::Loaded(loaded) => return Ok(loaded),
-            Found::Wasm(bytes) => Arc::new(bytes),
+            Lookup::Loaded(loaded) => return Ok(loaded),
+            Lookup::NotCompiled(bytes) => Arc::new(bytes),
         };
         let compiled = compiler::compile(&path, Arc::clone(&bytes)).await;
         let take = move || {
-            let component = taken(&engine, &path, &bytes, compiled)?;
+            let component = adopt(&engine, &path, &bytes, compiled)?;
             Self::link(&engine, &path, &component)
         };
         compiler.run(take).await
@@ -118,21 +118,22 @@ impl Loaded {
 
     fn link(engine: &Engine, path: &Path, component: &Component) -> Result<Self, Failure> {
         let pre = engine.linker.instantiate_pre(component);
-        let pre = pre
-            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, component, &error))))?;
-        Ok(Self { facts: facts(engine, component, Some(&pre)), pre })
+        let pre = pre.map_err(|error| {
+            Failure::usage(format!("{}: {}", path.display(), missing_import(engine, component, &error)))
+        })?;
+        Ok(Self { info: info(engine, component, Some(&pre)), pre })
     }
 
     /// How it is served.
-    pub(crate) fn way(&self, path: &Path) -> Result<Way, Failure> {
-        way(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
+    pub(crate) fn kind(&self, path: &Path) -> Result<ComponentKind, Failure> {
+        kind_of(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
     }
 
     /// One that takes the place of a handler.
     pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<StoreState>, Failure> {
-        match self.way(path)? {
-            Way::Handler(pre) => Ok(pre),
-            Way::Program(_) => {
+        match self.kind(path)? {
+            ComponentKind::Handler(pre) => Ok(pre),
+            ComponentKind::Program(_) => {
                 Err(Failure::usage(format!("{}: it would open its own listener; {ANOTHER}", path.display())))
             }
         }
@@ -140,9 +141,9 @@ impl Loaded {
 
     /// One that takes the place of a program.
     pub(crate) fn program(&self, path: &Path) -> Result<ProgramPre, Failure> {
-        match self.way(path)? {
-            Way::Program(pre) => Ok(pre),
-            Way::Handler(_) => {
+        match self.kind(path)? {
+            ComponentKind::Program(pre) => Ok(pre),
+            ComponentKind::Handler(_) => {
                 Err(Failure::usage(format!("{}: it does not open its own listener; {ANOTHER}", path.display())))
             }
         }
@@ -151,13 +152,13 @@ impl Loaded {
     /// Whether the component can do its part of what is configured.
     pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
         let path = &spec.component;
-        let said = match self.way(path)? {
-            Way::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
-            Way::Program(_) if spec.tls.is_some() => Some(NO_TLS),
-            Way::Program(_) => None,
-            Way::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
+        let said = match self.kind(path)? {
+            ComponentKind::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
+            ComponentKind::Program(_) if spec.tls.is_some() => Some(NO_TLS),
+            ComponentKind::Program(_) => None,
+            ComponentKind::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
         };
-        let said = said.or_else(|| self.facts.unregistered(spec.register));
+        let said = said.or_else(|| self.info.unregistered(spec.register));
         said.map_or(Ok(()), |said| Err(Failure::usage(format!("{}: {said}", path.display()))))
     }
 }
@@ -170,12 +171,12 @@ const NO_PORT: &str = "the component opens its own listener, so listen must name
 const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
 const ANOTHER: &str = "that takes another service";
 
-fn way(pre: &InstancePre<StoreState>) -> Result<Way, &'static str> {
+fn kind_of(pre: &InstancePre<StoreState>) -> Result<ComponentKind, &'static str> {
     if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
-        return Ok(Way::Handler(ProxyPre::P3(pre)));
+        return Ok(ComponentKind::Handler(ProxyPre::P3(pre)));
     }
     if let Ok(pre) = p2::bindings::ProxyPre::new(pre.clone()) {
-        return Ok(Way::Handler(ProxyPre::P2(pre)));
+        return Ok(ComponentKind::Handler(ProxyPre::P2(pre)));
     }
     let program = match AsyncCommandPre::new(pre.clone()) {
         Ok(pre) => ProgramPre::P3(pre),
@@ -185,12 +186,12 @@ fn way(pre: &InstancePre<StoreState>) -> Result<Way, &'static str> {
     // 0.3 has all kinds of sockets in one interface.
     let listens = |name: &str| ["wasi:sockets/tcp@", "wasi:sockets/types@"].iter().any(|tcp| name.starts_with(tcp));
     match kind.imports(pre.engine()).any(|(name, _)| listens(name)) {
-        true => Ok(Way::Program(program)),
+        true => Ok(ComponentKind::Program(program)),
         false => Err(NO_SOCKETS),
     }
 }
 
-impl Facts {
+impl ComponentInfo {
     /// How it is served, in a few words.
     pub(crate) fn served(&self) -> String {
         match (self.http, self.program) {
@@ -214,14 +215,14 @@ impl Facts {
 }
 
 /// Looks at a file that need not be able to run.
-pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
+pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Failure> {
     let component = compile(engine, path, false)?;
     Ok(match engine.linker.instantiate_pre(&component) {
-        Ok(pre) => facts(engine, &component, Some(&pre)),
+        Ok(pre) => info(engine, &component, Some(&pre)),
         Err(error) => {
-            let mut facts = facts(engine, &component, None);
-            facts.missing.insert(0, unlinked(engine, &component, &error));
-            facts
+            let mut info = info(engine, &component, None);
+            info.missing.insert(0, missing_import(engine, &component, &error));
+            info
         }
     })
 }
@@ -230,7 +231,9 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
 pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
     let component = compile(engine, path, false)?;
     let linked = engine.linker.instantiate_pre(&component);
-    linked.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
+    linked.map_err(|error| {
+        Failure::usage(format!("{}: {}", path.display(), missing_import(engine, &component, &error)))
+    })?;
     component.serialize().map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
@@ -272,7 +275,7 @@ fn invalid(path: &Path, said: &str) -> Failure {
 }
 
 /// Loads the machine code that a child has written; where no child can be started, this process compiles.
-fn taken(
+fn adopt(
     engine: &Engine,
     path: &Path,
     bytes: &[u8],
@@ -303,7 +306,7 @@ fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failu
         .map_err(|error| Failure::usage(format!("{}: not made by this release: {}", path.display(), cause(&error))))
 }
 
-fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreState>>) -> Facts {
+fn info(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreState>>) -> ComponentInfo {
     let kind = component.component_type();
     let instances = |name: &str, item: &ComponentItem| match item {
         ComponentItem::ComponentInstance(_) => name.to_owned(),
@@ -316,12 +319,12 @@ fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreS
     let version = |new: &str, old: &str| if has(new) { Some("0.3") } else { has(old).then_some("0.2") };
     let http = version("wasi:http/handler@0.3", "wasi:http/incoming-handler@0.2");
     let program = version("wasi:cli/run@0.3", "wasi:cli/run@0.2").filter(|_| http.is_none());
-    let missing = match pre.map(way) {
+    let missing = match pre.map(kind_of) {
         Some(Err(said)) => vec![said.to_owned()],
         None if http.or(program).is_none() => vec![NO_HANDLER.to_owned()],
         _ => Vec::new(),
     };
-    Facts {
+    ComponentInfo {
         http: http.filter(|_| missing.is_empty()),
         program: program.filter(|_| missing.is_empty()),
         lifecycle: Lifecycle::is_exported(component),
@@ -346,16 +349,16 @@ const PACKAGES: [(&str, &[&str]); 9] = [
 ];
 
 /// What a component lacks here, and how it comes to that.
-fn unlinked(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
+fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
     let kind = component.component_type();
-    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| lacking(name));
+    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
     // wasmtime names the import first and then, in the causes, what about it does not fit.
     let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
     format!("this host has not everything it needs: {said}")
 }
 
 /// What to do about an import that is of no package here, or of one in another version.
-fn lacking(import: &str) -> Option<String> {
+fn unavailable(import: &str) -> Option<String> {
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     let package = path.split('/').next().unwrap_or(path);
     let Some((_, versions)) = PACKAGES.iter().find(|(known, _)| *known == package) else {
@@ -377,14 +380,14 @@ fn is_patch(rest: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::lacking;
+    use super::unavailable;
 
     #[test]
     fn an_import_that_is_not_here_is_told_with_its_cure() {
         for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
-            assert_eq!(lacking(here), None, "{here}");
+            assert_eq!(unavailable(here), None, "{here}");
         }
-        assert_eq!(lacking("leasehold:registry/registrar@0.1.0"), None);
+        assert_eq!(unavailable("leasehold:registry/registrar@0.1.0"), None);
         for (other, cure) in [
             ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build"),
             ("wasi:io/streams@0.3.0", "it has wasi:io 0.2: build"),
@@ -392,7 +395,7 @@ mod tests {
             ("wasi:nn/graph@0.2.0", "`wac plug "),
             ("logger", "`wac plug "),
         ] {
-            let said = lacking(other).unwrap();
+            let said = unavailable(other).unwrap();
             assert!(said.starts_with(&format!("{other}; ")) && said.contains(cure), "{said}");
         }
     }

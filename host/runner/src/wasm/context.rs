@@ -27,7 +27,7 @@ use crate::{
         scheduler::{Strides, Usage},
         sockets::{ConnectionPermits, Sockets},
         stdin::Input,
-        stdout::{Budget, Output},
+        stdout::{Output, OutputBudget},
     },
 };
 
@@ -42,15 +42,15 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 const RESOURCES: usize = 2048;
 /// More of them for each request that an instance answers where the configuration says how many: languages that collect
 /// garbage give things back late.
-const RESOURCES_EACH_REQUEST: usize = 8;
+const RESOURCES_PER_REQUEST: usize = 8;
 const MAX_RESOURCES: usize = 16_384;
 /// The most random bytes that a component gets at once; the host makes them in its own memory.
 const MAX_RANDOM: u64 = 4 << 20;
 
 /// What a connection takes of a program's table of resources: itself, its two streams, and who waits for each of them; and
 /// what all else takes. One more traps.
-const RESOURCES_EACH: usize = 6;
-const RESOURCES_ELSE: usize = 64;
+const RESOURCES_PER_CONNECTION: usize = 6;
+const OTHER_RESOURCES: usize = 64;
 
 /// What a program and its host tell each other.
 #[derive(Default)]
@@ -78,7 +78,7 @@ pub(crate) struct ServiceContext {
     /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) output: Arc<Budget>,
+    pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) admission: Admission,
     /// Cancelled when requests go to a later version: an instance that idles is of no more use.
@@ -131,7 +131,7 @@ impl ResourceLimiter for Limiter {
 /// What an instance may have of the host's at a time.
 fn resources(limits: &Limits) -> usize {
     let requests = limits.instance_requests.map_or(0, |requests| requests as usize);
-    (RESOURCES + RESOURCES_EACH_REQUEST * requests).min(MAX_RESOURCES)
+    (RESOURCES + RESOURCES_PER_REQUEST * requests).min(MAX_RESOURCES)
 }
 
 impl ServiceContext {
@@ -181,7 +181,7 @@ impl ServiceContext {
             http,
             registry,
             ended: CancellationToken::new(),
-            output: Budget::new(Arc::clone(&stats), spec.limits.output_lines),
+            output: OutputBudget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
             tracer,
             admission: Admission::new(spec.limits.concurrency),
@@ -269,7 +269,7 @@ impl ServiceContext {
         });
         let mut state = self.store(wasi.build(), None);
         state.connections = Some(permits);
-        state.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
+        state.table.set_max_capacity(RESOURCES_PER_CONNECTION * connections + OTHER_RESOURCES);
         state
     }
 

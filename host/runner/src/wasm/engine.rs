@@ -29,15 +29,15 @@ pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
 
 /// Memory of an instance that is cleared for the next one rather than given back, which would interrupt all threads. What
 /// it did not write is not touched where the kernel can tell.
-const KEPT: usize = 2 << 20;
+const KEPT_RESIDENT: usize = 2 << 20;
 /// The same of a table and of a stack.
-const KEPT_BESIDE: usize = 64 << 10;
+const KEPT_RESIDENT_SMALL: usize = 64 << 10;
 
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
 
 /// What a component may hand over in one call of the host's, in bytes; the host makes a copy.
-const HANDED_OVER: usize = 16 << 20;
+const MAX_HOSTCALL_BYTES: usize = 16 << 20;
 
 /// The engine with its linker.
 #[derive(Clone)]
@@ -92,7 +92,7 @@ impl Engine {
         let resources = state.table.max_capacity();
         let mut store = Store::new(&self.wasmtime, state);
         store.limiter(|state| &mut state.limits);
-        store.set_hostcall_fuel(HANDED_OVER);
+        store.set_hostcall_fuel(MAX_HOSTCALL_BYTES);
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let scheduler = Arc::clone(&self.scheduler);
         store.epoch_deadline_callback(move |mut store| {
@@ -156,9 +156,9 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
         .total_memories(slots * 2)
         .total_stacks(slots * 2)
         .pagemap_scan(Enabled::Auto)
-        .linear_memory_keep_resident(KEPT)
-        .table_keep_resident(KEPT_BESIDE)
-        .async_stack_keep_resident(KEPT_BESIDE)
+        .linear_memory_keep_resident(KEPT_RESIDENT)
+        .table_keep_resident(KEPT_RESIDENT_SMALL)
+        .async_stack_keep_resident(KEPT_RESIDENT_SMALL)
         .max_memory_size(memory);
     Some(pool)
 }

@@ -16,7 +16,7 @@ use crate::{
     process::cpus,
     process::rlimit,
     wasm::{
-        component::{Found, Loaded},
+        component::{Loaded, Lookup},
         engine::{Demand, Engine},
         scheduler::Scheduler,
     },
@@ -100,8 +100,8 @@ fn load(engine: &Engine, files: Vec<(File, Handover)>, tasks: &TaskTracker) {
         let mut to_compile = Vec::new();
         while let Some(((path, precompiled), handover)) = next() {
             match Loaded::find(engine, &path, precompiled) {
-                Ok(Found::Wasm(bytes)) => to_compile.push((bytes.len(), path, precompiled, handover)),
-                Ok(Found::Loaded(loaded)) => hand_over(handover, Ok(loaded)),
+                Ok(Lookup::NotCompiled(bytes)) => to_compile.push((bytes.len(), path, precompiled, handover)),
+                Ok(Lookup::Loaded(loaded)) => hand_over(handover, Ok(loaded)),
                 Err(failure) => hand_over(handover, Err(failure)),
             }
         }

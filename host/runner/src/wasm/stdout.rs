@@ -32,14 +32,14 @@ const REPORT: Duration = Duration::from_secs(1);
 pub(crate) struct Output {
     stream: &'static str,
     line: Arc<Mutex<Line>>,
-    budget: Arc<Budget>,
+    budget: Arc<OutputBudget>,
 }
 
 #[derive(Default)]
 struct Line(Vec<u8>);
 
 /// Lines that all instances of one service may print, a token bucket.
-pub(crate) struct Budget {
+pub(crate) struct OutputBudget {
     stats: Arc<Stats>,
     lines_per_second: u32,
     bucket: Mutex<Bucket>,
@@ -49,26 +49,26 @@ pub(crate) struct Budget {
 struct Bucket {
     lines: f64,
     filled: Instant,
-    left_out: u64,
+    dropped: u64,
     reported: Option<Instant>,
 }
 
 /// What becomes of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Passage {
+enum LineFate {
     /// It is logged, after a report of this many that were not, where there is one.
     Logged(Option<u64>),
     /// It is left out, and it is time to say so.
-    FirstLeftOut,
-    LeftOut,
+    FirstDropped,
+    Dropped,
 }
 
 impl Output {
-    pub(crate) fn stdout(budget: Arc<Budget>) -> Self {
+    pub(crate) fn stdout(budget: Arc<OutputBudget>) -> Self {
         Self { stream: "stdout", line: Arc::default(), budget }
     }
 
-    pub(crate) fn stderr(budget: Arc<Budget>) -> Self {
+    pub(crate) fn stderr(budget: Arc<OutputBudget>) -> Self {
         Self { stream: "stderr", line: Arc::default(), budget }
     }
 
@@ -82,39 +82,39 @@ impl Output {
             return;
         }
         let stats = &self.budget.stats;
-        let passage = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
-        match passage {
-            Passage::Logged(left_out) => {
-                if let Some(left_out) = left_out {
-                    self.budget.report(left_out);
+        let fate = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
+        match fate {
+            LineFate::Logged(dropped) => {
+                if let Some(dropped) = dropped {
+                    self.budget.report(dropped);
                 }
                 let text = shown(String::from_utf8_lossy(line).trim_end());
                 tracing::info!(service = %stats.service(), stream = self.stream, "{text}");
             }
-            Passage::FirstLeftOut => {
+            LineFate::FirstDropped => {
                 stats.incident(Incident::OutputLimit);
                 let most = self.budget.lines_per_second;
                 tracing::warn!(service = %stats.service(), "what the component prints is left out beyond {most} lines a second (limits.output_lines)");
             }
-            Passage::LeftOut => stats.incident(Incident::OutputLimit),
+            LineFate::Dropped => stats.incident(Incident::OutputLimit),
         }
     }
 }
 
-impl Budget {
+impl OutputBudget {
     pub(crate) fn new(stats: Arc<Stats>, lines_per_second: u32) -> Arc<Self> {
         Arc::new(Self { stats, lines_per_second, bucket: Mutex::new(Bucket::new(Instant::now(), lines_per_second)) })
     }
 
-    fn report(&self, left_out: u64) {
-        tracing::warn!(service = %self.stats.service(), "{left_out} lines of the component were left out (limits.output_lines)");
+    fn report(&self, dropped: u64) {
+        tracing::warn!(service = %self.stats.service(), "{dropped} lines of the component were left out (limits.output_lines)");
     }
 
     /// Reports the lines that were left out and not reported yet.
     pub(crate) fn report_rest(&self) {
-        let left_out = std::mem::take(&mut self.bucket().left_out);
-        if left_out > 0 {
-            self.report(left_out);
+        let dropped = std::mem::take(&mut self.bucket().dropped);
+        if dropped > 0 {
+            self.report(dropped);
         }
     }
 
@@ -125,32 +125,32 @@ impl Budget {
 
 impl Bucket {
     fn new(now: Instant, lines_per_second: u32) -> Self {
-        Self { lines: f64::from(lines_per_second) * BURST, filled: now, left_out: 0, reported: None }
+        Self { lines: f64::from(lines_per_second) * BURST, filled: now, dropped: 0, reported: None }
     }
 
-    fn take(&mut self, now: Instant, lines_per_second: u32) -> Passage {
+    fn take(&mut self, now: Instant, lines_per_second: u32) -> LineFate {
         let rate = f64::from(lines_per_second);
         let filled = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
         (self.lines, self.filled) = ((self.lines + filled).min(rate * BURST), now);
         if self.lines >= 1.0 {
             self.lines -= 1.0;
-            return Passage::Logged(self.due(now));
+            return LineFate::Logged(self.due(now));
         }
-        self.left_out += 1;
-        if self.left_out == 1 && self.may_report(now) {
+        self.dropped += 1;
+        if self.dropped == 1 && self.may_report(now) {
             self.reported = Some(now);
-            return Passage::FirstLeftOut;
+            return LineFate::FirstDropped;
         }
-        Passage::LeftOut
+        LineFate::Dropped
     }
 
     /// Number of lines to report as left out, once a while.
     fn due(&mut self, now: Instant) -> Option<u64> {
-        if self.left_out == 0 || !self.may_report(now) {
+        if self.dropped == 0 || !self.may_report(now) {
             return None;
         }
         self.reported = Some(now);
-        Some(std::mem::take(&mut self.left_out))
+        Some(std::mem::take(&mut self.dropped))
     }
 
     fn may_report(&self, now: Instant) -> bool {
@@ -182,8 +182,8 @@ impl Drop for Output {
         let Some(line) = last else { return };
         self.log(&line);
         let due = self.budget.bucket().due(Instant::now());
-        if let Some(left_out) = due {
-            self.budget.report(left_out);
+        if let Some(dropped) = due {
+            self.budget.report(dropped);
         }
     }
 }
@@ -243,7 +243,7 @@ impl AsyncWrite for Output {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Bucket, Line, MAX_LINE_BYTES, Passage};
+    use super::{Bucket, Line, LineFate, MAX_LINE_BYTES};
 
     fn add(line: &mut Line, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
@@ -273,9 +273,9 @@ mod tests {
         let begun = Instant::now();
         let mut bucket = Bucket::new(begun, 10);
         let mut take = |millis| bucket.take(begun + Duration::from_millis(millis), 10);
-        assert!((0..100).all(|_| take(0) == Passage::Logged(None)));
-        assert_eq!([take(0), take(0), take(50)], [Passage::FirstLeftOut, Passage::LeftOut, Passage::LeftOut]);
-        assert_eq!([take(100), take(100)], [Passage::Logged(None), Passage::LeftOut]);
-        assert_eq!([take(1100), take(1100)], [Passage::Logged(Some(4)), Passage::Logged(None)]);
+        assert!((0..100).all(|_| take(0) == LineFate::Logged(None)));
+        assert_eq!([take(0), take(0), take(50)], [LineFate::FirstDropped, LineFate::Dropped, LineFate::Dropped]);
+        assert_eq!([take(100), take(100)], [LineFate::Logged(None), LineFate::Dropped]);
+        assert_eq!([take(1100), take(1100)], [LineFate::Logged(Some(4)), LineFate::Logged(None)]);
     }
 }

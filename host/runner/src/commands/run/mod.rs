@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{
         metrics::Events,
-        server::{Admin, Desk},
+        server::{Admin, AdminState},
     },
     cli::RunArgs,
     config::{Config, Register, Spec},
@@ -55,24 +55,24 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
     let registrar = connect::start(&config.registrar)?;
-    let told = CancellationToken::new();
+    let done = CancellationToken::new();
     if config.dev {
-        tasks.spawn(progress::tell(registrar.events(), told.clone()));
+        tasks.spawn(progress::log_events(registrar.events(), done.clone()));
     }
     let services = Arc::new(Services::new(ending.clone()));
     let admin = config.admin.as_ref().map(|admin| {
         let events = Arc::<Events>::default();
-        tasks.spawn(Arc::clone(&events).count(registrar.events(), told.clone()));
+        tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
         let services = Arc::clone(&services);
-        Admin::start(admin, Desk { services, events, registrar: registrar.clone(), remote: admin.remote })
+        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), remote: admin.remote })
     });
     let admin = admin.transpose()?;
     if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
         configured.listen = admin.bound;
     }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
-    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
-    tasks.spawn(reload_when_asked(reloads, Arc::clone(&services), tasks.clone()));
+    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
+    tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
 
     let running = TaskTracker::new();
     let outcome = tokio::select! {
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     if let Err(error) = revoked {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
-    told.cancel();
+    done.cancel();
     if let Some(admin) = admin {
         admin.close().await;
     }
@@ -138,10 +138,10 @@ async fn live(
     let started = async {
         let (engine, components) = loading.engine().await?;
         let several = config.services.len() > 1;
-        let together = config.strict.then(|| Barrier::new(config.services.len()));
+        let barrier = config.strict.then(|| Barrier::new(config.services.len()));
         let (registrar, traces) = (registrar.clone(), traces.cloned());
         let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
-        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, together, several });
+        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, several });
         let new = |(index, spec): (usize, &Spec)| {
             let reports = Reports { index, to: reporting.clone() };
             Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)
@@ -175,7 +175,7 @@ async fn watch_starts(
         match report {
             Report::Failed(failure) if config.services[index].required => return Err(failure),
             Report::Failed(failure) => drop(first.get_or_insert(failure)),
-            Report::Up | Report::Out => none_is_up = false,
+            Report::Started | Report::Drained => none_is_up = false,
         }
         if !untried.remove(&index) || !untried.is_empty() {
             continue;
@@ -210,7 +210,7 @@ fn ready(services: &Services) {
 }
 
 /// Reloads every service at each SIGHUP.
-async fn reload_when_asked(mut reloads: mpsc::Receiver<()>, services: Arc<Services>, tasks: TaskTracker) {
+async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Services>, tasks: TaskTracker) {
     while reloads.recv().await.is_some() {
         if !services.are_known() {
             tracing::info!("SIGHUP: the host is starting, with what is in the component files now");

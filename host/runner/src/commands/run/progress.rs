@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{config::Spec, error::shown, service::handle::ServiceHandle};
 
 /// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
-pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
+pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationToken) {
     loop {
         let event = tokio::select! {
             biased;
@@ -17,14 +17,14 @@ pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
             () = done.cancelled() => return,
         };
         match event {
-            Ok(event) => tell_one(&event),
+            Ok(event) => log(&event),
             Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be told"),
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-fn tell_one(event: &Event) {
+fn log(event: &Event) {
     let lease = format_args!("{:x}", event.lease);
     match event.what {
         What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),

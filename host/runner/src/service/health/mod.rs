@@ -148,9 +148,9 @@ impl HealthMonitor {
                 Decision::Withdraw => {}
                 Decision::Wait => return None,
                 Decision::Keep(reason) => {
-                    if let Some(left_out) = self.not_withdrawn.admit(now.into_std()) {
+                    if let Some(suppressed) = self.not_withdrawn.admit(now.into_std()) {
                         self.stats.incident(Incident::TooFewNodes);
-                        tracing::warn!(service = %self.service(), "not withdrawn, although {why}: {reason}{left_out}");
+                        tracing::warn!(service = %self.service(), "not withdrawn, although {why}: {reason}{suppressed}");
                     }
                     return None;
                 }
