@@ -77,7 +77,7 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     assert_eq!(two.stop().await.code, Some(0));
     let told = call(&caller, "greeter.leasehold").await;
     assert_eq!(told.0, "failed");
-    assert!(told.1.contains("nobody is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
+    assert!(told.1.contains("no node is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
     assert_eq!(caller.stop().await.code, Some(0));
 }
 
@@ -148,9 +148,9 @@ async fn only_what_the_policy_lists_is_called() {
         assert!(text.contains("HttpRequestDenied"), "{authority}: {text}");
     }
     let (case, text) = call(&caller, "nobody.leasehold").await;
-    assert!(case == "failed" && text.contains("nobody is registered as nobody"), "{text}");
+    assert!(case == "failed" && text.contains("no node is registered as nobody"), "{text}");
     let (_, text) = call(&caller, "v1.nobody.leasehold").await;
-    assert!(text.contains("nobody is registered as nobody in version v1, under /nobody/v1/ (seed)"), "{text}");
+    assert!(text.contains("no node is registered as nobody in version v1, under /nobody/v1/ (seed)"), "{text}");
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn an_unknown_service_is_an_error_that_names_the_nodes_found_instead() {
     let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });
     let caller = Host::ready(&with(config(&world, [caller(&["shop"])]), registry)).await;
     let (case, text) = call(&caller, "shop.leasehold").await;
-    let said = "nobody is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
+    let said = "no node is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
                 1 node there speaks TLS, which calls by name do not";
     assert!(case == "failed" && text.contains(said), "{text}");
 }

@@ -1,4 +1,4 @@
-//! The admin endpoint: what an operator, a supervisor and a scraper ask of a running host.
+//! The admin endpoint for operators, supervisors and scrapers.
 
 use std::{
     collections::BTreeMap,
@@ -45,17 +45,17 @@ const MAX_REQUESTS: usize = 64;
 /// the runtime accepts in a row, so that a request which was sent with its connection is read before the connection can
 /// be the oldest.
 const MAX_IDLE: usize = 256;
-/// How long a client may take to send a request's headers.
+/// Longest time that a client may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time that a client may take to read any of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a client may send as headers, at most.
+/// Bytes of headers, at most.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// The longest that a connection lasts, for one request each. A drain takes as long as its requests in flight.
+/// Longest life of a connection, which has one request. A drain takes as long as its requests in flight.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Lines of `/readyz` about etcd, at most.
 const MAX_FAULTS: usize = 20;
-/// The pause after a failed accept.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const PATHS: &str =
@@ -69,12 +69,12 @@ pub(crate) struct Admin {
     pub(crate) bound: SocketAddr,
 }
 
-/// What answers are made from.
+/// State behind the routes.
 pub(crate) struct AdminState {
     pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
-    /// Whether it listens beyond this machine, where a name in a request says nothing.
+    /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
     pub(crate) remote: bool,
 }
 
@@ -85,7 +85,7 @@ type PendingReplies<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
 type CommandError = (StatusCode, String);
 
 impl Admin {
-    /// Listens and answers. It does so while services start, too, and while they drain.
+    /// Listens and responds, also while services start and while they drain.
     pub(crate) fn start(admin: &config::Admin, state: AdminState) -> Result<Self, Failure> {
         let (listener, bound) = Self::bind(admin)?;
         let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), bound };
@@ -95,7 +95,7 @@ impl Admin {
         Ok(started)
     }
 
-    /// Listens, and says where.
+    /// Binds the listener. Returns it with its address.
     pub(crate) fn bind(admin: &config::Admin) -> Result<(TcpListener, SocketAddr), Failure> {
         let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
         let listener = bind(admin.listen).map_err(failed)?;
@@ -103,7 +103,7 @@ impl Admin {
         Ok((listener, bound))
     }
 
-    /// Lets go of the listener and cuts what is left of connections: whatever they wait for has ended.
+    /// Closes the listener and cuts the remaining connections: their commands have ended.
     pub(crate) async fn close(self) {
         self.closing.cancel();
         self.tasks.close();
@@ -139,7 +139,7 @@ async fn accept(listener: TcpListener, state: Arc<AdminState>, closing: Cancella
     }
 }
 
-/// The connections that have sent no request, or one that is answered at once, from the oldest on.
+/// Connections without a request, or whose request is answered at once, the oldest first.
 #[derive(Default)]
 struct Idle(Mutex<IdleSlots>);
 
@@ -157,7 +157,7 @@ struct IdleSlot {
 }
 
 impl Idle {
-    /// Makes room for one more: where there is none, the oldest connection is closed.
+    /// Adds a connection. Beyond the limit the oldest one is closed.
     fn enter(self: &Arc<Self>) -> IdleSlot {
         let evicted = CancellationToken::new();
         let mut slots = self.slots();
@@ -185,7 +185,7 @@ impl Idle {
 }
 
 impl IdleSlot {
-    /// Gives the slot back: the connection is not closed for a newer one any more.
+    /// Removes the connection: it is not closed for a newer one any more.
     fn leave(&self) {
         self.idle.slots().open.remove(&self.number);
     }
@@ -227,19 +227,19 @@ impl Connection {
         tokio::select! {
             () = closing.cancelled() => {}
             () = evicted.cancelled() => {}
-            // A client that breaks off knows it.
+            // An error is the client's own.
             _ = timeout(LONGEST, served) => {}
         }
     }
 
     async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> AdminResponse {
-        // Health is answered at once, and never refused: a supervisor would end a host that works.
+        // Health is answered at once, and never rejected: a supervisor would end a host that works.
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
                 let said = format!("{MAX_REQUESTS} requests are under way; try again later");
                 return error_json(StatusCode::SERVICE_UNAVAILABLE, &said);
             };
-            let _ = held.set(permit); // There is one request.
+            let _ = held.set(permit); // A connection has one request.
             self.slot.leave();
         }
         self.state.answer(request).await
@@ -266,19 +266,24 @@ impl AdminState {
                     (Method::POST, self.reload(Some(name)).await)
                 }
                 Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
-                _ => return error_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
+                _ => {
+                    return error_json(
+                        StatusCode::NOT_FOUND,
+                        &format!("not an admin endpoint: the endpoints are {PATHS}"),
+                    );
+                }
             },
         };
         if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
             return answer;
         }
-        let mut refused = error_json(StatusCode::METHOD_NOT_ALLOWED, &format!("ask with {expected}"));
+        let mut refused = error_json(StatusCode::METHOD_NOT_ALLOWED, &format!("the method must be {expected}"));
         let allowed = HeaderValue::from_str(expected.as_str()).expect("a method is a header's value");
         refused.headers_mut().insert(header::ALLOW, allowed);
         refused
     }
 
-    /// Why a request comes from a web page that an operator looks at, and not from the operator.
+    /// Reason for which a request seems to come from a web page in an operator's browser.
     fn foreign(&self, request: &Request<Incoming>) -> Option<&'static str> {
         if request.headers().contains_key(header::ORIGIN) {
             return Some("not for web pages");
@@ -287,11 +292,11 @@ impl AdminState {
         let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
         let is_plain =
             name.is_ok_and(|name| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok());
-        // A name that leads to loopback may have been made to lead there.
-        (!self.remote && !is_plain).then_some("ask by the address, or localhost")
+        // A name that resolves to loopback may belong to an attacker.
+        (!self.remote && !is_plain).then_some("the host must be an address, or localhost")
     }
 
-    /// Whether starting the process again would help.
+    /// Liveness: 200 as long as a restart of the process would not help.
     fn healthz(&self) -> AdminResponse {
         match self.registrar.has_ended() && !self.services.ending.is_cancelled() {
             false => plain(StatusCode::OK, "ok\n".to_owned()),
@@ -299,7 +304,7 @@ impl AdminState {
         }
     }
 
-    /// Whether clients find every service and are answered. With `etcd=optional` only whether they are answered.
+    /// Readiness of all services. With `etcd=optional` the state of etcd does not count.
     fn readyz(&self, query: Option<&str>) -> AdminResponse {
         let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
         if self.services.ending.is_cancelled() {
@@ -312,7 +317,7 @@ impl AdminState {
         let without_etcd = query == Some("etcd=optional");
         let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
         let all_out = services.iter().all(Snapshot::is_out);
-        // One that was drained by command does not speak against the host, unless there is no other.
+        // A service that was drained by command does not count, unless there is no other.
         for service in services.iter().filter(|service| all_out || !service.is_out()) {
             let name = &service.handle.name;
             match service.readiness() {
@@ -329,12 +334,12 @@ impl AdminState {
         }
     }
 
-    /// Why etcd is waited for, and what it refuses or others hold that services wait for: a line each.
+    /// Lines about the wait for etcd, refusals of etcd, and awaited keys.
     fn faults(&self) -> String {
         let waits = self.services.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
         let mut lines: BTreeMap<String, String> = BTreeMap::new();
         for fault in self.registrar.faults() {
-            // Many leases meet the same.
+            // Many leases have the same fault.
             lines.entry(fault.why.to_string()).or_insert_with(|| format!("{fault}\n"));
         }
         waits.into_iter().chain(lines.into_values().take(MAX_FAULTS)).collect()
@@ -409,7 +414,7 @@ impl AdminState {
                 match queue(handle).try_send(reply) {
                     Ok(()) => Ok((handle, outcome)),
                     Err(TrySendError::Full(_)) => {
-                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", handle.name)))
+                        Err((StatusCode::CONFLICT, format!("{}: another drain or reload is in progress", handle.name)))
                     }
                     Err(TrySendError::Closed(_)) => {
                         Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
@@ -449,7 +454,7 @@ impl AdminState {
         };
         match replies {
             Ok(replies) => json_response(StatusCode::OK, &replies),
-            Err(_) => error_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
+            Err(_) => error_json(StatusCode::INTERNAL_SERVER_ERROR, "a service did not reply"),
         }
     }
 }
@@ -465,11 +470,11 @@ struct ServiceRow<'a> {
     phase: String,
     /// `ready`, `unknown` or `not ready`.
     readiness: &'static str,
-    /// Why it is not known to be ready.
+    /// Reason for which it is not known to be ready.
     why: Option<String>,
     instances: usize,
     registrations: Vec<RegistrationRow>,
-    /// The services that it looked up.
+    /// The services that it watches.
     views: Vec<ViewRow>,
 }
 
@@ -481,7 +486,7 @@ struct ViewRow {
     invalid_keys: usize,
     /// Null before etcd was read.
     age_seconds: Option<f64>,
-    /// Why it is not kept up to date; null while it is.
+    /// Error of the watch; null while the view is up to date.
     error: Option<String>,
 }
 

@@ -9,10 +9,10 @@ use crate::{
     telemetry::log::{self, LogFormat},
 };
 
-/// Help, the version, or what is wrong with the arguments.
+/// Prints help, the version, or the error of the arguments.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody reads it when stdout is closed.
+        // Stdout may be closed.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }

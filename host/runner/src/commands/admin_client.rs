@@ -1,4 +1,4 @@
-//! Asking the admin endpoint of a running host.
+//! Client of a running host's admin endpoint.
 
 use std::{error::Error, time::Duration};
 
@@ -16,15 +16,14 @@ use tokio::{
 
 use crate::error::{Failure, one_line};
 
-/// How long making the connection may take.
+/// Longest wait for the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the answer may take; the host itself ends every wait before.
+/// Longest wait for the response; the host ends every wait before.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
-/// The longest answer that is read.
+/// Bytes of a response that are read, at most.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// Sends `POST` and gives the answer. A failure is one sentence; a name that is not known there is a mistake of whoever
-/// asks.
+/// Sends `POST` and returns the response. A failure is one sentence; an unknown name is an error of the arguments.
 pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let authority = authority(admin)?;
     let silent = |said: String| {
@@ -50,7 +49,7 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     }
 }
 
-/// One request on a connection of its own, and its answer, read to the end.
+/// Sends one request on a connection of its own, and reads the response to the end.
 pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Empty<Bytes>>,
@@ -81,7 +80,7 @@ fn authority(admin: &str) -> Result<String, Failure> {
     }
 }
 
-/// A name as a part of a path.
+/// A name as one segment of a path.
 pub(crate) fn part(name: &str) -> String {
     percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
 }

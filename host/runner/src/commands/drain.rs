@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json};
 use crate::{cli::DrainArgs, commands::admin_client, error::Failure};
 
-/// How one drain went.
+/// Outcome of one drain.
 #[derive(Deserialize)]
 struct Drained {
     service: String,
@@ -14,7 +14,7 @@ struct Drained {
     all_answered: bool,
 }
 
-/// Asks for it, waits, and reports on stdout.
+/// Requests the drain, waits, and reports on stdout.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
     let answer = admin_client::post(&args.admin, &format!("/drain/{}", admin_client::part(&args.name))).await?;
     if args.json {

@@ -1,4 +1,4 @@
-//! `leasehold inspect`: what a component imports, exports and lacks.
+//! `leasehold inspect`: imports, exports and missing imports of a component.
 
 use super::{print, print_json};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Shows the info. A component that cannot run here is shown all the same.
+/// Shows a component, even if it cannot run here.
 pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let info = component::inspect(&Engine::new(&[])?, &args.file)?;
     if args.json { print_json(&info) } else { print(&text(&info)) }

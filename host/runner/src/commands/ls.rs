@@ -17,10 +17,10 @@ use crate::{
     error::Failure,
 };
 
-/// How long the registrar's thread may take to end; it holds no lease.
+/// Longest wait for the end of the registrar's thread, which holds no lease.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much a name is like another one that is offered instead, from 0 to 1; and how many are, at most.
+/// Smallest similarity of a suggested name, from 0 to 1, and number of suggestions, at most.
 const MIN_SIMILARITY: f64 = 0.8;
 const MAX_SUGGESTIONS: usize = 5;
 
@@ -40,25 +40,25 @@ pub(super) struct NodeRow {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// What keeps a key in etcd.
+/// State of the lease that keeps a key in etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LeaseState {
-    /// A lease that somebody renews.
+    /// A lease that is renewed.
     Ok,
-    /// A lease that ought to have been renewed: less than a third of its time is left.
+    /// A lease whose renewal is overdue: less than a third of its time is left.
     Expiring,
     /// A lease that etcd has ended; the key is about to go.
     LeaseGone,
-    /// Nothing: it outlives its host.
+    /// No lease: the key outlives its host.
     NoLease,
-    /// A lease that etcd told nothing of in time.
+    /// A lease whose state etcd did not report in time.
     Unknown,
 }
 
 impl LeaseState {
     fn of(left: LeaseTtl) -> Self {
-        // etcd tells whole seconds, and there may be almost one more.
+        // etcd reports whole seconds; almost one more may be left.
         match (left.remaining + Duration::from_secs(1)) * 3 <= left.granted {
             _ if left.granted.is_zero() => Self::LeaseGone,
             true => Self::Expiring,
@@ -79,7 +79,7 @@ impl fmt::Display for LeaseState {
     }
 }
 
-/// What [`NodeRow::cells`] are.
+/// Headings of [`NodeRow::cells`].
 pub(super) const HEADINGS: [&str; 7] = ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "LEASE", "TTL"];
 
 /// Lists nodes on stdout; keys that are not nodes are counted on stderr.
@@ -92,7 +92,7 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
         (Some(name), Ok((rows, 0))) if rows.is_empty() => Some(suggestion(&registrar, &options, name).await),
         _ => None,
     };
-    // Nothing is registered, so nothing is lost when the thread does not end in time.
+    // Nothing is registered, so nothing is lost if the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
     let (rows, others) = listed?;
     if args.json {
@@ -113,7 +113,7 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Names that are registered and look like this one, as the end of a sentence; empty where etcd does not tell of all.
+/// Registered names that are similar to this one, as the end of a sentence; empty if etcd does not list them.
 async fn suggestion(registrar: &Registrar, options: &Options, name: &ServiceName) -> String {
     let Ok(Ok(all)) = timeout(options.register_timeout, registrar.list(None)).await else { return String::new() };
     let names: BTreeSet<_> = all.into_iter().filter_map(|listed| listed.node.ok()).map(|node| node.name).collect();
@@ -124,7 +124,7 @@ async fn suggestion(registrar: &Registrar, options: &Options, name: &ServiceName
     }
 }
 
-/// The names that are most like another one, the nearest first; none where all are far from it.
+/// Names that are similar to another one, the most similar first.
 fn similar<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let likeness = |other: &str| match other.contains(name) || name.contains(other) {
         true => 1.0,
@@ -136,7 +136,7 @@ fn similar<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     like.into_iter().map(|(_, other)| other).take(MAX_SUGGESTIONS).collect()
 }
 
-/// Nodes with the time that is left to them, as far as etcd tells it, and how many keys are none.
+/// Nodes with the remaining time of their leases, as far as etcd reports it, and the number of keys that are not nodes.
 async fn timed(
     registrar: &Registrar,
     options: &Options,
@@ -144,7 +144,7 @@ async fn timed(
 ) -> Result<(Vec<NodeRow>, usize), Failure> {
     let (mut rows, others) = rows(read(registrar, options, name).await?);
     let leases = rows.iter().filter_map(|row| row.lease).collect();
-    // The list is there, whatever becomes of this.
+    // The list is shown even if this fails.
     let left = registrar.lease_ttls(leases, options.register_timeout).await.unwrap_or_default();
     rows.iter_mut().for_each(|row| row.set_ttl(&left));
     Ok((rows, others))
@@ -155,7 +155,7 @@ pub(super) async fn read(
     options: &Options,
     name: Option<&ServiceName>,
 ) -> Result<Vec<RawEntry>, Failure> {
-    // A first answer says whether etcd is there at all; the list itself may take longer than one request.
+    // A first request checks that etcd responds at all; the list itself may take longer than one request.
     let prefix = connect::prefix(options, name);
     let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
     connect::attempt(registrar, options, Vec::new()).await.map_err(unavailable)?;
@@ -172,7 +172,7 @@ fn rows(listed: Vec<RawEntry>) -> (Vec<NodeRow>, usize) {
 }
 
 impl NodeRow {
-    /// A node, or nothing. Nobody has asked for its time yet.
+    /// The row of a node, without the remaining time of its lease; `None` for another key.
     pub(super) fn of(found: RawEntry) -> Option<Self> {
         let node = found.node.ok()?;
         Some(Self {
@@ -212,7 +212,7 @@ impl NodeRow {
         }
     }
 
-    /// Whether all but the time that is left is the same.
+    /// Returns true if the rows differ in the remaining time at most.
     pub(super) fn equals_but_ttl(&self, other: &Self) -> bool {
         let timeless = |row: &Self| Self { state: LeaseState::Unknown, ttl_seconds: None, ..row.clone() };
         timeless(self) == timeless(other)
@@ -232,7 +232,7 @@ mod tests {
     use super::{LeaseState, similar};
 
     #[test]
-    fn a_name_that_is_unknown_is_told_which_ones_are_like_it() {
+    fn similar_names_are_suggested_for_an_unknown_one() {
         let all = ["order", "orders", "user", "user-cache", "greeter"];
         let like = |name| similar(name, all.into_iter());
         assert_eq!(like("ordr"), ["order", "orders"]);

@@ -1,4 +1,4 @@
-//! `leasehold reload`: services of a running host go on with what is in their component files now.
+//! `leasehold reload`: services of a running host go on with the present content of their component files.
 
 use serde::Deserialize;
 
@@ -9,7 +9,7 @@ use crate::{
     error::{Failure, shown},
 };
 
-/// How one reload went.
+/// Outcome of one reload.
 #[derive(Deserialize)]
 struct Reloaded {
     service: String,
@@ -18,7 +18,7 @@ struct Reloaded {
     why: Option<String>,
 }
 
-/// Asks for it, waits, and reports on stdout. A service that goes on as it was is a failure.
+/// Requests the reload, waits, and reports on stdout. A service that was not reloaded is a failure.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
     let answer = admin_client::post(&args.admin, &format!("/reload{path}")).await?;

@@ -1,4 +1,4 @@
-//! `leasehold watch`: what is registered in etcd, and what changes, until Ctrl-C.
+//! `leasehold watch`: the nodes in etcd and their changes, until Ctrl-C.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ use crate::{
 
 /// Moves to the upper left corner and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// A changed line stands out for so long.
+/// Time for which a changed line is marked.
 const FRESH: Duration = Duration::from_secs(3);
 
 /// One change, a line of `--json`.
@@ -41,7 +41,7 @@ struct Change<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum ChangeKind {
-    /// Was there before the watch began.
+    /// Existed before the watch began.
     Present,
     Joined,
     Changed,
@@ -86,7 +86,7 @@ async fn follow(
     let mut stream = registrar.watch_keys(name).await.map_err(unavailable)?;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Leases tell nothing by themselves: they are asked, and what happens meanwhile does not wait for that.
+    // Leases send no events: they are polled, and events do not wait for that.
     let mut asking = pin!(Fuse::terminated());
     loop {
         tokio::select! {
@@ -102,7 +102,7 @@ async fn follow(
                     let all = shown.lines.values().map(|line| (line.what, line.row.clone())).collect();
                     show(&mut shown, all, registrar, options).await?;
                 }
-                // Never read: the mistake may be in the arguments.
+                // Without a first read the arguments may be wrong.
                 WatchEvent::Interrupted(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
                 WatchEvent::Interrupted(why) => {
                     let said = connect::said(&Error::Unavailable(why), options);
@@ -121,7 +121,7 @@ async fn follow(
     }
 }
 
-/// Shows changes, with the time that is left to them now; where etcd does not tell, as it was known.
+/// Shows changes, with the remaining time of their leases as far as etcd reports it.
 async fn show(
     shown: &mut Shown,
     mut changes: Vec<(ChangeKind, NodeRow)>,
@@ -152,7 +152,7 @@ struct Shown {
 }
 
 impl Shown {
-    /// Takes events in, and gives what differs. A key that was only put again is no difference.
+    /// Applies events, and returns the changes. A key that was put again without a difference is no change.
     fn turn(&mut self, events: Vec<KeyEvent>) -> Vec<(ChangeKind, NodeRow)> {
         let mut changes = Vec::new();
         for event in events {
@@ -201,7 +201,7 @@ impl Shown {
         self.lines.retain(|_, line| line.what != ChangeKind::Left || (live && line.is_fresh()));
     }
 
-    /// The whole table, in place of what the terminal shows.
+    /// The whole table, in the place of the terminal's content.
     fn screen(&self) -> String {
         let what = |line: &Line| if line.is_fresh() { line.what } else { ChangeKind::Present };
         let all: Vec<_> = self.lines.values().map(|line| marked(what(line), &line.row)).collect();

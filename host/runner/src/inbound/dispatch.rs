@@ -1,4 +1,4 @@
-//! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
+//! Dispatch of a request to the component: admission queue, deadline, and error responses.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,20 +41,20 @@ use crate::{
     },
 };
 
-/// How often it is logged that a component returns error codes, at most.
+/// Interval between two log lines about returned error codes, at least.
 const CODE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a request waits for its turn, at most.
+/// Longest wait of a request in the admission queue.
 pub(crate) const MAX_QUEUE_WAIT: Duration = Duration::from_secs(5);
 
 /// The dispatcher of the current revision of a service, replaced by a reload.
 pub(crate) type CurrentDispatcher = Arc<ArcSwap<Dispatcher>>;
 
-/// The way into one service.
+/// Dispatcher of one revision of a service.
 pub(crate) struct Dispatcher {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
-    /// Whether the component is of `wasi:http` 0.3.
+    /// The component uses `wasi:http` 0.3.
     is_async: bool,
     request_timeout: Duration,
     stream_timeout: Duration,
@@ -64,7 +64,7 @@ pub(crate) struct Dispatcher {
     reusable: Arc<Reusable>,
     tracer: Option<Tracer>,
     pub(crate) admission: Admission,
-    /// Requests that are in here.
+    /// Requests whose response is not complete.
     in_flight: TaskTracker,
 }
 
@@ -95,13 +95,13 @@ impl Dispatcher {
         &self.stats
     }
 
-    /// Requests that are neither refused nor answered yet, at most.
+    /// Requests in the slots and in the queue, at most.
     pub(crate) fn max_requests(&self) -> u32 {
         self.admission.capacity
     }
 
-    /// The component's response to a request that came at that time and on such a connection, with its timers; or the host's
-    /// own in its place.
+    /// Returns the component's response to a request that arrived at this time on a connection with these timers and this
+    /// origin, or the host's own response in its place.
     pub(crate) async fn dispatch(
         &self,
         mut request: hyper::Request<Incoming>,
@@ -119,7 +119,7 @@ impl Dispatcher {
                 return Err(RejectReason::BodyTooLarge.into());
             }
             if request.body().is_end_stream() {
-                // There is nothing to count.
+                // An empty body has no size to check.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
                 return self.attempt(request, arrived, timers, &self.admission, grpc, &mut span).await;
             }
@@ -128,7 +128,7 @@ impl Dispatcher {
             request.extensions_mut().insert(ClientAborted(broken.clone()));
             tokio::select! {
                 biased;
-                // What the component makes of half a body is of no interest.
+                // The response to half a body is discarded.
                 () = large.cancelled() => Err(RejectReason::BodyTooLarge.into()),
                 outcome = self.attempt(request, arrived, timers, &self.admission, grpc, &mut span) => outcome.map_err(|no_response| match no_response {
                     NoResponse::Rejected(RejectReason::ComponentFailed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => RejectReason::ClientAborted.into(),
@@ -154,7 +154,7 @@ impl Dispatcher {
                 if rejection.closes_connection() && version < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                // Where gRPC is spoken, a failure is a 200.
+                // In gRPC the status in HTTP is always 200.
                 (rejection.status, response)
             }
         };
@@ -162,7 +162,7 @@ impl Dispatcher {
         response
     }
 
-    /// A body that says when it breaks off: since it is larger than it may be, or by the client's doing.
+    /// Limits a request body, and signals that it is too large or that the client broke it off.
     fn bounded(&self, body: Incoming, large: CancellationToken, broken: CancellationToken) -> WasiBody {
         let size = self.body_size;
         let failed = move |error: Box<dyn std::error::Error + Send + Sync>| {
@@ -170,14 +170,14 @@ impl Dispatcher {
                 large.cancel();
                 return Error::HttpRequestBodySize(Some(size as u64));
             }
-            // Nothing to warn the operator of, and no failure of a component that can do nothing with half a request.
+            // Neither a warning for the operator nor a failure of the component, which cannot use half a request.
             broken.cancel();
             Error::ConnectionTerminated
         };
         Limited::new(body, size).map_err(failed).boxed_unsync()
     }
 
-    /// The component's answer to a request of the host's own, which counts for nothing.
+    /// The component's response to a probe of the host, which is not counted.
     pub(crate) async fn probe(
         &self,
         request: http::Request<Full<Bytes>>,
@@ -194,13 +194,13 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until no request is in here, for a dispatcher to which nobody is sent any more.
+    /// Waits until every request of a replaced dispatcher has its response.
     pub(crate) async fn drained(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;
     }
 
-    /// The span goes with the answer, once there is one.
+    /// Waits for admission and for the component. The span is moved into the response.
     async fn attempt(
         &self,
         request: http::Request<WasiBody>,
@@ -210,7 +210,7 @@ impl Dispatcher {
         grpc: bool,
         span: &mut Option<Span>,
     ) -> Result<Response<ResponseBody>, NoResponse> {
-        // A caller may wait shorter than the host does; longer as far as streams may last.
+        // A caller may wait shorter than the host does, or longer as far as streams may last.
         let asked = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
             asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
@@ -256,7 +256,7 @@ impl Dispatcher {
                     }
                 }
             }
-            // An instance that is ended for being late fails in more than one way.
+            // A timeout of the instance appears as one of several errors.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => {
                 Err(self.late(begun, &in_flight.line).into())
             }
@@ -288,7 +288,7 @@ impl Dispatcher {
             tracing::warn!(service = %self.name, request = %line, "the component could not be instantiated: {cause}");
             return RejectReason::InstantiationFailed;
         }
-        // Of any other error the instance ends, and that is logged where it does.
+        // Any other error ends the instance, which logs it.
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
         if is_broken {
             tracing::debug!(service = %self.name, request = %line, "the client broke off the request: {}", cause(error));
@@ -301,7 +301,7 @@ impl Dispatcher {
         RejectReason::ComponentFailed
     }
 
-    /// The failure of an instance that cannot be reused is the host's, which reused it.
+    /// Counts a failure of a reused instance as the host's, if the component cannot be reused.
     fn count_reuse(&self, in_flight: &InFlightRequest) {
         if in_flight.is_reuse() && self.reusable.failed() {
             self.stats.excuse();
@@ -322,7 +322,7 @@ impl Dispatcher {
 /// Reason why a request has no response of the component's.
 enum NoResponse {
     Rejected(RejectReason),
-    /// The component's own error code in the place of a response.
+    /// The component returned an error code.
     ErrorCode(Error, RequestLine),
 }
 

@@ -6,7 +6,7 @@ use wasmtime_wasi_http::{Error, p2, p3};
 
 use crate::{grpc::Status, rejection::Rejection};
 
-/// The error code that a handler returned, if that is how it ended.
+/// The error code that a handler returned, if it ended with one.
 pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
     if let Some(code) = error.downcast_ref::<p2::bindings::http::types::ErrorCode>() {
         return Some(code.clone().into());

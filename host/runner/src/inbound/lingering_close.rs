@@ -1,6 +1,5 @@
-//! The end of a connection whose client still sends: that is read for a while and left, so that the client comes to read
-//! what it was told. Without that the kernel answers with a reset, which takes our last words back. Web servers know it as
-//! lingering close.
+//! Lingering close: a connection whose client still sends is read for a while, so that the client comes to read the
+//! response. Otherwise the kernel answers with a reset, which discards the end of the response.
 
 use std::{
     io::{self, IoSlice},
@@ -18,12 +17,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long a client may take to notice that nothing more will come.
+/// Longest time that a client may take to notice the end.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A client's connection. Dropping it ends what we say, and reads on until the client ends too.
+/// Connection of a client. Dropping it shuts down its write side, and reads on until the client ends too.
 pub(crate) struct Lingering {
-    /// There until it is dropped.
+    /// Present until the drop.
     stream: Option<TcpStream>,
     /// The client has ended, or is gone.
     ended: bool,

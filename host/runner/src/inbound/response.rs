@@ -1,4 +1,4 @@
-//! An answer on its way to the client: the body, the place that it holds meanwhile, and how it ends when it cannot go on.
+//! A response on its way to the client: its body, its permits, and its end if it cannot be completed.
 
 use std::{
     future::poll_fn,
@@ -25,12 +25,12 @@ use crate::{
     wasm::in_flight::{InFlightRequest, InstanceEnd, RequestLine},
 };
 
-/// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
+/// Guard of an in-flight request. Dropping it before `complete` marks the request as abandoned.
 pub(crate) struct RequestGuard {
     service: ServiceName,
     pub(crate) request: Arc<InFlightRequest>,
     complete: bool,
-    /// The span of the answer, from its beginning on.
+    /// The span of the response, from its beginning on.
     span: Option<Span>,
 }
 
@@ -54,44 +54,44 @@ impl Drop for RequestGuard {
     }
 }
 
-/// What a body was found to have next: a frame, an error, or its end.
+/// Next item of a body: a frame, an error, or the end.
 type Next = Option<Result<Frame<Bytes>, Error>>;
 
-/// The body of an answer.
+/// Body of a response.
 pub(crate) struct ResponseBody {
-    /// What an answer of the component has, and one of the host has not. It is dropped first, so that the instance is
-    /// abandoned before it could see that nobody takes its body.
+    /// State of a component's response; none for a response of the host. It is dropped first, so that the instance is
+    /// abandoned before it notices that the body is not read.
     delivery: Option<Delivery>,
     body: WasiBody,
-    /// What was taken of it already, before anything is sent: a piece, and what follows.
+    /// Items that were read before anything is sent: one piece, and the next.
     ahead: [Option<Next>; 2],
     ended: bool,
 }
 
-/// Of the hall, of the room, and among those that are counted: by the service, and by the dispatcher.
+/// Permits of the queue and of a slot, and the entries among the requests in flight of the service and of the dispatcher.
 pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, (Within, TaskTrackerToken));
 
 struct Delivery {
     guard: RequestGuard,
-    /// Given back when the answer has been sent.
+    /// Released when the response has been sent.
     _permits: Permits,
-    /// Where gRPC is spoken, an answer that cannot go on ends with a status.
+    /// A gRPC response that breaks off ends with a status.
     grpc: bool,
-    /// Until then the answer has to be there.
+    /// Deadline of the whole response.
     late: Sleep,
-    /// Bytes of the body, and those that are still to come, where the component says so.
+    /// Length of the body and its unsent rest, if the component declares a length.
     length: Option<u64>,
     left: Option<u64>,
 }
 
 impl ResponseBody {
-    /// The body of a response of the host's own.
+    /// Body of a response of the host.
     pub(crate) fn of(body: WasiBody) -> Self {
         Self { delivery: None, body, ahead: [None, None], ended: false }
     }
 
-    /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
-    /// that is whole by then tells its length, and one that has failed by then is none. The span goes with it.
+    /// Returns the component's response once its instance is idle, so that its first output is sent in one piece. A body
+    /// that is complete by then has a length, and a failed body is an error. The span is moved into the response.
     pub(crate) async fn component(
         response: Response<WasiBody>,
         guard: RequestGuard,
@@ -100,7 +100,7 @@ impl ResponseBody {
         span: &mut Option<Span>,
     ) -> Result<Response<Self>, InstanceEnd> {
         let (parts, body) = response.into_parts();
-        // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
+        // Clients read a status in the headers only if the stream ends with them, which wasi:http cannot express.
         let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
         if parts.status.is_informational() {
@@ -150,7 +150,7 @@ impl ResponseBody {
         }
     }
 
-    /// Takes a piece and what follows, as far as they are there. Ready once there is nothing more to take.
+    /// Reads one piece and the next item, as far as they are available. Ready once there is nothing more to read.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(delivery) = self.delivery.as_mut().filter(|delivery| !delivery.guard.complete) else {
             return Poll::Ready(());
@@ -158,7 +158,7 @@ impl ResponseBody {
         for ahead in self.ahead.iter_mut().filter(|ahead| ahead.is_none()) {
             let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
             let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
-            // Not by the end of its instance, and what a component says of its length is held against it.
+            // Incomplete if the instance ended, or the declared length is not reached.
             delivery.guard.complete =
                 next.is_none() && delivery.left.is_none() && delivery.guard.request.end().is_none();
             *ahead = Some(next);
@@ -169,12 +169,12 @@ impl ResponseBody {
         Poll::Ready(())
     }
 
-    /// How much was taken and is not sent yet.
+    /// Bytes that were read and are not sent yet.
     fn taken(&self) -> u64 {
         self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
     }
 
-    /// The same, where that is all.
+    /// Bytes that were read, if they are the whole rest of the body.
     fn left(&self) -> Option<u64> {
         let ends = self.ahead.iter().flatten().any(Option::is_none);
         let is_whole = self.delivery.as_ref().is_some_and(|delivery| delivery.guard.complete);
@@ -196,7 +196,7 @@ impl ResponseBody {
 }
 
 impl Delivery {
-    /// What is sent instead of the rest.
+    /// Last item of a body that broke off.
     fn broken(&mut self, end: InstanceEnd) -> Result<Frame<Bytes>, Error> {
         self.fails(end);
         match (self.grpc, end) {
@@ -210,7 +210,7 @@ impl Delivery {
         }
     }
 
-    /// Logs why a body broke off, unless its instance ended or the client broke off the request.
+    /// Logs the reason for which a body broke off, unless its instance ended or the client broke off the request.
     fn warn(&self, error: &Error, taken: u64) {
         if self.guard.request.end().is_some() || matches!(error, Error::ConnectionTerminated) {
             return;
@@ -219,7 +219,7 @@ impl Delivery {
             (Error::HttpProtocolError, Some(length), Some(left)) if left != taken => {
                 format!("the component wrote {} bytes, and its content-length is {length}", length - left + taken)
             }
-            // The error of a body of 0.2 that was dropped.
+            // The error of a dropped body of 0.2.
             (Error::HttpProtocolError, ..) => {
                 "the component dropped its outgoing-body without outgoing-body.finish".to_owned()
             }
@@ -269,7 +269,7 @@ impl Body for ResponseBody {
                 delivery.passed(&frame);
                 return Poll::Ready(Some(Ok(frame)));
             }
-            // A body whose instance is gone looks as if it had come to its end.
+            // A body whose instance is gone appears to have ended.
             None if delivery.guard.complete => None,
             None => delivery.guard.request.end(),
             Some(Err(error)) => {
@@ -295,7 +295,7 @@ impl Body for ResponseBody {
         if let Some(left) = self.left() {
             return SizeHint::with_exact(left);
         }
-        // What the body knows of is behind what was taken.
+        // The hint of the body does not include the items that were read.
         let (mut hint, taken) = (self.body.size_hint(), self.taken());
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper.saturating_add(taken));

@@ -45,26 +45,26 @@ use crate::{
     telemetry::service_metrics::{Incident, Stats},
 };
 
-/// Connections that the kernel keeps for us until we accept them.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Longest silence of an HTTP/2 connection before it is asked whether it is still there.
+/// Silence of an HTTP/2 connection after which it is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
+/// Pause after a failed accept: without file descriptors, the next attempt would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Interval between two warnings about the same error of `accept`, at least.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes that distinguish HTTP/2 from HTTP/1.1.
 const PREFACE_BYTES: usize = 24;
-/// Largest header block in which an authority is looked for: where the h2 crate ends the connection.
+/// Largest header block in which an authority is replaced: beyond it the h2 crate ends the connection.
 const HEADER_BLOCKS: usize = 4;
 const SMALLEST_BLOCK: usize = 16 << 10;
-/// How long connections that were cut may take to notice.
+/// Longest wait for connections that were cut.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Binds a listener; the error is for the operator.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
-    // A port whose last owner just ended is free; one that is in use is still refused.
+    // A port whose last owner just ended is free; a port in use is still refused.
     socket.set_reuseaddr(true)?;
     socket.bind(addr).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
@@ -75,20 +75,20 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
+/// A listener that is being served. Dropping it closes the listener and cuts the connections.
 pub(crate) struct Server {
-    /// Clients are asked to go elsewhere.
+    /// Set when clients are to use other hosts.
     leaving: Arc<AtomicBool>,
-    /// No further connections.
+    /// Cancelled at `close`: no further connections.
     closing: CancellationToken,
-    /// No further patience.
+    /// Cancelled at the deadline: connections are cut.
     cut: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is there when it
-    /// comes.
+    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is current
+    /// when it arrives.
     pub(crate) fn start(
         listener: TcpListener,
         current: CurrentDispatcher,
@@ -119,21 +119,21 @@ impl Server {
         server
     }
 
-    /// Serves on, and asks clients with each answer to take their next request elsewhere.
+    /// Serves on, and asks clients with each response to send their next request elsewhere.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
+    /// Accepts no more connections, closes idle ones, and waits for requests in flight. Returns true if all were answered.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn close(&self, deadline: Duration) -> bool {
         self.closing.cancel();
         self.tasks.close();
         let all = timeout(deadline, self.tasks.wait()).await.is_ok();
         if !all {
             self.cut.cancel();
-            // What does not notice in time ends with the process.
+            // Connections that do not notice in time end with the process.
             let _ = timeout(CUT_TIMEOUT, self.tasks.wait()).await;
         }
         all
@@ -193,11 +193,11 @@ impl Connections {
     }
 
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        // Small pieces of an answer are not held back for larger ones.
+        // Small pieces of a response are not held back for larger ones.
         let _ = stream.set_nodelay(true);
         let (current, leaving) = (self.current.clone(), Arc::clone(&self.leaving));
         let counts = self.current.clone();
-        // The client's last requests on this connection are those that it has sent.
+        // Cancelled once the requests that the client has sent are its last on this connection.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
         let timers = Timers::default();
@@ -218,7 +218,7 @@ impl Connections {
                     if leaving.load(Ordering::Relaxed) {
                         ask_to_leave(version, &mut response, &last);
                     }
-                    // Until the answer has been sent; this is not about its errors.
+                    // The request is open until its response has been sent.
                     Ok::<_, Infallible>(response.map(|body| {
                         body.map_err(move |error| {
                             let _ = &open;
@@ -247,11 +247,11 @@ impl Connections {
             let mut stream = Box::pin(TimeoutStream::new(stream));
             stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
-            // Looked at when one of them has something to say, and not with every byte of the connection.
+            // Polled when one of them is woken, and not with every byte of the connection.
             let watches: [BoxFuture<'_, ConnectionEvent>; 3] = [
                 cut.cancelled().map(|()| ConnectionEvent::Cut).boxed(),
                 progress.overdue(client_timeout, within).map(|()| ConnectionEvent::Slow).boxed(),
-                // Later than what is half HTTP/1.1 is cut for that.
+                // Later than the cut of half an HTTP/1.1 request.
                 select(Box::pin(last.cancelled()), Box::pin(progress.idle(2 * client_timeout)))
                     .map(|_| ConnectionEvent::LastRequest)
                     .boxed(),
@@ -278,26 +278,26 @@ impl Connections {
         });
     }
 
-    /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
+    /// Longest life of a request, its time in the queue and its whole response included.
     fn longest_request(&self) -> Duration {
         let Limits { request_timeout, client_timeout, .. } = self.limits;
         MAX_QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
     }
 
-    /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
+    /// HTTP/1.1 and HTTP/2 on one port: the first bytes distinguish them, with TLS or without.
     fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
         let Limits { header_size, client_timeout, .. } = self.limits;
-        // Silence and the time for an answer are as long as a client may take, together.
+        // Silence and the time for a pong add up to the client timeout.
         let ping_interval = PING_INTERVAL.min(client_timeout / 2);
         let (tasks, within) = (self.tasks.clone(), self.longest_request());
         let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
             .timer(timers.clone())
-            // A client that has said all it has to say still waits for its response (RFC 9112, section 9.6).
+            // A client that has sent all of its request still waits for its response (RFC 9112, section 9.6).
             .half_close(true)
             .header_read_timeout(client_timeout)
-            // One write of a copy is cheaper than one of pieces, which are small mostly.
+            // One write of a copy is cheaper than a vectored write of pieces, which are mostly small.
             .writev(false)
             .max_buf_size(header_size);
         builder
@@ -311,31 +311,31 @@ impl Connections {
     }
 }
 
-/// What happens to a connection from outside.
+/// Event of a connection beside its requests.
 enum ConnectionEvent {
     Cut,
     Slow,
-    /// It has had its last request.
+    /// The requests that were sent are its last.
     LastRequest,
 }
 
-/// How far the client of a connection has come, as far as hyper does not look after it.
+/// Progress of a connection's client, as far as hyper does not watch it.
 struct Progress {
-    /// Bytes that came.
+    /// Bytes that were read.
     read: AtomicUsize,
     requests: Mutex<Requests>,
 }
 
 struct Requests {
-    /// How many are not answered yet.
+    /// Number of requests without a complete response.
     open: usize,
-    /// When that changed, or the connection came, where several may be open.
+    /// Time of the last change of that number, or of the connection, in HTTP/2.
     since: Instant,
-    /// When the latest one began, where there is one at a time: streams of HTTP/2 have each an end of its own.
+    /// Time of the latest request in HTTP/1.1; streams of HTTP/2 have deadlines of their own.
     latest: Option<Instant>,
 }
 
-/// A request, until its answer has been sent.
+/// A request, until its response has been sent.
 struct Open(Arc<Progress>);
 
 impl Drop for Open {
@@ -371,7 +371,7 @@ impl Progress {
         Open(Arc::clone(self))
     }
 
-    /// Ends when nothing was asked over HTTP/2 for that long. hyper looks after it in HTTP/1.1 only.
+    /// Ends after `client_timeout` without a request over HTTP/2. hyper watches HTTP/1.1 only.
     async fn idle(&self, client_timeout: Duration) {
         loop {
             let until = {
@@ -386,9 +386,8 @@ impl Progress {
         }
     }
 
-    /// Ends for a client that does not say what it speaks, or does not read an answer: once the latest request has been
-    /// there for longer than any may. Had that been answered, the next one would have begun by then, or the connection
-    /// been closed for being idle.
+    /// Ends for a client that sends no preface, or does not read a response: once the latest request is older than any may
+    /// be. If that had been answered, the next one would have begun by then, or the connection been closed as idle.
     async fn overdue(&self, client_timeout: Duration, within: Duration) {
         sleep(client_timeout).await;
         if self.read.load(Ordering::Relaxed) < PREFACE_BYTES && self.requests().latest.is_none() {
@@ -415,7 +414,7 @@ fn count(error: &(dyn Error + 'static), stats: &Stats) {
     }
 }
 
-/// Asks a client to go elsewhere: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
+/// Asks a client to use another host: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
 fn ask_to_leave<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
     match version {
         Version::HTTP_2 => last.cancel(),

@@ -254,7 +254,7 @@ mod tests {
     }
 
     proptest! {
-        /// A component can build a URI from what it gets.
+        /// A component can build a URI from the parts of an accepted request.
         #[test]
         fn a_target_that_is_let_in_has_a_path(target in "[a-z0-9/?*:.%#@\\[\\] -]{0,16}", host in "[a-z0-9:%.@-]{0,8}") {
             if let Ok(uri) = target.parse::<http::Uri>() {

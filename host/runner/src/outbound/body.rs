@@ -178,5 +178,5 @@ impl Drop for TracedBody {
 /// the response; without this they would see a broken pipe instead of the reason.
 pub(crate) async fn drain(mut body: impl Body + Unpin) {
     let all = async { while let Some(Ok(_)) = body.frame().await {} };
-    let _ = timeout(DRAIN, all).await; // What has not come by then is not waited for.
+    let _ = timeout(DRAIN, all).await; // The rest is not read.
 }

@@ -1,5 +1,4 @@
-//! The way to hosts that are not services: connections that are kept for the next request, and no detour by which a name
-//! leads to this machine or its link.
+//! Client of external hosts: pooled connections, and no name that resolves to this machine or its link.
 
 use std::{error::Error as _, fmt, io, iter::successors, net::SocketAddr, sync::Arc, time::Duration, vec};
 
@@ -35,10 +34,10 @@ use crate::{
     rt::executor::Pooled,
 };
 
-/// How long an idle connection is kept, and how many of one host.
+/// Time for which an idle connection is kept, and number of idle connections to one host.
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 32;
-/// How long a connection may take whose request does not say so.
+/// Connect timeout of requests without one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Addresses = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, ResolveError>>;
@@ -52,8 +51,8 @@ pub(crate) struct ExternalClient {
 }
 
 impl ExternalClient {
-    /// With `local`, a name may lead to this machine or its link. An address that is written as one always may, and so may
-    /// `localhost`: whoever lists these means them.
+    /// Makes a client. With `local`, a name may resolve to this machine or its link. Addresses, and `localhost`, may always:
+    /// an entry of the policy lists them.
     pub(crate) fn new(local: bool, reserved: Reserved, denials: Arc<Denials>) -> Self {
         let resolver: fn(Name) -> Addresses = if local { resolve } else { resolve_remote };
         let mut http = HttpConnector::new_with_resolver(service_fn(resolver));
@@ -157,10 +156,10 @@ fn innermost(error: &io::Error) -> io::ErrorKind {
     }
 }
 
-/// Why a name leads nowhere.
+/// Reason for which a name cannot be used.
 #[derive(Debug)]
 enum ResolveError {
-    /// All of its addresses are of this machine or its link.
+    /// All of its addresses are local to this machine or its link.
     Local,
     Unknown(io::Error),
 }

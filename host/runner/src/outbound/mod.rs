@@ -1,4 +1,4 @@
-//! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
+//! Outgoing HTTP requests of a component: to the hosts and services that its policy lists, and nowhere else.
 
 pub(crate) mod body;
 pub(crate) mod denial;
@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-/// Bytes that are taken of a body at a time.
+/// Bytes of a body that are read at a time.
 const CHUNK: usize = 64 << 10;
 
 /// The outbound part of a policy, as a hook of `wasi:http`.
@@ -47,11 +47,11 @@ pub(crate) struct Outbound {
     denials: Arc<Denials>,
     external: ExternalClient,
     services: Arc<ServiceClient>,
-    /// Of requests that are under way, until their answers are read.
+    /// Permits of requests in flight, until their responses are read.
     permits: Arc<Semaphore>,
-    /// No outgoing request waits longer than this for anything.
+    /// Longest wait of an outgoing request for a connection, and for its response.
     timeout: Duration,
-    /// Nor, once its answer has begun, for the next of it.
+    /// Longest wait for the next bytes of a response.
     between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
@@ -85,7 +85,7 @@ impl Outbound {
         }
     }
 
-    /// The entry of `allow.outbound` that permits a request to a host; otherwise the denial is logged and answered.
+    /// Returns the entry of `allow.outbound` that permits a request to a host; otherwise reports the denial.
     fn permit(&self, authority: Option<&Authority>, scheme: Option<&Scheme>) -> Result<String, Error> {
         let Some(authority) = authority else { return Err(Error::HttpRequestUriInvalid) };
         // A user in the authority would be parsed by others in other ways.
@@ -130,7 +130,7 @@ impl Outbound {
 }
 
 impl WasiHttpHooks for Outbound {
-    // What a component writes of a body is kept for it until it is sent.
+    // The host buffers a body that a component writes until it is sent.
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
     }
@@ -188,7 +188,7 @@ impl WasiHttpHooks for Outbound {
     }
 }
 
-/// Tells the span of a request why there is no answer.
+/// Records the error in the span.
 fn failed(span: Option<Span>, error: Error) -> Error {
     if let Some(mut span) = span {
         span.record_wasi_error(&error);

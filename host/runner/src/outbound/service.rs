@@ -1,7 +1,8 @@
-//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as etcd has them.
+//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as the registry has it.
 //!
-//! `VERSION.NAME.leasehold` is a node of that version. A node that takes no connection is passed over, which is safe
-//! with any request: nothing of it was sent. One that takes it and does not answer is left out of the calls to come.
+//! `VERSION.NAME.leasehold` names a node of that version. If a node takes no connection the call is retried on the next one,
+//! which is safe with any request: nothing of it was sent. A node that takes the connection and does not respond is ejected
+//! from later calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,13 +38,13 @@ use crate::{
 
 /// Nodes that one request is tried on, at most.
 const MAX_ATTEMPTS: usize = 3;
-/// A node that takes no connection within this time is passed over.
+/// Connect timeout of one node, after which the call is retried on the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an answer is waited for where nobody says how long.
+/// Deadline of a response where the component sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
+/// Time for which an idle connection is kept: shorter than servers usually keep it, so that they do not close it first.
 const IDLE: Duration = Duration::from_secs(10);
-/// How often a node is asked whether it is still there while it is to answer over HTTP/2, and how long it may take to say so.
+/// Interval of pings to a node that owes a response over HTTP/2, and longest wait for the pong.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Idle connections to one node, at most.
 const MAX_IDLE: usize = 16;
@@ -54,27 +55,27 @@ type Connector = Guarded<HttpConnector>;
 pub(crate) struct ServiceClient {
     registry: RegistryCtx,
     names: Names,
-    /// With a dot before it.
+    /// The suffix of service names, with a dot before it.
     suffix: String,
     http1: Client<Connector, RequestBody>,
     /// For gRPC, which exists over HTTP/2 only.
     http2: Client<Connector, RequestBody>,
-    /// What nodes have that are picked first.
+    /// Metadata of nodes that are picked first.
     prefer: Metadata,
 }
 
-/// Which nodes a request may go to.
+/// Service and version that a request names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     name: ServiceName,
     version: Version,
 }
 
-/// How long one request waits.
+/// Deadlines of one request.
 struct Deadlines {
-    /// For a connection to one node.
+    /// Timeout of the connection to one node.
     connect: Duration,
-    /// For the answer of any.
+    /// Deadline of the response of any node.
     until: Instant,
 }
 
@@ -151,12 +152,12 @@ impl ServiceClient {
         Self { registry, names, suffix, http1, http2, prefer }
     }
 
-    /// The host without the suffix, for a host that has it.
+    /// The host without the suffix, if it has the suffix.
     pub(crate) fn named<'a>(&self, authority: &'a Authority) -> Option<&'a str> {
         authority.as_str().strip_suffix(&self.suffix)
     }
 
-    /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
+    /// The service that a request names; `None` for another kind of host, or a service that the component may not call.
     pub(crate) fn target(&self, authority: &Authority, scheme: Option<&Scheme>) -> Option<Target> {
         let named = self.named(authority)?;
         if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
@@ -297,7 +298,7 @@ impl ServiceClient {
         let balancer = self.registry.balancer(target.name.clone(), target.version.clone(), make).await;
         balancer.map_err(|error| {
             match error {
-                // The component's own doing, and as often as it likes.
+                // The component causes this, as often as it likes.
                 leasehold::Error::Quota { .. } => {
                     tracing::debug!(service = %target.name, "it cannot be looked up: {error}");
                 }
@@ -331,9 +332,10 @@ async fn send(
     }
 }
 
-/// That nobody is there, and where that was looked for. A component may know the keys of what it may call.
+/// Sentence about a service without nodes, with the prefixes that were read. A component may know the keys of services that
+/// it may call.
 fn no_node(target: &Target, view: &View) -> String {
-    let mut said = format!("nobody is registered as {}", target.name);
+    let mut said = format!("no node is registered as {}", target.name);
     if !target.version.as_str().is_empty() {
         said += &format!(" in version {}", target.version);
     }
@@ -354,7 +356,7 @@ fn no_node(target: &Target, view: &View) -> String {
     said
 }
 
-/// The error of `wasi:http` that has room for a sentence.
+/// The error of `wasi:http` that has a field for a sentence.
 fn not_found(said: String) -> Error {
     Error::DnsError { rcode: Some(said), info_code: None }
 }
@@ -368,7 +370,7 @@ mod tests {
     use super::{Reserved, ServiceClient};
 
     fn client(names: Names) -> ServiceClient {
-        // Nobody listens there, and nobody is asked.
+        // The endpoint refuses connections, and is not used.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
         ServiceClient::new(
             RegistryCtx::new(registrar, Policy::default()),

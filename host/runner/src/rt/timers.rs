@@ -1,6 +1,6 @@
-//! Timers for what nearly always ends in time. Setting one and taking it back goes through a lock that all threads share, so
-//! whoever needs one after the other keeps it, set for when it was first needed: it wakes its user once too early, and is put
-//! off then.
+//! Pooled timers for work that nearly always ends in time. Setting and cancelling a tokio timer takes a lock that all
+//! threads share. So a timer is kept, set for its first deadline: it wakes its next user once too early, and is set again
+//! then.
 
 use std::{
     pin::{Pin, pin},
@@ -16,7 +16,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// As many are kept; the others are taken back.
+/// Timers that are kept, at most; others are cancelled.
 const MAX_KEPT: usize = 8;
 
 /// The timers of one connection, or of one instance.
@@ -28,18 +28,18 @@ pub(crate) struct Timers(Arc<Mutex<Vec<Pin<Box<time::Sleep>>>>>);
 pub(crate) struct Sleep {
     timers: Timers,
     deadline: Instant,
-    /// Set for the deadline at the latest, once something waits for it.
+    /// A timer set for the deadline or earlier, once the future was polled.
     timer: Option<Pin<Box<time::Sleep>>>,
 }
 
-/// It took too long.
+/// The deadline passed.
 #[derive(Debug)]
 pub(crate) struct Elapsed;
 
 impl Timers {
     pub(crate) fn sleep(&self, within: Duration) -> Sleep {
         let now = Instant::now();
-        // What is as good as for ever for tokio, too.
+        // A deadline beyond tokio's range is far in the future for tokio, too.
         self.sleep_until(now.checked_add(within).unwrap_or_else(|| time::sleep(within).deadline()))
     }
 
@@ -47,7 +47,7 @@ impl Timers {
         Sleep { timers: self.clone(), deadline, timer: None }
     }
 
-    /// What is done by then. What is not is dropped.
+    /// Runs work until a deadline, and drops it then.
     pub(crate) async fn timeout_at<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         match select(pin!(work), self.sleep_until(deadline)).await {
             Either::Left((done, _)) => Ok(done),
@@ -55,7 +55,6 @@ impl Timers {
         }
     }
 
-    /// What these guard is whole after every statement, so a panic elsewhere spoils nothing.
     fn kept(&self) -> MutexGuard<'_, Vec<Pin<Box<time::Sleep>>>> {
         self.0.lock()
     }
@@ -66,7 +65,7 @@ impl Sleep {
         self.deadline
     }
 
-    /// Waits for another deadline instead.
+    /// Sets another deadline.
     pub(crate) fn reset(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
@@ -85,7 +84,7 @@ impl Future for Sleep {
             timer.as_mut().reset(this.deadline);
         }
         loop {
-            // What it is to end may have used up the budget of its task, every time.
+            // The work under this deadline may have used up the budget of its task.
             ready!(Pin::new(&mut unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= this.deadline {
                 return Poll::Ready(());
@@ -136,19 +135,19 @@ mod tests {
     const LATER: Duration = Duration::from_millis(150);
     const FAR: Duration = Duration::from_secs(60);
 
-    /// Not before that, and not as late as any other timer of these tests.
+    /// Asserts that the wait was not shorter, and not as long as other timers of these tests.
     fn assert_waited(begun: Instant, expected: Duration) {
         let waited = begun.elapsed();
         assert!(waited >= expected && waited < expected + FAR / 2, "{waited:?} instead of {expected:?}");
     }
 
-    /// Begins to wait with these, and gives up.
+    /// Begins a wait, and gives up.
     async fn given_up(timers: &Timers, within: Duration) {
         assert!(poll!(pin!(timers.sleep(within))).is_pending());
     }
 
     #[tokio::test]
-    async fn who_gets_anothers_timer_waits_until_its_own_deadline() {
+    async fn a_reused_timer_waits_until_its_new_deadline() {
         for others in [Duration::from_millis(1), SOON, FAR, Duration::MAX] {
             let (timers, begun) = (Timers::default(), Instant::now());
             given_up(&timers, others).await;
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_gone_off_unused_is_set_again() {
+    async fn a_timer_that_fired_unused_is_set_again() {
         let timers = Timers::default();
         given_up(&timers, SOON).await;
         sleep(LATER).await;
@@ -196,11 +195,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_takes_too_long_is_late_and_what_is_done_is_done() {
+    async fn work_beyond_its_deadline_is_dropped_and_finished_work_returned() {
         let (timers, begun) = (Timers::default(), Instant::now());
         assert!(matches!(timers.timeout_at(begun + SOON, pending::<()>()).await, Err(Elapsed)));
         assert_waited(begun, SOON);
-        // Also when its time is up already.
+        // Finished work wins over a deadline in the past.
         assert!(matches!(timers.timeout_at(begun, async { 7 }).await, Ok(7)));
     }
 }

@@ -1,4 +1,4 @@
-//! The services of this process as others see them, and the way in which something is asked of them.
+//! Handles to the services of this process: their status, and the commands that they accept.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::ServiceContext};
 
-/// Those who wait for one service to do what they asked for, at most; of each kind.
+/// Commands that wait for one service, at most; of each kind.
 pub(crate) const MAX_PENDING_COMMANDS: usize = 4;
 
-/// Where who asked for something hears how it went.
+/// Recipient of the outcome of a command.
 pub(crate) type Reply<T> = oneshot::Sender<T>;
 
 /// All services, once there is an engine to run them.
@@ -21,11 +21,11 @@ pub(crate) struct Services {
     services: OnceLock<Vec<ServiceHandle>>,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
-    /// Why etcd is waited for at the start.
+    /// Reason for which the start waits for etcd.
     pub(crate) etcd: watch::Sender<Option<Arc<str>>>,
 }
 
-/// One service from outside.
+/// Handle to one service.
 pub(crate) struct ServiceHandle {
     pub(crate) name: ServiceName,
     pub(crate) version: Version,
@@ -33,17 +33,17 @@ pub(crate) struct ServiceHandle {
     pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
     pub(crate) status: watch::Receiver<ServiceStatus>,
-    /// To end, while the others go on.
+    /// Drain commands: the service ends, and the others go on.
     pub(crate) drains: mpsc::Sender<Reply<Drained>>,
-    /// To go on with what is in the component's file now.
+    /// Reload commands: the service goes on with the present content of its component file.
     pub(crate) reloads: mpsc::Sender<Reply<Result<(), Failure>>>,
 }
 
-/// A service at one moment.
+/// Status of a service at one moment.
 #[derive(Clone)]
 pub(crate) struct ServiceStatus {
     pub(crate) phase: Phase,
-    /// Why it is in that phase, where that is not the usual course.
+    /// Reason for the phase, if it is not the usual course.
     pub(crate) why: Option<Arc<str>>,
     /// Address of the listener, as configured until it is bound.
     pub(crate) listen: Arc<str>,
@@ -58,30 +58,30 @@ pub(crate) struct ServiceStatus {
 #[strum(serialize_all = "lowercase")]
 pub(crate) enum Phase {
     Starting,
-    /// Its start failed, and is tried again.
+    /// The start failed, and is tried again.
     Failed,
     Serving,
-    /// Served, but out of etcd until it is well.
+    /// Served, but out of etcd until it is healthy.
     Withdrawn,
     Draining,
-    /// Out until the process starts again.
+    /// Out of service until the process starts again.
     Drained,
 }
 
-/// How a drain went.
+/// Outcome of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Drained {
-    /// Whether etcd confirmed that the keys are gone; otherwise they go with their lease.
+    /// etcd confirmed that the keys are gone; otherwise they go with their lease.
     pub(crate) keys_gone: bool,
-    /// Whether every request in flight was answered.
+    /// Every request in flight was answered.
     pub(crate) all_answered: bool,
 }
 
-/// Whether clients find a service and are answered.
+/// Readiness of a service: clients find it and are answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
     Ready,
-    /// As far as is known; etcd has not confirmed it lately.
+    /// Ready as far as is known; etcd has not confirmed the lease lately.
     Unknown(String),
     NotReady(String),
 }
@@ -91,7 +91,7 @@ impl Services {
         Self { services: OnceLock::new(), ending, etcd: watch::Sender::default() }
     }
 
-    /// Says who there is. Called once.
+    /// Sets the list of services. Called once.
     pub(crate) fn set(&self, services: Vec<ServiceHandle>) {
         assert!(self.services.set(services).is_ok(), "there is one list of services");
     }
@@ -139,7 +139,7 @@ pub(crate) struct Snapshot<'a> {
 }
 
 impl Snapshot<'_> {
-    /// Whether it was told to end, alone: its being out is what somebody wants.
+    /// Returns true if the service was drained by command, on purpose.
     pub(crate) fn is_out(&self) -> bool {
         matches!(self.status.phase, Phase::Draining | Phase::Drained)
     }
@@ -180,7 +180,7 @@ impl Snapshot<'_> {
         })
     }
 
-    /// Returns true if the service serves requests, whatever becomes of its keys.
+    /// Returns true if the service serves requests, whatever the state of its keys.
     pub(crate) fn is_served(&self) -> bool {
         self.status.phase == Phase::Serving
     }
@@ -189,7 +189,7 @@ impl Snapshot<'_> {
 fn of(registration: &Registration) -> Readiness {
     let (status, key, fault) = (registration.status(), registration.key(), registration.fault());
     let why = fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
-    // A key stays as long as its lease, whatever becomes of one renewal.
+    // A key stays as long as its lease, even if one renewal fails.
     let is_refused = fault.is_some_and(|fault| fault.refusal().is_some() && fault.verb != Some(Verb::Renew));
     match status.state {
         State::Registered => Readiness::Ready,

@@ -21,14 +21,14 @@ use crate::{
     wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
-/// The component, and the way of requests to it.
+/// The component of a service, its listener and its dispatcher.
 pub(crate) struct Handler {
     bound: SocketAddr,
     listener: Option<TcpListener>,
     tls: Option<Arc<Tls>>,
-    /// The revision that requests go to.
+    /// The revision that serves requests.
     revision: Option<Revision>,
-    /// Where requests find it.
+    /// The dispatcher of that revision, as the connections share it.
     dispatcher: Option<CurrentDispatcher>,
     /// Former revisions that still answer.
     retiring: TaskTracker,
@@ -54,12 +54,13 @@ impl Handler {
         })
     }
 
-    /// Where it listens.
+    /// Address of the listener.
     pub(crate) fn bound(&self) -> SocketAddr {
         self.bound
     }
 
-    /// Serves the component, which is started before that, unless it is to answer first.
+    /// Starts the component and serves it. A component that has to pass its health check first is served before it is
+    /// started.
     pub(crate) async fn start(
         &mut self,
         spec: &Spec,
@@ -79,7 +80,7 @@ impl Handler {
         Ok(())
     }
 
-    /// Starts the component that has answered.
+    /// Starts a component that has passed its health check.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
         match &mut self.revision {
             Some(revision) => revision.begin(spec, engine, loaded).await,
@@ -87,7 +88,7 @@ impl Handler {
         }
     }
 
-    /// Where requests go, once it is started.
+    /// The current dispatcher, once the service is started.
     pub(crate) fn dispatcher(&self) -> Option<CurrentDispatcher> {
         self.dispatcher.clone()
     }
@@ -97,7 +98,7 @@ impl Handler {
         self.retiring.clone()
     }
 
-    /// Moves the requests to another revision, which has been started beside the one that is served.
+    /// Moves the requests to another revision, which has been started beside the served one.
     pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
         if let Some(dispatcher) = &self.dispatcher {
             dispatcher.store(Arc::clone(&revision.dispatcher));
@@ -107,17 +108,17 @@ impl Handler {
         }
     }
 
-    /// Ends it: clients that have yet to hear of it are served for a while, if there may be some; then requests in flight
-    /// have `drain_timeout`. Says whether all were answered.
+    /// Ends the service: if clients may have found it, they are served for `settle_time`; then requests in flight have
+    /// `drain_timeout`. Returns true if all were answered.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
         let mut all_answered = true;
-        // Let go of where nobody was served yet.
+        // A listener without a server is closed.
         self.listener = None;
         if let Some(server) = &self.server {
             if announced {
-                // Who watches etcd hears of it now, and until then is answered as ever.
+                // Clients that watch etcd learn of the end now, and are answered until then.
                 server.leave();
                 sleep(spec.limits.settle_time).await;
             }
@@ -128,7 +129,7 @@ impl Handler {
             }
         }
         self.retiring.close();
-        // Its requests were those of the server, so what is left is the component's own end.
+        // Its requests ended with the server; only `lifecycle.stop` is left.
         let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;
         if let Some(revision) = &mut self.revision {
             revision.stop(spec).await;

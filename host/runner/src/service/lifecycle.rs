@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// One that was started.
+/// A started instance.
 pub(crate) struct LifecycleInstance {
     store: Store<StoreState>,
     instance: Instance,
@@ -25,8 +25,8 @@ pub(crate) struct LifecycleInstance {
 }
 
 impl LifecycleInstance {
-    /// Starts it within its deadline; `None` for a component that does not ask for it. What it registered before a failure
-    /// is still registered after it.
+    /// Starts the component within its deadline; `None` for a component without `lifecycle`. Registrations that it made
+    /// before a failure stay.
     pub(crate) async fn start(
         spec: &Spec,
         engine: &Engine,
@@ -40,7 +40,7 @@ impl LifecycleInstance {
         let deadline = spec.limits.start_timeout;
         let store = engine.store(context.store_for_lifecycle());
         let interrupt = Arc::clone(&store.data().usage.interrupt);
-        // A component that computes for ever is interrupted, and dropped here.
+        // A component in an endless loop is interrupted, and dropped here.
         let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
         outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
@@ -56,7 +56,7 @@ impl LifecycleInstance {
         }
     }
 
-    /// Stops it within its deadline.
+    /// Stops the component within its deadline.
     pub(crate) async fn stop(mut self, spec: &Spec) {
         let deadline = spec.limits.stop_timeout;
         let interrupt = Arc::clone(&self.store.data().usage.interrupt);

@@ -1,4 +1,4 @@
-//! One run of a program, in the order it is lived: started, listening, told to end, ended.
+//! One run of a program, in the order it is lived: started, listening, signalled, ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,13 +26,13 @@ use crate::{
     },
 };
 
-/// The pause between two attempts to reach a program that is about to listen.
+/// Pause between two attempts to connect to a program that is about to listen.
 const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// A run that listens. Dropping it ends it.
+/// A run that listens. Dropping it ends the program.
 pub(crate) struct Run {
     context: Arc<ServiceContext>,
-    /// How it ended, until that was heard.
+    /// The running program, until its end was noticed.
     running: Option<JoinHandle<String>>,
     signals: ProgramSignals,
     cut: Option<DropGuard>,
@@ -40,8 +40,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Runs the component until it listens, and then starts its `lifecycle`, each within its deadline. What it registered
-    /// before a failure is still registered after it.
+    /// Runs the component until it listens, and then starts its `lifecycle`, each within its deadline. Registrations that it
+    /// made before a failure stay.
     pub(crate) async fn start(
         spec: &Spec,
         engine: &Engine,
@@ -75,7 +75,7 @@ impl Run {
         Ok(started)
     }
 
-    /// Waits until it has ended, and says why. Dropped halfway, it may be asked again.
+    /// Waits for the end, and returns its reason. Dropped halfway, it may be called again.
     pub(crate) async fn ended(&mut self) -> String {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let said = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
@@ -83,9 +83,9 @@ impl Run {
         said
     }
 
-    /// Tells it to end, gives it `drain_timeout` for that, and ends it. Says whether it ended by itself.
+    /// Signals the end to the program, gives it `drain_timeout`, and then ends it. Returns true if it ended by itself.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec) -> bool {
         self.signals.end.cancel();
         let mut by_itself = true;
@@ -108,7 +108,7 @@ impl Run {
     }
 }
 
-/// Runs a component to its end, and says what that was.
+/// Runs a component to its end, and returns the reason of that.
 async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<ServiceContext>) -> String {
     let outcome = match pre {
         ProgramPre::P2(pre) => match pre.instantiate_async(&mut store).await {

@@ -1,4 +1,4 @@
-//! A reload: from the component's file to a revision that can be served, beside the one that is served meanwhile.
+//! A reload: from the component's file to a revision that can be served, beside the served one.
 
 use std::sync::Arc;
 

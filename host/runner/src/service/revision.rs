@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// The pause between two questions to a revision that is not served yet.
+/// Pause between two probes of a revision that is not served yet.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A revision that can be asked.
+/// A revision that accepts requests.
 pub(crate) struct Revision {
     pub(crate) context: Arc<ServiceContext>,
     pub(crate) dispatcher: Arc<Dispatcher>,
@@ -30,7 +30,7 @@ pub(crate) struct Revision {
 }
 
 impl Revision {
-    /// Makes the way into it. Nothing of the component runs yet.
+    /// Makes the dispatcher. Nothing of the component runs yet.
     pub(crate) fn open(
         spec: &Spec,
         engine: &Engine,
@@ -53,14 +53,14 @@ impl Revision {
         Ok(Self { context, dispatcher, life: None })
     }
 
-    /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
+    /// Starts the component within its deadline. Registrations that it made before a failure stay.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
         self.life = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 
-    /// Opens and starts one beside another that is served, and asks it how it is, where that can be asked: before it can
-    /// register anything. One that does not start or answer is stopped.
+    /// Opens and starts a revision beside the served one, and waits for its health check, if there is one; if the component
+    /// registers itself, before its start. A revision that fails is stopped.
     pub(crate) async fn beside(
         spec: &Spec,
         engine: &Engine,
@@ -87,7 +87,7 @@ impl Revision {
         }
     }
 
-    /// Ends it once its requests are answered, or have had their time. Nobody is sent to it any more.
+    /// Ends a replaced revision once its requests are answered, or `drain_timeout` has passed.
     pub(crate) async fn retire(mut self, spec: Spec) {
         self.context.replaced.cancel();
         let deadline = spec.limits.drain_timeout;
@@ -98,7 +98,7 @@ impl Revision {
         tracing::info!(service = %spec.name, "the former version has ended");
     }
 
-    /// Stops the component, within its deadline. Once only; a second time does nothing.
+    /// Stops the component within its deadline. A second call does nothing.
     pub(crate) async fn stop(&mut self, spec: &Spec) {
         if let Some(life) = self.life.take() {
             life.stop(spec).await;
@@ -107,11 +107,11 @@ impl Revision {
     }
 }
 
-/// Asks a revision that is not served yet how it is, for as long as a start may take.
+/// Probes a revision that is not served yet until it passes, for as long as a start may take.
 async fn proven(dispatcher: &Dispatcher, spec: &Spec, authority: &str) -> Result<(), Failure> {
     let Some(health) = &spec.health else { return Ok(()) };
     let until = Instant::now() + spec.limits.start_timeout;
-    // It does not wait for the requests that the former revision has.
+    // The probes do not queue behind the requests of the former revision.
     let admission = Admission::new(1);
     loop {
         match probe::probe(dispatcher, &admission, Some(health), authority).await {

@@ -32,7 +32,8 @@ enum Event {
 }
 
 impl Service {
-    /// Serves until this is dropped, which may happen at any time; the caller's [`drain`](Self::drain) goes on from there.
+    /// Serves until the future is dropped, which may happen at any time; the caller's [`drain`](Self::drain) goes on from
+    /// there.
     pub(crate) async fn live(&mut self, commands: &mut Commands) -> Infallible {
         let Commands { drains, reloads } = commands;
         loop {
@@ -116,7 +117,7 @@ impl Service {
         if self.state != State::AwaitingHealth {
             self.announce().await;
         } else if self.reload.is_none() {
-            // The component is started like a next revision, beside the one that answers.
+            // The component is started like a next revision, beside the answering one.
             self.reload = Some(Reload::begin(None, self.builder(), Some(self.loaded.clone())));
         }
     }

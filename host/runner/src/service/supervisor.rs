@@ -56,7 +56,7 @@ pub(crate) enum Report {
 pub(crate) struct Supervisor {
     attempts: Attempts,
     commands: Commands,
-    /// With the place of the service among all.
+    /// Reports, with the index of the service.
     reports: Reports,
 }
 
@@ -273,7 +273,7 @@ fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
 
 /// Channel of one service for its reports.
 pub(crate) struct Reports {
-    /// The place of the service among all.
+    /// Index of the service among all.
     pub(crate) index: usize,
     pub(crate) to: mpsc::Sender<(usize, Report)>,
 }

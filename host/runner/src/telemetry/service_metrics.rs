@@ -1,4 +1,4 @@
-//! What is counted of one service: the requests it answers, how long they take, and what it runs into.
+//! Metrics of one service: its requests with their durations, rejections, and incidents.
 
 use std::{
     collections::BTreeMap,
@@ -14,21 +14,21 @@ use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use crate::{rejection::RejectReason, telemetry::throttle::Throttle};
 
-/// Upper bounds of the times in which answers begin, in seconds.
+/// Buckets of the time until a response begins, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// Targets of outgoing requests that are told apart; a component that may call any service makes up names as it likes.
+/// Targets of outgoing requests with a counter of their own; a component that may call any service can invent names.
 const MAX_TARGETS: usize = 256;
-/// What the rest of them is called.
+/// Label of all further targets.
 const OTHERS: &str = "others";
 
-/// The counters of one service. They outlive its instances and its versions.
+/// Metrics of one service. They outlive its instances and its revisions.
 #[derive(Debug)]
 pub(crate) struct Stats {
     service: ServiceName,
-    /// By the first digit of the status, from 1.
+    /// Responses by the first digit of the status, from 1.
     classes: [Counter; 5],
-    /// Until the answer begins.
+    /// Time until the response begins.
     pub(crate) duration: Histogram,
     rejections: Counters<{ RejectReason::COUNT }>,
     incidents: Counters<{ Incident::COUNT }>,
@@ -42,26 +42,26 @@ pub(crate) struct Stats {
     outgoing: Mutex<BTreeMap<String, Outgoing>>,
 }
 
-/// What came of the requests that a component sent to one target.
+/// Outcomes of the requests that a component sent to one target.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Outgoing {
     pub(crate) answered: u64,
     pub(crate) failed: u64,
 }
 
-/// Number of requests.
+/// Numbers of requests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
-    /// Those that the component failed to answer.
+    /// Requests that the component failed to answer.
     pub(crate) failed: u64,
-    /// Those of them whose instance trapped.
+    /// Failed requests whose instance trapped.
     pub(crate) trapped: u64,
-    /// All that were answered, by whomever.
+    /// All requests with a response, including the host's own.
     pub(crate) all: u64,
 }
 
 impl Tally {
-    /// What came since an earlier one.
+    /// Difference to an earlier tally.
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             failed: self.failed.saturating_sub(before.failed),
@@ -71,7 +71,7 @@ impl Tally {
     }
 }
 
-/// A request that was let in, until its answer has been sent.
+/// An admitted request, until its response has been sent.
 pub(crate) struct Within(Arc<Stats>);
 
 impl Drop for Within {
@@ -162,33 +162,33 @@ impl Stats {
         }
     }
 
-    /// A request whose answer begins, whoever gives it.
+    /// Counts a response that begins.
     pub(crate) fn responded(&self, status: StatusCode, after: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, self.classes.len());
         self.classes[class - 1].inc();
         self.duration.observe(after.as_secs_f64());
     }
 
-    /// A request that is let in.
+    /// Counts an admitted request.
     pub(crate) fn enter(self: &Arc<Self>) -> Within {
         self.within.inc();
         Within(Arc::clone(self))
     }
 
-    /// Requests that are answered or wait for their turn.
+    /// Admitted requests whose response is not complete.
     pub(crate) fn within(&self) -> i64 {
         self.within.get()
     }
 
-    /// A request of the component's own, to a host or a service.
+    /// Counts a request that the component sent to a host or a service.
     pub(crate) fn sent(&self, to: &str, answered: bool) {
         let mut outgoing = self.outgoing();
-        let is_told_apart = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
-        let target = outgoing.entry(if is_told_apart { to } else { OTHERS }.to_owned()).or_default();
+        let has_counter = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
+        let target = outgoing.entry(if has_counter { to } else { OTHERS }.to_owned()).or_default();
         *(if answered { &mut target.answered } else { &mut target.failed }) += 1;
     }
 
-    /// What came of requests to others, by target.
+    /// Outcomes of outgoing requests, by target.
     pub(crate) fn outgoing(&self) -> MutexGuard<'_, BTreeMap<String, Outgoing>> {
         self.outgoing.lock()
     }
@@ -218,29 +218,29 @@ impl Stats {
         self.trapped.inc_by(requests as u64);
     }
 
-    /// A request that failed, and is not counted against the component.
+    /// Counts a failed request that is not held against the component.
     pub(crate) fn excuse(&self) {
         self.excused.inc();
     }
 
-    /// The service that is counted.
+    /// The service of these metrics.
     pub(crate) fn service(&self) -> &ServiceName {
         &self.service
     }
 
-    /// Requests so far.
+    /// Requests until now.
     pub(crate) fn tally(&self) -> Tally {
         let failures = [RejectReason::ComponentFailed, RejectReason::InstantiationFailed];
         let failed: u64 = failures.iter().map(|reason| self.rejections.counts[*reason as usize].get()).sum();
         Tally {
-            // Of a request at this moment the one is counted already and the other is not.
+            // A concurrent request may have increased one counter and not yet the other.
             failed: failed.saturating_sub(self.excused.get()),
             trapped: self.trapped.get(),
             all: self.classes.iter().map(|count| count.get()).sum(),
         }
     }
 
-    /// Answers by class: `2xx` and so on.
+    /// Responses by class: `2xx` and so on.
     pub(crate) fn classes(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
         ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(&self.classes)
     }
@@ -267,7 +267,7 @@ mod tests {
     use super::{Incident, MAX_TARGETS, OTHERS, RejectReason, Stats, Tally};
 
     #[test]
-    fn what_happened_is_counted_under_its_own_name() {
+    fn each_event_is_counted_under_its_own_name() {
         let stats = Stats::new("greeter".parse().unwrap());
         stats.responded(StatusCode::NOT_FOUND, Duration::from_millis(3));
         stats.responded(StatusCode::from_u16(999).unwrap(), Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Log lines that would repeat: one in an interval, with the number of those left out.
+//! Throttle of repeated log lines: one in an interval, with the number of suppressed ones.
 
 use std::{
     fmt,
@@ -31,7 +31,6 @@ impl Throttle {
 
     /// Counts an occurrence, and admits the first of an interval.
     pub(crate) fn admit(&self, now: Instant) -> Option<Suppressed> {
-        // A panic elsewhere leaves a count that is still one.
         let mut state = self.state.lock();
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
             state.suppressed += 1;
@@ -58,7 +57,7 @@ mod tests {
     use super::Throttle;
 
     #[test]
-    fn one_line_in_an_interval_tells_how_many_were_left_out() {
+    fn one_line_in_an_interval_has_the_number_of_suppressed_ones() {
         let (throttle, begun) = (Throttle::new(Duration::from_secs(10)), Instant::now());
         let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|suppressed| suppressed.to_string());
         assert_eq!(admit(0).as_deref(), Some(""));

@@ -8,14 +8,14 @@ use tokio::sync::Semaphore;
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) capacity: u32,
-    /// Permits of requests that run or wait.
+    /// Permits of requests that run or are queued.
     pub(crate) queue: Arc<Semaphore>,
     /// Permits of requests that run.
     pub(crate) slots: Arc<Semaphore>,
 }
 
 impl Admission {
-    /// Lets `concurrency` requests run, and as many wait.
+    /// Admits `concurrency` requests, and as many to the queue.
     pub(crate) fn new(concurrency: u32) -> Self {
         let capacity = concurrency.saturating_mul(2);
         Self {

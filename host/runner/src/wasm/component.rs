@@ -1,4 +1,4 @@
-//! A component file: reading it, compiling it, and what it turns out to be.
+//! A component file: read, compiled, linked, and inspected.
 
 use std::{
     fs::File,
@@ -24,25 +24,25 @@ use crate::{
     },
 };
 
-/// A compiled component whose imports are all there.
+/// A compiled component with all of its imports.
 #[derive(Clone)]
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<StoreState>,
     pub(crate) info: ComponentInfo,
 }
 
-/// Result of a look at a component file.
+/// Result of a look-up of a component file in the cache.
 pub(crate) enum Lookup {
     Loaded(Loaded),
     /// It has to be compiled.
     NotCompiled(Vec<u8>),
 }
 
-/// How a component is served.
+/// Kind of a component, by its exports.
 pub(crate) enum ComponentKind {
-    /// The host accepts requests, and calls it with each.
+    /// A component that the host calls with each request.
     Handler(ProxyPre<StoreState>),
-    /// It runs, and accepts what it likes at the address of its service.
+    /// A component that runs by itself, and listens at the address of its service.
     Program(ProgramPre),
 }
 
@@ -52,22 +52,22 @@ pub(crate) enum ProgramPre {
     P3(AsyncCommandPre<StoreState>),
 }
 
-/// What a component says of itself.
+/// Imports and exports of a component, and what follows from them.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 pub(crate) struct ComponentInfo {
-    /// What it imports, as interface names.
+    /// Imports, as interface names.
     pub(crate) imports: Vec<String>,
-    /// What it exports, as interface names.
+    /// Exports, as interface names.
     pub(crate) exports: Vec<String>,
     /// The version of `wasi:http` through which it can be served.
     pub(crate) http: Option<&'static str>,
-    /// The version of `wasi:cli` through which it is run, to open its own listener. One with `wasi:http` is not.
+    /// The version of `wasi:cli` through which it is run, to open its own listener. A component with `wasi:http` is not.
     pub(crate) program: Option<&'static str>,
-    /// Whether it exports `leasehold:registry/lifecycle`.
+    /// Exports `leasehold:registry/lifecycle`.
     pub(crate) lifecycle: bool,
-    /// What it imports of Leasehold's own.
+    /// Imports of Leasehold's own package.
     pub(crate) leasehold: Vec<String>,
-    /// Why it cannot run here, if it cannot.
+    /// Reasons for which it cannot run here.
     pub(crate) missing: Vec<String>,
 }
 
@@ -79,7 +79,7 @@ impl Loaded {
         Self::link(engine, path, &component)
     }
 
-    /// The same, unless it has to be compiled first.
+    /// Loads a file that needs no compilation: machine code, or a component in the cache.
     pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Lookup, Failure> {
         let component = match Binary::read(path, precompiled)? {
             Binary::MachineCode(code) => trusted(engine, path, &code)?,
@@ -91,14 +91,14 @@ impl Loaded {
         Self::link(engine, path, &component).map(Lookup::Loaded)
     }
 
-    /// Reads a file that is to be run, and compiles it in a child process where that has to be done.
+    /// Reads a file that is to be run, and compiles it in a child process if necessary.
     pub(crate) async fn load_aside(engine: Engine, path: PathBuf, precompiled: bool) -> Result<Self, Failure> {
         let compiler = Arc::clone(&engine.compiler);
         let find = async || {
             let (engine, path) = (engine.clone(), path.clone());
             compiler.run(move || Self::find(&engine, &path, precompiled)).await
         };
-        // What is compiled already does not wait for what is not.
+        // A component in the cache does not wait for compilations.
         if let Lookup::Loaded(loaded) = find().await? {
             return Ok(loaded);
         }
@@ -124,12 +124,12 @@ impl Loaded {
         Ok(Self { info: info(engine, component, Some(&pre)), pre })
     }
 
-    /// How it is served.
+    /// Kind of the component.
     pub(crate) fn kind(&self, path: &Path) -> Result<ComponentKind, Failure> {
         kind_of(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
     }
 
-    /// One that takes the place of a handler.
+    /// The component as a handler, in the place of a former handler.
     pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<StoreState>, Failure> {
         match self.kind(path)? {
             ComponentKind::Handler(pre) => Ok(pre),
@@ -139,7 +139,7 @@ impl Loaded {
         }
     }
 
-    /// One that takes the place of a program.
+    /// The component as a program, in the place of a former program.
     pub(crate) fn program(&self, path: &Path) -> Result<ProgramPre, Failure> {
         match self.kind(path)? {
             ComponentKind::Program(pre) => Ok(pre),
@@ -149,7 +149,7 @@ impl Loaded {
         }
     }
 
-    /// Whether the component can do its part of what is configured.
+    /// Checks that the component fits its configuration.
     pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
         let path = &spec.component;
         let said = match self.kind(path)? {
@@ -192,7 +192,7 @@ fn kind_of(pre: &InstancePre<StoreState>) -> Result<ComponentKind, &'static str>
 }
 
 impl ComponentInfo {
-    /// How it is served, in a few words.
+    /// Description of the way in which it is served.
     pub(crate) fn served(&self) -> String {
         match (self.http, self.program) {
             (Some(version), _) => format!("over wasi:http {version}"),
@@ -201,7 +201,7 @@ impl ComponentInfo {
         }
     }
 
-    /// What stands in the way of a registration by whom it is configured to be.
+    /// Reason for which it cannot be registered as configured.
     pub(crate) fn unregistered(&self, register: Register) -> Option<&'static str> {
         let calls = self.leasehold.iter().any(|name| name.contains("/registrar@"));
         match register {
@@ -214,7 +214,7 @@ impl ComponentInfo {
     }
 }
 
-/// Looks at a file that need not be able to run.
+/// Inspects a file that need not be able to run.
 pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Failure> {
     let component = compile(engine, path, false)?;
     Ok(match engine.linker.instantiate_pre(&component) {
@@ -227,7 +227,7 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Fai
     })
 }
 
-/// The machine code of a component that could run here, for another start of this very release on such a machine.
+/// Machine code of a component that could run here, for this release on the same kind of machine.
 pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
     let component = compile(engine, path, false)?;
     let linked = engine.linker.instantiate_pre(&component);
@@ -297,7 +297,7 @@ fn adopt(
     component.map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
-/// Takes machine code as it is. wasmtime looks at who made it and for which machine, not at what it does.
+/// Loads machine code as it is. wasmtime checks its compiler and its machine, not its effects.
 #[expect(unsafe_code, reason = "the operator has said that this file is trusted, and nothing else can")]
 fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failure> {
     // SAFETY: `precompiled: true` is the operator's word that the file comes from `leasehold compile`, unchanged.
@@ -348,16 +348,16 @@ const PACKAGES: [(&str, &[&str]); 9] = [
     ("leasehold:registry", &["0.1"]),
 ];
 
-/// What a component lacks here, and how it comes to that.
+/// Sentence about an import that is missing here.
 fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
     let kind = component.component_type();
     let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
-    // wasmtime names the import first and then, in the causes, what about it does not fit.
+    // wasmtime names the import first, and the mismatch in the causes.
     let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
     format!("this host has not everything it needs: {said}")
 }
 
-/// What to do about an import that is of no package here, or of one in another version.
+/// Cure for an import of an unknown package, or of another version.
 fn unavailable(import: &str) -> Option<String> {
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     let package = path.split('/').next().unwrap_or(path);
@@ -373,7 +373,7 @@ fn unavailable(import: &str) -> Option<String> {
     Some(format!("{import}; it has {package} {}: build the component for that", versions.join(" and ")))
 }
 
-/// Whether that follows a version of two numbers, and names no candidate of a release.
+/// Returns true for the rest of a version after two numbers, without a pre-release.
 fn is_patch(rest: &str) -> bool {
     rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -1,4 +1,4 @@
-//! What one service's component is given: nothing but what its policy says.
+//! Everything that one service's component gets: no more than its policy allows.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -31,40 +31,40 @@ use crate::{
     },
 };
 
-/// The most registrations of one component.
+/// Registrations of one component, at most.
 const MAX_REGISTRATIONS: usize = 100;
-/// The longest time to live that a component may ask for.
+/// Longest time to live that a component may request.
 const MAX_TTL: Duration = Duration::from_secs(3600);
-/// The most elements in one table of a component.
+/// Elements in one table of a component, at most.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
-/// What the host keeps for one component at a time: requests, answers, headers, streams. One more traps.
+/// Resources that the host keeps for one component at a time: requests, responses, headers, streams. One more traps.
 const RESOURCES: usize = 2048;
-/// More of them for each request that an instance answers where the configuration says how many: languages that collect
-/// garbage give things back late.
+/// Further resources for each request of an instance whose number of requests is configured: languages with garbage
+/// collection release resources late.
 const RESOURCES_PER_REQUEST: usize = 8;
 const MAX_RESOURCES: usize = 16_384;
-/// The most random bytes that a component gets at once; the host makes them in its own memory.
+/// Random bytes of one call, at most; the host makes them in its own memory.
 const MAX_RANDOM: u64 = 4 << 20;
 
-/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for each of them; and
-/// what all else takes. One more traps.
+/// Resources of a program per connection: the connection, its two streams, and a pollable for each of them; and resources
+/// for all else. One more traps.
 const RESOURCES_PER_CONNECTION: usize = 6;
 const OTHER_RESOURCES: usize = 64;
 
-/// What a program and its host tell each other.
+/// Signals between a program and its host.
 #[derive(Default)]
 pub(crate) struct ProgramSignals {
-    /// By the program: it is about to listen.
+    /// Cancelled by the program: it is about to listen.
     pub(crate) listens: CancellationToken,
-    /// By the host: it is to end.
+    /// Cancelled by the host: the program is to end.
     pub(crate) end: CancellationToken,
 }
 
-/// What all instances of one service share.
+/// State that all instances of one revision share.
 pub(crate) struct ServiceContext {
     name: ServiceName,
-    /// The service's name first, as a program's is its own.
+    /// Arguments, the service's name first in the place of a program's name.
     args: Vec<String>,
     env: Vec<(String, String)>,
     config: Arc<WasiConfigVariables>,
@@ -75,13 +75,13 @@ pub(crate) struct ServiceContext {
     http: WasiHttpCtx,
     /// The registrations of the service, which outlive its instances.
     pub(crate) registry: RegistryCtx,
-    /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
+    /// Cancelled at the end of the service: failures of remaining instances are not logged.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
     pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) admission: Admission,
-    /// Cancelled when requests go to a later version: an instance that idles is of no more use.
+    /// Cancelled when a later revision serves the requests: idle instances end.
     pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
     max_instances: u32,
@@ -89,7 +89,7 @@ pub(crate) struct ServiceContext {
     strides: Strides,
 }
 
-/// What the store of one instance carries.
+/// State of the store of one instance.
 pub(crate) struct StoreState {
     pub(crate) wasi: WasiCtx,
     pub(crate) table: ResourceTable,
@@ -100,7 +100,7 @@ pub(crate) struct StoreState {
     pub(crate) limits: Limiter,
     /// Recent processor use of the request at hand.
     pub(crate) usage: Usage,
-    /// The requests that it answers.
+    /// Requests in flight of this instance.
     pub(crate) requests: Arc<InFlightRequests>,
     /// The sockets of a program. Its processor use is counted from one host call to the next, since it has no requests.
     pub(crate) connections: Option<ConnectionPermits>,
@@ -108,7 +108,7 @@ pub(crate) struct StoreState {
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// The limits of one instance, and where it is counted that it ran into them.
+/// Limits of one instance, with the metrics that count their violations.
 pub(crate) struct Limiter {
     limits: StoreLimits,
     stats: Arc<Stats>,
@@ -128,14 +128,14 @@ impl ResourceLimiter for Limiter {
     }
 }
 
-/// What an instance may have of the host's at a time.
+/// Resources that an instance may have at a time.
 fn resources(limits: &Limits) -> usize {
     let requests = limits.instance_requests.map_or(0, |requests| requests as usize);
     (RESOURCES + RESOURCES_PER_REQUEST * requests).min(MAX_RESOURCES)
 }
 
 impl ServiceContext {
-    /// `published` is the address under which clients find the service.
+    /// Makes the context of a service that clients find under the addresses `published`.
     pub(crate) fn new(
         spec: &Spec,
         published: &[Addr],
@@ -193,8 +193,8 @@ impl ServiceContext {
         }
     }
 
-    /// The same for the component's next version. Both share the admission of requests, so that the limit on these is one of
-    /// the service, and the slots for instances: they suffice for so many requests, whichever version answers.
+    /// The context of the component's next revision. Both share the admission of requests and the slots for instances, so
+    /// that the limits hold for the service as a whole.
     pub(crate) fn successor(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -220,13 +220,13 @@ impl ServiceContext {
         }
     }
 
-    /// How many instances answer requests at a time. More than requests at a time, since an instance may outlive the
-    /// request whose client went away.
+    /// Number of instances that serve requests at a time. It exceeds `concurrency`, since an instance may outlive a request
+    /// whose client has left.
     pub(crate) fn slots(limits: &Limits) -> u32 {
         limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
     }
 
-    /// How many there may be, and how many there are, idle ones included.
+    /// Limit of instances.
     pub(crate) fn max_instances(&self) -> u32 {
         self.max_instances
     }
@@ -235,18 +235,18 @@ impl ServiceContext {
         (self.max_instances as usize).saturating_sub(self.slots.available_permits())
     }
 
-    /// The host side of an instance that answers requests, once there is a slot for it.
+    /// Store state of an instance that serves requests, once there is a slot for it.
     pub(crate) async fn store_for_requests(&self) -> StoreState {
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
         self.store(self.wasi().build(), Some(slot))
     }
 
-    /// The host side of the one instance that lives as long as the service.
+    /// Store state of the one instance that lives as long as the service.
     pub(crate) fn store_for_lifecycle(&self) -> StoreState {
         self.store(self.wasi().build(), None)
     }
 
-    /// The host side of a program, which listens where `spec` says.
+    /// Store state of a program, which listens where `spec` says.
     pub(crate) fn store_for_program(&self, spec: &Spec, signals: &ProgramSignals) -> StoreState {
         let connections = spec.limits.connections as usize;
         let permits = ConnectionPermits::new(connections);

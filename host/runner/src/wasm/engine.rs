@@ -1,4 +1,4 @@
-//! The one wasmtime engine of the process, its instance pool, and what an instance's store gives to WASI.
+//! The one wasmtime engine of the process, its instance pool, and the views of a store for WASI.
 
 use std::sync::Arc;
 
@@ -27,16 +27,16 @@ use crate::{
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
 pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
 
-/// Memory of an instance that is cleared for the next one rather than given back, which would interrupt all threads. What
-/// it did not write is not touched where the kernel can tell.
+/// Memory of an instance that is cleared for the next one rather than unmapped, which would interrupt all threads. Pages
+/// without writes are not touched where the kernel knows them.
 const KEPT_RESIDENT: usize = 2 << 20;
-/// The same of a table and of a stack.
+/// Memory of a table and of a stack that is cleared rather than unmapped.
 const KEPT_RESIDENT_SMALL: usize = 64 << 10;
 
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
 
-/// What a component may hand over in one call of the host's, in bytes; the host makes a copy.
+/// Bytes that a component may pass in one call of the host, at most; the host makes a copy.
 const MAX_HOSTCALL_BYTES: usize = 16 << 20;
 
 /// The engine with its linker.
@@ -44,7 +44,7 @@ const MAX_HOSTCALL_BYTES: usize = 16 << 20;
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) linker: Linker<StoreState>,
-    /// Why instances have no pool although there is room for them in one.
+    /// Reason for which instances have no pool although they would fit into one.
     pub(crate) unpooled: Option<String>,
     scheduler: Arc<Scheduler>,
     pub(crate) cache: Option<Arc<Cache>>,
@@ -52,7 +52,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// An engine with room for these services, none for a look at components only.
+    /// An engine with room for these services; without services, for inspection.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
         Self::with_scheduler(services, Scheduler::new(cpus::available()))
     }
@@ -82,12 +82,12 @@ impl Engine {
         }
     }
 
-    /// How many components were compiled so far, and how many were found in the cache; none where there is none.
+    /// Number of components that were compiled, and number of cache hits; none without a cache.
     pub(crate) fn compiled(&self) -> Option<(usize, usize)> {
         self.cache.as_ref().map(|cache| cache.counts())
     }
 
-    /// A store for one instance, which yields to others at the end of each time slice.
+    /// A store for one instance, which yields at the end of its time slices.
     pub(crate) fn store(&self, state: StoreState) -> Store<StoreState> {
         let resources = state.table.max_capacity();
         let mut store = Store::new(&self.wasmtime, state);
@@ -112,22 +112,22 @@ impl Engine {
     }
 }
 
-/// What the instances of all services may come to.
+/// Demand of all services at a time.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Demand {
-    /// How many at a time.
+    /// Instances.
     pub(crate) instances: u64,
-    /// Their linear memory, in bytes, if all of it is used.
+    /// Linear memory of the instances in bytes, if all of it is used.
     pub(crate) memory: u64,
-    /// Whether there is room for them in a pool. Otherwise each one reserves its memory by itself, which takes longer.
+    /// The instances fit into a pool. Otherwise each one reserves its own memory, which takes longer.
     pub(crate) pooled: bool,
-    /// File descriptors, if all connections and requests of the components' own are there.
+    /// File descriptors, with all connections and all requests of components.
     pub(crate) files: u64,
 }
 
 impl Demand {
     pub(crate) fn of(services: &[Spec]) -> Self {
-        // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
+        // Two more instances live as long as a revision; during a reload there are two revisions.
         let slots = |spec: &Spec| u64::from(ServiceContext::slots(&spec.limits)) + 2;
         let instances = services.iter().map(slots).sum();
         let memory = services.iter().map(|spec| slots(spec).saturating_mul(spec.limits.memory as u64));

@@ -1,4 +1,4 @@
-//! A request on its way through an instance: whether somebody still waits for its answer, and how the instance ended.
+//! Requests in flight: their clients, which may have left, and the end of their instance.
 
 use std::{
     fmt, mem,
@@ -43,16 +43,16 @@ impl fmt::Display for RequestLine {
     }
 }
 
-/// One request, from the queue until its answer has been sent or nobody wants it any more.
+/// One request, from the queue until its response is sent or its client has left.
 #[derive(Default)]
 pub(crate) struct InFlightRequest {
     stage: Mutex<Stage>,
     pub(crate) line: RequestLine,
     /// Number of the request among those of its instance, from 1; 0 before an instance has taken it.
     number: AtomicUsize,
-    /// How long its answer may take to begin.
+    /// Longest time until its response begins.
     pub(crate) within: Duration,
-    /// Its span, where requests are traced.
+    /// Its span, if the request is traced.
     pub(crate) span: Option<SpanContext>,
 }
 
@@ -62,11 +62,11 @@ enum Stage {
     #[default]
     Queue,
     Instance(Arc<InFlightRequests>),
-    /// Nobody waits for it.
+    /// The client has left.
     Left,
 }
 
-/// The requests of one instance.
+/// Requests in flight of one instance.
 #[derive(Default)]
 pub(crate) struct InFlightRequests {
     state: Mutex<State>,
@@ -79,9 +79,9 @@ pub(crate) struct InFlightRequests {
 #[derive(Default)]
 struct State {
     open: usize,
-    /// Somebody left before the answer was complete; the component may be at work on it for ever.
+    /// A client left before its response was complete; the component may work on it without end.
     abandoned: bool,
-    /// How long one of them may take to be answered, at most.
+    /// Longest time until the response to one of them begins.
     longest: Duration,
     end: Option<InstanceEnd>,
     /// Requests that the instance has taken so far, and the latest of them.
@@ -93,16 +93,16 @@ struct State {
     has_finished: bool,
 }
 
-/// What there is to log when an instance has ended.
+/// Summary of an instance that has ended, for the log.
 pub(crate) struct InstanceSummary {
     /// A request at which the component returned without a response.
     pub(crate) unanswered: Option<RequestLine>,
-    /// The latest request, and how many were open.
+    /// The latest request, and the number of open ones.
     pub(crate) latest: RequestLine,
     pub(crate) open: usize,
 }
 
-/// How an instance ended that did not end well.
+/// Reason for which an instance ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InstanceEnd {
     TimedOut,
@@ -115,7 +115,7 @@ impl InFlightRequest {
         Self { line, within, span, ..Self::default() }
     }
 
-    /// An instance has taken the request.
+    /// Assigns the request to the instance that has taken it.
     pub(crate) fn assign(&self, requests: &Arc<InFlightRequests>) {
         let mut stage = self.stage.lock();
         match *stage {
@@ -133,13 +133,13 @@ impl InFlightRequest {
         }
     }
 
-    /// Whether its instance had answered others before it.
+    /// Returns true if its instance had served other requests before.
     pub(crate) fn is_reuse(&self) -> bool {
         self.number.load(Relaxed) > 1
     }
 
-    /// There is no response, and that may be for a trap, which the instance is about to tell of. Returns whether it is the
-    /// caller who logs this; otherwise the instance does so when it ends.
+    /// Notes that there is no response, perhaps because of a trap that the instance is about to report. Returns true if the
+    /// caller logs this; otherwise the instance does so at its end.
     pub(crate) fn is_unanswered(&self) -> bool {
         let Stage::Instance(requests) = &*self.stage.lock() else { return true };
         let mut state = requests.state.lock();
@@ -149,7 +149,7 @@ impl InFlightRequest {
         state.has_finished && state.end.is_none()
     }
 
-    /// How the instance ended, if it has, and not well.
+    /// Reason for which its instance ended early, if it has.
     pub(crate) fn end(&self) -> Option<InstanceEnd> {
         match &*self.stage.lock() {
             Stage::Instance(requests) => requests.state.lock().end,
@@ -157,7 +157,7 @@ impl InFlightRequest {
         }
     }
 
-    /// Ready when its instance is idle, or has run for so long that output is sent anyway.
+    /// Ready when its instance is idle, or computes for too long.
     pub(crate) fn poll_idle(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
         match &*self.stage.lock() {
             Stage::Instance(requests) => requests.idle.poll(cx, &requests.waker, until),
@@ -165,7 +165,7 @@ impl InFlightRequest {
         }
     }
 
-    /// Nobody waits any more; `complete` when that is because all of the answer has come.
+    /// The client leaves; `complete` if it has the whole response.
     pub(crate) fn leave(&self, complete: bool) {
         if let Stage::Instance(requests) = mem::replace(&mut *self.stage.lock(), Stage::Left) {
             requests.change(|state| {
@@ -177,7 +177,7 @@ impl InFlightRequest {
 }
 
 impl InFlightRequests {
-    /// Ready once everybody has left and somebody did so early: what goes on in the instance is for nobody.
+    /// Ready once all clients have left, and at least one early: further work of the instance is wasted.
     pub(crate) fn poll_abandoned(&self, cx: &Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.is_abandoned() { Poll::Ready(()) } else { Poll::Pending }
@@ -188,19 +188,19 @@ impl InFlightRequests {
         self.abandoned.load(Relaxed)
     }
 
-    /// How long one of them may take to be answered, at most.
+    /// Longest time until the response to one of them begins.
     pub(crate) fn longest(&self) -> Duration {
         self.state.lock().longest
     }
 
-    /// The instance is over. What is to be said of how it ended was said before.
+    /// Marks the instance as ended. Its reason was set before.
     pub(crate) fn finish(&self) -> InstanceSummary {
         let mut state = self.state.lock();
         state.has_finished = true;
         InstanceSummary { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
     }
 
-    /// The instance has ended. Of several words on how, the first counts.
+    /// Sets the reason of an early end. The first one counts.
     pub(crate) fn set_end(&self, end: InstanceEnd) -> InstanceEnd {
         *self.state.lock().end.get_or_insert(end)
     }
@@ -230,20 +230,20 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_is_abandoned_when_all_have_left_and_one_of_them_early() {
+    fn an_instance_is_abandoned_when_all_clients_have_left_and_one_of_them_early() {
         let (requests, first, second) =
             (Arc::new(InFlightRequests::default()), InFlightRequest::default(), InFlightRequest::default());
         assert!(!requests.is_abandoned());
         first.assign(&requests);
         second.assign(&requests);
         first.leave(false);
-        assert!(!requests.is_abandoned(), "somebody waits");
+        assert!(!requests.is_abandoned(), "a client waits");
         second.leave(true);
         assert!(requests.is_abandoned());
     }
 
     #[test]
-    fn an_instance_whose_answers_were_whole_is_not_abandoned() {
+    fn an_instance_with_complete_responses_is_not_abandoned() {
         let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
         request.assign(&requests);
         request.leave(true);

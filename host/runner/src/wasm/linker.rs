@@ -1,4 +1,4 @@
-//! The one linker, which says what components can import.
+//! The linker, which defines the imports of components.
 
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
@@ -17,7 +17,7 @@ use wasmtime_wasi_http::{
 
 use crate::wasm::context::StoreState;
 
-/// Links every interface that a component can import. What a component may do with them is in its service context.
+/// Links every interface that a component can import. Its service context restricts their use.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<StoreState>> {
     let mut linker = Linker::new(engine);
     // All of WASI, since a plain Rust component imports most of it.
@@ -34,7 +34,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Store
     Ok(linker)
 }
 
-/// Links `wasi:http/client` 0.3, which notes the task that sends and then sends as usual.
+/// Links `wasi:http/client` 0.3 with a note of the sending task.
 fn add_client(linker: &mut Linker<StoreState>) -> wasmtime::Result<()> {
     client::add_to_linker::<_, Client>(linker, StoreState::http)
 }
@@ -58,7 +58,7 @@ impl HostWithStore<StoreState> for Client {
             let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
             store.data_mut().outbound.trace_parents.sending(&tasks);
         });
-        // The first thing that this does, before it waits for anything, is to take what was taken down.
+        // `send` takes the note before it waits for anything.
         WasiHttp::send(&store.with_getter::<WasiHttp>(StoreState::http), request).await
     }
 }

@@ -1,4 +1,4 @@
-//! How many requests one instance answers, and whether its component stands being reused.
+//! Reuse of instances: its limits, and detection of components that cannot be reused.
 
 use std::sync::{
     Arc,
@@ -10,22 +10,22 @@ use wasmtime_wasi_http::handler::{ProxyPre, ShouldAccept};
 
 use crate::{config::Limits, wasm::context::StoreState};
 
-/// So many failures of reused instances, and not one that answered, are a component that answers one request an instance.
+/// Failures of reused instances, without any success, that prove a component not reusable.
 const FAILURES: u32 = 3;
 
-/// How many requests one instance answers, and how many at a time.
+/// Requests that one instance serves in all, and at a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reuse {
     total: usize,
     concurrent: usize,
 }
 
-/// What is known of one version of a component.
+/// Evidence about one revision of a component.
 #[derive(Debug)]
 pub(crate) struct Reusable {
     service: ServiceName,
     reuse: Reuse,
-    /// A reused instance has answered.
+    /// A reused instance has served a request.
     is_proven: AtomicBool,
     /// Reused instances that failed before that.
     failures: AtomicU32,
@@ -33,8 +33,8 @@ pub(crate) struct Reusable {
 }
 
 impl Reuse {
-    /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error
-    /// says what the component cannot do.
+    /// Reuse by the limits; the default of `wasi:http` 0.2 is that of `wasmtime serve`. The error names a limit that the
+    /// component cannot meet.
     pub(crate) fn of(pre: &ProxyPre<StoreState>, limits: &Limits) -> Result<Self, &'static str> {
         let (total, concurrent) = match pre {
             ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
@@ -60,12 +60,12 @@ impl Reusable {
         })
     }
 
-    /// Whether an instance answers one request at a time.
+    /// Returns true if an instance serves one request at a time.
     pub(crate) fn is_exclusive(&self) -> bool {
         self.reuse.concurrent == 1
     }
 
-    /// Whether an instance with so many requests, of so many in all, takes another.
+    /// Decides if an instance with so many requests, and so many in all, takes another.
     pub(crate) fn accepts(&self, concurrent: usize, total: usize) -> ShouldAccept {
         let most = if self.is_refuted.load(Relaxed) { 1 } else { self.reuse.total };
         if total >= most {
@@ -77,14 +77,14 @@ impl Reusable {
         }
     }
 
-    /// A reused instance has answered a request.
+    /// Notes that a reused instance has served a request.
     pub(crate) fn answered(&self) {
         if !self.is_proven.load(Relaxed) {
             self.is_proven.store(true, Relaxed);
         }
     }
 
-    /// A reused instance has failed at a request. Returns whether that may be for its being reused.
+    /// Notes that a reused instance has failed at a request. Returns true if the reuse may be the reason.
     pub(crate) fn failed(&self) -> bool {
         if self.is_proven.load(Relaxed) {
             return false;

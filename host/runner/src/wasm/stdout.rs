@@ -1,4 +1,4 @@
-//! Output of a component, brought to the log line by line, as many lines a second as it may print.
+//! Output of a component, logged line by line, at a limited rate.
 
 use std::{
     pin::Pin,
@@ -20,11 +20,11 @@ use crate::{
     telemetry::service_metrics::{Incident, Stats},
 };
 
-/// A longer line is cut into several.
+/// Longest line; a longer one is split.
 const MAX_LINE_BYTES: usize = 4096;
-/// Seconds that a component may have been silent and then print the lines of, at once.
+/// Burst, in seconds of the rate.
 const BURST: f64 = 10.0;
-/// How often it is logged that lines are left out, at most.
+/// Interval between two reports of dropped lines, at least.
 const REPORT: Duration = Duration::from_secs(1);
 
 /// Standard output or standard error of one instance. All streams that a component opens on it share one line.
@@ -38,7 +38,7 @@ pub(crate) struct Output {
 #[derive(Default)]
 struct Line(Vec<u8>);
 
-/// Lines that all instances of one service may print, a token bucket.
+/// Token bucket for the lines of all instances of one service.
 pub(crate) struct OutputBudget {
     stats: Arc<Stats>,
     lines_per_second: u32,
@@ -53,12 +53,12 @@ struct Bucket {
     reported: Option<Instant>,
 }
 
-/// What becomes of a line.
+/// Fate of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LineFate {
-    /// It is logged, after a report of this many that were not, where there is one.
+    /// The line is logged, after a report of this many dropped lines, if any.
     Logged(Option<u64>),
-    /// It is left out, and it is time to say so.
+    /// The line is dropped, with a report.
     FirstDropped,
     Dropped,
 }
@@ -144,7 +144,7 @@ impl Bucket {
         LineFate::Dropped
     }
 
-    /// Number of lines to report as left out, once a while.
+    /// Number of dropped lines to report, once a while.
     fn due(&mut self, now: Instant) -> Option<u64> {
         if self.dropped == 0 || !self.may_report(now) {
             return None;
@@ -159,7 +159,7 @@ impl Bucket {
 }
 
 impl Line {
-    /// Adds what was printed, and passes on each line that is complete.
+    /// Adds printed bytes, and passes on each complete line.
     fn add(&mut self, mut bytes: &[u8], mut complete: impl FnMut(&[u8])) {
         while !bytes.is_empty() {
             let piece = &bytes[..bytes.len().min(MAX_LINE_BYTES - self.0.len())];
@@ -177,7 +177,7 @@ impl Line {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // The last stream of the instance: what stands without a line end is a line, too.
+        // The last stream of the instance: text without a line end is a line, too.
         let last = Arc::get_mut(&mut self.line).map(|line| std::mem::take(&mut line.get_mut().0));
         let Some(line) = last else { return };
         self.log(&line);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_rate_are_left_out_and_counted() {
+    fn lines_beyond_the_rate_are_dropped_and_counted() {
         let begun = Instant::now();
         let mut bucket = Bucket::new(begun, 10);
         let mut take = |millis| bucket.take(begun + Duration::from_millis(millis), 10);

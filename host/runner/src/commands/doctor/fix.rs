@@ -1,4 +1,4 @@
-//! `leasehold doctor --fix`: deletes keys that are left over, if they are unchanged since they were examined.
+//! `leasehold doctor --fix`: deletes leftover keys that are unchanged since they were examined.
 
 use std::io::{BufRead, Write, stderr, stdin};
 
@@ -73,12 +73,12 @@ pub(super) async fn apply(
     Ok(fixed)
 }
 
-/// Puts the question on standard error. Any answer but yes is a no, the end of the input included.
+/// Asks on standard error. Any answer but yes is a no, the end of the input included.
 fn agreed(finding: &Finding, fix: &Fix) -> bool {
     let caution = fix.caution.map_or_else(String::new, |caution| format!(" ({caution})"));
     let question = format!("{}: {}{caution}; delete it? [y/N] ", shown(&fix.key), finding.kind);
     let mut said = String::new();
-    // A question that cannot be put is not answered with yes.
+    // A question that cannot be written is not answered with yes.
     let answered = stderr().write_all(question.as_bytes()).and_then(|()| stdin().lock().read_line(&mut said));
     answered.is_ok() && matches!(said.trim(), "y" | "Y" | "yes")
 }

@@ -34,11 +34,11 @@ use crate::{
 };
 use private_etcd::PrivateEtcd;
 
-/// Reports of services that wait to be read.
+/// Unread reports of services, at most.
 const MAX_REPORTS: usize = 64;
 /// Services that one log line names.
 const MAX_NAMED: usize = 5;
-/// How long leases may take to be revoked at the end; what is left ends with its time to live.
+/// Longest wait for the revocation of leases at the end; the others end with their time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything from the configuration to the last revoked lease.
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
     let Signals { ending, reloads } = signals::listen(&tasks)?;
-    // What takes long goes on side by side, and a start is as long as the longest of it.
+    // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
     let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
@@ -82,7 +82,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         failure = live(&config, loading, &registrar, traces.as_ref(), &tasks, &services, &running) => Err(failure),
     };
 
-    // Whatever it was that ended.
+    // The reason of the end does not matter from here on.
     services.ending.cancel();
     systemd::stopping(&tasks);
     running.close();
@@ -121,7 +121,7 @@ async fn live(
     running: &TaskTracker,
 ) -> Failure {
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
-    // On which TTL a component registers itself it says when it does.
+    // A component chooses the TTL when it registers itself.
     let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
     if let Some(longest) = registered_here.map(|spec| spec.limits.start_timeout).max() {
         registrar.grant_ahead(longest);
@@ -193,7 +193,7 @@ async fn watch_starts(
     pending().await
 }
 
-/// Logs which services are served.
+/// Logs that the host is ready, and the services that are not.
 fn ready(services: &Services) {
     let services = services.all();
     let is_down = |handle: &&ServiceHandle| handle.phase() != Phase::Serving;

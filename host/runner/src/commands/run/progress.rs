@@ -1,4 +1,4 @@
-//! What `run --dev` shows: each renewal and weight, and what etcd really holds.
+//! Output of `run --dev`: each renewal and weight, and the content of etcd.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Spec, error::shown, service::handle::ServiceHandle};
 
-/// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
+/// Logs renewals and weights, which the registrar does not log by itself, until it ends or `done`.
 pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationToken) {
     loop {
         let event = tokio::select! {
@@ -18,7 +18,7 @@ pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationTo
         };
         match event {
             Ok(event) => log(&event),
-            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be told"),
+            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be logged"),
             Err(RecvError::Closed) => return,
         }
     }
@@ -35,7 +35,7 @@ fn log(event: &Event) {
     }
 }
 
-/// Shows what etcd holds of these services, read back from it.
+/// Shows the keys and values of these services, read back from etcd.
 pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
     for handle in services {
         let url = Arc::clone(&handle.snapshot().status.url);
@@ -55,7 +55,7 @@ pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
     }
 }
 
-/// Shows that etcd holds nothing of these services any more.
+/// Shows that etcd has no keys of these services any more.
 pub(crate) async fn show_gone(registrar: &Registrar, specs: &[Spec]) {
     for spec in specs {
         match registrar.list(Some(&spec.name)).await {
