@@ -120,11 +120,11 @@ async fn a_missing_import_is_reported_with_its_remedy() {
     for (interface, cure) in [
         ("acme:things/store@1.0.0", "another component can bring it: `wac plug --plug"),
         ("wasi:nn/graph@0.2.0", "another component can bring it: `wac plug --plug"),
-        ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build the component for that"),
-        ("leasehold:registry/registrar@9.0.0", "it has leasehold:registry 0.1: build the component for that"),
+        ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build the component for that"),
+        ("leasehold:registry/registrar@9.0.0", "this host has leasehold:registry 0.1: build the component for that"),
     ] {
         fs::write(&file, importing(interface)).unwrap();
-        let start = format!("{file}: this host has not everything it needs: {interface}; {cure}");
+        let start = format!("{file}: missing import: {interface}; {cure}");
         one_sentence(&leasehold(["compile", &file]).await, 64, &start);
     }
 }
@@ -183,7 +183,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     for (arguments, start) in [
         (
             vec![],
-            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
         ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),

@@ -98,7 +98,7 @@ async fn health_a_component_that_registers_itself_is_started_when_it_is_healthy(
     let late = tidal(0, now() + 8, &json!({ "start_timeout": "1s" }));
     let mut hasty = host(&world, with(late, registers)).await;
     assert_eq!(world.count().await, 0);
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = readyz(&hasty).await;
     assert!(said.starts_with(&format!("not ready\nhostile: {why}: ")), "{said}");
     hasty.says("announced").await;
@@ -183,7 +183,7 @@ async fn health_grpc_services_are_checked_over_grpc() {
     let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
     world.stands(&format!("/grpc-greeter/{}", host.addr("grpc-greeter"))).await;
     assert_eq!(world.count().await, 1, "what does not speak gRPC is not announced");
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = readyz(&host).await;
     assert_eq!(said, format!("not ready\nplain: {why}: grpc.health.v1 is not answered as gRPC\n"));
     assert_eq!(host.stop().await.code, Some(0));

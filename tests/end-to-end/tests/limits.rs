@@ -442,7 +442,7 @@ async fn limits_a_component_that_prints_without_end_is_cut_short() {
     let mut host = Host::ready(&with(config(&world, [limits]), admin)).await;
     let printed: u64 =
         get(&format!("{}act/chatter", host.url("hostile"))).await.json()["text"].as_str().unwrap().parse().unwrap();
-    host.says("what the component prints is left out beyond 20 lines a second (limits.output_lines)").await;
+    host.says("output beyond 20 lines a second is dropped (limits.output_lines)").await;
     let logged = || host.log().iter().filter(|line| line["stream"] == "stdout").count() as u64;
     // What may be printed at once, and what a slow machine lets through meanwhile.
     assert!((200..1000).contains(&logged()), "{}", logged());
@@ -451,7 +451,7 @@ async fn limits_a_component_that_prints_without_end_is_cut_short() {
     assert!(metrics.contains(&format!("kind=\"output_limit\"}} {left_out}")), "{left_out}: {metrics}");
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0));
-    assert!(ended.stderr.contains(&format!("{left_out} lines of the component were left out")), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("{left_out} lines of output were dropped")), "{ended:?}");
 }
 
 #[tokio::test]

@@ -211,7 +211,7 @@ async fn connections_are_reused_and_closed_ones_cost_no_request() {
     assert_eq!((kept.load(Ordering::Relaxed), closed.load(Ordering::Relaxed)), (1, 20));
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     for to in [keeps, closes] {
-        let counted = format!(r#"to="{to}",result="answered"}} 20"#);
+        let counted = format!(r#"target="{to}",result="answered"}} 20"#);
         assert!(metrics.contains(&counted), "{counted} in {metrics}");
     }
 }

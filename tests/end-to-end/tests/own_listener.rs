@@ -279,7 +279,7 @@ async fn own_listener_has_health_checks() {
         with(program("serve"), json!({ "health": health, "limits": { "start_timeout": "2s" } }))
     };
     let mut host = host(&world, [asked("/slow")]).await;
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = get(&format!("{}readyz", host.admin())).await.body;
     assert_eq!(said, format!("not ready\nprogram: {why}: no answer within 500ms\n"));
     assert_eq!(world.count().await, 0);

@@ -40,7 +40,8 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
     let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
     let (Parts { status, .. }, body) = answered.map_err(|error| silent(error.to_string()))?;
-    let answer: Value = serde_json::from_slice(&body).map_err(|_| silent("what answers is no host".to_owned()))?;
+    let answer: Value =
+        serde_json::from_slice(&body).map_err(|_| silent("not a leasehold admin endpoint".to_owned()))?;
     match (status, answer["error"].as_str()) {
         (StatusCode::OK, _) => Ok(answer),
         (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(one_line(said))),

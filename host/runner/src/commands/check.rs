@@ -52,7 +52,7 @@ struct Checked {
     name: String,
     component: String,
     listen: String,
-    info: Option<ComponentInfo>,
+    facts: Option<ComponentInfo>,
     problems: Vec<String>,
 }
 
@@ -119,7 +119,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
     let loaded = initial_memory::check(spec, initial_memory::declared(&spec.component))
         .and_then(|()| Loaded::load(engine, &spec.component, spec.precompiled));
-    let info = match loaded {
+    let facts = match loaded {
         Ok(loaded) => {
             note(loaded.check(spec));
             Some(loaded.info)
@@ -137,7 +137,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
         name: spec.name.to_string(),
         component: spec.component.display().to_string(),
         listen: spec.listen.to_string(),
-        info,
+        facts,
         problems,
     }
 }
@@ -147,7 +147,7 @@ fn text(report: &Report) -> String {
         .services
         .iter()
         .map(|service| {
-            let served = service.info.as_ref().map_or_else(String::new, ComponentInfo::served);
+            let served = service.facts.as_ref().map_or_else(String::new, ComponentInfo::served);
             let said = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
             [service.name.clone(), service.component.clone(), service.listen.clone(), served, said]
         })

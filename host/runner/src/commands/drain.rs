@@ -20,8 +20,8 @@ pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&answer);
     }
-    let drained: Vec<Drained> = serde_json::from_value(answer)
-        .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
+    let drained: Vec<Drained> =
+        serde_json::from_value(answer).map_err(|_| Failure::other("the response of the host is of another version"))?;
     let lines: String = drained.iter().map(line).collect();
     print(&lines)
 }

@@ -102,7 +102,7 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     }
     let unknown = rows.iter().filter(|row| row.state == LeaseState::Unknown).count();
     if unknown > 0 {
-        tracing::warn!("etcd did not tell in time how long the leases last: of {unknown} of {}", rows.len());
+        tracing::warn!("etcd did not report the remaining time of {unknown} of {} leases", rows.len());
     }
     if let (Some(name), Some(near)) = (&name, near) {
         tracing::warn!("no service is registered as {name}{near}");

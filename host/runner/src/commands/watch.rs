@@ -106,7 +106,7 @@ async fn follow(
                 WatchEvent::Interrupted(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
                 WatchEvent::Interrupted(why) => {
                     let said = connect::said(&Error::Unavailable(why), options);
-                    tracing::warn!("{said}; what is shown is what was known");
+                    tracing::warn!("{said}; the last known state is shown");
                 }
             },
             _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {

@@ -54,7 +54,7 @@ fn notify(tasks: &TaskTracker, state: NotifyState<'static>) -> JoinHandle<()> {
             states.push(now);
         }
         if let Err(error) = sd_notify::notify(&states) {
-            tracing::warn!(%error, "systemd could not be told");
+            tracing::warn!(%error, "systemd could not be notified");
         }
     })
 }

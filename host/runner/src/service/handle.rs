@@ -108,7 +108,7 @@ impl Services {
             let (reply, outcome) = oneshot::channel();
             let outcome = match handle.reloads.try_send(reply) {
                 Ok(()) => outcome.await.map_err(|_| "the host is ending".to_owned()),
-                Err(_) => Err("too many reloads of it are under way".to_owned()),
+                Err(_) => Err("another reload is in progress".to_owned()),
             };
             let failed = outcome.and_then(|outcome| outcome.map_err(|failure| failure.sentence())).err();
             failed.map(|why| (&handle.name, why))

@@ -227,7 +227,7 @@ impl Service {
             Ok(Verdict::Healthy) => Ok(()),
             _ => {
                 let last = monitor.last_failure.as_deref().map_or_else(String::new, |last| format!(": {last}"));
-                Err(format!("its health check was not answered well yet{last}"))
+                Err(format!("its health check has not passed yet{last}"))
             }
         }
     }

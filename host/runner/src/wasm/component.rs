@@ -169,7 +169,7 @@ const NO_SOCKETS: &str = "the component runs (wasi:cli/run) and cannot listen, s
                           to be called by the host it needs wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3";
 const NO_PORT: &str = "the component opens its own listener, so listen must name a port other than 0";
 const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
-const ANOTHER: &str = "that takes another service";
+const ANOTHER: &str = "a reload cannot change that";
 
 fn kind_of(pre: &InstancePre<StoreState>) -> Result<ComponentKind, &'static str> {
     if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
@@ -354,7 +354,7 @@ fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Erro
     let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
     // wasmtime names the import first, and the mismatch in the causes.
     let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
-    format!("this host has not everything it needs: {said}")
+    format!("missing import: {said}")
 }
 
 /// Cure for an import of an unknown package, or of another version.
@@ -370,7 +370,7 @@ fn unavailable(import: &str) -> Option<String> {
     if versions.iter().any(is_here) {
         return None;
     }
-    Some(format!("{import}; it has {package} {}: build the component for that", versions.join(" and ")))
+    Some(format!("{import}; this host has {package} {}: build the component for that", versions.join(" and ")))
 }
 
 /// Returns true for the rest of a version after two numbers, without a pre-release.
@@ -389,9 +389,9 @@ mod tests {
         }
         assert_eq!(unavailable("leasehold:registry/registrar@0.1.0"), None);
         for (other, cure) in [
-            ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build"),
-            ("wasi:io/streams@0.3.0", "it has wasi:io 0.2: build"),
-            ("leasehold:registry/registrar@0.2.0", "it has leasehold:registry 0.1: build"),
+            ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build"),
+            ("wasi:io/streams@0.3.0", "this host has wasi:io 0.2: build"),
+            ("leasehold:registry/registrar@0.2.0", "this host has leasehold:registry 0.1: build"),
             ("wasi:nn/graph@0.2.0", "`wac plug "),
             ("logger", "`wac plug "),
         ] {

@@ -36,13 +36,13 @@ use crate::{
 /// Said of a request for which there is neither a response nor the end of an instance.
 pub(crate) const NO_RESPONSE: &str = "the component returned without a response";
 
-/// How long an idle instance is kept for a further request.
+/// Time for which an idle instance is kept for a further request.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How much later an instance is ended than the last of its requests, each of which ends in its own words.
+/// Delay of an instance's end after the deadline of its last request, which has its own error.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What `ProxyHandler` asks for when it needs an instance.
+/// Factory of instances for `ProxyHandler`.
 pub(crate) struct Instances {
     pub(crate) name: ServiceName,
     pub(crate) engine: Engine,
@@ -105,8 +105,8 @@ impl HandlerState for Instances {
     }
 }
 
-/// The end of an instance that idles too long or for a version that was replaced, whose last request or answer is overdue, or
-/// whose clients have all left. It is polled outside of the component, so that one that computes for ever ends as well.
+/// End of an instance: it idles too long or belongs to a replaced revision, its last request or response is overdue, or its
+/// clients have all left. It is polled outside of the component, so that an endless loop ends as well.
 pub(crate) struct Expiration {
     stream_timeout: Duration,
     sleep: Sleep,
@@ -132,7 +132,7 @@ impl Expiration {
             return Poll::Ready(());
         }
         if matches!(status, WorkerStatus::Idle) && self.replaced.as_mut().poll(cx).is_ready() {
-            // The next version needs its slot.
+            // The next revision needs its slot.
             return Poll::Ready(());
         }
         let allowed = match status {
@@ -149,7 +149,7 @@ impl Expiration {
     }
 }
 
-/// Why an instance ended, with the limit that it ran into.
+/// Reason for which an instance ended, with the limit that was exceeded.
 fn ended(error: &wasmtime::Error, store: &Store<StoreState>) -> String {
     if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
         let most = store.data().table.max_capacity();

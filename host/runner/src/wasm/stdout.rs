@@ -94,7 +94,7 @@ impl Output {
             LineFate::FirstDropped => {
                 stats.incident(Incident::OutputLimit);
                 let most = self.budget.lines_per_second;
-                tracing::warn!(service = %stats.service(), "what the component prints is left out beyond {most} lines a second (limits.output_lines)");
+                tracing::warn!(service = %stats.service(), "output beyond {most} lines a second is dropped (limits.output_lines)");
             }
             LineFate::Dropped => stats.incident(Incident::OutputLimit),
         }
@@ -107,7 +107,7 @@ impl OutputBudget {
     }
 
     fn report(&self, dropped: u64) {
-        tracing::warn!(service = %self.stats.service(), "{dropped} lines of the component were left out (limits.output_lines)");
+        tracing::warn!(service = %self.stats.service(), "{dropped} lines of output were dropped (limits.output_lines)");
     }
 
     /// Reports the lines that were left out and not reported yet.

@@ -72,7 +72,7 @@ pub(super) async fn examine(
     told.left_out += first.len().saturating_sub(MAX_WATCHED);
     let mut watched: HashMap<_, _> = first.into_iter().take(MAX_WATCHED).collect();
     if !watched.is_empty() {
-        tracing::info!("leases without keys: {}; who renews them shows within {} s", watched.len(), PATIENCE.as_secs());
+        tracing::info!("leases without keys: {}; observing them for up to {} s", watched.len(), PATIENCE.as_secs());
     }
     let mut renewed = Vec::new();
     let until = Instant::now() + PATIENCE;

@@ -63,7 +63,7 @@ impl Machine {
         Arc::new(Self { scheduler, _engine: engine, _one, at_work, most, free, end })
     }
 
-    /// Computes as a component does, but interrupted more often. InFlightRequests `step` at each step on a dedicated thread.
+    /// Computes as a component does, but interrupted more often. Calls `step` at each step on a dedicated thread.
     async fn compute(&self, usage: &mut Usage, work: &Work, step: impl Fn()) {
         self.scheduler.on_instance(usage);
         let mut slice = None;
