@@ -59,8 +59,8 @@ pub(crate) async fn etcd(
         let error = match attempt(registrar, options, keys.clone()).await {
             Ok(forbidden) => {
                 waiting_for.send_replace(None);
-                if let Some(said) = not_permitted(&forbidden) {
-                    tracing::warn!("etcd: {said}");
+                if let Some(message) = not_permitted(&forbidden) {
+                    tracing::warn!("etcd: {message}");
                 }
                 return Ok(());
             }
@@ -69,13 +69,13 @@ pub(crate) async fn etcd(
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
             return Err(explained(&error, options).await);
         }
-        let (news, due) = (said(&error, options), Instant::now() >= next_warning);
+        let (news, due) = (message(&error, options), Instant::now() >= next_warning);
         if !required && (due || news != known) {
-            let said = explained(&error, options).await.sentence();
-            let said = said.trim_start_matches("etcd: ");
-            waiting_for.send_replace(Some(said.into()));
+            let message = explained(&error, options).await.sentence();
+            let message = message.trim_start_matches("etcd: ");
+            waiting_for.send_replace(Some(message.into()));
             if due {
-                tracing::warn!("waiting for etcd: {said}");
+                tracing::warn!("waiting for etcd: {message}");
                 next_warning = Instant::now() + reminder;
                 reminder = (reminder * 2).min(LONGEST_REMINDER);
             }
@@ -146,8 +146,8 @@ pub(crate) fn failure(error: &Error, options: &Options, prefix: Option<&str>) ->
             let cure = refusal.cure("read", Some(prefix));
             Failure::refused(format!("{}, to read {prefix:?}; {cure}", with_endpoints(error, options)))
         }
-        (Some(_), _) => Failure::refused(said(error, options)),
-        (None, _) => Failure::unavailable(said(error, options)),
+        (Some(_), _) => Failure::refused(message(error, options)),
+        (None, _) => Failure::unavailable(message(error, options)),
     }
 }
 
@@ -159,8 +159,8 @@ pub(crate) async fn explained(error: &Error, options: &Options) -> Failure {
         return failure;
     }
     let looks = options.endpoints.iter().map(|endpoint| timeout(options.dial_timeout, other_scheme(endpoint)));
-    let mut said = join_all(looks).await.into_iter().filter_map(|look| look.ok()?);
-    said.next().map_or(failure, |said| Failure::refused(format!("etcd: {said}")))
+    let mut message = join_all(looks).await.into_iter().filter_map(|look| look.ok()?);
+    message.next().map_or(failure, |message| Failure::refused(format!("etcd: {message}")))
 }
 
 /// Sentence about an endpoint that answers with the other scheme.
@@ -193,21 +193,21 @@ pub(crate) fn prefix(options: &Options, name: Option<&ServiceName>) -> Option<St
 }
 
 /// The error of etcd, with the endpoints unless it names one, and its cure.
-pub(crate) fn said(error: &Error, options: &Options) -> String {
-    let said = with_endpoints(error, options);
+pub(crate) fn message(error: &Error, options: &Options) -> String {
+    let message = with_endpoints(error, options);
     match error {
         Error::Unavailable(why) => match why.refusal() {
-            Some(refusal) => format!("{said}; {}", refusal.cure("read", None)),
-            None => said,
+            Some(refusal) => format!("{message}; {}", refusal.cure("read", None)),
+            None => message,
         },
-        _ => said,
+        _ => message,
     }
 }
 
 fn with_endpoints(error: &Error, options: &Options) -> String {
-    let said = error.to_string();
-    match options.endpoints.iter().any(|endpoint| said.contains(endpoint.as_str())) {
-        true => said,
-        false => format!("{said} ({})", options.endpoints.join(", ")),
+    let message = error.to_string();
+    match options.endpoints.iter().any(|endpoint| message.contains(endpoint.as_str())) {
+        true => message,
+        false => format!("{message} ({})", options.endpoints.join(", ")),
     }
 }

@@ -21,8 +21,8 @@ const MAX_SENTENCE_BYTES: usize = 4096;
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     // The folder does not exist, so that no file is read.
-    if let Err(said) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
-        assert!(!said.contains('\n') && said.len() <= MAX_SENTENCE_BYTES, "{said}");
+    if let Err(message) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
+        assert!(!message.contains('\n') && message.len() <= MAX_SENTENCE_BYTES, "{message}");
     }
 }
 

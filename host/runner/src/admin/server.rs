@@ -236,8 +236,8 @@ impl Connection {
         // Health is answered at once, and never rejected: a supervisor would end a host that works.
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-                let said = format!("{MAX_REQUESTS} requests are under way; try again later");
-                return error_json(StatusCode::SERVICE_UNAVAILABLE, &said);
+                let message = format!("{MAX_REQUESTS} requests are under way; try again later");
+                return error_json(StatusCode::SERVICE_UNAVAILABLE, &message);
             };
             let _ = held.set(permit); // A connection has one request.
             self.slot.leave();
@@ -248,8 +248,8 @@ impl Connection {
 
 impl AdminState {
     async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
-        if let Some(said) = self.foreign(&request) {
-            return error_json(StatusCode::FORBIDDEN, said);
+        if let Some(message) = self.foreign(&request) {
+            return error_json(StatusCode::FORBIDDEN, message);
         }
         let path = request.uri().path();
         let (expected, answer) = match path {
@@ -306,7 +306,7 @@ impl AdminState {
 
     /// Readiness of all services. With `etcd=optional` the state of etcd does not count.
     fn readyz(&self, query: Option<&str>) -> AdminResponse {
-        let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
+        let refuse = |message: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{message}"));
         if self.services.ending.is_cancelled() {
             return refuse("the host is ending\n".to_owned());
         }
@@ -323,8 +323,8 @@ impl AdminState {
             match service.readiness() {
                 _ if without_etcd && service.is_served() => {}
                 Readiness::Ready => {}
-                Readiness::Unknown(said) => unknown += &format!("{name}: {said}\n"),
-                Readiness::NotReady(said) => not_ready += &format!("{name}: {said}\n"),
+                Readiness::Unknown(message) => unknown += &format!("{name}: {message}\n"),
+                Readiness::NotReady(message) => not_ready += &format!("{name}: {message}\n"),
             }
         }
         match (not_ready.is_empty(), unknown.is_empty()) {
@@ -336,7 +336,7 @@ impl AdminState {
 
     /// Lines about the wait for etcd, refusals of etcd, and awaited keys.
     fn faults(&self) -> String {
-        let waits = self.services.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
+        let waits = self.services.etcd.borrow().as_ref().map(|message| format!("etcd: {message}\n"));
         let mut lines: BTreeMap<String, String> = BTreeMap::new();
         for fault in self.registrar.faults() {
             // Many leases have the same fault.
@@ -440,7 +440,7 @@ impl AdminState {
     ) -> AdminResponse {
         let pending = match pending {
             Ok(pending) => pending,
-            Err((status, said)) => return error_json(status, &said),
+            Err((status, message)) => return error_json(status, &message),
         };
         let all = join_all(pending.into_iter().map(|(handle, outcome)| {
             let show = &show;
@@ -506,8 +506,8 @@ impl<'a> ServiceRow<'a> {
         let (handle, status) = (service.handle, &service.status);
         let (readiness, why) = match service.readiness() {
             Readiness::Ready => ("ready", None),
-            Readiness::Unknown(said) => ("unknown", Some(said)),
-            Readiness::NotReady(said) => ("not ready", Some(said)),
+            Readiness::Unknown(message) => ("unknown", Some(message)),
+            Readiness::NotReady(message) => ("not ready", Some(message)),
         };
         let registrations = service.registrations().into_iter().map(|registration| {
             let status = registration.status();
@@ -549,8 +549,8 @@ fn plain(status: StatusCode, text: String) -> AdminResponse {
     response(status, "text/plain; charset=utf-8", text)
 }
 
-fn error_json(status: StatusCode, said: &str) -> AdminResponse {
-    json_response(status, &json!({ "error": said }))
+fn error_json(status: StatusCode, message: &str) -> AdminResponse {
+    json_response(status, &json!({ "error": message }))
 }
 
 fn json_response(status: StatusCode, value: &impl Serialize) -> AdminResponse {

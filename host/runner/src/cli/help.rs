@@ -23,9 +23,9 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         }
         _ => error.to_string(),
     };
-    let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
-    let said = said.split("\n\nFor more").next().unwrap_or_default();
-    let failure = Failure::usage(format!("{said}; see leasehold --help"));
+    let message = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let message = message.split("\n\nFor more").next().unwrap_or_default();
+    let failure = Failure::usage(format!("{message}; see leasehold --help"));
     log::last_words(&failure, LogFormat::Text, &mut stderr());
     ExitCode::from(failure.code())
 }

@@ -470,7 +470,7 @@ impl SingleArgs {
         spec.args = self.args;
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
-        spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
+        spec.check_advertise().map_err(|message| Failure::usage(format!("--listen: {message}")))?;
         Ok(Config {
             registrar: options(&self.etcd)?,
             etcd_files: EtcdFiles::default(),
@@ -514,8 +514,8 @@ fn options(urls: &[String]) -> Result<Options, Failure> {
     for url in urls {
         let Endpoint(url) = parse("--etcd", url)?;
         if url.starts_with("https:") {
-            let said = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
-            return Err(Failure::usage(said));
+            let message = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
+            return Err(Failure::usage(message));
         }
         endpoints.push(url);
     }

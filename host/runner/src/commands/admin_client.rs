@@ -26,9 +26,9 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Sends `POST` and returns the response. A failure is one sentence; an unknown name is an error of the arguments.
 pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let authority = authority(admin)?;
-    let silent = |said: String| {
+    let silent = |message: String| {
         Failure::other(format!(
-            "no host answers at {admin} ({said}); it does where its configuration says admin: {{ listen: ... }}"
+            "no host answers at {admin} ({message}); it does where its configuration says admin: {{ listen: ... }}"
         ))
     };
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(&authority)).await;
@@ -44,8 +44,8 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
         serde_json::from_slice(&body).map_err(|_| silent("not a leasehold admin endpoint".to_owned()))?;
     match (status, answer["error"].as_str()) {
         (StatusCode::OK, _) => Ok(answer),
-        (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(one_line(said))),
-        (_, Some(said)) => Err(Failure::other(one_line(said))),
+        (StatusCode::NOT_FOUND, Some(message)) => Err(Failure::usage(one_line(message))),
+        (_, Some(message)) => Err(Failure::other(one_line(message))),
         (status, None) => Err(silent(format!("it answers {status}"))),
     }
 }

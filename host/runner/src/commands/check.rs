@@ -72,8 +72,8 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
 
     let (problem, refused) = match reached {
         Ok(forbidden) => {
-            let said = connect::not_permitted(&forbidden);
-            (said.as_ref().map(|said| format!("etcd: {said}")), said.is_some())
+            let message = connect::not_permitted(&forbidden);
+            (message.as_ref().map(|message| format!("etcd: {message}")), message.is_some())
         }
         Err(error) => {
             let failure = connect::explained(&error, &config.registrar).await;
@@ -130,7 +130,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
         }
     };
     let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
-    note(tls.map_err(|said| Failure::usage(format!("tls: {said}"))));
+    note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
     let bound = server::bind(spec.listen).map(drop);
     note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
     Checked {
@@ -148,8 +148,8 @@ fn text(report: &Report) -> String {
         .iter()
         .map(|service| {
             let served = service.facts.as_ref().map_or_else(String::new, ComponentInfo::served);
-            let said = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
-            [service.name.clone(), service.component.clone(), service.listen.clone(), served, said]
+            let message = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
+            [service.name.clone(), service.component.clone(), service.listen.clone(), served, message]
         })
         .collect();
     let etcd = match &report.etcd.problem {
@@ -166,17 +166,17 @@ fn text(report: &Report) -> String {
 fn demanded(report: &Report) -> String {
     let Demand { instances, memory, pooled, .. } = report.demand;
     let gib = memory as f64 / f64::from(1 << 30);
-    let said = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
-    let said = match &report.unpooled {
-        Some(why) => format!("{said}; there is no pool for them ({why}), so each one reserves its memory by itself"),
-        None if pooled => said,
+    let message = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
+    let message = match &report.unpooled {
+        Some(why) => format!("{message}; there is no pool for them ({why}), so each one reserves its memory by itself"),
+        None if pooled => message,
         None => format!(
-            "{said}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
+            "{message}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
              longer: a smaller limits.concurrency makes them fit"
         ),
     };
     match rlimit::lacking(report.demand.files) {
-        Some(lack) => format!("{said}\n{lack}"),
-        None => said,
+        Some(lack) => format!("{message}\n{lack}"),
+        None => message,
     }
 }

@@ -36,9 +36,9 @@ pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
 }
 
 fn line(one: &Reloaded) -> String {
-    let said = match &one.why {
+    let message = match &one.why {
         None => "is reloaded".to_owned(),
         Some(why) => format!("is not reloaded: {}", shown(why)),
     };
-    format!("{} on {} {said}\n", one.service, one.listen)
+    format!("{} on {} {message}\n", one.service, one.listen)
 }

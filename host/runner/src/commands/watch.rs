@@ -105,8 +105,8 @@ async fn follow(
                 // Without a first read the arguments may be wrong.
                 WatchEvent::Interrupted(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
                 WatchEvent::Interrupted(why) => {
-                    let said = connect::said(&Error::Unavailable(why), options);
-                    tracing::warn!("{said}; the last known state is shown");
+                    let message = connect::message(&Error::Unavailable(why), options);
+                    tracing::warn!("{message}; the last known state is shown");
                 }
             },
             _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {

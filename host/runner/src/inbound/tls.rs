@@ -150,7 +150,7 @@ impl Tls {
                         self.current.store(Arc::new(config));
                         tracing::info!(%service, "a new certificate is served: {}", self.files.cert.display());
                     }
-                    Err(said) => tracing::warn!(%service, "the old certificate is kept: {said}"),
+                    Err(message) => tracing::warn!(%service, "the old certificate is kept: {message}"),
                 }
             }
             before = now;

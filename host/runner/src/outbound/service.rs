@@ -262,9 +262,9 @@ impl ServiceClient {
         if !tried.is_empty() {
             return Err(last);
         }
-        let said = no_node(target, balancer.view());
-        tracing::debug!(service = %target.name, "a call failed: {said}");
-        Err(not_found(said))
+        let message = no_node(target, balancer.view());
+        tracing::debug!(service = %target.name, "a call failed: {message}");
+        Err(not_found(message))
     }
 
     fn request(
@@ -335,12 +335,12 @@ async fn send(
 /// Sentence about a service without nodes, with the prefixes that were read. A component may know the keys of services that
 /// it may call.
 fn no_node(target: &Target, view: &View) -> String {
-    let mut said = format!("no node is registered as {}", target.name);
+    let mut message = format!("no node is registered as {}", target.name);
     if !target.version.as_str().is_empty() {
-        said += &format!(" in version {}", target.version);
+        message += &format!(" in version {}", target.version);
     }
     let prefixes: Vec<_> = view.prefixes().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
-    said += &format!(", under {}", prefixes.join(", "));
+    message += &format!(", under {}", prefixes.join(", "));
     for (count, one, many) in [
         (view.invalid_keys(), "key there is not a node", "keys there are not nodes"),
         (
@@ -350,15 +350,15 @@ fn no_node(target: &Target, view: &View) -> String {
         ),
     ] {
         if count > 0 {
-            said += &format!("; {count} {}", if count == 1 { one } else { many });
+            message += &format!("; {count} {}", if count == 1 { one } else { many });
         }
     }
-    said
+    message
 }
 
 /// The error of `wasi:http` that has a field for a sentence.
-fn not_found(said: String) -> Error {
-    Error::DnsError { rcode: Some(said), info_code: None }
+fn not_found(message: String) -> Error {
+    Error::DnsError { rcode: Some(message), info_code: None }
 }
 
 #[cfg(test)]

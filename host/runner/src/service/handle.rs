@@ -174,8 +174,8 @@ impl Snapshot<'_> {
             return Readiness::NotReady("nothing is registered".to_owned());
         }
         registrations.iter().fold(Readiness::Ready, |so_far, registration| match (so_far, of(registration)) {
-            (Readiness::NotReady(said), _) | (_, Readiness::NotReady(said)) => Readiness::NotReady(said),
-            (Readiness::Unknown(said), _) | (_, Readiness::Unknown(said)) => Readiness::Unknown(said),
+            (Readiness::NotReady(message), _) | (_, Readiness::NotReady(message)) => Readiness::NotReady(message),
+            (Readiness::Unknown(message), _) | (_, Readiness::Unknown(message)) => Readiness::Unknown(message),
             (Readiness::Ready, Readiness::Ready) => Readiness::Ready,
         })
     }

@@ -39,7 +39,7 @@ impl Handler {
     /// Binds the listener. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
         let tls = spec.tls.clone().map(Tls::open).transpose();
-        let tls = tls.map_err(|said| Failure::usage(format!("{}: tls: {said}", spec.name)))?.map(Arc::new);
+        let tls = tls.map_err(|message| Failure::usage(format!("{}: tls: {message}", spec.name)))?.map(Arc::new);
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
         let listener = server::bind(spec.listen).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;

@@ -11,7 +11,7 @@ use crate::{
 
 /// Registers a node on behalf of a component that does not register itself.
 pub(super) async fn register(spec: &Spec, node: Option<ServerNode>, registry: &RegistryCtx) -> Result<(), Failure> {
-    let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
+    let failed = |message: String| Failure::other(format!("{}: {message}", spec.name));
     let node = node.ok_or_else(|| failed("there is no address to publish".to_owned()))?;
     let deadline = spec.limits.start_timeout;
     match timeout(deadline, registry.register_node(node)).await {

@@ -43,7 +43,7 @@ impl LifecycleInstance {
         // A component in an endless loop is interrupted, and dropped here.
         let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
-        outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
+        outcome.map(Some).map_err(|message| Failure::other(format!("{}: {message}", spec.name)))
     }
 
     async fn attempt(mut store: Store<StoreState>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
@@ -51,7 +51,7 @@ impl LifecycleInstance {
         let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
         match lifecycle.start(&mut store, &instance).await {
             Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
-            Ok(Err(said)) => Err(format!("lifecycle.start failed: {}", one_line(&said))),
+            Ok(Err(message)) => Err(format!("lifecycle.start failed: {}", one_line(&message))),
             Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
         }
     }

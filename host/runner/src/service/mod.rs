@@ -287,8 +287,8 @@ impl Service {
         }
     }
 
-    fn failed(&self, said: impl Display) -> Failure {
-        Failure::other(format!("{}: {said}", self.spec.name))
+    fn failed(&self, message: impl Display) -> Failure {
+        Failure::other(format!("{}: {message}", self.spec.name))
     }
 }
 

@@ -65,7 +65,7 @@ impl Run {
                 sleep(KNOCK_PAUSE).await;
             }
         };
-        let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
+        let failed = |message: String| Failure::other(format!("{}: {message}", spec.name));
         tokio::select! {
             why = started.ended() => return Err(failed(format!("it did not listen on {}: {why}", spec.listen))),
             listening = timeout(deadline, listening) => listening
@@ -78,9 +78,9 @@ impl Run {
     /// Waits for the end, and returns its reason. Dropped halfway, it may be called again.
     pub(crate) async fn ended(&mut self) -> String {
         let Some(running) = &mut self.running else { return std::future::pending().await };
-        let said = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
+        let message = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
         self.running = None;
-        said
+        message
     }
 
     /// Signals the end to the program, gives it `drain_timeout`, and then ends it. Returns true if it ended by itself.

@@ -39,7 +39,7 @@ impl Revision {
     ) -> Result<Self, Failure> {
         let pre = loaded.handler(&spec.component)?;
         let reuse = Reuse::of(&pre, &spec.limits);
-        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))?;
+        let reuse = reuse.map_err(|message| Failure::usage(format!("{}: {message}", spec.component.display())))?;
         let instances = Instances {
             name: spec.name.clone(),
             engine: engine.clone(),
@@ -117,8 +117,8 @@ async fn proven(dispatcher: &Dispatcher, spec: &Spec, authority: &str) -> Result
         match probe::probe(dispatcher, &admission, Some(health), authority).await {
             Ok(()) => return Ok(()),
             Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
-            Err(said) => {
-                return Err(Failure::other(format!("{}: the new version's health check fails: {said}", spec.name)));
+            Err(message) => {
+                return Err(Failure::other(format!("{}: the new version's health check fails: {message}", spec.name)));
             }
         }
     }

@@ -129,8 +129,8 @@ impl Service {
                 self.enter(State::Serving, None);
                 tracing::info!(service = %self.spec.name, url = self.url(), "announced");
             }
-            Err(said) => {
-                tracing::warn!(service = %self.spec.name, "cannot be announced yet: {said}");
+            Err(message) => {
+                tracing::warn!(service = %self.spec.name, "cannot be announced yet: {message}");
                 self.probe_again();
             }
         }

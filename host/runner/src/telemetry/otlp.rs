@@ -209,9 +209,9 @@ impl SpanExporter for Exporter {
         let sent = self.tasks.spawn_on(sending, &self.runtime).await;
         let sent = sent.unwrap_or_else(|_| Err("the host ends".to_owned()));
         match (&sent, self.away.swap(sent.is_err(), Ordering::Relaxed)) {
-            (Err(said), false) => {
-                let said: String = one_line(said).chars().take(MAX_SAID).collect();
-                tracing::warn!("the collector of traces takes no spans, and they are lost until it does: {said}");
+            (Err(message), false) => {
+                let message: String = one_line(message).chars().take(MAX_SAID).collect();
+                tracing::warn!("the collector of traces takes no spans, and they are lost until it does: {message}");
             }
             (Ok(()), true) => tracing::info!("the collector of traces takes spans again"),
             _ => {}

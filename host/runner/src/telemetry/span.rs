@@ -179,9 +179,9 @@ impl Span {
     }
 
     /// Records an error.
-    pub(crate) fn record_error(&mut self, kind: String, said: &'static str) {
+    pub(crate) fn record_error(&mut self, kind: String, message: &'static str) {
         self.set("error.type", kind);
-        self.recorded.set_status(Status::error(said));
+        self.recorded.set_status(Status::error(message));
     }
 
     /// Records an error of `wasi:http` by its name.

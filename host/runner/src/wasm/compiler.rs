@@ -139,24 +139,24 @@ async fn in_child(bytes: Arc<Vec<u8>>) -> Result<File, NotCompiled> {
             let _ = input.write_all(&bytes).await;
         }
     };
-    let said = async {
-        let mut said = Vec::new();
+    let message = async {
+        let mut message = Vec::new();
         if let Some(errors) = errors {
-            let _ = errors.take(MAX_STDERR_BYTES).read_to_end(&mut said).await; // The text is used as far as it was read.
+            let _ = errors.take(MAX_STDERR_BYTES).read_to_end(&mut message).await; // The text is used as far as it was read.
         }
-        one_line(&String::from_utf8_lossy(&said))
+        one_line(&String::from_utf8_lossy(&message))
     };
-    let ended = timeout(COMPILE_TIMEOUT, join3(sent, said, child.wait())).await;
+    let ended = timeout(COMPILE_TIMEOUT, join3(sent, message, child.wait())).await;
     drop(input); // Its end ends the child.
-    let Ok(((), said, status)) = ended else {
+    let Ok(((), message, status)) = ended else {
         return Err(NotCompiled::Failed(format!("it takes longer than {COMPILE_TIMEOUT:?} to compile")));
     };
     let status = status.map_err(NotCompiled::NoProcess)?;
     match status.code() {
         Some(0) => Ok(output),
-        Some(code) if code == i32::from(REFUSED) => Err(NotCompiled::Refused(said)),
-        _ if said.is_empty() => Err(NotCompiled::Failed(format!("its compilation ended by {status}"))),
-        _ => Err(NotCompiled::Failed(format!("its compilation ended by {status}: {said}"))),
+        Some(code) if code == i32::from(REFUSED) => Err(NotCompiled::Refused(message)),
+        _ if message.is_empty() => Err(NotCompiled::Failed(format!("its compilation ended by {status}"))),
+        _ => Err(NotCompiled::Failed(format!("its compilation ended by {status}: {message}"))),
     }
 }
 
@@ -191,8 +191,8 @@ pub(crate) fn child() -> ExitCode {
     });
     match code {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, said)) => {
-            let _ = stderr().write_all(said.as_bytes()); // The parent may be gone.
+        Err((code, message)) => {
+            let _ = stderr().write_all(message.as_bytes()); // The parent may be gone.
             ExitCode::from(code)
         }
     }

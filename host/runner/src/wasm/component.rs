@@ -126,7 +126,7 @@ impl Loaded {
 
     /// Kind of the component.
     pub(crate) fn kind(&self, path: &Path) -> Result<ComponentKind, Failure> {
-        kind_of(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
+        kind_of(&self.pre).map_err(|message| Failure::usage(format!("{}: {message}", path.display())))
     }
 
     /// The component as a handler, in the place of a former handler.
@@ -152,14 +152,14 @@ impl Loaded {
     /// Checks that the component fits its configuration.
     pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
         let path = &spec.component;
-        let said = match self.kind(path)? {
+        let message = match self.kind(path)? {
             ComponentKind::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
             ComponentKind::Program(_) if spec.tls.is_some() => Some(NO_TLS),
             ComponentKind::Program(_) => None,
             ComponentKind::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
         };
-        let said = said.or_else(|| self.info.unregistered(spec.register));
-        said.map_or(Ok(()), |said| Err(Failure::usage(format!("{}: {said}", path.display()))))
+        let message = message.or_else(|| self.info.unregistered(spec.register));
+        message.map_or(Ok(()), |message| Err(Failure::usage(format!("{}: {message}", path.display()))))
     }
 }
 
@@ -245,20 +245,20 @@ enum Binary {
 
 impl Binary {
     fn read(path: &Path, precompiled: bool) -> Result<Self, Failure> {
-        let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
+        let message = |message: &str| Failure::usage(format!("{}: {message}", path.display()));
         let bytes =
             std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
         match bytes.get(..8) {
             // The binary format's version, then its layer: 0 for a core module, 1 for a component.
-            Some(b"\0asm\x01\0\0\0") => Err(said(
+            Some(b"\0asm\x01\0\0\0") => Err(message(
                 "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
             )),
             Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
             Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),
-            Some([0x7f, b'E', b'L', b'F', ..]) => Err(said(
+            Some([0x7f, b'E', b'L', b'F', ..]) => Err(message(
                 "machine code, which no sandbox holds; where you trust whoever compiled it, say precompiled: true",
             )),
-            _ => Err(said("not WebAssembly")),
+            _ => Err(message("not WebAssembly")),
         }
     }
 }
@@ -270,8 +270,8 @@ fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component,
     }
 }
 
-fn invalid(path: &Path, said: &str) -> Failure {
-    Failure::usage(format!("{}: not a valid component: {said}", path.display()))
+fn invalid(path: &Path, message: &str) -> Failure {
+    Failure::usage(format!("{}: not a valid component: {message}", path.display()))
 }
 
 /// Loads the machine code that a child has written; where no child can be started, this process compiles.
@@ -283,8 +283,8 @@ fn adopt(
 ) -> Result<Component, Failure> {
     let mut code = match compiled {
         Ok(code) => code,
-        Err(NotCompiled::Refused(said)) => return Err(invalid(path, &said)),
-        Err(NotCompiled::Failed(said)) => return Err(Failure::other(format!("{}: {said}", path.display()))),
+        Err(NotCompiled::Refused(message)) => return Err(invalid(path, &message)),
+        Err(NotCompiled::Failed(message)) => return Err(Failure::other(format!("{}: {message}", path.display()))),
         Err(NotCompiled::NoProcess(error)) => {
             tracing::warn!("no process can be started to compile {}, so this one does: {error}", path.display());
             return engine.component(bytes).map_err(|error| invalid(path, &cause(&error)));
@@ -320,7 +320,7 @@ fn info(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreSt
     let http = version("wasi:http/handler@0.3", "wasi:http/incoming-handler@0.2");
     let program = version("wasi:cli/run@0.3", "wasi:cli/run@0.2").filter(|_| http.is_none());
     let missing = match pre.map(kind_of) {
-        Some(Err(said)) => vec![said.to_owned()],
+        Some(Err(message)) => vec![message.to_owned()],
         None if http.or(program).is_none() => vec![NO_HANDLER.to_owned()],
         _ => Vec::new(),
     };
@@ -351,10 +351,10 @@ const PACKAGES: [(&str, &[&str]); 9] = [
 /// Sentence about an import that is missing here.
 fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
     let kind = component.component_type();
-    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
+    let message = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
     // wasmtime names the import first, and the mismatch in the causes.
-    let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
-    format!("missing import: {said}")
+    let message = message.unwrap_or_else(|| one_line(&format!("{error:#}")));
+    format!("missing import: {message}")
 }
 
 /// Cure for an import of an unknown package, or of another version.
@@ -395,8 +395,8 @@ mod tests {
             ("wasi:nn/graph@0.2.0", "`wac plug "),
             ("logger", "`wac plug "),
         ] {
-            let said = unavailable(other).unwrap();
-            assert!(said.starts_with(&format!("{other}; ")) && said.contains(cure), "{said}");
+            let message = unavailable(other).unwrap();
+            assert!(message.starts_with(&format!("{other}; ")) && message.contains(cure), "{message}");
         }
     }
 }

@@ -109,7 +109,7 @@ async fn report(
     if args.json {
         print_json(&report)?;
     } else {
-        print(&fixed.iter().map(|fixed| format!("{}: {}\n", fixed.key, fixed.outcome.said())).collect::<String>())?;
+        print(&fixed.iter().map(|fixed| format!("{}: {}\n", fixed.key, fixed.outcome.message())).collect::<String>())?;
     }
     let is_deleted = |key: &str| fixed.iter().any(|fixed| fixed.outcome == Outcome::Deleted && fixed.key == key);
     let left = report.findings.iter().filter(|finding| !finding.key.as_deref().is_some_and(is_deleted));
