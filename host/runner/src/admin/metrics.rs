@@ -258,15 +258,16 @@ impl ServiceSamples<'_> {
         let all: Vec<(&Snapshot<'_>, Vec<Arc<Registration>>)> =
             self.services().map(|service| (service, service.registrations())).collect();
         let names = STATES.map(|state| (state, state.to_string()));
-        let states = all.iter().flat_map(|(service, kept)| {
+        let states = all.iter().flat_map(|(service, registrations)| {
             names.iter().map(move |(state, name)| {
-                let count = kept.iter().filter(|registration| registration.status().state == *state).count();
+                let count = registrations.iter().filter(|registration| registration.status().state == *state).count();
                 (with(labels(service), "state", name), whole(count))
             })
         });
         page.gauge("registrations", "Registrations by state", states)?;
         let each = || {
-            let each = all.iter().flat_map(|(service, kept)| kept.iter().map(move |one| (*service, one)));
+            let each =
+                all.iter().flat_map(|(service, registrations)| registrations.iter().map(move |one| (*service, one)));
             each.map(|(service, one)| (with(labels(service), "key", one.key()), one.status()))
         };
         let weights = each().map(|(labels, status)| (labels, f64::from(status.weight.value())));

@@ -211,26 +211,26 @@ impl Dispatcher {
         span: &mut Option<Span>,
     ) -> Result<Response<ResponseBody>, NoResponse> {
         // A caller may wait shorter than the host does, or longer as far as streams may last.
-        let asked = if grpc { grpc::timeout(request.headers()) } else { None };
+        let timeout = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
-            asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
-        let deadline = asked.and_then(|asked| arrived.checked_add(asked));
-        let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
+            timeout.map_or(self.request_timeout, |timeout| timeout.min(self.stream_timeout)).max(self.request_timeout);
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+        let by = |ours: Instant| deadline.map_or(ours, |callers| callers.min(ours));
 
         let line = RequestLine::of(&request);
         let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
         let counted = (self.stats.enter(), self.in_flight.token());
-        let (turn, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
-            Ok(turn) => (turn, arrived),
+        let (slot, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
+            Ok(slot) => (slot, arrived),
             Err(_) => {
                 let patience = by(arrived + MAX_QUEUE_WAIT.min(self.request_timeout));
                 let waited = timers.timeout_at(patience, Arc::clone(&admission.slots).acquire_owned()).await;
                 let now = Instant::now();
-                let Ok(Ok(turn)) = waited else {
-                    let theirs = deadline.is_some_and(|deadline| deadline <= now);
-                    return Err(if theirs { self.late(arrived, &line) } else { RejectReason::QueueTimeout }.into());
+                let Ok(Ok(slot)) = waited else {
+                    let is_callers = deadline.is_some_and(|deadline| deadline <= now);
+                    return Err(if is_callers { self.late(arrived, &line) } else { RejectReason::QueueTimeout }.into());
                 };
-                (turn, now)
+                (slot, now)
             }
         };
         let broken = request.extensions().get::<ClientAborted>().cloned();
@@ -241,7 +241,7 @@ impl Dispatcher {
         match outcome {
             Ok(Ok(response)) => {
                 let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
-                let permits = (entered, turn, counted);
+                let permits = (entered, slot, counted);
                 match ResponseBody::component(response, guard, permits, late, span).await {
                     Ok(response) => {
                         if in_flight.is_reuse() {

@@ -119,12 +119,13 @@ impl Outbound {
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
-        let bound = |asked: Option<Duration>, most: Duration| Some(asked.map_or(most, |asked| asked.min(most)));
-        let asked = options.unwrap_or_default();
+        let bound =
+            |requested: Option<Duration>, max: Duration| Some(requested.map_or(max, |requested| requested.min(max)));
+        let requested = options.unwrap_or_default();
         RequestOptions {
-            connect_timeout: bound(asked.connect_timeout, self.timeout),
-            first_byte_timeout: bound(asked.first_byte_timeout, self.timeout),
-            between_bytes_timeout: bound(asked.between_bytes_timeout, self.between_bytes),
+            connect_timeout: bound(requested.connect_timeout, self.timeout),
+            first_byte_timeout: bound(requested.first_byte_timeout, self.timeout),
+            between_bytes_timeout: bound(requested.between_bytes_timeout, self.between_bytes),
         }
     }
 }

@@ -186,7 +186,7 @@ impl ServiceClient {
         let (parts, body) = request.into_parts();
         let body = RequestBody::new(body);
         let until = Instant::now() + options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(DEFAULT_TIMEOUT);
-        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
+        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |requested| requested.min(CONNECT_TIMEOUT));
         let response = async {
             let balancer = timeout_at(until, self.balancer(&target)).await;
             let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;

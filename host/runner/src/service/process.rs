@@ -36,7 +36,7 @@ pub(crate) struct Run {
     running: Option<JoinHandle<String>>,
     signals: ProgramSignals,
     cut: Option<DropGuard>,
-    life: Option<LifecycleInstance>,
+    lifecycle: Option<LifecycleInstance>,
 }
 
 impl Run {
@@ -55,7 +55,8 @@ impl Run {
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
         let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&context)));
         let running = tasks.spawn(async move { running.await.unwrap_or_default() });
-        let mut started = Self { context, running: Some(running), signals, cut: Some(cut.drop_guard()), life: None };
+        let mut started =
+            Self { context, running: Some(running), signals, cut: Some(cut.drop_guard()), lifecycle: None };
 
         let deadline = spec.limits.start_timeout;
         let listens = started.signals.listens.clone();
@@ -71,7 +72,7 @@ impl Run {
             listening = timeout(deadline, listening) => listening
                 .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
         }
-        started.life = LifecycleInstance::start(spec, engine, loaded, &started.context).await?;
+        started.lifecycle = LifecycleInstance::start(spec, engine, loaded, &started.context).await?;
         Ok(started)
     }
 
@@ -100,8 +101,8 @@ impl Run {
                 self.ended().await;
             }
         }
-        if let Some(life) = self.life.take() {
-            life.stop(spec).await;
+        if let Some(lifecycle) = self.lifecycle.take() {
+            lifecycle.stop(spec).await;
         }
         self.context.ended.cancel();
         by_itself

@@ -26,7 +26,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Revision {
     pub(crate) context: Arc<ServiceContext>,
     pub(crate) dispatcher: Arc<Dispatcher>,
-    life: Option<LifecycleInstance>,
+    lifecycle: Option<LifecycleInstance>,
 }
 
 impl Revision {
@@ -50,12 +50,12 @@ impl Revision {
             reusable: Reusable::new(spec.name.clone(), reuse),
         };
         let dispatcher = Arc::new(Dispatcher::new(spec.name.clone(), instances, &spec.limits));
-        Ok(Self { context, dispatcher, life: None })
+        Ok(Self { context, dispatcher, lifecycle: None })
     }
 
     /// Starts the component within its deadline. Registrations that it made before a failure stay.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        self.life = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
+        self.lifecycle = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 
@@ -100,8 +100,8 @@ impl Revision {
 
     /// Stops the component within its deadline. A second call does nothing.
     pub(crate) async fn stop(&mut self, spec: &Spec) {
-        if let Some(life) = self.life.take() {
-            life.stop(spec).await;
+        if let Some(lifecycle) = self.lifecycle.take() {
+            lifecycle.stop(spec).await;
         }
         self.context.ended.cancel();
     }

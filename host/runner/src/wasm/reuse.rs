@@ -37,14 +37,14 @@ impl Reuse {
     /// component cannot meet.
     pub(crate) fn of(pre: &ProxyPre<StoreState>, limits: &Limits) -> Result<Self, &'static str> {
         let (total, concurrent) = match pre {
-            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
+            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|requested| requested > 1) => {
                 return Err("limits.instance_concurrency must be 1: \
                             an instance of wasi:http 0.2 answers one request at a time");
             }
             ProxyPre::P2(_) => (1, 1),
             ProxyPre::P3(_) => (1000, 16),
         };
-        let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
+        let or = |requested: Option<u32>, default| requested.map_or(default, |requested| requested as usize);
         Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
     }
 }
