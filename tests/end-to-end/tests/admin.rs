@@ -383,7 +383,7 @@ async fn admin_is_not_ready_while_etcd_refuses_to_write_and_once_a_lease_has_run
 }
 
 #[tokio::test]
-async fn admin_tells_which_key_is_waited_for_and_who_holds_it() {
+async fn admin_reports_the_awaited_key_and_its_holder() {
     let world = World::real().await;
     let addr = free_address();
     let (key, holder) = (format!("/plain/{addr}"), world.grant(60).await);

@@ -339,7 +339,7 @@ async fn an_etcd_whose_certificate_is_not_trusted_is_77() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_has_is_told_with_those_that_are_like_it() {
+async fn an_unknown_name_is_reported_with_similar_ones() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let none = leasehold(["ls", "user", "--etcd", &etcd]).await;
@@ -397,7 +397,7 @@ async fn a_component_runs_from_arguments_alone() {
 }
 
 #[tokio::test]
-async fn ls_lists_what_is_registered() {
+async fn ls_lists_registered_nodes() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let nobody = leasehold(["ls", "--etcd", &etcd]).await;

@@ -477,7 +477,7 @@ async fn limits_a_component_that_answers_once_an_instance_is_not_reused() {
 }
 
 #[tokio::test]
-async fn limits_each_that_is_hit_is_named_by_its_key() {
+async fn limits_that_are_reached_are_named_by_their_key() {
     let world = World::real().await;
     let limits = json!({ "memory": "16MiB", "header_size": "8KiB", "body_size": "1KiB", "request_timeout": "1s" });
     let mut host = Host::of(&world, [limited(&limits)]).await;
@@ -498,7 +498,7 @@ async fn limits_each_that_is_hit_is_named_by_its_key() {
 }
 
 #[tokio::test]
-async fn limits_a_component_whose_memory_does_not_fit_is_told_the_key_and_the_size() {
+async fn limits_a_component_with_too_much_memory_is_refused_with_the_key_and_the_size() {
     let world = World::real().await;
     let small = limited(&json!({ "memory": "1MiB" }));
     // Another one has the size of the pool.

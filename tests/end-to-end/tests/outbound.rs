@@ -165,7 +165,7 @@ async fn a_component_never_reaches_the_admin_endpoint_of_its_host() {
 }
 
 #[tokio::test]
-async fn what_is_denied_is_told_once_with_the_entry_that_would_permit_it() {
+async fn a_denial_is_logged_once_with_the_entry_that_would_permit_it() {
     let world = World::real().await;
     let mut host = host(&world, &json!({ "outbound": ["api.example", "*"] })).await;
     let denied = [

@@ -274,7 +274,7 @@ async fn clients_that_leave_are_no_failure_and_no_panic() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_none_says_why() {
+async fn a_missing_response_has_its_reason() {
     let world = World::real().await;
     let host = Host::of(&world, [raw()]).await;
     let cases = [

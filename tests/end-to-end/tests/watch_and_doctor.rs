@@ -201,7 +201,7 @@ async fn doctor_prints_commands_in_which_no_key_is_executed() {
 }
 
 #[tokio::test]
-async fn doctor_fixes_what_nothing_speaks_for_and_leaves_the_rest() {
+async fn doctor_deletes_leftover_keys_only() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let living = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once_and_a_key_put_again_is_none() {
+    fn a_change_is_shown_once_and_a_key_put_again_is_no_change() {
         let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: false };
         let mut told = |begun: bool, events: Vec<KeyEvent>| -> Vec<(ChangeKind, String)> {
             shown.begun = begun;
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_marks_what_changed_for_a_while() {
+    fn the_table_marks_changes_for_a_while() {
         let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: true };
         shown.turn(vec![put("a", 1, 7), put("b", 1, 8), put("c", 1, 0)]);
         shown.begun = true;

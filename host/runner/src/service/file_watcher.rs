@@ -59,7 +59,7 @@ mod tests {
     use super::FileWatcher;
 
     #[tokio::test]
-    async fn a_file_has_changed_when_it_is_another_one_and_whole() {
+    async fn a_file_has_changed_once_it_is_replaced_and_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.wasm");
         fs::write(&path, "one").unwrap();

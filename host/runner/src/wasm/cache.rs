@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_compiled_once_is_there_for_every_cache_and_engine_of_the_kind() {
+    fn a_compiled_component_serves_every_cache_and_engine_of_the_kind() {
         let folder = TempDir::new().unwrap();
         for counts in [(1, 0), (0, 1)] {
             let (cache, engine) = (Cache::at(folder.path().into(), MAX_BYTES), Engine::default());
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_compiled_anew() {
+    fn a_corrupt_entry_is_compiled_anew() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
         let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_makes_room() {
+    fn unused_entries_make_room() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
         let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();

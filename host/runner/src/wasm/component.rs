@@ -383,7 +383,7 @@ mod tests {
     use super::unavailable;
 
     #[test]
-    fn an_import_that_is_not_here_is_told_with_its_cure() {
+    fn a_missing_import_is_reported_with_its_cure() {
         for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
             assert_eq!(unavailable(here), None, "{here}");
         }
