@@ -24,13 +24,13 @@ use wasmtime_wasi_http::{
     p2::bindings::{LinkOptions, http::types},
 };
 
-/// How often a guest hands the thread back, so that the deadlines below hold for a guest that loops.
+/// Interval at which a component hands the thread back, so that the deadlines below hold for a component that loops.
 const TICK: Duration = Duration::from_millis(10);
-/// How long `lifecycle.start` and `lifecycle.stop` may take, and how long etcd may take at the end;
-/// longer than the registrar tries, so that a guest has its answer first.
+/// Deadline of `lifecycle.start` and `lifecycle.stop`, and of etcd at the end;
+/// longer than the registrar tries, so that a component has its answer first.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// What this platform keeps for each store.
+/// State of one store of this platform.
 struct State {
     table: ResourceTable,
     wasi: WasiCtx,

@@ -1,6 +1,7 @@
-//! What `bindgen!` makes of `leasehold:registry`, for embedders that want more than [`add_to_linker`](crate::add_to_linker).
+//! Bindings that `bindgen!` generates for `leasehold:registry`, for embedders that need more than
+//! [`add_to_linker`](crate::add_to_linker).
 //!
-//! One world covers both directions: its imports are the host's traits, its export is the guest's `lifecycle`.
+//! One world covers both directions: its imports are the host's traits, its export is the component's `lifecycle`.
 //! [`Lifecycle`](crate::Lifecycle) wraps the latter, because a component need not export it.
 
 #![expect(missing_docs, reason = "generated; the WIT is the documentation")]
@@ -16,6 +17,6 @@ wasmtime::component::bindgen!({
         default: trappable,
     },
     exports: { default: async },
-    with: { "leasehold:registry/registrar.registration": crate::host::Handle },
+    with: { "leasehold:registry/registrar.registration": crate::handle::Handle },
     trappable_error_type: { "leasehold:registry/types.error" => crate::error::CallError },
 });

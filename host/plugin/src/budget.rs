@@ -1,18 +1,16 @@
 //! A budget of actions: a number of them at once, and one more each interval after that.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-/// The actions of one component: their limit, and those of late (generic cell rate algorithm: one time, no count, no timer).
+/// Budget of one component (generic cell rate algorithm: one time, no count, no timer).
 #[derive(Debug)]
 pub(crate) struct Budget {
     pub(crate) burst: u32,
     pub(crate) interval: Duration,
-    /// The time at which all of it is available again.
+    /// Time at which the whole budget is available again.
     whole_at: Mutex<Option<Instant>>,
 }
 
@@ -34,14 +32,14 @@ impl Budget {
         has_room
     }
 
-    /// Takes back an action that came to nothing.
+    /// Takes back an action that failed.
     pub(crate) fn refund(&self) {
         let mut whole_at = self.whole_at();
         *whole_at = whole_at.and_then(|at| at.checked_sub(self.interval));
     }
 
     fn whole_at(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.whole_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.whole_at.lock()
     }
 }
 
@@ -66,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_to_nothing_is_not_paid_for() {
+    fn a_failed_action_costs_nothing() {
         let (budget, now) = (Budget::new(1, Duration::from_secs(60)), Instant::now());
         budget.refund();
         assert!(budget.spend(now));

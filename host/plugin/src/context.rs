@@ -17,53 +17,54 @@ use crate::{
     bindings::leasehold::registry::types,
     budget::Budget,
     error::Refusal,
-    lookups::{Followed, Full, Lookups, MAX_VIEWS, Service},
-    once_map::{Occupied, Slots, Vacant},
+    lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
+    once_map::{GetError, OnceMap, Outcome},
     policy::Policy,
-    registration::Kept,
+    registration::ComponentRegistration,
 };
 
-/// Pause between two sweeps of the services that the component follows.
+/// Pause between two sweeps of the services that the component watches.
 const SWEEP: Duration = Duration::from_secs(15);
 
-/// What one component has in the registry. Clones share it; give one to every store that runs the component.
+/// Registrations and views of one component. Clones share them; give one to every store that runs the component.
 ///
 /// Registrations belong to the component: they outlive the handle, the instance and the store that made them, and end
-/// with `stop`, with [`stop_all`](Self::stop_all), or when the last clone of this is dropped, which only signals the end.
+/// with `stop`, with [`stop_all`](Self::stop_all), or when the last clone of this context is dropped, which only signals
+/// the end.
 ///
-/// A call of a guest is async on the host's side and needs tokio's timer.
+/// A component's call is async on the host's side and needs tokio's timer.
 #[derive(Debug, Clone)]
 pub struct RegistryCtx {
     shared: Arc<Shared>,
-    /// Which version of the component this is for, from 0.
-    version: u64,
+    /// Revision of the component that this context is for, from 0.
+    revision: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
     registrar: Registrar,
     policy: Policy,
-    registrations: Slots<Keys, Arc<Kept>>,
-    /// Registrations that it may make within a time.
+    registrations: OnceMap<Keys, Arc<ComponentRegistration>>,
+    /// Registrations that the component may make within a time.
     budget: Budget,
-    lookups: Lookups<Followed>,
+    lookups: Lookups<WatchedService>,
     /// True while a task sweeps `lookups`.
     sweeps: AtomicBool,
-    /// Cancelled when everything was stopped: nothing is swept any more.
+    /// Cancelled by `stop_all`: the sweeps end.
     stopped: CancellationToken,
     tasks: TaskTracker,
-    /// Where among very many nodes those begin that the component is told.
-    place: u32,
-    /// Versions below this one register nothing until they are restored.
+    /// Offset of the nodes that `resolve` returns, in a service with more than the policy allows.
+    subset_offset: u32,
+    /// Revisions below this one register nothing until they are restored.
     withdrawn: AtomicU64,
-    /// The earliest version that may still register, and the latest that there is.
+    /// The earliest revision that may still register, and the latest one.
     earliest: AtomicU64,
     latest: AtomicU64,
 }
 
-/// Reason why a service cannot be followed.
+/// Reason why a service cannot be watched.
 #[derive(Debug)]
-enum Unfollowed {
+enum WatchError {
     TooMany,
     TooOften,
     Registrar(Error),
@@ -71,24 +72,24 @@ enum Unfollowed {
 
 /// Reason why a registration was not made.
 #[derive(Debug)]
-enum Unmade {
+enum RegisterError {
     TooOften,
     Registrar(Error),
 }
 
-impl From<Error> for Unmade {
+impl From<Error> for RegisterError {
     fn from(error: Error) -> Self {
         Self::Registrar(error)
     }
 }
 
-/// What makes two nodes one registration: the keys that the layouts make of them.
+/// Identity of a registration: the keys that the layouts make of its node.
 type Keys = Vec<String>;
 
 impl RegistryCtx {
     /// A component without registrations, under `policy`.
     pub fn new(registrar: Registrar, policy: Policy) -> Self {
-        let registrations = Slots::new(policy.max_registrations);
+        let registrations = OnceMap::new(policy.max_registrations);
         let burst = u32::try_from(policy.max_registrations.saturating_mul(2)).unwrap_or(u32::MAX);
         let budget = Budget::new(burst, policy.registration_interval);
         let shared = Shared {
@@ -100,65 +101,69 @@ impl RegistryCtx {
             sweeps: AtomicBool::new(false),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            place: fastrand::u32(..),
+            subset_offset: fastrand::u32(..),
             withdrawn: AtomicU64::new(0),
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         };
-        Self { shared: Arc::new(shared), version: 0 }
+        Self { shared: Arc::new(shared), revision: 0 }
     }
 
-    /// What the component may do.
+    /// Policy of the component.
     pub fn policy(&self) -> &Policy {
         &self.shared.policy
     }
 
     /// The component's registrations that have not ended and are not withdrawn, in no particular order.
     pub fn registrations(&self) -> Vec<Arc<Registration>> {
-        self.kept().iter().filter(|kept| !kept.is_withdrawn()).map(|kept| kept.registration()).collect()
+        self.component_registrations()
+            .iter()
+            .filter(|registration| !registration.is_withdrawn())
+            .map(|registration| registration.registration())
+            .collect()
     }
 
-    /// The services that the component follows, in order, whether they were read yet or not.
+    /// Services that the component watches, in order, those that were not read yet included.
     pub fn views(&self) -> Vec<View> {
-        self.shared.lookups.all().into_iter().map(|followed| followed.view).collect()
+        self.shared.lookups.all().into_iter().map(|watched| watched.view).collect()
     }
 
-    /// A guest's `current`.
-    pub(crate) fn kept(&self) -> Vec<Arc<Kept>> {
+    /// The component's `current`.
+    pub(crate) fn component_registrations(&self) -> Vec<Arc<ComponentRegistration>> {
         self.shared.registrations.present()
     }
 
     /// Registers `node` on the component's behalf, for a component that does not do so itself.
     ///
-    /// The node is the host's word, so the policy's names and addresses do not bind it; its terms and its limit do.
-    /// A node with the same keys as one that is registered is that registration, and is published in its place: its
-    /// metadata, its weight if it has one, and its version where the layouts have none in their keys.
+    /// The node is chosen by the host, so the policy's names and addresses do not bind it; its terms and its limit do.
+    /// A node with the same keys as a registered node replaces it: its metadata, its weight if it has one, and its
+    /// version where the layouts have none in their keys.
     ///
-    /// To set its weight for good, register it again with that weight: one that is set on the registration itself is
-    /// forgotten by [`withdraw`](Self::withdraw).
+    /// To set the weight for good, register the node again with that weight: a weight that is set on the registration
+    /// itself is forgotten by [`withdraw`](Self::withdraw).
     ///
     /// Errors: those of [`Registrar::register_on`]; `Quota` beyond the policy's limit; `Ended` after
     /// [`stop_all`](Self::stop_all). In each case nothing is registered that was not before.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
-        let most = self.shared.policy.max_registrations;
-        match self.keep(node, self.shared.policy.terms.clone(), None).await {
-            Ok(kept) => Ok(kept.registration()),
-            Err(Vacant::Full | Vacant::Failed(Unmade::TooOften)) => {
-                Err(Error::Quota { what: "the number of a component's registrations", limit: most })
+        let limit = self.shared.policy.max_registrations;
+        match self.register_once(node, self.shared.policy.terms.clone(), None).await {
+            Ok(registration) => Ok(registration.registration()),
+            Err(GetError::Full | GetError::Failed(RegisterError::TooOften)) => {
+                Err(Error::Quota { what: "the number of a component's registrations", limit })
             }
-            Err(Vacant::Closed) => Err(Error::Ended),
-            Err(Vacant::Failed(Unmade::Registrar(error))) => Err(error),
+            Err(GetError::Closed) => Err(Error::Ended),
+            Err(GetError::Failed(RegisterError::Registrar(error))) => Err(error),
         }
     }
 
-    /// Takes every registration of the component out of etcd, all at the same time, and lets it make no more.
+    /// Takes every registration of the component out of etcd, all at the same time, and refuses further ones.
     ///
-    /// A `register` that is under way is waited for and undone. Ok: all keys are gone and stay gone. Otherwise the first
+    /// A `register` that is in progress is waited for and undone. Ok: all keys are gone and stay gone. Otherwise the first
     /// error; the registrar goes on with the rest. Idempotent.
     pub async fn stop_all(&self) -> Result<(), Error> {
-        let stops = self.shared.registrations.close().into_iter().map(|kept| async move {
-            match kept.await {
-                Some(kept) => kept.stop().await,
+        let stops = self.shared.registrations.close().into_iter().map(|registration| async move {
+            match registration.await {
+                Some(registration) => registration.stop().await,
                 None => Ok(()),
             }
         });
@@ -170,122 +175,130 @@ impl RegistryCtx {
     }
 
     /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
-    /// does not work. Its handles stay good; a guest that registers meanwhile is answered `unavailable`.
+    /// does not work. Its handles stay valid; `register` meanwhile returns `unavailable`.
     ///
     /// Ok: all keys are gone. Otherwise the first error; the registrar goes on with the rest. Idempotent.
     pub async fn withdraw(&self) -> Result<(), Error> {
-        self.shared.withdrawn.fetch_max(self.version + 1, Ordering::SeqCst);
-        let all = self.kept();
-        join_all(all.iter().map(|kept| kept.withdraw())).await.into_iter().collect()
+        self.shared.withdrawn.fetch_max(self.revision + 1, Ordering::SeqCst);
+        let all = self.component_registrations();
+        join_all(all.iter().map(|registration| registration.withdraw())).await.into_iter().collect()
     }
 
-    /// Registers again what was withdrawn and not stopped by the component meanwhile: the same nodes on the same terms.
+    /// Registers again every registration that was withdrawn, except for those that the component stopped meanwhile: the
+    /// same nodes on the same terms.
     ///
-    /// Ok: all of it is in etcd. Otherwise the first error, and the rest stays withdrawn until the next call. Idempotent.
+    /// Ok: all of them are in etcd. Otherwise the first error, and the rest stays withdrawn until the next call. Idempotent.
     pub async fn restore(&self) -> Result<(), Error> {
-        let all = self.kept();
-        let restored = all.iter().map(|kept| kept.restore(&self.shared.registrar));
+        let all = self.component_registrations();
+        let restored = all.iter().map(|registration| registration.restore(&self.shared.registrar));
         join_all(restored).await.into_iter().collect::<Result<(), Error>>()?;
         self.shared.withdrawn.store(0, Ordering::SeqCst);
         Ok(())
     }
 
-    /// Whether the registrations of this version are withdrawn. A successor may register what they were.
+    /// Returns true if the registrations of this revision are withdrawn. A successor may register the same nodes.
     pub fn is_withdrawn(&self) -> bool {
-        self.version < self.shared.withdrawn.load(Ordering::SeqCst)
+        self.revision < self.shared.withdrawn.load(Ordering::SeqCst)
     }
 
-    /// The same registrations for the component's next version, which is started beside this one.
+    /// The same registrations for the component's next revision, which is started beside this one.
     ///
-    /// What both register is one registration: its key stays as it is, and from then on this version's `stop` leaves it
-    /// alone. Ends with [`take_over`](Self::take_over) or [`give_back`](Self::give_back) on the successor; one at a time.
+    /// A node that both register is one registration: its key stays as it is, and from then on this revision's `stop` leaves
+    /// it alone. Ends with [`take_over`](Self::take_over) or [`give_back`](Self::give_back) on the successor; one at a time.
     #[must_use]
     pub fn successor(&self) -> Self {
-        let version = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
-        Self { shared: Arc::clone(&self.shared), version }
+        let revision = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
+        Self { shared: Arc::clone(&self.shared), revision }
     }
 
-    /// Makes everything that is registered this version's, for an embedder that registers in the component's place.
+    /// Moves every registration to this revision, for an embedder that registers in the component's place.
     pub fn inherit(&self) {
-        self.kept().iter().for_each(|kept| kept.claim(self.version));
+        self.component_registrations().iter().for_each(|registration| registration.claim(self.revision));
     }
 
-    /// Earlier versions are over: they register no more, and what they registered and this one did not leaves etcd.
+    /// Ends earlier revisions: they register no more, and registrations that this revision did not make leave etcd.
     ///
-    /// Ok: it is gone. Otherwise the first error; the registrar goes on with the rest.
+    /// Ok: they are gone. Otherwise the first error; the registrar goes on with the rest.
     pub async fn take_over(&self) -> Result<(), Error> {
-        self.shared.earliest.store(self.version, Ordering::SeqCst);
-        let all = self.kept();
-        all.iter().for_each(|kept| kept.settle());
-        let over = all.iter().filter(|kept| kept.owner() < self.version).map(|kept| kept.stop());
-        join_all(over).await.into_iter().collect()
+        self.shared.earliest.store(self.revision, Ordering::SeqCst);
+        let all = self.component_registrations();
+        all.iter().for_each(|registration| registration.settle());
+        let former = all
+            .iter()
+            .filter(|registration| registration.owner() < self.revision)
+            .map(|registration| registration.stop());
+        join_all(former).await.into_iter().collect()
     }
 
-    /// This version is over before it began: what it alone registered leaves etcd, the rest is its predecessor's again, as
-    /// that had it.
+    /// Undoes this revision, which is not served after all: registrations that it alone made leave etcd, the others belong to
+    /// its predecessor again, as they were.
     ///
-    /// Ok: it is gone. Otherwise the first error; the registrar goes on with the rest.
+    /// Ok: they are gone. Otherwise the first error; the registrar goes on with the rest.
     pub async fn give_back(&self, predecessor: &Self) -> Result<(), Error> {
-        let all = self.kept();
-        let given = all.iter().map(|kept| kept.give_back(self.version, predecessor.version));
+        let all = self.component_registrations();
+        let given = all.iter().map(|registration| registration.give_back(self.revision, predecessor.revision));
         join_all(given).await.into_iter().collect()
     }
 
-    /// A guest's `register`.
-    pub(crate) async fn register(&self, node: types::ServerNode, ttl_seconds: u32) -> Result<Arc<Kept>, Refusal> {
+    /// The component's `register`.
+    pub(crate) async fn register(
+        &self,
+        node: types::ServerNode,
+        ttl_seconds: u32,
+    ) -> Result<Arc<ComponentRegistration>, Refusal> {
         let node = self.shared.policy.admit(node)?;
         let terms = self.shared.policy.terms_for(ttl_seconds)?;
         if self.is_withdrawn() {
             return Err(Refusal::Withdrawn);
         }
         let budget = &self.shared.budget;
-        let kept = within(self.shared.policy.deadline, self.keep(node, terms, Some(budget))).await?;
-        let kept = kept.map_err(|vacant| match vacant {
-            Vacant::Full => Refusal::TooMany { most: self.shared.policy.max_registrations },
-            Vacant::Closed | Vacant::Failed(Unmade::Registrar(Error::Ended)) => Refusal::Ending,
-            Vacant::Failed(Unmade::Registrar(error)) => Refusal::Registrar(error),
-            Vacant::Failed(Unmade::TooOften) => {
-                Refusal::RegistersTooOften { burst: budget.burst, interval: budget.interval }
+        let registration = within(self.shared.policy.deadline, self.register_once(node, terms, Some(budget))).await?;
+        let registration = registration.map_err(|error| match error {
+            GetError::Full => Refusal::TooMany { max: self.shared.policy.max_registrations },
+            GetError::Closed | GetError::Failed(RegisterError::Registrar(Error::Ended)) => Refusal::Ending,
+            GetError::Failed(RegisterError::Registrar(error)) => Refusal::Registrar(error),
+            GetError::Failed(RegisterError::TooOften) => {
+                Refusal::RegisterRate { burst: budget.burst, interval: budget.interval }
             }
         })?;
-        if self.is_withdrawn() { Err(Refusal::Withdrawn) } else { Ok(kept) }
+        if self.is_withdrawn() { Err(Refusal::Withdrawn) } else { Ok(registration) }
     }
 
-    /// A guest's `stop`. One that a later version of the component has registered, too, is that one's.
-    pub(crate) async fn stop(&self, kept: &Kept) -> Result<(), Error> {
-        if kept.owner() <= self.version { kept.stop().await } else { Ok(()) }
+    /// The component's `stop`. A registration that a later revision has made, too, belongs to that revision.
+    pub(crate) async fn stop(&self, registration: &ComponentRegistration) -> Result<(), Error> {
+        if registration.owner() <= self.revision { registration.stop().await } else { Ok(()) }
     }
 
-    pub(crate) fn place(&self) -> u32 {
-        self.shared.place
+    pub(crate) fn subset_offset(&self) -> u32 {
+        self.shared.subset_offset
     }
 
-    /// A guest's `resolve`.
+    /// The component's `resolve`.
     pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, Refusal> {
         let (name, version) = self.shared.policy.admit_lookup(name, version)?;
         let service = (name, version);
         let found = async {
-            let view = self.followed(&service).await?.view;
-            view.ready().await.map_err(Unfollowed::Registrar)?;
-            Ok::<_, Unfollowed>(view.nodes())
+            let view = self.watched(&service).await?.view;
+            view.ready().await.map_err(WatchError::Registrar)?;
+            Ok::<_, WatchError>(view.nodes())
         };
         let budget = &self.shared.lookups.budget;
-        within(self.shared.policy.deadline, found).await?.map_err(|unfollowed| match unfollowed {
-            Unfollowed::TooMany => Refusal::FollowsTooMany { most: MAX_VIEWS },
-            Unfollowed::TooOften => Refusal::LooksUpTooOften { burst: budget.burst, interval: budget.interval },
-            Unfollowed::Registrar(Error::Ended) => Refusal::Ending,
-            Unfollowed::Registrar(Error::Quota { .. }) => Refusal::NoRoomToFollow,
-            Unfollowed::Registrar(error) => Refusal::Registrar(error),
+        within(self.shared.policy.deadline, found).await?.map_err(|error| match error {
+            WatchError::TooMany => Refusal::TooManyViews { max: MAX_VIEWS },
+            WatchError::TooOften => Refusal::LookupRate { burst: budget.burst, interval: budget.interval },
+            WatchError::Registrar(Error::Ended) => Refusal::Ending,
+            WatchError::Registrar(Error::Quota { .. }) => Refusal::HostViewsFull,
+            WatchError::Registrar(error) => Refusal::Registrar(error),
         })
     }
 
-    /// The component's view of a service. It is followed from the first look on until the component ends; while it has no
-    /// node, as long as it is looked at.
+    /// The component's view of a service. The service is watched from the first call until the component ends; a service
+    /// without nodes, until it is no longer used.
     ///
-    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 services of one component that have
-    /// nodes, and for a component that looks up ever others faster than ten a second. The policy is the caller's to ask.
+    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 services with nodes of one
+    /// component, and for a component that looks up further services faster than ten a second. The caller checks the policy.
     pub async fn view(&self, name: ServiceName, version: Version) -> Result<View, Error> {
-        let view = self.followed(&(name, version)).await.map_err(Error::from)?.view;
+        let view = self.watched(&(name, version)).await.map_err(Error::from)?.view;
         view.ready().await?;
         Ok(view)
     }
@@ -300,92 +313,97 @@ impl RegistryCtx {
         make: impl FnOnce(View) -> Balancer,
     ) -> Result<Arc<Balancer>, Error> {
         let service = (name, version);
-        let Followed { view, balancer } = self.followed(&service).await.map_err(Error::from)?;
+        let WatchedService { view, balancer } = self.watched(&service).await.map_err(Error::from)?;
         if let Some(balancer) = balancer {
             return Ok(balancer);
         }
         view.ready().await?;
         let made = Arc::new(make(view));
-        let set = |followed: &mut Followed| {
-            followed.balancer.get_or_insert_with(|| Arc::clone(&made));
+        let set = |watched: &mut WatchedService| {
+            watched.balancer.get_or_insert_with(|| Arc::clone(&made));
         };
-        let kept = self.shared.lookups.change(&service, set).and_then(|followed| followed.balancer);
-        Ok(kept.unwrap_or(made))
+        let balancer = self.shared.lookups.change(&service, set).and_then(|watched| watched.balancer);
+        Ok(balancer.unwrap_or(made))
     }
 
-    async fn followed(&self, service: &Service) -> Result<Followed, Unfollowed> {
+    async fn watched(&self, service: &Service) -> Result<WatchedService, WatchError> {
         let lookups = &self.shared.lookups;
-        if let Some(followed) = lookups.get(service, Instant::now()) {
-            return Ok(followed);
+        if let Some(watched) = lookups.get(service, Instant::now()) {
+            return Ok(watched);
         }
         if !lookups.budget.spend(Instant::now()) {
-            return Err(Unfollowed::TooOften);
+            return Err(WatchError::TooOften);
         }
-        let view = self.shared.registrar.watch(&service.0, &service.1).await.map_err(Unfollowed::Registrar)?;
-        let followed = Followed { view, balancer: None };
-        let kept = lookups.keep(service.clone(), followed, Instant::now());
+        let view = self.shared.registrar.watch(&service.0, &service.1).await.map_err(WatchError::Registrar)?;
+        let watched = WatchedService { view, balancer: None };
+        let kept = lookups.keep(service.clone(), watched, Instant::now());
         if !self.shared.sweeps.swap(true, Ordering::SeqCst) {
             let (shared, stopped) = (Arc::downgrade(&self.shared), self.shared.stopped.clone());
             self.shared.tasks.spawn(async move { stopped.run_until_cancelled(sweep(shared)).await });
         }
-        kept.map_err(|Full| Unfollowed::TooMany)
+        kept.map_err(|Full| WatchError::TooMany)
     }
 
-    /// Waits for what a guest asked of one of its registrations, as long as its policy allows.
+    /// Waits for a call on one of the component's registrations, as long as its policy allows.
     pub(crate) async fn bounded<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Refusal> {
         Ok(within(self.shared.policy.deadline, call).await??)
     }
 
-    /// Without a budget, as many as there is room for.
-    async fn keep(&self, node: ServerNode, terms: Terms, budget: Option<&Budget>) -> Result<Arc<Kept>, Vacant<Unmade>> {
+    /// Returns the registration of the node's keys, and makes it if there is none. Without a budget, at any rate.
+    async fn register_once(
+        &self,
+        node: ServerNode,
+        terms: Terms,
+        budget: Option<&Budget>,
+    ) -> Result<Arc<ComponentRegistration>, GetError<RegisterError>> {
         let Shared { registrar, registrations, .. } = &*self.shared;
         let keys = registrar.keys(&node, &terms);
         let make = || async {
             if budget.is_some_and(|budget| !budget.spend(Instant::now())) {
-                return Err(Unmade::TooOften);
+                return Err(RegisterError::TooOften);
             }
             let registration = registrar.register_on(node.clone(), terms.clone()).await.inspect_err(|_| {
                 if let Some(budget) = budget {
                     budget.refund();
                 }
             })?;
-            Ok(Arc::new(Kept::new(node.clone(), terms, registration, self.version)))
+            Ok(Arc::new(ComponentRegistration::new(node.clone(), terms, registration, self.revision)))
         };
-        let failed = |error: Error| Vacant::Failed(error.into());
-        self.check_version()?;
-        let kept = match registrations.occupy(&keys, make).await? {
-            Occupied::Made(kept) if self.is_withdrawn() => {
-                // The withdrawal has not seen it, and whoever asked is refused.
-                kept.stop().await.map_err(failed)?;
-                kept
+        let failed = |error: Error| GetError::Failed(error.into());
+        self.check_revision()?;
+        let registration = match registrations.get_or_create(&keys, make).await? {
+            Outcome::Created(registration) if self.is_withdrawn() => {
+                // The withdrawal has not seen it, and the caller is refused.
+                registration.stop().await.map_err(failed)?;
+                registration
             }
-            Occupied::Made(kept) => kept,
-            Occupied::Found(kept) => {
-                kept.claim(self.version);
-                kept.replace(node).await.map_err(failed)?;
+            Outcome::Created(registration) => registration,
+            Outcome::Existing(registration) => {
+                registration.claim(self.revision);
+                registration.replace(node).await.map_err(failed)?;
                 if !self.is_withdrawn() {
-                    kept.restore(registrar).await.map_err(failed)?;
+                    registration.restore(registrar).await.map_err(failed)?;
                     let after = self.shared.policy.deadline;
-                    let stands = timeout(after, kept.stands()).await;
-                    stands.unwrap_or(Err(Error::Timeout { what: "register", after, why: None })).map_err(failed)?;
+                    let published = timeout(after, registration.published()).await;
+                    published.unwrap_or(Err(Error::Timeout { what: "register", after, why: None })).map_err(failed)?;
                 }
-                kept
+                registration
             }
         };
-        // What changed while it was made has not seen it.
-        if let Err(over) = self.check_version() {
-            if kept.owner() <= self.version {
-                kept.stop().await.map_err(failed)?;
+        // A later revision that took over meanwhile has not seen it.
+        if let Err(error) = self.check_revision() {
+            if registration.owner() <= self.revision {
+                registration.stop().await.map_err(failed)?;
             }
-            return Err(over);
+            return Err(error);
         }
-        Ok(kept)
+        Ok(registration)
     }
 
-    /// An earlier version registers nothing once a later one has taken over.
-    fn check_version(&self) -> Result<(), Vacant<Unmade>> {
-        match self.version < self.shared.earliest.load(Ordering::SeqCst) {
-            true => Err(Vacant::Closed),
+    /// Refuses an earlier revision once a later one has taken over.
+    fn check_revision(&self) -> Result<(), GetError<RegisterError>> {
+        match self.revision < self.shared.earliest.load(Ordering::SeqCst) {
+            true => Err(GetError::Closed),
             false => Ok(()),
         }
     }
@@ -395,18 +413,18 @@ async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<
     timeout(deadline, call).await.map_err(|_| Refusal::Deadline)
 }
 
-impl From<Unfollowed> for Error {
-    fn from(unfollowed: Unfollowed) -> Self {
-        let what = match unfollowed {
-            Unfollowed::TooMany => "the number of services that a component follows",
-            Unfollowed::TooOften => "the number of further services that a component looks up at once",
-            Unfollowed::Registrar(error) => return error,
+impl From<WatchError> for Error {
+    fn from(error: WatchError) -> Self {
+        let what = match error {
+            WatchError::TooMany => "the number of services that a component follows",
+            WatchError::TooOften => "the number of further services that a component looks up at once",
+            WatchError::Registrar(error) => return error,
         };
         Self::Quota { what, limit: MAX_VIEWS }
     }
 }
 
-/// Drops unused services without nodes, for as long as the component follows any.
+/// Drops unused services without nodes, as long as the component watches any.
 async fn sweep(shared: Weak<Shared>) {
     loop {
         sleep(SWEEP).await;

@@ -1,11 +1,11 @@
-//! What a component passes, as a target of fuzzing and as properties: it is refused with a case and a short text, or is
+//! Arguments of a component, as a target of fuzzing and as properties: they are refused with a case and a short text, or are
 //! within the policy.
 
 use leasehold::{Addr, ServiceName};
 
 use crate::{Policy, bindings::leasehold::registry::types};
 
-/// The longest text of a refusal that repeats nothing of what a component passed but a short piece.
+/// Longest text of a refusal, which repeats a short piece of an argument at most.
 const MAX_TEXT_BYTES: usize = 1024;
 
 /// The arguments of `register` and `resolve`, a line each: name, address, version, weight, time to live, and pairs of metadata
@@ -67,7 +67,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_a_component_passes_is_within_its_policy_or_refused(
+        fn arguments_are_within_the_policy_or_refused(
             name in "user|.{0,300}", addr in "|127\\.0\\.0\\.1:80|.{0,300}", version in "v[0-9]|.{0,200}", rest in "([0-9]{0,5}\n){2}(.{0,9}=.{0,9}\n){0,70}"
         ) {
             policy(format!("{name}\n{addr}\n{version}\n{rest}").as_bytes());

@@ -1,32 +1,29 @@
-//! The imports of a guest: each call is parsed, made and answered here, and nothing else happens.
+//! Imports of a component: each function parses its arguments, makes one call, and converts its result.
 
 use std::sync::Arc;
 
-use leasehold::{ServerNode, State, Status, Weight};
+use leasehold::Weight;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
 use crate::{
     bindings::leasehold::registry::{discovery, registrar, types},
     context::RegistryCtx,
     error::{CallError, Refusal},
-    registration::Kept,
+    handle::Handle,
+    registration::ComponentRegistration,
 };
 
-/// What a guest's handle stands for. The registration itself stays with the component.
-#[derive(Debug)]
-pub struct Handle(Arc<Kept>);
-
-/// One store's access to its component's registry: made anew for every call of a guest.
+/// One store's access to its component's registry, made anew for every call.
 pub struct RegistryView<'a> {
     /// The component's registrations and policy.
     pub ctx: &'a RegistryCtx,
-    /// The store's table, where the guest's handles live.
+    /// The store's table, which holds the component's handles.
     pub table: &'a mut ResourceTable,
 }
 
 /// Adds the interfaces `types`, `registrar` and `discovery` of `leasehold:registry` to a linker.
 ///
-/// `view` says where a store keeps its [`RegistryCtx`] and its table. The store must be used with async calls.
+/// `view` borrows the [`RegistryCtx`] and the table of a store. The store must be used with async calls.
 pub fn add_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryView<'_>,
@@ -43,19 +40,19 @@ impl HasData for HasRegistry {
 }
 
 impl RegistryView<'_> {
-    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<Kept>, CallError> {
+    fn registration(&self, handle: &Resource<Handle>) -> Result<Arc<ComponentRegistration>, CallError> {
         Ok(Arc::clone(&self.table.get(handle)?.0))
     }
 
-    /// For calls whose WIT has no error: a handle that is not there traps.
-    fn kept(&self, handle: &Resource<Handle>) -> wasmtime::Result<&Kept> {
+    /// The registration, for functions without an error in the WIT: an unknown handle traps.
+    fn known(&self, handle: &Resource<Handle>) -> wasmtime::Result<&ComponentRegistration> {
         Ok(&self.table.get(handle)?.0)
     }
 }
 
 impl types::Host for RegistryView<'_> {
     fn convert_error(&mut self, error: CallError) -> wasmtime::Result<types::Error> {
-        error.into_answer()
+        Ok(error.into_refusal()?.into())
     }
 }
 
@@ -66,23 +63,23 @@ impl registrar::Host for RegistryView<'_> {
     }
 
     fn current(&mut self) -> wasmtime::Result<Vec<Resource<Handle>>> {
-        let registrations = self.ctx.kept().into_iter();
+        let registrations = self.ctx.component_registrations().into_iter();
         registrations.map(|registration| Ok(self.table.push(Handle(registration))?)).collect()
     }
 }
 
 impl registrar::HostRegistration for RegistryView<'_> {
     fn key(&mut self, handle: Resource<Handle>) -> wasmtime::Result<String> {
-        Ok(self.kept(&handle)?.registration().key().to_string())
+        Ok(self.known(&handle)?.registration().key().to_string())
     }
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
-        let kept = self.kept(&handle)?;
-        Ok(types::ServerNode { weight: Some(kept.status().weight.value()), ..wire(&kept.node()) })
+        let registration = self.known(&handle)?;
+        Ok(types::ServerNode { weight: Some(registration.status().weight.value()), ..(&registration.node()).into() })
     }
 
     fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::Status> {
-        Ok(self.kept(&handle)?.status().into())
+        Ok(self.known(&handle)?.status().into())
     }
 
     async fn set_weight(&mut self, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
@@ -105,42 +102,6 @@ impl registrar::HostRegistration for RegistryView<'_> {
 impl discovery::Host for RegistryView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<types::ServerNode>, CallError> {
         let nodes = self.ctx.resolve(&name, &version).await?;
-        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.place()).map(wire).collect())
-    }
-}
-
-fn wire(node: &ServerNode) -> types::ServerNode {
-    types::ServerNode {
-        name: node.name.as_str().to_owned(),
-        addr: node.addr.as_str().to_owned(),
-        version: node.version.as_str().to_owned(),
-        weight: node.weight.map(Weight::value),
-        metadata: node.metadata.pairs().to_vec(),
-    }
-}
-
-impl From<Status> for types::Status {
-    fn from(status: Status) -> Self {
-        Self {
-            state: status.state.into(),
-            weight: status.weight.value(),
-            ttl_remaining_ms: u64::try_from(status.ttl_remaining.as_millis()).unwrap_or(u64::MAX),
-            renewals: status.renewals,
-            recoveries: status.recoveries,
-        }
-    }
-}
-
-impl From<State> for types::State {
-    fn from(state: State) -> Self {
-        match state {
-            State::Pending => Self::Pending,
-            State::Registered => Self::Registered,
-            State::Suspect => Self::Suspect,
-            State::Recovering => Self::Recovering,
-            State::Conflict => Self::Conflict,
-            State::Draining => Self::Draining,
-            State::Stopped => Self::Stopped,
-        }
+        Ok(nodes.subset(self.ctx.policy().max_nodes, self.ctx.subset_offset()).map(Into::into).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! The `leasehold:registry` WIT interfaces for any wasmtime embedder.
 //!
-//! A component that imports them says what it is (`register`) and when it ends (`stop`); a [`leasehold::Registrar`]
-//! keeps it in etcd in between. An embedder adds the imports to its linker, gives each component one [`RegistryCtx`]
+//! A component that imports them declares its node (`register`) and its end (`stop`); a [`leasehold::Registrar`] keeps the
+//! node in etcd in between. An embedder adds the imports to its linker, gives each component one [`RegistryCtx`]
 //! with a [`Policy`], and calls the component's optional [`Lifecycle`]:
 //!
 //! ```no_run
@@ -50,15 +50,17 @@
 //! }
 //! ```
 //!
-//! `examples/embed.rs` is the same as a program, with deadlines for guests that do not return.
+//! `examples/embed.rs` is the same as a program, with deadlines for components that do not return.
 
 pub mod bindings;
 mod budget;
 mod context;
+mod convert;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod handle;
 mod host;
 mod lifecycle;
 mod lookups;
@@ -71,7 +73,8 @@ pub const CONTRACT: &str = "leasehold:registry@0.1.0";
 
 pub use context::RegistryCtx;
 pub use error::CallError;
-pub use host::{Handle, RegistryView, add_to_linker};
+pub use handle::Handle;
+pub use host::{RegistryView, add_to_linker};
 pub use lifecycle::Lifecycle;
 pub use policy::{Names, Policy};
 

@@ -1,4 +1,4 @@
-//! The guest's optional `lifecycle`: found once per component, called on one of its instances.
+//! The component's optional `lifecycle`: found once per component, called on one of its instances.
 
 use wasmtime::{
     AsContextMut,
@@ -16,7 +16,7 @@ const MAX_REASON_BYTES: usize = 1024;
 /// The `lifecycle` of a component that exports one.
 ///
 /// Call `start` and `stop` once each, on the same long-lived instance. Neither has a deadline of its own: interrupt a
-/// guest that does not return by an epoch deadline on its store, and a guest that waits by dropping the call.
+/// component that does not return by an epoch deadline on its store, and a component that waits by dropping the call.
 #[derive(Clone)]
 pub struct Lifecycle {
     indices: GuestIndices,
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Lifecycle {
 impl Lifecycle {
     /// The lifecycle that this component exports; `None` when it exports none.
     ///
-    /// Fails when it exports something else by that name.
+    /// Fails if it exports another item by that name.
     pub fn of<T>(pre: &InstancePre<T>) -> wasmtime::Result<Option<Self>> {
         match Self::is_exported(pre.component()) {
             true => Ok(Some(Self { indices: GuestIndices::new(pre)? })),
@@ -39,14 +39,14 @@ impl Lifecycle {
         }
     }
 
-    /// Whether `component` exports the interface, for those who only want to know.
+    /// Returns true if `component` exports the interface.
     pub fn is_exported(component: &Component) -> bool {
         component.get_export_index(None, INTERFACE).is_some()
     }
 
-    /// Calls the guest's `start`. This is where a service registers.
+    /// Calls the component's `start`, in which a service registers.
     ///
-    /// The outer error is a trap, after which the instance is of no more use; the inner one is the guest's own text,
+    /// The outer error is a trap, after which the instance is of no more use; the inner one is the component's own text,
     /// cut to 1 KiB. After either the embedder owes a [`stop_all`](crate::RegistryCtx::stop_all).
     pub async fn start<T: Send>(
         &self,
@@ -57,7 +57,7 @@ impl Lifecycle {
         Ok(guest.call_start(&mut store).await?.map_err(cut))
     }
 
-    /// Calls the guest's `stop`, when its requests are answered. An error is a trap.
+    /// Calls the component's `stop`, after its requests are answered. An error is a trap.
     pub async fn stop<T: Send>(
         &self,
         mut store: impl AsContextMut<Data = T>,
@@ -68,7 +68,7 @@ impl Lifecycle {
     }
 }
 
-/// A guest's text, short enough for a log line.
+/// The component's text, short enough for a log line.
 fn cut(mut reason: String) -> String {
     reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
     reason

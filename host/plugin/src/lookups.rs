@@ -1,34 +1,31 @@
-//! The services that a component follows, bounded in number; services without nodes few in number, and for a while.
+//! Services that a component watches, bounded in number; services without nodes are few, and kept for a while.
 //!
-//! A followed service costs a stream of etcd's and the tasks behind it, also while it has no nodes. So a component that looks
-//! up many names that do not exist keeps those that it used last, and none of them for long.
+//! A watched service costs a stream of etcd and the tasks behind it, even without nodes. A component that looks up many
+//! names that do not exist keeps those that it used last, and none of them for long.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use leasehold::{Balancer, ServiceName, Version, View};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::budget::Budget;
 
-/// Services that one component follows at a time, at most.
+/// Services that one component watches at a time, at most.
 pub(crate) const MAX_VIEWS: usize = 1000;
 /// Of these, those without nodes, at most.
 const MAX_EMPTY: usize = 128;
 /// The time after its last use at which a service without nodes is dropped.
 const IDLE: Duration = Duration::from_secs(60);
-/// The pace at which a component may look up services that it does not follow, once it has looked up [`MAX_VIEWS`].
+/// Interval at which a component may look up further services, once it has looked up [`MAX_VIEWS`].
 const PACE: Duration = Duration::from_millis(100);
 
-/// A service and a version, which is empty for all.
+/// A service and a version, which is empty for all versions.
 pub(crate) type Service = (ServiceName, Version);
 
-/// A followed service. Clones share it.
+/// A watched service. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Followed {
+pub(crate) struct WatchedService {
     pub(crate) view: View,
     /// Present once the component has called it by name.
     pub(crate) balancer: Option<Arc<Balancer>>,
@@ -40,7 +37,7 @@ pub(crate) trait Entry: Clone {
     fn is_empty(&self) -> bool;
 }
 
-impl Entry for Followed {
+impl Entry for WatchedService {
     fn is_empty(&self) -> bool {
         self.view.nodes().is_empty()
     }
@@ -59,7 +56,7 @@ struct Used<E> {
     last: Instant,
 }
 
-/// As many services are followed as may be, and each has nodes.
+/// The limit of watched services is reached, and each has nodes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
@@ -68,7 +65,7 @@ impl<E: Entry> Lookups<E> {
         Self { table: Mutex::default(), budget: Budget::new(u32::try_from(MAX_VIEWS).unwrap_or(u32::MAX), PACE) }
     }
 
-    /// The entry of a service, which is used now.
+    /// The entry of a service, which counts as used now.
     pub(crate) fn get(&self, service: &Service, now: Instant) -> Option<E> {
         self.table().get_mut(service).map(|used| {
             used.last = now;
@@ -76,7 +73,7 @@ impl<E: Entry> Lookups<E> {
         })
     }
 
-    /// Keeps an entry unless there is one already, and gives back the one that is kept. Entries without nodes make
+    /// Keeps an entry unless the service has one already, and returns the entry that is kept. Entries without nodes make
     /// room, the least recently used first.
     pub(crate) fn keep(&self, service: Service, entry: E, now: Instant) -> Result<E, Full> {
         let mut table = self.table();
@@ -102,7 +99,7 @@ impl<E: Entry> Lookups<E> {
         Ok(table.entry(service).or_insert(Used { entry, last: now }).entry.clone())
     }
 
-    /// Changes the entry of a service that is kept, and gives it back; `None` when it was dropped meanwhile.
+    /// Changes the entry of a service, and returns it; `None` if it was dropped meanwhile.
     pub(crate) fn change(&self, service: &Service, change: impl FnOnce(&mut E)) -> Option<E> {
         self.table().get_mut(service).map(|used| {
             change(&mut used.entry);
@@ -126,7 +123,7 @@ impl<E: Entry> Lookups<E> {
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Service, Used<E>>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 
@@ -173,7 +170,7 @@ mod tests {
         assert_eq!(lookups.keep(service(MAX_VIEWS), Nodes(1), now), Err(Full));
         assert_eq!(lookups.keep(service(7), Nodes(2), now), Ok(Nodes(1)), "it is there already");
         lookups.change(&service(7), |nodes| *nodes = Nodes(0)).unwrap();
-        assert_eq!(lookups.keep(service(MAX_VIEWS), Nodes(1), now), Ok(Nodes(1)), "one that has none makes room");
+        assert_eq!(lookups.keep(service(MAX_VIEWS), Nodes(1), now), Ok(Nodes(1)), "a service without nodes makes room");
         assert_eq!(lookups.all().len(), MAX_VIEWS);
     }
 

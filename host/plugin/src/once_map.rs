@@ -1,155 +1,155 @@
-//! One value per key, however many callers ask for it at the same moment.
+//! Map whose values are created once, however many callers request a key at the same moment.
 //!
-//! The first caller of a key makes its value while the others wait for it. When making it fails, or its caller is dropped
-//! halfway, the next one tries. Once closed, nothing is made any more.
+//! The first caller of a key creates its value while the others wait. If it fails, or is dropped halfway, the next caller
+//! tries. After `close` nothing is created any more.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    hash::Hash,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OnceCell;
 
-/// A bounded table of values, each made once.
+/// Bounded map of values, each created once.
 #[derive(Debug)]
-pub(crate) struct Slots<K, V> {
+pub(crate) struct OnceMap<K, V> {
     table: Mutex<Table<K, V>>,
-    most: usize,
+    capacity: usize,
 }
 
 #[derive(Debug)]
 struct Table<K, V> {
-    slots: HashMap<K, Slot<V>>,
+    entries: HashMap<K, Entry<V>>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct Slot<V> {
+struct Entry<V> {
     cell: Arc<OnceCell<V>>,
-    /// Callers that wait for the value. A slot without any and without a value is empty.
+    /// Callers that wait for the value. Without callers and without a value the entry is empty.
     callers: usize,
 }
 
-/// What can be asked of a value in a slot.
-pub(crate) trait Occupant: Clone {
-    /// Whether its time is over, so that its key is free for another one.
+/// A value that ends at some time.
+pub(crate) trait Ends: Clone {
+    /// Returns true if the value has ended, so that its key is free for another one.
     fn has_ended(&self) -> bool;
 }
 
-/// What `occupy` came to.
+/// Outcome of `get_or_create`.
 #[derive(Debug)]
-pub(crate) enum Occupied<V> {
-    /// This call made the value.
-    Made(V),
-    /// It was there already.
-    Found(V),
+pub(crate) enum Outcome<V> {
+    /// This call created the value.
+    Created(V),
+    /// The value existed.
+    Existing(V),
 }
 
-/// Why `occupy` did not try, or what making the value failed with.
+/// Reason why `get_or_create` did not try, or the error of the creation.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Vacant<E> {
-    /// The table is full.
+pub(crate) enum GetError<E> {
+    /// The map is full.
     Full,
-    /// The table is closed.
+    /// The map is closed.
     Closed,
-    /// The value could not be made.
+    /// The value could not be created.
     Failed(E),
 }
 
-impl<K: Clone + Eq + Hash, V: Occupant> Slots<K, V> {
-    pub(crate) fn new(most: usize) -> Self {
-        Self { table: Mutex::new(Table { slots: HashMap::new(), closed: false }), most }
+impl<K: Clone + Eq + Hash, V: Ends> OnceMap<K, V> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { table: Mutex::new(Table { entries: HashMap::new(), closed: false }), capacity }
     }
 
-    /// The value of `key`, made by `make` unless it is there.
-    pub(crate) async fn occupy<E, F>(&self, key: &K, make: impl FnOnce() -> F) -> Result<Occupied<V>, Vacant<E>>
+    /// The value of `key`, created by `create` unless it exists.
+    pub(crate) async fn get_or_create<E, F>(
+        &self,
+        key: &K,
+        create: impl FnOnce() -> F,
+    ) -> Result<Outcome<V>, GetError<E>>
     where
         F: Future<Output = Result<V, E>>,
     {
         let caller = self.enter(key)?;
-        let mut made = false;
+        let mut created = false;
         let value = caller
             .cell
             .get_or_try_init(|| async {
-                // The table may have been closed while this caller waited for another one's failure.
+                // The map may have been closed while this caller waited for another one's failure.
                 if self.table().closed {
-                    return Err(Vacant::Closed);
+                    return Err(GetError::Closed);
                 }
-                made = true;
-                make().await.map_err(Vacant::Failed)
+                created = true;
+                create().await.map_err(GetError::Failed)
             })
             .await?;
         let value = value.clone();
-        Ok(if made { Occupied::Made(value) } else { Occupied::Found(value) })
+        Ok(if created { Outcome::Created(value) } else { Outcome::Existing(value) })
     }
 
-    /// The values that are there now and have not ended, in no particular order.
+    /// Values that have not ended, in no particular order.
     pub(crate) fn present(&self) -> Vec<V> {
         let mut table = self.table();
         table.prune();
-        table.slots.values().filter_map(|slot| slot.cell.get().cloned()).collect()
+        table.entries.values().filter_map(|entry| entry.cell.get().cloned()).collect()
     }
 
-    /// Lets nothing more be made, and hands back what each key comes to; one that is being made is waited for.
+    /// Refuses further creations, and returns the value of each key; a creation in progress is waited for.
     pub(crate) fn close(&self) -> Vec<impl Future<Output = Option<V>> + use<K, V>> {
         let mut table = self.table();
         table.closed = true;
         table.prune();
-        let cells = table.slots.values().map(|slot| Arc::clone(&slot.cell));
+        let cells = table.entries.values().map(|entry| Arc::clone(&entry.cell));
         cells.map(|cell| async move { cell.get_or_try_init(|| async { Err(()) }).await.ok().cloned() }).collect()
     }
 
-    fn enter<E>(&self, key: &K) -> Result<Caller<'_, K, V>, Vacant<E>> {
+    fn enter<E>(&self, key: &K) -> Result<Caller<'_, K, V>, GetError<E>> {
         let mut table = self.table();
         if table.closed {
-            return Err(Vacant::Closed);
+            return Err(GetError::Closed);
         }
         table.prune();
-        if !table.slots.contains_key(key) && table.slots.len() >= self.most {
-            return Err(Vacant::Full);
+        if !table.entries.contains_key(key) && table.entries.len() >= self.capacity {
+            return Err(GetError::Full);
         }
-        let slot = table.slots.entry(key.clone()).or_insert_with(Slot::empty);
-        slot.callers += 1;
-        Ok(Caller { slots: self, key: key.clone(), cell: Arc::clone(&slot.cell) })
+        let entry = table.entries.entry(key.clone()).or_insert_with(Entry::empty);
+        entry.callers += 1;
+        Ok(Caller { map: self, key: key.clone(), cell: Arc::clone(&entry.cell) })
     }
 
     fn table(&self) -> MutexGuard<'_, Table<K, V>> {
-        self.table.lock().expect("nothing panics while it holds the table")
+        self.table.lock()
     }
 }
 
-impl<K, V: Occupant> Table<K, V> {
+impl<K, V: Ends> Table<K, V> {
     fn prune(&mut self) {
-        self.slots.retain(|_, slot| match slot.cell.get() {
+        self.entries.retain(|_, entry| match entry.cell.get() {
             Some(value) => !value.has_ended(),
-            None => slot.callers > 0,
+            None => entry.callers > 0,
         });
     }
 }
 
-impl<V> Slot<V> {
+impl<V> Entry<V> {
     fn empty() -> Self {
         Self { cell: Arc::new(OnceCell::new()), callers: 0 }
     }
 }
 
-/// A caller in a slot. Its drop is what makes a cancelled call leave nothing behind.
-struct Caller<'a, K: Clone + Eq + Hash, V: Occupant> {
-    slots: &'a Slots<K, V>,
+/// A caller that waits for an entry. Its drop lets a cancelled call leave nothing behind.
+struct Caller<'a, K: Clone + Eq + Hash, V: Ends> {
+    map: &'a OnceMap<K, V>,
     key: K,
     cell: Arc<OnceCell<V>>,
 }
 
-impl<K: Clone + Eq + Hash, V: Occupant> Drop for Caller<'_, K, V> {
+impl<K: Clone + Eq + Hash, V: Ends> Drop for Caller<'_, K, V> {
     fn drop(&mut self) {
-        let mut table = self.slots.table();
-        // A slot whose value ended may have given way to a new one, which this caller never entered.
-        if let Some(slot) = table.slots.get_mut(&self.key)
-            && Arc::ptr_eq(&slot.cell, &self.cell)
+        let mut table = self.map.table();
+        // An entry whose value ended may have given way to a new one, which this caller never entered.
+        if let Some(entry) = table.entries.get_mut(&self.key)
+            && Arc::ptr_eq(&entry.cell, &self.cell)
         {
-            slot.callers -= 1;
+            entry.callers -= 1;
         }
         table.prune();
     }
@@ -167,7 +167,7 @@ mod tests {
 
     use tokio::sync::oneshot;
 
-    use super::{Occupant, Occupied, Slots, Vacant};
+    use super::{Ends, GetError, OnceMap, Outcome};
 
     #[derive(Debug, Clone, Default)]
     struct Value(Arc<AtomicBool>);
@@ -178,17 +178,17 @@ mod tests {
         }
     }
 
-    impl Occupant for Value {
+    impl Ends for Value {
         fn has_ended(&self) -> bool {
             self.0.load(Ordering::Relaxed)
         }
     }
 
-    fn slots(most: usize) -> Slots<&'static str, Value> {
-        Slots::new(most)
+    fn map(capacity: usize) -> OnceMap<&'static str, Value> {
+        OnceMap::new(capacity)
     }
 
-    async fn make() -> Result<Value, &'static str> {
+    async fn create() -> Result<Value, &'static str> {
         Ok(Value::default())
     }
 
@@ -197,42 +197,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_value_is_made_once() {
-        let slots = slots(1);
-        assert!(matches!(slots.occupy(&"a", make).await, Ok(Occupied::Made(_))));
-        assert!(matches!(slots.occupy(&"a", fail).await, Ok(Occupied::Found(_))));
-        assert_eq!(slots.present().len(), 1);
+    async fn a_value_is_created_once() {
+        let map = map(1);
+        assert!(matches!(map.get_or_create(&"a", create).await, Ok(Outcome::Created(_))));
+        assert!(matches!(map.get_or_create(&"a", fail).await, Ok(Outcome::Existing(_))));
+        assert_eq!(map.present().len(), 1);
     }
 
     #[tokio::test]
     async fn callers_at_the_same_moment_share_one_value() {
-        let slots = slots(1);
+        let map = map(1);
         let (go, gate) = oneshot::channel::<()>();
-        let slow = slots.occupy(&"a", || async {
+        let slow = map.get_or_create(&"a", || async {
             gate.await.unwrap();
-            make().await
+            create().await
         });
         let open = async {
             tokio::task::yield_now().await;
             go.send(()).unwrap();
         };
-        let (first, second, ()) = tokio::join!(slow, slots.occupy(&"a", fail), open);
-        assert!(matches!(first, Ok(Occupied::Made(_))));
-        assert!(matches!(second, Ok(Occupied::Found(_))));
+        let (first, second, ()) = tokio::join!(slow, map.get_or_create(&"a", fail), open);
+        assert!(matches!(first, Ok(Outcome::Created(_))));
+        assert!(matches!(second, Ok(Outcome::Existing(_))));
     }
 
     #[tokio::test]
-    async fn a_failure_leaves_the_slot_free() {
-        let slots = slots(1);
-        assert_eq!(slots.occupy(&"a", fail).await.unwrap_err(), Vacant::Failed("no"));
-        assert!(slots.occupy(&"b", make).await.is_ok());
+    async fn a_failure_leaves_the_entry_empty() {
+        let map = map(1);
+        assert_eq!(map.get_or_create(&"a", fail).await.unwrap_err(), GetError::Failed("no"));
+        assert!(map.get_or_create(&"b", create).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_dropped_caller_lets_the_next_one_try() {
-        let slots = slots(1);
-        let mut stuck = Box::pin(slots.occupy(&"a", pending::<Result<Value, &str>>));
-        let mut next = Box::pin(slots.occupy(&"a", make));
+        let map = map(1);
+        let mut stuck = Box::pin(map.get_or_create(&"a", pending::<Result<Value, &str>>));
+        let mut next = Box::pin(map.get_or_create(&"a", create));
         tokio::select! {
             biased;
             _ = &mut stuck => unreachable!("it never ends"),
@@ -240,39 +240,39 @@ mod tests {
             () = tokio::task::yield_now() => {}
         }
         drop(stuck);
-        assert!(matches!(next.await, Ok(Occupied::Made(_))));
+        assert!(matches!(next.await, Ok(Outcome::Created(_))));
     }
 
     #[tokio::test]
-    async fn one_more_than_the_limit_is_refused_until_one_ends() {
-        let slots = slots(1);
-        let Ok(Occupied::Made(value)) = slots.occupy(&"a", make).await else { panic!("must be made") };
-        assert_eq!(slots.occupy(&"b", make).await.unwrap_err(), Vacant::Full);
+    async fn a_full_map_refuses_until_a_value_ends() {
+        let map = map(1);
+        let Ok(Outcome::Created(value)) = map.get_or_create(&"a", create).await else { panic!("must be created") };
+        assert_eq!(map.get_or_create(&"b", create).await.unwrap_err(), GetError::Full);
         value.end();
-        assert!(slots.present().is_empty());
-        assert!(slots.occupy(&"b", make).await.is_ok());
+        assert!(map.present().is_empty());
+        assert!(map.get_or_create(&"b", create).await.is_ok());
     }
 
     #[tokio::test]
-    async fn a_value_that_ended_gives_way_to_a_new_one() {
-        let slots = slots(1);
-        let Ok(Occupied::Made(value)) = slots.occupy(&"a", make).await else { panic!("must be made") };
+    async fn a_value_that_ended_is_created_anew() {
+        let map = map(1);
+        let Ok(Outcome::Created(value)) = map.get_or_create(&"a", create).await else { panic!("must be created") };
         value.end();
-        assert!(matches!(slots.occupy(&"a", make).await, Ok(Occupied::Made(_))));
+        assert!(matches!(map.get_or_create(&"a", create).await, Ok(Outcome::Created(_))));
     }
 
     #[tokio::test]
-    async fn closing_waits_for_what_is_being_made_and_refuses_the_rest() {
-        let slots = slots(2);
+    async fn close_waits_for_creations_and_refuses_further_ones() {
+        let map = map(2);
         let (go, gate) = oneshot::channel::<()>();
-        let slow = slots.occupy(&"a", || async {
+        let slow = map.get_or_create(&"a", || async {
             gate.await.unwrap();
-            make().await
+            create().await
         });
         let close = async {
             tokio::task::yield_now().await;
-            let closing = slots.close();
-            assert_eq!(slots.occupy(&"b", make).await.unwrap_err(), Vacant::Closed);
+            let closing = map.close();
+            assert_eq!(map.get_or_create(&"b", create).await.unwrap_err(), GetError::Closed);
             go.send(()).unwrap();
             let mut values = Vec::new();
             for value in closing {

@@ -1,4 +1,4 @@
-//! What one component may do, and the one place where what it says is parsed and held against that.
+//! Policy of one component, and the one place where its arguments are parsed and checked against the policy.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub enum Names {
 }
 
 impl Names {
-    /// Whether `name` is among them.
+    /// Returns true if `name` is among them.
     pub fn allow(&self, name: &ServiceName) -> bool {
         match self {
             Self::Only(names) => names.contains(name),
@@ -31,34 +31,34 @@ impl FromIterator<ServiceName> for Names {
     }
 }
 
-/// What one component may do with the registry. The default allows nothing.
+/// Rights of one component in the registry. The default allows nothing.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// The names under which it may register. Outside of them `register` answers `access-denied`.
+    /// The names under which it may register. For other names `register` returns `access-denied`.
     pub names: Names,
-    /// The names that it may look up. Outside of them `resolve` answers `access-denied`.
+    /// The names that it may look up. For other names `resolve` returns `access-denied`.
     pub discover: Names,
-    /// Where the host serves the component: published when the guest leaves `addr` empty.
-    /// Without it such a guest is answered `invalid-argument`.
+    /// Address at which the host serves the component: published if the component leaves `addr` empty. Without it an empty
+    /// `addr` is `invalid-argument`.
     pub addr: Option<Addr>,
-    /// Further addresses that it may publish, each compared letter by letter. Others are `access-denied`.
+    /// Further addresses that the component may publish, each compared letter by letter. Others are `access-denied`.
     pub addrs: Vec<Addr>,
-    /// The most registrations that it may have at a time, those under way included; one more is `quota-exceeded`.
+    /// Registrations that the component may have at a time, those in progress included; one more is `quota-exceeded`.
     pub max_registrations: usize,
-    /// The time in which one more registration becomes available to a component that has made twice as many as it may have
-    /// at a time; one too early is `quota-exceeded`. It bounds what a component that registers and stops in a loop writes
-    /// to etcd; a registration that is there already costs nothing.
+    /// Interval at which one more registration becomes available to a component that has made twice as many as it may have
+    /// at a time; an earlier one is `quota-exceeded`. It bounds the writes to etcd of a component that registers and stops in
+    /// a loop; registering an existing registration costs nothing.
     pub registration_interval: Duration,
-    /// The most nodes in one answer of `resolve`: of a service that has more, it is told the same ones each time. Copying
-    /// them into the component is most of what such a call takes, and takes longer the more they are.
+    /// Nodes that `resolve` returns, at most: the same subset each time, of a service that has more. Most of the duration of
+    /// such a call is the copy of the nodes into the component.
     pub max_nodes: usize,
-    /// The longest time to live that it may ask for; a longer one is `invalid-argument`.
+    /// Longest time to live that the component may request; a longer one is `invalid-argument`.
     /// It bounds how long the keys of a dead host stay.
     pub max_ttl: Duration,
-    /// How long one call of the guest may wait for the registry, over and above the registrar's own deadlines.
-    /// A call that takes longer is answered `timeout`. Too short makes `register` fail on a slow etcd.
+    /// Longest wait of one call for the registry, over and above the registrar's own deadlines. A call that takes longer
+    /// returns `timeout`. Too short a deadline makes `register` fail on a slow etcd.
     pub deadline: Duration,
-    /// How the component's nodes are registered; its `ttl` is what a guest gets that asks for none.
+    /// Terms of the component's registrations; their `ttl` applies if the component requests none.
     pub terms: Terms,
 }
 
@@ -85,7 +85,7 @@ impl Policy {
         Self { names: Names::from_iter([name]), addr: Some(addr), ..Self::default() }
     }
 
-    /// What a guest wants to publish, as a node that it may publish.
+    /// Parses a node, and checks that the component may publish it.
     pub(crate) fn admit(&self, node: types::ServerNode) -> Result<ServerNode, Refusal> {
         let name: ServiceName = node.name.parse()?;
         let addr = match node.addr.as_str() {
@@ -108,22 +108,22 @@ impl Policy {
         Ok(node)
     }
 
-    /// The terms for a guest that asks for this time to live; 0 asks for the host's.
+    /// Terms with the requested time to live; 0 requests the host's.
     pub(crate) fn terms_for(&self, ttl_seconds: u32) -> Result<Terms, Refusal> {
         if ttl_seconds == 0 {
             return Ok(self.terms.clone());
         }
         if Duration::from_secs(ttl_seconds.into()) > self.max_ttl {
-            return Err(Refusal::LongTtl { asked: ttl_seconds, most: self.max_ttl });
+            return Err(Refusal::LongTtl { requested: ttl_seconds, max: self.max_ttl });
         }
         Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms.clone() })
     }
 
-    /// What a guest wants to look up, as something that it may look up.
+    /// Parses a service and a version, and checks that the component may look them up.
     pub(crate) fn admit_lookup(&self, name: &str, version: &str) -> Result<(ServiceName, Version), Refusal> {
-        let asked = (name.parse()?, version.parse()?);
-        match self.discover.allow(&asked.0) {
-            true => Ok(asked),
+        let service = (name.parse()?, version.parse()?);
+        match self.discover.allow(&service.0) {
+            true => Ok(service),
             false => Err(Refusal::HiddenName),
         }
     }
@@ -158,13 +158,13 @@ mod tests {
     #[test]
     fn an_empty_addr_is_the_hosts() {
         assert_eq!(policy().admit(node("greeter", "")).unwrap().addr.as_str(), OWN);
-        let homeless = Policy { addr: None, ..policy() };
-        let error = homeless.admit(node("greeter", "")).expect_err("has no addr").into();
+        let without_addr = Policy { addr: None, ..policy() };
+        let error = without_addr.admit(node("greeter", "")).expect_err("has no addr").into();
         assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
     }
 
     #[test]
-    fn a_component_publishes_only_what_is_its_own() {
+    fn a_component_publishes_only_its_own_names_and_addresses() {
         assert!(policy().admit(node("greeter", OWN)).is_ok());
         assert!(policy().admit(node("greeter", "greeter.example:80")).is_ok());
         for denied in [node("payments", OWN), node("greeter", "127.0.0.1:10003")] {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_a_rule_is_an_invalid_argument() {
+    fn a_broken_rule_is_an_invalid_argument() {
         let with = |change: fn(&mut types::ServerNode)| {
             let mut node = node("greeter", OWN);
             change(&mut node);
@@ -208,12 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn looking_up_needs_its_own_permission() {
+    fn a_lookup_needs_its_own_permission() {
         let error = policy().admit_lookup("greeter", "").expect_err("may look nothing up").into();
         assert!(matches!(error, types::Error::AccessDenied(_)), "{error:?}");
-        let curious = Policy { discover: Names::Any, ..policy() };
-        assert!(curious.admit_lookup("payments", "v1").is_ok());
-        let error = curious.admit_lookup("pay/ments", "").expect_err("breaks a rule").into();
+        let permitted = Policy { discover: Names::Any, ..policy() };
+        assert!(permitted.admit_lookup("payments", "v1").is_ok());
+        let error = permitted.admit_lookup("pay/ments", "").expect_err("breaks a rule").into();
         assert!(matches!(error, types::Error::InvalidArgument(_)), "{error:?}");
     }
 }

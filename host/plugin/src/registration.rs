@@ -1,129 +1,126 @@
-//! One registration of a component, in the order it is lived: it stands, it may be withdrawn by its host and restored,
-//! it may pass to the component's next version, it is over.
+//! One registration of a component, in the order it is lived: published, perhaps withdrawn by its host and restored, perhaps
+//! passed to the component's next revision, ended.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use leasehold::{Error, Registrar, Registration, ServerNode, State, Status, Terms, Weight};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::once_map::Occupant;
+use crate::once_map::Ends;
 
-/// What the component asked for, and what the registrar has of it at the moment.
+/// The node that the component has registered, and the registrar's registration of it.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct ComponentRegistration {
     terms: Terms,
-    place: Mutex<Place>,
-    /// Who changes where it stands waits for who does so already: a `stop` must not overtake a `restore`.
-    turn: Semaphore,
+    state: Mutex<Inner>,
+    /// Held during a change of presence: a `stop` must not overtake a `restore`.
+    change: Semaphore,
 }
 
 #[derive(Debug)]
-struct Place {
-    /// The registrar's; the last one while there is none.
+struct Inner {
+    /// The registrar's registration; the last one while the node is withdrawn.
     registration: Arc<Registration>,
-    standing: Standing,
-    /// What the component wants to be published, without a weight where the host computes it.
+    presence: Presence,
+    /// The node as the component registered it, without a weight where the host computes it.
     node: ServerNode,
-    /// What it was before the latest version registered it, while that is not served yet.
+    /// The node before the latest revision registered it, while that revision is not served yet.
     former: Option<ServerNode>,
-    /// The version of the component that made it.
+    /// The revision of the component that made it.
     maker: u64,
-    /// The latest version that registered it.
+    /// The latest revision that registered it.
     owner: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Stands,
+enum Presence {
+    Published,
     Withdrawn,
-    Over,
+    Ended,
 }
 
-impl Occupant for Arc<Kept> {
+impl Ends for Arc<ComponentRegistration> {
     fn has_ended(&self) -> bool {
-        let place = self.place();
-        match place.standing {
-            Standing::Stands => has_ended(place.registration.status().state),
-            Standing::Withdrawn => false,
-            Standing::Over => true,
+        let state = self.state();
+        match state.presence {
+            Presence::Published => has_ended(state.registration.status().state),
+            Presence::Withdrawn => false,
+            Presence::Ended => true,
         }
     }
 }
 
-/// A registration on its way out cannot be had back; whoever registers its key again gets a new one.
+/// Detects a registration on its way out, which cannot be revived: its key is registered anew.
 fn has_ended(state: State) -> bool {
     matches!(state, State::Draining | State::Stopped)
 }
 
-impl Kept {
+impl ComponentRegistration {
     pub(crate) fn new(node: ServerNode, terms: Terms, registration: Registration, maker: u64) -> Self {
         let registration = Arc::new(registration);
-        let place = Place { registration, standing: Standing::Stands, node, former: None, maker, owner: maker };
-        Self { terms, place: Mutex::new(place), turn: Semaphore::new(1) }
+        let state = Inner { registration, presence: Presence::Published, node, former: None, maker, owner: maker };
+        Self { terms, state: Mutex::new(state), change: Semaphore::new(1) }
     }
 
     pub(crate) fn registration(&self) -> Arc<Registration> {
-        Arc::clone(&self.place().registration)
+        Arc::clone(&self.state().registration)
     }
 
     pub(crate) fn is_withdrawn(&self) -> bool {
-        self.place().standing == Standing::Withdrawn
+        self.state().presence == Presence::Withdrawn
     }
 
-    /// Where it stands. One that is withdrawn is on its way back.
+    /// Status of the registration. A withdrawn registration is `recovering`.
     pub(crate) fn status(&self) -> Status {
-        let place = self.place();
-        let status = place.registration.status();
-        match place.standing {
-            Standing::Withdrawn => {
+        let state = self.state();
+        let status = state.registration.status();
+        match state.presence {
+            Presence::Withdrawn => {
                 Status { state: State::Recovering, ttl_remaining: Duration::ZERO, lease_age: Duration::ZERO, ..status }
             }
-            Standing::Stands | Standing::Over => status,
+            Presence::Published | Presence::Ended => status,
         }
     }
 
-    /// What is published, but for a weight that the host computes.
+    /// The published node, except for a weight that the host computes.
     pub(crate) fn node(&self) -> ServerNode {
-        self.place().node.clone()
+        self.state().node.clone()
     }
 
     /// Publishes this weight from now on, or once it is restored.
     pub(crate) async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
         let registration = {
-            let mut place = self.place();
-            place.node.weight = Some(weight);
-            match place.standing {
-                Standing::Withdrawn => return Ok(()),
-                Standing::Stands | Standing::Over => Arc::clone(&place.registration),
+            let mut state = self.state();
+            state.node.weight = Some(weight);
+            match state.presence {
+                Presence::Withdrawn => return Ok(()),
+                Presence::Published | Presence::Ended => Arc::clone(&state.registration),
             }
         };
         registration.set_weight(weight).await
     }
 
-    /// Publishes what `node` says beside its key from now on, or once it is restored. A weight that was set stays where
+    /// Publishes the data of `node` under the same key from now on, or once it is restored. A weight that was set stays where
     /// `node` has none.
     pub(crate) async fn replace(&self, node: ServerNode) -> Result<(), Error> {
-        let weight = node.weight.or(self.place().node.weight);
+        let weight = node.weight.or(self.state().node.weight);
         self.publish(ServerNode { weight, ..node }).await
     }
 
     async fn publish(&self, node: ServerNode) -> Result<(), Error> {
         let registration = {
-            let mut place = self.place();
-            if mem::replace(&mut place.node, node.clone()) == node || place.standing == Standing::Withdrawn {
+            let mut state = self.state();
+            if mem::replace(&mut state.node, node.clone()) == node || state.presence == Presence::Withdrawn {
                 return Ok(());
             }
-            Arc::clone(&place.registration)
+            Arc::clone(&state.registration)
         };
         registration.replace(node).await
     }
 
-    /// Returns once it is in etcd under a live lease; fails when somebody else has taken its key.
-    pub(crate) async fn stands(&self) -> Result<(), Error> {
+    /// Waits until it is in etcd under a live lease; fails if another lease holds its key.
+    pub(crate) async fn published(&self) -> Result<(), Error> {
         let registration = self.registration();
         let found = registration.wait_for(|status| matches!(status.state, State::Registered | State::Conflict)).await?;
         match found.state {
@@ -134,69 +131,68 @@ impl Kept {
 
     /// Takes it out of etcd until it is restored.
     pub(crate) async fn withdraw(&self) -> Result<(), Error> {
-        let _turn = self.turn().await;
+        let _permit = self.change().await;
         let registration = {
-            let mut place = self.place();
-            if place.standing == Standing::Over {
+            let mut state = self.state();
+            if state.presence == Presence::Ended {
                 return Ok(());
             }
-            place.standing = Standing::Withdrawn;
-            Arc::clone(&place.registration)
+            state.presence = Presence::Withdrawn;
+            Arc::clone(&state.registration)
         };
         registration.stop().await
     }
 
-    /// Brings it back, unless it is over by now.
+    /// Brings it back, unless it has ended meanwhile.
     pub(crate) async fn restore(&self, registrar: &Registrar) -> Result<(), Error> {
-        let _turn = self.turn().await;
+        let _permit = self.change().await;
         let node = {
-            let place = self.place();
-            if place.standing != Standing::Withdrawn {
+            let state = self.state();
+            if state.presence != Presence::Withdrawn {
                 return Ok(());
             }
-            place.node.clone()
+            state.node.clone()
         };
         let registration = Arc::new(registrar.register_on(node.clone(), self.terms.clone()).await?);
         let changed = {
-            let mut place = self.place();
-            place.registration = Arc::clone(&registration);
-            place.standing = Standing::Stands;
-            (place.node != node).then(|| place.node.clone())
+            let mut state = self.state();
+            state.registration = Arc::clone(&registration);
+            state.presence = Presence::Published;
+            (state.node != node).then(|| state.node.clone())
         };
         match changed {
-            // Meanwhile.
             Some(node) => registration.replace(node).await,
             None => Ok(()),
         }
     }
 
-    /// A version of the component has registered it.
-    pub(crate) fn claim(&self, version: u64) {
-        let mut place = self.place();
-        if version > place.owner {
-            place.former = Some(place.node.clone());
-            place.owner = version;
+    /// Notes that a revision of the component has registered it.
+    pub(crate) fn claim(&self, revision: u64) {
+        let mut state = self.state();
+        if revision > state.owner {
+            state.former = Some(state.node.clone());
+            state.owner = revision;
         }
     }
 
-    /// The latest version that has registered it: whose business it is.
+    /// The latest revision that has registered it, and may stop it.
     pub(crate) fn owner(&self) -> u64 {
-        self.place().owner
+        self.state().owner
     }
 
-    /// The latest version is served: what the one before published is not wanted back any more.
+    /// Forgets the former node: the latest revision is served.
     pub(crate) fn settle(&self) {
-        self.place().former = None;
+        self.state().former = None;
     }
 
-    /// Gives it to an earlier version again, as that had it. Ends it where the later one made it.
+    /// Gives it back to an earlier revision, as it was. Ends it if the later revision made it.
     pub(crate) async fn give_back(&self, from: u64, to: u64) -> Result<(), Error> {
         let former = {
-            let mut place = self.place();
-            if place.owner == from && place.maker != from {
-                place.owner = to;
+            let mut state = self.state();
+            if state.owner == from && state.maker != from {
+                state.owner = to;
             }
-            if place.owner <= to { Ok(place.former.take()) } else { Err(()) }
+            if state.owner <= to { Ok(state.former.take()) } else { Err(()) }
         };
         match former {
             Ok(None) => Ok(()),
@@ -207,20 +203,20 @@ impl Kept {
 
     /// Ends it. Ok: its keys are gone, and nothing brings them back.
     pub(crate) async fn stop(&self) -> Result<(), Error> {
-        let _turn = self.turn().await;
+        let _permit = self.change().await;
         let registration = {
-            let mut place = self.place();
-            place.standing = Standing::Over;
-            Arc::clone(&place.registration)
+            let mut state = self.state();
+            state.presence = Presence::Ended;
+            Arc::clone(&state.registration)
         };
         registration.stop().await
     }
 
-    async fn turn(&self) -> SemaphorePermit<'_> {
-        self.turn.acquire().await.expect("it is never closed")
+    async fn change(&self) -> SemaphorePermit<'_> {
+        self.change.acquire().await.expect("it is never closed")
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().expect("nothing panics while it holds the place")
+    fn state(&self) -> MutexGuard<'_, Inner> {
+        self.state.lock()
     }
 }

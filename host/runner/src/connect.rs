@@ -1,4 +1,4 @@
-//! Starting the registrar and waiting for etcd: for ever, or as long as the configuration says.
+//! Start of the registrar, and contact with etcd: without a limit, or as long as the configuration says.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,18 +20,18 @@ use crate::{
     error::Failure,
 };
 
-/// The first pause between two attempts; it doubles up to the longest.
+/// First pause between two attempts; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Until then nothing is said: a mistake in the configuration shall come first.
-const FIRST_WORD: Duration = Duration::from_millis(400);
-/// Pause until an operator is told again that etcd is still not there; it doubles up to the longest.
+/// Time without a warning: an error of the configuration comes first.
+const FIRST_WARNING: Duration = Duration::from_millis(400);
+/// Pause between two warnings that etcd does not respond; it doubles up to the longest.
 const REMIND: Duration = Duration::from_secs(10);
 const LONGEST_REMINDER: Duration = Duration::from_secs(3600);
-/// How long a private etcd may take to come up.
+/// Longest wait for a private etcd.
 const DEV_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Starts the registrar. What it refuses is what it was told.
+/// Starts the registrar. An error is one of the configuration.
 pub(crate) fn start(options: &Options) -> Result<Registrar, Failure> {
     Registrar::start(options.clone()).map_err(|error| match error {
         Error::Quota { .. } => Failure::other(error),
@@ -39,28 +39,28 @@ pub(crate) fn start(options: &Options) -> Result<Registrar, Failure> {
     })
 }
 
-/// Waits until etcd answers, and lets this user in.
+/// Waits until etcd answers, and accepts this user.
 ///
-/// Fails when it is required and does not answer within the dial timeout, and the sentence names an endpoint; at once
-/// when it is required and refuses the user. Otherwise it tries for ever, and tells the operator and `waits`. That a
-/// user may not write some of the keys is told, and each service finds out by itself.
+/// Fails if etcd is required and does not answer within the dial timeout, with an endpoint in the sentence; at once if it is
+/// required and refuses the user. Otherwise it tries without a limit, and reports to the log and to `waiting_for`. Missing
+/// rights to write some of the keys are logged; each service meets them by itself.
 pub(crate) async fn etcd(
     registrar: &Registrar,
     config: &Config,
-    waits: &watch::Sender<Option<Arc<str>>>,
+    waiting_for: &watch::Sender<Option<Arc<str>>>,
 ) -> Result<(), Failure> {
     let (options, required) = (&config.registrar, config.etcd_required);
     let begun = Instant::now();
     let deadline = if config.dev { DEV_DEADLINE } else { options.dial_timeout };
     let mut pause = FIRST_PAUSE;
-    let (mut next_word, mut reminder) = (begun + FIRST_WORD, REMIND);
+    let (mut next_warning, mut reminder) = (begun + FIRST_WARNING, REMIND);
     let (keys, mut known) = (keys(registrar, &config.services), String::new());
     loop {
         let error = match attempt(registrar, options, keys.clone()).await {
             Ok(forbidden) => {
-                waits.send_replace(None);
-                if let Some(said) = not_permitted(&forbidden) {
-                    tracing::warn!("etcd: {said}");
+                waiting_for.send_replace(None);
+                if let Some(message) = not_permitted(&forbidden) {
+                    tracing::warn!("etcd: {message}");
                 }
                 return Ok(());
             }
@@ -69,14 +69,14 @@ pub(crate) async fn etcd(
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
             return Err(explained(&error, options).await);
         }
-        let (news, due) = (said(&error, options), Instant::now() >= next_word);
+        let (news, due) = (message(&error, options), Instant::now() >= next_warning);
         if !required && (due || news != known) {
-            let said = explained(&error, options).await.sentence();
-            let said = said.trim_start_matches("etcd: ");
-            waits.send_replace(Some(said.into()));
+            let message = explained(&error, options).await.sentence();
+            let message = message.trim_start_matches("etcd: ");
+            waiting_for.send_replace(Some(message.into()));
             if due {
-                tracing::warn!("waiting for etcd: {said}");
-                next_word = Instant::now() + reminder;
+                tracing::warn!("waiting for etcd: {message}");
+                next_warning = Instant::now() + reminder;
                 reminder = (reminder * 2).min(LONGEST_REMINDER);
             }
             known = news;
@@ -86,8 +86,8 @@ pub(crate) async fn etcd(
     }
 }
 
-/// Keys that services are registered under, as far as the configuration tells. Where the system chooses the port, the key of
-/// another port stands for the real one: rights are granted by prefix.
+/// Keys of the services, as far as the configuration determines them. Where the system chooses the port, the key of another
+/// port stands for the real one: rights are granted by prefix.
 pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
     let registered = services.iter().filter(|spec| spec.register != Register::Off);
     let keys = registered.filter_map(|spec| {
@@ -104,7 +104,7 @@ pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
     keys.flatten().collect()
 }
 
-/// One attempt, with a deadline, which also asks for the right to these keys. Gives those that are forbidden.
+/// One attempt, with a deadline, which also checks the rights to these keys. Returns the forbidden keys.
 pub(crate) async fn attempt(registrar: &Registrar, options: &Options, keys: Vec<String>) -> Result<Vec<String>, Error> {
     let reached = async {
         registrar.reach().await?;
@@ -118,14 +118,14 @@ pub(crate) async fn attempt(registrar: &Registrar, options: &Options, keys: Vec<
     timeout(deadline, reached).await.unwrap_or(Err(timed_out))
 }
 
-/// What to do about keys that this user may not read and write; `None` when there are none.
+/// Sentence about keys that this user may not read and write; `None` if there are none.
 pub(crate) fn not_permitted(keys: &[String]) -> Option<String> {
     let key = keys.first()?;
     let others = match keys.len() - 1 {
         0 => String::new(),
         others => format!(", nor {others} more"),
     };
-    // The folder that the key is in: those of one version of a service are its siblings.
+    // The prefix that ends with the folder of the key: keys of one version of a service are its siblings.
     let folder = key.rfind('/').map_or(key.as_str(), |end| &key[..=end]);
     let cure = Refusal::Permission.cure("readwrite", Some(folder));
     Some(format!("its user may not read and write {key}{others}; {cure}"))
@@ -135,7 +135,7 @@ fn is_final(error: &Error) -> bool {
     matches!(error, Error::Unavailable(why) if why.refusal().is_some())
 }
 
-/// The process's end for want of etcd. Reading is what is asked for of the keys with that prefix, where one is given.
+/// Failure for want of etcd; `prefix` is given if its right to read is missing.
 pub(crate) fn failure(error: &Error, options: &Options, prefix: Option<&str>) -> Failure {
     let refusal = match error {
         Error::Unavailable(why) => why.refusal(),
@@ -146,24 +146,24 @@ pub(crate) fn failure(error: &Error, options: &Options, prefix: Option<&str>) ->
             let cure = refusal.cure("read", Some(prefix));
             Failure::refused(format!("{}, to read {prefix:?}; {cure}", with_endpoints(error, options)))
         }
-        (Some(_), _) => Failure::refused(said(error, options)),
-        (None, _) => Failure::unavailable(said(error, options)),
+        (Some(_), _) => Failure::refused(message(error, options)),
+        (None, _) => Failure::unavailable(message(error, options)),
     }
 }
 
-/// The process's end for want of etcd, after a look at why an endpoint breaks off: it may speak TLS where it is taken for one
-/// that does not, or the other way round.
+/// Failure for want of etcd, after a probe of each endpoint: it may speak TLS where the configuration says otherwise, or the
+/// reverse.
 pub(crate) async fn explained(error: &Error, options: &Options) -> Failure {
     let failure = failure(error, options, None);
     if matches!(failure, Failure::Refused(_)) {
         return failure;
     }
     let looks = options.endpoints.iter().map(|endpoint| timeout(options.dial_timeout, other_scheme(endpoint)));
-    let mut said = join_all(looks).await.into_iter().filter_map(|look| look.ok()?);
-    said.next().map_or(failure, |said| Failure::refused(format!("etcd: {said}")))
+    let mut message = join_all(looks).await.into_iter().filter_map(|look| look.ok()?);
+    message.next().map_or(failure, |message| Failure::refused(format!("etcd: {message}")))
 }
 
-/// What is wrong with an endpoint's scheme, if something answers there in the other one.
+/// Sentence about an endpoint that answers with the other scheme.
 async fn other_scheme(endpoint: &str) -> Option<String> {
     let uri: http::Uri = endpoint.parse().ok()?;
     let (host, port) = (uri.host()?, uri.port_u16()?);
@@ -174,7 +174,7 @@ async fn other_scheme(endpoint: &str) -> Option<String> {
         stream.read_exact(&mut answer).await.ok()?;
         return (answer == *b"HTTP/").then(|| format!("{endpoint} speaks no TLS: it is an endpoint with http://"));
     }
-    // No certificate is trusted here: that it shows one is enough.
+    // No certificate is trusted here: its presence suffices.
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_safe_default_protocol_versions().ok()?;
     let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
@@ -185,29 +185,29 @@ async fn other_scheme(endpoint: &str) -> Option<String> {
         .then(|| format!("{endpoint} speaks TLS: it is an endpoint with https://, and needs etcd.tls.ca"))
 }
 
-/// The first of the prefixes that are read for one service, or for all.
+/// First prefix that is read for one service, or for all.
 pub(crate) fn prefix(options: &Options, name: Option<&ServiceName>) -> Option<String> {
     let layouts = options.read_layouts();
     let layout = layouts.first()?;
     Some(name.map_or_else(|| layout.root(), |name| layout.prefix(name, &Version::default())))
 }
 
-/// What etcd said, with the endpoints unless it names one, and what helps.
-pub(crate) fn said(error: &Error, options: &Options) -> String {
-    let said = with_endpoints(error, options);
+/// The error of etcd, with the endpoints unless it names one, and its cure.
+pub(crate) fn message(error: &Error, options: &Options) -> String {
+    let message = with_endpoints(error, options);
     match error {
         Error::Unavailable(why) => match why.refusal() {
-            Some(refusal) => format!("{said}; {}", refusal.cure("read", None)),
-            None => said,
+            Some(refusal) => format!("{message}; {}", refusal.cure("read", None)),
+            None => message,
         },
-        _ => said,
+        _ => message,
     }
 }
 
 fn with_endpoints(error: &Error, options: &Options) -> String {
-    let said = error.to_string();
-    match options.endpoints.iter().any(|endpoint| said.contains(endpoint.as_str())) {
-        true => said,
-        false => format!("{said} ({})", options.endpoints.join(", ")),
+    let message = error.to_string();
+    match options.endpoints.iter().any(|endpoint| message.contains(endpoint.as_str())) {
+        true => message,
+        false => format!("{message} ({})", options.endpoints.join(", ")),
     }
 }

@@ -1,4 +1,4 @@
-//! Why the process ends otherwise than well: one sentence and an exit code.
+//! Failures that end the process: one sentence and an exit code.
 
 use std::fmt::Display;
 
@@ -7,12 +7,11 @@ use anyhow::anyhow;
 /// An end that is not a success. Its text is one sentence for the operator and never holds a secret.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The configuration, the arguments or a component file is not what it has to be. Starting again does not help.
+    /// The configuration, the arguments or a component file is wrong. Starting again does not help.
     Usage(anyhow::Error),
     /// etcd did not answer although it is required. Starting again may help.
     Unavailable(anyhow::Error),
-    /// etcd answers, and the answer is no: a user, a password, a certificate or a permission is missing or wrong. Starting
-    /// again does not help.
+    /// etcd refuses: a user, a password, a certificate or a permission is missing or wrong. Starting again does not help.
     Refused(anyhow::Error),
     /// Anything else: a port in use, a component that fails to start.
     Other(anyhow::Error),
@@ -71,12 +70,20 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Foreign text on one line: a component or a library may have said several. Escaped as in [`shown`].
+/// Foreign text on one line, which may have had several. Escaped as in [`shown`].
 pub(crate) fn one_line(text: &str) -> String {
     shown(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Foreign text that cannot confuse a terminal: the one place where what a component says is escaped.
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
+/// Foreign text that cannot confuse a terminal: the one place where a component's text is escaped.
 pub(crate) fn shown(text: &str) -> String {
     text.chars().map(|c| if confuses(c) { '\u{fffd}' } else { c }).collect()
 }

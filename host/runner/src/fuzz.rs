@@ -1,5 +1,5 @@
-//! What strangers and operators write, as targets of fuzzing and as properties: it is refused with a sentence, or means what
-//! it says.
+//! Targets of fuzzing, also as properties: input of clients and operators is refused with a sentence, or has its documented
+//! meaning.
 
 use std::path::Path;
 
@@ -14,15 +14,15 @@ use crate::{
     inbound::target::Origin,
 };
 
-/// The longest sentence about a configuration.
+/// Longest sentence about a configuration.
 const MAX_SENTENCE_BYTES: usize = 4096;
 
 /// A configuration file.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // No file is read: none is there.
-    if let Err(said) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
-        assert!(!said.contains('\n') && said.len() <= MAX_SENTENCE_BYTES, "{said}");
+    // The folder does not exist, so that no file is read.
+    if let Err(message) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
+        assert!(!message.contains('\n') && message.len() <= MAX_SENTENCE_BYTES, "{message}");
     }
 }
 

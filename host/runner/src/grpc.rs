@@ -1,4 +1,4 @@
-//! gRPC as far as a host has to know it: who speaks it, how long a caller waits, and how a failure is told.
+//! The parts of gRPC that a host has to know: its content type, its deadlines and its statuses.
 
 use std::time::Duration;
 
@@ -7,41 +7,41 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// What a client with a policy for retries waits before the next one, as `retry-after` is for HTTP.
+/// Header with the pause before the next retry, as `retry-after` in HTTP.
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-/// What every gRPC message is sent as; a suffix names its encoding.
+/// Content type of every gRPC message; a suffix names its encoding.
 const CONTENT_TYPE: &str = "application/grpc";
 
 /// A status that the host answers in the component's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// The caller left in the middle of its request.
+    /// The caller broke off its request.
     Cancelled = 1,
-    /// The request is not one.
+    /// The request is malformed.
     InvalidArgument = 3,
     /// The caller's deadline passed, or the host's.
     DeadlineExceeded = 4,
-    /// The component does not let the caller.
+    /// The component denies the request.
     PermissionDenied = 7,
-    /// The request is larger than it may be.
+    /// The request is too large.
     ResourceExhausted = 8,
     /// The host cannot read the request.
     Unimplemented = 12,
     /// The component failed.
     Internal = 13,
-    /// The request was not begun, and another try is safe, where a pause before the next try goes with it; otherwise the
-    /// component could not reach what it needs.
+    /// The request was not begun and a retry is safe, if a pause is sent with it; otherwise the component could not reach a
+    /// service that it needs.
     Unavailable = 14,
 }
 
-/// Whether this is a gRPC message, by its headers.
+/// Returns true for a gRPC message, by its headers.
 pub(crate) fn is_spoken(headers: &HeaderMap) -> bool {
     let Some(Ok(written)) = headers.get(header::CONTENT_TYPE).map(HeaderValue::to_str) else { return false };
     // `application/grpc-web` is another protocol, in which a status is part of the body.
     written.strip_prefix(CONTENT_TYPE).is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
 }
 
-/// How long the caller waits for the whole of its call, if it says so in a way that can be read.
+/// Deadline of the caller for the whole call, if it sends a valid one.
 pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let written = headers.get(TIMEOUT)?.to_str().ok()?;
     let (number, unit) = written.split_at_checked(written.len().checked_sub(1)?)?;
@@ -60,17 +60,17 @@ pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// Whether an answer tells its status in the headers, after which nothing may follow.
+/// Returns true if a response has its status in the headers, after which nothing may follow.
 pub(crate) fn is_trailers_only(headers: &HeaderMap) -> bool {
     is_spoken(headers) && headers.contains_key(STATUS)
 }
 
-/// The status that trailers tell, or headers in their place.
+/// Status in the trailers, or in headers in their place.
 pub(crate) fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(STATUS)?.to_str().ok()?.parse().ok()
 }
 
-/// The trailers of an answer that did not come to its end.
+/// Trailers of a response that broke off.
 pub(crate) fn trailers(status: Status, message: &'static str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert(STATUS, HeaderValue::from(status as u16));
@@ -78,7 +78,7 @@ pub(crate) fn trailers(status: Status, message: &'static str) -> HeaderMap {
     trailers
 }
 
-/// The headers of an answer that has nothing but a status.
+/// Headers of a response that consists of a status.
 pub(crate) fn trailers_only(status: Status, message: &'static str) -> HeaderMap {
     let mut headers = trailers(status, message);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));

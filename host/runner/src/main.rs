@@ -1,4 +1,4 @@
-//! The binary `leasehold`: the whole story of the process. A library, so that fuzzing reaches what it parses.
+//! The binary `leasehold`: command line, runtime, dispatch to a command. A library, so that fuzzing reaches its parsers.
 
 mod admin;
 mod cli;
@@ -12,6 +12,7 @@ mod grpc;
 mod inbound;
 mod outbound;
 mod process;
+mod rejection;
 mod rt;
 mod service;
 mod telemetry;
@@ -35,10 +36,10 @@ use crate::{
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// One thread answers while another computes.
+/// Threads of the runtime, at least: one serves while another computes.
 const MIN_THREADS: usize = 2;
 
-/// Does what the arguments say; the exit code is the process's.
+/// Runs the command of the arguments; the exit code is that of the process.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -51,7 +52,7 @@ pub fn main() -> ExitCode {
     let scheduler = Scheduler::new(cpus::available());
     let outcome = runtime(&scheduler).and_then(|runtime| {
         let outcome = runtime.block_on(dispatch(cli.command, scheduler));
-        // A component that computes for ever ends here.
+        // A component in an endless loop ends here.
         runtime.shutdown_background();
         outcome
     });

@@ -88,7 +88,7 @@ async fn admin_shows_the_services() {
     let left = sample(&admin, "leasehold_ttl_remaining_seconds", &[("key", &key)]).await;
     assert!((0.1..=3.1).contains(&left), "{left}");
     wait_for("a renewal is counted", SOON, async || sample(&admin, "leasehold_renewals_total", &[]).await >= 1.0).await;
-    assert!(sample(&admin, "leasehold_lease_events_total", &[("what", "registered")]).await >= 2.0);
+    assert!(sample(&admin, "leasehold_lease_events_total", &[("event", "registered")]).await >= 2.0);
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -123,10 +123,13 @@ async fn admin_counts_rejected_requests() {
     let limits = json!({ "register": "host", "limits": { "request_timeout": "1s", "concurrency": 1 } });
     let host = host(&world, [with(hostile("hostile"), limits)]).await;
     let (admin, url) = (host.admin(), host.url("hostile"));
-    let hits = async |what| sample(&admin, "leasehold_hits_total", &[("service", "hostile"), ("what", what)]).await;
+    let rejected = async |reason| {
+        sample(&admin, "leasehold_rejected_requests_total", &[("service", "hostile"), ("reason", reason)]).await
+    };
+    let traps = async || sample(&admin, "leasehold_incidents_total", &[("service", "hostile"), ("kind", "trap")]).await;
     assert_eq!(get(&format!("{url}act/trap")).await.status, 500);
-    assert_eq!((hits("failed").await, hits("late").await), (1.0, 0.0));
-    wait_for("the trap is counted", SOON, async || hits("trap").await == 1.0).await;
+    assert_eq!((rejected("component_failed").await, rejected("timeout").await), (1.0, 0.0));
+    wait_for("the trap is counted", SOON, async || traps().await == 1.0).await;
     let in_flight = async || sample(&admin, "leasehold_requests_in_flight", &[("service", "hostile")]).await;
     assert_eq!(in_flight().await, 0.0);
     let instances = async || sample(&admin, "leasehold_instances", &[("service", "hostile")]).await;
@@ -139,8 +142,8 @@ async fn admin_counts_rejected_requests() {
     let (spun, ()) = tokio::join!(get(&spin), counted);
     assert_eq!((spun.status, in_flight().await), (504, 0.0));
     wait_for("the instance is gone, too", SOON, async || instances().await == 0.0).await;
-    assert_eq!((hits("failed").await, hits("late").await), (1.0, 1.0));
-    assert_eq!(hits("trap").await, 1.0, "one that is ended for being late did not trap");
+    assert_eq!((rejected("component_failed").await, rejected("timeout").await), (1.0, 1.0));
+    assert_eq!(traps().await, 1.0, "an instance that is ended for a timeout did not trap");
     let failed = sample(&admin, "leasehold_requests_total", &[("class", "5xx")]);
     assert_eq!(failed.await, 2.0);
 }
@@ -151,21 +154,28 @@ async fn admin_counts_limits_of_connections_and_instances() {
     let limits = json!({ "connections": 1, "header_size": "8KiB", "client_timeout": "1s", "memory": "16MiB" });
     let host = host(&world, [with(hostile("hostile"), json!({ "register": "host", "limits": limits }))]).await;
     let (admin, addr) = (host.admin(), host.addr("hostile"));
-    let hits = async |what| sample(&admin, "leasehold_hits_total", &[("service", "hostile"), ("what", what)]).await;
+    let incidents =
+        async |kind| sample(&admin, "leasehold_incidents_total", &[("service", "hostile"), ("kind", kind)]).await;
+    let headers = async || {
+        let labels = [("service", "hostile"), ("reason", "headers_too_large")];
+        sample(&admin, "leasehold_rejected_requests_total", &labels).await
+    };
     assert_eq!(get(&format!("{}act/grow", host.url("hostile"))).await.status, 500);
-    assert!(hits("memory").await >= 1.0);
+    assert!(incidents("memory_limit").await >= 1.0);
     let large = format!("GET / HTTP/1.1\r\nhost: here\r\nx-large: {}", "x".repeat(9 << 10));
-    for (begun, what) in [(large.as_str(), "headers"), ("GET / HTTP/1.1\r\nhost: he", "slow"), ("", "slow")] {
-        let before = hits(what).await;
+    let count = async || headers().await + incidents("slow_client").await;
+    for begun in [large.as_str(), "GET / HTTP/1.1\r\nhost: he", ""] {
+        let before = count().await;
         let mut stream = TcpStream::connect(&addr).await.expect("it listens");
         stream.write_all(begun.as_bytes()).await.expect("it reads");
         let ended = timeout(SOON, stream.read_to_end(&mut Vec::new())).await.expect("it is closed");
         drop(ended); // With or without a response.
-        wait_for("it is counted", SOON, async || hits(what).await > before).await;
+        wait_for("it is counted", SOON, async || count().await > before).await;
     }
-    assert!(hits("connections").await >= 1.0);
+    assert_eq!((headers().await, incidents("slow_client").await), (1.0, 2.0));
+    assert!(incidents("connection_limit").await >= 1.0);
     let former = ask("GET", &format!("{admin}metrics"), &[("accept", "text/plain;version=0.0.4")]).await.body;
-    assert!(former.contains("# TYPE leasehold_hits_total counter\n") && !former.contains("# EOF"), "{former}");
+    assert!(former.contains("# TYPE leasehold_incidents_total counter\n") && !former.contains("# EOF"), "{former}");
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -225,7 +235,7 @@ async fn admin_wrong_requests_get_an_error() {
     assert_eq!(nobody.code, Some(1));
     assert!(nobody.stderr.starts_with("leasehold: no host answers at http://127.0.0.1:1 ("), "{nobody:?}");
     let service = drain(&["plain", "--admin", host.url("plain").trim_end_matches('/')]).await;
-    assert!(service.stderr.contains("what answers is no host"), "{service:?}");
+    assert!(service.stderr.contains("not a leasehold admin endpoint"), "{service:?}");
 
     assert_eq!(ask("GET", &format!("{admin}drain/plain"), &[]).await.status, 405);
     assert_eq!(ask("POST", &format!("{admin}services"), &[]).await.status, 405);
@@ -373,7 +383,7 @@ async fn admin_is_not_ready_while_etcd_refuses_to_write_and_once_a_lease_has_run
 }
 
 #[tokio::test]
-async fn admin_tells_which_key_is_waited_for_and_who_holds_it() {
+async fn admin_reports_the_awaited_key_and_its_holder() {
     let world = World::real().await;
     let addr = free_address();
     let (key, holder) = (format!("/plain/{addr}"), world.grant(60).await);

@@ -77,7 +77,7 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     assert_eq!(two.stop().await.code, Some(0));
     let told = call(&caller, "greeter.leasehold").await;
     assert_eq!(told.0, "failed");
-    assert!(told.1.contains("nobody is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
+    assert!(told.1.contains("no node is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
     assert_eq!(caller.stop().await.code, Some(0));
 }
 
@@ -117,12 +117,12 @@ async fn calls_go_on_while_etcd_is_down() {
     let _greeter = Host::of(&world, [greeting("one", "v1")]).await;
     sees(&caller, "greeter.leasehold", &["one"]).await;
     let well = view(&caller).await;
-    assert_eq!((&well["name"], &well["nodes"], &well["garbage"]), (&json!("greeter"), &json!(1), &json!(1)));
-    assert!(well["trouble"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
+    assert_eq!((&well["name"], &well["nodes"], &well["invalid_keys"]), (&json!("greeter"), &json!(1), &json!(1)));
+    assert!(well["error"].is_null() && well["age_seconds"].as_f64().is_some_and(|age| age < 6.0), "{well}");
     world.kill();
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
     caller.says("watch failed; the view keeps the last known nodes").await;
-    assert!(view(&caller).await["trouble"].is_string());
+    assert!(view(&caller).await["error"].is_string());
     let metrics = get(&format!("{}metrics", caller.admin())).await.body;
     assert!(
         metrics.lines().any(|line| line.starts_with("leasehold_view_nodes{") && line.ends_with(" 1.0")),
@@ -131,7 +131,7 @@ async fn calls_go_on_while_etcd_is_down() {
     assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
     caller.says("watch re-established").await;
-    assert!(view(&caller).await["trouble"].is_null());
+    assert!(view(&caller).await["error"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }
 
@@ -148,9 +148,9 @@ async fn only_what_the_policy_lists_is_called() {
         assert!(text.contains("HttpRequestDenied"), "{authority}: {text}");
     }
     let (case, text) = call(&caller, "nobody.leasehold").await;
-    assert!(case == "failed" && text.contains("nobody is registered as nobody"), "{text}");
+    assert!(case == "failed" && text.contains("no node is registered as nobody"), "{text}");
     let (_, text) = call(&caller, "v1.nobody.leasehold").await;
-    assert!(text.contains("nobody is registered as nobody in version v1, under /nobody/v1/ (seed)"), "{text}");
+    assert!(text.contains("no node is registered as nobody in version v1, under /nobody/v1/ (seed)"), "{text}");
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn an_unknown_service_is_an_error_that_names_the_nodes_found_instead() {
     let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });
     let caller = Host::ready(&with(config(&world, [caller(&["shop"])]), registry)).await;
     let (case, text) = call(&caller, "shop.leasehold").await;
-    let said = "nobody is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
+    let said = "no node is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
                 1 node there speaks TLS, which calls by name do not";
     assert!(case == "failed" && text.contains(said), "{text}");
 }

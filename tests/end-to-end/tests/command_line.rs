@@ -120,11 +120,11 @@ async fn a_missing_import_is_reported_with_its_remedy() {
     for (interface, cure) in [
         ("acme:things/store@1.0.0", "another component can bring it: `wac plug --plug"),
         ("wasi:nn/graph@0.2.0", "another component can bring it: `wac plug --plug"),
-        ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build the component for that"),
-        ("leasehold:registry/registrar@9.0.0", "it has leasehold:registry 0.1: build the component for that"),
+        ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build the component for that"),
+        ("leasehold:registry/registrar@9.0.0", "this host has leasehold:registry 0.1: build the component for that"),
     ] {
         fs::write(&file, importing(interface)).unwrap();
-        let start = format!("{file}: this host has not everything it needs: {interface}; {cure}");
+        let start = format!("{file}: missing import: {interface}; {cure}");
         one_sentence(&leasehold(["compile", &file]).await, 64, &start);
     }
 }
@@ -183,7 +183,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     for (arguments, start) in [
         (
             vec![],
-            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
         ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
@@ -339,7 +339,7 @@ async fn an_etcd_whose_certificate_is_not_trusted_is_77() {
 }
 
 #[tokio::test]
-async fn a_name_that_nobody_has_is_told_with_those_that_are_like_it() {
+async fn an_unknown_name_is_reported_with_similar_ones() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let none = leasehold(["ls", "user", "--etcd", &etcd]).await;
@@ -397,7 +397,7 @@ async fn a_component_runs_from_arguments_alone() {
 }
 
 #[tokio::test]
-async fn ls_lists_what_is_registered() {
+async fn ls_lists_registered_nodes() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let nobody = leasehold(["ls", "--etcd", &etcd]).await;

@@ -47,11 +47,14 @@ async fn health_an_unhealthy_service_is_withdrawn_and_restored() {
     let mut host = host(&world, tidal(from, until, &json!({}))).await;
     let key = format!("/hostile/{}", host.addr("hostile"));
     world.stands(&key).await;
-    host.says("withdrawn: its health check fails: failed").await;
+    host.says("withdrawn: its health check fails: the service failed").await;
     world.key_is(&key, "gone", |found| found.is_none()).await;
     assert!(now() >= from);
-    assert_eq!(get(&host.url("hostile")).await.status, 200, "who comes all the same is answered");
-    assert_eq!(readyz(&host).await, "not ready\nhostile: it is withdrawn: its health check fails: failed\n");
+    assert_eq!(get(&host.url("hostile")).await.status, 200, "a withdrawn service still responds");
+    assert_eq!(
+        readyz(&host).await,
+        "not ready\nhostile: it is withdrawn: its health check fails: the service failed\n"
+    );
     host.says("announced").await;
     world.stands(&key).await;
     assert!(now() >= until);
@@ -95,7 +98,7 @@ async fn health_a_component_that_registers_itself_is_started_when_it_is_healthy(
     let late = tidal(0, now() + 8, &json!({ "start_timeout": "1s" }));
     let mut hasty = host(&world, with(late, registers)).await;
     assert_eq!(world.count().await, 0);
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = readyz(&hasty).await;
     assert!(said.starts_with(&format!("not ready\nhostile: {why}: ")), "{said}");
     hasty.says("announced").await;
@@ -180,7 +183,7 @@ async fn health_grpc_services_are_checked_over_grpc() {
     let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
     world.stands(&format!("/grpc-greeter/{}", host.addr("grpc-greeter"))).await;
     assert_eq!(world.count().await, 1, "what does not speak gRPC is not announced");
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = readyz(&host).await;
     assert_eq!(said, format!("not ready\nplain: {why}: grpc.health.v1 is not answered as gRPC\n"));
     assert_eq!(host.stop().await.code, Some(0));
@@ -211,7 +214,7 @@ async fn health_the_last_node_of_a_service_stays_whatever_fails() {
     assert_eq!(world.stands(&key).await, before);
     assert_eq!(readyz(&host).await, "ready\n");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"too_few_remain\"} 1"), "{metrics}");
+    assert!(metrics.contains("kind=\"too_few_nodes\"} 1"), "{metrics}");
     assert_eq!(host.stop().await.code, Some(0));
 }
 

@@ -232,7 +232,7 @@ async fn limits_client_errors_are_no_failures_of_the_component() {
     let said = told(&mut stream).await;
     assert!(said.starts_with("HTTP/1.1 200") && said.contains("\r\n5"), "{said}");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for counted in ["what=\"failed\"} 0", "what=\"no_host\"} 6"] {
+    for counted in ["reason=\"component_failed\"} 0", "reason=\"no_host\"} 6"] {
         assert!(metrics.contains(counted), "{counted} in {metrics}");
     }
     assert_eq!(host.stop().await.code, Some(0));
@@ -442,16 +442,16 @@ async fn limits_a_component_that_prints_without_end_is_cut_short() {
     let mut host = Host::ready(&with(config(&world, [limits]), admin)).await;
     let printed: u64 =
         get(&format!("{}act/chatter", host.url("hostile"))).await.json()["text"].as_str().unwrap().parse().unwrap();
-    host.says("what the component prints is left out beyond 20 lines a second (limits.output_lines)").await;
+    host.says("output beyond 20 lines a second is dropped (limits.output_lines)").await;
     let logged = || host.log().iter().filter(|line| line["stream"] == "stdout").count() as u64;
     // What may be printed at once, and what a slow machine lets through meanwhile.
     assert!((200..1000).contains(&logged()), "{}", logged());
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     let left_out = printed - logged();
-    assert!(metrics.contains(&format!("what=\"output\"}} {left_out}")), "{left_out}: {metrics}");
+    assert!(metrics.contains(&format!("kind=\"output_limit\"}} {left_out}")), "{left_out}: {metrics}");
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0));
-    assert!(ended.stderr.contains(&format!("{left_out} lines of the component were left out")), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("{left_out} lines of output were dropped")), "{ended:?}");
 }
 
 #[tokio::test]
@@ -477,13 +477,13 @@ async fn limits_a_component_that_answers_once_an_instance_is_not_reused() {
 }
 
 #[tokio::test]
-async fn limits_each_that_is_hit_is_named_by_its_key() {
+async fn limits_that_are_reached_are_named_by_their_key() {
     let world = World::real().await;
     let limits = json!({ "memory": "16MiB", "header_size": "8KiB", "body_size": "1KiB", "request_timeout": "1s" });
     let mut host = Host::of(&world, [limited(&limits)]).await;
     let url = host.url("hostile");
     assert_eq!(get(&format!("{url}act/grow")).await.status, 500);
-    host.says("an instance is refused memory: it would have more than limits.memory").await;
+    host.says("an instance was refused memory beyond limits.memory").await;
     assert_eq!(get(&format!("{url}act/hoard")).await.status, 500);
     host.says("an instance ended: it made headers larger than limits.header_size").await;
     assert_eq!(get(&format!("{url}act/hoard-handles")).await.status, 500);
@@ -493,12 +493,12 @@ async fn limits_each_that_is_hit_is_named_by_its_key() {
     host.says("a request took longer than 1s (limits.request_timeout)").await;
     let large = Request::post(&url).body(Full::new(Bytes::from(vec![b'x'; 2 << 10]))).unwrap();
     assert_eq!(client(Protocol::Http1).request(large).await.unwrap().status(), 413);
-    host.says("a request is refused: its body is larger than limits.body_size").await;
+    host.says("requests are rejected: their bodies exceed limits.body_size").await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
-async fn limits_a_component_whose_memory_does_not_fit_is_told_the_key_and_the_size() {
+async fn limits_a_component_with_too_much_memory_is_refused_with_the_key_and_the_size() {
     let world = World::real().await;
     let small = limited(&json!({ "memory": "1MiB" }));
     // Another one has the size of the pool.

@@ -63,7 +63,7 @@ async fn a_component_has_a_bounded_number_of_outgoing_requests() {
     assert_eq!(told.iter().filter(|told| told.contains("Timeout")).count(), 2, "{told:?}");
     assert_eq!(fan(&greets).await, ["it is me"; 4], "places become free");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"outgoing\"} 2"), "{metrics}");
+    assert!(metrics.contains("kind=\"outgoing_limit\"} 2"), "{metrics}");
 }
 
 async fn host(world: &World, allow: &Value) -> Host {
@@ -165,7 +165,7 @@ async fn a_component_never_reaches_the_admin_endpoint_of_its_host() {
 }
 
 #[tokio::test]
-async fn what_is_denied_is_told_once_with_the_entry_that_would_permit_it() {
+async fn a_denial_is_logged_once_with_the_entry_that_would_permit_it() {
     let world = World::real().await;
     let mut host = host(&world, &json!({ "outbound": ["api.example", "*"] })).await;
     let denied = [
@@ -211,7 +211,7 @@ async fn connections_are_reused_and_closed_ones_cost_no_request() {
     assert_eq!((kept.load(Ordering::Relaxed), closed.load(Ordering::Relaxed)), (1, 20));
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     for to in [keeps, closes] {
-        let counted = format!(r#"to="{to}",result="answered"}} 20"#);
+        let counted = format!(r#"target="{to}",result="answered"}} 20"#);
         assert!(metrics.contains(&counted), "{counted} in {metrics}");
     }
 }
@@ -233,7 +233,7 @@ async fn a_component_gets_the_reason_why_a_host_does_not_respond() {
     fails(&host, "secure", &plain, "TlsProtocolError").await;
     fails(&host, "call", "example.com", "HttpRequestDenied").await;
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for counted in [format!(r#"to="{nobody}",result="failed"}} 1"#), r#"what="denied"} 1"#.to_owned()] {
+    for counted in [format!(r#"target="{nobody}",result="failed"}} 1"#), r#"kind="outgoing_denied"} 1"#.to_owned()] {
         assert!(metrics.contains(&counted), "{counted} in {metrics}");
     }
 }

@@ -183,7 +183,7 @@ async fn own_listener_of_a_program_that_ends_is_withdrawn_and_restored() {
         assert_ne!(before.modified, after.modified, "it was never away");
     }
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.lines().any(|line| line.contains("what=\"fell\"") && line.ends_with(" 3")), "{metrics}");
+    assert!(metrics.lines().any(|line| line.contains("kind=\"program_exit\"") && line.ends_with(" 3")), "{metrics}");
     // The program's last output is in the log.
     host.says("told to trap").await;
     assert_eq!(host.stop().await.code, Some(0));
@@ -279,7 +279,7 @@ async fn own_listener_has_health_checks() {
         with(program("serve"), json!({ "health": health, "limits": { "start_timeout": "2s" } }))
     };
     let mut host = host(&world, [asked("/slow")]).await;
-    let why = "it is withdrawn: its health check was not answered well yet";
+    let why = "it is withdrawn: its health check has not passed yet";
     let said = get(&format!("{}readyz", host.admin())).await.body;
     assert_eq!(said, format!("not ready\nprogram: {why}: no answer within 500ms\n"));
     assert_eq!(world.count().await, 0);

@@ -123,7 +123,7 @@ async fn a_malformed_authority_costs_its_own_request_alone() {
         is_answered(&connection.ask(&here).await, "hello\n");
     }
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"failed\"} 0"), "{metrics}");
+    assert!(metrics.contains("reason=\"component_failed\"} 0"), "{metrics}");
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -162,7 +162,10 @@ async fn a_malformed_target_is_refused_before_the_component() {
         is_answered(&connection.ask(&request("/", &field(":authority", "here"))).await, "hello\n");
     }
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    assert!(metrics.contains("what=\"failed\"} 0") && !metrics.contains("what=\"failed\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("reason=\"component_failed\"} 0") && !metrics.contains("reason=\"component_failed\"} 1"),
+        "{metrics}"
+    );
     assert_eq!(warnings(&host), [""; 0]);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -266,18 +269,15 @@ async fn clients_that_leave_are_no_failure_and_no_panic() {
     })
     .await;
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for what in ["trap", "failed"] {
-        assert!(
-            !metrics.lines().any(|line| line.contains(&format!("what=\"{what}\"}}")) && !line.ends_with(" 0")),
-            "{metrics}"
-        );
+    for label in ["kind=\"trap\"}", "reason=\"component_failed\"}"] {
+        assert!(!metrics.lines().any(|line| line.contains(label) && !line.ends_with(" 0")), "{metrics}");
     }
     assert_eq!(warnings(&host), [""; 0]);
     assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]
-async fn a_response_that_is_none_says_why() {
+async fn a_missing_response_has_its_reason() {
     let world = World::real().await;
     let host = Host::of(&world, [raw()]).await;
     let cases = [

@@ -143,7 +143,7 @@ async fn an_error_code_of_a_component_is_an_answer_with_the_status_of_its_case()
     assert_eq!([world.stands(&keys[0]).await, world.stands(&keys[1]).await], before);
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     let counted = |what: &str| metrics.lines().filter(|line| line.contains(what)).count();
-    assert_eq!((counted("what=\"error_code\"} 15"), counted("what=\"failed\"} 0")), (2, 2), "{metrics}");
+    assert_eq!((counted("reason=\"error_code\"} 15"), counted("reason=\"component_failed\"} 0")), (2, 2), "{metrics}");
     let log = host.log();
     let told = |line: &&Value| line["message"].as_str().is_some_and(|said| said.contains("returned an error code"));
     let told: Vec<_> = log.iter().filter(told).collect();

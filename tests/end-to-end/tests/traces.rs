@@ -269,7 +269,7 @@ async fn a_skipped_node_is_an_event() {
     let value = json!({ "name": "user", "addr": gone.to_string(), "version": "", "weight": "100" }).to_string();
     world.put(&format!("/user/{gone}"), &value, 0).await;
     let url = format!("{}call/user.leasehold", host.url("caller"));
-    let passed = |span: &Span| span.events == ["passed over"];
+    let passed = |span: &Span| span.events == ["retried on another node"];
     wait_for("a call meets the dead node first", SOON, async || {
         assert!(get(&url).await.body.contains("hello"));
         collector.spans().iter().any(passed)
@@ -371,12 +371,12 @@ async fn failures_and_limits_are_reported() {
     let failing = host.url("failing");
     assert_eq!(get(&format!("{failing}act/trap")).await.status, 500);
     let span = collector.answer("failing", "/act/trap").await;
-    span.has(&[("error.type", "failed"), ("http.response.status_code", "500")]);
+    span.has(&[("error.type", "component_failed"), ("http.response.status_code", "500")]);
     assert_eq!(span.error.as_deref(), Some("the service failed"));
 
     assert_eq!(get(&format!("{}act/spin", host.url("slow"))).await.status, 504);
     let span = collector.answer("slow", "/act/spin").await;
-    span.has(&[("error.type", "late"), ("http.response.status_code", "504")]);
+    span.has(&[("error.type", "timeout"), ("http.response.status_code", "504")]);
 
     assert_eq!(ask("GET", &format!("{failing}call/{}", "evil.example"), &[]).await.status, 200);
     let sent = collector.span("a request that is denied", |span| span.is("failing", SpanKind::Client)).await;
@@ -389,11 +389,11 @@ async fn failures_and_limits_are_reported() {
     client.write_all(b"GET /break HTTP/1.1\r\nhost: relay\r\n\r\n").await.unwrap();
     client.read_to_end(&mut Vec::new()).await.unwrap();
     let span = collector.answer("relay", "/break").await;
-    span.has(&[("error.type", "failed"), ("http.response.status_code", "200"), ("server.address", "relay")]);
+    span.has(&[("error.type", "component_failed"), ("http.response.status_code", "200"), ("server.address", "relay")]);
     // A failure before any part of the response was sent.
     assert_eq!(get(&format!("{}fail", host.url("relay"))).await.status, 500);
     let span = collector.answer("relay", "/fail").await;
-    span.has(&[("error.type", "failed"), ("http.response.status_code", "500")]);
+    span.has(&[("error.type", "component_failed"), ("http.response.status_code", "500")]);
     let mut client = TcpStream::connect(host.addr("failing")).await.unwrap();
     client.write_all(b"MINE /act/sleep HTTP/1.1\r\nhost: failing\r\n\r\n").await.unwrap();
     get(&failing).await;

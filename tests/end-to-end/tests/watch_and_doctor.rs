@@ -60,7 +60,7 @@ async fn watch_reports_every_change_once() {
     let key = format!("/greeter/v1/{}", greeter.addr("greeter"));
     assert_eq!(change(&mut json, "joined", &key).await["version"], "v1");
     world.kill();
-    json.line("that etcd is gone", |line| line.contains("what is shown is what was known")).await;
+    json.line("that etcd is gone", |line| line.contains("the last known state is shown")).await;
     world.restart(true).await;
     json.line("that etcd is back", |line| line.contains("etcd is back")).await;
     assert_eq!(greeter.stop().await.code, Some(0));
@@ -201,7 +201,7 @@ async fn doctor_prints_commands_in_which_no_key_is_executed() {
 }
 
 #[tokio::test]
-async fn doctor_fixes_what_nothing_speaks_for_and_leaves_the_rest() {
+async fn doctor_deletes_leftover_keys_only() {
     let world = World::real().await;
     let etcd = endpoint(&world);
     let living = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -392,7 +392,7 @@ async fn doctor_notes_a_renewed_lease_without_keys() {
         noted = looking => noted,
     };
     assert_eq!(noted.code, Some(0), "{noted:?}");
-    assert!(noted.stderr.contains("leases without keys: 2; who renews them shows within 10 s"), "{noted:?}");
+    assert!(noted.stderr.contains("leases without keys: 2; observing them for up to 10 s"), "{noted:?}");
     let report: Value = serde_json::from_str(&noted.stdout).unwrap();
     let counted = json!({ "all": 4, "renewed_without_keys": 1, "unrenewed_without_keys": 1, "left_out": 0 });
     assert_eq!(report["leases"], counted, "{noted:?}");

@@ -1,4 +1,4 @@
-//! What a scrape of `/metrics` is told, read at that moment.
+//! The text of `/metrics`, made at the moment of a scrape.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,26 +13,27 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use strum::IntoEnumIterator;
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::service::handle::{Face, PHASES, Readiness, Roster, Snapshot};
+use crate::service::handle::{Phase, Readiness, ServiceHandle, Services, Snapshot};
 
-/// What the text is, for who reads it.
+/// Content type of OpenMetrics.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// The same for who reads what was there before OpenMetrics.
-pub(crate) const FORMER_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Content type of Prometheus' text format, which precedes OpenMetrics.
+pub(crate) const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether a reader takes the former text, and not this one.
-pub(crate) fn is_former(accept: &str) -> bool {
+/// Returns true if a reader accepts the text format, and not OpenMetrics.
+pub(crate) fn wants_text_format(accept: &str) -> bool {
     accept.contains("text/plain") && !accept.contains("application/openmetrics-text")
 }
 
-/// The text as it was before OpenMetrics, where a counter is called in full in its description, too, and nothing ends it.
-pub(crate) fn former(page: &str) -> String {
+/// Converts a page to the text format, in which the description of a counter has its full name, too, and no line marks the end.
+pub(crate) fn text_format(page: &str) -> String {
     let described = |line: &str| match line.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')) {
         Some(("TYPE", rest)) => rest.strip_suffix(" counter").map(str::to_owned),
         _ => None,
@@ -52,14 +53,14 @@ pub(crate) fn former(page: &str) -> String {
     text
 }
 
-/// How long etcd may take to answer one scrape.
-const ETCD_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for etcd in one scrape.
+const ETCD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The states of a registration that has not ended, in the order in which they are shown.
+/// States of a registration that has not ended, in the order in which they are shown. The registrar's enum has more.
 const STATES: [State; 6] =
     [State::Pending, State::Registered, State::Suspect, State::Recovering, State::Conflict, State::Draining];
 
-/// The kinds of events, and what metrics call them.
+/// Kinds of events with their names in metrics; the registrar has other names for the log.
 const EVENTS: [(What, &str); 12] = [
     (What::Registered, "registered"),
     (What::TookOver, "took_over"),
@@ -75,7 +76,7 @@ const EVENTS: [(What, &str); 12] = [
     (What::Stopped, "stopped"),
 ];
 
-/// What has happened to leases and keys, counted.
+/// Counters of the registrar's events.
 #[derive(Debug, Default)]
 pub(crate) struct Events([Counter; EVENTS.len()]);
 
@@ -100,22 +101,22 @@ impl Events {
     }
 }
 
-/// The text of a scrape. Asks etcd once, and does not wait for it for long.
-pub(crate) async fn scrape(roster: &Arc<Roster>, events: &Arc<Events>, registrar: &Registrar) -> String {
-    let etcd_is_up = timeout(ETCD_PATIENCE, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
+/// The text of a scrape. Sends etcd one request, and waits for a second at most.
+pub(crate) async fn scrape(services: &Arc<Services>, events: &Arc<Events>, registrar: &Registrar) -> String {
+    let etcd_is_up = timeout(ETCD_TIMEOUT, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
     let latencies = registrar.latencies();
     let mut registry = Registry::with_prefix("leasehold");
-    let (roster, events) = (Arc::clone(roster), Arc::clone(events));
-    registry.register_collector(Box::new(Scrape { roster, events, etcd_is_up, latencies }));
+    let (services, events) = (Arc::clone(services), Arc::clone(events));
+    registry.register_collector(Box::new(Scrape { services, events, etcd_is_up, latencies }));
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a string takes all that is written");
     page
 }
 
 struct Scrape {
-    roster: Arc<Roster>,
+    services: Arc<Services>,
     events: Arc<Events>,
-    /// Whether it answered this scrape.
+    /// etcd answered this scrape.
     etcd_is_up: bool,
     latencies: [Latency; Verb::ALL.len()],
 }
@@ -133,7 +134,7 @@ impl Collector for Scrape {
         let mut page = Page(encoder);
         self.process(&mut page)?;
         self.latencies(&mut page)?;
-        let services = Services(self.roster.services().iter().map(Face::snapshot).collect());
+        let services = ServiceSamples(self.services.all().iter().map(ServiceHandle::snapshot).collect());
         services.phases(&mut page)?;
         services.requests(&mut page)?;
         services.instances(&mut page)?;
@@ -144,17 +145,21 @@ impl Collector for Scrape {
 
 impl Scrape {
     fn process(&self, page: &mut Page<'_>) -> fmt::Result {
-        page.gauge("build", "Always 1", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])?;
+        page.gauge(
+            "build_info",
+            "Version of the host, with the value 1",
+            [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+        )?;
         let up = f64::from(u8::from(self.etcd_is_up));
-        page.gauge("etcd_up", "Whether etcd answered this scrape", [(vec![], up)])?;
+        page.gauge("etcd_up", "1 if etcd responded to this scrape", [(vec![], up)])?;
         let counts = EVENTS.iter().zip(&self.events.0);
-        let counts = counts.map(|((_, name), count)| (vec![("what", *name)], count.get()));
-        page.counter("lease_events", "What happened to leases and keys", counts)
+        let counts = counts.map(|((_, name), count)| (vec![("event", *name)], count.get()));
+        page.counter("lease_events", "Events of leases and keys", counts)
     }
 
     fn latencies(&self, page: &mut Page<'_>) -> fmt::Result {
         let verbs = self.latencies.map(|latency| (latency, latency.verb.to_string()));
-        let (name, help) = ("etcd_request_duration_seconds", "Time until etcd did what it was asked to");
+        let (name, help) = ("etcd_request_duration_seconds", "Duration of requests to etcd");
         let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         let seconds = |bound: Duration| if bound == Duration::MAX { f64::INFINITY } else { bound.as_secs_f64() };
         for (latency, verb) in &verbs {
@@ -165,118 +170,125 @@ impl Scrape {
             series.encode_histogram::<NoLabelSet>(latency.total.as_secs_f64(), all, &buckets, None)?;
         }
         let failed = verbs.iter().map(|(latency, verb)| (vec![("verb", verb.as_str())], latency.failed));
-        page.counter("etcd_requests_failed", "Requests that etcd did not answer, or refused", failed)
+        page.counter("etcd_requests_failed", "Requests to etcd that failed or timed out", failed)
     }
 }
 
-/// The services as they are at the moment of the scrape.
-struct Services<'a>(Vec<Snapshot<'a>>);
+/// The services at the moment of the scrape.
+struct ServiceSamples<'a>(Vec<Snapshot<'a>>);
 
-impl Services<'_> {
+impl ServiceSamples<'_> {
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
-        let names = PHASES.map(|phase| (phase, phase.to_string()));
-        let phases = self.faces().flat_map(|face| {
-            let now = face.present.phase;
+        let names: Vec<_> = Phase::iter().map(|phase| (phase, phase.to_string())).collect();
+        let phases = self.services().flat_map(|service| {
+            let now = service.status.phase;
             let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
-            shown.map(move |(is, name)| (with(labels(face), "phase", name), f64::from(u8::from(is))))
+            shown.map(move |(is, name)| (with(labels(service), "phase", name), f64::from(u8::from(is))))
         });
-        page.gauge("service_phase", "1 for the phase of its life that the service is in", phases)?;
-        let ready = self.faces().map(|face| {
-            let is_out = matches!(face.readiness(), Readiness::NotReady(_));
-            (labels(face), f64::from(u8::from(!is_out)))
+        page.gauge("service_phase", "1 for the current phase of the service", phases)?;
+        let ready = self.services().map(|service| {
+            let is_out = matches!(service.readiness(), Readiness::NotReady(_));
+            (labels(service), f64::from(u8::from(!is_out)))
         });
-        page.gauge("service_ready", "Whether clients find the service and are answered", ready)?;
-        let failures = self.faces().map(|face| (labels(face), face.face.stats.start_failures.get()));
-        page.counter("start_failures", "Attempts to start the service that failed", failures)
+        page.gauge("service_ready", "1 if the service is registered and served", ready)?;
+        let failures = self.services().map(|service| (labels(service), service.handle.stats.start_failures.get()));
+        page.counter("start_failures", "Failed attempts to start the service", failures)
     }
 
     fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
-        let classes = self.faces().flat_map(|face| {
-            let classes = face.face.stats.classes();
-            classes.map(|(class, count)| (with(labels(face), "class", class), count.get()))
+        let classes = self.services().flat_map(|service| {
+            let classes = service.handle.stats.classes();
+            classes.map(|(class, count)| (with(labels(service), "class", class), count.get()))
         });
-        page.counter("requests", "Answers by the class of their status, the host's own included", classes)?;
-        let hits = self.faces().flat_map(|face| {
-            let hits = face.face.stats.hits();
-            hits.map(|(hit, count)| (with(labels(face), "what", hit), count.get()))
+        page.counter("requests", "Responses by status class, including the error responses of the host", classes)?;
+        let rejections = self.services().flat_map(|service| {
+            let rejections = service.handle.stats.rejections();
+            rejections.map(|(reason, count)| (with(labels(service), "reason", reason), count.get()))
         });
-        page.counter("hits", "What requests and instances ran into", hits)?;
-        let within = self.faces().map(|face| (labels(face), face.face.stats.within() as f64));
-        page.gauge("requests_in_flight", "Requests that wait for their turn or whose answer is not sent yet", within)?;
-        let outgoing: Vec<_> = self.faces().map(|face| (face, face.face.stats.outgoing().clone())).collect();
-        let outgoing = outgoing.iter().flat_map(|(face, targets)| {
-            targets.iter().flat_map(move |(to, count)| {
+        page.counter("rejected_requests", "Requests without a response of the component, by reason", rejections)?;
+        let incidents = self.services().flat_map(|service| {
+            let incidents = service.handle.stats.incidents();
+            incidents.map(|(kind, count)| (with(labels(service), "kind", kind), count.get()))
+        });
+        page.counter("incidents", "Limits that were reached, traps and unexpected ends, by kind", incidents)?;
+        let within = self.services().map(|service| (labels(service), service.handle.stats.within() as f64));
+        page.gauge("requests_in_flight", "Requests that are queued or whose response is not complete", within)?;
+        let outgoing: Vec<_> =
+            self.services().map(|service| (service, service.handle.stats.outgoing().clone())).collect();
+        let outgoing = outgoing.iter().flat_map(|(service, targets)| {
+            targets.iter().flat_map(move |(target, count)| {
                 [("answered", count.answered), ("failed", count.failed)]
-                    .map(|(result, count)| (with(with(labels(face), "to", to), "result", result), count))
+                    .map(|(result, count)| (with(with(labels(service), "target", target), "result", result), count))
             })
         });
-        page.counter("outgoing_requests", "Requests of the component's own", outgoing)?;
-        let help = "Time until the answer begins";
+        page.counter("outgoing_requests", "Requests sent by the component", outgoing)?;
+        let help = "Time until the response begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
-        for face in self.faces() {
-            face.face.stats.duration.encode(family.encode_family(&labels(face))?)?;
+        for service in self.services() {
+            service.handle.stats.duration.encode(family.encode_family(&labels(service))?)?;
         }
         Ok(())
     }
 
     fn instances(&self, page: &mut Page<'_>) -> fmt::Result {
-        let used = self.faces().map(|face| (labels(face), whole(face.instances().0)));
-        page.gauge("instances", "Instances that answer requests or are kept for further ones", used)?;
-        let most = self.faces().map(|face| (labels(face), f64::from(face.instances().1)));
-        page.gauge("instances_limit", "Instances at a time, at most", most)
+        let used = self.services().map(|service| (labels(service), whole(service.instances().0)));
+        page.gauge("instances", "Instances in use or kept for further requests", used)?;
+        let most = self.services().map(|service| (labels(service), f64::from(service.instances().1)));
+        page.gauge("instances_limit", "Limit of instances", most)
     }
 
     fn views(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.faces().map(|face| (face, face.views())).collect();
+        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.services().map(|service| (service, service.views())).collect();
         let each = || {
-            let each = all.iter().flat_map(|(face, views)| views.iter().map(move |view| (*face, view)));
-            each.map(|(face, view)| {
-                let labels = with(labels(face), "name", view.name().as_str());
+            let each = all.iter().flat_map(|(service, views)| views.iter().map(move |view| (*service, view)));
+            each.map(|(service, view)| {
+                let labels = with(labels(service), "name", view.name().as_str());
                 (with(labels, "version", view.version().as_str()), view)
             })
         };
         let ages = each().filter_map(|(labels, view)| Some((labels, view.age()?.as_secs_f64())));
-        page.gauge("view_age_seconds", "How long ago etcd confirmed what is known of a service", ages)?;
+        page.gauge("view_age_seconds", "Time since etcd last confirmed the view of a service", ages)?;
         let nodes = each().map(|(labels, view)| (labels, whole(view.nodes().len())));
-        page.gauge("view_nodes", "Nodes of a service that the component looked up", nodes)?;
-        let garbage = each().map(|(labels, view)| (labels, whole(view.invalid_keys())));
-        page.gauge("view_garbage", "Keys that stand where its nodes do and are none", garbage)
+        page.gauge("view_nodes", "Nodes of a service that the component watches", nodes)?;
+        let invalid = each().map(|(labels, view)| (labels, whole(view.invalid_keys())));
+        page.gauge("view_invalid_keys", "Keys of a service whose value is not a node", invalid)
     }
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
         let all: Vec<(&Snapshot<'_>, Vec<Arc<Registration>>)> =
-            self.faces().map(|face| (face, face.registrations())).collect();
+            self.services().map(|service| (service, service.registrations())).collect();
         let names = STATES.map(|state| (state, state.to_string()));
-        let states = all.iter().flat_map(|(face, kept)| {
+        let states = all.iter().flat_map(|(service, registrations)| {
             names.iter().map(move |(state, name)| {
-                let count = kept.iter().filter(|registration| registration.status().state == *state).count();
-                (with(labels(face), "state", name), whole(count))
+                let count = registrations.iter().filter(|registration| registration.status().state == *state).count();
+                (with(labels(service), "state", name), whole(count))
             })
         });
         page.gauge("registrations", "Registrations by state", states)?;
         let each = || {
-            let each = all.iter().flat_map(|(face, kept)| kept.iter().map(move |one| (*face, one)));
-            each.map(|(face, one)| (with(labels(face), "key", one.key()), one.status()))
+            let each =
+                all.iter().flat_map(|(service, registrations)| registrations.iter().map(move |one| (*service, one)));
+            each.map(|(service, one)| (with(labels(service), "key", one.key()), one.status()))
         };
         let weights = each().map(|(labels, status)| (labels, f64::from(status.weight.value())));
-        page.gauge("weight", "The weight that is published", weights)?;
+        page.gauge("weight", "Published weight", weights)?;
         let left = each().map(|(labels, status)| (labels, status.ttl_remaining.as_secs_f64()));
-        page.gauge("ttl_remaining_seconds", "How long the key stays if no renewal is confirmed any more", left)?;
+        page.gauge("ttl_remaining_seconds", "Time until the key expires if no further renewal is confirmed", left)?;
         let ages = each().map(|(labels, status)| (labels, status.lease_age.as_secs_f64()));
-        page.gauge("lease_age_seconds", "How long ago etcd granted the lease that the key stands under", ages)?;
+        page.gauge("lease_age_seconds", "Time since etcd granted the lease of the key", ages)?;
         let renewals = each().map(|(labels, status)| (labels, status.renewals));
         page.counter("renewals", "Renewals that etcd confirmed", renewals)?;
         let recoveries = each().map(|(labels, status)| (labels, status.recoveries));
-        page.counter("recoveries", "How often the key was lost and written again", recoveries)
+        page.counter("recoveries", "Times that the key was lost and written again", recoveries)
     }
 
-    fn faces(&self) -> impl Iterator<Item = &Snapshot<'_>> {
+    fn services(&self) -> impl Iterator<Item = &Snapshot<'_>> {
         self.0.iter()
     }
 }
 
 fn labels<'a>(service: &'a Snapshot<'_>) -> Labels<'a> {
-    vec![("service", service.face.name.as_str()), ("listen", &*service.present.listen)]
+    vec![("service", service.handle.name.as_str()), ("listen", &*service.status.listen)]
 }
 
 fn with<'a>(mut labels: Labels<'a>, name: &'static str, value: &'a str) -> Labels<'a> {
@@ -288,7 +300,7 @@ fn whole(count: usize) -> f64 {
     u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
 
-/// The page that is being written.
+/// The page, while it is written.
 struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
@@ -321,21 +333,21 @@ impl Page<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{former, is_former};
+    use super::{text_format, wants_text_format};
 
     #[test]
-    fn who_does_not_know_openmetrics_is_told_in_the_former_words() {
+    fn a_reader_without_openmetrics_gets_the_text_format() {
         for (accept, is) in [
             ("text/plain;version=0.0.4", true),
             ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5", false),
             ("*/*", false),
             ("", false),
         ] {
-            assert_eq!(is_former(accept), is, "{accept}");
+            assert_eq!(wants_text_format(accept), is, "{accept}");
         }
         let page = "# HELP a Help.\n# TYPE a counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n# EOF\n";
         let text =
             "# HELP a_total Help.\n# TYPE a_total counter\na_total{b=\"c d\"} 1\n# HELP e f\n# TYPE e gauge\ne 2\n";
-        assert_eq!(former(page), text);
+        assert_eq!(text_format(page), text);
     }
 }

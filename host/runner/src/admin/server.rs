@@ -1,10 +1,10 @@
-//! The admin endpoint: what an operator, a supervisor and a scraper ask of a running host.
+//! The admin endpoint for operators, supervisors and scrapers.
 
 use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leasehold::Registrar;
+use parking_lot::{Mutex, MutexGuard};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
@@ -35,7 +36,7 @@ use crate::{
     config,
     error::Failure,
     inbound::server::bind,
-    service::handle::{Asker, Face, Readiness, Roster, Snapshot},
+    service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
 };
 
 /// Limit on requests at a time, those for health excepted; further ones are refused.
@@ -44,17 +45,17 @@ const MAX_REQUESTS: usize = 64;
 /// the runtime accepts in a row, so that a request which was sent with its connection is read before the connection can
 /// be the oldest.
 const MAX_IDLE: usize = 256;
-/// How long a client may take to send a request's headers.
+/// Longest time that a client may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time that a client may take to read any of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a client may send as headers, at most.
+/// Bytes of headers, at most.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// The longest that a connection lasts, for one request each. A drain takes as long as its requests in flight.
+/// Longest life of a connection, which has one request. A drain takes as long as its requests in flight.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Lines of `/readyz` about etcd, at most.
 const MAX_FAULTS: usize = 20;
-/// The pause after a failed accept.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const PATHS: &str =
@@ -68,33 +69,33 @@ pub(crate) struct Admin {
     pub(crate) bound: SocketAddr,
 }
 
-/// What answers are made from.
-pub(crate) struct Desk {
-    pub(crate) roster: Arc<Roster>,
+/// State behind the routes.
+pub(crate) struct AdminState {
+    pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
-    /// Whether it listens beyond this machine, where a name in a request says nothing.
+    /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
     pub(crate) remote: bool,
 }
 
-type Answer = Response<Full<Bytes>>;
-/// Who was asked, and where each answers.
-type Asked<'a, T> = Vec<(&'a Face, oneshot::Receiver<T>)>;
-/// Why nobody was.
-type Refused = (StatusCode, String);
+type AdminResponse = Response<Full<Bytes>>;
+/// The services that a command was sent to, each with the receiver of its reply.
+type PendingReplies<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
+/// Reason why a command was sent to no service.
+type CommandError = (StatusCode, String);
 
 impl Admin {
-    /// Listens and answers. It does so while services start, too, and while they drain.
-    pub(crate) fn start(admin: &config::Admin, desk: Desk) -> Result<Self, Failure> {
+    /// Listens and responds, also while services start and while they drain.
+    pub(crate) fn start(admin: &config::Admin, state: AdminState) -> Result<Self, Failure> {
         let (listener, bound) = Self::bind(admin)?;
         let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), bound };
         let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
-        started.tasks.spawn(accept(listener, Arc::new(desk), closing, tasks));
+        started.tasks.spawn(accept(listener, Arc::new(state), closing, tasks));
         tracing::info!(url = format!("http://{bound}/"), "admin");
         Ok(started)
     }
 
-    /// Listens, and says where.
+    /// Binds the listener. Returns it with its address.
     pub(crate) fn bind(admin: &config::Admin) -> Result<(TcpListener, SocketAddr), Failure> {
         let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
         let listener = bind(admin.listen).map_err(failed)?;
@@ -102,7 +103,7 @@ impl Admin {
         Ok((listener, bound))
     }
 
-    /// Lets go of the listener and cuts what is left of connections: whatever they wait for has ended.
+    /// Closes the listener and cuts the remaining connections: their commands have ended.
     pub(crate) async fn close(self) {
         self.closing.cancel();
         self.tasks.close();
@@ -110,7 +111,7 @@ impl Admin {
     }
 }
 
-async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationToken, tasks: TaskTracker) {
+async fn accept(listener: TcpListener, state: Arc<AdminState>, closing: CancellationToken, tasks: TaskTracker) {
     let idle = Arc::<Idle>::default();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
@@ -124,7 +125,7 @@ async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationTok
                 let connection = Connection {
                     slot: Arc::new(idle.enter()),
                     requests: Arc::clone(&requests),
-                    desk: Arc::clone(&desk),
+                    state: Arc::clone(&state),
                 };
                 tasks.spawn(connection.serve(stream, closing.clone()));
             }
@@ -138,7 +139,7 @@ async fn accept(listener: TcpListener, desk: Arc<Desk>, closing: CancellationTok
     }
 }
 
-/// The connections that have sent no request, or one that is answered at once, from the oldest on.
+/// Connections without a request, or whose request is answered at once, the oldest first.
 #[derive(Default)]
 struct Idle(Mutex<IdleSlots>);
 
@@ -156,7 +157,7 @@ struct IdleSlot {
 }
 
 impl Idle {
-    /// Makes room for one more: where there is none, the oldest connection is closed.
+    /// Adds a connection. Beyond the limit the oldest one is closed.
     fn enter(self: &Arc<Self>) -> IdleSlot {
         let evicted = CancellationToken::new();
         let mut slots = self.slots();
@@ -179,12 +180,12 @@ impl Idle {
     }
 
     fn slots(&self) -> MutexGuard<'_, IdleSlots> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
 impl IdleSlot {
-    /// Gives the slot back: the connection is not closed for a newer one any more.
+    /// Removes the connection: it is not closed for a newer one any more.
     fn leave(&self) {
         self.idle.slots().open.remove(&self.number);
     }
@@ -201,7 +202,7 @@ impl Drop for IdleSlot {
 struct Connection {
     slot: Arc<IdleSlot>,
     requests: Arc<Semaphore>,
-    desk: Arc<Desk>,
+    state: Arc<AdminState>,
 }
 
 impl Connection {
@@ -226,29 +227,29 @@ impl Connection {
         tokio::select! {
             () = closing.cancelled() => {}
             () = evicted.cancelled() => {}
-            // A client that breaks off knows it.
+            // An error is the client's own.
             _ = timeout(LONGEST, served) => {}
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> Answer {
-        // Health is answered at once, and never refused: a supervisor would end a host that works.
+    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> AdminResponse {
+        // Health is answered at once, and never rejected: a supervisor would end a host that works.
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-                let said = format!("{MAX_REQUESTS} requests are under way; try again later");
-                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, &said);
+                let message = format!("{MAX_REQUESTS} requests are under way; try again later");
+                return error_json(StatusCode::SERVICE_UNAVAILABLE, &message);
             };
-            let _ = held.set(permit); // There is one request.
+            let _ = held.set(permit); // A connection has one request.
             self.slot.leave();
         }
-        self.desk.answer(request).await
+        self.state.answer(request).await
     }
 }
 
-impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        if let Some(said) = self.foreign(&request) {
-            return said_as_json(StatusCode::FORBIDDEN, said);
+impl AdminState {
+    async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
+        if let Some(message) = self.foreign(&request) {
+            return error_json(StatusCode::FORBIDDEN, message);
         }
         let path = request.uri().path();
         let (expected, answer) = match path {
@@ -265,19 +266,24 @@ impl Desk {
                     (Method::POST, self.reload(Some(name)).await)
                 }
                 Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
-                _ => return said_as_json(StatusCode::NOT_FOUND, &format!("there is {PATHS}")),
+                _ => {
+                    return error_json(
+                        StatusCode::NOT_FOUND,
+                        &format!("not an admin endpoint: the endpoints are {PATHS}"),
+                    );
+                }
             },
         };
         if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
             return answer;
         }
-        let mut refused = said_as_json(StatusCode::METHOD_NOT_ALLOWED, &format!("ask with {expected}"));
+        let mut refused = error_json(StatusCode::METHOD_NOT_ALLOWED, &format!("the method must be {expected}"));
         let allowed = HeaderValue::from_str(expected.as_str()).expect("a method is a header's value");
         refused.headers_mut().insert(header::ALLOW, allowed);
         refused
     }
 
-    /// Why a request comes from a web page that an operator looks at, and not from the operator.
+    /// Reason for which a request seems to come from a web page in an operator's browser.
     fn foreign(&self, request: &Request<Incoming>) -> Option<&'static str> {
         if request.headers().contains_key(header::ORIGIN) {
             return Some("not for web pages");
@@ -286,39 +292,39 @@ impl Desk {
         let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
         let is_plain =
             name.is_ok_and(|name| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok());
-        // A name that leads to loopback may have been made to lead there.
-        (!self.remote && !is_plain).then_some("ask by the address, or localhost")
+        // A name that resolves to loopback may belong to an attacker.
+        (!self.remote && !is_plain).then_some("the host must be an address, or localhost")
     }
 
-    /// Whether starting the process again would help.
-    fn healthz(&self) -> Answer {
-        match self.registrar.has_ended() && !self.roster.ending.is_cancelled() {
+    /// Liveness: 200 as long as a restart of the process would not help.
+    fn healthz(&self) -> AdminResponse {
+        match self.registrar.has_ended() && !self.services.ending.is_cancelled() {
             false => plain(StatusCode::OK, "ok\n".to_owned()),
             true => plain(StatusCode::INTERNAL_SERVER_ERROR, "the registrar has ended\n".to_owned()),
         }
     }
 
-    /// Whether clients find every service and are answered. With `etcd=optional` only whether they are answered.
-    fn readyz(&self, query: Option<&str>) -> Answer {
-        let refuse = |said: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{said}"));
-        if self.roster.ending.is_cancelled() {
+    /// Readiness of all services. With `etcd=optional` the state of etcd does not count.
+    fn readyz(&self, query: Option<&str>) -> AdminResponse {
+        let refuse = |message: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{message}"));
+        if self.services.ending.is_cancelled() {
             return refuse("the host is ending\n".to_owned());
         }
-        if !self.roster.is_filled() {
+        if !self.services.are_known() {
             return refuse(format!("the host is starting\n{}", self.faults()));
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
         let without_etcd = query == Some("etcd=optional");
-        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
+        let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
         let all_out = services.iter().all(Snapshot::is_out);
-        // One that was drained by command does not speak against the host, unless there is no other.
+        // A service that was drained by command does not count, unless there is no other.
         for service in services.iter().filter(|service| all_out || !service.is_out()) {
-            let name = &service.face.name;
+            let name = &service.handle.name;
             match service.readiness() {
                 _ if without_etcd && service.is_served() => {}
                 Readiness::Ready => {}
-                Readiness::Unknown(said) => unknown += &format!("{name}: {said}\n"),
-                Readiness::NotReady(said) => not_ready += &format!("{name}: {said}\n"),
+                Readiness::Unknown(message) => unknown += &format!("{name}: {message}\n"),
+                Readiness::NotReady(message) => not_ready += &format!("{name}: {message}\n"),
             }
         }
         match (not_ready.is_empty(), unknown.is_empty()) {
@@ -328,22 +334,22 @@ impl Desk {
         }
     }
 
-    /// Why etcd is waited for, and what it refuses or others hold that services wait for: a line each.
+    /// Lines about the wait for etcd, refusals of etcd, and awaited keys.
     fn faults(&self) -> String {
-        let waits = self.roster.etcd.borrow().as_ref().map(|said| format!("etcd: {said}\n"));
+        let waits = self.services.etcd.borrow().as_ref().map(|message| format!("etcd: {message}\n"));
         let mut lines: BTreeMap<String, String> = BTreeMap::new();
         for fault in self.registrar.faults() {
-            // Many leases meet the same.
+            // Many leases have the same fault.
             lines.entry(fault.why.to_string()).or_insert_with(|| format!("{fault}\n"));
         }
         waits.into_iter().chain(lines.into_values().take(MAX_FAULTS)).collect()
     }
 
-    async fn metrics(&self, asked: &HeaderMap) -> Answer {
-        let page = metrics::scrape(&self.roster, &self.events, &self.registrar).await;
-        let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-        let (page, kind) = match metrics::is_former(accept) {
-            true => (metrics::former(&page), metrics::FORMER_CONTENT_TYPE),
+    async fn metrics(&self, headers: &HeaderMap) -> AdminResponse {
+        let page = metrics::scrape(&self.services, &self.events, &self.registrar).await;
+        let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let (page, kind) = match metrics::wants_text_format(accept) {
+            true => (metrics::text_format(&page), metrics::TEXT_CONTENT_TYPE),
             false => (page, metrics::CONTENT_TYPE),
         };
         let mut answer = plain(StatusCode::OK, page);
@@ -351,18 +357,18 @@ impl Desk {
         answer
     }
 
-    fn services(&self) -> Answer {
-        let services: Vec<_> = self.roster.services().iter().map(Face::snapshot).collect();
-        as_json(StatusCode::OK, &services.iter().map(Row::of).collect::<Vec<_>>())
+    fn services(&self) -> AdminResponse {
+        let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
+        json_response(StatusCode::OK, &services.iter().map(ServiceRow::of).collect::<Vec<_>>())
     }
 
-    async fn drain(&self, name: &str) -> Answer {
-        let asked = self.ask(Some(name), |face| &face.drains);
-        self.told(asked, |face, drained| {
+    async fn drain(&self, name: &str) -> AdminResponse {
+        let pending = self.command(Some(name), |handle| &handle.drains);
+        self.replies(pending, |handle, drained| {
             json!({
-                "service": face.name.as_str(),
-                "listen": &*face.snapshot().present.listen,
-                "phase": face.phase().to_string(),
+                "service": handle.name.as_str(),
+                "listen": &*handle.snapshot().status.listen,
+                "phase": handle.phase().to_string(),
                 "keys_gone": drained.keys_gone,
                 "all_answered": drained.all_answered,
             })
@@ -370,13 +376,13 @@ impl Desk {
         .await
     }
 
-    async fn reload(&self, name: Option<&str>) -> Answer {
-        let asked = self.ask(name, |face| &face.reloads);
-        self.told(asked, |face, outcome| {
+    async fn reload(&self, name: Option<&str>) -> AdminResponse {
+        let pending = self.command(name, |handle| &handle.reloads);
+        self.replies(pending, |handle, outcome| {
             json!({
-                "service": face.name.as_str(),
-                "listen": &*face.snapshot().present.listen,
-                "phase": face.phase().to_string(),
+                "service": handle.name.as_str(),
+                "listen": &*handle.snapshot().status.listen,
+                "phase": handle.phase().to_string(),
                 "reloaded": outcome.is_ok(),
                 "why": outcome.err().map(|failure| failure.sentence()),
             })
@@ -384,31 +390,31 @@ impl Desk {
         .await
     }
 
-    /// Asks every service of that name, or all of them, and says who was asked.
-    fn ask<T>(
+    /// Sends a command to every service of that name, or to all of them.
+    fn command<T>(
         &self,
         name: Option<&str>,
-        queue: impl Fn(&Face) -> &mpsc::Sender<Asker<T>>,
-    ) -> Result<Asked<'_, T>, Refused> {
-        if self.roster.ending.is_cancelled() {
+        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
+    ) -> Result<PendingReplies<'_, T>, CommandError> {
+        if self.services.ending.is_cancelled() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
         }
-        if !self.roster.is_filled() {
+        if !self.services.are_known() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
         }
         let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
-        let meant = |face: &&Face| name.as_ref().is_none_or(|name| face.name.as_str() == name);
-        let asked: Result<Vec<_>, _> = self
-            .roster
-            .services()
+        let is_named = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == name);
+        let pending: Result<Vec<_>, _> = self
+            .services
+            .all()
             .iter()
-            .filter(meant)
-            .map(|face| {
+            .filter(is_named)
+            .map(|handle| {
                 let (reply, outcome) = oneshot::channel();
-                match queue(face).try_send(reply) {
-                    Ok(()) => Ok((face, outcome)),
+                match queue(handle).try_send(reply) {
+                    Ok(()) => Ok((handle, outcome)),
                     Err(TrySendError::Full(_)) => {
-                        Err((StatusCode::CONFLICT, format!("{} has enough to do already", face.name)))
+                        Err((StatusCode::CONFLICT, format!("{}: another drain or reload is in progress", handle.name)))
                     }
                     Err(TrySendError::Closed(_)) => {
                         Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
@@ -416,46 +422,46 @@ impl Desk {
                 }
             })
             .collect();
-        match asked {
-            Ok(asked) if asked.is_empty() => {
-                let known: Vec<_> = self.roster.services().iter().map(|face| face.name.as_str()).collect();
+        match pending {
+            Ok(pending) if pending.is_empty() => {
+                let known: Vec<_> = self.services.all().iter().map(|handle| handle.name.as_str()).collect();
                 let name = name.unwrap_or_default();
                 Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
             }
-            asked => asked,
+            pending => pending,
         }
     }
 
-    /// Waits until all that were asked have answered, or the host ends.
-    async fn told<T>(
+    /// Waits for all replies, or until the host ends.
+    async fn replies<T>(
         &self,
-        asked: Result<Asked<'_, T>, Refused>,
-        show: impl Fn(&Face, T) -> serde_json::Value,
-    ) -> Answer {
-        let asked = match asked {
-            Ok(asked) => asked,
-            Err((status, said)) => return said_as_json(status, &said),
+        pending: Result<PendingReplies<'_, T>, CommandError>,
+        show: impl Fn(&ServiceHandle, T) -> serde_json::Value,
+    ) -> AdminResponse {
+        let pending = match pending {
+            Ok(pending) => pending,
+            Err((status, message)) => return error_json(status, &message),
         };
-        let all = join_all(asked.into_iter().map(|(face, outcome)| {
+        let all = join_all(pending.into_iter().map(|(handle, outcome)| {
             let show = &show;
-            async move { outcome.await.map(|outcome| show(face, outcome)) }
+            async move { outcome.await.map(|outcome| show(handle, outcome)) }
         }));
-        let told: Result<Vec<_>, _> = tokio::select! {
-            told = all => told.into_iter().collect(),
-            () = self.roster.ending.cancelled() => {
-                return said_as_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
+        let replies: Result<Vec<_>, _> = tokio::select! {
+            replies = all => replies.into_iter().collect(),
+            () = self.services.ending.cancelled() => {
+                return error_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
             }
         };
-        match told {
-            Ok(told) => as_json(StatusCode::OK, &told),
-            Err(_) => said_as_json(StatusCode::INTERNAL_SERVER_ERROR, "a service gave no answer"),
+        match replies {
+            Ok(replies) => json_response(StatusCode::OK, &replies),
+            Err(_) => error_json(StatusCode::INTERNAL_SERVER_ERROR, "a service did not reply"),
         }
     }
 }
 
 /// A service as `/services` shows it.
 #[derive(Serialize)]
-struct Row<'a> {
+struct ServiceRow<'a> {
     service: &'a str,
     version: &'a str,
     listen: &'a str,
@@ -464,28 +470,28 @@ struct Row<'a> {
     phase: String,
     /// `ready`, `unknown` or `not ready`.
     readiness: &'static str,
-    /// Why it is not known to be ready.
+    /// Reason for which it is not known to be ready.
     why: Option<String>,
     instances: usize,
-    registrations: Vec<Kept>,
-    /// The services that it looked up.
-    views: Vec<Followed>,
+    registrations: Vec<RegistrationRow>,
+    /// The services that it watches.
+    views: Vec<ViewRow>,
 }
 
 #[derive(Serialize)]
-struct Followed {
+struct ViewRow {
     name: String,
     version: String,
     nodes: usize,
-    garbage: usize,
+    invalid_keys: usize,
     /// Null before etcd was read.
     age_seconds: Option<f64>,
-    /// Why it is not kept up to date; null while it is.
-    trouble: Option<String>,
+    /// Error of the watch; null while the view is up to date.
+    error: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Kept {
+struct RegistrationRow {
     key: String,
     state: String,
     weight: u32,
@@ -495,17 +501,17 @@ struct Kept {
     recoveries: u64,
 }
 
-impl<'a> Row<'a> {
+impl<'a> ServiceRow<'a> {
     fn of(service: &'a Snapshot<'_>) -> Self {
-        let (face, present) = (service.face, &service.present);
+        let (handle, status) = (service.handle, &service.status);
         let (readiness, why) = match service.readiness() {
             Readiness::Ready => ("ready", None),
-            Readiness::Unknown(said) => ("unknown", Some(said)),
-            Readiness::NotReady(said) => ("not ready", Some(said)),
+            Readiness::Unknown(message) => ("unknown", Some(message)),
+            Readiness::NotReady(message) => ("not ready", Some(message)),
         };
         let registrations = service.registrations().into_iter().map(|registration| {
             let status = registration.status();
-            Kept {
+            RegistrationRow {
                 key: registration.key().to_string(),
                 state: status.state.to_string(),
                 weight: status.weight.value(),
@@ -515,21 +521,21 @@ impl<'a> Row<'a> {
                 recoveries: status.recoveries,
             }
         });
-        let views = service.views().into_iter().map(|view| Followed {
+        let views = service.views().into_iter().map(|view| ViewRow {
             name: view.name().to_string(),
             version: view.version().to_string(),
             nodes: view.nodes().len(),
-            garbage: view.invalid_keys(),
+            invalid_keys: view.invalid_keys(),
             age_seconds: view.age().map(|age| age.as_secs_f64()),
-            trouble: view.error().map(|why| why.to_string()),
+            error: view.error().map(|why| why.to_string()),
         });
         Self {
-            service: face.name.as_str(),
-            version: face.version.as_str(),
-            listen: &present.listen,
-            url: &present.url,
-            component: &face.component,
-            phase: present.phase.to_string(),
+            service: handle.name.as_str(),
+            version: handle.version.as_str(),
+            listen: &status.listen,
+            url: &status.url,
+            component: &handle.component,
+            phase: status.phase.to_string(),
             readiness,
             why,
             instances: service.instances().0,
@@ -539,20 +545,20 @@ impl<'a> Row<'a> {
     }
 }
 
-fn plain(status: StatusCode, text: String) -> Answer {
-    made(status, "text/plain; charset=utf-8", text)
+fn plain(status: StatusCode, text: String) -> AdminResponse {
+    response(status, "text/plain; charset=utf-8", text)
 }
 
-fn said_as_json(status: StatusCode, said: &str) -> Answer {
-    as_json(status, &json!({ "error": said }))
+fn error_json(status: StatusCode, message: &str) -> AdminResponse {
+    json_response(status, &json!({ "error": message }))
 }
 
-fn as_json(status: StatusCode, value: &impl Serialize) -> Answer {
+fn json_response(status: StatusCode, value: &impl Serialize) -> AdminResponse {
     let text = serde_json::to_string_pretty(value).expect("what is shown has no keys but text");
-    made(status, "application/json", text + "\n")
+    response(status, "application/json", text + "\n")
 }
 
-fn made(status: StatusCode, kind: &'static str, text: String) -> Answer {
+fn response(status: StatusCode, kind: &'static str, text: String) -> AdminResponse {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -9,23 +9,23 @@ use crate::{
     telemetry::log::{self, LogFormat},
 };
 
-/// Help, the version, or what is wrong with the arguments.
+/// Prints help, the version, or the error of the arguments.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody reads it when stdout is closed.
+        // Stdout may be closed.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "say what to do: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload".to_owned()
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload".to_owned()
         }
         _ => error.to_string(),
     };
-    let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
-    let said = said.split("\n\nFor more").next().unwrap_or_default();
-    let failure = Failure::usage(format!("{said}; see leasehold --help"));
+    let message = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let message = message.split("\n\nFor more").next().unwrap_or_default();
+    let failure = Failure::usage(format!("{message}; see leasehold --help"));
     log::last_words(&failure, LogFormat::Text, &mut stderr());
     ExitCode::from(failure.code())
 }

@@ -1,4 +1,4 @@
-//! The command line, and help that teaches it.
+//! The command line and its help.
 
 pub(crate) mod help;
 
@@ -116,7 +116,7 @@ pub(crate) struct Cli {
     pub(crate) log: LogArgs,
 }
 
-/// Where a host listens unless it is told otherwise.
+/// Default address of the admin endpoint.
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 
 #[derive(Subcommand, Debug)]
@@ -212,7 +212,7 @@ pub(crate) struct RunArgs {
     pub(crate) single: SingleArgs,
 }
 
-/// What a configuration file would say of the one service of `run X.wasm`.
+/// Configuration of the one service of `run X.wasm`.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "For one component (.wasm)")]
 pub(crate) struct SingleArgs {
@@ -220,7 +220,7 @@ pub(crate) struct SingleArgs {
     #[arg(long)]
     name: Option<String>,
 
-    /// Where to accept HTTP, as ip:port; or where a program opens its own listener
+    /// Address at which to accept HTTP, as ip:port; or at which a program opens its own listener
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
@@ -244,7 +244,7 @@ pub(crate) struct SingleArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     env: Vec<String>,
 
-    /// Who registers the service: component, host or off [default: component]
+    /// Registering party: component, host or off [default: component]
     #[arg(long, value_name = "WHO")]
     register: Option<String>,
 
@@ -275,7 +275,7 @@ pub(crate) struct WatchArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// How often a terminal's TTL is brought up to date, 100ms or more
+    /// Interval at which a terminal's TTL is brought up to date, 100ms or more
     #[arg(long, value_name = "TIME", default_value = "1s")]
     pub(crate) every: Every,
 
@@ -305,10 +305,10 @@ pub(crate) struct DoctorArgs {
     pub(crate) etcd: EtcdArgs,
 }
 
-/// Which etcd to look at, and for what.
+/// Arguments that select an etcd and layouts.
 #[derive(Args, Debug)]
 pub(crate) struct EtcdArgs {
-    /// How the keys and values are laid out; repeat it for several [default: seed]
+    /// Layout of keys and values; repeat it for several [default: seed]
     #[arg(long, conflicts_with = "config")]
     layout: Vec<String>,
 
@@ -376,7 +376,7 @@ pub(crate) struct CompileArgs {
     /// A component (.wasm)
     pub(crate) file: PathBuf,
 
-    /// Where to write the machine code [default: beside it, as .cwasm]
+    /// File for the machine code [default: beside it, as .cwasm]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
@@ -410,7 +410,7 @@ pub(crate) struct ReloadArgs {
 }
 
 impl RunArgs {
-    /// What to run, from the file or from the arguments.
+    /// Configuration from the file or from the arguments.
     pub(crate) fn config(self) -> Result<Config, Failure> {
         let mut config = if self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm") {
             self.single.config(self.file)?
@@ -470,7 +470,7 @@ impl SingleArgs {
         spec.args = self.args;
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
-        spec.check_advertise().map_err(|said| Failure::usage(format!("--listen: {said}")))?;
+        spec.check_advertise().map_err(|message| Failure::usage(format!("--listen: {message}")))?;
         Ok(Config {
             registrar: options(&self.etcd)?,
             etcd_files: EtcdFiles::default(),
@@ -485,7 +485,7 @@ impl SingleArgs {
 }
 
 impl EtcdArgs {
-    /// How to reach etcd.
+    /// Options of the registrar.
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         self.examined().map(|(options, _)| options)
     }
@@ -514,8 +514,8 @@ fn options(urls: &[String]) -> Result<Options, Failure> {
     for url in urls {
         let Endpoint(url) = parse("--etcd", url)?;
         if url.starts_with("https:") {
-            let said = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
-            return Err(Failure::usage(said));
+            let message = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
+            return Err(Failure::usage(message));
         }
         endpoints.push(url);
     }
@@ -545,7 +545,7 @@ fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
             Some((key, value)) if !key.is_empty() => {
                 variables.0.insert(key.to_owned(), value.to_owned());
             }
-            // Not repeated: it may be half of a secret.
+            // The text is not repeated: it may be half of a secret.
             _ => return Err(Failure::usage(format!("{flag}: must be KEY=VALUE"))),
         }
     }

@@ -1,4 +1,4 @@
-//! Asking the admin endpoint of a running host.
+//! Client of a running host's admin endpoint.
 
 use std::{error::Error, time::Duration};
 
@@ -16,20 +16,19 @@ use tokio::{
 
 use crate::error::{Failure, one_line};
 
-/// How long making the connection may take.
+/// Longest wait for the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the answer may take; the host itself ends every wait before.
+/// Longest wait for the response; the host ends every wait before.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
-/// The longest answer that is read.
+/// Bytes of a response that are read, at most.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// Sends `POST` and gives the answer. A failure is one sentence; a name that is not known there is a mistake of whoever
-/// asks.
+/// Sends `POST` and returns the response. A failure is one sentence; an unknown name is an error of the arguments.
 pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let authority = authority(admin)?;
-    let silent = |said: String| {
+    let silent = |message: String| {
         Failure::other(format!(
-            "no host answers at {admin} ({said}); it does where its configuration says admin: {{ listen: ... }}"
+            "no host answers at {admin} ({message}); it does where its configuration says admin: {{ listen: ... }}"
         ))
     };
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(&authority)).await;
@@ -41,16 +40,17 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
     let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
     let (Parts { status, .. }, body) = answered.map_err(|error| silent(error.to_string()))?;
-    let answer: Value = serde_json::from_slice(&body).map_err(|_| silent("what answers is no host".to_owned()))?;
+    let answer: Value =
+        serde_json::from_slice(&body).map_err(|_| silent("not a leasehold admin endpoint".to_owned()))?;
     match (status, answer["error"].as_str()) {
         (StatusCode::OK, _) => Ok(answer),
-        (StatusCode::NOT_FOUND, Some(said)) => Err(Failure::usage(one_line(said))),
-        (_, Some(said)) => Err(Failure::other(one_line(said))),
+        (StatusCode::NOT_FOUND, Some(message)) => Err(Failure::usage(one_line(message))),
+        (_, Some(message)) => Err(Failure::other(one_line(message))),
         (status, None) => Err(silent(format!("it answers {status}"))),
     }
 }
 
-/// One request on a connection of its own, and its answer, read to the end.
+/// Sends one request on a connection of its own, and reads the response to the end.
 pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Empty<Bytes>>,
@@ -81,7 +81,7 @@ fn authority(admin: &str) -> Result<String, Failure> {
     }
 }
 
-/// A name as a part of a path.
+/// A name as one segment of a path.
 pub(crate) fn part(name: &str) -> String {
     percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC).to_string()
 }

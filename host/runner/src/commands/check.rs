@@ -14,7 +14,7 @@ use crate::{
     inbound::{server, tls::Files},
     process::rlimit,
     wasm::{
-        component::{Facts, Loaded},
+        component::{ComponentInfo, Loaded},
         engine::{Demand, Engine, MAX_POOLED_SLOTS},
         initial_memory,
     },
@@ -52,7 +52,7 @@ struct Checked {
     name: String,
     component: String,
     listen: String,
-    facts: Option<Facts>,
+    facts: Option<ComponentInfo>,
     problems: Vec<String>,
 }
 
@@ -72,8 +72,8 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
 
     let (problem, refused) = match reached {
         Ok(forbidden) => {
-            let said = connect::not_permitted(&forbidden);
-            (said.as_ref().map(|said| format!("etcd: {said}")), said.is_some())
+            let message = connect::not_permitted(&forbidden);
+            (message.as_ref().map(|message| format!("etcd: {message}")), message.is_some())
         }
         Err(error) => {
             let failure = connect::explained(&error, &config.registrar).await;
@@ -122,7 +122,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
     let facts = match loaded {
         Ok(loaded) => {
             note(loaded.check(spec));
-            Some(loaded.facts)
+            Some(loaded.info)
         }
         Err(failure) => {
             note(Err(failure));
@@ -130,7 +130,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
         }
     };
     let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
-    note(tls.map_err(|said| Failure::usage(format!("tls: {said}"))));
+    note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
     let bound = server::bind(spec.listen).map(drop);
     note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
     Checked {
@@ -147,9 +147,9 @@ fn text(report: &Report) -> String {
         .services
         .iter()
         .map(|service| {
-            let served = service.facts.as_ref().map_or_else(String::new, Facts::served);
-            let said = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
-            [service.name.clone(), service.component.clone(), service.listen.clone(), served, said]
+            let served = service.facts.as_ref().map_or_else(String::new, ComponentInfo::served);
+            let message = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
+            [service.name.clone(), service.component.clone(), service.listen.clone(), served, message]
         })
         .collect();
     let etcd = match &report.etcd.problem {
@@ -166,17 +166,17 @@ fn text(report: &Report) -> String {
 fn demanded(report: &Report) -> String {
     let Demand { instances, memory, pooled, .. } = report.demand;
     let gib = memory as f64 / f64::from(1 << 30);
-    let said = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
-    let said = match &report.unpooled {
-        Some(why) => format!("{said}; there is no pool for them ({why}), so each one reserves its memory by itself"),
-        None if pooled => said,
+    let message = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
+    let message = match &report.unpooled {
+        Some(why) => format!("{message}; there is no pool for them ({why}), so each one reserves its memory by itself"),
+        None if pooled => message,
         None => format!(
-            "{said}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
+            "{message}; the pool has room for {MAX_POOLED_SLOTS}, so each one reserves its memory by itself, which takes \
              longer: a smaller limits.concurrency makes them fit"
         ),
     };
     match rlimit::lacking(report.demand.files) {
-        Some(lack) => format!("{said}\n{lack}"),
-        None => said,
+        Some(lack) => format!("{message}\n{lack}"),
+        None => message,
     }
 }

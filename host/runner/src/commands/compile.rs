@@ -6,7 +6,7 @@ use crate::{
     wasm::{cache, component, engine::Engine},
 };
 
-/// As any other file, and not for its maker only.
+/// Mode of an ordinary file, readable beyond its owner.
 const MODE: u32 = 0o666;
 
 /// Writes the machine code. A file of that name is replaced as a whole, or not at all.

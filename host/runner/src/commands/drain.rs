@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json};
 use crate::{cli::DrainArgs, commands::admin_client, error::Failure};
 
-/// How one drain went.
+/// Outcome of one drain.
 #[derive(Deserialize)]
 struct Drained {
     service: String,
@@ -14,14 +14,14 @@ struct Drained {
     all_answered: bool,
 }
 
-/// Asks for it, waits, and reports on stdout.
+/// Requests the drain, waits, and reports on stdout.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
     let answer = admin_client::post(&args.admin, &format!("/drain/{}", admin_client::part(&args.name))).await?;
     if args.json {
         return print_json(&answer);
     }
-    let drained: Vec<Drained> = serde_json::from_value(answer)
-        .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
+    let drained: Vec<Drained> =
+        serde_json::from_value(answer).map_err(|_| Failure::other("the response of the host is of another version"))?;
     let lines: String = drained.iter().map(line).collect();
     print(&lines)
 }

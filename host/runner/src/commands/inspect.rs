@@ -1,22 +1,22 @@
-//! `leasehold inspect`: what a component imports, exports and lacks.
+//! `leasehold inspect`: imports, exports and missing imports of a component.
 
 use super::{print, print_json};
 use crate::{
     cli::InspectArgs,
     error::Failure,
     wasm::{
-        component::{self, Facts},
+        component::{self, ComponentInfo},
         engine::Engine,
     },
 };
 
-/// Shows the facts. A component that cannot run here is shown all the same.
+/// Shows a component, even if it cannot run here.
 pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
-    let facts = component::inspect(&Engine::new(&[])?, &args.file)?;
-    if args.json { print_json(&facts) } else { print(&text(&facts)) }
+    let info = component::inspect(&Engine::new(&[])?, &args.file)?;
+    if args.json { print_json(&info) } else { print(&text(&info)) }
 }
 
-fn text(facts: &Facts) -> String {
+fn text(info: &ComponentInfo) -> String {
     let mut text = String::new();
     let mut list = |heading: &str, items: &[String]| {
         text.push_str(heading);
@@ -26,16 +26,16 @@ fn text(facts: &Facts) -> String {
             items => items.iter().for_each(|item| text.push_str(&format!("  {item}\n"))),
         }
     };
-    list("imports", &facts.imports);
-    list("exports", &facts.exports);
-    let served = facts.served();
-    let registers = match facts.unregistered(crate::config::Register::Component) {
+    list("imports", &info.imports);
+    list("exports", &info.exports);
+    let served = info.served();
+    let registers = match info.unregistered(crate::config::Register::Component) {
         None => "by itself",
         Some(_) => "by the host (register: host)",
     };
-    let lifecycle = if facts.lifecycle { "started and stopped by the host" } else { "none exported" };
+    let lifecycle = if info.lifecycle { "started and stopped by the host" } else { "none exported" };
     text.push_str(&format!("served      {served}\nregistered  {registers}\nlifecycle   {lifecycle}\n"));
-    for missing in &facts.missing {
+    for missing in &info.missing {
         text.push_str(&format!("missing     {missing}\n"));
     }
     text

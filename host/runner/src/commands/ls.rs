@@ -17,22 +17,22 @@ use crate::{
     error::Failure,
 };
 
-/// How long the registrar's thread may take to end; it holds no lease.
+/// Longest wait for the end of the registrar's thread, which holds no lease.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much a name is like another one that is offered instead, from 0 to 1; and how many are, at most.
-const LIKE: f64 = 0.8;
-const MOST_LIKE: usize = 5;
+/// Smallest similarity of a suggested name, from 0 to 1, and number of suggestions, at most.
+const MIN_SIMILARITY: f64 = 0.8;
+const MAX_SUGGESTIONS: usize = 5;
 
 /// One node as `--json` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Row {
+pub(super) struct NodeRow {
     pub(super) key: String,
     pub(super) name: String,
     pub(super) version: String,
     pub(super) addr: String,
     pub(super) weight: Option<u32>,
-    pub(super) state: Standing,
+    pub(super) state: LeaseState,
     /// As etcdctl writes it; null for a key that outlives its host.
     #[serde(serialize_with = "hexadecimal")]
     pub(super) lease: Option<i64>,
@@ -40,25 +40,25 @@ pub(super) struct Row {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// What keeps a key in etcd.
+/// State of the lease that keeps a key in etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Standing {
-    /// A lease that somebody renews.
+pub(super) enum LeaseState {
+    /// A lease that is renewed.
     Ok,
-    /// A lease that ought to have been renewed: less than a third of its time is left.
+    /// A lease whose renewal is overdue: less than a third of its time is left.
     Expiring,
     /// A lease that etcd has ended; the key is about to go.
     LeaseGone,
-    /// Nothing: it outlives its host.
+    /// No lease: the key outlives its host.
     NoLease,
-    /// A lease that etcd told nothing of in time.
+    /// A lease whose state etcd did not report in time.
     Unknown,
 }
 
-impl Standing {
+impl LeaseState {
     fn of(left: LeaseTtl) -> Self {
-        // etcd tells whole seconds, and there may be almost one more.
+        // etcd reports whole seconds; almost one more may be left.
         match (left.remaining + Duration::from_secs(1)) * 3 <= left.granted {
             _ if left.granted.is_zero() => Self::LeaseGone,
             true => Self::Expiring,
@@ -67,7 +67,7 @@ impl Standing {
     }
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for LeaseState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ok => "ok",
@@ -79,7 +79,7 @@ impl fmt::Display for Standing {
     }
 }
 
-/// What [`Row::cells`] are.
+/// Headings of [`NodeRow::cells`].
 pub(super) const HEADINGS: [&str; 7] = ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "LEASE", "TTL"];
 
 /// Lists nodes on stdout; keys that are not nodes are counted on stderr.
@@ -89,20 +89,20 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     let registrar = connect::start(&options)?;
     let listed = timed(&registrar, &options, name.as_ref()).await;
     let near = match (&name, &listed) {
-        (Some(name), Ok((rows, 0))) if rows.is_empty() => Some(near(&registrar, &options, name).await),
+        (Some(name), Ok((rows, 0))) if rows.is_empty() => Some(suggestion(&registrar, &options, name).await),
         _ => None,
     };
-    // Nothing is registered, so nothing is lost when the thread does not end in time.
+    // Nothing is registered, so nothing is lost if the thread does not end in time.
     let _ = registrar.shutdown(END_TIMEOUT).await;
     let (rows, others) = listed?;
     if args.json {
         print_json(&rows)?;
     } else {
-        print(&table(HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>()))?;
+        print(&table(HEADINGS, &rows.iter().map(NodeRow::cells).collect::<Vec<_>>()))?;
     }
-    let untold = rows.iter().filter(|row| row.state == Standing::Unknown).count();
-    if untold > 0 {
-        tracing::warn!("etcd did not tell in time how long the leases last: of {untold} of {}", rows.len());
+    let unknown = rows.iter().filter(|row| row.state == LeaseState::Unknown).count();
+    if unknown > 0 {
+        tracing::warn!("etcd did not report the remaining time of {unknown} of {} leases", rows.len());
     }
     if let (Some(name), Some(near)) = (&name, near) {
         tracing::warn!("no service is registered as {name}{near}");
@@ -113,39 +113,40 @@ pub(crate) async fn ls(args: LsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Names that are registered and look like this one, as the end of a sentence; empty where etcd does not tell of all.
-async fn near(registrar: &Registrar, options: &Options, name: &ServiceName) -> String {
+/// Registered names that are similar to this one, as the end of a sentence; empty if etcd does not list them.
+async fn suggestion(registrar: &Registrar, options: &Options, name: &ServiceName) -> String {
     let Ok(Ok(all)) = timeout(options.register_timeout, registrar.list(None)).await else { return String::new() };
     let names: BTreeSet<_> = all.into_iter().filter_map(|listed| listed.node.ok()).map(|node| node.name).collect();
-    match (most_like(name.as_str(), names.iter().map(ServiceName::as_str)), names.len()) {
+    match (similar(name.as_str(), names.iter().map(ServiceName::as_str)), names.len()) {
         (_, 0) => "; there is none at all under this layout".to_owned(),
         (like, _) if !like.is_empty() => format!("; there is {}", like.join(", ")),
         (_, count) => format!("; there are {count} others"),
     }
 }
 
-/// The names that are most like another one, the nearest first; none where all are far from it.
-fn most_like<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+/// Names that are similar to another one, the most similar first.
+fn similar<'a>(name: &str, all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let likeness = |other: &str| match other.contains(name) || name.contains(other) {
         true => 1.0,
         false => strsim::jaro_winkler(name, other),
     };
-    let mut like: Vec<_> = all.map(|other| (likeness(other), other)).filter(|(like, _)| *like >= LIKE).collect();
+    let mut like: Vec<_> =
+        all.map(|other| (likeness(other), other)).filter(|(like, _)| *like >= MIN_SIMILARITY).collect();
     like.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    like.into_iter().map(|(_, other)| other).take(MOST_LIKE).collect()
+    like.into_iter().map(|(_, other)| other).take(MAX_SUGGESTIONS).collect()
 }
 
-/// Nodes with the time that is left to them, as far as etcd tells it, and how many keys are none.
+/// Nodes with the remaining time of their leases, as far as etcd reports it, and the number of keys that are not nodes.
 async fn timed(
     registrar: &Registrar,
     options: &Options,
     name: Option<&ServiceName>,
-) -> Result<(Vec<Row>, usize), Failure> {
+) -> Result<(Vec<NodeRow>, usize), Failure> {
     let (mut rows, others) = rows(read(registrar, options, name).await?);
     let leases = rows.iter().filter_map(|row| row.lease).collect();
-    // The list is there, whatever becomes of this.
+    // The list is shown even if this fails.
     let left = registrar.lease_ttls(leases, options.register_timeout).await.unwrap_or_default();
-    rows.iter_mut().for_each(|row| row.take_time(&left));
+    rows.iter_mut().for_each(|row| row.set_ttl(&left));
     Ok((rows, others))
 }
 
@@ -154,7 +155,7 @@ pub(super) async fn read(
     options: &Options,
     name: Option<&ServiceName>,
 ) -> Result<Vec<RawEntry>, Failure> {
-    // A first answer says whether etcd is there at all; the list itself may take longer than one request.
+    // A first request checks that etcd responds at all; the list itself may take longer than one request.
     let prefix = connect::prefix(options, name);
     let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
     connect::attempt(registrar, options, Vec::new()).await.map_err(unavailable)?;
@@ -163,15 +164,15 @@ pub(super) async fn read(
     listed.unwrap_or(Err(Error::Timeout { what: "the list", after: deadline, why: None })).map_err(unavailable)
 }
 
-fn rows(listed: Vec<RawEntry>) -> (Vec<Row>, usize) {
+fn rows(listed: Vec<RawEntry>) -> (Vec<NodeRow>, usize) {
     let all = listed.len();
-    let rows: Vec<Row> = listed.into_iter().filter_map(Row::of).collect();
+    let rows: Vec<NodeRow> = listed.into_iter().filter_map(NodeRow::of).collect();
     let others = all - rows.len();
     (rows, others)
 }
 
-impl Row {
-    /// A node, or nothing. Nobody has asked for its time yet.
+impl NodeRow {
+    /// The row of a node, without the remaining time of its lease; `None` for another key.
     pub(super) fn of(found: RawEntry) -> Option<Self> {
         let node = found.node.ok()?;
         Some(Self {
@@ -180,7 +181,7 @@ impl Row {
             version: node.version.to_string(),
             addr: node.addr.to_string(),
             weight: node.weight.map(leasehold::Weight::value),
-            state: if found.lease == 0 { Standing::NoLease } else { Standing::Unknown },
+            state: if found.lease == 0 { LeaseState::NoLease } else { LeaseState::Unknown },
             lease: (found.lease != 0).then_some(found.lease),
             ttl_seconds: None,
             metadata: node.metadata.pairs().iter().cloned().collect(),
@@ -204,16 +205,16 @@ impl Row {
         ]
     }
 
-    pub(super) fn take_time(&mut self, left: &HashMap<i64, LeaseTtl>) {
+    pub(super) fn set_ttl(&mut self, left: &HashMap<i64, LeaseTtl>) {
         if let Some(left) = self.lease.and_then(|lease| left.get(&lease)) {
-            self.state = Standing::of(*left);
+            self.state = LeaseState::of(*left);
             self.ttl_seconds = Some(left.remaining.as_secs());
         }
     }
 
-    /// Whether all but the time that is left is the same.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        let timeless = |row: &Self| Self { state: Standing::Unknown, ttl_seconds: None, ..row.clone() };
+    /// Returns true if the rows differ in the remaining time at most.
+    pub(super) fn equals_but_ttl(&self, other: &Self) -> bool {
+        let timeless = |row: &Self| Self { state: LeaseState::Unknown, ttl_seconds: None, ..row.clone() };
         timeless(self) == timeless(other)
     }
 }
@@ -228,12 +229,12 @@ mod tests {
 
     use leasehold::LeaseTtl;
 
-    use super::{Standing, most_like};
+    use super::{LeaseState, similar};
 
     #[test]
-    fn a_name_that_is_unknown_is_told_which_ones_are_like_it() {
+    fn similar_names_are_suggested_for_an_unknown_one() {
         let all = ["order", "orders", "user", "user-cache", "greeter"];
-        let like = |name| most_like(name, all.into_iter());
+        let like = |name| similar(name, all.into_iter());
         assert_eq!(like("ordr"), ["order", "orders"]);
         assert_eq!(like("cache"), ["user-cache"]);
         assert_eq!(like("greter"), ["greeter"]);
@@ -243,16 +244,16 @@ mod tests {
     #[test]
     fn a_lease_expires_when_less_than_a_third_of_its_time_is_left_for_certain() {
         let standing = |granted, left| {
-            Standing::of(LeaseTtl { granted: Duration::from_secs(granted), remaining: Duration::from_secs(left) })
+            LeaseState::of(LeaseTtl { granted: Duration::from_secs(granted), remaining: Duration::from_secs(left) })
         };
         for (granted, left, expected) in [
-            (10, 9, Standing::Ok),
-            (10, 3, Standing::Ok),
-            (10, 2, Standing::Expiring),
-            (3, 1, Standing::Ok),
-            (3, 0, Standing::Expiring),
-            (2, 0, Standing::Ok), // It may have 0.9 s.
-            (0, 0, Standing::LeaseGone),
+            (10, 9, LeaseState::Ok),
+            (10, 3, LeaseState::Ok),
+            (10, 2, LeaseState::Expiring),
+            (3, 1, LeaseState::Ok),
+            (3, 0, LeaseState::Expiring),
+            (2, 0, LeaseState::Ok), // It may have 0.9 s.
+            (0, 0, LeaseState::LeaseGone),
         ] {
             assert_eq!(standing(granted, left), expected, "{left} of {granted}");
         }

@@ -1,4 +1,4 @@
-//! The commands beside `run`: those that look and run nothing, and those that ask a running host.
+//! Commands beside `run`: some only read, some send a request to a running host.
 
 pub(crate) mod admin_client;
 mod check;

@@ -1,4 +1,4 @@
-//! `leasehold reload`: services of a running host go on with what is in their component files now.
+//! `leasehold reload`: services of a running host go on with the present content of their component files.
 
 use serde::Deserialize;
 
@@ -9,7 +9,7 @@ use crate::{
     error::{Failure, shown},
 };
 
-/// How one reload went.
+/// Outcome of one reload.
 #[derive(Deserialize)]
 struct Reloaded {
     service: String,
@@ -18,12 +18,12 @@ struct Reloaded {
     why: Option<String>,
 }
 
-/// Asks for it, waits, and reports on stdout. A service that goes on as it was is a failure.
+/// Requests the reload, waits, and reports on stdout. A service that was not reloaded is a failure.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
     let answer = admin_client::post(&args.admin, &format!("/reload{path}")).await?;
     let all: Vec<Reloaded> = serde_json::from_value(answer.clone())
-        .map_err(|_| Failure::other("the host answers as this version does not understand"))?;
+        .map_err(|_| Failure::other("the response of the host is of another version"))?;
     if args.json {
         print_json(&answer)?;
     } else {
@@ -31,14 +31,14 @@ pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
     }
     match all.iter().filter(|one| !one.reloaded).count() {
         0 => Ok(()),
-        failed => Err(Failure::other(format!("{failed} of {} services go on as they were", all.len()))),
+        failed => Err(Failure::other(format!("{failed} of {} services are not reloaded", all.len()))),
     }
 }
 
 fn line(one: &Reloaded) -> String {
-    let said = match &one.why {
+    let message = match &one.why {
         None => "is reloaded".to_owned(),
-        Some(why) => format!("goes on as it was: {}", shown(why)),
+        Some(why) => format!("is not reloaded: {}", shown(why)),
     };
-    format!("{} on {} {said}\n", one.service, one.listen)
+    format!("{} on {} {message}\n", one.service, one.listen)
 }

@@ -1,4 +1,4 @@
-//! `leasehold watch`: what is registered in etcd, and what changes, until Ctrl-C.
+//! `leasehold watch`: the nodes in etcd and their changes, until Ctrl-C.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    ls::{HEADINGS, Row},
+    ls::{HEADINGS, NodeRow},
     print, table,
 };
 use crate::{
@@ -27,28 +27,28 @@ use crate::{
 
 /// Moves to the upper left corner and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// A changed line stands out for so long.
+/// Time for which a changed line is marked.
 const FRESH: Duration = Duration::from_secs(3);
 
 /// One change, a line of `--json`.
 #[derive(Serialize)]
 struct Change<'a> {
-    change: What,
+    change: ChangeKind,
     #[serde(flatten)]
-    row: &'a Row,
+    row: &'a NodeRow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum What {
-    /// Was there before the watch began.
+enum ChangeKind {
+    /// Existed before the watch began.
     Present,
     Joined,
     Changed,
     Left,
 }
 
-impl What {
+impl ChangeKind {
     fn mark(self) -> &'static str {
         match self {
             Self::Present => " ",
@@ -72,7 +72,7 @@ pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
     }
 }
 
-/// Follows etcd. What cannot be followed for a while is said, and stays as it was known.
+/// Watches etcd. While etcd cannot be watched the last known state stays, and a warning says so.
 async fn follow(
     registrar: &Registrar,
     options: &Options,
@@ -83,14 +83,14 @@ async fn follow(
     let prefix = connect::prefix(options, name);
     let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
     connect::attempt(registrar, options, Vec::new()).await.map_err(unavailable)?;
-    let mut following = registrar.watch_keys(name).await.map_err(unavailable)?;
+    let mut stream = registrar.watch_keys(name).await.map_err(unavailable)?;
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Leases tell nothing by themselves: they are asked, and what happens meanwhile does not wait for that.
+    // Leases send no events: they are polled, and events do not wait for that.
     let mut asking = pin!(Fuse::terminated());
     loop {
         tokio::select! {
-            told = following.next() => match told.map_err(unavailable)? {
+            told = stream.next() => match told.map_err(unavailable)? {
                 WatchEvent::Changes(events) => {
                     let changes = shown.turn(events);
                     if shown.begun {
@@ -102,11 +102,11 @@ async fn follow(
                     let all = shown.lines.values().map(|line| (line.what, line.row.clone())).collect();
                     show(&mut shown, all, registrar, options).await?;
                 }
-                // Never read: the mistake may be in the arguments.
+                // Without a first read the arguments may be wrong.
                 WatchEvent::Interrupted(why) if !shown.begun => return Err(unavailable(Error::Unavailable(why))),
                 WatchEvent::Interrupted(why) => {
-                    let said = connect::said(&Error::Unavailable(why), options);
-                    tracing::warn!("{said}; what is shown is what was known");
+                    let message = connect::message(&Error::Unavailable(why), options);
+                    tracing::warn!("{message}; the last known state is shown");
                 }
             },
             _ = tick.tick(), if shown.live && shown.begun && asking.is_terminated() => {
@@ -121,29 +121,29 @@ async fn follow(
     }
 }
 
-/// Shows changes, with the time that is left to them now; where etcd does not tell, as it was known.
+/// Shows changes, with the remaining time of their leases as far as etcd reports it.
 async fn show(
     shown: &mut Shown,
-    mut changes: Vec<(What, Row)>,
+    mut changes: Vec<(ChangeKind, NodeRow)>,
     registrar: &Registrar,
     options: &Options,
 ) -> Result<(), Failure> {
-    let there = changes.iter().filter(|(what, _)| *what != What::Left);
+    let there = changes.iter().filter(|(what, _)| *what != ChangeKind::Left);
     let leases = there.filter_map(|(_, row)| row.lease).collect();
     let left = registrar.lease_ttls(leases, options.request_timeout).await.unwrap_or_default();
     shown.take_times(&left);
-    changes.iter_mut().for_each(|(_, row)| row.take_time(&left));
+    changes.iter_mut().for_each(|(_, row)| row.set_ttl(&left));
     shown.print(&changes)
 }
 
 /// One line of the table.
 struct Line {
-    row: Row,
-    what: What,
+    row: NodeRow,
+    what: ChangeKind,
     since: Instant,
 }
 
-/// What has been shown: lines by their keys, those of what just went among them.
+/// Lines by their keys, with those of nodes that just left.
 struct Shown {
     lines: BTreeMap<String, Line>,
     begun: bool,
@@ -152,21 +152,21 @@ struct Shown {
 }
 
 impl Shown {
-    /// Takes events in, and gives what differs. A key that was only put again is no difference.
-    fn turn(&mut self, events: Vec<KeyEvent>) -> Vec<(What, Row)> {
+    /// Applies events, and returns the changes. A key that was put again without a difference is no change.
+    fn turn(&mut self, events: Vec<KeyEvent>) -> Vec<(ChangeKind, NodeRow)> {
         let mut changes = Vec::new();
         for event in events {
             let (key, row) = match event {
-                KeyEvent::Put(listed) => (listed.key.clone(), Row::of(listed)),
+                KeyEvent::Put(listed) => (listed.key.clone(), NodeRow::of(listed)),
                 KeyEvent::Deleted(key) => (key, None),
             };
-            let before = self.lines.get(&key).filter(|line| line.what != What::Left).map(|line| &line.row);
+            let before = self.lines.get(&key).filter(|line| line.what != ChangeKind::Left).map(|line| &line.row);
             let (what, row) = match (before, row) {
                 (None, None) => continue,
-                (Some(before), Some(row)) if before.is_like(&row) => continue,
-                (None, Some(row)) => (if self.begun { What::Joined } else { What::Present }, row),
-                (Some(_), Some(row)) => (What::Changed, row),
-                (Some(before), None) => (What::Left, before.clone()),
+                (Some(before), Some(row)) if before.equals_but_ttl(&row) => continue,
+                (None, Some(row)) => (if self.begun { ChangeKind::Joined } else { ChangeKind::Present }, row),
+                (Some(_), Some(row)) => (ChangeKind::Changed, row),
+                (Some(before), None) => (ChangeKind::Left, before.clone()),
             };
             changes.push((what, row.clone()));
             self.lines.insert(key, Line { row, what, since: Instant::now() });
@@ -175,17 +175,17 @@ impl Shown {
     }
 
     fn take_times(&mut self, left: &HashMap<i64, LeaseTtl>) {
-        self.lines.values_mut().for_each(|line| line.row.take_time(left));
+        self.lines.values_mut().for_each(|line| line.row.set_ttl(left));
     }
 
-    fn print(&mut self, changes: &[(What, Row)]) -> Result<(), Failure> {
+    fn print(&mut self, changes: &[(ChangeKind, NodeRow)]) -> Result<(), Failure> {
         let begins = !std::mem::replace(&mut self.begun, true);
         self.forget();
         if self.live {
             return print(&self.screen());
         }
         if self.json {
-            let write = |(what, row): &(What, Row)| serde_json::to_string(&Change { change: *what, row });
+            let write = |(what, row): &(ChangeKind, NodeRow)| serde_json::to_string(&Change { change: *what, row });
             let lines: Result<Vec<String>, _> = changes.iter().map(write).collect();
             let lines = lines.map_err(|error| Failure::other(format!("cannot write: {error}")))?;
             return print(&lines.into_iter().map(|line| line + "\n").collect::<String>());
@@ -195,17 +195,17 @@ impl Shown {
         print(if begins { &text } else { without_headings })
     }
 
-    /// What went is shown for a while.
+    /// Drops lines of nodes that left a while ago.
     fn forget(&mut self) {
         let live = self.live;
-        self.lines.retain(|_, line| line.what != What::Left || (live && line.is_fresh()));
+        self.lines.retain(|_, line| line.what != ChangeKind::Left || (live && line.is_fresh()));
     }
 
-    /// The whole table, in place of what the terminal shows.
+    /// The whole table, in the place of the terminal's content.
     fn screen(&self) -> String {
-        let what = |line: &Line| if line.is_fresh() { line.what } else { What::Present };
+        let what = |line: &Line| if line.is_fresh() { line.what } else { ChangeKind::Present };
         let all: Vec<_> = self.lines.values().map(|line| marked(what(line), &line.row)).collect();
-        let count = self.lines.values().filter(|line| line.what != What::Left).count();
+        let count = self.lines.values().filter(|line| line.what != ChangeKind::Left).count();
         format!("{CLEAR}{}\n{count} registered; + came, ~ changed, - went; Ctrl-C ends\n", table(headings(), &all))
     }
 }
@@ -221,7 +221,7 @@ fn headings() -> [&'static str; 8] {
     ["", name, version, addr, weight, state, lease, ttl]
 }
 
-fn marked(what: What, row: &Row) -> [String; 8] {
+fn marked(what: ChangeKind, row: &NodeRow) -> [String; 8] {
     let [name, version, addr, weight, state, lease, ttl] = row.cells();
     [what.mark().to_owned(), name, version, addr, weight, state, lease, ttl]
 }
@@ -232,7 +232,7 @@ mod tests {
 
     use leasehold::{KeyEvent, Layout, LeaseTtl, RawEntry};
 
-    use super::{CLEAR, FRESH, Shown, What};
+    use super::{CLEAR, ChangeKind, FRESH, Shown};
 
     fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
         let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
@@ -249,27 +249,31 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once_and_a_key_put_again_is_none() {
+    fn a_change_is_shown_once_and_a_key_put_again_is_no_change() {
         let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: false };
-        let mut told = |begun: bool, events: Vec<KeyEvent>| -> Vec<(What, String)> {
+        let mut told = |begun: bool, events: Vec<KeyEvent>| -> Vec<(ChangeKind, String)> {
             shown.begun = begun;
             shown.turn(events).into_iter().map(|(what, row)| (what, row.name)).collect()
         };
         let gone = |name: &str| KeyEvent::Deleted(format!("/{name}/h:1"));
-        let expected =
-            |all: &[(What, &str)]| -> Vec<_> { all.iter().map(|(what, name)| (*what, (*name).to_owned())).collect() };
+        let expected = |all: &[(ChangeKind, &str)]| -> Vec<_> {
+            all.iter().map(|(what, name)| (*what, (*name).to_owned())).collect()
+        };
         let first = vec![put("a", 1, 7), put("b", 1, 7), garbage("x")];
-        assert_eq!(told(false, first), expected(&[(What::Present, "a"), (What::Present, "b")]));
+        assert_eq!(told(false, first), expected(&[(ChangeKind::Present, "a"), (ChangeKind::Present, "b")]));
         let then = vec![gone("a"), put("b", 2, 7), put("c", 1, 7), put("c", 1, 7)];
-        let differs = [(What::Left, "a"), (What::Changed, "b"), (What::Joined, "c")];
+        let differs = [(ChangeKind::Left, "a"), (ChangeKind::Changed, "b"), (ChangeKind::Joined, "c")];
         assert_eq!(told(true, then), expected(&differs));
         assert_eq!(told(true, vec![gone("a"), gone("x"), put("b", 2, 7)]), []);
         let last = vec![put("b", 2, 8), garbage("b"), gone("b"), put("a", 1, 7)];
-        assert_eq!(told(true, last), expected(&[(What::Changed, "b"), (What::Left, "b"), (What::Joined, "a")]));
+        assert_eq!(
+            told(true, last),
+            expected(&[(ChangeKind::Changed, "b"), (ChangeKind::Left, "b"), (ChangeKind::Joined, "a")])
+        );
     }
 
     #[test]
-    fn the_table_marks_what_changed_for_a_while() {
+    fn the_table_marks_changes_for_a_while() {
         let mut shown = Shown { lines: BTreeMap::new(), begun: false, json: false, live: true };
         shown.turn(vec![put("a", 1, 7), put("b", 1, 8), put("c", 1, 0)]);
         shown.begun = true;

@@ -1,7 +1,8 @@
-//! What stands between a request and the component: the queue, the deadline, and what is said when it goes wrong.
+//! Dispatch of a request to the component: admission queue, deadline, and error responses.
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Response, Version, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -21,35 +22,39 @@ use crate::{
     grpc,
     inbound::{
         error_code,
-        response::{Answer, Refusal, Waiting},
+        response::{RequestGuard, ResponseBody},
         target::Origin,
     },
+    rejection::{RejectReason, Rejection},
     rt::timers::Timers,
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::Stats,
         span::{Span, Tracer},
         throttle::Throttle,
     },
     wasm::{
-        admission::Places,
+        admission::Admission,
         error::cause,
-        in_flight::{Call, End, RequestLine},
-        instance::{Instances, UNANSWERED},
+        in_flight::{InFlightRequest, InstanceEnd, RequestLine},
+        instance::{Instances, NO_RESPONSE},
         reuse::Reusable,
     },
 };
 
-/// How often it is logged that a component returns error codes, at most.
-const CODES: Duration = Duration::from_secs(10);
+/// Interval between two log lines about returned error codes, at least.
+const CODE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a request waits for its turn, at most.
-pub(crate) const QUEUE_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait of a request in the admission queue.
+pub(crate) const MAX_QUEUE_WAIT: Duration = Duration::from_secs(5);
 
-/// The way into one service.
-pub(crate) struct Door {
+/// The dispatcher of the current revision of a service, replaced by a reload.
+pub(crate) type CurrentDispatcher = Arc<ArcSwap<Dispatcher>>;
+
+/// Dispatcher of one revision of a service.
+pub(crate) struct Dispatcher {
     name: ServiceName,
     handler: ProxyHandler<Instances>,
-    /// Whether the component is of `wasi:http` 0.3.
+    /// The component uses `wasi:http` 0.3.
     is_async: bool,
     request_timeout: Duration,
     stream_timeout: Duration,
@@ -58,21 +63,21 @@ pub(crate) struct Door {
     codes: Throttle,
     reusable: Arc<Reusable>,
     tracer: Option<Tracer>,
-    pub(crate) places: Places,
-    /// Requests that are in here.
-    inside: TaskTracker,
+    pub(crate) admission: Admission,
+    /// Requests whose response is not complete.
+    in_flight: TaskTracker,
 }
 
-impl Door {
+impl Dispatcher {
     pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
         Self {
             name,
-            places: instances.guest.places.clone(),
-            inside: TaskTracker::new(),
-            stats: Arc::clone(&instances.guest.stats),
-            codes: Throttle::new(CODES),
+            admission: instances.context.admission.clone(),
+            in_flight: TaskTracker::new(),
+            stats: Arc::clone(&instances.context.stats),
+            codes: Throttle::new(CODE_LOG_INTERVAL),
             reusable: Arc::clone(&instances.reusable),
-            tracer: instances.guest.tracer.clone(),
+            tracer: instances.context.tracer.clone(),
             is_async: matches!(instances.pre, ProxyPre::P3(_)),
             handler: ProxyHandler::new(instances),
             request_timeout: limits.request_timeout,
@@ -85,79 +90,79 @@ impl Door {
         &self.name
     }
 
-    /// Counts what a connection ran into.
-    pub(crate) fn hit(&self, hit: Hit) {
-        self.stats.hit(hit);
+    /// Metrics of the service.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
     }
 
-    /// Requests that are neither refused nor answered yet, at most.
-    pub(crate) fn most_requests(&self) -> u32 {
-        self.places.most
+    /// Requests in the slots and in the queue, at most.
+    pub(crate) fn max_requests(&self) -> u32 {
+        self.admission.capacity
     }
 
-    /// The component's response to a request that came at that time and on such a connection, with its timers; or the host's
-    /// own in its place.
-    pub(crate) async fn answer(
+    /// Returns the component's response to a request that arrived at this time on a connection with these timers and this
+    /// origin, or the host's own response in its place.
+    pub(crate) async fn dispatch(
         &self,
         mut request: hyper::Request<Incoming>,
         arrived: Instant,
         timers: &Timers,
         origin: &Origin,
-    ) -> Response<Answer> {
+    ) -> Response<ResponseBody> {
         let grpc = grpc::is_spoken(request.headers());
         let version = request.version();
         let located = origin.locate(&mut request);
-        let mut span = self.tracer.as_ref().map(|tracer| tracer.answer(&mut request));
+        let mut span = self.tracer.as_ref().map(|tracer| tracer.server_span(&mut request));
         let attempted = async {
             located?;
             if request.body().size_hint().lower() > self.body_size as u64 {
-                return Err(Hit::Large.into());
+                return Err(RejectReason::BodyTooLarge.into());
             }
             if request.body().is_end_stream() {
-                // There is nothing to count.
+                // An empty body has no size to check.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, arrived, timers, &self.places, grpc, &mut span).await;
+                return self.attempt(request, arrived, timers, &self.admission, grpc, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let mut request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
-            request.extensions_mut().insert(Broken(broken.clone()));
+            request.extensions_mut().insert(ClientAborted(broken.clone()));
             tokio::select! {
                 biased;
-                // What the component makes of half a body is of no interest.
-                () = large.cancelled() => Err(Hit::Large.into()),
-                answered = self.attempt(request, arrived, timers, &self.places, grpc, &mut span) => answered.map_err(|unanswered| match unanswered {
-                    Unanswered::Hit(Hit::Failed) | Unanswered::Coded(..) if broken.is_cancelled() => Hit::Broken.into(),
-                    unanswered => unanswered,
+                // The response to half a body is discarded.
+                () = large.cancelled() => Err(RejectReason::BodyTooLarge.into()),
+                outcome = self.attempt(request, arrived, timers, &self.admission, grpc, &mut span) => outcome.map_err(|no_response| match no_response {
+                    NoResponse::Rejected(RejectReason::ComponentFailed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => RejectReason::ClientAborted.into(),
+                    no_response => no_response,
                 }),
             }
         };
         let (status, response) = match attempted.await {
             Ok(response) => (response.status(), response),
-            Err(unanswered) => {
-                let (hit, refusal) = match unanswered {
-                    Unanswered::Hit(hit) => (hit, Refusal::from(hit)),
-                    Unanswered::Coded(code, line) => {
+            Err(no_response) => {
+                let rejection = match no_response {
+                    NoResponse::Rejected(reason) => Rejection::from(reason),
+                    NoResponse::ErrorCode(code, line) => {
                         self.log_code(&code, &line);
-                        (Hit::ErrorCode, Refusal::coded(&code))
+                        error_code::rejection(&code)
                     }
                 };
-                self.stats.hit(hit);
+                self.stats.reject(rejection.reason);
                 if let Some(span) = &mut span {
-                    span.refused(refusal, hit, grpc);
+                    span.record_rejection(&rejection, grpc);
                 }
-                let mut response = refusal.response(grpc);
-                if refusal.closes() && version < Version::HTTP_2 {
+                let mut response = rejection.response(grpc).map(ResponseBody::of);
+                if rejection.closes_connection() && version < Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
-                // Where gRPC is spoken, a failure is a 200.
-                (refusal.status(), response)
+                // In gRPC the status in HTTP is always 200.
+                (rejection.status, response)
             }
         };
-        self.stats.answered(status, arrived.elapsed());
+        self.stats.responded(status, arrived.elapsed());
         response
     }
 
-    /// A body that says when it breaks off: since it is larger than it may be, or by the client's doing.
+    /// Limits a request body, and signals that it is too large or that the client broke it off.
     fn bounded(&self, body: Incoming, large: CancellationToken, broken: CancellationToken) -> WasiBody {
         let size = self.body_size;
         let failed = move |error: Box<dyn std::error::Error + Send + Sync>| {
@@ -165,194 +170,168 @@ impl Door {
                 large.cancel();
                 return Error::HttpRequestBodySize(Some(size as u64));
             }
-            // Nothing to warn the operator of, and no failure of a component that can do nothing with half a request.
+            // Neither a warning for the operator nor a failure of the component, which cannot use half a request.
             broken.cancel();
             Error::ConnectionTerminated
         };
         Limited::new(body, size).map_err(failed).boxed_unsync()
     }
 
-    /// The component's answer to a question of the host's own, which counts for nothing.
+    /// The component's response to a probe of the host, which is not counted.
     pub(crate) async fn probe(
         &self,
-        question: http::Request<Full<Bytes>>,
-        places: &Places,
-    ) -> Result<Response<Answer>, Hit> {
-        let grpc = grpc::is_spoken(question.headers());
-        let question = question.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        match self.attempt(question, Instant::now(), &Timers::default(), places, grpc, &mut None).await {
+        request: http::Request<Full<Bytes>>,
+        admission: &Admission,
+    ) -> Result<Response<ResponseBody>, RejectReason> {
+        let grpc = grpc::is_spoken(request.headers());
+        let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+        match self.attempt(request, Instant::now(), &Timers::default(), admission, grpc, &mut None).await {
             Ok(response) => Ok(response),
-            Err(Unanswered::Coded(code, _)) => Ok(Refusal::coded(&code).response(grpc)),
-            Err(Unanswered::Hit(hit)) => Err(hit),
+            Err(NoResponse::ErrorCode(code, _)) => {
+                Ok(error_code::rejection(&code).response(grpc).map(ResponseBody::of))
+            }
+            Err(NoResponse::Rejected(reason)) => Err(reason),
         }
     }
 
-    /// Waits until no request is in here, for a door to which nobody is sent any more.
-    pub(crate) async fn emptied(&self) {
-        self.inside.close();
-        self.inside.wait().await;
+    /// Waits until every request of a replaced dispatcher has its response.
+    pub(crate) async fn drained(&self) {
+        self.in_flight.close();
+        self.in_flight.wait().await;
     }
 
-    /// The span goes with the answer, once there is one.
+    /// Waits for admission and for the component. The span is moved into the response.
     async fn attempt(
         &self,
         request: http::Request<WasiBody>,
         arrived: Instant,
         timers: &Timers,
-        places: &Places,
+        admission: &Admission,
         grpc: bool,
         span: &mut Option<Span>,
-    ) -> Result<Response<Answer>, Unanswered> {
-        // A caller may wait shorter than the host does; longer as far as streams may last.
-        let asked = if grpc { grpc::timeout(request.headers()) } else { None };
+    ) -> Result<Response<ResponseBody>, NoResponse> {
+        // A caller may wait shorter than the host does, or longer as far as streams may last.
+        let timeout = if grpc { grpc::timeout(request.headers()) } else { None };
         let within =
-            asked.map_or(self.request_timeout, |asked| asked.min(self.stream_timeout)).max(self.request_timeout);
-        let deadline = asked.and_then(|asked| arrived.checked_add(asked));
-        let by = |ours: Instant| deadline.map_or(ours, |theirs| theirs.min(ours));
+            timeout.map_or(self.request_timeout, |timeout| timeout.min(self.stream_timeout)).max(self.request_timeout);
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+        let by = |ours: Instant| deadline.map_or(ours, |callers| callers.min(ours));
 
         let line = RequestLine::of(&request);
-        let entered = Arc::clone(&places.hall).try_acquire_owned().map_err(|_| Hit::Full)?;
-        let counted = (self.stats.enter(), self.inside.token());
-        let (turn, begun) = match Arc::clone(&places.room).try_acquire_owned() {
-            Ok(turn) => (turn, arrived),
+        let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
+        let counted = (self.stats.enter(), self.in_flight.token());
+        let (slot, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
+            Ok(slot) => (slot, arrived),
             Err(_) => {
-                let patience = by(arrived + QUEUE_WAIT.min(self.request_timeout));
-                let waited = timers.timeout_at(patience, Arc::clone(&places.room).acquire_owned()).await;
+                let patience = by(arrived + MAX_QUEUE_WAIT.min(self.request_timeout));
+                let waited = timers.timeout_at(patience, Arc::clone(&admission.slots).acquire_owned()).await;
                 let now = Instant::now();
-                let Ok(Ok(turn)) = waited else {
-                    let theirs = deadline.is_some_and(|deadline| deadline <= now);
-                    return Err(if theirs { self.late(arrived, &line) } else { Hit::Waited }.into());
+                let Ok(Ok(slot)) = waited else {
+                    let is_callers = deadline.is_some_and(|deadline| deadline <= now);
+                    return Err(if is_callers { self.late(arrived, &line) } else { RejectReason::QueueTimeout }.into());
                 };
-                (turn, now)
+                (slot, now)
             }
         };
-        let broken = request.extensions().get::<Broken>().cloned();
-        let waiting = Waiting::begin(self.name.clone(), line, within, span.as_ref());
-        let call = Arc::clone(&waiting.call);
+        let broken = request.extensions().get::<ClientAborted>().cloned();
+        let guard = RequestGuard::begin(self.name.clone(), line, within, span.as_ref());
+        let in_flight = Arc::clone(&guard.request);
         let end = by(begun + within);
-        let answered = timers.timeout_at(end, self.handler.handle(Arc::clone(&call), request)).await;
-        match answered {
+        let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(&in_flight), request)).await;
+        match outcome {
             Ok(Ok(response)) => {
                 let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
-                let permits = (entered, turn, counted);
-                match Answer::component(response, waiting, permits, late, span).await {
-                    Ok(answer) => {
-                        if call.is_reuse() {
+                let permits = (entered, slot, counted);
+                match ResponseBody::component(response, guard, permits, late, span).await {
+                    Ok(response) => {
+                        if in_flight.is_reuse() {
                             self.reusable.answered();
                         }
-                        Ok(answer)
+                        Ok(response)
                     }
-                    Err(End::Late) => Err(self.late(begun, &call.line).into()),
-                    Err(End::Failed | End::Abandoned) => {
-                        self.count_reuse(&call);
-                        Err(Hit::Failed.into())
+                    Err(InstanceEnd::TimedOut) => Err(self.late(begun, &in_flight.line).into()),
+                    Err(InstanceEnd::Failed | InstanceEnd::Abandoned) => {
+                        self.count_reuse(&in_flight);
+                        Err(RejectReason::ComponentFailed.into())
                     }
                 }
             }
-            // An instance that is ended for being late fails in more than one way.
+            // A timeout of the instance appears as one of several errors.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => {
-                Err(self.late(begun, &call.line).into())
+                Err(self.late(begun, &in_flight.line).into())
             }
             Ok(Err(error)) => Err(match error_code::returned(&error) {
-                Some(code) => Unanswered::Coded(code, call.line.clone()),
+                Some(code) => NoResponse::ErrorCode(code, in_flight.line.clone()),
                 None => {
                     let is_broken = broken.is_some_and(|broken| broken.0.is_cancelled());
-                    self.failed(&error, &call, is_broken).into()
+                    self.failed(&error, &in_flight, is_broken).into()
                 }
             }),
-            Err(_) => Err(self.late(begun, &call.line).into()),
+            Err(_) => Err(self.late(begun, &in_flight.line).into()),
         }
     }
 
     fn log_code(&self, code: &Error, line: &RequestLine) {
-        if let Some(left_out) = self.codes.admit(Instant::now().into_std()) {
+        if let Some(suppressed) = self.codes.admit(Instant::now().into_std()) {
             let code = one_line(&code.to_string());
-            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{left_out}");
+            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{suppressed}");
         }
     }
 
-    fn failed(&self, error: &wasmtime::Error, call: &Call, is_broken: bool) -> Hit {
-        let line = &call.line;
-        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<Call>>>() {
+    fn failed(&self, error: &wasmtime::Error, in_flight: &InFlightRequest, is_broken: bool) -> RejectReason {
+        let line = &in_flight.line;
+        if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<InFlightRequest>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
-                return Hit::Waited;
+                return RejectReason::QueueTimeout;
             }
             let cause = cause(&failed.error);
             tracing::warn!(service = %self.name, request = %line, "the component could not be instantiated: {cause}");
-            return Hit::Instantiation;
+            return RejectReason::InstantiationFailed;
         }
-        // Of any other error the instance ends, and that is logged where it does.
+        // Any other error ends the instance, which logs it.
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
         if is_broken {
             tracing::debug!(service = %self.name, request = %line, "the client broke off the request: {}", cause(error));
-        } else if has_returned && call.is_unanswered() {
-            tracing::warn!(service = %self.name, request = %line, "{UNANSWERED}");
+        } else if has_returned && in_flight.is_unanswered() {
+            tracing::warn!(service = %self.name, request = %line, "{NO_RESPONSE}");
         } else {
             tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
         }
-        self.count_reuse(call);
-        Hit::Failed
+        self.count_reuse(in_flight);
+        RejectReason::ComponentFailed
     }
 
-    /// The failure of an instance that cannot be reused is the host's, which reused it.
-    fn count_reuse(&self, call: &Call) {
-        if call.is_reuse() && self.reusable.failed() {
+    /// Counts a failure of a reused instance as the host's, if the component cannot be reused.
+    fn count_reuse(&self, in_flight: &InFlightRequest) {
+        if in_flight.is_reuse() && self.reusable.failed() {
             self.stats.excuse();
         }
     }
 
-    fn late(&self, begun: Instant, line: &RequestLine) -> Hit {
+    fn late(&self, begun: Instant, line: &RequestLine) -> RejectReason {
         if begun.elapsed() >= self.request_timeout {
             let limit = self.request_timeout;
             tracing::warn!(service = %self.name, request = %line, "a request took longer than {limit:?} (limits.request_timeout)");
         } else {
             tracing::debug!(service = %self.name, request = %line, "a request took longer than its caller waits");
         }
-        Hit::Late
+        RejectReason::Timeout
     }
 }
 
 /// Reason why a request has no response of the component's.
-enum Unanswered {
-    Hit(Hit),
-    /// The component's own error code in the place of a response.
-    Coded(Error, RequestLine),
+enum NoResponse {
+    Rejected(RejectReason),
+    /// The component returned an error code.
+    ErrorCode(Error, RequestLine),
 }
 
-impl From<Hit> for Unanswered {
-    fn from(hit: Hit) -> Self {
-        Self::Hit(hit)
+impl From<RejectReason> for NoResponse {
+    fn from(reason: RejectReason) -> Self {
+        Self::Rejected(reason)
     }
 }
 
 /// Extension of a request, cancelled when the client breaks off its body.
 #[derive(Clone)]
-struct Broken(CancellationToken);
-
-impl From<Hit> for Refusal {
-    fn from(hit: Hit) -> Self {
-        match hit {
-            Hit::Full | Hit::Waited => Self::Busy,
-            Hit::NoHost => Self::NoHost,
-            Hit::Target => Self::Target,
-            Hit::Coding => Self::Coding,
-            Hit::Broken => Self::Broken,
-            Hit::Large => Self::Large,
-            Hit::Late => Self::Late,
-            // Some are of no request, or are answered elsewhere.
-            Hit::Denied
-            | Hit::Outgoing
-            | Hit::Connections
-            | Hit::Slow
-            | Hit::Headers
-            | Hit::Memory
-            | Hit::Failed
-            | Hit::Instantiation
-            | Hit::Trap
-            | Hit::Fell
-            | Hit::ErrorCode
-            | Hit::Output
-            | Hit::TooFewRemain => Self::Failed,
-        }
-    }
-}
+struct ClientAborted(CancellationToken);

@@ -4,9 +4,9 @@
 use http::StatusCode;
 use wasmtime_wasi_http::{Error, p2, p3};
 
-use crate::grpc::Status;
+use crate::{grpc::Status, rejection::Rejection};
 
-/// The error code that a handler returned, if that is how it ended.
+/// The error code that a handler returned, if it ended with one.
 pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
     if let Some(code) = error.downcast_ref::<p2::bindings::http::types::ErrorCode>() {
         return Some(code.clone().into());
@@ -14,8 +14,14 @@ pub(crate) fn returned(error: &wasmtime::Error) -> Option<Error> {
     error.downcast_ref::<p3::bindings::http::types::ErrorCode>().map(|code| code.clone().into())
 }
 
+/// Response in the place of which a component returned this error code.
+pub(crate) fn rejection(code: &Error) -> Rejection {
+    let (status, grpc) = status(code);
+    Rejection::error_code(status, grpc)
+}
+
 /// Status in HTTP and in gRPC. An error that the host adds in a later version is the component's internal one.
-pub(crate) fn status(code: &Error) -> (StatusCode, Status) {
+fn status(code: &Error) -> (StatusCode, Status) {
     let status = match code {
         Error::HttpRequestDenied => StatusCode::FORBIDDEN,
         Error::HttpRequestLengthRequired => StatusCode::LENGTH_REQUIRED,

@@ -1,6 +1,5 @@
-//! The end of a connection whose client still sends: that is read for a while and left, so that the client comes to read
-//! what it was told. Without that the kernel answers with a reset, which takes our last words back. Web servers know it as
-//! lingering close.
+//! Lingering close: a connection whose client still sends is read for a while, so that the client comes to read the
+//! response. Otherwise the kernel answers with a reset, which discards the end of the response.
 
 use std::{
     io::{self, IoSlice},
@@ -18,29 +17,29 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long a client may take to notice that nothing more will come.
+/// Longest time that a client may take to notice the end.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A client's connection. Dropping it ends what we say, and reads on until the client ends too.
+/// Connection of a client. Dropping it shuts down its write side, and reads on until the client ends too.
 pub(crate) struct Lingering {
-    /// There until it is dropped.
+    /// Present until the drop.
     stream: Option<TcpStream>,
     /// The client has ended, or is gone.
     ended: bool,
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
 
 impl Lingering {
-    /// A connection that keeps its place until its end, and does not linger once its listener is `closing`.
+    /// A connection that keeps its permit until its end, and does not linger once its listener is `closing`.
     pub(crate) fn new(
         stream: TcpStream,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         tasks: TaskTracker,
         closing: CancellationToken,
     ) -> Self {
-        Self { stream: Some(stream), ended: false, place: Some(place), tasks, closing }
+        Self { stream: Some(stream), ended: false, permit: Some(permit), tasks, closing }
     }
 
     fn stream(&mut self) -> Pin<&mut TcpStream> {
@@ -54,14 +53,14 @@ impl Drop for Lingering {
         if self.ended || self.closing.is_cancelled() {
             return;
         }
-        let (place, closing) = (self.place.take(), self.closing.clone());
+        let (permit, closing) = (self.permit.take(), self.closing.clone());
         let lingering = async move {
             let rest = async {
                 stream.shutdown().await?;
                 copy(&mut stream, &mut sink()).await
             };
             let _ = timeout(LINGER, closing.run_until_cancelled(rest)).await;
-            drop(place);
+            drop(permit);
         };
         self.tasks.spawn_on(lingering, &runtime);
     }

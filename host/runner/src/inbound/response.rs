@@ -1,4 +1,4 @@
-//! An answer on its way to the client: the body, the place that it holds meanwhile, and how it ends when it cannot go on.
+//! A response on its way to the client: its body, its permits, and its end if it cannot be completed.
 
 use std::{
     future::poll_fn,
@@ -10,9 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{Response, header};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full};
 use leasehold::ServiceName;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -20,216 +19,148 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     grpc::{self, Status},
-    inbound::error_code,
+    rejection::{RejectReason, Rejection, empty},
     rt::timers::Sleep,
-    telemetry::{
-        service_metrics::{Hit, Within},
-        span::Span,
-    },
-    wasm::in_flight::{Call, End, RequestLine},
+    telemetry::{service_metrics::Within, span::Span},
+    wasm::in_flight::{InFlightRequest, InstanceEnd, RequestLine},
 };
 
-/// Why the host answers in the component's place. What is said tells nothing of the host.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Refusal {
-    Busy,
-    NoHost,
-    Target,
-    Coding,
-    Broken,
-    Large,
-    Late,
-    Failed,
-    /// The component's own error code.
-    Coded(StatusCode, Status),
-}
-
-impl Refusal {
-    /// The response in the place of which a component returned this error code.
-    pub(crate) fn coded(code: &Error) -> Self {
-        let (status, grpc) = error_code::status(code);
-        Self::Coded(status, grpc)
-    }
-
-    /// In HTTP, in gRPC and in words.
-    pub(crate) fn told(self) -> (StatusCode, Status, &'static str) {
-        match self {
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy"),
-            Self::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
-            Self::Target => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request target is malformed"),
-            Self::Coding => {
-                (StatusCode::NOT_IMPLEMENTED, Status::Unimplemented, "the transfer coding is not supported")
-            }
-            Self::Broken => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
-            Self::Large => (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large"),
-            Self::Late => (StatusCode::GATEWAY_TIMEOUT, Status::DeadlineExceeded, "the service took too long"),
-            Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, Status::Internal, "the service failed"),
-            Self::Coded(status, grpc) if status.is_client_error() => (status, grpc, "the service refused the request"),
-            Self::Coded(status, grpc) => (status, grpc, "the service could not answer the request"),
-        }
-    }
-
-    /// The status in HTTP, however it is told.
-    pub(crate) fn status(self) -> StatusCode {
-        self.told().0
-    }
-
-    /// Returns true when the connection cannot be reused over HTTP/1.1.
-    pub(crate) fn closes(self) -> bool {
-        matches!(self, Self::Broken | Self::Coding)
-    }
-
-    /// The answer, as a gRPC status where gRPC is spoken.
-    pub(crate) fn response(self, grpc: bool) -> Response<Answer> {
-        let (status, grpc_status, said) = self.told();
-        if grpc {
-            let mut response = Response::new(Answer::of(empty()));
-            *response.headers_mut() = grpc::trailers_only(grpc_status, said);
-            if matches!(self, Self::Busy) {
-                grpc::push_back(response.headers_mut());
-            }
-            return response;
-        }
-        let text = Full::new(Bytes::from(format!("{said}\n"))).map_err(|never| match never {}).boxed_unsync();
-        let mut response = Response::new(Answer::of(text));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if matches!(self, Self::Busy) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
-    }
-}
-
-fn empty() -> WasiBody {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A request that is waited for. Dropping it without `whole` tells its instance that the client has left.
-pub(crate) struct Waiting {
+/// Guard of an in-flight request. Dropping it before `complete` marks the request as abandoned.
+pub(crate) struct RequestGuard {
     service: ServiceName,
-    pub(crate) call: Arc<Call>,
-    whole: bool,
-    /// The span of the answer, from its beginning on.
+    pub(crate) request: Arc<InFlightRequest>,
+    complete: bool,
+    /// The span of the response, from its beginning on.
     span: Option<Span>,
 }
 
-impl Waiting {
+impl RequestGuard {
     pub(crate) fn begin(service: ServiceName, line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
-        Self { service, call: Arc::new(Call::new(line, within, span.map(Span::context))), whole: false, span: None }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.call.leave(self.whole);
-        if let Some(span) = self.span.as_mut().filter(|_| self.whole) {
-            span.ends();
+        Self {
+            service,
+            request: Arc::new(InFlightRequest::new(line, within, span.map(Span::context))),
+            complete: false,
+            span: None,
         }
     }
 }
 
-/// What a body was found to have next: a frame, an error, or its end.
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.request.leave(self.complete);
+        if let Some(span) = self.span.as_mut().filter(|_| self.complete) {
+            span.finish();
+        }
+    }
+}
+
+/// Next item of a body: a frame, an error, or the end.
 type Next = Option<Result<Frame<Bytes>, Error>>;
 
-/// The body of an answer.
-pub(crate) struct Answer {
-    /// What an answer of the component has, and one of the host has not. It is dropped first, so that the instance is
-    /// abandoned before it could see that nobody takes its body.
-    hold: Option<Hold>,
+/// Body of a response.
+pub(crate) struct ResponseBody {
+    /// State of a component's response; none for a response of the host. It is dropped first, so that the instance is
+    /// abandoned before it notices that the body is not read.
+    delivery: Option<Delivery>,
     body: WasiBody,
-    /// What was taken of it already, before anything is sent: a piece, and what follows.
+    /// Items that were read before anything is sent: one piece, and the next.
     ahead: [Option<Next>; 2],
     ended: bool,
 }
 
-/// Of the hall, of the room, and among those that are counted: by the service, and by the door.
+/// Permits of the queue and of a slot, and the entries among the requests in flight of the service and of the dispatcher.
 pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit, (Within, TaskTrackerToken));
 
-struct Hold {
-    waiting: Waiting,
-    /// Given back when the answer has been sent.
+struct Delivery {
+    guard: RequestGuard,
+    /// Released when the response has been sent.
     _permits: Permits,
-    /// Where gRPC is spoken, an answer that cannot go on ends with a status.
+    /// A gRPC response that breaks off ends with a status.
     grpc: bool,
-    /// Until then the answer has to be there.
+    /// Deadline of the whole response.
     late: Sleep,
-    /// Bytes of the body, and those that are still to come, where the component says so.
+    /// Length of the body and its unsent rest, if the component declares a length.
     length: Option<u64>,
     left: Option<u64>,
 }
 
-impl Answer {
-    fn of(body: WasiBody) -> Self {
-        Self { hold: None, body, ahead: [None, None], ended: false }
+impl ResponseBody {
+    /// Body of a response of the host.
+    pub(crate) fn of(body: WasiBody) -> Self {
+        Self { delivery: None, body, ahead: [None, None], ended: false }
     }
 
-    /// The component's answer, once the instance has said what it has to say for now, so that this is sent in one piece. One
-    /// that is whole by then tells its length, and one that has failed by then is none. The span goes with it.
+    /// Returns the component's response once its instance is idle, so that its first output is sent in one piece. A body
+    /// that is complete by then has a length, and a failed body is an error. The span is moved into the response.
     pub(crate) async fn component(
         response: Response<WasiBody>,
-        waiting: Waiting,
+        guard: RequestGuard,
         permits: Permits,
         late: Sleep,
         span: &mut Option<Span>,
-    ) -> Result<Response<Self>, End> {
+    ) -> Result<Response<Self>, InstanceEnd> {
         let (parts, body) = response.into_parts();
-        // Clients read a status in the headers only if the stream ends with them, and wasi:http cannot say that it does.
+        // Clients read a status in the headers only if the stream ends with them, which wasi:http cannot express.
         let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
         if parts.status.is_informational() {
             tracing::warn!(
-                service = %waiting.service,
+                service = %guard.service,
                 "the component answered {}, which is no final response; connections are not upgraded",
                 parts.status.as_u16()
             );
-            return Err(End::Failed);
+            return Err(InstanceEnd::Failed);
         }
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut hold = Hold { waiting, _permits: permits, grpc, late, length, left: length };
-        hold.waiting.whole = body.is_end_stream() || length == Some(0);
-        let mut answer = Self { hold: Some(hold), ..Self::of(body) };
-        answer.gather().await?;
-        if let (Some(mut span), Some(hold)) = (span.take(), &mut answer.hold) {
-            span.begins(&parts);
-            hold.waiting.span = Some(span);
+        let mut delivery = Delivery { guard, _permits: permits, grpc, late, length, left: length };
+        delivery.guard.complete = body.is_end_stream() || length == Some(0);
+        let mut this = Self { delivery: Some(delivery), ..Self::of(body) };
+        this.gather().await?;
+        if let (Some(mut span), Some(delivery)) = (span.take(), &mut this.delivery) {
+            span.record_response(&parts);
+            delivery.guard.span = Some(span);
         }
-        Ok(Response::from_parts(parts, answer))
+        Ok(Response::from_parts(parts, this))
     }
 
-    async fn gather(&mut self) -> Result<(), End> {
+    async fn gather(&mut self) -> Result<(), InstanceEnd> {
         let mut until = None;
         poll_fn(|cx| {
             if self.poll_ahead(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if let Some(hold) = &self.hold {
-                ready!(hold.waiting.call.poll_idle(cx, &mut until));
+            if let Some(delivery) = &self.delivery {
+                ready!(delivery.guard.request.poll_idle(cx, &mut until));
             }
             let _ = self.poll_ahead(cx);
             Poll::Ready(())
         })
         .await;
-        let Some(hold) = self.hold.as_ref().filter(|hold| !hold.grpc && !hold.waiting.whole) else { return Ok(()) };
+        let Some(delivery) = self.delivery.as_ref().filter(|delivery| !delivery.grpc && !delivery.guard.complete)
+        else {
+            return Ok(());
+        };
         match self.ahead.iter().flatten().last() {
             Some(Some(Err(error))) => {
-                hold.warn(error, self.taken());
-                Err(hold.waiting.call.end().unwrap_or(End::Failed))
+                delivery.warn(error, self.taken());
+                Err(delivery.guard.request.end().unwrap_or(InstanceEnd::Failed))
             }
-            Some(None) => hold.waiting.call.end().map_or(Ok(()), Err),
+            Some(None) => delivery.guard.request.end().map_or(Ok(()), Err),
             Some(Some(Ok(_))) | None => Ok(()),
         }
     }
 
-    /// Takes a piece and what follows, as far as they are there. Ready once there is nothing more to take.
+    /// Reads one piece and the next item, as far as they are available. Ready once there is nothing more to read.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(hold) = self.hold.as_mut().filter(|hold| !hold.waiting.whole) else { return Poll::Ready(()) };
+        let Some(delivery) = self.delivery.as_mut().filter(|delivery| !delivery.guard.complete) else {
+            return Poll::Ready(());
+        };
         for ahead in self.ahead.iter_mut().filter(|ahead| ahead.is_none()) {
             let next = ready!(Pin::new(&mut self.body).poll_frame(cx));
             let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
-            // Not by the end of its instance, and what a component says of its length is held against it.
-            hold.waiting.whole = next.is_none() && hold.left.is_none() && hold.waiting.call.end().is_none();
+            // Incomplete if the instance ended, or the declared length is not reached.
+            delivery.guard.complete =
+                next.is_none() && delivery.left.is_none() && delivery.guard.request.end().is_none();
             *ahead = Some(next);
             if !is_data {
                 break;
@@ -238,15 +169,15 @@ impl Answer {
         Poll::Ready(())
     }
 
-    /// How much was taken and is not sent yet.
+    /// Bytes that were read and are not sent yet.
     fn taken(&self) -> u64 {
         self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
     }
 
-    /// The same, where that is all.
+    /// Bytes that were read, if they are the whole rest of the body.
     fn left(&self) -> Option<u64> {
         let ends = self.ahead.iter().flatten().any(Option::is_none);
-        let is_whole = self.hold.as_ref().is_some_and(|hold| hold.waiting.whole);
+        let is_whole = self.delivery.as_ref().is_some_and(|delivery| delivery.guard.complete);
         (ends && is_whole).then(|| self.taken())
     }
 
@@ -264,59 +195,60 @@ impl Answer {
     }
 }
 
-impl Hold {
-    /// What is sent instead of the rest.
-    fn broken(&mut self, end: End) -> Result<Frame<Bytes>, Error> {
+impl Delivery {
+    /// Last item of a body that broke off.
+    fn broken(&mut self, end: InstanceEnd) -> Result<Frame<Bytes>, Error> {
         self.fails(end);
         match (self.grpc, end) {
-            (true, End::Late) => {
+            (true, InstanceEnd::TimedOut) => {
                 Ok(Frame::trailers(grpc::trailers(Status::DeadlineExceeded, "the service took too long")))
             }
-            (true, End::Failed | End::Abandoned) => {
+            (true, InstanceEnd::Failed | InstanceEnd::Abandoned) => {
                 Ok(Frame::trailers(grpc::trailers(Status::Internal, "the service failed")))
             }
             (false, _) => Err(Error::HttpResponseIncomplete),
         }
     }
 
-    /// Logs why a body broke off, unless its instance ended or the client broke off the request.
+    /// Logs the reason for which a body broke off, unless its instance ended or the client broke off the request.
     fn warn(&self, error: &Error, taken: u64) {
-        if self.waiting.call.end().is_some() || matches!(error, Error::ConnectionTerminated) {
+        if self.guard.request.end().is_some() || matches!(error, Error::ConnectionTerminated) {
             return;
         }
         let why = match (error, self.length, self.left) {
             (Error::HttpProtocolError, Some(length), Some(left)) if left != taken => {
                 format!("the component wrote {} bytes, and its content-length is {length}", length - left + taken)
             }
-            // The error of a body of 0.2 that was dropped.
+            // The error of a dropped body of 0.2.
             (Error::HttpProtocolError, ..) => {
                 "the component dropped its outgoing-body without outgoing-body.finish".to_owned()
             }
             (error, ..) => error.to_string(),
         };
-        tracing::warn!(service = %self.waiting.service, "a response broke off: {why}");
+        tracing::warn!(service = %self.guard.service, "a response broke off: {why}");
     }
 
-    fn fails(&mut self, end: End) {
-        if let Some(span) = &mut self.waiting.span {
-            let hit = if end == End::Late { Hit::Late } else { Hit::Failed };
-            span.fails(hit.name().to_owned(), Refusal::from(hit).told().2);
-            span.ends();
+    fn fails(&mut self, end: InstanceEnd) {
+        if let Some(span) = &mut self.guard.span {
+            let reason =
+                if end == InstanceEnd::TimedOut { RejectReason::Timeout } else { RejectReason::ComponentFailed };
+            span.record_error(<&str>::from(reason).to_owned(), Rejection::from(reason).text);
+            span.finish();
         }
     }
 
     fn passed(&mut self, frame: &Frame<Bytes>) {
-        if let (Some(span), Some(trailers)) = (&mut self.waiting.span, frame.trailers_ref()) {
-            span.trailers(trailers);
+        if let (Some(span), Some(trailers)) = (&mut self.guard.span, frame.trailers_ref()) {
+            span.record_trailers(trailers);
         }
         if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
-        self.waiting.whole |= frame.is_trailers() || self.left == Some(0);
+        self.guard.complete |= frame.is_trailers() || self.left == Some(0);
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Error;
 
@@ -326,36 +258,36 @@ impl Body for Answer {
             return Poll::Ready(None);
         }
         let polled = this.poll_next(cx);
-        let Some(hold) = &mut this.hold else { return polled };
-        let is_late = Instant::now() >= hold.late.deadline();
-        if is_late || (polled.is_pending() && Pin::new(&mut hold.late).poll(cx).is_ready()) {
-            let last = hold.broken(End::Late);
+        let Some(delivery) = &mut this.delivery else { return polled };
+        let is_late = Instant::now() >= delivery.late.deadline();
+        if is_late || (polled.is_pending() && Pin::new(&mut delivery.late).poll(cx).is_ready()) {
+            let last = delivery.broken(InstanceEnd::TimedOut);
             return this.end(Some(last));
         }
         let end = match ready!(polled) {
             Some(Ok(frame)) => {
-                hold.passed(&frame);
+                delivery.passed(&frame);
                 return Poll::Ready(Some(Ok(frame)));
             }
-            // A body whose instance is gone looks as if it had come to its end.
-            None if hold.waiting.whole => None,
-            None => hold.waiting.call.end(),
+            // A body whose instance is gone appears to have ended.
+            None if delivery.guard.complete => None,
+            None => delivery.guard.request.end(),
             Some(Err(error)) => {
-                hold.warn(&error, 0);
-                if !hold.grpc {
-                    hold.fails(End::Failed);
+                delivery.warn(&error, 0);
+                if !delivery.grpc {
+                    delivery.fails(InstanceEnd::Failed);
                     return this.end(Some(Err(error)));
                 }
-                Some(hold.waiting.call.end().unwrap_or(End::Failed))
+                Some(delivery.guard.request.end().unwrap_or(InstanceEnd::Failed))
             }
         };
-        hold.waiting.whole |= end.is_none();
-        let last = end.map(|end| hold.broken(end));
+        delivery.guard.complete |= end.is_none();
+        let last = end.map(|end| delivery.broken(end));
         this.end(last)
     }
 
     fn is_end_stream(&self) -> bool {
-        let whole = self.hold.as_ref().is_none_or(|hold| hold.waiting.whole);
+        let whole = self.delivery.as_ref().is_none_or(|delivery| delivery.guard.complete);
         self.ended || self.left() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
     }
 
@@ -363,7 +295,7 @@ impl Body for Answer {
         if let Some(left) = self.left() {
             return SizeHint::with_exact(left);
         }
-        // What the body knows of is behind what was taken.
+        // The hint of the body does not include the items that were read.
         let (mut hint, taken) = (self.body.size_hint(), self.taken());
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper.saturating_add(taken));

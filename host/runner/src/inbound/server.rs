@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,9 +22,10 @@ use http::{HeaderValue, Response, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
@@ -34,35 +35,36 @@ use crate::{
     config::Limits,
     inbound::{
         authority::Frames,
-        dispatch::{Door, QUEUE_WAIT},
+        dispatch::{CurrentDispatcher, MAX_QUEUE_WAIT},
         lingering_close::Lingering,
         target::Origin,
         tls::Tls,
     },
+    rejection::RejectReason,
     rt::{executor::Bounded, timers::Timers},
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::{Incident, Stats},
 };
 
-/// Connections that the kernel keeps for us until we accept them.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Longest silence of an HTTP/2 connection before it is asked whether it is still there.
+/// Silence of an HTTP/2 connection after which it is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// The pause after a failed accept: there are no file descriptors, and asking at once would find none either.
+/// Pause after a failed accept: without file descriptors, the next attempt would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often an operator is told that it is still so.
-const REMIND: Duration = Duration::from_secs(60);
-/// The bytes by which HTTP/2 is told from HTTP/1.1.
-const PREFACE: usize = 24;
-/// Largest header block in which an authority is looked for: where the h2 crate ends the connection.
+/// Interval between two warnings about the same error of `accept`, at least.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that distinguish HTTP/2 from HTTP/1.1.
+const PREFACE_BYTES: usize = 24;
+/// Largest header block in which an authority is replaced: beyond it the h2 crate ends the connection.
 const HEADER_BLOCKS: usize = 4;
 const SMALLEST_BLOCK: usize = 16 << 10;
-/// How long connections that were cut may take to notice.
-const CUT: Duration = Duration::from_secs(1);
+/// Longest wait for connections that were cut.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Binds a listener; the error is for the operator.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
-    // A port whose last owner just ended is free; one that is in use is still refused.
+    // A port whose last owner just ended is free; a port in use is still refused.
     socket.set_reuseaddr(true)?;
     socket.bind(addr).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => {
@@ -73,23 +75,23 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A listener that is being served. Dropping it lets go of the listener and cuts the connections.
+/// A listener that is being served. Dropping it closes the listener and cuts the connections.
 pub(crate) struct Server {
-    /// Clients are asked to go elsewhere.
+    /// Set when clients are to use other hosts.
     leaving: Arc<AtomicBool>,
-    /// No further connections.
+    /// Cancelled at `close`: no further connections.
     closing: CancellationToken,
-    /// No further patience.
+    /// Cancelled at the deadline: connections are cut.
     cut: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the door that is there when it
-    /// comes.
+    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is current
+    /// when it arrives.
     pub(crate) fn start(
         listener: TcpListener,
-        doors: watch::Receiver<Arc<Door>>,
+        current: CurrentDispatcher,
         tls: Option<Arc<Tls>>,
         limits: &Limits,
     ) -> Self {
@@ -100,11 +102,11 @@ impl Server {
             tasks: TaskTracker::new(),
         };
         if let Some(tls) = tls.clone() {
-            let (name, closing) = (doors.borrow().name().clone(), server.closing.clone());
+            let (name, closing) = (current.load().name().clone(), server.closing.clone());
             server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
         }
         let connections = Connections {
-            doors,
+            current,
             tls,
             limits: *limits,
             permits: Arc::new(Semaphore::new(limits.connections as usize)),
@@ -117,22 +119,22 @@ impl Server {
         server
     }
 
-    /// Serves on, and asks clients with each answer to take their next request elsewhere.
+    /// Serves on, and asks clients with each response to send their next request elsewhere.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// Accepts no more, closes idle connections, and waits for requests in flight. Says whether all were answered.
+    /// Accepts no more connections, closes idle ones, and waits for requests in flight. Returns true if all were answered.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn close(&self, deadline: Duration) -> bool {
         self.closing.cancel();
         self.tasks.close();
         let all = timeout(deadline, self.tasks.wait()).await.is_ok();
         if !all {
             self.cut.cancel();
-            // What does not notice in time ends with the process.
-            let _ = timeout(CUT, self.tasks.wait()).await;
+            // Connections that do not notice in time end with the process.
+            let _ = timeout(CUT_TIMEOUT, self.tasks.wait()).await;
         }
         all
     }
@@ -149,7 +151,7 @@ impl Drop for Server {
 
 /// The accepting task.
 struct Connections {
-    doors: watch::Receiver<Arc<Door>>,
+    current: CurrentDispatcher,
     tls: Option<Arc<Tls>>,
     limits: Limits,
     permits: Arc<Semaphore>,
@@ -161,11 +163,11 @@ struct Connections {
 
 impl Connections {
     async fn accept(self, listener: TcpListener) {
-        let mut told: Option<(io::ErrorKind, Instant)> = None;
+        let mut last_warning: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {
                 if self.permits.available_permits() == 0 {
-                    self.doors.borrow().hit(Hit::Connections);
+                    self.current.load().stats().incident(Incident::ConnectionLimit);
                 }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, _)| (stream, permit))
@@ -178,10 +180,11 @@ impl Connections {
             match accepted {
                 Ok((stream, permit)) => self.connection(stream, permit),
                 Err(error) => {
-                    let is_news = told.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > REMIND);
+                    let is_news =
+                        last_warning.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > WARN_INTERVAL);
                     if is_news {
-                        tracing::warn!(service = %self.doors.borrow().name(), %error, "a connection could not be accepted");
-                        told = Some((error.kind(), Instant::now()));
+                        tracing::warn!(service = %self.current.load().name(), %error, "a connection could not be accepted");
+                        last_warning = Some((error.kind(), Instant::now()));
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -190,11 +193,11 @@ impl Connections {
     }
 
     fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        // Small pieces of an answer are not held back for larger ones.
+        // Small pieces of a response are not held back for larger ones.
         let _ = stream.set_nodelay(true);
-        let (doors, leaving) = (self.doors.clone(), Arc::clone(&self.leaving));
-        let counts = self.doors.clone();
-        // The client's last requests on this connection are those that it has sent.
+        let (current, leaving) = (self.current.clone(), Arc::clone(&self.leaving));
+        let counts = self.current.clone();
+        // Cancelled once the requests that the client has sent are its last on this connection.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
         let timers = Timers::default();
@@ -205,17 +208,17 @@ impl Connections {
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
-                let door = Arc::clone(&doors.borrow());
+                let dispatcher = current.load_full();
                 let (leaving, last, origin) = (Arc::clone(&leaving), last.clone(), origin.clone());
                 let timers = timers.clone();
                 let (version, now) = (request.version(), Instant::now());
                 let open = progress.begin(version, now);
                 async move {
-                    let mut response = door.answer(request, now, &timers, &origin).await;
+                    let mut response = dispatcher.dispatch(request, now, &timers, &origin).await;
                     if leaving.load(Ordering::Relaxed) {
-                        farewell(version, &mut response, &last);
+                        ask_to_leave(version, &mut response, &last);
                     }
-                    // Until the answer has been sent; this is not about its errors.
+                    // The request is open until its response has been sent.
                     Ok::<_, Infallible>(response.map(|body| {
                         body.map_err(move |error| {
                             let _ = &open;
@@ -225,9 +228,9 @@ impl Connections {
                 }
             }
         });
-        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.doors.borrow().name().clone());
+        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.current.load().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
-        let (within, client_timeout) = (self.longest(), self.limits.client_timeout);
+        let (within, client_timeout) = (self.longest_request(), self.limits.client_timeout);
         let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
         self.tasks.spawn(async move {
             let stream = match tls {
@@ -244,13 +247,13 @@ impl Connections {
             let mut stream = Box::pin(TimeoutStream::new(stream));
             stream.as_mut().set_write_timeout_pinned(Some(client_timeout));
             let mut connection = pin!(protocols.serve_connection(TokioIo::new(stream), requests));
-            // Looked at when one of them has something to say, and not with every byte of the connection.
-            let watches: [BoxFuture<'_, Watched>; 3] = [
-                cut.cancelled().map(|()| Watched::Cut).boxed(),
-                progress.overdue(client_timeout, within).map(|()| Watched::Slow).boxed(),
-                // Later than what is half HTTP/1.1 is cut for that.
+            // Polled when one of them is woken, and not with every byte of the connection.
+            let watches: [BoxFuture<'_, ConnectionEvent>; 3] = [
+                cut.cancelled().map(|()| ConnectionEvent::Cut).boxed(),
+                progress.overdue(client_timeout, within).map(|()| ConnectionEvent::Slow).boxed(),
+                // Later than the cut of half an HTTP/1.1 request.
                 select(Box::pin(last.cancelled()), Box::pin(progress.idle(2 * client_timeout)))
-                    .map(|_| Watched::Last)
+                    .map(|_| ConnectionEvent::LastRequest)
                     .boxed(),
             ];
             let mut watched: FuturesUnordered<_> = watches.into_iter().collect();
@@ -259,44 +262,42 @@ impl Connections {
                     biased;
                     ended = connection.as_mut() => break ended,
                     Some(news) = watched.next() => match news {
-                        Watched::Last => connection.as_mut().graceful_shutdown(),
-                        Watched::Cut => return,
-                        Watched::Slow => {
-                            counts.borrow().hit(Hit::Slow);
+                        ConnectionEvent::LastRequest => connection.as_mut().graceful_shutdown(),
+                        ConnectionEvent::Cut => return,
+                        ConnectionEvent::Slow => {
+                            counts.load().stats().incident(Incident::SlowClient);
                             return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
                         }
                     },
                 }
             };
             if let Err(error) = ended {
-                if let Some(hit) = ran_into(error.as_ref()) {
-                    counts.borrow().hit(hit);
-                }
+                count(error.as_ref(), counts.load().stats());
                 tracing::debug!(service = %name, error, "a connection broke");
             }
         });
     }
 
-    /// How long a request may stay, its turn and its whole answer included, when all of it takes as long as it may.
-    fn longest(&self) -> Duration {
+    /// Longest life of a request, its time in the queue and its whole response included.
+    fn longest_request(&self) -> Duration {
         let Limits { request_timeout, client_timeout, .. } = self.limits;
-        QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
+        MAX_QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
     }
 
-    /// HTTP/1.1 and HTTP/2 on one port: the first bytes tell them apart, with TLS or without.
+    /// HTTP/1.1 and HTTP/2 on one port: the first bytes distinguish them, with TLS or without.
     fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
         let Limits { header_size, client_timeout, .. } = self.limits;
-        // Silence and the time for an answer are as long as a client may take, together.
+        // Silence and the time for a pong add up to the client timeout.
         let ping_interval = PING_INTERVAL.min(client_timeout / 2);
-        let (tasks, within) = (self.tasks.clone(), self.longest());
+        let (tasks, within) = (self.tasks.clone(), self.longest_request());
         let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
             .timer(timers.clone())
-            // A client that has said all it has to say still waits for its response (RFC 9112, section 9.6).
+            // A client that has sent all of its request still waits for its response (RFC 9112, section 9.6).
             .half_close(true)
             .header_read_timeout(client_timeout)
-            // One write of a copy is cheaper than one of pieces, which are small mostly.
+            // One write of a copy is cheaper than a vectored write of pieces, which are mostly small.
             .writev(false)
             .max_buf_size(header_size);
         builder
@@ -305,36 +306,36 @@ impl Connections {
             .keep_alive_interval(ping_interval)
             .keep_alive_timeout(client_timeout.saturating_sub(ping_interval))
             .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
-            .max_concurrent_streams(self.doors.borrow().most_requests());
+            .max_concurrent_streams(self.current.load().max_requests());
         builder
     }
 }
 
-/// What happens to a connection from outside.
-enum Watched {
+/// Event of a connection beside its requests.
+enum ConnectionEvent {
     Cut,
     Slow,
-    /// It has had its last request.
-    Last,
+    /// The requests that were sent are its last.
+    LastRequest,
 }
 
-/// How far the client of a connection has come, as far as hyper does not look after it.
+/// Progress of a connection's client, as far as hyper does not watch it.
 struct Progress {
-    /// Bytes that came.
+    /// Bytes that were read.
     read: AtomicUsize,
     requests: Mutex<Requests>,
 }
 
 struct Requests {
-    /// How many are not answered yet.
+    /// Number of requests without a complete response.
     open: usize,
-    /// When that changed, or the connection came, where several may be open.
+    /// Time of the last change of that number, or of the connection, in HTTP/2.
     since: Instant,
-    /// When the latest one began, where there is one at a time: streams of HTTP/2 have each an end of its own.
+    /// Time of the latest request in HTTP/1.1; streams of HTTP/2 have deadlines of their own.
     latest: Option<Instant>,
 }
 
-/// A request, until its answer has been sent.
+/// A request, until its response has been sent.
 struct Open(Arc<Progress>);
 
 impl Drop for Open {
@@ -354,7 +355,7 @@ impl Progress {
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+        self.requests.lock()
     }
 
     fn read(&self, bytes: &[u8]) {
@@ -370,7 +371,7 @@ impl Progress {
         Open(Arc::clone(self))
     }
 
-    /// Ends when nothing was asked over HTTP/2 for that long. hyper looks after it in HTTP/1.1 only.
+    /// Ends after `client_timeout` without a request over HTTP/2. hyper watches HTTP/1.1 only.
     async fn idle(&self, client_timeout: Duration) {
         loop {
             let until = {
@@ -385,12 +386,11 @@ impl Progress {
         }
     }
 
-    /// Ends for a client that does not say what it speaks, or does not read an answer: once the latest request has been
-    /// there for longer than any may. Had that been answered, the next one would have begun by then, or the connection
-    /// been closed for being idle.
+    /// Ends for a client that sends no preface, or does not read a response: once the latest request is older than any may
+    /// be. If that had been answered, the next one would have begun by then, or the connection been closed as idle.
     async fn overdue(&self, client_timeout: Duration, within: Duration) {
         sleep(client_timeout).await;
-        if self.read.load(Ordering::Relaxed) < PREFACE && self.requests().latest.is_none() {
+        if self.read.load(Ordering::Relaxed) < PREFACE_BYTES && self.requests().latest.is_none() {
             return;
         }
         loop {
@@ -403,21 +403,19 @@ impl Progress {
     }
 }
 
-/// The limit that a connection ran into which ended so, where hyper tells of it.
-fn ran_into(error: &(dyn Error + 'static)) -> Option<Hit> {
-    let error: &hyper::Error = error.downcast_ref()?;
+/// Counts a connection that ended because of a limit, as far as hyper tells.
+fn count(error: &(dyn Error + 'static), stats: &Stats) {
+    let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    match () {
-        () if error.is_parse_too_large() => Some(Hit::Headers),
-        () if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) => {
-            Some(Hit::Slow)
-        }
-        () => None,
+    if error.is_parse_too_large() {
+        stats.reject(RejectReason::HeadersTooLarge);
+    } else if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
+        stats.incident(Incident::SlowClient);
     }
 }
 
-/// Asks a client to go elsewhere: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
-fn farewell<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
+/// Asks a client to use another host: by a header in HTTP/1.1, by GOAWAY in HTTP/2.
+fn ask_to_leave<B>(version: Version, response: &mut Response<B>, last: &CancellationToken) {
     match version {
         Version::HTTP_2 => last.cancel(),
         _ => drop(response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"))),

@@ -17,7 +17,7 @@ use http::{
 
 use crate::{
     inbound::authority::{Sent, is_valid},
-    telemetry::service_metrics::Hit,
+    rejection::RejectReason,
 };
 
 /// Header in which proxies pass on the original host.
@@ -50,30 +50,30 @@ impl Origin {
 
     /// Puts the host of a request into its URI, which is where components of 0.3 look for it. Refuses a request without a host
     /// or with a malformed host, with a target that its method does not allow (RFC 9112, section 3.2), or for a tunnel.
-    pub(crate) fn locate<B>(&self, request: &mut Request<B>) -> Result<(), Hit> {
+    pub(crate) fn locate<B>(&self, request: &mut Request<B>) -> Result<(), RejectReason> {
         let replaced = match self.has_replaced.load(Ordering::Acquire) {
             true => request.headers_mut().remove(&*REPLACED),
             false => None,
         };
         if has_other_coding(request.headers()) {
-            return Err(Hit::Coding);
+            return Err(RejectReason::TransferCoding);
         }
         let named = host(request.headers())?;
         if request.method() == Method::CONNECT {
-            return Err(Hit::NoHost);
+            return Err(RejectReason::NoHost);
         }
         let uri = request.uri();
         if !is_allowed(uri, request.method(), request.version()) {
-            return Err(Hit::Target);
+            return Err(RejectReason::BadTarget);
         }
         let sent = match (uri.authority(), replaced) {
-            (_, Some(sent)) => Sent::parse_http2(&sent).ok_or(Hit::NoHost)?,
+            (_, Some(sent)) => Sent::parse_http2(&sent).ok_or(RejectReason::NoHost)?,
             (Some(there), None) if is_valid(there.as_str().as_bytes()) && !has_empty_path(uri) => return Ok(()),
             (Some(there), None) if is_valid(there.as_str().as_bytes()) => {
                 Sent { authority: there.clone(), encoded: None }
             }
-            (Some(_), None) => return Err(Hit::NoHost),
-            (None, None) => named.or_else(|| self.default(request.version())).ok_or(Hit::NoHost)?,
+            (Some(_), None) => return Err(RejectReason::NoHost),
+            (None, None) => named.or_else(|| self.default(request.version())).ok_or(RejectReason::NoHost)?,
         };
         let mut parts = mem::take(request.uri_mut()).into_parts();
         parts.scheme.get_or_insert_with(|| self.scheme.clone());
@@ -81,9 +81,9 @@ impl Origin {
         if let Some(query) =
             parts.path_and_query.as_ref().map(PathAndQuery::as_str).filter(|path| path.starts_with('?'))
         {
-            parts.path_and_query = Some(format!("/{query}").try_into().map_err(|_| Hit::Target)?);
+            parts.path_and_query = Some(format!("/{query}").try_into().map_err(|_| RejectReason::BadTarget)?);
         }
-        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Hit::Target)?;
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| RejectReason::BadTarget)?;
         if let Some(encoded) = sent.encoded {
             // A proxy in front knows the client's own host.
             request.headers_mut().entry(FORWARDED_HOST).or_insert(encoded);
@@ -99,12 +99,12 @@ impl Origin {
     }
 }
 
-fn host(headers: &HeaderMap) -> Result<Option<Sent>, Hit> {
+fn host(headers: &HeaderMap) -> Result<Option<Sent>, RejectReason> {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (None, _) => Ok(None),
-        (Some(host), None) => Sent::parse(host).map(Some).ok_or(Hit::NoHost),
-        (Some(_), Some(_)) => Err(Hit::NoHost),
+        (Some(host), None) => Sent::parse(host).map(Some).ok_or(RejectReason::NoHost),
+        (Some(_), Some(_)) => Err(RejectReason::NoHost),
     }
 }
 
@@ -138,13 +138,13 @@ mod tests {
     use http::{Request, Version, uri::Scheme};
     use proptest::prelude::*;
 
-    use super::{FORWARDED_HOST, Hit, Origin};
+    use super::{FORWARDED_HOST, Origin, RejectReason};
 
     fn origin() -> Origin {
         Origin::new(Scheme::HTTPS, Some("127.0.0.1:8080".parse().unwrap()))
     }
 
-    fn located(method: &str, uri: &str, version: Version, headers: &[(&str, &[u8])]) -> Result<String, Hit> {
+    fn located(method: &str, uri: &str, version: Version, headers: &[(&str, &[u8])]) -> Result<String, RejectReason> {
         let mut request = Request::builder().method(method).uri(uri).version(version);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -154,7 +154,7 @@ mod tests {
         Ok(request.uri().to_string())
     }
 
-    fn get(uri: &str, hosts: &[&[u8]]) -> Result<String, Hit> {
+    fn get(uri: &str, hosts: &[&[u8]]) -> Result<String, RejectReason> {
         let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
         located("GET", uri, Version::HTTP_11, &headers)
     }
@@ -176,10 +176,13 @@ mod tests {
             &[b"100%"],
         ];
         for hosts in bad {
-            assert_eq!(get("/", hosts), Err(Hit::NoHost), "{hosts:?}");
+            assert_eq!(get("/", hosts), Err(RejectReason::NoHost), "{hosts:?}");
         }
-        assert_eq!(get("http://somebody@there/", &[]), Err(Hit::NoHost));
-        assert_eq!(located("CONNECT", "there:80", Version::HTTP_11, &[("host", b"there:80")]), Err(Hit::NoHost));
+        assert_eq!(get("http://somebody@there/", &[]), Err(RejectReason::NoHost));
+        assert_eq!(
+            located("CONNECT", "there:80", Version::HTTP_11, &[("host", b"there:80")]),
+            Err(RejectReason::NoHost)
+        );
     }
 
     #[test]
@@ -203,7 +206,7 @@ mod tests {
         assert_eq!(request.headers()[FORWARDED_HOST], "user%2Fv1");
         assert_eq!(request.headers().len(), 1);
         for malformed in ["", "user%2", "a b", "a@b", "a:b"] {
-            assert_eq!(replaced(malformed).unwrap_err(), Hit::NoHost, "{malformed:?}");
+            assert_eq!(replaced(malformed).unwrap_err(), RejectReason::NoHost, "{malformed:?}");
         }
     }
 
@@ -220,10 +223,10 @@ mod tests {
         let with_host = |method, uri, version| located(method, uri, version, &[("host", b"here")]);
         assert_eq!(with_host("OPTIONS", "*", Version::HTTP_11).unwrap(), "https://here*");
         for (method, uri) in [("GET", "foo"), ("GET", "foo:80"), ("GET", "x:"), ("POST", "foo"), ("GET", "*")] {
-            assert_eq!(with_host(method, uri, Version::HTTP_11), Err(Hit::Target), "{method} {uri}");
+            assert_eq!(with_host(method, uri, Version::HTTP_11), Err(RejectReason::BadTarget), "{method} {uri}");
         }
         for uri in ["*", "http://here?a"] {
-            assert_eq!(with_host("GET", uri, Version::HTTP_2), Err(Hit::Target), "{uri}");
+            assert_eq!(with_host("GET", uri, Version::HTTP_2), Err(RejectReason::BadTarget), "{uri}");
         }
     }
 
@@ -231,9 +234,9 @@ mod tests {
     fn only_a_client_of_http_1_0_may_leave_its_host_out() {
         assert_eq!(located("GET", "/", Version::HTTP_10, &[]).unwrap(), "https://127.0.0.1:8080/");
         assert_eq!(located("GET", "/", Version::HTTP_10, &[("host", b"here")]).unwrap(), "https://here/");
-        assert_eq!(located("GET", "/", Version::HTTP_10, &[("host", b"")]), Err(Hit::NoHost));
-        assert_eq!(located("GET", "/", Version::HTTP_11, &[]), Err(Hit::NoHost));
-        assert_eq!(located("GET", "/", Version::HTTP_2, &[]), Err(Hit::NoHost));
+        assert_eq!(located("GET", "/", Version::HTTP_10, &[("host", b"")]), Err(RejectReason::NoHost));
+        assert_eq!(located("GET", "/", Version::HTTP_11, &[]), Err(RejectReason::NoHost));
+        assert_eq!(located("GET", "/", Version::HTTP_2, &[]), Err(RejectReason::NoHost));
     }
 
     #[test]
@@ -246,12 +249,12 @@ mod tests {
         assert!(coded(&[]).is_ok() && coded(&[b"Chunked"]).is_ok());
         let bad: [&[&[u8]]; 4] = [&[b"gzip, chunked"], &[b"gzip", b"chunked"], &[b"chunked, gzip"], &[b"identity"]];
         for codings in bad {
-            assert_eq!(coded(codings), Err(Hit::Coding), "{codings:?}");
+            assert_eq!(coded(codings), Err(RejectReason::TransferCoding), "{codings:?}");
         }
     }
 
     proptest! {
-        /// A component can build a URI from what it gets.
+        /// A component can build a URI from the parts of an accepted request.
         #[test]
         fn a_target_that_is_let_in_has_a_path(target in "[a-z0-9/?*:.%#@\\[\\] -]{0,16}", host in "[a-z0-9:%.@-]{0,8}") {
             if let Ok(uri) = target.parse::<http::Uri>() {

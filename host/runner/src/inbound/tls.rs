@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use leasehold::Source;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -27,11 +27,11 @@ use tokio_rustls::{
 };
 use tokio_util::task::TaskTracker;
 
-/// What a listener speaks once the handshake is done, the preferred first.
+/// Application protocols of a listener, the preferred first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// How long a handshake may take.
+/// Deadline of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the files are looked at.
+/// Polling interval of the files.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// The files of one listener, as PEM.
@@ -112,10 +112,10 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 /// The TLS of one listener.
 pub(crate) struct Tls {
     files: Files,
-    /// What was read at the start, as a fingerprint.
+    /// Fingerprint of the files as they were first read.
     opened: u64,
-    current: watch::Sender<Arc<ServerConfig>>,
-    /// Nobody waits for these: a file system may be gone for ever.
+    current: ArcSwap<ServerConfig>,
+    /// Reads of the files. No task waits for them: a file system may hang.
     reads: TaskTracker,
 }
 
@@ -124,33 +124,33 @@ impl Tls {
     pub(crate) fn open(files: Files) -> Result<Self, String> {
         let found = files.read();
         let opened = fingerprint(&found);
-        let (current, _) = watch::channel(Arc::new(files.config(&found?)?));
+        let current = ArcSwap::from_pointee(files.config(&found?)?);
         Ok(Self { files, opened, current, reads: TaskTracker::new() })
     }
 
-    /// Makes a connection a secured one.
+    /// Makes the handshake on a connection.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+        let acceptor = TlsAcceptor::from(self.current.load_full());
         timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
     }
 
-    /// Serves what the files hold whenever that changes, for ever. What cannot be used is told, and the old is kept.
+    /// Serves the certificate in the files whenever it changes. An unusable one is logged, and the former one kept.
     pub(crate) async fn follow(&self, service: impl fmt::Display) {
-        let (mut told, mut before) = (self.opened, self.opened);
+        let (mut seen, mut before) = (self.opened, self.opened);
         loop {
             sleep(LOOK).await;
             let files = self.files.clone();
             let Ok(found) = self.reads.spawn_blocking(move || files.read()).await else { return };
             let now = fingerprint(&found);
-            // Several files are not written at once; what has stood there for one look is meant so.
-            if now == before && now != told {
-                told = now;
+            // Several files are not written at once; only content that is unchanged for one interval is used.
+            if now == before && now != seen {
+                seen = now;
                 match found.and_then(|contents| self.files.config(&contents)) {
                     Ok(config) => {
-                        self.current.send_replace(Arc::new(config));
+                        self.current.store(Arc::new(config));
                         tracing::info!(%service, "a new certificate is served: {}", self.files.cert.display());
                     }
-                    Err(said) => tracing::warn!(%service, "the old certificate is kept: {said}"),
+                    Err(message) => tracing::warn!(%service, "the old certificate is kept: {message}"),
                 }
             }
             before = now;

@@ -1,13 +1,9 @@
 //! Denied destinations of a component in the log: each once, with the line of the policy that would permit it.
 
-use std::{
-    collections::HashSet,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use leasehold::ServiceName;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Targets that are reported within [`WINDOW`], at most.
@@ -48,7 +44,7 @@ impl Denials {
     /// Reports a denied target: the reason, and the entry of `allow` that would permit it, if there is one.
     pub(crate) fn report(&self, target: &str, why: impl fmt::Display, cure: Option<&str>) {
         let shown = target.get(..MAX_SHOWN).unwrap_or(target);
-        let level = self.reported.lock().unwrap_or_else(PoisonError::into_inner).level(shown, Instant::now());
+        let level = self.reported.lock().level(shown, Instant::now());
         let service = &self.service;
         match level {
             Level::First => match cure {

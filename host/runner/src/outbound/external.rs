@@ -1,5 +1,4 @@
-//! The way to hosts that are not services: connections that are kept for the next request, and no detour by which a name
-//! leads to this machine or its link.
+//! Client of external hosts: pooled connections, and no name that resolves to this machine or its link.
 
 use std::{error::Error as _, fmt, io, iter::successors, net::SocketAddr, sync::Arc, time::Duration, vec};
 
@@ -26,37 +25,36 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use crate::{
     config::destination::is_local,
-    error::one_line,
+    error::{chain, one_line},
     outbound::{
-        body::drain,
+        body::{RequestBody, UpstreamBody, drain},
         denial::Denials,
         reserved::{Guarded, LeadsToAdmin, Reserved},
-        service::{Answer, Attempt, chain},
     },
     rt::executor::Pooled,
 };
 
-/// How long an idle connection is kept, and how many of one host.
+/// Time for which an idle connection is kept, and number of idle connections to one host.
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 32;
-/// How long a connection may take whose request does not say so.
+/// Connect timeout of requests without one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Found = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, Unfit>>;
-type Resolver = ServiceFn<fn(Name) -> Found>;
+type Addresses = BoxFuture<'static, Result<vec::IntoIter<SocketAddr>, ResolveError>>;
+type Resolver = ServiceFn<fn(Name) -> Addresses>;
 
 /// A client of one service's component.
 #[derive(Clone)]
-pub(crate) struct Exit {
-    client: Client<HttpsConnector<Guarded<HttpConnector<Resolver>>>, Attempt>,
+pub(crate) struct ExternalClient {
+    client: Client<HttpsConnector<Guarded<HttpConnector<Resolver>>>, RequestBody>,
     denials: Arc<Denials>,
 }
 
-impl Exit {
-    /// With `local`, a name may lead to this machine or its link. An address that is written as one always may, and so may
-    /// `localhost`: whoever lists these means them.
+impl ExternalClient {
+    /// Makes a client. With `local`, a name may resolve to this machine or its link. Addresses, and `localhost`, may always:
+    /// an entry of the policy lists them.
     pub(crate) fn new(local: bool, reserved: Reserved, denials: Arc<Denials>) -> Self {
-        let resolver: fn(Name) -> Found = if local { anywhere } else { elsewhere };
+        let resolver: fn(Name) -> Addresses = if local { resolve } else { resolve_remote };
         let mut http = HttpConnector::new_with_resolver(service_fn(resolver));
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -80,17 +78,17 @@ impl Exit {
             *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Error::HttpRequestUriInvalid)?;
         }
         let (head, body) = request.into_parts();
-        let body = Attempt::new(body);
-        let answered = self.answer(Request::from_parts(head, body.clone()), options).await;
+        let body = RequestBody::new(body);
+        let answered = self.response(Request::from_parts(head, body.clone()), options).await;
         if answered.is_err() {
             drain(body).await;
         }
         answered
     }
 
-    async fn answer(
+    async fn response(
         &self,
-        mut request: Request<Attempt>,
+        mut request: Request<RequestBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>, Error> {
         let to = request.uri().authority().cloned();
@@ -98,9 +96,9 @@ impl Exit {
             let to = to.as_ref().map_or("", Authority::as_str);
             tracing::debug!(to, "a request failed: {}", one_line(&chain(&error)));
             match denied(&error) {
-                Some(Denied::Local) => self.denials.report(to, Unfit::Local, Some("local: true")),
+                Some(Denied::Local) => self.denials.report(to, ResolveError::Local, Some("local: true")),
                 Some(Denied::Admin) => self.denials.report(to, LeadsToAdmin, None),
-                None => return told(&error),
+                None => return wasi_error(&error),
             }
             Error::DestinationIpProhibited
         };
@@ -115,7 +113,7 @@ impl Exit {
             Either::Right((Err(_), _)) => return Err(Error::ConnectionTimeout),
         };
         let response = answered.map_err(|_| Error::HttpResponseTimeout)?.map_err(failed)?;
-        Ok(response.map(|body| Answer::new(body, options.between_bytes_timeout, None).boxed_unsync()))
+        Ok(response.map(|body| UpstreamBody::new(body, options.between_bytes_timeout, None).boxed_unsync()))
     }
 }
 
@@ -127,17 +125,17 @@ enum Denied {
 
 fn denied(error: &ClientError) -> Option<Denied> {
     successors(error.source(), |&cause| cause.source()).find_map(|cause| match cause.downcast_ref() {
-        Some(Unfit::Local) => Some(Denied::Local),
+        Some(ResolveError::Local) => Some(Denied::Local),
         _ => cause.is::<LeadsToAdmin>().then_some(Denied::Admin),
     })
 }
 
 /// The error of `wasi:http` for a failure.
-fn told(error: &ClientError) -> Error {
+fn wasi_error(error: &ClientError) -> Error {
     let mut kind = None;
     for cause in successors(error.source(), |&cause| cause.source()) {
         match cause.downcast_ref() {
-            Some(Unfit::Unknown(_)) => return Error::DnsError { rcode: None, info_code: None },
+            Some(ResolveError::Unknown(_)) => return Error::DnsError { rcode: None, info_code: None },
             _ => kind = kind.or_else(|| cause.downcast_ref().map(innermost)),
         }
     }
@@ -158,15 +156,15 @@ fn innermost(error: &io::Error) -> io::ErrorKind {
     }
 }
 
-/// Why a name leads nowhere.
+/// Reason for which a name cannot be used.
 #[derive(Debug)]
-enum Unfit {
-    /// All of its addresses are of this machine or its link.
+enum ResolveError {
+    /// All of its addresses are local to this machine or its link.
     Local,
     Unknown(io::Error),
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for ResolveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local => f.write_str("the name leads to this machine or its link"),
@@ -175,20 +173,20 @@ impl fmt::Display for Unfit {
     }
 }
 
-impl std::error::Error for Unfit {}
+impl std::error::Error for ResolveError {}
 
-fn anywhere(name: Name) -> Found {
+fn resolve(name: Name) -> Addresses {
     Box::pin(async move {
-        let found = lookup_host((name.as_str(), 0)).await.map_err(Unfit::Unknown)?;
+        let found = lookup_host((name.as_str(), 0)).await.map_err(ResolveError::Unknown)?;
         Ok(found.collect::<Vec<_>>().into_iter())
     })
 }
 
-fn elsewhere(name: Name) -> Found {
+fn resolve_remote(name: Name) -> Addresses {
     Box::pin(async move {
         let listed = name.as_str() == "localhost";
-        let found = anywhere(name).await?;
+        let found = resolve(name).await?;
         let fit: Vec<_> = found.filter(|addr| listed || !is_local(addr.ip())).collect();
-        if fit.is_empty() { Err(Unfit::Local) } else { Ok(fit.into_iter()) }
+        if fit.is_empty() { Err(ResolveError::Local) } else { Ok(fit.into_iter()) }
     })
 }

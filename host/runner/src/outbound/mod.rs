@@ -1,4 +1,4 @@
-//! Where a component may send HTTP requests to: the hosts and the services that its policy lists, and nowhere else.
+//! Outgoing HTTP requests of a component: to the hosts and services that its policy lists, and nowhere else.
 
 pub(crate) mod body;
 pub(crate) mod denial;
@@ -22,20 +22,20 @@ use crate::{
         destination::{Destination, Target, Unlisted},
     },
     outbound::{
-        body::{Incoming, drain},
+        body::{TracedBody, drain},
         denial::Denials,
-        external::Exit,
+        external::ExternalClient,
         reserved::Reserved,
-        service::Mesh,
-        trace_parent::Asked,
+        service::ServiceClient,
+        trace_parent::TraceParents,
     },
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::{Incident, Stats},
         span::{Span, Tracer},
     },
 };
 
-/// Bytes that are taken of a body at a time.
+/// Bytes of a body that are read at a time.
 const CHUNK: usize = 64 << 10;
 
 /// The outbound part of a policy, as a hook of `wasi:http`.
@@ -45,17 +45,17 @@ pub(crate) struct Outbound {
     /// Permits local targets without an entry of their own.
     local: bool,
     denials: Arc<Denials>,
-    exit: Exit,
-    mesh: Arc<Mesh>,
-    /// Of requests that are under way, until their answers are read.
-    places: Arc<Semaphore>,
-    /// No outgoing request waits longer than this for anything.
+    external: ExternalClient,
+    services: Arc<ServiceClient>,
+    /// Permits of requests in flight, until their responses are read.
+    permits: Arc<Semaphore>,
+    /// Longest wait of an outgoing request for a connection, and for its response.
     timeout: Duration,
-    /// Nor, once its answer has begun, for the next of it.
+    /// Longest wait for the next bytes of a response.
     between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
-    pub(crate) asked: Asked,
+    pub(crate) trace_parents: TraceParents,
 }
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -65,7 +65,7 @@ impl Outbound {
     pub(crate) fn new(
         allow: &Allow,
         limits: &Limits,
-        mesh: Mesh,
+        services: ServiceClient,
         (reserved, denials): (Reserved, Arc<Denials>),
         stats: Arc<Stats>,
         tracer: Option<Tracer>,
@@ -73,19 +73,19 @@ impl Outbound {
         Self {
             destinations: allow.outbound.as_slice().into(),
             local: allow.local,
-            exit: Exit::new(allow.local, reserved, Arc::clone(&denials)),
+            external: ExternalClient::new(allow.local, reserved, Arc::clone(&denials)),
             denials,
-            mesh: Arc::new(mesh),
-            places: Arc::new(Semaphore::new(limits.outgoing as usize)),
+            services: Arc::new(services),
+            permits: Arc::new(Semaphore::new(limits.outgoing as usize)),
             timeout: limits.request_timeout,
             between_bytes: limits.longest_wait(),
             stats,
             tracer,
-            asked: Asked::default(),
+            trace_parents: TraceParents::default(),
         }
     }
 
-    /// The entry of `allow.outbound` that permits a request to a host; otherwise the denial is logged and answered.
+    /// Returns the entry of `allow.outbound` that permits a request to a host; otherwise reports the denial.
     fn permit(&self, authority: Option<&Authority>, scheme: Option<&Scheme>) -> Result<String, Error> {
         let Some(authority) = authority else { return Err(Error::HttpRequestUriInvalid) };
         // A user in the authority would be parsed by others in other ways.
@@ -103,7 +103,7 @@ impl Outbound {
                 Err(Error::DestinationIpProhibited)
             }
             Err(Unlisted::Absent) => {
-                match self.mesh.named(authority) {
+                match self.services.named(authority) {
                     Some(name) if scheme.is_none_or(|scheme| *scheme == Scheme::HTTP) => {
                         let entry = format!("discover: [{name:?}]");
                         self.denials.report(authority.as_str(), "allow.discover does not list it", Some(&entry));
@@ -119,18 +119,19 @@ impl Outbound {
     }
 
     fn bounded(&self, options: Option<RequestOptions>) -> RequestOptions {
-        let bound = |asked: Option<Duration>, most: Duration| Some(asked.map_or(most, |asked| asked.min(most)));
-        let asked = options.unwrap_or_default();
+        let bound =
+            |requested: Option<Duration>, max: Duration| Some(requested.map_or(max, |requested| requested.min(max)));
+        let requested = options.unwrap_or_default();
         RequestOptions {
-            connect_timeout: bound(asked.connect_timeout, self.timeout),
-            first_byte_timeout: bound(asked.first_byte_timeout, self.timeout),
-            between_bytes_timeout: bound(asked.between_bytes_timeout, self.between_bytes),
+            connect_timeout: bound(requested.connect_timeout, self.timeout),
+            first_byte_timeout: bound(requested.first_byte_timeout, self.timeout),
+            between_bytes_timeout: bound(requested.between_bytes_timeout, self.between_bytes),
         }
     }
 }
 
 impl WasiHttpHooks for Outbound {
-    // What a component writes of a body is kept for it until it is sent.
+    // The host buffers a body that a component writes until it is sent.
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
     }
@@ -145,11 +146,11 @@ impl WasiHttpHooks for Outbound {
         options: Option<RequestOptions>,
         _: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let asked = self.asked.take();
-        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.send(asked, &mut request));
+        let parent = self.trace_parents.take();
+        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(parent, &mut request));
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);
-        let target = uri.authority().and_then(|authority| self.mesh.target(authority, uri.scheme()));
+        let target = uri.authority().and_then(|authority| self.services.target(authority, uri.scheme()));
         let to = match &target {
             Some(target) => Ok(target.name().to_string()),
             None => self.permit(uri.authority(), uri.scheme()),
@@ -157,40 +158,41 @@ impl WasiHttpHooks for Outbound {
         let to = match to {
             Ok(to) => to,
             Err(error) => {
-                stats.hit(Hit::Denied);
+                stats.incident(Incident::OutgoingDenied);
                 return Box::new(async move {
                     drain(request.into_body()).await;
                     Err(failed(span, error))
                 });
             }
         };
-        let (exit, mesh, places) = (self.exit.clone(), Arc::clone(&self.mesh), Arc::clone(&self.places));
+        let (external, services, permits) =
+            (self.external.clone(), Arc::clone(&self.services), Arc::clone(&self.permits));
         let patience = options.connect_timeout.unwrap_or(self.timeout);
         Box::new(async move {
-            let Ok(Ok(place)) = timeout(patience, places.acquire_owned()).await else {
+            let Ok(Ok(permit)) = timeout(patience, permits.acquire_owned()).await else {
                 tracing::debug!(to, "an outgoing request waited for as many others as limits.outgoing allows");
-                stats.hit(Hit::Outgoing);
+                stats.incident(Incident::OutgoingLimit);
                 stats.sent(&to, false);
                 drain(request.into_body()).await;
                 return Err(failed(span, Error::ConnectionLimitReached));
             };
             let sent = match target {
-                Some(target) => mesh.send(target, request, options, span.as_mut()).await,
-                None => exit.send(request, options).await,
+                Some(target) => services.send(target, request, options, span.as_mut()).await,
+                None => external.send(request, options).await,
             };
             stats.sent(&to, sent.is_ok());
             match sent {
-                Ok(response) => Ok((Incoming::answer(response, span, place), Box::new(ready(Ok(()))) as Io)),
+                Ok(response) => Ok((TracedBody::response(response, span, permit), Box::new(ready(Ok(()))) as Io)),
                 Err(error) => Err(failed(span, error)),
             }
         })
     }
 }
 
-/// Tells the span of a request why there is no answer.
+/// Records the error in the span.
 fn failed(span: Option<Span>, error: Error) -> Error {
     if let Some(mut span) = span {
-        span.breaks(&error);
+        span.record_wasi_error(&error);
     }
     error
 }

@@ -1,23 +1,17 @@
-//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as etcd has them.
+//! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as the registry has it.
 //!
-//! `VERSION.NAME.leasehold` is a node of that version. A node that takes no connection is passed over, which is safe
-//! with any request: nothing of it was sent. One that takes it and does not answer is left out of the calls to come.
+//! `VERSION.NAME.leasehold` names a node of that version. If a node takes no connection the call is retried on the next one,
+//! which is safe with any request: nothing of it was sent. A node that takes the connection and does not respond is ejected
+//! from later calls.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version as HttpVersion,
     header::{HOST, TE},
     request::Parts,
     uri::{Authority, Scheme},
 };
-use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper_util::{
     client::legacy::{
@@ -28,14 +22,14 @@ use hyper_util::{
 };
 use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
 use crate::{
-    error::one_line,
+    error::{chain, one_line},
     grpc,
     outbound::{
-        body::drain,
+        body::{RequestBody, UpstreamBody, drain},
         reserved::{Guarded, Reserved},
     },
     rt::executor::Pooled,
@@ -43,77 +37,88 @@ use crate::{
 };
 
 /// Nodes that one request is tried on, at most.
-const MAX_NODES: usize = 3;
-/// A node that takes no connection within this time is passed over.
+const MAX_ATTEMPTS: usize = 3;
+/// Connect timeout of one node, after which the call is retried on the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an answer is waited for where nobody says how long.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// How long an idle connection is kept: less than servers usually keep one, so that they are not the ones to close it.
+/// Deadline of a response where the component sets none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Time for which an idle connection is kept: shorter than servers usually keep it, so that they do not close it first.
 const IDLE: Duration = Duration::from_secs(10);
-/// How often a node is asked whether it is still there while it is to answer over HTTP/2, and how long it may take to say so.
-const PING: Duration = Duration::from_secs(10);
+/// Interval of pings to a node that owes a response over HTTP/2, and longest wait for the pong.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Idle connections to one node, at most.
 const MAX_IDLE: usize = 16;
 
 type Connector = Guarded<HttpConnector>;
 
 /// The services that one component may call by name.
-pub(crate) struct Mesh {
+pub(crate) struct ServiceClient {
     registry: RegistryCtx,
     names: Names,
-    /// With a dot before it.
+    /// The suffix of service names, with a dot before it.
     suffix: String,
-    http1: Client<Connector, Attempt>,
+    http1: Client<Connector, RequestBody>,
     /// For gRPC, which exists over HTTP/2 only.
-    http2: Client<Connector, Attempt>,
-    /// What nodes have that are picked first.
+    http2: Client<Connector, RequestBody>,
+    /// Metadata of nodes that are picked first.
     prefer: Metadata,
 }
 
-/// Which nodes a request may go to.
+/// Service and version that a request names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     name: ServiceName,
     version: Version,
 }
 
-/// How long one request waits.
-struct Limits {
-    /// For a connection to one node.
+/// Deadlines of one request.
+struct Deadlines {
+    /// Timeout of the connection to one node.
     connect: Duration,
-    /// For the answer of any.
+    /// Deadline of the response of any node.
     until: Instant,
 }
 
-/// What came of a request to one node, other than an answer.
-enum Failed {
-    /// It was not connected, so that nothing was sent.
-    Refused(String),
-    /// The same, for want of an answer.
-    TookTooLong,
-    /// It broke off.
+/// Failure of a request to one node.
+enum AttemptError {
+    /// The node refused the connection; nothing was sent.
+    NotConnected(String),
+    /// The node did not take the connection in time; nothing was sent.
+    ConnectTimeout,
+    /// The connection broke off.
     Broken(String),
-    /// It was connected, and has not answered in time.
-    Silent,
+    /// The node took the connection and has not responded in time.
+    ResponseTimeout,
 }
 
-/// A call that its component may give up, as it does when its own time is over, which is as long. A node that had half of
-/// that time until then is to blame.
-struct Waiting<'a> {
+impl AttemptError {
+    /// Returns true if the component is to blame, and not the node.
+    fn is_explained_by(&self, body: &RequestBody) -> bool {
+        match self {
+            Self::NotConnected(_) | Self::ConnectTimeout => false,
+            Self::Broken(_) => body.is_broken(),
+            Self::ResponseTimeout => body.is_waited_for(),
+        }
+    }
+}
+
+/// Guard of a call that its component may abandon, as it does when its own deadline passes. The node counts as failed if half
+/// of the time had passed by then.
+struct AbandonGuard<'a> {
     pick: &'a Pick,
-    body: &'a Attempt,
-    enough: Instant,
+    body: &'a RequestBody,
+    blamed_from: Instant,
 }
 
-impl Waiting<'_> {
-    fn ends(self) {
+impl AbandonGuard<'_> {
+    fn disarm(self) {
         std::mem::forget(self);
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for AbandonGuard<'_> {
     fn drop(&mut self) {
-        if Instant::now() >= self.enough && !self.body.explains(&Failed::Silent) {
+        if Instant::now() >= self.blamed_from && !self.body.is_waited_for() {
             self.pick.failed();
         }
     }
@@ -125,7 +130,7 @@ impl Target {
     }
 }
 
-impl Mesh {
+impl ServiceClient {
     pub(crate) fn new(
         registry: RegistryCtx,
         names: Names,
@@ -141,18 +146,18 @@ impl Mesh {
         builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
         builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
         let http1 = builder.build(connector.clone());
-        builder.http2_keep_alive_interval(PING).http2_keep_alive_timeout(PING);
+        builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_INTERVAL);
         let http2 = builder.http2_only(true).build(connector);
         let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
         Self { registry, names, suffix, http1, http2, prefer }
     }
 
-    /// The host without the suffix, for a host that has it.
+    /// The host without the suffix, if it has the suffix.
     pub(crate) fn named<'a>(&self, authority: &'a Authority) -> Option<&'a str> {
         authority.as_str().strip_suffix(&self.suffix)
     }
 
-    /// The service that a request names; `None` when it names a host of another kind, or one that it may not call.
+    /// The service that a request names; `None` for another kind of host, or a service that the component may not call.
     pub(crate) fn target(&self, authority: &Authority, scheme: Option<&Scheme>) -> Option<Target> {
         let named = self.named(authority)?;
         if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
@@ -176,16 +181,16 @@ impl Mesh {
         mut span: Option<&mut Span>,
     ) -> Result<Response<WasiBody>, Error> {
         if let Some(span) = &mut span {
-            span.calls(&target.name);
+            span.record_service(&target.name);
         }
         let (parts, body) = request.into_parts();
-        let body = Attempt::new(body);
-        let until = Instant::now() + options.first_byte_timeout.unwrap_or(LONGEST).min(LONGEST);
-        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |asked| asked.min(CONNECT_TIMEOUT));
+        let body = RequestBody::new(body);
+        let until = Instant::now() + options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(DEFAULT_TIMEOUT);
+        let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |requested| requested.min(CONNECT_TIMEOUT));
         let response = async {
             let balancer = timeout_at(until, self.balancer(&target)).await;
             let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;
-            self.try_nodes(&target, &balancer, &parts, &body, &Limits { connect, until }, span).await
+            self.try_nodes(&target, &balancer, &parts, &body, &Deadlines { connect, until }, span).await
         };
         let response = response.await;
         let (response, pick) = match response {
@@ -196,7 +201,7 @@ impl Mesh {
             }
         };
         let between_bytes = options.between_bytes_timeout;
-        Ok(response.map(|body| Answer::new(body, between_bytes, Some(pick)).boxed_unsync()))
+        Ok(response.map(|body| UpstreamBody::new(body, between_bytes, Some(pick)).boxed_unsync()))
     }
 
     async fn try_nodes(
@@ -204,24 +209,25 @@ impl Mesh {
         target: &Target,
         balancer: &Balancer,
         parts: &Parts,
-        body: &Attempt,
-        limits: &Limits,
+        body: &RequestBody,
+        deadlines: &Deadlines,
         mut span: Option<&mut Span>,
     ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
         let mut tried: Vec<Addr> = Vec::new();
         let mut last = Error::ConnectionRefused;
-        while tried.len() < MAX_NODES
+        while tried.len() < MAX_ATTEMPTS
             && let Some(pick) = balancer.pick(&tried)
         {
             let addr = pick.node().addr.clone();
-            let (client, request) = self.attempt(parts, body, &addr)?;
+            let (client, request) = self.request(parts, body, &addr)?;
             if let Some(span) = &mut span {
-                span.tries(&addr, tried.len());
+                span.record_attempt(&addr, tried.len());
             }
             let begun = Instant::now();
-            let waiting = Waiting { pick: &pick, body, enough: limits.until - (limits.until - begun) / 2 };
-            let outcome = ask(client, request, limits).await;
-            waiting.ends();
+            let guard =
+                AbandonGuard { pick: &pick, body, blamed_from: deadlines.until - (deadlines.until - begun) / 2 };
+            let outcome = send(client, request, deadlines).await;
+            guard.disarm();
             let failed = match outcome {
                 Ok(response) => {
                     pick.succeeded(begun.elapsed());
@@ -229,42 +235,44 @@ impl Mesh {
                 }
                 Err(failed) => failed,
             };
-            if !body.explains(&failed) {
+            if !failed.is_explained_by(body) {
                 pick.failed();
             }
             let why = match &failed {
-                Failed::Refused(why) | Failed::Broken(why) => why.as_str(),
-                Failed::TookTooLong => "it takes no connection in time",
-                Failed::Silent => "it does not answer in time",
+                AttemptError::NotConnected(why) | AttemptError::Broken(why) => why.as_str(),
+                AttemptError::ConnectTimeout => "it takes no connection in time",
+                AttemptError::ResponseTimeout => "it does not answer in time",
             };
             tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(why));
             last = match failed {
                 // The node may have begun to act on it.
-                Failed::Broken(_) => return Err(Error::ConnectionTerminated),
-                Failed::Silent => return Err(Error::HttpResponseTimeout),
-                Failed::TookTooLong if Instant::now() >= limits.until => return Err(Error::HttpResponseTimeout),
-                Failed::TookTooLong => Error::ConnectionTimeout,
-                Failed::Refused(_) => Error::ConnectionRefused,
+                AttemptError::Broken(_) => return Err(Error::ConnectionTerminated),
+                AttemptError::ResponseTimeout => return Err(Error::HttpResponseTimeout),
+                AttemptError::ConnectTimeout if Instant::now() >= deadlines.until => {
+                    return Err(Error::HttpResponseTimeout);
+                }
+                AttemptError::ConnectTimeout => Error::ConnectionTimeout,
+                AttemptError::NotConnected(_) => Error::ConnectionRefused,
             };
             if let Some(span) = &mut span {
-                span.passed_over(&addr);
+                span.record_skip(&addr);
             }
             tried.push(addr);
         }
         if !tried.is_empty() {
             return Err(last);
         }
-        let said = nobody(target, balancer.view());
-        tracing::debug!(service = %target.name, "a call failed: {said}");
-        Err(not_found(said))
+        let message = no_node(target, balancer.view());
+        tracing::debug!(service = %target.name, "a call failed: {message}");
+        Err(not_found(message))
     }
 
-    fn attempt(
+    fn request(
         &self,
         parts: &Parts,
-        body: &Attempt,
+        body: &RequestBody,
         addr: &Addr,
-    ) -> Result<(&Client<Connector, Attempt>, Request<Attempt>), Error> {
+    ) -> Result<(&Client<Connector, RequestBody>, Request<RequestBody>), Error> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
         let mut request = Request::new(body.clone());
@@ -290,7 +298,7 @@ impl Mesh {
         let balancer = self.registry.balancer(target.name.clone(), target.version.clone(), make).await;
         balancer.map_err(|error| {
             match error {
-                // The component's own doing, and as often as it likes.
+                // The component causes this, as often as it likes.
                 leasehold::Error::Quota { .. } => {
                     tracing::debug!(service = %target.name, "it cannot be looked up: {error}");
                 }
@@ -302,36 +310,37 @@ impl Mesh {
 }
 
 /// Sends a request to one node.
-async fn ask(
-    client: &Client<Connector, Attempt>,
-    mut request: Request<Attempt>,
-    limits: &Limits,
-) -> Result<Response<hyper::body::Incoming>, Failed> {
+async fn send(
+    client: &Client<Connector, RequestBody>,
+    mut request: Request<RequestBody>,
+    deadlines: &Deadlines,
+) -> Result<Response<hyper::body::Incoming>, AttemptError> {
     let mut connection = capture_connection(&mut request);
     let mut answer = client.request(request);
     let connected = async { drop(connection.wait_for_connection_metadata().await) };
-    let limit = limits.until.min(Instant::now() + limits.connect);
+    let limit = deadlines.until.min(Instant::now() + deadlines.connect);
     let answer = tokio::select! {
         answer = &mut answer => Ok(answer),
-        () = connected => timeout_at(limits.until, answer).await,
-        () = sleep_until(limit) => return Err(Failed::TookTooLong),
+        () = connected => timeout_at(deadlines.until, answer).await,
+        () = sleep_until(limit) => return Err(AttemptError::ConnectTimeout),
     };
     match answer {
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) if error.is_connect() => Err(Failed::Refused(chain(&error))),
-        Ok(Err(error)) => Err(Failed::Broken(chain(&error))),
-        Err(_) => Err(Failed::Silent),
+        Ok(Err(error)) if error.is_connect() => Err(AttemptError::NotConnected(chain(&error))),
+        Ok(Err(error)) => Err(AttemptError::Broken(chain(&error))),
+        Err(_) => Err(AttemptError::ResponseTimeout),
     }
 }
 
-/// That nobody is there, and where that was looked for. A component may know the keys of what it may call.
-fn nobody(target: &Target, view: &View) -> String {
-    let mut said = format!("nobody is registered as {}", target.name);
+/// Sentence about a service without nodes, with the prefixes that were read. A component may know the keys of services that
+/// it may call.
+fn no_node(target: &Target, view: &View) -> String {
+    let mut message = format!("no node is registered as {}", target.name);
     if !target.version.as_str().is_empty() {
-        said += &format!(" in version {}", target.version);
+        message += &format!(" in version {}", target.version);
     }
-    let places: Vec<_> = view.prefixes().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
-    said += &format!(", under {}", places.join(", "));
+    let prefixes: Vec<_> = view.prefixes().iter().map(|(layout, prefix)| format!("{prefix} ({layout})")).collect();
+    message += &format!(", under {}", prefixes.join(", "));
     for (count, one, many) in [
         (view.invalid_keys(), "key there is not a node", "keys there are not nodes"),
         (
@@ -341,113 +350,15 @@ fn nobody(target: &Target, view: &View) -> String {
         ),
     ] {
         if count > 0 {
-            said += &format!("; {count} {}", if count == 1 { one } else { many });
+            message += &format!("; {count} {}", if count == 1 { one } else { many });
         }
     }
-    said
+    message
 }
 
-/// The error of `wasi:http` that has room for a sentence.
-fn not_found(said: String) -> Error {
-    Error::DnsError { rcode: Some(said), info_code: None }
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {}", chain(source)),
-    }
-}
-
-/// The body of a request, lent to one attempt after the other. One that made no connection has not touched it.
-#[derive(Clone)]
-pub(crate) struct Attempt(Arc<Mutex<Lent>>);
-
-struct Lent {
-    body: WasiBody,
-    /// Whether the component has more to write, or to say that it has not.
-    is_waited_for: bool,
-    is_broken: bool,
-}
-
-impl Attempt {
-    pub(crate) fn new(body: WasiBody) -> Self {
-        Self(Arc::new(Mutex::new(Lent { body, is_waited_for: false, is_broken: false })))
-    }
-
-    fn lent(&self) -> MutexGuard<'_, Lent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a failure is the component's, and not the node's.
-    fn explains(&self, failed: &Failed) -> bool {
-        let lent = self.lent();
-        match failed {
-            Failed::Refused(_) | Failed::TookTooLong => false,
-            Failed::Broken(_) => lent.is_broken,
-            Failed::Silent => lent.is_waited_for,
-        }
-    }
-}
-
-impl Body for Attempt {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut lent = self.lent();
-        let frame = Pin::new(&mut lent.body).poll_frame(cx);
-        lent.is_waited_for = frame.is_pending();
-        lent.is_broken |= matches!(frame, Poll::Ready(Some(Err(_))));
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.lent().body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.lent().body.size_hint()
-    }
-}
-
-/// The body of an answer. The node that was picked for it counts as busy until its end.
-pub(crate) struct Answer {
-    body: hyper::body::Incoming,
-    between_bytes: Option<Duration>,
-    silence: Option<Pin<Box<Sleep>>>,
-    _pick: Option<Pick>,
-}
-
-impl Answer {
-    /// One that breaks off when nothing comes of it for that long.
-    pub(crate) fn new(body: hyper::body::Incoming, between_bytes: Option<Duration>, pick: Option<Pick>) -> Self {
-        Self { body, between_bytes, silence: None, _pick: pick }
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.silence = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(Error::Hyper)));
-        }
-        let Some(limit) = self.between_bytes else { return Poll::Pending };
-        ready!(self.silence.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
-        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+/// The error of `wasi:http` that has a field for a sentence.
+fn not_found(message: String) -> Error {
+    Error::DnsError { rcode: Some(message), info_code: None }
 }
 
 #[cfg(test)]
@@ -456,12 +367,12 @@ mod tests {
     use leasehold::{Metadata, Options, Registrar};
     use leasehold_wasmtime::{Names, Policy, RegistryCtx};
 
-    use super::{Mesh, Reserved};
+    use super::{Reserved, ServiceClient};
 
-    fn mesh(names: Names) -> Mesh {
-        // Nobody listens there, and nobody is asked.
+    fn client(names: Names) -> ServiceClient {
+        // The endpoint refuses connections, and is not used.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        Mesh::new(
+        ServiceClient::new(
             RegistryCtx::new(registrar, Policy::default()),
             names,
             "leasehold",
@@ -472,9 +383,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_names_a_service_and_perhaps_its_version() {
-        let only = mesh(["user", "user.rpc"].iter().map(|name| name.parse().unwrap()).collect());
-        let target = |mesh: &Mesh, authority: &str, scheme| {
-            let target = mesh.target(&authority.parse().unwrap(), Some(&scheme))?;
+        let only = client(["user", "user.rpc"].iter().map(|name| name.parse().unwrap()).collect());
+        let target = |client: &ServiceClient, authority: &str, scheme| {
+            let target = client.target(&authority.parse().unwrap(), Some(&scheme))?;
             Some((target.version.to_string(), target.name.to_string()))
         };
         let named = |version: &str, name: &str| Some((version.to_owned(), name.to_owned()));
@@ -494,6 +405,6 @@ mod tests {
             assert_eq!(target(&only, authority, Scheme::HTTP), expected, "{authority}");
         }
         assert_eq!(target(&only, "user.leasehold", Scheme::HTTPS), None);
-        assert_eq!(target(&mesh(Names::Any), "v1.user.leasehold", Scheme::HTTP), named("", "v1.user"));
+        assert_eq!(target(&client(Names::Any), "v1.user.leasehold", Scheme::HTTP), named("", "v1.user"));
     }
 }

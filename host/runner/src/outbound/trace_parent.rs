@@ -1,4 +1,5 @@
-//! Which request a component answers when it sends one of its own, so that the two are one trace.
+//! Trace parents of outgoing requests: the request that the component answers when it sends one, so that both are in one
+//! trace.
 
 use std::collections::HashMap;
 
@@ -7,17 +8,17 @@ use wasmtime::component::GuestTaskId;
 
 /// The requests of one instance that are traced.
 #[derive(Clone, Default)]
-pub(crate) struct Asked {
-    /// By their tasks, whose numbers are given again when they have ended.
+pub(crate) struct TraceParents {
+    /// Spans by task. The number of an ended task is reused.
     spans: HashMap<GuestTaskId, SpanContext>,
-    /// The latest, in an instance that answers one at a time.
+    /// The latest span, in an instance that serves one request at a time.
     only: Option<SpanContext>,
-    /// That of the task that is about to send, where this is said.
+    /// The span of the task that is about to send, if it is known.
     sender: Option<Option<SpanContext>>,
 }
 
-impl Asked {
-    /// A task of the component begins to answer a request, which may not be traced, perhaps beside others.
+impl TraceParents {
+    /// Notes that a task begins to serve a request, which may not be traced.
     pub(crate) fn begin(&mut self, task: GuestTaskId, span: Option<SpanContext>, alone: bool) {
         self.only = span.clone().filter(|_| alone);
         match span {
@@ -26,15 +27,15 @@ impl Asked {
         };
     }
 
-    /// The request behind what is sent now; `None` where it cannot be told for certain.
+    /// The parent of the request that is sent now; `None` if it is unknown.
     pub(crate) fn take(&mut self) -> Option<SpanContext> {
-        // 0.2 does not say who sends.
+        // 0.2 does not name the sending task.
         self.sender.take().unwrap_or_else(|| self.only.clone())
     }
 
     /// Notes the tasks behind the request that is sent next, the innermost first.
     pub(crate) fn sending(&mut self, tasks: &[GuestTaskId]) {
-        // The oldest is the one that was given the request.
+        // The oldest task was given the request.
         self.sender = Some(tasks.iter().rev().find_map(|task| self.spans.get(task).cloned()));
     }
 

@@ -1,8 +1,8 @@
-//! File descriptors: as many as the system lets the process have, and whether these are enough.
+//! The limit on file descriptors: raised as far as the system allows, and checked against the demand.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Beside connections: listeners, files, etcd, and connections that are kept for the next request.
+/// File descriptors beside connections: listeners, files, etcd, and pooled connections.
 const ELSE: u64 = 256;
 
 /// Raises the limit to the most that the system allows without asking. It is low only for programs that cannot have more
@@ -14,12 +14,12 @@ pub(crate) fn raise() {
     }
 }
 
-/// How many the process can have; `None` where that is not limited.
+/// Number of file descriptors that the process may have; `None` without a limit.
 pub(crate) fn most() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
-/// What is to be said where they are not enough for all that the limits allow.
+/// Sentence about a limit that is too low for the configured limits.
 pub(crate) fn lacking(files: u64) -> Option<String> {
     let (needed, most) = (files + ELSE, most()?);
     (needed > most).then(|| {

@@ -9,14 +9,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// What a shell reports of a process that Ctrl-C ended.
+/// Exit code that a shell reports for a process that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 /// One Ctrl-C may arrive twice: from the terminal, and from a parent that passes it on.
 const ECHO: Duration = Duration::from_millis(50);
 
 /// Requests that arrive as signals.
 pub(crate) struct Signals {
-    /// Cancelled by a signal that asks for the end.
+    /// Cancelled by a signal that requests the end.
     pub(crate) ending: CancellationToken,
     /// One message for each SIGHUP; several at a time are one.
     pub(crate) reloads: mpsc::Receiver<()>,

@@ -1,4 +1,4 @@
-//! What systemd is told where it started the process: that it is ready, that it ends, and that it is alive.
+//! Notifications to systemd: ready, reloading, stopping, and the watchdog.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Longest wait for systemd to take what must precede something else.
-const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Says that all services are served and registered.
+/// Reports that all services are served and registered.
 pub(crate) fn ready(tasks: &TaskTracker) {
-    drop(tell(tasks, NotifyState::Ready));
+    drop(notify(tasks, NotifyState::Ready));
 }
 
-/// Says that services are reloaded, before `ready` says that this is done.
+/// Reports that services are being reloaded, until `ready`.
 pub(crate) async fn reloading(tasks: &TaskTracker) {
-    let _ = timeout(TELL_TIMEOUT, tell(tasks, NotifyState::Reloading)).await; // It is said later, or not.
+    let _ = timeout(NOTIFY_TIMEOUT, notify(tasks, NotifyState::Reloading)).await; // The notification may arrive later, or not at all.
 }
 
-/// Says that the end has begun.
+/// Reports that the end has begun.
 pub(crate) fn stopping(tasks: &TaskTracker) {
-    drop(tell(tasks, NotifyState::Stopping));
+    drop(notify(tasks, NotifyState::Stopping));
 }
 
-/// Says twice in each interval of the watchdog that this process works, until `done`: that its tasks are run and that
-/// the registrar renews. Without either systemd starts it again.
+/// Reports twice in each interval of the watchdog, until `done`, that the process works: its tasks run, and the registrar
+/// renews leases. Otherwise systemd restarts the process.
 pub(crate) async fn alive(registrar: Registrar, tasks: TaskTracker, done: CancellationToken) {
     let Some(interval) = sd_notify::watchdog_enabled() else { return };
     loop {
@@ -42,19 +42,19 @@ pub(crate) async fn alive(registrar: Registrar, tasks: TaskTracker, done: Cancel
             tracing::error!("the registrar has ended, and leases are not renewed any more");
             return;
         }
-        drop(tell(&tasks, NotifyState::Watchdog));
+        drop(notify(&tasks, NotifyState::Watchdog));
     }
 }
 
-/// Without systemd this does nothing. One that does not read must not hold up anything else.
-fn tell(tasks: &TaskTracker, state: NotifyState<'static>) -> JoinHandle<()> {
+/// Sends a notification; without systemd this does nothing. A systemd that does not read must not block the process.
+fn notify(tasks: &TaskTracker, state: NotifyState<'static>) -> JoinHandle<()> {
     tasks.spawn_blocking(move || {
         let mut states = vec![state];
         if let (NotifyState::Reloading, Ok(now)) = (&states[0], NotifyState::monotonic_usec_now()) {
             states.push(now);
         }
         if let Err(error) = sd_notify::notify(&states) {
-            tracing::warn!(%error, "systemd could not be told");
+            tracing::warn!(%error, "systemd could not be notified");
         }
     })
 }

@@ -23,8 +23,8 @@ where
     }
 }
 
-/// Spawns through a tracker, with an end: what has not come to its own by then is dropped. A server's streams of HTTP/2
-/// are spawned so, since a client that does not read them would keep them open.
+/// Spawns through a tracker, with a deadline after which a task is dropped. The streams of HTTP/2 are spawned so, since a
+/// client that does not read them would keep them open.
 #[derive(Clone)]
 pub(crate) struct Bounded {
     pub(crate) tasks: TaskTracker,

@@ -1,22 +1,23 @@
-//! Timers for what nearly always ends in time. Setting one and taking it back goes through a lock that all threads share, so
-//! whoever needs one after the other keeps it, set for when it was first needed: it wakes its user once too early, and is put
-//! off then.
+//! Pooled timers for work that nearly always ends in time. Setting and cancelling a tokio timer takes a lock that all
+//! threads share. So a timer is kept, set for its first deadline: it wakes its next user once too early, and is set again
+//! then.
 
 use std::{
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures::future::{Either, select};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     task::unconstrained,
     time::{self, Instant},
 };
 
-/// As many are kept; the others are taken back.
-const KEPT: usize = 8;
+/// Timers that are kept, at most; others are cancelled.
+const MAX_KEPT: usize = 8;
 
 /// The timers of one connection, or of one instance.
 #[derive(Debug, Clone, Default)]
@@ -27,18 +28,18 @@ pub(crate) struct Timers(Arc<Mutex<Vec<Pin<Box<time::Sleep>>>>>);
 pub(crate) struct Sleep {
     timers: Timers,
     deadline: Instant,
-    /// Set for the deadline at the latest, once something waits for it.
+    /// A timer set for the deadline or earlier, once the future was polled.
     timer: Option<Pin<Box<time::Sleep>>>,
 }
 
-/// It took too long.
+/// The deadline passed.
 #[derive(Debug)]
-pub(crate) struct Late;
+pub(crate) struct Elapsed;
 
 impl Timers {
     pub(crate) fn sleep(&self, within: Duration) -> Sleep {
         let now = Instant::now();
-        // What is as good as for ever for tokio, too.
+        // A deadline beyond tokio's range is far in the future for tokio, too.
         self.sleep_until(now.checked_add(within).unwrap_or_else(|| time::sleep(within).deadline()))
     }
 
@@ -46,17 +47,16 @@ impl Timers {
         Sleep { timers: self.clone(), deadline, timer: None }
     }
 
-    /// What is done by then. What is not is dropped.
-    pub(crate) async fn timeout_at<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Late> {
+    /// Runs work until a deadline, and drops it then.
+    pub(crate) async fn timeout_at<T>(&self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Elapsed> {
         match select(pin!(work), self.sleep_until(deadline)).await {
             Either::Left((done, _)) => Ok(done),
-            Either::Right(_) => Err(Late),
+            Either::Right(_) => Err(Elapsed),
         }
     }
 
-    /// What these guard is whole after every statement, so a panic elsewhere spoils nothing.
     fn kept(&self) -> MutexGuard<'_, Vec<Pin<Box<time::Sleep>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -65,7 +65,7 @@ impl Sleep {
         self.deadline
     }
 
-    /// Waits for another deadline instead.
+    /// Sets another deadline.
     pub(crate) fn reset(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
@@ -84,7 +84,7 @@ impl Future for Sleep {
             timer.as_mut().reset(this.deadline);
         }
         loop {
-            // What it is to end may have used up the budget of its task, every time.
+            // The work under this deadline may have used up the budget of its task.
             ready!(Pin::new(&mut unconstrained(timer.as_mut())).poll(cx));
             if timer.deadline() >= this.deadline {
                 return Poll::Ready(());
@@ -98,7 +98,7 @@ impl Drop for Sleep {
     fn drop(&mut self) {
         let Some(timer) = self.timer.take() else { return };
         let mut kept = self.timers.kept();
-        if kept.len() < KEPT {
+        if kept.len() < MAX_KEPT {
             kept.push(timer);
         }
     }
@@ -129,25 +129,25 @@ mod tests {
     use futures::{future::join_all, poll};
     use tokio::time::{Instant, sleep};
 
-    use super::{KEPT, Late, Timers};
+    use super::{Elapsed, MAX_KEPT, Timers};
 
     const SOON: Duration = Duration::from_millis(50);
     const LATER: Duration = Duration::from_millis(150);
     const FAR: Duration = Duration::from_secs(60);
 
-    /// Not before that, and not as late as any other timer of these tests.
+    /// Asserts that the wait was not shorter, and not as long as other timers of these tests.
     fn assert_waited(begun: Instant, expected: Duration) {
         let waited = begun.elapsed();
         assert!(waited >= expected && waited < expected + FAR / 2, "{waited:?} instead of {expected:?}");
     }
 
-    /// Begins to wait with these, and gives up.
+    /// Begins a wait, and gives up.
     async fn given_up(timers: &Timers, within: Duration) {
         assert!(poll!(pin!(timers.sleep(within))).is_pending());
     }
 
     #[tokio::test]
-    async fn who_gets_anothers_timer_waits_until_its_own_deadline() {
+    async fn a_reused_timer_waits_until_its_new_deadline() {
         for others in [Duration::from_millis(1), SOON, FAR, Duration::MAX] {
             let (timers, begun) = (Timers::default(), Instant::now());
             given_up(&timers, others).await;
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_gone_off_unused_is_set_again() {
+    async fn a_timer_that_fired_unused_is_set_again() {
         let timers = Timers::default();
         given_up(&timers, SOON).await;
         sleep(LATER).await;
@@ -185,21 +185,21 @@ mod tests {
         let timers = Timers::default();
         for _ in 0..2 {
             let (begun, timers) = (Instant::now(), &timers);
-            let waits = (1..=2 * KEPT as u32).map(|nth| async move {
+            let waits = (1..=2 * MAX_KEPT as u32).map(|nth| async move {
                 timers.sleep(nth * SOON / 4).await;
                 assert_waited(begun, nth * SOON / 4);
             });
             join_all(waits).await;
-            assert_eq!(timers.kept().len(), KEPT);
+            assert_eq!(timers.kept().len(), MAX_KEPT);
         }
     }
 
     #[tokio::test]
-    async fn what_takes_too_long_is_late_and_what_is_done_is_done() {
+    async fn work_beyond_its_deadline_is_dropped_and_finished_work_returned() {
         let (timers, begun) = (Timers::default(), Instant::now());
-        assert!(matches!(timers.timeout_at(begun + SOON, pending::<()>()).await, Err(Late)));
+        assert!(matches!(timers.timeout_at(begun + SOON, pending::<()>()).await, Err(Elapsed)));
         assert_waited(begun, SOON);
-        // Also when its time is up already.
+        // Finished work wins over a deadline in the past.
         assert!(matches!(timers.timeout_at(begun, async { 7 }).await, Ok(7)));
     }
 }

@@ -1,4 +1,4 @@
-//! A component file that is looked at again and again, for a host that is to follow it.
+//! Watch of a component file for changes, by polling.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,29 +7,29 @@ use std::{
 
 use tokio::time::sleep;
 
-/// How often the file is looked at. Looking works where no system tells of changes: on shared and mounted folders.
+/// Polling interval. Polling works where the system reports no changes: in shared and mounted folders.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The file, and what is known of it.
-pub(crate) struct Watched {
+/// The file, and its last known stamp.
+pub(crate) struct FileWatcher {
     path: PathBuf,
     known: Option<Stamp>,
 }
 
-/// What changes with a file's content.
+/// Properties that change with the content of a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     modified: SystemTime,
     bytes: u64,
 }
 
-impl Watched {
-    /// As it is now.
+impl FileWatcher {
+    /// Takes the present state of the file as known.
     pub(crate) async fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), known: stamp(path).await }
     }
 
-    /// Waits until it has changed and been left alone since the last look: a file that is being written is not read.
+    /// Waits until the file has changed, and been left alone for one interval: a file that is being written is not read.
     pub(crate) async fn changed(&mut self) {
         let mut last = None;
         loop {
@@ -44,7 +44,7 @@ impl Watched {
     }
 }
 
-/// `None` while it is not there, as it is for a moment while it is replaced.
+/// `None` while the file does not exist, as for a moment while it is replaced.
 async fn stamp(path: &Path) -> Option<Stamp> {
     let facts = tokio::fs::metadata(path).await.ok()?;
     Some(Stamp { modified: facts.modified().ok()?, bytes: facts.len() })
@@ -56,14 +56,14 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::Watched;
+    use super::FileWatcher;
 
     #[tokio::test]
-    async fn a_file_has_changed_when_it_is_another_one_and_whole() {
+    async fn a_file_has_changed_once_it_is_replaced_and_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.wasm");
         fs::write(&path, "one").unwrap();
-        let mut watched = Watched::new(&path).await;
+        let mut watched = FileWatcher::new(&path).await;
         assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());
         fs::remove_file(&path).unwrap();
         assert!(timeout(Duration::from_millis(1200), watched.changed()).await.is_err());

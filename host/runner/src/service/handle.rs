@@ -1,182 +1,164 @@
-//! The services of this process as others see them, and the way in which something is asked of them.
+//! Handles to the services of this process: their status, and the commands that they accept.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use futures::future::join_all;
 use leasehold::{Registration, ServiceName, State, Verb, Version, View};
+use strum::{Display, EnumIter};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::Guest};
+use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::ServiceContext};
 
-/// Those who wait for one service to do what they asked for, at most; of each kind.
-pub(crate) const MAX_ASKERS: usize = 4;
+/// Commands that wait for one service, at most; of each kind.
+pub(crate) const MAX_PENDING_COMMANDS: usize = 4;
 
-/// Where who asked for something hears how it went.
-pub(crate) type Asker<T> = oneshot::Sender<T>;
+/// Recipient of the outcome of a command.
+pub(crate) type Reply<T> = oneshot::Sender<T>;
 
 /// All services, once there is an engine to run them.
-pub(crate) struct Roster {
-    services: OnceLock<Vec<Face>>,
+pub(crate) struct Services {
+    services: OnceLock<Vec<ServiceHandle>>,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
-    /// Why etcd is waited for at the start.
+    /// Reason for which the start waits for etcd.
     pub(crate) etcd: watch::Sender<Option<Arc<str>>>,
 }
 
-/// One service from outside.
-pub(crate) struct Face {
+/// Handle to one service.
+pub(crate) struct ServiceHandle {
     pub(crate) name: ServiceName,
     pub(crate) version: Version,
     pub(crate) component: String,
     pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) present: watch::Receiver<Present>,
-    /// To end, while the others go on.
-    pub(crate) drains: mpsc::Sender<Asker<Drained>>,
-    /// To go on with what is in the component's file now.
-    pub(crate) reloads: mpsc::Sender<Asker<Result<(), Failure>>>,
+    pub(crate) status: watch::Receiver<ServiceStatus>,
+    /// Drain commands: the service ends, and the others go on.
+    pub(crate) drains: mpsc::Sender<Reply<Drained>>,
+    /// Reload commands: the service goes on with the present content of its component file.
+    pub(crate) reloads: mpsc::Sender<Reply<Result<(), Failure>>>,
 }
 
-/// A service at one moment.
+/// Status of a service at one moment.
 #[derive(Clone)]
-pub(crate) struct Present {
+pub(crate) struct ServiceStatus {
     pub(crate) phase: Phase,
-    /// Why it is in that phase, where that is not the usual course.
+    /// Reason for the phase, if it is not the usual course.
     pub(crate) why: Option<Arc<str>>,
     /// Address of the listener, as configured until it is bound.
     pub(crate) listen: Arc<str>,
     /// URL of the service; empty before it listens.
     pub(crate) url: Arc<str>,
     /// Context of the current revision; none before the service listens.
-    pub(crate) guest: Option<Arc<Guest>>,
+    pub(crate) context: Option<Arc<ServiceContext>>,
 }
 
-/// Where a service is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Phase in the life of a service, as users see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, EnumIter)]
+#[strum(serialize_all = "lowercase")]
 pub(crate) enum Phase {
     Starting,
-    /// Its start failed, and is tried again.
+    /// The start failed, and is tried again.
     Failed,
     Serving,
-    /// Served, but out of etcd until it is well.
+    /// Served, but out of etcd until it is healthy.
     Withdrawn,
     Draining,
-    /// Out until the process starts again.
+    /// Out of service until the process starts again.
     Drained,
 }
 
-/// All of them, in order.
-pub(crate) const PHASES: [Phase; 6] =
-    [Phase::Starting, Phase::Failed, Phase::Serving, Phase::Withdrawn, Phase::Draining, Phase::Drained];
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting",
-            Self::Failed => "failed",
-            Self::Serving => "serving",
-            Self::Withdrawn => "withdrawn",
-            Self::Draining => "draining",
-            Self::Drained => "drained",
-        })
-    }
-}
-
-/// How a drain went.
+/// Outcome of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Drained {
-    /// Whether etcd confirmed that the keys are gone; otherwise they go with their lease.
+    /// etcd confirmed that the keys are gone; otherwise they go with their lease.
     pub(crate) keys_gone: bool,
-    /// Whether every request in flight was answered.
+    /// Every request in flight was answered.
     pub(crate) all_answered: bool,
 }
 
-/// Whether clients find a service and are answered.
+/// Readiness of a service: clients find it and are answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
     Ready,
-    /// As far as is known; etcd has not confirmed it lately.
+    /// Ready as far as is known; etcd has not confirmed the lease lately.
     Unknown(String),
     NotReady(String),
 }
 
-impl Roster {
+impl Services {
     pub(crate) fn new(ending: CancellationToken) -> Self {
         Self { services: OnceLock::new(), ending, etcd: watch::Sender::default() }
     }
 
-    /// Says who there is. Called once.
-    pub(crate) fn fill(&self, services: Vec<Face>) {
+    /// Sets the list of services. Called once.
+    pub(crate) fn set(&self, services: Vec<ServiceHandle>) {
         assert!(self.services.set(services).is_ok(), "there is one list of services");
     }
 
     /// Empty until there is an engine to run them.
-    pub(crate) fn services(&self) -> &[Face] {
+    pub(crate) fn all(&self) -> &[ServiceHandle] {
         self.services.get().map_or(&[], Vec::as_slice)
     }
 
     /// Reloads every service that is not drained. Returns the services that failed, each with the reason.
     pub(crate) async fn reload(&self) -> Vec<(&ServiceName, String)> {
-        let faces = self.services().iter().filter(|face| !face.snapshot().is_out());
-        let reloads = faces.map(|face| async {
+        let handles = self.all().iter().filter(|handle| !handle.snapshot().is_out());
+        let reloads = handles.map(|handle| async {
             let (reply, outcome) = oneshot::channel();
-            let outcome = match face.reloads.try_send(reply) {
+            let outcome = match handle.reloads.try_send(reply) {
                 Ok(()) => outcome.await.map_err(|_| "the host is ending".to_owned()),
-                Err(_) => Err("too many reloads of it are under way".to_owned()),
+                Err(_) => Err("another reload is in progress".to_owned()),
             };
             let failed = outcome.and_then(|outcome| outcome.map_err(|failure| failure.sentence())).err();
-            failed.map(|why| (&face.name, why))
+            failed.map(|why| (&handle.name, why))
         });
         join_all(reloads).await.into_iter().flatten().collect()
     }
 
-    pub(crate) fn is_filled(&self) -> bool {
+    pub(crate) fn are_known(&self) -> bool {
         self.services.get().is_some()
     }
 }
 
-impl Face {
+impl ServiceHandle {
     /// State of the service at this moment.
     pub(crate) fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot { face: self, present: self.present.borrow().clone() }
+        Snapshot { handle: self, status: self.status.borrow().clone() }
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        self.present.borrow().phase
+        self.status.borrow().phase
     }
 }
 
 /// One service at one moment.
 pub(crate) struct Snapshot<'a> {
-    pub(crate) face: &'a Face,
-    pub(crate) present: Present,
+    pub(crate) handle: &'a ServiceHandle,
+    pub(crate) status: ServiceStatus,
 }
 
 impl Snapshot<'_> {
-    /// Whether it was told to end, alone: its being out is what somebody wants.
+    /// Returns true if the service was drained by command, on purpose.
     pub(crate) fn is_out(&self) -> bool {
-        matches!(self.present.phase, Phase::Draining | Phase::Drained)
+        matches!(self.status.phase, Phase::Draining | Phase::Drained)
     }
 
     /// Number of instances, and its limit.
     pub(crate) fn instances(&self) -> (usize, u32) {
-        self.present.guest.as_ref().map_or((0, 0), |guest| (guest.instances(), guest.most_instances()))
+        self.status.context.as_ref().map_or((0, 0), |context| (context.instances(), context.max_instances()))
     }
 
     pub(crate) fn registrations(&self) -> Vec<Arc<Registration>> {
-        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.registrations())
+        self.status.context.as_ref().map_or_else(Vec::new, |context| context.registry.registrations())
     }
 
     pub(crate) fn views(&self) -> Vec<View> {
-        self.present.guest.as_ref().map_or_else(Vec::new, |guest| guest.registry.views())
+        self.status.context.as_ref().map_or_else(Vec::new, |context| context.registry.views())
     }
 
     pub(crate) fn readiness(&self) -> Readiness {
-        let Present { phase, why, .. } = &self.present;
+        let ServiceStatus { phase, why, .. } = &self.status;
         if *phase != Phase::Serving {
             let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             return Readiness::NotReady(match phase {
@@ -184,7 +166,7 @@ impl Snapshot<'_> {
                 phase => format!("it is {phase}{why}"),
             });
         }
-        if self.face.register == Register::Off {
+        if self.handle.register == Register::Off {
             return Readiness::Ready;
         }
         let registrations = self.registrations();
@@ -192,22 +174,22 @@ impl Snapshot<'_> {
             return Readiness::NotReady("nothing is registered".to_owned());
         }
         registrations.iter().fold(Readiness::Ready, |so_far, registration| match (so_far, of(registration)) {
-            (Readiness::NotReady(said), _) | (_, Readiness::NotReady(said)) => Readiness::NotReady(said),
-            (Readiness::Unknown(said), _) | (_, Readiness::Unknown(said)) => Readiness::Unknown(said),
+            (Readiness::NotReady(message), _) | (_, Readiness::NotReady(message)) => Readiness::NotReady(message),
+            (Readiness::Unknown(message), _) | (_, Readiness::Unknown(message)) => Readiness::Unknown(message),
             (Readiness::Ready, Readiness::Ready) => Readiness::Ready,
         })
     }
 
-    /// Returns true if the service serves requests, whatever becomes of its keys.
+    /// Returns true if the service serves requests, whatever the state of its keys.
     pub(crate) fn is_served(&self) -> bool {
-        self.present.phase == Phase::Serving
+        self.status.phase == Phase::Serving
     }
 }
 
 fn of(registration: &Registration) -> Readiness {
     let (status, key, fault) = (registration.status(), registration.key(), registration.fault());
     let why = fault.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
-    // A key stays as long as its lease, whatever becomes of one renewal.
+    // A key stays as long as its lease, even if one renewal fails.
     let is_refused = fault.is_some_and(|fault| fault.refusal().is_some() && fault.verb != Some(Verb::Renew));
     match status.state {
         State::Registered => Readiness::Ready,

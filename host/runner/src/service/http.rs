@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
 use tokio::{
     net::TcpListener,
-    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -13,24 +13,24 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::{
-        dispatch::Door,
+        dispatch::CurrentDispatcher,
         server::{self, Server},
         tls::Tls,
     },
-    service::revision::Version,
-    wasm::{component::Loaded, context::Guest, engine::Engine},
+    service::revision::Revision,
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
-/// The component, and the way of requests to it.
+/// The component of a service, its listener and its dispatcher.
 pub(crate) struct Handler {
     bound: SocketAddr,
     listener: Option<TcpListener>,
     tls: Option<Arc<Tls>>,
-    /// The version that requests go to.
-    version: Option<Version>,
-    /// Where requests find it.
-    doors: Option<watch::Sender<Arc<Door>>>,
-    /// Former versions that still answer.
+    /// The revision that serves requests.
+    revision: Option<Revision>,
+    /// The dispatcher of that revision, as the connections share it.
+    dispatcher: Option<CurrentDispatcher>,
+    /// Former revisions that still answer.
     retiring: TaskTracker,
     server: Option<Server>,
 }
@@ -39,7 +39,7 @@ impl Handler {
     /// Binds the listener. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
         let tls = spec.tls.clone().map(Tls::open).transpose();
-        let tls = tls.map_err(|said| Failure::usage(format!("{}: tls: {said}", spec.name)))?.map(Arc::new);
+        let tls = tls.map_err(|message| Failure::usage(format!("{}: tls: {message}", spec.name)))?.map(Arc::new);
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
         let listener = server::bind(spec.listen).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
@@ -47,77 +47,78 @@ impl Handler {
             bound,
             listener: Some(listener),
             tls,
-            version: None,
-            doors: None,
+            revision: None,
+            dispatcher: None,
             retiring: TaskTracker::new(),
             server: None,
         })
     }
 
-    /// Where it listens.
+    /// Address of the listener.
     pub(crate) fn bound(&self) -> SocketAddr {
         self.bound
     }
 
-    /// Serves the component, which is started before that, unless it is to answer first.
+    /// Starts the component and serves it. A component that has to pass its health check first is served before it is
+    /// started.
     pub(crate) async fn start(
         &mut self,
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Arc<Guest>,
+        context: &Arc<ServiceContext>,
     ) -> Result<(), Failure> {
-        let mut version = Version::open(spec, engine, loaded, Arc::clone(guest))?;
+        let mut revision = Revision::open(spec, engine, loaded, Arc::clone(context))?;
         if !spec.answers_first() {
-            version.begin(spec, engine, loaded).await?;
+            revision.begin(spec, engine, loaded).await?;
         }
-        let doors = watch::Sender::new(Arc::clone(&version.door));
+        let dispatcher = Arc::new(ArcSwap::new(Arc::clone(&revision.dispatcher)));
         let tls = self.tls.clone();
         self.server =
-            self.listener.take().map(|listener| Server::start(listener, doors.subscribe(), tls, &spec.limits));
-        (self.version, self.doors) = (Some(version), Some(doors));
+            self.listener.take().map(|listener| Server::start(listener, Arc::clone(&dispatcher), tls, &spec.limits));
+        (self.revision, self.dispatcher) = (Some(revision), Some(dispatcher));
         Ok(())
     }
 
-    /// Starts the component that has answered.
+    /// Starts a component that has passed its health check.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        match &mut self.version {
-            Some(version) => version.begin(spec, engine, loaded).await,
+        match &mut self.revision {
+            Some(revision) => revision.begin(spec, engine, loaded).await,
             None => Ok(()),
         }
     }
 
-    /// Where requests go, once it is started.
-    pub(crate) fn doors(&self) -> Option<watch::Receiver<Arc<Door>>> {
-        self.doors.as_ref().map(watch::Sender::subscribe)
+    /// The current dispatcher, once the service is started.
+    pub(crate) fn dispatcher(&self) -> Option<CurrentDispatcher> {
+        self.dispatcher.clone()
     }
 
-    /// Former versions that still answer.
+    /// Former revisions that still answer.
     pub(crate) fn retiring(&self) -> TaskTracker {
         self.retiring.clone()
     }
 
-    /// Moves the requests to another version, which has been started beside the one that is served.
-    pub(crate) fn replace(&mut self, version: Version, spec: &Spec) {
-        if let Some(doors) = &self.doors {
-            doors.send_replace(Arc::clone(&version.door));
+    /// Moves the requests to another revision, which has been started beside the served one.
+    pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
+        if let Some(dispatcher) = &self.dispatcher {
+            dispatcher.store(Arc::clone(&revision.dispatcher));
         }
-        if let Some(former) = self.version.replace(version) {
+        if let Some(former) = self.revision.replace(revision) {
             self.retiring.spawn(former.retire(spec.clone()));
         }
     }
 
-    /// Ends it: clients that have yet to hear of it are served for a while, if there may be some; then requests in flight
-    /// have `drain_timeout`. Says whether all were answered.
+    /// Ends the service: if clients may have found it, they are served for `settle_time`; then requests in flight have
+    /// `drain_timeout`. Returns true if all were answered.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
         let mut all_answered = true;
-        // Let go of where nobody was served yet.
+        // A listener without a server is closed.
         self.listener = None;
         if let Some(server) = &self.server {
             if announced {
-                // Who watches etcd hears of it now, and until then is answered as ever.
+                // Clients that watch etcd learn of the end now, and are answered until then.
                 server.leave();
                 sleep(spec.limits.settle_time).await;
             }
@@ -128,10 +129,10 @@ impl Handler {
             }
         }
         self.retiring.close();
-        // Its requests were those of the server, so what is left is the component's own end.
+        // Its requests ended with the server; only `lifecycle.stop` is left.
         let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;
-        if let Some(version) = &mut self.version {
-            version.stop(spec).await;
+        if let Some(revision) = &mut self.revision {
+            revision.stop(spec).await;
         }
         self.server = None;
         all_answered

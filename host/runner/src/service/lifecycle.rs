@@ -11,52 +11,52 @@ use crate::{
     error::{Failure, one_line},
     wasm::{
         component::Loaded,
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         engine::Engine,
         error::cause,
     },
 };
 
-/// One that was started.
-pub(crate) struct Life {
-    store: Store<Host>,
+/// A started instance.
+pub(crate) struct LifecycleInstance {
+    store: Store<StoreState>,
     instance: Instance,
     lifecycle: Lifecycle,
 }
 
-impl Life {
-    /// Starts it within its deadline; `None` for a component that does not ask for it. What it registered before a failure
-    /// is still registered after it.
+impl LifecycleInstance {
+    /// Starts the component within its deadline; `None` for a component without `lifecycle`. Registrations that it made
+    /// before a failure stay.
     pub(crate) async fn start(
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Guest,
+        context: &ServiceContext,
     ) -> Result<Option<Self>, Failure> {
         let found = Lifecycle::of(&loaded.pre);
         let found =
             found.map_err(|error| Failure::usage(format!("{}: {}", spec.component.display(), cause(&error))))?;
         let Some(lifecycle) = found else { return Ok(None) };
         let deadline = spec.limits.start_timeout;
-        let store = engine.store(guest.host_for_life());
+        let store = engine.store(context.store_for_lifecycle());
         let interrupt = Arc::clone(&store.data().usage.interrupt);
-        // A component that computes for ever is interrupted, and dropped here.
+        // A component in an endless loop is interrupted, and dropped here.
         let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
-        outcome.map(Some).map_err(|said| Failure::other(format!("{}: {said}", spec.name)))
+        outcome.map(Some).map_err(|message| Failure::other(format!("{}: {message}", spec.name)))
     }
 
-    async fn attempt(mut store: Store<Host>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
+    async fn attempt(mut store: Store<StoreState>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {
         let instance = loaded.pre.instantiate_async(&mut store).await;
         let instance = instance.map_err(|error| format!("the component cannot be instantiated: {}", cause(&error)))?;
         match lifecycle.start(&mut store, &instance).await {
             Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
-            Ok(Err(said)) => Err(format!("lifecycle.start failed: {}", one_line(&said))),
+            Ok(Err(message)) => Err(format!("lifecycle.start failed: {}", one_line(&message))),
             Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
         }
     }
 
-    /// Stops it within its deadline.
+    /// Stops the component within its deadline.
     pub(crate) async fn stop(mut self, spec: &Spec) {
         let deadline = spec.limits.stop_timeout;
         let interrupt = Arc::clone(&self.store.data().usage.interrupt);

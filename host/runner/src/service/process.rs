@@ -1,4 +1,4 @@
-//! One run of a program, in the order it is lived: started, listening, told to end, ended.
+//! One run of a program, in the order it is lived: started, listening, signalled, ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,78 +16,79 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     config::Spec,
     error::Failure,
-    service::{health, lifecycle::Life},
-    telemetry::service_metrics::Hit,
+    service::{health::probe, lifecycle::LifecycleInstance},
+    telemetry::service_metrics::Incident,
     wasm::{
         component::{Loaded, ProgramPre},
-        context::{Guest, Host, Told},
+        context::{ProgramSignals, ServiceContext, StoreState},
         engine::Engine,
         error::cause,
     },
 };
 
-/// The pause between two attempts to reach a program that is about to listen.
+/// Pause between two attempts to connect to a program that is about to listen.
 const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// A run that listens. Dropping it ends it.
+/// A run that listens. Dropping it ends the program.
 pub(crate) struct Run {
-    guest: Arc<Guest>,
-    /// How it ended, until that was heard.
+    context: Arc<ServiceContext>,
+    /// The running program, until its end was noticed.
     running: Option<JoinHandle<String>>,
-    told: Told,
+    signals: ProgramSignals,
     cut: Option<DropGuard>,
-    life: Option<Life>,
+    lifecycle: Option<LifecycleInstance>,
 }
 
 impl Run {
-    /// Runs the component until it listens, and then starts its `lifecycle`, each within its deadline. What it registered
-    /// before a failure is still registered after it.
+    /// Runs the component until it listens, and then starts its `lifecycle`, each within its deadline. Registrations that it
+    /// made before a failure stay.
     pub(crate) async fn start(
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
         pre: ProgramPre,
-        guest: Arc<Guest>,
+        context: Arc<ServiceContext>,
         tasks: &TaskTracker,
     ) -> Result<Self, Failure> {
-        let (told, cut) = (Told::default(), CancellationToken::new());
-        let store = engine.store(guest.host_for_program(spec, &told));
+        let (signals, cut) = (ProgramSignals::default(), CancellationToken::new());
+        let store = engine.store(context.store_for_program(spec, &signals));
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
-        let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&guest)));
+        let running = interrupt.until(cut.clone().cancelled_owned(), run(store, pre, Arc::clone(&context)));
         let running = tasks.spawn(async move { running.await.unwrap_or_default() });
-        let mut started = Self { guest, running: Some(running), told, cut: Some(cut.drop_guard()), life: None };
+        let mut started =
+            Self { context, running: Some(running), signals, cut: Some(cut.drop_guard()), lifecycle: None };
 
         let deadline = spec.limits.start_timeout;
-        let listens = started.told.listens.clone();
+        let listens = started.signals.listens.clone();
         let listening = async {
             listens.cancelled().await;
-            while health::probe_at(spec.reachable(), None).await.is_err() {
+            while probe::probe_at(spec.reachable(), None).await.is_err() {
                 sleep(KNOCK_PAUSE).await;
             }
         };
-        let failed = |said: String| Failure::other(format!("{}: {said}", spec.name));
+        let failed = |message: String| Failure::other(format!("{}: {message}", spec.name));
         tokio::select! {
             why = started.ended() => return Err(failed(format!("it did not listen on {}: {why}", spec.listen))),
             listening = timeout(deadline, listening) => listening
                 .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
         }
-        started.life = Life::start(spec, engine, loaded, &started.guest).await?;
+        started.lifecycle = LifecycleInstance::start(spec, engine, loaded, &started.context).await?;
         Ok(started)
     }
 
-    /// Waits until it has ended, and says why. Dropped halfway, it may be asked again.
+    /// Waits for the end, and returns its reason. Dropped halfway, it may be called again.
     pub(crate) async fn ended(&mut self) -> String {
         let Some(running) = &mut self.running else { return std::future::pending().await };
-        let said = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
+        let message = running.await.unwrap_or_else(|_| "the host failed in it".to_owned());
         self.running = None;
-        said
+        message
     }
 
-    /// Tells it to end, gives it `drain_timeout` for that, and ends it. Says whether it ended by itself.
+    /// Signals the end to the program, gives it `drain_timeout`, and then ends it. Returns true if it ended by itself.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec) -> bool {
-        self.told.end.cancel();
+        self.signals.end.cancel();
         let mut by_itself = true;
         if self.running.is_some() {
             let deadline = spec.limits.drain_timeout;
@@ -100,16 +101,16 @@ impl Run {
                 self.ended().await;
             }
         }
-        if let Some(life) = self.life.take() {
-            life.stop(spec).await;
+        if let Some(lifecycle) = self.lifecycle.take() {
+            lifecycle.stop(spec).await;
         }
-        self.guest.ended.cancel();
+        self.context.ended.cancel();
         by_itself
     }
 }
 
-/// Runs a component to its end, and says what that was.
-async fn run(mut store: Store<Host>, pre: ProgramPre, guest: Arc<Guest>) -> String {
+/// Runs a component to its end, and returns the reason of that.
+async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<ServiceContext>) -> String {
     let outcome = match pre {
         ProgramPre::P2(pre) => match pre.instantiate_async(&mut store).await {
             Ok(command) => command.wasi_cli_run().call_run(&mut store).await,
@@ -129,7 +130,7 @@ async fn run(mut store: Store<Host>, pre: ProgramPre, guest: Arc<Guest>) -> Stri
         Err(error) => match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(code)) => format!("the component exited with {code}"),
             None => {
-                guest.stats.hit(Hit::Trap);
+                context.stats.incident(Incident::Trap);
                 format!("the component trapped: {}", cause(&error))
             }
         },

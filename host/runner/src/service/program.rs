@@ -10,56 +10,56 @@ use crate::{
     error::Failure,
     inbound::server,
     service::process::Run,
-    wasm::{component::Loaded, context::Guest, engine::Engine},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
-/// The pause before it is run again; it doubles with each run that does not last.
+/// Pause before a program is run again; it doubles with each short run.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A run that lasted for so long was a good one.
+/// Shortest run that resets the pause.
 const LASTING: Duration = Duration::from_secs(60);
 
 /// The program, from one run to the next.
 pub(crate) struct Program {
     run: Option<Run>,
     begun: Instant,
-    /// Runs in a row that did not last.
+    /// Short runs in a row.
     short: u32,
-    /// When it is to be run again.
+    /// Time at which it is run again.
     due: Option<Instant>,
     tasks: TaskTracker,
 }
 
-/// What happens to a program.
-pub(crate) enum Event {
-    /// It does not run any more; the text says why, and the time when it is run again.
-    Fell(String, Duration),
+/// A change in the life of a program.
+pub(crate) enum ProgramEvent {
+    /// It has ended by itself, for this reason, and is run again after this pause.
+    Exited(String, Duration),
     /// It is to be run again.
-    Due,
+    RestartDue,
 }
 
 impl Program {
-    /// Looks whether it can listen, so that a mistake there is a clear one. Nothing of the component runs yet.
+    /// Checks that the address is free, so that the error is a clear one. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
         server::bind(spec.listen)
             .map_err(|error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen)))?;
         Ok(Self { run: None, begun: Instant::now(), short: 0, due: None, tasks: TaskTracker::new() })
     }
 
-    /// Runs it, until it listens. One that does not is due again after a pause.
+    /// Runs the program until it listens. After a failure it is due again after a pause.
     pub(crate) async fn start(
         &mut self,
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: &Arc<Guest>,
+        context: &Arc<ServiceContext>,
     ) -> Result<(), Failure> {
         let pre = loaded.program(&spec.component)?;
         if let Some(mut former) = self.run.take() {
             former.stop(spec).await;
         }
         (self.begun, self.due) = (Instant::now(), None);
-        match Run::start(spec, engine, loaded, pre, Arc::clone(guest), &self.tasks).await {
+        match Run::start(spec, engine, loaded, pre, Arc::clone(context), &self.tasks).await {
             Ok(run) => {
                 self.run = Some(run);
                 Ok(())
@@ -71,21 +71,21 @@ impl Program {
         }
     }
 
-    /// Whether somebody may be served.
+    /// Returns true if the program may serve requests.
     pub(crate) fn is_up(&self) -> bool {
         self.run.is_some() && self.due.is_none()
     }
 
-    /// Waits for what happens next. Dropped halfway, it goes on where it was.
-    pub(crate) async fn next(&mut self) -> Event {
+    /// Waits for the next event. Dropped halfway, it loses none.
+    pub(crate) async fn next(&mut self) -> ProgramEvent {
         match (self.due, &mut self.run) {
             (Some(due), _) => {
                 sleep_until(due).await;
-                Event::Due
+                ProgramEvent::RestartDue
             }
             (None, Some(run)) => {
                 let why = run.ended().await;
-                Event::Fell(why, self.pause())
+                ProgramEvent::Exited(why, self.pause())
             }
             (None, None) => pending().await,
         }
@@ -97,16 +97,16 @@ impl Program {
         }
         let ceiling = FIRST_PAUSE.saturating_mul(1 << self.short.min(16)).min(LONGEST_PAUSE);
         self.short += 1;
-        // Half of it is jitter: what fell together does not rise together.
+        // Half of it is jitter: programs that ended together do not start together.
         let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.due = Some(Instant::now() + pause);
         pause
     }
 
-    /// Ends it: clients that have yet to hear of it are served for a while, if there may be some; then it is told, and has
-    /// `drain_timeout`. Says whether it ended by itself.
+    /// Ends the program: if clients may have found it, they are served for `settle_time`; then the program is signalled, and
+    /// has `drain_timeout`. Returns true if it ended by itself.
     ///
-    /// May be asked for again when it was broken off.
+    /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
         self.due = None;
         let Some(run) = &mut self.run else { return true };

@@ -1,98 +1,91 @@
-//! A reload, from the component's file to a version that can be served; what is served goes on meanwhile.
+//! A reload: from the component's file to a revision that can be served, beside the served one.
 
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
-use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::{DELETE_TIMEOUT, Spec},
+    config::Spec,
     error::Failure,
-    service::{handle::Asker, revision::Version},
-    wasm::{component::Loaded, context::Guest, engine::Engine, initial_memory},
+    service::{handle::Reply, keys, revision::Revision},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine, initial_memory},
 };
 
-/// One that is under way.
+/// A reload that is in progress.
 pub(crate) struct Reload {
-    /// Who waits for it, unless it is the file that asked.
-    asker: Option<Asker<Result<(), Failure>>>,
-    making: BoxFuture<'static, Result<Made, Failure>>,
+    /// Recipient of the outcome, unless a change of the file caused the reload.
+    reply: Option<Reply<Result<(), Failure>>>,
+    building: BoxFuture<'static, Result<Built, Failure>>,
 }
 
-/// What it is made of.
-pub(crate) struct Aside {
+/// Everything that a revision is built from.
+pub(crate) struct RevisionBuilder {
     pub(crate) spec: Spec,
     pub(crate) engine: Engine,
-    /// What is served.
-    pub(crate) former: Arc<Guest>,
-    /// How requests name the service, and who retires, where the host calls the component.
+    /// The revision that is served.
+    pub(crate) former: Arc<ServiceContext>,
+    /// Authority of the service, and the revisions that retire, where the host calls the component.
     pub(crate) handler: Option<(String, TaskTracker)>,
 }
 
-/// What can be served now.
-pub(crate) struct Made {
+/// Outcome of a build.
+pub(crate) struct Built {
     pub(crate) loaded: Loaded,
-    /// Started and asked; `None` for a program, of which there is one at a time.
-    pub(crate) version: Option<Version>,
+    /// Started and probed; none for a program, which runs once the former one has ended.
+    pub(crate) revision: Option<Revision>,
 }
 
 impl Reload {
-    /// With what is in the file, or with what was loaded from it before.
-    pub(crate) fn begin(asker: Option<Asker<Result<(), Failure>>>, aside: Aside, loaded: Option<Loaded>) -> Self {
-        Self { asker, making: aside.make(loaded).boxed() }
+    /// Begins a reload with a component that is loaded already, or with the content of the file.
+    pub(crate) fn begin(
+        reply: Option<Reply<Result<(), Failure>>>,
+        builder: RevisionBuilder,
+        loaded: Option<Loaded>,
+    ) -> Self {
+        Self { reply, building: builder.build(loaded).boxed() }
     }
 
-    /// Waits for it; once only. Dropped halfway, it goes on where it was.
-    pub(crate) async fn made(&mut self) -> Result<Made, Failure> {
-        (&mut self.making).await
+    /// Waits for the revision; once only. Dropped halfway, the build goes on with the next call.
+    pub(crate) async fn built(&mut self) -> Result<Built, Failure> {
+        (&mut self.building).await
     }
 
-    /// Says how it went.
+    /// Replies with the outcome.
     pub(crate) fn end(self, outcome: Result<(), Failure>) {
-        if let Some(asker) = self.asker {
-            let _ = asker.send(outcome); // Whoever asked may have gone away.
+        if let Some(reply) = self.reply {
+            let _ = reply.send(outcome); // The client may have gone away.
         }
     }
 }
 
-impl Aside {
-    async fn make(self, loaded: Option<Loaded>) -> Result<Made, Failure> {
+impl RevisionBuilder {
+    async fn build(self, loaded: Option<Loaded>) -> Result<Built, Failure> {
+        let Self { spec, engine, former, handler } = self;
         let loaded = match loaded {
             Some(loaded) => loaded,
             None => {
-                let Aside { engine, spec, .. } = &self;
-                initial_memory::check_aside(engine, spec).await?;
+                initial_memory::check_aside(&engine, &spec).await?;
                 Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?
             }
         };
-        loaded.check(&self.spec)?;
-        let Some((authority, retiring)) = &self.handler else {
-            loaded.program(&self.spec.component)?;
-            return Ok(Made { loaded, version: None });
+        loaded.check(&spec)?;
+        let Some((authority, retiring)) = handler else {
+            loaded.program(&spec.component)?;
+            return Ok(Built { loaded, revision: None });
         };
-        // One at a time: each has an instance that lives as long as it does.
+        // One revision retires at a time: each has an instance that lives as long as it does.
         retiring.close();
         retiring.wait().await;
         retiring.reopen();
-        let guest = Arc::new(self.former.successor());
-        let started = Version::beside(&self.spec, &self.engine, &loaded, Arc::clone(&guest), authority).await;
-        if started.is_err() {
-            give_back(&self.spec, &guest, &self.former).await;
+        let context = Arc::new(former.successor());
+        match Revision::beside(&spec, &engine, &loaded, Arc::clone(&context), &authority).await {
+            Ok(revision) => Ok(Built { loaded, revision: Some(revision) }),
+            Err(failure) => {
+                context.ended.cancel();
+                keys::give_back(&spec, &context.registry, &former.registry).await;
+                Err(failure)
+            }
         }
-        Ok(Made { version: Some(started?), loaded })
-    }
-}
-
-/// Undoes what a version registered that is not served.
-pub(crate) async fn give_back(spec: &Spec, guest: &Guest, former: &Guest) {
-    guest.ended.cancel();
-    let undone = timeout(DELETE_TIMEOUT, guest.registry.give_back(&former.registry)).await;
-    if !matches!(undone, Ok(Ok(()))) {
-        tracing::warn!(service = %spec.name, "a key of the new version may stay for a while");
-    }
-    if former.registry.is_withdrawn() {
-        // What the new version had brought back goes again.
-        drop(timeout(DELETE_TIMEOUT, former.registry.withdraw()).await);
     }
 }

@@ -1,4 +1,4 @@
-//! One version of a service's component, in the order it is lived: opened, started, served through its door, retired.
+//! One revision of a service's component, in the order it is lived: opened, started, served through its dispatcher, retired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,113 +7,118 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     config::Spec,
     error::Failure,
-    inbound::dispatch::Door,
-    service::{health, lifecycle::Life},
+    inbound::dispatch::Dispatcher,
+    service::{health::probe, lifecycle::LifecycleInstance},
     wasm::{
-        admission::Places,
+        admission::Admission,
         component::Loaded,
-        context::Guest,
+        context::ServiceContext,
         engine::Engine,
         instance::Instances,
         reuse::{Reusable, Reuse},
     },
 };
 
-/// The pause between two questions to a version that is not served yet.
+/// Pause between two probes of a revision that is not served yet.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A version that can be asked.
-pub(crate) struct Version {
-    pub(crate) guest: Arc<Guest>,
-    pub(crate) door: Arc<Door>,
-    life: Option<Life>,
+/// A revision that accepts requests.
+pub(crate) struct Revision {
+    pub(crate) context: Arc<ServiceContext>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    lifecycle: Option<LifecycleInstance>,
 }
 
-impl Version {
-    /// Makes the way into it. Nothing of the component runs yet.
-    pub(crate) fn open(spec: &Spec, engine: &Engine, loaded: &Loaded, guest: Arc<Guest>) -> Result<Self, Failure> {
+impl Revision {
+    /// Makes the dispatcher. Nothing of the component runs yet.
+    pub(crate) fn open(
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+        context: Arc<ServiceContext>,
+    ) -> Result<Self, Failure> {
         let pre = loaded.handler(&spec.component)?;
         let reuse = Reuse::of(&pre, &spec.limits);
-        let reuse = reuse.map_err(|said| Failure::usage(format!("{}: {said}", spec.component.display())))?;
+        let reuse = reuse.map_err(|message| Failure::usage(format!("{}: {message}", spec.component.display())))?;
         let instances = Instances {
             name: spec.name.clone(),
             engine: engine.clone(),
             pre,
-            guest: Arc::clone(&guest),
+            context: Arc::clone(&context),
             request_timeout: spec.limits.request_timeout,
             stream_timeout: spec.limits.stream_timeout(),
             reusable: Reusable::new(spec.name.clone(), reuse),
         };
-        let door = Arc::new(Door::new(spec.name.clone(), instances, &spec.limits));
-        Ok(Self { guest, door, life: None })
+        let dispatcher = Arc::new(Dispatcher::new(spec.name.clone(), instances, &spec.limits));
+        Ok(Self { context, dispatcher, lifecycle: None })
     }
 
-    /// Starts the component, within its deadline. What it registered before a failure is still registered after it.
+    /// Starts the component within its deadline. Registrations that it made before a failure stay.
     pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
-        self.life = Life::start(spec, engine, loaded, &self.guest).await?;
+        self.lifecycle = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 
-    /// Opens and starts one beside another that is served, and asks it how it is, where that can be asked: before it can
-    /// register anything. One that does not start or answer is stopped.
+    /// Opens and starts a revision beside the served one, and waits for its health check, if there is one; if the component
+    /// registers itself, before its start. A revision that fails is stopped.
     pub(crate) async fn beside(
         spec: &Spec,
         engine: &Engine,
         loaded: &Loaded,
-        guest: Arc<Guest>,
+        context: Arc<ServiceContext>,
         authority: &str,
     ) -> Result<Self, Failure> {
-        let mut version = Self::open(spec, engine, loaded, guest)?;
+        let mut revision = Self::open(spec, engine, loaded, context)?;
         let begun = async {
             if spec.answers_first() {
-                proven(&version.door, spec, authority).await?;
-                version.begin(spec, engine, loaded).await
+                proven(&revision.dispatcher, spec, authority).await?;
+                revision.begin(spec, engine, loaded).await
             } else {
-                version.begin(spec, engine, loaded).await?;
-                proven(&version.door, spec, authority).await
+                revision.begin(spec, engine, loaded).await?;
+                proven(&revision.dispatcher, spec, authority).await
             }
         };
         match begun.await {
-            Ok(()) => Ok(version),
+            Ok(()) => Ok(revision),
             Err(failure) => {
-                version.stop(spec).await;
+                revision.stop(spec).await;
                 Err(failure)
             }
         }
     }
 
-    /// Ends it once its requests are answered, or have had their time. Nobody is sent to it any more.
+    /// Ends a replaced revision once its requests are answered, or `drain_timeout` has passed.
     pub(crate) async fn retire(mut self, spec: Spec) {
-        self.guest.replaced.cancel();
+        self.context.replaced.cancel();
         let deadline = spec.limits.drain_timeout;
-        if timeout(deadline, self.door.emptied()).await.is_err() {
+        if timeout(deadline, self.dispatcher.drained()).await.is_err() {
             tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");
         }
         self.stop(&spec).await;
         tracing::info!(service = %spec.name, "the former version has ended");
     }
 
-    /// Stops the component, within its deadline. Once only; a second time does nothing.
+    /// Stops the component within its deadline. A second call does nothing.
     pub(crate) async fn stop(&mut self, spec: &Spec) {
-        if let Some(life) = self.life.take() {
-            life.stop(spec).await;
+        if let Some(lifecycle) = self.lifecycle.take() {
+            lifecycle.stop(spec).await;
         }
-        self.guest.ended.cancel();
+        self.context.ended.cancel();
     }
 }
 
-/// Asks a version that is not served yet how it is, for as long as a start may take.
-async fn proven(door: &Door, spec: &Spec, authority: &str) -> Result<(), Failure> {
+/// Probes a revision that is not served yet until it passes, for as long as a start may take.
+async fn proven(dispatcher: &Dispatcher, spec: &Spec, authority: &str) -> Result<(), Failure> {
     let Some(health) = &spec.health else { return Ok(()) };
     let until = Instant::now() + spec.limits.start_timeout;
-    // It does not wait for the requests that the former version has.
-    let places = Places::new(1);
+    // The probes do not queue behind the requests of the former revision.
+    let admission = Admission::new(1);
     loop {
-        match health::probe(door, &places, Some(health), authority).await {
+        match probe::probe(dispatcher, &admission, Some(health), authority).await {
             Ok(()) => return Ok(()),
             Err(_) if Instant::now() < until => sleep(PROBE_PAUSE).await,
-            Err(said) => {
-                return Err(Failure::other(format!("{}: the new version's health check fails: {said}", spec.name)));
+            Err(message) => {
+                return Err(Failure::other(format!("{}: the new version's health check fails: {message}", spec.name)));
             }
         }
     }

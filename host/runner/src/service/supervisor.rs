@@ -16,8 +16,8 @@ use crate::{
     outbound::reserved::Reserved,
     service::{
         Commands, Service, StatusCell,
-        file_watcher::Watched,
-        handle::{Asker, Drained, Face, MAX_ASKERS, Phase, Present},
+        file_watcher::FileWatcher,
+        handle::{Drained, MAX_PENDING_COMMANDS, Phase, Reply, ServiceHandle, ServiceStatus},
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
@@ -37,7 +37,7 @@ pub(crate) struct StartContext {
     /// True once etcd has answered.
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
-    pub(crate) together: Option<Barrier>,
+    pub(crate) barrier: Option<Barrier>,
     /// The host has more than one service.
     pub(crate) several: bool,
 }
@@ -45,18 +45,18 @@ pub(crate) struct StartContext {
 /// Report of a service to the host.
 pub(crate) enum Report {
     /// It is started.
-    Up,
+    Started,
     /// An attempt to start it has failed.
     Failed(Failure),
     /// It was drained before it was started.
-    Out,
+    Drained,
 }
 
 /// A service and the attempts to start it.
 pub(crate) struct Supervisor {
     attempts: Attempts,
     commands: Commands,
-    /// With the place of the service among all.
+    /// Reports, with the index of the service.
     reports: Reports,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Supervisor {
 struct Attempts {
     spec: Spec,
     context: Arc<StartContext>,
-    status: StatusCell,
+    cell: StatusCell,
     /// The component as the start of the host loads it.
     pending_component: Option<PendingComponent>,
     /// Result of the current attempt so far.
@@ -82,31 +82,29 @@ impl Supervisor {
         pending_component: Option<PendingComponent>,
         context: Arc<StartContext>,
         reports: Reports,
-    ) -> (Self, Face) {
-        let (drain, drains) = mpsc::channel(MAX_ASKERS);
-        let (reload, reloads) = mpsc::channel(MAX_ASKERS);
-        let present = Present {
+    ) -> (Self, ServiceHandle) {
+        let (drain, drains) = mpsc::channel(MAX_PENDING_COMMANDS);
+        let (reload, reloads) = mpsc::channel(MAX_PENDING_COMMANDS);
+        let status = ServiceStatus {
             phase: Phase::Starting,
             why: None,
             listen: spec.listen.to_string().into(),
             url: "".into(),
-            guest: None,
+            context: None,
         };
-        let status =
-            StatusCell { present: watch::Sender::new(present), stats: Arc::new(Stats::new(spec.name.clone())) };
-        let face = Face {
+        let cell = StatusCell { status: watch::Sender::new(status), stats: Arc::new(Stats::new(spec.name.clone())) };
+        let handle = ServiceHandle {
             name: spec.name.clone(),
             version: spec.version.clone(),
             component: spec.component.display().to_string(),
             register: spec.register,
-            stats: Arc::clone(&status.stats),
-            present: status.present.subscribe(),
+            stats: Arc::clone(&cell.stats),
+            status: cell.status.subscribe(),
             drains: drain,
             reloads: reload,
         };
-        let attempts =
-            Attempts { spec, context, status, pending_component, service: None, failures: 0, arrived: false };
-        (Self { attempts, commands: Commands { drains, reloads }, reports }, face)
+        let attempts = Attempts { spec, context, cell, pending_component, service: None, failures: 0, arrived: false };
+        (Self { attempts, commands: Commands { drains, reloads }, reports }, handle)
     }
 
     /// Starts the service and serves it until the host ends; then drains it.
@@ -122,17 +120,17 @@ impl Supervisor {
     async fn live(&mut self) -> Infallible {
         let Self { attempts, commands, reports } = self;
         // Reply to the reload command that caused the current attempt.
-        let mut asker: Option<Asker<Result<(), Failure>>> = None;
+        let mut reload: Option<Reply<Result<(), Failure>>> = None;
         let reply = loop {
             let outcome = tokio::select! {
                 Some(reply) = commands.drains.recv() => break reply,
                 outcome = attempts.attempt() => outcome,
             };
-            if let Some(asker) = asker.take() {
-                let _ = asker.send(outcome.clone()); // Its client may have gone away.
+            if let Some(reply) = reload.take() {
+                let _ = reply.send(outcome.clone()); // Its client may have gone away.
             }
             let Err(failure) = outcome else {
-                reports.send(Report::Up).await;
+                reports.send(Report::Started).await;
                 match &mut attempts.service {
                     Some(service) => return service.live(commands).await,
                     None => return pending().await,
@@ -143,25 +141,25 @@ impl Supervisor {
             attempts.undo().await;
             match attempts.next(commands, pause).await {
                 Next::Drain(reply) => break reply,
-                Next::Attempt(reload) => asker = reload,
+                Next::Attempt(reply) => reload = reply,
             }
         };
         let _ = reply.send(attempts.drain().await); // As above.
-        reports.send(Report::Out).await;
-        attempts.stay_out(commands).await
+        reports.send(Report::Drained).await;
+        attempts.stay_drained(commands).await
     }
 }
 
 /// Next step after a failed attempt.
 enum Next {
-    Attempt(Option<Asker<Result<(), Failure>>>),
-    Drain(Asker<Drained>),
+    Attempt(Option<Reply<Result<(), Failure>>>),
+    Drain(Reply<Drained>),
 }
 
 impl Attempts {
     async fn attempt(&mut self) -> Result<(), Failure> {
         self.enter(Phase::Starting, Some("its component is being loaded"));
-        let StartContext { engine, registrar, traces, reserved, etcd, together, .. } = &*self.context;
+        let StartContext { engine, registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
         let spec = &self.spec;
         initial_memory::check_aside(engine, spec).await?;
         let loaded = match self.pending_component.take() {
@@ -169,14 +167,14 @@ impl Attempts {
             None => Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?,
         };
         loaded.check(spec)?;
-        let (traces, status) = (traces.as_ref(), self.status.clone());
-        let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, status)?;
+        let (traces, cell) = (traces.as_ref(), self.cell.clone());
+        let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
         let service = self.service.insert(service);
-        enter(&self.status, Phase::Starting, None);
-        if let Some(together) = together
+        enter(&self.cell, Phase::Starting, None);
+        if let Some(barrier) = barrier
             && !std::mem::replace(&mut self.arrived, true)
         {
-            together.wait().await;
+            barrier.wait().await;
         }
         if spec.register != Register::Off && etcd.clone().wait_for(|is_there| *is_there).await.is_err() {
             // The host is ending.
@@ -190,10 +188,10 @@ impl Attempts {
     /// Publishes and logs a failure. Returns the pause before the next attempt.
     fn failed(&mut self, failure: &Failure) -> Duration {
         let ceiling = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
-        // Half of it is jitter: services that failed together are not tried together.
+        // Half of it is jitter: services that failed at the same time are tried again at different times.
         let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.failures += 1;
-        self.status.stats.start_failures.inc();
+        self.cell.stats.start_failures.inc();
         let (name, sentence) = (&self.spec.name, failure.sentence());
         let why = sentence.strip_prefix(&format!("{name}: ")).unwrap_or(&sentence);
         if self.context.several {
@@ -210,8 +208,8 @@ impl Attempts {
         }
         self.service = None;
         let listen = self.spec.listen.to_string().into();
-        self.status.present.send_modify(|present| {
-            (present.listen, present.url, present.guest) = (listen, "".into(), None);
+        self.cell.status.send_modify(|status| {
+            (status.listen, status.url, status.context) = (listen, "".into(), None);
         });
     }
 
@@ -219,13 +217,13 @@ impl Attempts {
     async fn next(&mut self, commands: &mut Commands, pause: Duration) -> Next {
         let changed = async {
             match self.spec.follow {
-                true => Watched::new(&self.spec.component).await.changed().await,
+                true => FileWatcher::new(&self.spec.component).await.changed().await,
                 false => pending().await,
             }
         };
         let reload = tokio::select! {
             Some(reply) = commands.drains.recv() => return Next::Drain(reply),
-            Some(asker) = commands.reloads.recv() => Some(asker),
+            Some(reply) = commands.reloads.recv() => Some(reply),
             () = changed => None,
             () = sleep(pause) => return Next::Attempt(None),
         };
@@ -237,23 +235,23 @@ impl Attempts {
     async fn drain(&mut self) -> Drained {
         let drained = match &mut self.service {
             Some(service) => service.drain().await,
-            None => NOTHING_LEFT,
+            None => ALREADY_DRAINED,
         };
         self.enter(Phase::Drained, None);
         drained
     }
 
     /// Answers for a service that was drained before it was started.
-    async fn stay_out(&mut self, commands: &mut Commands) -> Infallible {
-        if let Some(together) = &self.context.together
+    async fn stay_drained(&mut self, commands: &mut Commands) -> Infallible {
+        if let Some(barrier) = &self.context.barrier
             && !self.arrived
         {
             // The other services must not wait for it.
-            drop(tokio::time::timeout(Duration::ZERO, together.wait()).await);
+            drop(tokio::time::timeout(Duration::ZERO, barrier.wait()).await);
         }
         loop {
             tokio::select! {
-                Some(reply) = commands.drains.recv() => drop(reply.send(NOTHING_LEFT)),
+                Some(reply) = commands.drains.recv() => drop(reply.send(ALREADY_DRAINED)),
                 Some(reply) = commands.reloads.recv() => {
                     drop(reply.send(Err(Failure::other(format!("{}: it is drained", self.spec.name)))));
                 }
@@ -263,19 +261,19 @@ impl Attempts {
     }
 
     fn enter(&self, phase: Phase, why: Option<&str>) {
-        enter(&self.status, phase, why);
+        enter(&self.cell, phase, why);
     }
 }
 
-const NOTHING_LEFT: Drained = Drained { keys_gone: true, all_answered: true };
+const ALREADY_DRAINED: Drained = Drained { keys_gone: true, all_answered: true };
 
-fn enter(status: &StatusCell, phase: Phase, why: Option<&str>) {
-    status.present.send_modify(|present| (present.phase, present.why) = (phase, why.map(Arc::from)));
+fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
+    cell.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));
 }
 
 /// Channel of one service for its reports.
 pub(crate) struct Reports {
-    /// The place of the service among all.
+    /// Index of the service among all.
     pub(crate) index: usize,
     pub(crate) to: mpsc::Sender<(usize, Report)>,
 }

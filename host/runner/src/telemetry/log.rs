@@ -1,5 +1,5 @@
-//! What is logged and how it looks: readable on a terminal, JSON for machines, always on stderr. Nothing waits for whoever
-//! reads it, and nothing ends because nobody does.
+//! The log: readable on a terminal, JSON for machines, always on stderr. A slow or missing reader of it blocks nothing and
+//! ends nothing.
 
 use std::io::{IsTerminal, Write, stderr};
 
@@ -9,7 +9,7 @@ use tracing_subscriber::{EnvFilter, fmt::time::SystemTime as Timestamp};
 
 use crate::error::Failure;
 
-/// Libraries speak up at warnings only; what they say below that is of no use to an operator.
+/// Filters by verbosity. Libraries log from warnings on; their other lines are of no use to an operator.
 const FILTERS: [&str; 3] = [
     "warn,leasehold=info,leasehold_wasmtime=info",
     "info,leasehold=debug,leasehold_wasmtime=debug",
@@ -22,7 +22,7 @@ const MAX_LINES: usize = 10_000;
 /// Arguments of the log: how much is logged, and how.
 #[derive(Args, Debug)]
 pub(crate) struct LogArgs {
-    /// How log lines are written, on stderr
+    /// Format of log lines, on stderr
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
 
@@ -65,13 +65,13 @@ pub(crate) fn init(args: &LogArgs) -> Log {
 }
 
 impl Log {
-    /// Says why the process ends.
+    /// Writes the reason for which the process ends.
     pub(crate) fn last_words(mut self, failure: &Failure) {
         last_words(failure, self.format, &mut self.lines);
     }
 }
 
-/// Says why the process ends, as one sentence.
+/// Writes the reason for which the process ends, as one sentence.
 pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Write) {
     let sentence = failure.sentence();
     let line = match format {
@@ -81,6 +81,6 @@ pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Wri
             format!("{line}\n")
         }
     };
-    // Stderr may be closed; there is nobody left to tell.
+    // Stderr may be closed.
     let _ = to.write_all(line.as_bytes());
 }

@@ -1,11 +1,12 @@
-//! Where spans go: one bounded queue for all services, sent to a collector in batches, and lost while it is away.
+//! Export of spans: one bounded queue for all services, sent to a collector in batches. Spans are lost while the collector
+//! does not respond.
 
 use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, TryLockError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -23,6 +24,7 @@ use opentelemetry_sdk::{
     error::{OTelSdkError, OTelSdkResult},
     trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter},
 };
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -37,13 +39,13 @@ use crate::{
     telemetry::span::Tracer,
 };
 
-/// How long a collector may take to be connected to.
+/// Longest wait for a connection to the collector.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long it may take for one batch.
+/// Longest wait for the response to one batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the end of the host waits for what is left.
+/// Longest wait for the rest of the queue at the end of the host.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most that is told of what a collector says.
+/// Characters of a collector's error message in the log, at most.
 const MAX_SAID: usize = 200;
 
 /// The queue and its collector.
@@ -54,7 +56,8 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// Connects when there is something to send. The error names what of the configuration cannot be used.
+    /// Starts the queue; it connects with the first batch. The error names the part of the configuration that cannot be
+    /// used.
     pub(crate) fn start(config: config::Traces) -> anyhow::Result<Self> {
         let tasks = TaskTracker::new();
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample)));
@@ -70,7 +73,7 @@ impl Traces {
         Ok(Self { provider, tasks })
     }
 
-    /// What begins the spans of one service, which has a resource of its own.
+    /// Tracer of one service, with a resource of its own.
     pub(crate) fn tracer(&self, spec: &Spec, bound: SocketAddr) -> Tracer {
         let instance = spec.advertised(bound).map_or_else(|| bound.to_string(), |addr| addr.to_string());
         let mut resource =
@@ -84,10 +87,10 @@ impl Traces {
         Tracer::new(self.provider.tracer_with_scope(scope), spec.tls.is_some())
     }
 
-    /// Sends what is left, if the collector takes it in time.
+    /// Sends the rest of the queue, if the collector takes it in time.
     pub(crate) async fn flush(self) {
         let Self { provider, tasks } = self;
-        // It waits, and no longer than this, on a thread of its own.
+        // The shutdown blocks for this time at most, on a thread of its own.
         let flushed = tasks.spawn_blocking(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::debug!(%error, "the last spans are lost");
@@ -96,7 +99,7 @@ impl Traces {
 }
 
 impl config::Traces {
-    /// The connection to the collector, not made yet, with the authority that vouches for it.
+    /// Lazy connection to the collector, with the authority that signed its certificate.
     pub(crate) fn channel(&self, ca_pem: Option<&[u8]>) -> anyhow::Result<Channel> {
         let wrong = || format!("traces.endpoint: {} cannot be used", self.endpoint);
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).with_context(wrong)?;
@@ -107,13 +110,13 @@ impl config::Traces {
         Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).connect_lazy())
     }
 
-    /// Fails where the files cannot be used.
+    /// Checks the files.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         Line::open(self).map(drop)
     }
 }
 
-/// The way to the collector, and what its files held when they were last read.
+/// Client of the collector, with the content of its files as last read.
 struct Line {
     client: TraceServiceClient<Channel>,
     ca_pem: Option<Vec<u8>>,
@@ -129,7 +132,7 @@ impl Line {
         Ok(line)
     }
 
-    /// Reads the files again. What cannot be used is told, and what was used before still is.
+    /// Reads the files again. Unusable content is logged, and the former content stays in use.
     fn refresh(&mut self, config: &config::Traces) {
         let headers = self.read_headers(config);
         let ca_pem = config.ca_pem.as_ref().map(Source::read).transpose().context("traces.ca");
@@ -162,9 +165,9 @@ struct Exporter {
     config: Arc<config::Traces>,
     /// Locked while the files are read, which is done for one batch at a time.
     line: Arc<Mutex<Line>>,
-    /// What all services share, from the environment.
+    /// Resource that all services share, from the environment.
     resource: Resource,
-    /// Whether the last batch was lost.
+    /// The last batch was lost.
     away: AtomicBool,
     runtime: Handle,
     tasks: TaskTracker,
@@ -184,12 +187,8 @@ impl SpanExporter for Exporter {
         let sending = async move {
             let exporting = async {
                 let read = tasks.spawn_blocking(move || {
-                    let mut line = match line.try_lock() {
-                        Ok(line) => line,
-                        Err(TryLockError::Poisoned(line)) => line.into_inner(),
-                        // The file system does not answer, and one thread that waits for it is enough.
-                        Err(TryLockError::WouldBlock) => return None,
-                    };
+                    // While the file system does not respond, one thread that waits for it is enough.
+                    let mut line = line.try_lock()?;
                     line.refresh(&config);
                     Some((line.client.clone(), line.headers.clone()))
                 });
@@ -206,13 +205,13 @@ impl SpanExporter for Exporter {
                 None => Ok(()),
             }
         };
-        // The queue has a thread of its own, which knows no sockets.
+        // The queue has a thread of its own, without a reactor for sockets.
         let sent = self.tasks.spawn_on(sending, &self.runtime).await;
         let sent = sent.unwrap_or_else(|_| Err("the host ends".to_owned()));
         match (&sent, self.away.swap(sent.is_err(), Ordering::Relaxed)) {
-            (Err(said), false) => {
-                let said: String = one_line(said).chars().take(MAX_SAID).collect();
-                tracing::warn!("the collector of traces takes no spans, and they are lost until it does: {said}");
+            (Err(message), false) => {
+                let message: String = one_line(message).chars().take(MAX_SAID).collect();
+                tracing::warn!("the collector of traces takes no spans, and they are lost until it does: {message}");
             }
             (Ok(()), true) => tracing::info!("the collector of traces takes spans again"),
             _ => {}

@@ -1,35 +1,37 @@
-//! What is counted of one service: the requests it answers, how long they take, and what it runs into.
+//! Metrics of one service: its requests with their durations, rejections, and incidents.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::StatusCode;
 use leasehold::ServiceName;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
-use crate::telemetry::throttle::Throttle;
+use crate::{rejection::RejectReason, telemetry::throttle::Throttle};
 
-/// Upper bounds of the times in which answers begin, in seconds.
+/// Buckets of the time until a response begins, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// Targets of outgoing requests that are told apart; a component that may call any service makes up names as it likes.
+/// Targets of outgoing requests with a counter of their own; a component that may call any service can invent names.
 const MAX_TARGETS: usize = 256;
-/// What the rest of them is called.
+/// Label of all further targets.
 const OTHERS: &str = "others";
 
-/// The counters of one service. They outlive its instances and its versions.
+/// Metrics of one service. They outlive its instances and its revisions.
 #[derive(Debug)]
 pub(crate) struct Stats {
     service: ServiceName,
-    /// By the first digit of the status, from 1.
+    /// Responses by the first digit of the status, from 1.
     classes: [Counter; 5],
-    /// Until the answer begins.
+    /// Time until the response begins.
     pub(crate) duration: Histogram,
-    hits: [Counter; HITS.len()],
-    reminders: [Throttle; HITS.len()],
+    rejections: Counters<{ RejectReason::COUNT }>,
+    incidents: Counters<{ Incident::COUNT }>,
     /// Requests that failed since their instance trapped.
     trapped: Counter,
     /// Requests that failed, and are not counted against the component.
@@ -40,26 +42,26 @@ pub(crate) struct Stats {
     outgoing: Mutex<BTreeMap<String, Outgoing>>,
 }
 
-/// What came of the requests that a component sent to one target.
+/// Outcomes of the requests that a component sent to one target.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Outgoing {
     pub(crate) answered: u64,
     pub(crate) failed: u64,
 }
 
-/// Number of requests.
+/// Numbers of requests.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
-    /// Those that the component failed to answer.
+    /// Requests that the component failed to answer.
     pub(crate) failed: u64,
-    /// Those of them whose instance trapped.
+    /// Failed requests whose instance trapped.
     pub(crate) trapped: u64,
-    /// All that were answered, by whomever.
+    /// All requests with a response, including the host's own.
     pub(crate) all: u64,
 }
 
 impl Tally {
-    /// What came since an earlier one.
+    /// Difference to an earlier tally.
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             failed: self.failed.saturating_sub(before.failed),
@@ -69,7 +71,7 @@ impl Tally {
     }
 }
 
-/// A request that was let in, until its answer has been sent.
+/// An admitted request, until its response has been sent.
 pub(crate) struct Within(Arc<Stats>);
 
 impl Drop for Within {
@@ -78,103 +80,69 @@ impl Drop for Within {
     }
 }
 
-/// What a request or an instance can run into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hit {
-    /// Refused, since as many are answered and wait as may.
-    Full,
-    /// Refused after it had waited for its turn, or for an instance, too long.
-    Waited,
-    /// Refused, since the policy does not let the component send it.
-    Denied,
-    /// Refused, since the component has as many requests of its own under way as it may.
-    Outgoing,
-    /// A listener had as many connections as it may.
-    Connections,
-    /// A connection was cut, since its client was too slow.
-    Slow,
-    /// Refused, since its headers are larger than `header_size`.
-    Headers,
+/// An event that an operator may want to know of, beside rejected requests; its name is that of the metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Incident {
+    /// The policy does not allow a request of the component.
+    OutgoingDenied,
+    /// The component had as many requests of its own in flight as it may.
+    OutgoingLimit,
+    /// The listener had as many connections as it may.
+    ConnectionLimit,
+    /// A connection was cut because its client was too slow.
+    SlowClient,
     /// An instance was refused memory.
-    Memory,
-    /// Refused, since it named no host, or a malformed one.
-    NoHost,
-    /// Refused, since its target is malformed or not allowed for its method.
-    Target,
-    /// Refused, since its body has a transfer coding beside `chunked`.
-    Coding,
-    /// Not answered, since the client broke it off.
-    Broken,
-    /// Refused, since its body is larger than `body_size`.
-    Large,
-    /// Given up, since the component took longer than `request_timeout`.
-    Late,
-    /// The component failed to answer: it trapped, or broke off.
-    Failed,
+    MemoryLimit,
     /// An instance trapped.
     Trap,
-    /// An instance could not be made.
-    Instantiation,
     /// A program ended by itself.
-    Fell,
-    /// The component returned an error code in the place of a response.
-    ErrorCode,
-    /// A line that a component printed was left out.
-    Output,
-    /// The service was not withdrawn although it fails, since too few others would remain.
-    TooFewRemain,
+    ProgramExit,
+    /// A line that the component printed was left out of the log.
+    OutputLimit,
+    /// The service was not withdrawn although it fails: too few other nodes would remain.
+    TooFewNodes,
 }
 
-/// All of them, as they are called in metrics.
-pub(crate) const HITS: [(Hit, &str); 21] = [
-    (Hit::Full, "full"),
-    (Hit::Waited, "waited"),
-    (Hit::Denied, "denied"),
-    (Hit::Outgoing, "outgoing"),
-    (Hit::Connections, "connections"),
-    (Hit::Slow, "slow"),
-    (Hit::Headers, "headers"),
-    (Hit::Memory, "memory"),
-    (Hit::NoHost, "no_host"),
-    (Hit::Target, "bad_target"),
-    (Hit::Coding, "transfer_coding"),
-    (Hit::Broken, "broken"),
-    (Hit::Large, "large"),
-    (Hit::Late, "late"),
-    (Hit::Failed, "failed"),
-    (Hit::Trap, "trap"),
-    (Hit::Instantiation, "instantiation"),
-    (Hit::Fell, "fell"),
-    (Hit::ErrorCode, "error_code"),
-    (Hit::Output, "output"),
-    (Hit::TooFewRemain, "too_few_remain"),
-];
-
-/// How often it is logged that one limit is hit, at most.
+/// Interval between two log lines about one limit, at least.
 const REMINDER: Duration = Duration::from_secs(30);
 
-impl Hit {
-    pub(crate) fn name(self) -> &'static str {
-        HITS[self as usize].1
+/// Sentence about a limit of the configuration that rejected a request.
+fn rejecting_limit(reason: RejectReason) -> Option<&'static str> {
+    match reason {
+        RejectReason::QueueFull => Some("requests are rejected: limits.concurrency lets no more be served or queued"),
+        RejectReason::QueueTimeout => {
+            Some("requests are rejected: they waited too long for a slot of limits.concurrency")
+        }
+        RejectReason::HeadersTooLarge => Some("requests are rejected: their headers exceed limits.header_size"),
+        RejectReason::BodyTooLarge => Some("requests are rejected: their bodies exceed limits.body_size"),
+        _ => None,
     }
+}
 
-    /// Sentence about a limit of the configuration that was hit.
+impl Incident {
+    /// Sentence about a limit of the configuration that was reached.
     fn limit(self) -> Option<&'static str> {
         match self {
-            Self::Full => {
-                Some("a request is refused: as many are answered, and as many wait, as limits.concurrency lets")
-            }
-            Self::Waited => Some("a request is refused: it waited too long for one of limits.concurrency to end"),
-            Self::Outgoing => {
-                Some("a request of the component's own waits: as many are under way as limits.outgoing lets")
-            }
-            Self::Connections => Some("new connections wait: there are as many as limits.connections lets"),
-            Self::Slow => Some("a connection is cut: its client said or took nothing for limits.client_timeout"),
-            Self::Headers => Some("a request is refused: its headers are larger than limits.header_size"),
-            Self::Large => Some("a request is refused: its body is larger than limits.body_size"),
-            Self::Memory => Some("an instance is refused memory: it would have more than limits.memory"),
+            Self::OutgoingLimit => Some("requests of the component wait: limits.outgoing lets no more be in flight"),
+            Self::ConnectionLimit => Some("new connections wait: limits.connections lets no more be open"),
+            Self::SlowClient => Some("a connection was cut: its client was silent for limits.client_timeout"),
+            Self::MemoryLimit => Some("an instance was refused memory beyond limits.memory"),
             _ => None,
         }
+    }
+}
+
+/// Counters of one enum, with a throttle for the log line of each.
+#[derive(Debug)]
+struct Counters<const N: usize> {
+    counts: [Counter; N],
+    reminders: [Throttle; N],
+}
+
+impl<const N: usize> Counters<N> {
+    fn new() -> Self {
+        Self { counts: std::array::from_fn(|_| Counter::default()), reminders: [const { Throttle::new(REMINDER) }; N] }
     }
 }
 
@@ -182,56 +150,66 @@ impl Stats {
     pub(crate) fn new(service: ServiceName) -> Self {
         Self {
             service,
-            reminders: [const { Throttle::new(REMINDER) }; HITS.len()],
+            rejections: Counters::new(),
+            incidents: Counters::new(),
             trapped: Counter::default(),
             excused: Counter::default(),
             classes: Default::default(),
             duration: Histogram::new(BOUNDS),
-            hits: Default::default(),
             within: Gauge::default(),
             start_failures: Counter::default(),
             outgoing: Mutex::default(),
         }
     }
 
-    /// A request whose answer begins, whoever gives it.
-    pub(crate) fn answered(&self, status: StatusCode, after: Duration) {
+    /// Counts a response that begins.
+    pub(crate) fn responded(&self, status: StatusCode, after: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, self.classes.len());
         self.classes[class - 1].inc();
         self.duration.observe(after.as_secs_f64());
     }
 
-    /// A request that is let in.
+    /// Counts an admitted request.
     pub(crate) fn enter(self: &Arc<Self>) -> Within {
         self.within.inc();
         Within(Arc::clone(self))
     }
 
-    /// Requests that are answered or wait for their turn.
+    /// Admitted requests whose response is not complete.
     pub(crate) fn within(&self) -> i64 {
         self.within.get()
     }
 
-    /// A request of the component's own, to a host or a service.
+    /// Counts a request that the component sent to a host or a service.
     pub(crate) fn sent(&self, to: &str, answered: bool) {
         let mut outgoing = self.outgoing();
-        let is_told_apart = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
-        let target = outgoing.entry(if is_told_apart { to } else { OTHERS }.to_owned()).or_default();
+        let has_counter = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
+        let target = outgoing.entry(if has_counter { to } else { OTHERS }.to_owned()).or_default();
         *(if answered { &mut target.answered } else { &mut target.failed }) += 1;
     }
 
-    /// What came of requests to others, by target.
+    /// Outcomes of outgoing requests, by target.
     pub(crate) fn outgoing(&self) -> MutexGuard<'_, BTreeMap<String, Outgoing>> {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.outgoing.lock()
     }
 
-    /// Counts it. Of a limit it is logged which one that is, now and then.
-    pub(crate) fn hit(&self, hit: Hit) {
-        self.hits[hit as usize].inc();
-        if let Some(said) = hit.limit()
-            && let Some(left_out) = self.reminders[hit as usize].admit(Instant::now())
+    /// Counts a rejected request, and logs now and then which limit rejects requests.
+    pub(crate) fn reject(&self, reason: RejectReason) {
+        self.rejections.counts[reason as usize].inc();
+        self.remind(rejecting_limit(reason), &self.rejections.reminders[reason as usize]);
+    }
+
+    /// Counts an incident, and logs now and then which limit was reached.
+    pub(crate) fn incident(&self, incident: Incident) {
+        self.incidents.counts[incident as usize].inc();
+        self.remind(incident.limit(), &self.incidents.reminders[incident as usize]);
+    }
+
+    fn remind(&self, limit: Option<&str>, reminder: &Throttle) {
+        if let Some(limit) = limit
+            && let Some(suppressed) = reminder.admit(Instant::now())
         {
-            tracing::warn!(service = %self.service, "{said}{left_out}");
+            tracing::warn!(service = %self.service, "{limit}{suppressed}");
         }
     }
 
@@ -240,34 +218,41 @@ impl Stats {
         self.trapped.inc_by(requests as u64);
     }
 
-    /// A request that failed, and is not counted against the component.
+    /// Counts a failed request that is not held against the component.
     pub(crate) fn excuse(&self) {
         self.excused.inc();
     }
 
-    /// The service that is counted.
+    /// The service of these metrics.
     pub(crate) fn service(&self) -> &ServiceName {
         &self.service
     }
 
-    /// Requests so far.
+    /// Requests until now.
     pub(crate) fn tally(&self) -> Tally {
-        let failed: u64 = [Hit::Failed, Hit::Instantiation].iter().map(|hit| self.hits[*hit as usize].get()).sum();
+        let failures = [RejectReason::ComponentFailed, RejectReason::InstantiationFailed];
+        let failed: u64 = failures.iter().map(|reason| self.rejections.counts[*reason as usize].get()).sum();
         Tally {
-            // Of a request at this moment the one is counted already and the other is not.
+            // A concurrent request may have increased one counter and not yet the other.
             failed: failed.saturating_sub(self.excused.get()),
             trapped: self.trapped.get(),
             all: self.classes.iter().map(|count| count.get()).sum(),
         }
     }
 
-    /// Answers by class: `2xx` and so on.
+    /// Responses by class: `2xx` and so on.
     pub(crate) fn classes(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
         ["1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(&self.classes)
     }
 
-    pub(crate) fn hits(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
-        HITS.iter().map(|(hit, name)| (*name, &self.hits[*hit as usize]))
+    /// Rejected requests by reason.
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        RejectReason::iter().map(|reason| (reason.into(), &self.rejections.counts[reason as usize]))
+    }
+
+    /// Incidents by kind.
+    pub(crate) fn incidents(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        Incident::iter().map(|incident| (incident.into(), &self.incidents.counts[incident as usize]))
     }
 }
 
@@ -277,20 +262,27 @@ mod tests {
 
     use http::StatusCode;
 
-    use super::{HITS, MAX_TARGETS, OTHERS, Stats, Tally};
+    use strum::IntoEnumIterator;
+
+    use super::{Incident, MAX_TARGETS, OTHERS, RejectReason, Stats, Tally};
 
     #[test]
-    fn what_happened_is_counted_under_its_own_name() {
+    fn each_event_is_counted_under_its_own_name() {
         let stats = Stats::new("greeter".parse().unwrap());
-        stats.answered(StatusCode::NOT_FOUND, Duration::from_millis(3));
-        stats.answered(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
+        stats.responded(StatusCode::NOT_FOUND, Duration::from_millis(3));
+        stats.responded(StatusCode::from_u16(999).unwrap(), Duration::ZERO);
         let classes: Vec<_> = stats.classes().map(|(class, count)| (class, count.get())).collect();
         assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
         assert_eq!(stats.tally(), Tally { all: 2, ..Tally::default() });
-        for (number, (hit, name)) in HITS.into_iter().enumerate() {
-            assert_eq!(hit as usize, number);
-            stats.hit(hit);
-            assert!(stats.hits().any(|(found, count)| found == name && count.get() == 1));
+        for reason in RejectReason::iter() {
+            stats.reject(reason);
+            let name = <&str>::from(reason);
+            assert!(stats.rejections().any(|(found, count)| found == name && count.get() == 1), "{name}");
+        }
+        for incident in Incident::iter() {
+            stats.incident(incident);
+            let name = <&str>::from(incident);
+            assert!(stats.incidents().any(|(found, count)| found == name && count.get() == 1), "{name}");
         }
         stats.trapped(1);
         assert_eq!(stats.tally(), Tally { failed: 2, trapped: 1, all: 2 });

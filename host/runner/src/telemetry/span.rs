@@ -1,5 +1,5 @@
-//! The spans of a request: one for its answer, one for each request that the component sends meanwhile. Contexts come
-//! and go in the headers of W3C Trace Context.
+//! Spans: one for each response of a service, one for each request that a component sends. Contexts are passed in the
+//! headers of W3C Trace Context.
 
 use std::borrow::Cow;
 
@@ -15,26 +15,26 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, Span as Recorded},
 };
 
-use crate::{grpc, inbound::response::Refusal, telemetry::service_metrics::Hit};
+use crate::{grpc, rejection::Rejection};
 
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
 const STATE: HeaderName = HeaderName::from_static("tracestate");
-/// A parent of the version that there is, and the longest of one that is yet to come.
+/// Length of a `traceparent` of the present version, and the longest of a future one.
 const PARENT_LENGTH: usize = 55;
 const MAX_PARENT: usize = 128;
-/// What the specification asks everybody to pass on; a longer state is left out.
+/// Length of a `tracestate` that must be passed on; a longer one is dropped.
 const MAX_STATE: usize = 512;
 /// Characters of a name, a path or an address in a span, at most.
 const MAX_TEXT: usize = 256;
 
-/// What begins the spans of one service.
+/// Tracer of one service.
 #[derive(Clone)]
 pub(crate) struct Tracer {
     sdk: SdkTracer,
     scheme: &'static str,
 }
 
-/// One span. It ends when this is dropped, and says so when that is too early.
+/// One span. It ends with its drop, and has an event if that is too early.
 pub(crate) struct Span {
     recorded: Recorded,
     kind: SpanKind,
@@ -46,8 +46,8 @@ impl Tracer {
         Self { sdk, scheme: if tls { "https" } else { "http" } }
     }
 
-    /// The span of a request's answer. From here on the request names it as its parent, as the component sees it.
-    pub(crate) fn answer<B>(&self, request: &mut Request<B>) -> Span {
+    /// The span of a response. From here on it is the parent in the request's headers, as the component sees them.
+    pub(crate) fn server_span<B>(&self, request: &mut Request<B>) -> Span {
         let parent = extract(request.headers()).unwrap_or_default();
         let mut span = self.begin(SpanKind::Server, &parent, request);
         if span.recorded.is_recording() {
@@ -67,11 +67,11 @@ impl Tracer {
         span
     }
 
-    /// The span of a request that the component sends. Its parent is the one that the request names, otherwise `asked`,
-    /// the request that the component answers. Without either there is none.
-    pub(crate) fn send<B>(&self, asked: Option<SpanContext>, request: &mut Request<B>) -> Option<Span> {
-        let parent = extract(request.headers());
-        let parent = parent.or_else(|| asked.map(|asked| Context::new().with_remote_span_context(asked)))?;
+    /// The span of a request that the component sends. Its parent is named by the request's headers, otherwise `parent`, the
+    /// request that the component answers. Without either there is no span.
+    pub(crate) fn client_span<B>(&self, parent: Option<SpanContext>, request: &mut Request<B>) -> Option<Span> {
+        let remote = |parent| Context::new().with_remote_span_context(parent);
+        let parent = extract(request.headers()).or_else(|| parent.map(remote))?;
         let mut span = self.begin(SpanKind::Client, &parent, request);
         if span.recorded.is_recording() {
             if let Some(authority) = request.uri().authority() {
@@ -122,13 +122,13 @@ impl Span {
         }
     }
 
-    /// A call by name.
-    pub(crate) fn calls(&mut self, name: &ServiceName) {
+    /// Records the service of a call by name.
+    pub(crate) fn record_service(&mut self, name: &ServiceName) {
         self.set("peer.service", name.to_string());
     }
 
-    /// A call by name is sent to a node, after so many others.
-    pub(crate) fn tries(&mut self, node: &Addr, others: usize) {
+    /// Records the node of a call by name, and the number of nodes before it.
+    pub(crate) fn record_attempt(&mut self, node: &Addr, others: usize) {
         if let Some((host, port)) = node.as_str().rsplit_once(':') {
             self.address(host, port.parse().ok());
         }
@@ -136,64 +136,63 @@ impl Span {
         self.set("leasehold.attempts", i64::try_from(others + 1).unwrap_or(i64::MAX));
     }
 
-    /// It was not taken there, and perhaps is elsewhere.
-    pub(crate) fn passed_over(&mut self, node: &Addr) {
-        self.recorded.add_event("passed over", vec![KeyValue::new("leasehold.node", node.to_string())]);
+    /// Records that a node took no connection, and that the call may go to another node.
+    pub(crate) fn record_skip(&mut self, node: &Addr) {
+        self.recorded.add_event("retried on another node", vec![KeyValue::new("leasehold.node", node.to_string())]);
     }
 
-    /// An answer begins.
-    pub(crate) fn begins(&mut self, head: &response::Parts) {
+    /// Records the beginning of a response.
+    pub(crate) fn record_response(&mut self, head: &response::Parts) {
         let status = head.status.as_u16();
         self.set("http.response.status_code", i64::from(status));
         if status >= if self.kind == SpanKind::Client { 400 } else { 500 } {
-            self.fails(status.to_string(), head.status.canonical_reason().unwrap_or_default());
+            self.record_error(status.to_string(), head.status.canonical_reason().unwrap_or_default());
         }
         if grpc::is_trailers_only(&head.headers) {
-            self.trailers(&head.headers);
+            self.record_trailers(&head.headers);
         }
     }
 
-    /// How gRPC says that a call has ended.
-    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+    /// Records the gRPC status of the call.
+    pub(crate) fn record_trailers(&mut self, trailers: &HeaderMap) {
         let Some(code) = grpc::status(trailers) else { return };
         self.set("rpc.grpc.status_code", i64::from(code));
-        // Those that are not the caller's own doing.
+        // Statuses that are not the caller's fault.
         let failed = matches!(code, 2 | 4 | 12..=15) || (self.kind == SpanKind::Client && code != 0);
         if failed {
-            self.fails(code.to_string(), "");
+            self.record_error(code.to_string(), "");
         }
         self.settled = true;
     }
 
-    /// The host answers in the component's place.
-    pub(crate) fn refused(&mut self, refusal: Refusal, hit: Hit, grpc: bool) {
-        let (status, grpc_status, said) = refusal.told();
-        let answered = if grpc { StatusCode::OK } else { status };
-        self.set("http.response.status_code", i64::from(answered.as_u16()));
+    /// Records a response of the host in the component's place.
+    pub(crate) fn record_rejection(&mut self, rejection: &Rejection, grpc: bool) {
+        let sent = if grpc { StatusCode::OK } else { rejection.status };
+        self.set("http.response.status_code", i64::from(sent.as_u16()));
         if grpc {
-            self.set("rpc.grpc.status_code", i64::from(grpc_status as u16));
+            self.set("rpc.grpc.status_code", i64::from(rejection.grpc_status as u16));
         }
-        if status.is_server_error() {
-            self.fails(hit.name().to_owned(), said);
+        if rejection.status.is_server_error() {
+            self.record_error(<&str>::from(rejection.reason).to_owned(), rejection.text);
         }
         self.settled = true;
     }
 
-    /// It comes to no good end.
-    pub(crate) fn fails(&mut self, kind: String, said: &'static str) {
+    /// Records an error.
+    pub(crate) fn record_error(&mut self, kind: String, message: &'static str) {
         self.set("error.type", kind);
-        self.recorded.set_status(Status::error(said));
+        self.recorded.set_status(Status::error(message));
     }
 
-    /// An error of `wasi:http`, by its own name.
-    pub(crate) fn breaks(&mut self, error: &wasmtime_wasi_http::Error) {
+    /// Records an error of `wasi:http` by its name.
+    pub(crate) fn record_wasi_error(&mut self, error: &wasmtime_wasi_http::Error) {
         let name: String = format!("{error:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
-        self.fails(name, "");
+        self.record_error(name, "");
         self.settled = true;
     }
 
-    /// Nothing more is to be said of it.
-    pub(crate) fn ends(&mut self) {
+    /// Marks the span as finished.
+    pub(crate) fn finish(&mut self) {
         self.settled = true;
     }
 }
@@ -201,12 +200,12 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         if !self.settled {
-            self.recorded.add_event("given up by whoever asked", Vec::new());
+            self.recorded.add_event("abandoned by the client", Vec::new());
         }
     }
 }
 
-/// The methods that are known everywhere; a name of one's own would be one of very many.
+/// Well-known methods; custom names would have too many values.
 fn method(method: &Method) -> Option<&'static str> {
     const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     KNOWN.into_iter().find(|known| *known == method.as_str())
@@ -216,7 +215,7 @@ fn bounded(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
 
-/// A query may hold what is nobody else's business.
+/// Removes the query, which may hold private data.
 fn without_query(uri: &Uri) -> String {
     let scheme = uri.scheme_str().unwrap_or("http");
     let host = uri.authority().map_or("", |authority| authority.as_str().rsplit('@').next().unwrap_or_default());
@@ -231,7 +230,7 @@ impl Extractor for Incoming<'_> {
             "traceparent" => (MAX_PARENT, self.0.get_all(PARENT).iter()),
             _ => (MAX_STATE, self.0.get_all(STATE).iter()),
         };
-        // Two of them are as good as none.
+        // Two headers count as none.
         let (only, None) = (all.next()?.to_str().ok()?, all.next()) else { return None };
         (only.len() <= limit).then_some(only)
     }
@@ -253,9 +252,9 @@ impl Injector for Outgoing<'_> {
     }
 }
 
-/// The parent that a request names, if it can be read.
+/// The parent in a request's headers, if it is valid.
 fn extract(headers: &HeaderMap) -> Option<Context> {
-    // The library is content with shorter numbers.
+    // The library accepts shorter numbers.
     let legal = |at, byte: u8| if [2, 35, 52].contains(&at) { byte == b'-' } else { byte.is_ascii_hexdigit() };
     let headers = Incoming(headers);
     let parent = headers.get(PARENT.as_str())?.as_bytes();
@@ -267,7 +266,7 @@ fn extract(headers: &HeaderMap) -> Option<Context> {
     context.span().span_context().is_valid().then_some(context)
 }
 
-/// Makes a span the parent that a request names, in the place of any other.
+/// Writes a span into the headers as the parent, in the place of any other.
 fn inject(span: SpanContext, headers: &mut HeaderMap) {
     let context = Context::new().with_remote_span_context(span);
     TraceContextPropagator::new().inject_context(&context, &mut Outgoing(headers));
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_that_is_none_is_ignored() {
+    fn an_invalid_parent_is_ignored() {
         let long = format!("{PARENT}-{}", "a".repeat(100));
         for bad in [
             "",

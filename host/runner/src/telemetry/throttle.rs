@@ -1,10 +1,11 @@
-//! Log lines that would repeat: one in an interval, with the number of those left out.
+//! Throttle of repeated log lines: one in an interval, with the number of suppressed ones.
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// Gate of one kind of log line.
 #[derive(Debug)]
@@ -16,36 +17,35 @@ pub(crate) struct Throttle {
 #[derive(Debug, Default)]
 struct State {
     last: Option<Instant>,
-    left_out: u64,
+    suppressed: u64,
 }
 
 /// Number of occurrences that were not logged since the last line. Shown behind a line, empty where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LeftOut(u64);
+pub(crate) struct Suppressed(u64);
 
 impl Throttle {
     pub(crate) const fn new(interval: Duration) -> Self {
-        Self { interval, state: Mutex::new(State { last: None, left_out: 0 }) }
+        Self { interval, state: Mutex::new(State { last: None, suppressed: 0 }) }
     }
 
     /// Counts an occurrence, and admits the first of an interval.
-    pub(crate) fn admit(&self, now: Instant) -> Option<LeftOut> {
-        // A panic elsewhere leaves a count that is still one.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn admit(&self, now: Instant) -> Option<Suppressed> {
+        let mut state = self.state.lock();
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < self.interval) {
-            state.left_out += 1;
+            state.suppressed += 1;
             return None;
         }
         state.last = Some(now);
-        Some(LeftOut(std::mem::take(&mut state.left_out)))
+        Some(Suppressed(std::mem::take(&mut state.suppressed)))
     }
 }
 
-impl fmt::Display for LeftOut {
+impl fmt::Display for Suppressed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
-            left_out => write!(f, " ({left_out} more since the last such line)"),
+            suppressed => write!(f, " ({suppressed} more since the last such line)"),
         }
     }
 }
@@ -57,9 +57,9 @@ mod tests {
     use super::Throttle;
 
     #[test]
-    fn one_line_in_an_interval_tells_how_many_were_left_out() {
+    fn one_line_in_an_interval_has_the_number_of_suppressed_ones() {
         let (throttle, begun) = (Throttle::new(Duration::from_secs(10)), Instant::now());
-        let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|left_out| left_out.to_string());
+        let admit = |after| throttle.admit(begun + Duration::from_secs(after)).map(|suppressed| suppressed.to_string());
         assert_eq!(admit(0).as_deref(), Some(""));
         assert_eq!([admit(1), admit(9)], [None, None]);
         assert_eq!(admit(10).as_deref(), Some(" (2 more since the last such line)"));

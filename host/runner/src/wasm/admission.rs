@@ -6,22 +6,22 @@ use tokio::sync::Semaphore;
 
 /// Admission of requests to one service, shared by all revisions of its component.
 #[derive(Clone)]
-pub(crate) struct Places {
-    pub(crate) most: u32,
-    /// Permits of requests that run or wait.
-    pub(crate) hall: Arc<Semaphore>,
+pub(crate) struct Admission {
+    pub(crate) capacity: u32,
+    /// Permits of requests that run or are queued.
+    pub(crate) queue: Arc<Semaphore>,
     /// Permits of requests that run.
-    pub(crate) room: Arc<Semaphore>,
+    pub(crate) slots: Arc<Semaphore>,
 }
 
-impl Places {
-    /// Lets `concurrency` requests run, and as many wait.
+impl Admission {
+    /// Admits `concurrency` requests, and as many to the queue.
     pub(crate) fn new(concurrency: u32) -> Self {
-        let most = concurrency.saturating_mul(2);
+        let capacity = concurrency.saturating_mul(2);
         Self {
-            most,
-            hall: Arc::new(Semaphore::new(most as usize)),
-            room: Arc::new(Semaphore::new(concurrency as usize)),
+            capacity,
+            queue: Arc::new(Semaphore::new(capacity as usize)),
+            slots: Arc::new(Semaphore::new(concurrency as usize)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Compiled components, kept in the user's cache folder from one start to the next. A start maps what is there: it is
-//! neither unpacked nor copied, and processes that run the same share it.
+//! Cache of compiled components in the user's cache folder. A start maps the machine code: it is neither unpacked nor
+//! copied, and processes with the same component share it.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -17,40 +17,40 @@ use wasmtime::{Engine, component::Component};
 
 use crate::wasm::error::into_anyhow;
 
-/// What is kept, in bytes. Beyond it goes what nobody has used for the longest time.
-const MOST: u64 = 1 << 30;
-/// How exactly it is known when something was used last.
-const USED: Duration = Duration::from_secs(60 * 60);
+/// Size of the cache in bytes. Beyond it the entries that were not used for the longest time are removed.
+const MAX_BYTES: u64 = 1 << 30;
+/// Resolution of the time of the last use.
+const USE_RESOLUTION: Duration = Duration::from_secs(60 * 60);
 
-/// Of a folder's mode, what lets the group or everybody write.
+/// Bits of a folder's mode that let the group or all users write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// The folder, and how often it helped.
+/// The folder, with counters of misses and hits.
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
-    most: u64,
+    max_bytes: u64,
     compiled: AtomicUsize,
     found: AtomicUsize,
 }
 
 impl Cache {
-    /// That of the user; where there is none that can be used, the log says why.
+    /// Opens the cache of the user; without a usable folder the log says why.
     pub(crate) fn open() -> Option<Self> {
         let opened = folder().context("none of CACHE_DIRECTORY, XDG_CACHE_HOME and HOME is an absolute path").and_then(
             |folder| {
                 own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
-                Ok(Self::at(folder, MOST))
+                Ok(Self::at(folder, MAX_BYTES))
             },
         );
         opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
     }
 
-    fn at(folder: PathBuf, most: u64) -> Self {
-        Self { folder, most, compiled: AtomicUsize::new(0), found: AtomicUsize::new(0) }
+    fn at(folder: PathBuf, max_bytes: u64) -> Self {
+        Self { folder, max_bytes, compiled: AtomicUsize::new(0), found: AtomicUsize::new(0) }
     }
 
-    /// How many components were compiled so far, and how many were there.
+    /// Number of components that were compiled so far, and number of cache hits.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.compiled.load(Ordering::Relaxed), self.found.load(Ordering::Relaxed))
     }
@@ -62,7 +62,7 @@ impl Cache {
         Some(found)
     }
 
-    /// Keeps the machine code that a child of this process has compiled from these bytes, and maps it. Fails when it is not
+    /// Stores the machine code that a child of this process has compiled from these bytes, and maps it. Fails if it is not
     /// machine code of this release.
     pub(crate) fn take(&self, engine: &Engine, bytes: &[u8], code: &mut File) -> wasmtime::Result<Component> {
         self.compiled.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Cache {
         }
     }
 
-    /// The component in these bytes, as an earlier start has compiled it, or compiled now. Errors are those of the bytes.
+    /// The component in these bytes, from the cache or compiled now. Errors are those of the bytes.
     pub(crate) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
         if let Some(found) = self.find(engine, bytes) {
             return Ok(found);
@@ -105,7 +105,7 @@ impl Cache {
         }
     }
 
-    /// Also what was left by a process that ended halfway.
+    /// Removes old entries, and leftovers of a process that ended halfway.
     fn forget_old(&self) -> io::Result<()> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -118,7 +118,7 @@ impl Cache {
         let mut all = 0;
         for (_, size, path) in kept {
             all += size;
-            if all > self.most {
+            if all > self.max_bytes {
                 let _ = fs::remove_file(path); // As above.
             }
         }
@@ -130,7 +130,7 @@ fn keep(component: &Component, file: &Path) -> anyhow::Result<()> {
     Ok(write_whole(file, &component.serialize().map_err(into_anyhow)?, 0o600)?)
 }
 
-/// The component whose machine code a child of this process has just written into a file without a name.
+/// Loads the machine code that a child of this process has just written into a file without a name.
 #[expect(unsafe_code, reason = "what this host has compiled does not have to be compiled again")]
 pub(crate) fn written(engine: &Engine, code: &mut File) -> wasmtime::Result<Component> {
     code.rewind()?;
@@ -140,41 +140,41 @@ pub(crate) fn written(engine: &Engine, code: &mut File) -> wasmtime::Result<Comp
     unsafe { Component::deserialize(engine, bytes) }
 }
 
-/// What the same bytes become for the same processor, by the same compiler with the same settings.
+/// Name of the entry for these bytes, this processor, this compiler and its settings.
 fn name(engine: &Engine, bytes: &[u8]) -> String {
     let mut settings = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut settings);
     format!("{:x}-{:016x}.cwasm", Sha256::digest(bytes), settings.finish())
 }
 
-/// What is damaged is not there.
+/// Loads an entry. A corrupt entry is treated as a miss.
 #[expect(unsafe_code, reason = "what this host has compiled does not have to be compiled again")]
 fn find(engine: &Engine, file: &Path) -> Option<Component> {
     let opened = File::open(file).ok()?;
-    // SAFETY: nobody else writes in this folder, and this host writes what it has compiled, as a whole or not at all, and
-    // never changes it.
+    // SAFETY: only this user writes in this folder, and this host writes an entry as a whole or not at all, and never
+    // changes it.
     let mapped = unsafe { Component::deserialize_file(engine, file) };
     let found = mapped.or_else(|error| {
         tracing::debug!("{} cannot be mapped: {error:#}", file.display());
-        // In a folder from which nothing may be executed it can be read all the same.
+        // A file in a folder mounted without execute permission can be read nevertheless.
         let code = fs::read(file)?;
         // SAFETY: as above.
         unsafe { Component::deserialize(engine, code) }
     });
     let found = found.inspect_err(|error| tracing::debug!("{} is of no use: {error:#}", file.display())).ok()?;
     let now = SystemTime::now();
-    if opened.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| used + USED < now) {
-        let _ = File::options().write(true).open(file).and_then(|file| file.set_modified(now)); // It is forgotten sooner.
+    if opened.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|used| used + USE_RESOLUTION < now) {
+        let _ = File::options().write(true).open(file).and_then(|file| file.set_modified(now)); // It is removed sooner.
     }
     Some(found)
 }
 
-/// Writes a file that is there as a whole or not at all, whatever happens, and takes the place of one of that name.
+/// Writes a file atomically, in the place of an existing one of that name.
 pub(crate) fn write_whole(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     write_from(file, &mut Cursor::new(content), mode)
 }
 
-/// The same with what is read from the beginning of `content`.
+/// Writes the content of `content` from its beginning, atomically.
 fn write_from(file: &Path, content: &mut (impl Read + Seek), mode: u32) -> io::Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut written = tempfile::Builder::new().permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
@@ -185,8 +185,8 @@ fn write_from(file: &Path, content: &mut (impl Read + Seek), mode: u32) -> io::R
     Ok(())
 }
 
-/// Makes the folder where there is none. What is in it runs as machine code, which no sandbox holds, so nobody else may
-/// have written there.
+/// Makes the folder if there is none. Its entries run as machine code outside of the sandbox, so only this user may write
+/// there.
 fn own(folder: &Path) -> anyhow::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let found = fs::metadata(folder)?;
@@ -225,9 +225,9 @@ mod tests {
     use tempfile::TempDir;
     use wasmtime::Engine;
 
-    use super::{Cache, MOST};
+    use super::{Cache, MAX_BYTES};
 
-    /// A component that does nothing, with a custom section so that it is not the same as others.
+    /// A component that does nothing, with a custom section that distinguishes it from others.
     fn component(letter: u8) -> Vec<u8> {
         [b"\0asm\x0d\0\x01\0".as_slice(), &[0, 2, 1, letter]].concat()
     }
@@ -241,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_compiled_once_is_there_for_every_cache_and_engine_of_the_kind() {
+    fn a_compiled_component_serves_every_cache_and_engine_of_the_kind() {
         let folder = TempDir::new().unwrap();
         for counts in [(1, 0), (0, 1)] {
-            let (cache, engine) = (Cache::at(folder.path().into(), MOST), Engine::default());
+            let (cache, engine) = (Cache::at(folder.path().into(), MAX_BYTES), Engine::default());
             cache.component(&engine, &component(b'a')).unwrap();
             assert_eq!(cache.counts(), counts);
         }
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         let mut config = wasmtime::Config::new();
         config.epoch_interruption(true);
         cache.component(&Engine::new(&config).unwrap(), &component(b'a')).unwrap();
@@ -259,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_compiled_anew() {
+    fn a_corrupt_entry_is_compiled_anew() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         let file = files(folder.path()).remove(0);
         let whole = fs::read(&file).unwrap();
@@ -276,9 +276,9 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_makes_room() {
+    fn unused_entries_make_room() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().into(), MOST);
+        let cache = Cache::at(folder.path().into(), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         let first = files(folder.path()).remove(0);
         let size = fs::metadata(&first).unwrap().len();
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn where_nothing_can_be_kept_components_are_compiled() {
         let (folder, engine) = (TempDir::new().unwrap(), Engine::default());
-        let cache = Cache::at(folder.path().join("gone"), MOST);
+        let cache = Cache::at(folder.path().join("gone"), MAX_BYTES);
         cache.component(&engine, &component(b'a')).unwrap();
         cache.component(&engine, &component(b'a')).unwrap();
         assert_eq!(cache.counts(), (2, 0));

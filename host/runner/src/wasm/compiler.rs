@@ -30,17 +30,17 @@ use crate::{
 /// The subcommand of the child, which is hidden: it speaks to its parent only.
 pub(crate) const SUBCOMMAND: &str = "compile-for-parent";
 
-/// The longest that one component may take.
-const LONGEST: Duration = Duration::from_secs(15 * 60);
+/// Longest duration of one compilation.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Time after which a compilation is logged, and interval of further lines.
-const FIRST_WORD: Duration = Duration::from_secs(1);
+const FIRST_LOG: Duration = Duration::from_secs(1);
 const REMIND: Duration = Duration::from_secs(10);
 /// Niceness of the child: requests that are served go first.
 const NICE: i32 = 5;
 /// The exit code of a child whose component is at fault.
 const REFUSED: u8 = 64;
-/// The most that is read of what a child says.
-const MAX_WORDS: u64 = 16 << 10;
+/// Bytes of the child's standard error that are read, at most.
+const MAX_STDERR_BYTES: u64 = 16 << 10;
 
 /// Compiler settings, the same in the host and in its child.
 pub(crate) fn config() -> Config {
@@ -91,7 +91,7 @@ impl Compiler {
 pub(crate) async fn compile(path: &Path, bytes: Arc<Vec<u8>>) -> Result<File, NotCompiled> {
     let (begun, size) = (Instant::now(), Megabytes(bytes.len()));
     let progress = async {
-        sleep(FIRST_WORD).await;
+        sleep(FIRST_LOG).await;
         tracing::info!("compiling {}, {size}", path.display());
         loop {
             sleep(REMIND).await;
@@ -102,7 +102,7 @@ pub(crate) async fn compile(path: &Path, bytes: Arc<Vec<u8>>) -> Result<File, No
         compiled = in_child(bytes) => compiled?,
         never = progress => match never {},
     };
-    if begun.elapsed() > FIRST_WORD {
+    if begun.elapsed() > FIRST_LOG {
         tracing::info!("compiled {} in {:.1?}", path.display(), begun.elapsed());
     }
     Ok(compiled)
@@ -139,24 +139,24 @@ async fn in_child(bytes: Arc<Vec<u8>>) -> Result<File, NotCompiled> {
             let _ = input.write_all(&bytes).await;
         }
     };
-    let said = async {
-        let mut said = Vec::new();
+    let message = async {
+        let mut message = Vec::new();
         if let Some(errors) = errors {
-            let _ = errors.take(MAX_WORDS).read_to_end(&mut said).await; // As far as it is there.
+            let _ = errors.take(MAX_STDERR_BYTES).read_to_end(&mut message).await; // The text is used as far as it was read.
         }
-        one_line(&String::from_utf8_lossy(&said))
+        one_line(&String::from_utf8_lossy(&message))
     };
-    let ended = timeout(LONGEST, join3(sent, said, child.wait())).await;
-    drop(input); // Its end tells the child that the host is gone.
-    let Ok(((), said, status)) = ended else {
-        return Err(NotCompiled::Failed(format!("it takes longer than {LONGEST:?} to compile")));
+    let ended = timeout(COMPILE_TIMEOUT, join3(sent, message, child.wait())).await;
+    drop(input); // Its end ends the child.
+    let Ok(((), message, status)) = ended else {
+        return Err(NotCompiled::Failed(format!("it takes longer than {COMPILE_TIMEOUT:?} to compile")));
     };
     let status = status.map_err(NotCompiled::NoProcess)?;
     match status.code() {
         Some(0) => Ok(output),
-        Some(code) if code == i32::from(REFUSED) => Err(NotCompiled::Refused(said)),
-        _ if said.is_empty() => Err(NotCompiled::Failed(format!("its compilation ended by {status}"))),
-        _ => Err(NotCompiled::Failed(format!("its compilation ended by {status}: {said}"))),
+        Some(code) if code == i32::from(REFUSED) => Err(NotCompiled::Refused(message)),
+        _ if message.is_empty() => Err(NotCompiled::Failed(format!("its compilation ended by {status}"))),
+        _ => Err(NotCompiled::Failed(format!("its compilation ended by {status}: {message}"))),
     }
 }
 
@@ -171,7 +171,7 @@ fn memory() -> io::Result<File> {
     tempfile::tempfile()
 }
 
-/// This very program, also where another release has taken the place of its file.
+/// The path of this program, even if another release has replaced its file.
 fn itself() -> io::Result<std::path::PathBuf> {
     let running = Path::new("/proc/self/exe");
     if running.exists() { Ok(running.to_owned()) } else { std::env::current_exe() }
@@ -179,7 +179,7 @@ fn itself() -> io::Result<std::path::PathBuf> {
 
 /// The child: machine code of the component that its standard input holds, on its standard output. Ends with its parent.
 pub(crate) fn child() -> ExitCode {
-    let _ = rustix::process::nice(NICE); // It is compiled all the same.
+    let _ = rustix::process::nice(NICE); // It is compiled nevertheless.
     let outcome = read().and_then(|bytes| {
         thread::Builder::new().name("parent".to_owned()).spawn(end_with_parent)?;
         Ok(bytes)
@@ -191,8 +191,8 @@ pub(crate) fn child() -> ExitCode {
     });
     match code {
         Ok(()) => ExitCode::SUCCESS,
-        Err((code, said)) => {
-            let _ = stderr().write_all(said.as_bytes()); // The parent may be gone.
+        Err((code, message)) => {
+            let _ = stderr().write_all(message.as_bytes()); // The parent may be gone.
             ExitCode::from(code)
         }
     }

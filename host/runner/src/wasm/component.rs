@@ -1,4 +1,4 @@
-//! A component file: reading it, compiling it, and what it turns out to be.
+//! A component file: read, compiled, linked, and inspected.
 
 use std::{
     fs::File,
@@ -17,57 +17,57 @@ use crate::{
     wasm::{
         cache,
         compiler::{self, NotCompiled},
-        context::Host,
+        context::StoreState,
         engine::Engine,
         error::cause,
         reuse::Reuse,
     },
 };
 
-/// A compiled component whose imports are all there.
+/// A compiled component with all of its imports.
 #[derive(Clone)]
 pub(crate) struct Loaded {
-    pub(crate) pre: InstancePre<Host>,
-    pub(crate) facts: Facts,
+    pub(crate) pre: InstancePre<StoreState>,
+    pub(crate) info: ComponentInfo,
 }
 
-/// Result of a look at a component file.
-pub(crate) enum Found {
+/// Result of a look-up of a component file in the cache.
+pub(crate) enum Lookup {
     Loaded(Loaded),
     /// It has to be compiled.
-    Wasm(Vec<u8>),
+    NotCompiled(Vec<u8>),
 }
 
-/// How a component is served.
-pub(crate) enum Way {
-    /// The host accepts requests, and calls it with each.
-    Handler(ProxyPre<Host>),
-    /// It runs, and accepts what it likes at the address of its service.
+/// Kind of a component, by its exports.
+pub(crate) enum ComponentKind {
+    /// A component that the host calls with each request.
+    Handler(ProxyPre<StoreState>),
+    /// A component that runs by itself, and listens at the address of its service.
     Program(ProgramPre),
 }
 
 /// A component with `wasi:cli/run`, by the version of that.
 pub(crate) enum ProgramPre {
-    P2(CommandPre<Host>),
-    P3(AsyncCommandPre<Host>),
+    P2(CommandPre<StoreState>),
+    P3(AsyncCommandPre<StoreState>),
 }
 
-/// What a component says of itself.
+/// Imports and exports of a component, and what follows from them.
 #[derive(Debug, Clone, Default, serde::Serialize)]
-pub(crate) struct Facts {
-    /// What it imports, as interface names.
+pub(crate) struct ComponentInfo {
+    /// Imports, as interface names.
     pub(crate) imports: Vec<String>,
-    /// What it exports, as interface names.
+    /// Exports, as interface names.
     pub(crate) exports: Vec<String>,
     /// The version of `wasi:http` through which it can be served.
     pub(crate) http: Option<&'static str>,
-    /// The version of `wasi:cli` through which it is run, to open its own listener. One with `wasi:http` is not.
+    /// The version of `wasi:cli` through which it is run, to open its own listener. A component with `wasi:http` is not.
     pub(crate) program: Option<&'static str>,
-    /// Whether it exports `leasehold:registry/lifecycle`.
+    /// Exports `leasehold:registry/lifecycle`.
     pub(crate) lifecycle: bool,
-    /// What it imports of Leasehold's own.
+    /// Imports of Leasehold's own package.
     pub(crate) leasehold: Vec<String>,
-    /// Why it cannot run here, if it cannot.
+    /// Reasons for which it cannot run here.
     pub(crate) missing: Vec<String>,
 }
 
@@ -79,38 +79,38 @@ impl Loaded {
         Self::link(engine, path, &component)
     }
 
-    /// The same, unless it has to be compiled first.
-    pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Found, Failure> {
+    /// Loads a file that needs no compilation: machine code, or a component in the cache.
+    pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Lookup, Failure> {
         let component = match Binary::read(path, precompiled)? {
             Binary::MachineCode(code) => trusted(engine, path, &code)?,
             Binary::Wasm(bytes) => match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &bytes)) {
                 Some(component) => component,
-                None => return Ok(Found::Wasm(bytes)),
+                None => return Ok(Lookup::NotCompiled(bytes)),
             },
         };
-        Self::link(engine, path, &component).map(Found::Loaded)
+        Self::link(engine, path, &component).map(Lookup::Loaded)
     }
 
-    /// Reads a file that is to be run, and compiles it in a child process where that has to be done.
+    /// Reads a file that is to be run, and compiles it in a child process if necessary.
     pub(crate) async fn load_aside(engine: Engine, path: PathBuf, precompiled: bool) -> Result<Self, Failure> {
         let compiler = Arc::clone(&engine.compiler);
         let find = async || {
             let (engine, path) = (engine.clone(), path.clone());
             compiler.run(move || Self::find(&engine, &path, precompiled)).await
         };
-        // What is compiled already does not wait for what is not.
-        if let Found::Loaded(loaded) = find().await? {
+        // A component in the cache does not wait for compilations.
+        if let Lookup::Loaded(loaded) = find().await? {
             return Ok(loaded);
         }
         let _permit = compiler.permit().await;
         // Another service of the same component may have been first.
         let bytes = match find().await? {
-            Found::Loaded(loaded) => return Ok(loaded),
-            Found::Wasm(bytes) => Arc::new(bytes),
+            Lookup::Loaded(loaded) => return Ok(loaded),
+            Lookup::NotCompiled(bytes) => Arc::new(bytes),
         };
         let compiled = compiler::compile(&path, Arc::clone(&bytes)).await;
         let take = move || {
-            let component = taken(&engine, &path, &bytes, compiled)?;
+            let component = adopt(&engine, &path, &bytes, compiled)?;
             Self::link(&engine, &path, &component)
         };
         compiler.run(take).await
@@ -118,47 +118,48 @@ impl Loaded {
 
     fn link(engine: &Engine, path: &Path, component: &Component) -> Result<Self, Failure> {
         let pre = engine.linker.instantiate_pre(component);
-        let pre = pre
-            .map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, component, &error))))?;
-        Ok(Self { facts: facts(engine, component, Some(&pre)), pre })
+        let pre = pre.map_err(|error| {
+            Failure::usage(format!("{}: {}", path.display(), missing_import(engine, component, &error)))
+        })?;
+        Ok(Self { info: info(engine, component, Some(&pre)), pre })
     }
 
-    /// How it is served.
-    pub(crate) fn way(&self, path: &Path) -> Result<Way, Failure> {
-        way(&self.pre).map_err(|said| Failure::usage(format!("{}: {said}", path.display())))
+    /// Kind of the component.
+    pub(crate) fn kind(&self, path: &Path) -> Result<ComponentKind, Failure> {
+        kind_of(&self.pre).map_err(|message| Failure::usage(format!("{}: {message}", path.display())))
     }
 
-    /// One that takes the place of a handler.
-    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<Host>, Failure> {
-        match self.way(path)? {
-            Way::Handler(pre) => Ok(pre),
-            Way::Program(_) => {
+    /// The component as a handler, in the place of a former handler.
+    pub(crate) fn handler(&self, path: &Path) -> Result<ProxyPre<StoreState>, Failure> {
+        match self.kind(path)? {
+            ComponentKind::Handler(pre) => Ok(pre),
+            ComponentKind::Program(_) => {
                 Err(Failure::usage(format!("{}: it would open its own listener; {ANOTHER}", path.display())))
             }
         }
     }
 
-    /// One that takes the place of a program.
+    /// The component as a program, in the place of a former program.
     pub(crate) fn program(&self, path: &Path) -> Result<ProgramPre, Failure> {
-        match self.way(path)? {
-            Way::Program(pre) => Ok(pre),
-            Way::Handler(_) => {
+        match self.kind(path)? {
+            ComponentKind::Program(pre) => Ok(pre),
+            ComponentKind::Handler(_) => {
                 Err(Failure::usage(format!("{}: it does not open its own listener; {ANOTHER}", path.display())))
             }
         }
     }
 
-    /// Whether the component can do its part of what is configured.
+    /// Checks that the component fits its configuration.
     pub(crate) fn check(&self, spec: &Spec) -> Result<(), Failure> {
         let path = &spec.component;
-        let said = match self.way(path)? {
-            Way::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
-            Way::Program(_) if spec.tls.is_some() => Some(NO_TLS),
-            Way::Program(_) => None,
-            Way::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
+        let message = match self.kind(path)? {
+            ComponentKind::Program(_) if spec.listen.port() == 0 => Some(NO_PORT),
+            ComponentKind::Program(_) if spec.tls.is_some() => Some(NO_TLS),
+            ComponentKind::Program(_) => None,
+            ComponentKind::Handler(pre) => Reuse::of(&pre, &spec.limits).err(),
         };
-        let said = said.or_else(|| self.facts.unregistered(spec.register));
-        said.map_or(Ok(()), |said| Err(Failure::usage(format!("{}: {said}", path.display()))))
+        let message = message.or_else(|| self.info.unregistered(spec.register));
+        message.map_or(Ok(()), |message| Err(Failure::usage(format!("{}: {message}", path.display()))))
     }
 }
 
@@ -168,14 +169,14 @@ const NO_SOCKETS: &str = "the component runs (wasi:cli/run) and cannot listen, s
                           to be called by the host it needs wasi:http/incoming-handler@0.2 or wasi:http/handler@0.3";
 const NO_PORT: &str = "the component opens its own listener, so listen must name a port other than 0";
 const NO_TLS: &str = "the component opens its own listener, which the host cannot give TLS; leave tls out";
-const ANOTHER: &str = "that takes another service";
+const ANOTHER: &str = "a reload cannot change that";
 
-fn way(pre: &InstancePre<Host>) -> Result<Way, &'static str> {
+fn kind_of(pre: &InstancePre<StoreState>) -> Result<ComponentKind, &'static str> {
     if let Ok(pre) = p3::bindings::ServicePre::new(pre.clone()) {
-        return Ok(Way::Handler(ProxyPre::P3(pre)));
+        return Ok(ComponentKind::Handler(ProxyPre::P3(pre)));
     }
     if let Ok(pre) = p2::bindings::ProxyPre::new(pre.clone()) {
-        return Ok(Way::Handler(ProxyPre::P2(pre)));
+        return Ok(ComponentKind::Handler(ProxyPre::P2(pre)));
     }
     let program = match AsyncCommandPre::new(pre.clone()) {
         Ok(pre) => ProgramPre::P3(pre),
@@ -185,13 +186,13 @@ fn way(pre: &InstancePre<Host>) -> Result<Way, &'static str> {
     // 0.3 has all kinds of sockets in one interface.
     let listens = |name: &str| ["wasi:sockets/tcp@", "wasi:sockets/types@"].iter().any(|tcp| name.starts_with(tcp));
     match kind.imports(pre.engine()).any(|(name, _)| listens(name)) {
-        true => Ok(Way::Program(program)),
+        true => Ok(ComponentKind::Program(program)),
         false => Err(NO_SOCKETS),
     }
 }
 
-impl Facts {
-    /// How it is served, in a few words.
+impl ComponentInfo {
+    /// Description of the way in which it is served.
     pub(crate) fn served(&self) -> String {
         match (self.http, self.program) {
             (Some(version), _) => format!("over wasi:http {version}"),
@@ -200,7 +201,7 @@ impl Facts {
         }
     }
 
-    /// What stands in the way of a registration by whom it is configured to be.
+    /// Reason for which it cannot be registered as configured.
     pub(crate) fn unregistered(&self, register: Register) -> Option<&'static str> {
         let calls = self.leasehold.iter().any(|name| name.contains("/registrar@"));
         match register {
@@ -213,24 +214,26 @@ impl Facts {
     }
 }
 
-/// Looks at a file that need not be able to run.
-pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<Facts, Failure> {
+/// Inspects a file that need not be able to run.
+pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Failure> {
     let component = compile(engine, path, false)?;
     Ok(match engine.linker.instantiate_pre(&component) {
-        Ok(pre) => facts(engine, &component, Some(&pre)),
+        Ok(pre) => info(engine, &component, Some(&pre)),
         Err(error) => {
-            let mut facts = facts(engine, &component, None);
-            facts.missing.insert(0, unlinked(engine, &component, &error));
-            facts
+            let mut info = info(engine, &component, None);
+            info.missing.insert(0, missing_import(engine, &component, &error));
+            info
         }
     })
 }
 
-/// The machine code of a component that could run here, for another start of this very release on such a machine.
+/// Machine code of a component that could run here, for this release on the same kind of machine.
 pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
     let component = compile(engine, path, false)?;
     let linked = engine.linker.instantiate_pre(&component);
-    linked.map_err(|error| Failure::usage(format!("{}: {}", path.display(), unlinked(engine, &component, &error))))?;
+    linked.map_err(|error| {
+        Failure::usage(format!("{}: {}", path.display(), missing_import(engine, &component, &error)))
+    })?;
     component.serialize().map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
@@ -242,20 +245,20 @@ enum Binary {
 
 impl Binary {
     fn read(path: &Path, precompiled: bool) -> Result<Self, Failure> {
-        let said = |said: &str| Failure::usage(format!("{}: {said}", path.display()));
+        let message = |message: &str| Failure::usage(format!("{}: {message}", path.display()));
         let bytes =
             std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
         match bytes.get(..8) {
             // The binary format's version, then its layer: 0 for a core module, 1 for a component.
-            Some(b"\0asm\x01\0\0\0") => Err(said(
+            Some(b"\0asm\x01\0\0\0") => Err(message(
                 "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
             )),
             Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
             Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),
-            Some([0x7f, b'E', b'L', b'F', ..]) => Err(said(
+            Some([0x7f, b'E', b'L', b'F', ..]) => Err(message(
                 "machine code, which no sandbox holds; where you trust whoever compiled it, say precompiled: true",
             )),
-            _ => Err(said("not WebAssembly")),
+            _ => Err(message("not WebAssembly")),
         }
     }
 }
@@ -267,12 +270,12 @@ fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component,
     }
 }
 
-fn invalid(path: &Path, said: &str) -> Failure {
-    Failure::usage(format!("{}: not a valid component: {said}", path.display()))
+fn invalid(path: &Path, message: &str) -> Failure {
+    Failure::usage(format!("{}: not a valid component: {message}", path.display()))
 }
 
 /// Loads the machine code that a child has written; where no child can be started, this process compiles.
-fn taken(
+fn adopt(
     engine: &Engine,
     path: &Path,
     bytes: &[u8],
@@ -280,8 +283,8 @@ fn taken(
 ) -> Result<Component, Failure> {
     let mut code = match compiled {
         Ok(code) => code,
-        Err(NotCompiled::Refused(said)) => return Err(invalid(path, &said)),
-        Err(NotCompiled::Failed(said)) => return Err(Failure::other(format!("{}: {said}", path.display()))),
+        Err(NotCompiled::Refused(message)) => return Err(invalid(path, &message)),
+        Err(NotCompiled::Failed(message)) => return Err(Failure::other(format!("{}: {message}", path.display()))),
         Err(NotCompiled::NoProcess(error)) => {
             tracing::warn!("no process can be started to compile {}, so this one does: {error}", path.display());
             return engine.component(bytes).map_err(|error| invalid(path, &cause(&error)));
@@ -294,7 +297,7 @@ fn taken(
     component.map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))
 }
 
-/// Takes machine code as it is. wasmtime looks at who made it and for which machine, not at what it does.
+/// Loads machine code as it is. wasmtime checks its compiler and its machine, not its effects.
 #[expect(unsafe_code, reason = "the operator has said that this file is trusted, and nothing else can")]
 fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failure> {
     // SAFETY: `precompiled: true` is the operator's word that the file comes from `leasehold compile`, unchanged.
@@ -303,7 +306,7 @@ fn trusted(engine: &Engine, path: &Path, code: &[u8]) -> Result<Component, Failu
         .map_err(|error| Failure::usage(format!("{}: not made by this release: {}", path.display(), cause(&error))))
 }
 
-fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>) -> Facts {
+fn info(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreState>>) -> ComponentInfo {
     let kind = component.component_type();
     let instances = |name: &str, item: &ComponentItem| match item {
         ComponentItem::ComponentInstance(_) => name.to_owned(),
@@ -316,12 +319,12 @@ fn facts(engine: &Engine, component: &Component, pre: Option<&InstancePre<Host>>
     let version = |new: &str, old: &str| if has(new) { Some("0.3") } else { has(old).then_some("0.2") };
     let http = version("wasi:http/handler@0.3", "wasi:http/incoming-handler@0.2");
     let program = version("wasi:cli/run@0.3", "wasi:cli/run@0.2").filter(|_| http.is_none());
-    let missing = match pre.map(way) {
-        Some(Err(said)) => vec![said.to_owned()],
+    let missing = match pre.map(kind_of) {
+        Some(Err(message)) => vec![message.to_owned()],
         None if http.or(program).is_none() => vec![NO_HANDLER.to_owned()],
         _ => Vec::new(),
     };
-    Facts {
+    ComponentInfo {
         http: http.filter(|_| missing.is_empty()),
         program: program.filter(|_| missing.is_empty()),
         lifecycle: Lifecycle::is_exported(component),
@@ -345,17 +348,17 @@ const PACKAGES: [(&str, &[&str]); 9] = [
     ("leasehold:registry", &["0.1"]),
 ];
 
-/// What a component lacks here, and how it comes to that.
-fn unlinked(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
+/// Sentence about an import that is missing here.
+fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
     let kind = component.component_type();
-    let said = kind.imports(&engine.wasmtime).find_map(|(name, _)| lacking(name));
-    // wasmtime names the import first and then, in the causes, what about it does not fit.
-    let said = said.unwrap_or_else(|| one_line(&format!("{error:#}")));
-    format!("this host has not everything it needs: {said}")
+    let message = kind.imports(&engine.wasmtime).find_map(|(name, _)| unavailable(name));
+    // wasmtime names the import first, and the mismatch in the causes.
+    let message = message.unwrap_or_else(|| one_line(&format!("{error:#}")));
+    format!("missing import: {message}")
 }
 
-/// What to do about an import that is of no package here, or of one in another version.
-fn lacking(import: &str) -> Option<String> {
+/// Cure for an import of an unknown package, or of another version.
+fn unavailable(import: &str) -> Option<String> {
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     let package = path.split('/').next().unwrap_or(path);
     let Some((_, versions)) = PACKAGES.iter().find(|(known, _)| *known == package) else {
@@ -367,33 +370,33 @@ fn lacking(import: &str) -> Option<String> {
     if versions.iter().any(is_here) {
         return None;
     }
-    Some(format!("{import}; it has {package} {}: build the component for that", versions.join(" and ")))
+    Some(format!("{import}; this host has {package} {}: build the component for that", versions.join(" and ")))
 }
 
-/// Whether that follows a version of two numbers, and names no candidate of a release.
+/// Returns true for the rest of a version after two numbers, without a pre-release.
 fn is_patch(rest: &str) -> bool {
     rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::lacking;
+    use super::unavailable;
 
     #[test]
-    fn an_import_that_is_not_here_is_told_with_its_cure() {
+    fn a_missing_import_is_reported_with_its_cure() {
         for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
-            assert_eq!(lacking(here), None, "{here}");
+            assert_eq!(unavailable(here), None, "{here}");
         }
-        assert_eq!(lacking("leasehold:registry/registrar@0.1.0"), None);
+        assert_eq!(unavailable("leasehold:registry/registrar@0.1.0"), None);
         for (other, cure) in [
-            ("wasi:http/types@0.3.0-rc-2025-09-16", "it has wasi:http 0.2 and 0.3: build"),
-            ("wasi:io/streams@0.3.0", "it has wasi:io 0.2: build"),
-            ("leasehold:registry/registrar@0.2.0", "it has leasehold:registry 0.1: build"),
+            ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build"),
+            ("wasi:io/streams@0.3.0", "this host has wasi:io 0.2: build"),
+            ("leasehold:registry/registrar@0.2.0", "this host has leasehold:registry 0.1: build"),
             ("wasi:nn/graph@0.2.0", "`wac plug "),
             ("logger", "`wac plug "),
         ] {
-            let said = lacking(other).unwrap();
-            assert!(said.starts_with(&format!("{other}; ")) && said.contains(cure), "{said}");
+            let message = unavailable(other).unwrap();
+            assert!(message.starts_with(&format!("{other}; ")) && message.contains(cure), "{message}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What one service's component is given: nothing but what its policy says.
+//! Everything that one service's component gets: no more than its policy allows.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -16,55 +16,55 @@ use wasmtime_wasi_http::WasiHttpCtx;
 
 use crate::{
     config::{Limits, Spec},
-    outbound::{Outbound, denial::Denials, reserved::Reserved, service::Mesh},
+    outbound::{Outbound, denial::Denials, reserved::Reserved, service::ServiceClient},
     telemetry::{
-        service_metrics::{Hit, Stats},
+        service_metrics::{Incident, Stats},
         span::Tracer,
     },
     wasm::{
-        admission::Places,
-        in_flight::Calls,
+        admission::Admission,
+        in_flight::InFlightRequests,
         scheduler::{Strides, Usage},
-        sockets::{Room, Sockets},
+        sockets::{ConnectionPermits, Sockets},
         stdin::Input,
-        stdout::{Budget, Output},
+        stdout::{Output, OutputBudget},
     },
 };
 
-/// The most registrations of one component.
+/// Registrations of one component, at most.
 const MAX_REGISTRATIONS: usize = 100;
-/// The longest time to live that a component may ask for.
+/// Longest time to live that a component may request.
 const MAX_TTL: Duration = Duration::from_secs(3600);
-/// The most elements in one table of a component.
+/// Elements in one table of a component, at most.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
-/// What the host keeps for one component at a time: requests, answers, headers, streams. One more traps.
+/// Resources that the host keeps for one component at a time: requests, responses, headers, streams. One more traps.
 const RESOURCES: usize = 2048;
-/// More of them for each request that an instance answers where the configuration says how many: languages that collect
-/// garbage give things back late.
-const RESOURCES_EACH_REQUEST: usize = 8;
+/// Further resources for each request of an instance whose number of requests is configured: languages with garbage
+/// collection release resources late.
+const RESOURCES_PER_REQUEST: usize = 8;
 const MAX_RESOURCES: usize = 16_384;
-/// The most random bytes that a component gets at once; the host makes them in its own memory.
+/// Random bytes of one call, at most; the host makes them in its own memory.
 const MAX_RANDOM: u64 = 4 << 20;
 
-/// What a connection takes of a program's table of resources: itself, its two streams, and who waits for each of them; and
-/// what all else takes. One more traps.
-const RESOURCES_EACH: usize = 6;
-const RESOURCES_ELSE: usize = 64;
+/// Resources of a program per connection: the connection, its two streams, and a pollable for each of them; and resources
+/// for all else. One more traps.
+const RESOURCES_PER_CONNECTION: usize = 6;
+const OTHER_RESOURCES: usize = 64;
 
-/// What a program and its host tell each other.
+/// Signals between a program and its host.
 #[derive(Default)]
-pub(crate) struct Told {
-    /// By the program: it is about to listen.
+pub(crate) struct ProgramSignals {
+    /// Cancelled by the program: it is about to listen.
     pub(crate) listens: CancellationToken,
-    /// By the host: it is to end.
+    /// Cancelled by the host: the program is to end.
     pub(crate) end: CancellationToken,
 }
 
-/// What all instances of one service share.
-pub(crate) struct Guest {
+/// State that all instances of one revision share.
+pub(crate) struct ServiceContext {
     name: ServiceName,
-    /// The service's name first, as a program's is its own.
+    /// Arguments, the service's name first in the place of a program's name.
     args: Vec<String>,
     env: Vec<(String, String)>,
     config: Arc<WasiConfigVariables>,
@@ -75,22 +75,22 @@ pub(crate) struct Guest {
     http: WasiHttpCtx,
     /// The registrations of the service, which outlive its instances.
     pub(crate) registry: RegistryCtx,
-    /// Cancelled when the service has ended: what instances that are left over say is of no interest any more.
+    /// Cancelled at the end of the service: failures of remaining instances are not logged.
     pub(crate) ended: CancellationToken,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) output: Arc<Budget>,
+    pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
-    pub(crate) places: Places,
-    /// Cancelled when requests go to a later version: an instance that idles is of no more use.
+    pub(crate) admission: Admission,
+    /// Cancelled when a later revision serves the requests: idle instances end.
     pub(crate) replaced: CancellationToken,
     slots: Arc<Semaphore>,
-    most_instances: u32,
+    max_instances: u32,
     resources: usize,
     strides: Strides,
 }
 
-/// What the store of one instance carries.
-pub(crate) struct Host {
+/// State of the store of one instance.
+pub(crate) struct StoreState {
     pub(crate) wasi: WasiCtx,
     pub(crate) table: ResourceTable,
     pub(crate) http: WasiHttpCtx,
@@ -100,15 +100,15 @@ pub(crate) struct Host {
     pub(crate) limits: Limiter,
     /// Recent processor use of the request at hand.
     pub(crate) usage: Usage,
-    /// The requests that it answers.
-    pub(crate) calls: Arc<Calls>,
+    /// Requests in flight of this instance.
+    pub(crate) requests: Arc<InFlightRequests>,
     /// The sockets of a program. Its processor use is counted from one host call to the next, since it has no requests.
-    pub(crate) room: Option<Room>,
+    pub(crate) connections: Option<ConnectionPermits>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// The limits of one instance, and where it is counted that it ran into them.
+/// Limits of one instance, with the metrics that count their violations.
 pub(crate) struct Limiter {
     limits: StoreLimits,
     stats: Arc<Stats>,
@@ -118,7 +118,7 @@ impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let grows = self.limits.memory_growing(current, desired, maximum)?;
         if !grows {
-            self.stats.hit(Hit::Memory);
+            self.stats.incident(Incident::MemoryLimit);
         }
         Ok(grows)
     }
@@ -128,14 +128,14 @@ impl ResourceLimiter for Limiter {
     }
 }
 
-/// What an instance may have of the host's at a time.
+/// Resources that an instance may have at a time.
 fn resources(limits: &Limits) -> usize {
     let requests = limits.instance_requests.map_or(0, |requests| requests as usize);
-    (RESOURCES + RESOURCES_EACH_REQUEST * requests).min(MAX_RESOURCES)
+    (RESOURCES + RESOURCES_PER_REQUEST * requests).min(MAX_RESOURCES)
 }
 
-impl Guest {
-    /// `published` is the address under which clients find the service.
+impl ServiceContext {
+    /// Makes the context of a service that clients find under the addresses `published`.
     pub(crate) fn new(
         spec: &Spec,
         published: &[Addr],
@@ -156,7 +156,8 @@ impl Guest {
             ..Policy::default()
         };
         let registry = RegistryCtx::new(registrar, policy);
-        let mesh = Mesh::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let services =
+            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
         let denials = Arc::new(Denials::new(spec.name.clone()));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
@@ -169,7 +170,7 @@ impl Guest {
             outbound: Outbound::new(
                 &spec.allow,
                 &spec.limits,
-                mesh,
+                services,
                 (reserved, Arc::clone(&denials)),
                 Arc::clone(&stats),
                 tracer.clone(),
@@ -180,20 +181,20 @@ impl Guest {
             http,
             registry,
             ended: CancellationToken::new(),
-            output: Budget::new(Arc::clone(&stats), spec.limits.output_lines),
+            output: OutputBudget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
             tracer,
-            places: Places::new(spec.limits.concurrency),
+            admission: Admission::new(spec.limits.concurrency),
             replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
-            most_instances: Self::slots(&spec.limits),
+            max_instances: Self::slots(&spec.limits),
             resources: resources(&spec.limits),
             strides: Strides::default(),
         }
     }
 
-    /// The same for the component's next version. Both share the places of requests, so that the limit on these is one of
-    /// the service, and the slots for instances: they suffice for so many requests, whichever version answers.
+    /// The context of the component's next revision. Both share the admission of requests and the slots for instances, so
+    /// that the limits hold for the service as a whole.
     pub(crate) fn successor(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -210,45 +211,45 @@ impl Guest {
             output: Arc::clone(&self.output),
             stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
-            places: self.places.clone(),
+            admission: self.admission.clone(),
             replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
-            most_instances: self.most_instances,
+            max_instances: self.max_instances,
             resources: self.resources,
             strides: self.strides.clone(),
         }
     }
 
-    /// How many instances answer requests at a time. More than requests at a time, since an instance may outlive the
-    /// request whose client went away.
+    /// Number of instances that serve requests at a time. It exceeds `concurrency`, since an instance may outlive a request
+    /// whose client has left.
     pub(crate) fn slots(limits: &Limits) -> u32 {
         limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
     }
 
-    /// How many there may be, and how many there are, idle ones included.
-    pub(crate) fn most_instances(&self) -> u32 {
-        self.most_instances
+    /// Limit of instances.
+    pub(crate) fn max_instances(&self) -> u32 {
+        self.max_instances
     }
 
     pub(crate) fn instances(&self) -> usize {
-        (self.most_instances as usize).saturating_sub(self.slots.available_permits())
+        (self.max_instances as usize).saturating_sub(self.slots.available_permits())
     }
 
-    /// The host side of an instance that answers requests, once there is a slot for it.
-    pub(crate) async fn host_for_requests(&self) -> Host {
+    /// Store state of an instance that serves requests, once there is a slot for it.
+    pub(crate) async fn store_for_requests(&self) -> StoreState {
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
-        self.host(self.wasi().build(), Some(slot))
+        self.store(self.wasi().build(), Some(slot))
     }
 
-    /// The host side of the one instance that lives as long as the service.
-    pub(crate) fn host_for_life(&self) -> Host {
-        self.host(self.wasi().build(), None)
+    /// Store state of the one instance that lives as long as the service.
+    pub(crate) fn store_for_lifecycle(&self) -> StoreState {
+        self.store(self.wasi().build(), None)
     }
 
-    /// The host side of a program, which listens where `spec` says.
-    pub(crate) fn host_for_program(&self, spec: &Spec, told: &Told) -> Host {
+    /// Store state of a program, which listens where `spec` says.
+    pub(crate) fn store_for_program(&self, spec: &Spec, signals: &ProgramSignals) -> StoreState {
         let connections = spec.limits.connections as usize;
-        let room = Room::new(connections);
+        let permits = ConnectionPermits::new(connections);
         let sockets = Arc::new(Sockets {
             service: self.name.clone(),
             listen: spec.listen,
@@ -256,20 +257,20 @@ impl Guest {
             local: spec.allow.local,
             reserved: self.reserved,
             denials: Arc::clone(&self.denials),
-            listens: told.listens.clone(),
-            told: told.end.clone(),
-            room: room.clone(),
+            listens: signals.listens.clone(),
+            ending: signals.end.clone(),
+            connections: permits.clone(),
             refused: AtomicBool::new(false),
         });
         let mut wasi = self.wasi();
-        wasi.stdin(Input(told.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
+        wasi.stdin(Input(signals.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
             let sockets = Arc::clone(&sockets);
             Box::pin(async move { sockets.decide(addr, purpose).await })
         });
-        let mut host = self.host(wasi.build(), None);
-        host.room = Some(room);
-        host.table.set_max_capacity(RESOURCES_EACH * connections + RESOURCES_ELSE);
-        host
+        let mut state = self.store(wasi.build(), None);
+        state.connections = Some(permits);
+        state.table.set_max_capacity(RESOURCES_PER_CONNECTION * connections + OTHER_RESOURCES);
+        state
     }
 
     fn wasi(&self) -> WasiCtxBuilder {
@@ -282,10 +283,10 @@ impl Guest {
         wasi
     }
 
-    fn host(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> Host {
+    fn store(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> StoreState {
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.resources);
-        Host {
+        StoreState {
             wasi,
             table,
             http: self.http.clone(),
@@ -297,8 +298,8 @@ impl Guest {
                 stats: Arc::clone(&self.stats),
             },
             usage: Usage::new(self.strides.clone()),
-            calls: Arc::default(),
-            room: None,
+            requests: Arc::default(),
+            connections: None,
             _slot: slot,
         }
     }

@@ -1,4 +1,4 @@
-//! The one wasmtime engine of the process, its instance pool, and what an instance's store gives to WASI.
+//! The one wasmtime engine of the process, its instance pool, and the views of a store for WASI.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     wasm::{
         cache::Cache,
         compiler::{Compiler, config},
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         error::into_anyhow,
         linker::linker,
         scheduler::Scheduler,
@@ -27,24 +27,24 @@ use crate::{
 /// More slots than this do not fit into the address space; memory is then reserved per instance.
 pub(crate) const MAX_POOLED_SLOTS: u64 = 4096;
 
-/// Memory of an instance that is cleared for the next one rather than given back, which would interrupt all threads. What
-/// it did not write is not touched where the kernel can tell.
-const KEPT: usize = 2 << 20;
-/// The same of a table and of a stack.
-const KEPT_BESIDE: usize = 64 << 10;
+/// Memory of an instance that is cleared for the next one rather than unmapped, which would interrupt all threads. Pages
+/// without writes are not touched where the kernel knows them.
+const KEPT_RESIDENT: usize = 2 << 20;
+/// Memory of a table and of a stack that is cleared rather than unmapped.
+const KEPT_RESIDENT_SMALL: usize = 64 << 10;
 
 /// Core instances and tables of one component instance: the module, the adapter, two shims, and room for composition.
 const CORES_PER_COMPONENT: u32 = 8;
 
-/// What a component may hand over in one call of the host's, in bytes; the host makes a copy.
-const HANDED_OVER: usize = 16 << 20;
+/// Bytes that a component may pass in one call of the host, at most; the host makes a copy.
+const MAX_HOSTCALL_BYTES: usize = 16 << 20;
 
 /// The engine with its linker.
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
-    pub(crate) linker: Linker<Host>,
-    /// Why instances have no pool although there is room for them in one.
+    pub(crate) linker: Linker<StoreState>,
+    /// Reason for which instances have no pool although they would fit into one.
     pub(crate) unpooled: Option<String>,
     scheduler: Arc<Scheduler>,
     pub(crate) cache: Option<Arc<Cache>>,
@@ -52,7 +52,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// An engine with room for these services, none for a look at components only.
+    /// An engine with room for these services; without services, for inspection.
     pub(crate) fn new(services: &[Spec]) -> anyhow::Result<Self> {
         Self::with_scheduler(services, Scheduler::new(cpus::available()))
     }
@@ -82,17 +82,17 @@ impl Engine {
         }
     }
 
-    /// How many components were compiled so far, and how many were found in the cache; none where there is none.
+    /// Number of components that were compiled, and number of cache hits; none without a cache.
     pub(crate) fn compiled(&self) -> Option<(usize, usize)> {
         self.cache.as_ref().map(|cache| cache.counts())
     }
 
-    /// A store for one instance, which yields to others at the end of each time slice.
-    pub(crate) fn store(&self, host: Host) -> Store<Host> {
-        let resources = host.table.max_capacity();
-        let mut store = Store::new(&self.wasmtime, host);
-        store.limiter(|host| &mut host.limits);
-        store.set_hostcall_fuel(HANDED_OVER);
+    /// A store for one instance, which yields at the end of its time slices.
+    pub(crate) fn store(&self, state: StoreState) -> Store<StoreState> {
+        let resources = state.table.max_capacity();
+        let mut store = Store::new(&self.wasmtime, state);
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(MAX_HOSTCALL_BYTES);
         store.set_max_component_handles(store.max_component_handles().max(2 * resources));
         let scheduler = Arc::clone(&self.scheduler);
         store.epoch_deadline_callback(move |mut store| {
@@ -112,23 +112,23 @@ impl Engine {
     }
 }
 
-/// What the instances of all services may come to.
+/// Demand of all services at a time.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Demand {
-    /// How many at a time.
+    /// Instances.
     pub(crate) instances: u64,
-    /// Their linear memory, in bytes, if all of it is used.
+    /// Linear memory of the instances in bytes, if all of it is used.
     pub(crate) memory: u64,
-    /// Whether there is room for them in a pool. Otherwise each one reserves its memory by itself, which takes longer.
+    /// The instances fit into a pool. Otherwise each one reserves its own memory, which takes longer.
     pub(crate) pooled: bool,
-    /// File descriptors, if all connections and requests of the components' own are there.
+    /// File descriptors, with all connections and all requests of components.
     pub(crate) files: u64,
 }
 
 impl Demand {
     pub(crate) fn of(services: &[Spec]) -> Self {
-        // Beside those for requests, two that live as long as a version: while it is replaced there are two versions.
-        let slots = |spec: &Spec| u64::from(Guest::slots(&spec.limits)) + 2;
+        // Two more instances live as long as a revision; during a reload there are two revisions.
+        let slots = |spec: &Spec| u64::from(ServiceContext::slots(&spec.limits)) + 2;
         let instances = services.iter().map(slots).sum();
         let memory = services.iter().map(|spec| slots(spec).saturating_mul(spec.limits.memory as u64));
         Self {
@@ -156,17 +156,17 @@ fn pool(services: &[Spec]) -> Option<PoolingAllocationConfig> {
         .total_memories(slots * 2)
         .total_stacks(slots * 2)
         .pagemap_scan(Enabled::Auto)
-        .linear_memory_keep_resident(KEPT)
-        .table_keep_resident(KEPT_BESIDE)
-        .async_stack_keep_resident(KEPT_BESIDE)
+        .linear_memory_keep_resident(KEPT_RESIDENT)
+        .table_keep_resident(KEPT_RESIDENT_SMALL)
+        .async_stack_keep_resident(KEPT_RESIDENT_SMALL)
         .max_memory_size(memory);
     Some(pool)
 }
 
-impl WasiView for Host {
+impl WasiView for StoreState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        if let Some(room) = &self.room {
-            room.look(&mut self.table);
+        if let Some(connections) = &self.connections {
+            connections.replenish(&mut self.table);
             self.usage.reset();
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
@@ -174,7 +174,7 @@ impl WasiView for Host {
     }
 }
 
-impl WasiHttpView for Host {
+impl WasiHttpView for StoreState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         let ctx: &mut WasiHttpCtx = &mut self.http;
         WasiHttpCtxView { ctx, table: &mut self.table, hooks: &mut self.outbound }

@@ -1,9 +1,9 @@
-//! A request on its way through an instance: whether somebody still waits for its answer, and how the instance ended.
+//! Requests in flight: their clients, which may have left, and the end of their instance.
 
 use std::{
     fmt, mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -13,6 +13,7 @@ use std::{
 use futures::task::AtomicWaker;
 use http::{Method, Request, Uri};
 use opentelemetry::trace::SpanContext;
+use parking_lot::Mutex;
 
 use crate::{error::shown, wasm::scheduler::IdleDetector};
 
@@ -42,32 +43,32 @@ impl fmt::Display for RequestLine {
     }
 }
 
-/// One request, from the queue until its answer has been sent or nobody wants it any more.
+/// One request, from the queue until its response is sent or its client has left.
 #[derive(Default)]
-pub(crate) struct Call {
-    place: Mutex<Place>,
+pub(crate) struct InFlightRequest {
+    stage: Mutex<Stage>,
     pub(crate) line: RequestLine,
     /// Number of the request among those of its instance, from 1; 0 before an instance has taken it.
     number: AtomicUsize,
-    /// How long its answer may take to begin.
+    /// Longest time until its response begins.
     pub(crate) within: Duration,
-    /// Its span, where requests are traced.
+    /// Its span, if the request is traced.
     pub(crate) span: Option<SpanContext>,
 }
 
 #[derive(Default)]
-enum Place {
+enum Stage {
     /// No instance has taken it yet.
     #[default]
     Queue,
-    Instance(Arc<Calls>),
-    /// Nobody waits for it.
+    Instance(Arc<InFlightRequests>),
+    /// The client has left.
     Left,
 }
 
-/// The calls of one instance.
+/// Requests in flight of one instance.
 #[derive(Default)]
-pub(crate) struct Calls {
+pub(crate) struct InFlightRequests {
     state: Mutex<State>,
     /// Mirror of the state for readers without the lock: all clients have left, and at least one early.
     abandoned: AtomicBool,
@@ -78,105 +79,105 @@ pub(crate) struct Calls {
 #[derive(Default)]
 struct State {
     open: usize,
-    /// Somebody left before the answer was whole; the component may be at work on it for ever.
+    /// A client left before its response was complete; the component may work on it without end.
     abandoned: bool,
-    /// How long one of them may take to be answered, at most.
+    /// Longest time until the response to one of them begins.
     longest: Duration,
-    end: Option<End>,
+    end: Option<InstanceEnd>,
     /// Requests that the instance has taken so far, and the latest of them.
     taken: usize,
     latest: RequestLine,
     /// A request at which the component returned without a response, until that is logged.
     unanswered: Option<RequestLine>,
     /// The instance has ended, well or not.
-    is_over: bool,
+    has_finished: bool,
 }
 
-/// What there is to log when an instance has ended.
-pub(crate) struct Over {
+/// Summary of an instance that has ended, for the log.
+pub(crate) struct InstanceSummary {
     /// A request at which the component returned without a response.
     pub(crate) unanswered: Option<RequestLine>,
-    /// The latest request, and how many were open.
+    /// The latest request, and the number of open ones.
     pub(crate) latest: RequestLine,
     pub(crate) open: usize,
 }
 
-/// How an instance ended that did not end well.
+/// Reason for which an instance ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    Late,
+pub(crate) enum InstanceEnd {
+    TimedOut,
     Failed,
     Abandoned,
 }
 
-impl Call {
+impl InFlightRequest {
     pub(crate) fn new(line: RequestLine, within: Duration, span: Option<SpanContext>) -> Self {
         Self { line, within, span, ..Self::default() }
     }
 
-    /// An instance has taken the request.
-    pub(crate) fn enter(&self, calls: &Arc<Calls>) {
-        let mut place = locked(&self.place);
-        match *place {
-            Place::Left => calls.change(|state| state.abandoned = true),
+    /// Assigns the request to the instance that has taken it.
+    pub(crate) fn assign(&self, requests: &Arc<InFlightRequests>) {
+        let mut stage = self.stage.lock();
+        match *stage {
+            Stage::Left => requests.change(|state| state.abandoned = true),
             _ => {
-                calls.change(|state| {
+                requests.change(|state| {
                     state.open += 1;
                     state.taken += 1;
                     state.latest = self.line.clone();
                     state.longest = state.longest.max(self.within);
                     self.number.store(state.taken, Relaxed);
                 });
-                *place = Place::Instance(Arc::clone(calls));
+                *stage = Stage::Instance(Arc::clone(requests));
             }
         }
     }
 
-    /// Whether its instance had answered others before it.
+    /// Returns true if its instance had served other requests before.
     pub(crate) fn is_reuse(&self) -> bool {
         self.number.load(Relaxed) > 1
     }
 
-    /// There is no response, and that may be for a trap, which the instance is about to tell of. Returns whether it is the
-    /// caller who logs this; otherwise the instance does so when it ends.
+    /// Notes that there is no response, perhaps because of a trap that the instance is about to report. Returns true if the
+    /// caller logs this; otherwise the instance does so at its end.
     pub(crate) fn is_unanswered(&self) -> bool {
-        let Place::Instance(calls) = &*locked(&self.place) else { return true };
-        let mut state = locked(&calls.state);
-        if !state.is_over {
+        let Stage::Instance(requests) = &*self.stage.lock() else { return true };
+        let mut state = requests.state.lock();
+        if !state.has_finished {
             state.unanswered = Some(self.line.clone());
         }
-        state.is_over && state.end.is_none()
+        state.has_finished && state.end.is_none()
     }
 
-    /// How the instance ended, if it has, and not well.
-    pub(crate) fn end(&self) -> Option<End> {
-        match &*locked(&self.place) {
-            Place::Instance(calls) => locked(&calls.state).end,
+    /// Reason for which its instance ended early, if it has.
+    pub(crate) fn end(&self) -> Option<InstanceEnd> {
+        match &*self.stage.lock() {
+            Stage::Instance(requests) => requests.state.lock().end,
             _ => None,
         }
     }
 
-    /// Ready when its instance is idle, or has run for so long that output is sent anyway.
+    /// Ready when its instance is idle, or computes for too long.
     pub(crate) fn poll_idle(&self, cx: &Context<'_>, until: &mut Option<Instant>) -> Poll<()> {
-        match &*locked(&self.place) {
-            Place::Instance(calls) => calls.idle.poll(cx, &calls.waker, until),
+        match &*self.stage.lock() {
+            Stage::Instance(requests) => requests.idle.poll(cx, &requests.waker, until),
             _ => Poll::Ready(()),
         }
     }
 
-    /// Nobody waits any more; `whole` when that is because all of the answer has come.
-    pub(crate) fn leave(&self, whole: bool) {
-        if let Place::Instance(calls) = mem::replace(&mut *locked(&self.place), Place::Left) {
-            calls.change(|state| {
+    /// The client leaves; `complete` if it has the whole response.
+    pub(crate) fn leave(&self, complete: bool) {
+        if let Stage::Instance(requests) = mem::replace(&mut *self.stage.lock(), Stage::Left) {
+            requests.change(|state| {
                 state.open -= 1;
-                state.abandoned |= !whole;
+                state.abandoned |= !complete;
             });
         }
     }
 }
 
-impl Calls {
-    /// Ready once everybody has left and somebody did so early: what goes on in the instance is for nobody.
+impl InFlightRequests {
+    /// Ready once all clients have left, and at least one early: further work of the instance is wasted.
     pub(crate) fn poll_abandoned(&self, cx: &Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.is_abandoned() { Poll::Ready(()) } else { Poll::Pending }
@@ -187,35 +188,30 @@ impl Calls {
         self.abandoned.load(Relaxed)
     }
 
-    /// How long one of them may take to be answered, at most.
+    /// Longest time until the response to one of them begins.
     pub(crate) fn longest(&self) -> Duration {
-        locked(&self.state).longest
+        self.state.lock().longest
     }
 
-    /// The instance is over. What is to be said of how it ended was said before.
-    pub(crate) fn over(&self) -> Over {
-        let mut state = locked(&self.state);
-        state.is_over = true;
-        Over { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
+    /// Marks the instance as ended. Its reason was set before.
+    pub(crate) fn finish(&self) -> InstanceSummary {
+        let mut state = self.state.lock();
+        state.has_finished = true;
+        InstanceSummary { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
     }
 
-    /// The instance has ended. Of several words on how, the first counts.
-    pub(crate) fn ended(&self, end: End) -> End {
-        *locked(&self.state).end.get_or_insert(end)
+    /// Sets the reason of an early end. The first one counts.
+    pub(crate) fn set_end(&self, end: InstanceEnd) -> InstanceEnd {
+        *self.state.lock().end.get_or_insert(end)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         change(&mut state);
         self.abandoned.store(state.abandoned && state.open == 0, Relaxed);
         drop(state);
         self.waker.wake();
     }
-}
-
-/// What these locks guard is whole after every statement, so a panic elsewhere spoils nothing.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -224,7 +220,7 @@ mod tests {
 
     use http::Request;
 
-    use super::{Call, Calls, End, RequestLine};
+    use super::{InFlightRequest, InFlightRequests, InstanceEnd, RequestLine};
 
     #[test]
     fn a_request_is_logged_without_its_query_and_cut() {
@@ -234,32 +230,33 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_is_abandoned_when_all_have_left_and_one_of_them_early() {
-        let (calls, first, second) = (Arc::new(Calls::default()), Call::default(), Call::default());
-        assert!(!calls.is_abandoned());
-        first.enter(&calls);
-        second.enter(&calls);
+    fn an_instance_is_abandoned_when_all_clients_have_left_and_one_of_them_early() {
+        let (requests, first, second) =
+            (Arc::new(InFlightRequests::default()), InFlightRequest::default(), InFlightRequest::default());
+        assert!(!requests.is_abandoned());
+        first.assign(&requests);
+        second.assign(&requests);
         first.leave(false);
-        assert!(!calls.is_abandoned(), "somebody waits");
+        assert!(!requests.is_abandoned(), "a client waits");
         second.leave(true);
-        assert!(calls.is_abandoned());
+        assert!(requests.is_abandoned());
     }
 
     #[test]
-    fn an_instance_whose_answers_were_whole_is_not_abandoned() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        call.enter(&calls);
-        call.leave(true);
-        call.leave(false);
-        assert!(!calls.is_abandoned());
+    fn an_instance_with_complete_responses_is_not_abandoned() {
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        request.assign(&requests);
+        request.leave(true);
+        request.leave(false);
+        assert!(!requests.is_abandoned());
     }
 
     #[test]
     fn a_request_whose_client_left_while_it_was_queued_abandons_the_instance_that_takes_it() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        call.leave(false);
-        call.enter(&calls);
-        assert!(calls.is_abandoned());
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        request.leave(false);
+        request.assign(&requests);
+        assert!(requests.is_abandoned());
     }
 
     #[test]
@@ -267,23 +264,23 @@ mod tests {
         for (ends_first, end, by_instance, by_caller) in [
             (false, None, true, false),
             (true, None, false, true),
-            (false, Some(End::Failed), true, false),
-            (true, Some(End::Failed), false, false),
+            (false, Some(InstanceEnd::Failed), true, false),
+            (true, Some(InstanceEnd::Failed), false, false),
         ] {
-            let (calls, call) = (Arc::new(Calls::default()), Call::default());
-            call.enter(&calls);
+            let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+            request.assign(&requests);
             let over = || {
                 if let Some(end) = end {
-                    calls.ended(end);
+                    requests.set_end(end);
                 }
-                calls.over().unanswered.is_some()
+                requests.finish().unanswered.is_some()
             };
             let (caller, instance) = match ends_first {
                 true => {
                     let instance = over();
-                    (call.is_unanswered(), instance)
+                    (request.is_unanswered(), instance)
                 }
-                false => (call.is_unanswered(), over()),
+                false => (request.is_unanswered(), over()),
             };
             assert_eq!((instance, caller), (by_instance, by_caller), "{ends_first} {end:?}");
         }
@@ -291,11 +288,11 @@ mod tests {
 
     #[test]
     fn the_first_end_counts() {
-        let (calls, call) = (Arc::new(Calls::default()), Call::default());
-        calls.ended(End::Late);
-        assert_eq!(calls.ended(End::Failed), End::Late);
-        assert_eq!(call.end(), None);
-        call.enter(&calls);
-        assert_eq!(call.end(), Some(End::Late));
+        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        requests.set_end(InstanceEnd::TimedOut);
+        assert_eq!(requests.set_end(InstanceEnd::Failed), InstanceEnd::TimedOut);
+        assert_eq!(request.end(), None);
+        request.assign(&requests);
+        assert_eq!(request.end(), Some(InstanceEnd::TimedOut));
     }
 }

@@ -6,8 +6,8 @@ use wasmparser::{Parser, Payload};
 
 use crate::{config::Spec, error::Failure, wasm::engine::Engine};
 
-/// The largest linear memory that a module of the component declares, in bytes; none where the file cannot be read or is
-/// not a component, which its compilation says better.
+/// Largest linear memory that a module of the component declares, in bytes; none if the file cannot be read or is not a
+/// component, which its compilation reports better.
 pub(crate) fn declared(path: &Path) -> Option<u64> {
     largest(&fs::read(path).ok()?)
 }
@@ -29,7 +29,7 @@ fn largest(bytes: &[u8]) -> Option<u64> {
     Some(largest)
 }
 
-/// Holds what a component declares against the limit of its service.
+/// Checks the declared memory against the limit of a service.
 pub(crate) fn check(spec: &Spec, declared: Option<u64>) -> Result<(), Failure> {
     let limit = spec.limits.memory as u64;
     match declared {
@@ -44,13 +44,13 @@ pub(crate) fn check(spec: &Spec, declared: Option<u64>) -> Result<(), Failure> {
     }
 }
 
-/// Reads what the component of a service declares, on a thread that may block, and holds it against the limit.
+/// Reads the declared memory of a component on a thread that may block, and checks it.
 pub(crate) async fn check_aside(engine: &Engine, spec: &Spec) -> Result<(), Failure> {
     let spec = spec.clone();
     engine.compiler.run(move || check(&spec, declared(&spec.component))).await
 }
 
-/// A size in MiB, as the configuration has it.
+/// A size in MiB, as in the configuration.
 fn mebibytes(bytes: u64) -> String {
     let tenths = (bytes.saturating_mul(10)).div_ceil(1 << 20);
     match tenths % 10 {
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_limit_is_told_in_its_own_unit() {
+    fn an_excess_is_reported_in_the_unit_of_the_limit() {
         let mut spec = Spec::new("greeter".parse().unwrap(), PathBuf::from("a.wasm"), "127.0.0.1:1".parse().unwrap());
         spec.limits.memory = 4 << 20;
         assert!(check(&spec, Some(4 << 20)).is_ok() && check(&spec, None).is_ok());

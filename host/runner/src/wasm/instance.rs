@@ -22,65 +22,65 @@ use wasmtime_wasi_http::{
 
 use crate::{
     rt::timers::{Sleep, Timers},
-    telemetry::service_metrics::Hit,
+    telemetry::service_metrics::Incident,
     wasm::{
-        context::{Guest, Host},
+        context::{ServiceContext, StoreState},
         engine::Engine,
         error::cause,
-        in_flight::{Call, Calls, End},
+        in_flight::{InFlightRequest, InFlightRequests, InstanceEnd},
         reuse::Reusable,
         scheduler::{InterruptHandle, Scheduler},
     },
 };
 
 /// Said of a request for which there is neither a response nor the end of an instance.
-pub(crate) const UNANSWERED: &str = "the component returned without a response";
+pub(crate) const NO_RESPONSE: &str = "the component returned without a response";
 
-/// How long an idle instance is kept for a further request.
+/// Time for which an idle instance is kept for a further request.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How much later an instance is ended than the last of its requests, each of which ends in its own words.
+/// Delay of an instance's end after the deadline of its last request, which has its own error.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What `ProxyHandler` asks for when it needs an instance.
+/// Factory of instances for `ProxyHandler`.
 pub(crate) struct Instances {
     pub(crate) name: ServiceName,
     pub(crate) engine: Engine,
-    pub(crate) pre: ProxyPre<Host>,
-    pub(crate) guest: Arc<Guest>,
+    pub(crate) pre: ProxyPre<StoreState>,
+    pub(crate) context: Arc<ServiceContext>,
     pub(crate) request_timeout: Duration,
     pub(crate) stream_timeout: Duration,
     pub(crate) reusable: Arc<Reusable>,
 }
 
 impl HandlerState for Instances {
-    type StoreData = Host;
+    type StoreData = StoreState;
     type WorkerExpiration = Expiration;
     type WorkerState = Worker;
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<Host, Expiration, Worker>> {
+    async fn instantiate(&self) -> wasmtime::Result<Instance<StoreState, Expiration, Worker>> {
         let deadline = Instant::now() + self.request_timeout;
         let late = || format_err!("instantiation took longer than {:?}", self.request_timeout);
-        let host = timeout_at(deadline.into(), self.guest.host_for_requests()).await.map_err(|_| late())?;
-        let mut store = self.engine.store(host);
+        let state = timeout_at(deadline.into(), self.context.store_for_requests()).await.map_err(|_| late())?;
+        let mut store = self.engine.store(state);
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
         // Of 0.2 an answer is there in one piece, or the component waits.
         let comes_in_pieces = matches!(self.pre, ProxyPre::P3(_));
         store.call_hook(move |store, call| {
-            let calls = &store.data().calls;
+            let requests = &store.data().requests;
             if comes_in_pieces && matches!(call, CallHook::CallingWasm) {
-                calls.idle.on_run();
+                requests.idle.on_run();
             }
             // All clients have left: further work is wasted, and writing the response would fail.
-            if calls.is_abandoned() && matches!(call, CallHook::CallingWasm | CallHook::ReturningFromHost) {
-                calls.ended(End::Abandoned);
+            if requests.is_abandoned() && matches!(call, CallHook::CallingWasm | CallHook::ReturningFromHost) {
+                requests.set_end(InstanceEnd::Abandoned);
                 return Err(format_err!("the instance is abandoned"));
             }
             Ok(())
         });
         let made = self.pre.instantiate_async(&mut store);
         let proxy = Arc::clone(&interrupt).until(sleep_until(deadline.into()), made).await.map_err(|()| late())??;
-        let (calls, timers) = (Arc::clone(&store.data().calls), Timers::default());
+        let (requests, timers) = (Arc::clone(&store.data().requests), Timers::default());
         Ok(Instance {
             store,
             proxy,
@@ -88,69 +88,69 @@ impl HandlerState for Instances {
             expiration: Expiration {
                 stream_timeout: self.stream_timeout,
                 sleep: timers.sleep(IDLE),
-                replaced: Box::pin(self.guest.replaced.clone().cancelled_owned()),
-                calls: Arc::clone(&calls),
+                replaced: Box::pin(self.context.replaced.clone().cancelled_owned()),
+                requests: Arc::clone(&requests),
                 interrupt: Arc::clone(&interrupt),
             },
             state: Worker {
                 name: self.name.clone(),
                 scheduler: self.engine.scheduler(),
                 interrupt,
-                guest: Arc::clone(&self.guest),
+                context: Arc::clone(&self.context),
                 reusable: Arc::clone(&self.reusable),
-                calls,
+                requests,
                 timers,
             },
         })
     }
 }
 
-/// The end of an instance that idles too long or for a version that was replaced, whose last request or answer is overdue, or
-/// whose clients have all left. It is polled outside of the component, so that one that computes for ever ends as well.
+/// End of an instance: it idles too long or belongs to a replaced revision, its last request or response is overdue, or its
+/// clients have all left. It is polled outside of the component, so that an endless loop ends as well.
 pub(crate) struct Expiration {
     stream_timeout: Duration,
     sleep: Sleep,
     replaced: Pin<Box<WaitForCancellationFutureOwned>>,
-    calls: Arc<Calls>,
+    requests: Arc<InFlightRequests>,
     interrupt: Arc<InterruptHandle>,
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         // The component has given its thread back, and is interrupted when the end is due.
-        let (interrupt, calls) = (Arc::clone(&self.interrupt), Arc::clone(&self.calls));
+        let (interrupt, requests) = (Arc::clone(&self.interrupt), Arc::clone(&self.requests));
         let due = interrupt.poll(cx, |cx| self.as_mut().poll_due(cx, status, start));
-        calls.idle.on_yield(cx.waker());
+        requests.idle.on_yield(cx.waker());
         due
     }
 }
 
 impl Expiration {
     fn poll_due(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        if self.calls.poll_abandoned(cx).is_ready() {
-            self.calls.ended(End::Abandoned);
+        if self.requests.poll_abandoned(cx).is_ready() {
+            self.requests.set_end(InstanceEnd::Abandoned);
             return Poll::Ready(());
         }
         if matches!(status, WorkerStatus::Idle) && self.replaced.as_mut().poll(cx).is_ready() {
-            // The next version needs its slot.
+            // The next revision needs its slot.
             return Poll::Ready(());
         }
         let allowed = match status {
             WorkerStatus::Idle => IDLE,
-            WorkerStatus::Requests => self.calls.longest() + GRACE,
+            WorkerStatus::Requests => self.requests.longest() + GRACE,
             WorkerStatus::PostReturn => self.stream_timeout + GRACE,
         };
         self.sleep.reset((start + allowed).into());
         ready!(Pin::new(&mut self.sleep).poll(cx));
         if !matches!(status, WorkerStatus::Idle) {
-            self.calls.ended(End::Late);
+            self.requests.set_end(InstanceEnd::TimedOut);
         }
         Poll::Ready(())
     }
 }
 
-/// Why an instance ended, with the limit that it ran into.
-fn ended(error: &wasmtime::Error, store: &Store<Host>) -> String {
+/// Reason for which an instance ended, with the limit that was exceeded.
+fn ended(error: &wasmtime::Error, store: &Store<StoreState>) -> String {
     if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
         let most = store.data().table.max_capacity();
         return format!(
@@ -169,15 +169,15 @@ pub(crate) struct Worker {
     name: ServiceName,
     scheduler: Arc<Scheduler>,
     interrupt: Arc<InterruptHandle>,
-    guest: Arc<Guest>,
+    context: Arc<ServiceContext>,
     reusable: Arc<Reusable>,
-    calls: Arc<Calls>,
+    requests: Arc<InFlightRequests>,
     timers: Timers,
 }
 
 impl WorkerState for Worker {
-    type StoreData = Host;
-    type RequestData = Arc<Call>;
+    type StoreData = StoreState;
+    type RequestData = Arc<InFlightRequest>;
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
         self.reusable.accepts(concurrent, total)
@@ -185,37 +185,37 @@ impl WorkerState for Worker {
 
     fn on_request_start(
         &self,
-        mut store: StoreContextMut<'_, Host>,
-        call: Arc<Call>,
+        mut store: StoreContextMut<'_, StoreState>,
+        request: Arc<InFlightRequest>,
         task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
         // A whole slice for each request: otherwise a request that comes between two ticks would yield at once.
         let at_once = self.scheduler.on_request(&mut store.data_mut().usage);
         store.set_epoch_deadline(u64::from(!at_once));
-        call.enter(&self.calls);
-        store.data_mut().outbound.asked.begin(task, call.span.clone(), self.reusable.is_exclusive());
-        Box::pin(self.timers.sleep(call.within))
+        request.assign(&self.requests);
+        store.data_mut().outbound.trace_parents.begin(task, request.span.clone(), self.reusable.is_exclusive());
+        Box::pin(self.timers.sleep(request.within))
     }
 
-    fn drop(&self, store: Store<Host>, result: wasmtime::Result<()>) {
-        let end = result.as_ref().err().map(|_| self.calls.ended(End::Failed));
-        let over = self.calls.over();
+    fn drop(&self, store: Store<StoreState>, result: wasmtime::Result<()>) {
+        let end = result.as_ref().err().map(|_| self.requests.set_end(InstanceEnd::Failed));
+        let summary = self.requests.finish();
         match (result, end) {
             (Ok(()), _) => {
-                if let Some(request) = over.unanswered {
-                    tracing::warn!(service = %self.name, %request, "{UNANSWERED}");
+                if let Some(request) = summary.unanswered {
+                    tracing::warn!(service = %self.name, %request, "{NO_RESPONSE}");
                 }
             }
-            (Err(_), Some(End::Abandoned)) => {
+            (Err(_), Some(InstanceEnd::Abandoned)) => {
                 tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
             }
-            (Err(_), _) if self.guest.ended.is_cancelled() => {}
+            (Err(_), _) if self.context.ended.is_cancelled() => {}
             (Err(error), _) => {
                 if error.is::<Trap>() {
-                    self.guest.stats.hit(Hit::Trap);
-                    self.guest.stats.trapped(over.open.max(1));
+                    self.context.stats.incident(Incident::Trap);
+                    self.context.stats.trapped(summary.open.max(1));
                 }
-                let request = over.latest;
+                let request = summary.latest;
                 tracing::warn!(service = %self.name, %request, "an instance ended: {}", ended(&error, &store));
             }
         }
@@ -223,6 +223,6 @@ impl WorkerState for Worker {
         // given back, which takes long where it is much, and is done on the thread that the instance had.
         drop(store);
         self.interrupt.release();
-        self.calls.idle.on_end();
+        self.requests.idle.on_end();
     }
 }

@@ -1,4 +1,4 @@
-//! The one linker, which says what components can import.
+//! The linker, which defines the imports of components.
 
 use leasehold_wasmtime::RegistryView;
 use wasmtime::{
@@ -15,28 +15,28 @@ use wasmtime_wasi_http::{
     },
 };
 
-use crate::wasm::context::Host;
+use crate::wasm::context::StoreState;
 
-/// Links every interface that a component can import. What a component may do with them is in its service context.
-pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Host>> {
+/// Links every interface that a component can import. Its service context restricts their use.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<StoreState>> {
     let mut linker = Linker::new(engine);
     // All of WASI, since a plain Rust component imports most of it.
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     add_client(&mut linker)?;
-    wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, Host::http)?;
-    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut Host| WasiConfig::from(host.config.as_ref()))?;
-    leasehold_wasmtime::add_to_linker(&mut linker, |host: &mut Host| RegistryView {
-        ctx: &host.registry,
-        table: &mut host.table,
+    wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, StoreState::http)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut StoreState| WasiConfig::from(state.config.as_ref()))?;
+    leasehold_wasmtime::add_to_linker(&mut linker, |state: &mut StoreState| RegistryView {
+        ctx: &state.registry,
+        table: &mut state.table,
     })?;
     Ok(linker)
 }
 
-/// Links `wasi:http/client` 0.3, which notes the task that sends and then sends as usual.
-fn add_client(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
-    client::add_to_linker::<_, Client>(linker, Host::http)
+/// Links `wasi:http/client` 0.3 with a note of the sending task.
+fn add_client(linker: &mut Linker<StoreState>) -> wasmtime::Result<()> {
+    client::add_to_linker::<_, Client>(linker, StoreState::http)
 }
 
 struct Client;
@@ -45,20 +45,20 @@ impl HasData for Client {
     type Data<'a> = WasiHttpCtxView<'a>;
 }
 
-impl HostWithStore<Host> for Client {
+impl HostWithStore<StoreState> for Client {
     async fn send(
-        store: &Accessor<Host, Self>,
+        store: &Accessor<StoreState, Self>,
         request: Resource<Request>,
     ) -> Result<Resource<Response>, TrappableError<ErrorCode>> {
         store.with(|mut access| {
             let mut store = access.as_context_mut();
-            if store.data().outbound.asked.is_empty() {
+            if store.data().outbound.trace_parents.is_empty() {
                 return;
             }
             let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
-            store.data_mut().outbound.asked.sending(&tasks);
+            store.data_mut().outbound.trace_parents.sending(&tasks);
         });
-        // The first thing that this does, before it waits for anything, is to take what was taken down.
-        WasiHttp::send(&store.with_getter::<WasiHttp>(Host::http), request).await
+        // `send` takes the note before it waits for anything.
+        WasiHttp::send(&store.with_getter::<WasiHttp>(StoreState::http), request).await
     }
 }

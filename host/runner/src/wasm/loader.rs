@@ -1,17 +1,13 @@
-//! The components of all services at the start, loaded independently: none waits for another that has to be compiled.
+//! Loading of all services' components at the start, independent of one another: no component waits for the compilation of
+//! another.
 
-use std::{
-    collections::HashMap,
-    panic::resume_unwind,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
+use std::{collections::HashMap, panic::resume_unwind, path::PathBuf, sync::Arc, thread};
 
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, join_all},
 };
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -21,7 +17,7 @@ use crate::{
     process::cpus,
     process::rlimit,
     wasm::{
-        component::{Found, Loaded},
+        component::{Loaded, Lookup},
         engine::{Demand, Engine},
         scheduler::Scheduler,
     },
@@ -36,13 +32,13 @@ pub(crate) struct Loading {
     components: HashMap<File, PendingComponent>,
 }
 
-/// A component's file, and whether it may be machine code.
+/// Path of a component, and true if it may be machine code.
 type File = (PathBuf, bool);
 /// Sender of one loaded component.
 type Handover = oneshot::Sender<Result<Loaded, Failure>>;
 
 impl Loading {
-    /// Begins on a thread of its own.
+    /// Begins to load on a thread of its own.
     pub(crate) fn begin(specs: &[Spec], scheduler: Arc<Scheduler>, tasks: &TaskTracker) -> Self {
         let (mut components, mut files) = (HashMap::new(), Vec::new());
         // In the order of the services.
@@ -67,7 +63,7 @@ impl Loading {
         Self { engine, components }
     }
 
-    /// Waits for the engine. The components come by themselves.
+    /// Waits for the engine, while the components are being loaded.
     pub(crate) async fn engine(self) -> Result<(Engine, Components), Failure> {
         let failed = |_| Err(Failure::other("the component engine could not be started"));
         Ok((self.engine.await.unwrap_or_else(failed)?, Components(self.components)))
@@ -95,18 +91,18 @@ fn build(specs: &[Spec], scheduler: Arc<Scheduler>) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
-/// Loads each file that was compiled before, as many at a time as there are processors. The others are compiled aside, the
-/// smallest first.
+/// Loads each file that was compiled before, as many at a time as there are processors. The others are compiled in child
+/// processes, the smallest first.
 fn load(engine: &Engine, files: Vec<(File, Handover)>, tasks: &TaskTracker) {
     let threads = cpus::available().min(files.len());
     let files = Mutex::new(files.into_iter());
-    let next = || files.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let next = || files.lock().next();
     let work = || {
         let mut to_compile = Vec::new();
         while let Some(((path, precompiled), handover)) = next() {
             match Loaded::find(engine, &path, precompiled) {
-                Ok(Found::Wasm(bytes)) => to_compile.push((bytes.len(), path, precompiled, handover)),
-                Ok(Found::Loaded(loaded)) => hand_over(handover, Ok(loaded)),
+                Ok(Lookup::NotCompiled(bytes)) => to_compile.push((bytes.len(), path, precompiled, handover)),
+                Ok(Lookup::Loaded(loaded)) => hand_over(handover, Ok(loaded)),
                 Err(failure) => hand_over(handover, Err(failure)),
             }
         }

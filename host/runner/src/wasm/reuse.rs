@@ -1,4 +1,4 @@
-//! How many requests one instance answers, and whether its component stands being reused.
+//! Reuse of instances: its limits, and detection of components that cannot be reused.
 
 use std::sync::{
     Arc,
@@ -8,24 +8,24 @@ use std::sync::{
 use leasehold::ServiceName;
 use wasmtime_wasi_http::handler::{ProxyPre, ShouldAccept};
 
-use crate::{config::Limits, wasm::context::Host};
+use crate::{config::Limits, wasm::context::StoreState};
 
-/// So many failures of reused instances, and not one that answered, are a component that answers one request an instance.
+/// Failures of reused instances, without any success, that prove a component not reusable.
 const FAILURES: u32 = 3;
 
-/// How many requests one instance answers, and how many at a time.
+/// Requests that one instance serves in all, and at a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reuse {
     total: usize,
     concurrent: usize,
 }
 
-/// What is known of one version of a component.
+/// Evidence about one revision of a component.
 #[derive(Debug)]
 pub(crate) struct Reusable {
     service: ServiceName,
     reuse: Reuse,
-    /// A reused instance has answered.
+    /// A reused instance has served a request.
     is_proven: AtomicBool,
     /// Reused instances that failed before that.
     failures: AtomicU32,
@@ -33,18 +33,18 @@ pub(crate) struct Reusable {
 }
 
 impl Reuse {
-    /// What the limits say; by default as `wasmtime serve` has it, and where instances are reused at all for longer. The error
-    /// says what the component cannot do.
-    pub(crate) fn of(pre: &ProxyPre<Host>, limits: &Limits) -> Result<Self, &'static str> {
+    /// Reuse by the limits; the default of `wasi:http` 0.2 is that of `wasmtime serve`. The error names a limit that the
+    /// component cannot meet.
+    pub(crate) fn of(pre: &ProxyPre<StoreState>, limits: &Limits) -> Result<Self, &'static str> {
         let (total, concurrent) = match pre {
-            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|asked| asked > 1) => {
+            ProxyPre::P2(_) if limits.instance_concurrency.is_some_and(|requested| requested > 1) => {
                 return Err("limits.instance_concurrency must be 1: \
                             an instance of wasi:http 0.2 answers one request at a time");
             }
             ProxyPre::P2(_) => (1, 1),
             ProxyPre::P3(_) => (1000, 16),
         };
-        let or = |asked: Option<u32>, default| asked.map_or(default, |asked| asked as usize);
+        let or = |requested: Option<u32>, default| requested.map_or(default, |requested| requested as usize);
         Ok(Self { total: or(limits.instance_requests, total), concurrent: or(limits.instance_concurrency, concurrent) })
     }
 }
@@ -60,12 +60,12 @@ impl Reusable {
         })
     }
 
-    /// Whether an instance answers one request at a time.
+    /// Returns true if an instance serves one request at a time.
     pub(crate) fn is_exclusive(&self) -> bool {
         self.reuse.concurrent == 1
     }
 
-    /// Whether an instance with so many requests, of so many in all, takes another.
+    /// Decides if an instance with so many requests, and so many in all, takes another.
     pub(crate) fn accepts(&self, concurrent: usize, total: usize) -> ShouldAccept {
         let most = if self.is_refuted.load(Relaxed) { 1 } else { self.reuse.total };
         if total >= most {
@@ -77,14 +77,14 @@ impl Reusable {
         }
     }
 
-    /// A reused instance has answered a request.
+    /// Notes that a reused instance has served a request.
     pub(crate) fn answered(&self) {
         if !self.is_proven.load(Relaxed) {
             self.is_proven.store(true, Relaxed);
         }
     }
 
-    /// A reused instance has failed at a request. Returns whether that may be for its being reused.
+    /// Notes that a reused instance has failed at a request. Returns true if the reuse may be the reason.
     pub(crate) fn failed(&self) -> bool {
         if self.is_proven.load(Relaxed) {
             return false;

@@ -1,4 +1,4 @@
-//! What a program may do with sockets: listen where its service does, and call the addresses that its policy lists.
+//! Sockets of a program: it may listen at the address of its service, and connect to the addresses that its policy lists.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) struct Sockets {
     pub(crate) service: ServiceName,
     pub(crate) listen: SocketAddr,
-    /// `allow.outbound`; only those that are IP addresses count here, since names are not looked up.
+    /// `allow.outbound`; only IP addresses count here, since names are not resolved.
     pub(crate) outbound: Arc<[Destination]>,
     /// Permits local targets without an entry of their own.
     pub(crate) local: bool,
@@ -37,46 +37,46 @@ pub(crate) struct Sockets {
     pub(crate) denials: Arc<Denials>,
     /// Cancelled when the program has bound its address and is about to listen.
     pub(crate) listens: CancellationToken,
-    /// Cancelled when the program is to end, and gets no further connections.
-    pub(crate) told: CancellationToken,
-    pub(crate) room: Room,
-    /// Whether a refusal was told in the log: one is enough to know what is wrong.
+    /// Cancelled when the program is to end; it gets no further connections.
+    pub(crate) ending: CancellationToken,
+    pub(crate) connections: ConnectionPermits,
+    /// A refusal was logged as a warning; further ones are logged at debug level.
     pub(crate) refused: AtomicBool,
 }
 
-/// How many further connections a program may take, beyond `limits.connections` one or two. Nobody says when one ends, so
-/// what the program has is counted whenever there is no room left.
+/// Permits for further connections of a program, one or two beyond `limits.connections`. No call reports the end of a
+/// connection, so the program's sockets are counted when no permit is left.
 #[derive(Clone)]
-pub(crate) struct Room {
+pub(crate) struct ConnectionPermits {
     most: usize,
     left: Arc<Semaphore>,
 }
 
-impl Room {
+impl ConnectionPermits {
     pub(crate) fn new(most: usize) -> Self {
         Self { most, left: Arc::new(Semaphore::new(most)) }
     }
 
-    /// Before each call of the program, given what it has.
-    pub(crate) fn look(&self, table: &mut ResourceTable) {
+    /// Adds the permits of connections that have ended. Called before each call of the program, with its table.
+    pub(crate) fn replenish(&self, table: &mut ResourceTable) {
         if self.left.available_permits() > 0 {
             return;
         }
         let sockets = table.iter_mut().filter(|held| held.is::<p2::TcpSocket>() || held.is::<TcpSocket>()).count();
-        // Its listener is one of them, and so may be one that this very call is about to drop, maybe the last for long.
+        // The listener is one of the sockets; another may be dropped by this very call, perhaps the last for long.
         self.left.add_permits((self.most + 2).saturating_sub(sockets));
     }
 
-    async fn enter(&self) {
+    async fn acquire(&self) {
         self.left.acquire().await.expect("it is never closed").forget();
     }
 }
 
 impl Sockets {
-    /// Like `allow`; connections that the program has no room for wait for it.
+    /// Decides on an address; a connection waits for its permit.
     pub(crate) async fn decide(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
         if matches!(purpose, SocketAddrUse::TcpAccept) {
-            return self.told.run_until_cancelled(self.room.enter()).await.is_some();
+            return self.ending.run_until_cancelled(self.connections.acquire()).await.is_some();
         }
         self.allow(addr, purpose)
     }
@@ -84,7 +84,7 @@ impl Sockets {
     fn allow(&self, addr: SocketAddr, purpose: SocketAddrUse) -> bool {
         let is_own = (addr.ip(), addr.port()) == (self.listen.ip(), self.listen.port());
         let allowed = match purpose {
-            // One that connects is bound to some address first.
+            // A connecting socket is bound to some address first.
             SocketAddrUse::TcpBind => is_own || (is_any(addr) && self.outbound.iter().any(Destination::has_addresses)),
             SocketAddrUse::TcpListen => is_own,
             SocketAddrUse::TcpConnect => return self.allow_connection(addr),
@@ -131,7 +131,7 @@ impl Sockets {
     }
 }
 
-/// Whether the system chooses the address.
+/// Returns true if the system chooses the address.
 fn is_any(addr: SocketAddr) -> bool {
     addr.ip().is_unspecified() && addr.port() == 0
 }
@@ -143,7 +143,7 @@ mod tests {
     use wasmtime::component::ResourceTable;
     use wasmtime_wasi::sockets::SocketAddrUse;
 
-    use super::{Denials, Reserved, Room, Sockets};
+    use super::{ConnectionPermits, Denials, Reserved, Sockets};
 
     fn sockets(outbound: &[&str]) -> Sockets {
         Sockets {
@@ -154,14 +154,14 @@ mod tests {
             reserved: Reserved::new(Some("127.0.0.1:9090".parse().unwrap())),
             denials: Arc::new(Denials::new("a".parse().unwrap())),
             listens: Default::default(),
-            told: Default::default(),
-            room: Room::new(1),
+            ending: Default::default(),
+            connections: ConnectionPermits::new(1),
             refused: Default::default(),
         }
     }
 
     #[test]
-    fn only_its_own_address_is_listened_on() {
+    fn a_program_listens_only_on_its_own_address() {
         let sockets = sockets(&["127.0.0.1:9"]);
         let allow = |addr: &str, purpose| sockets.allow(addr.parse().unwrap(), purpose);
         for other in ["127.0.0.1:8081", "0.0.0.0:8080", "127.0.0.2:8080", "[::1]:8080", "0.0.0.0:0"] {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn only_listed_addresses_are_called() {
+    fn a_program_connects_only_to_listed_addresses() {
         let none = sockets(&["api.example"]);
         assert!(!none.allow("0.0.0.0:0".parse().unwrap(), SocketAddrUse::TcpBind));
         let some = sockets(&["api.example", "10.0.0.5:6379", "[fd00::1]"]);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_called_but_for_what_is_local_and_the_admin_endpoint() {
+    fn a_network_excludes_local_addresses_and_the_admin_endpoint() {
         let some = sockets(&["10.0.0.0/8:80", "0.0.0.0/0:443", "127.0.0.1"]);
         let calls = |addr: &str| some.allow(addr.parse().unwrap(), SocketAddrUse::TcpConnect);
         assert!(calls("10.1.2.3:80"));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_not_another_in_other_words() {
+    fn an_address_in_another_notation_is_not_permitted() {
         let sockets = sockets(&["10.0.0.5", "[fd00::1]:1"]);
         let allow = |addr: &str, purpose| sockets.allow(addr.parse().unwrap(), purpose);
         assert!(allow("10.0.0.5:1", SocketAddrUse::TcpConnect));
@@ -217,22 +217,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_told_to_end_gets_no_further_connections() {
+    async fn a_program_that_is_to_end_gets_no_further_connections() {
         let sockets = sockets(&[]);
         let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
         assert!(accepts().await);
-        let (more, ()) = tokio::join!(accepts(), async { sockets.told.cancel() });
+        let (more, ()) = tokio::join!(accepts(), async { sockets.ending.cancel() });
         assert!(!more);
         assert!(!accepts().await);
     }
 
     #[tokio::test]
-    async fn who_has_no_room_for_a_connection_gets_it_when_another_has_ended() {
+    async fn a_connection_waits_until_another_has_ended() {
         let sockets = sockets(&[]);
         let accepts = || sockets.decide("192.0.2.7:40000".parse().unwrap(), SocketAddrUse::TcpAccept);
         assert!(accepts().await);
         let mut table = ResourceTable::new();
-        let (more, ()) = tokio::join!(accepts(), async { sockets.room.look(&mut table) });
+        let (more, ()) = tokio::join!(accepts(), async { sockets.connections.replenish(&mut table) });
         assert!(more);
     }
 }

@@ -1,4 +1,4 @@
-//! A program's standard input: nothing comes, and it ends when the program is to end.
+//! Standard input of a program: empty, with its end as the signal to end.
 
 use std::{
     io,

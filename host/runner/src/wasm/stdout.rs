@@ -1,12 +1,13 @@
-//! Output of a component, brought to the log line by line, as many lines a second as it may print.
+//! Output of a component, logged line by line, at a limited rate.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     async_trait,
@@ -16,14 +17,14 @@ use wasmtime_wasi::{
 
 use crate::{
     error::shown,
-    telemetry::service_metrics::{Hit, Stats},
+    telemetry::service_metrics::{Incident, Stats},
 };
 
-/// A longer line is cut into several.
+/// Longest line; a longer one is split.
 const MAX_LINE_BYTES: usize = 4096;
-/// Seconds that a component may have been silent and then print the lines of, at once.
+/// Burst, in seconds of the rate.
 const BURST: f64 = 10.0;
-/// How often it is logged that lines are left out, at most.
+/// Interval between two reports of dropped lines, at least.
 const REPORT: Duration = Duration::from_secs(1);
 
 /// Standard output or standard error of one instance. All streams that a component opens on it share one line.
@@ -31,14 +32,14 @@ const REPORT: Duration = Duration::from_secs(1);
 pub(crate) struct Output {
     stream: &'static str,
     line: Arc<Mutex<Line>>,
-    budget: Arc<Budget>,
+    budget: Arc<OutputBudget>,
 }
 
 #[derive(Default)]
 struct Line(Vec<u8>);
 
-/// Lines that all instances of one service may print, a token bucket.
-pub(crate) struct Budget {
+/// Token bucket for the lines of all instances of one service.
+pub(crate) struct OutputBudget {
     stats: Arc<Stats>,
     lines_per_second: u32,
     bucket: Mutex<Bucket>,
@@ -48,31 +49,31 @@ pub(crate) struct Budget {
 struct Bucket {
     lines: f64,
     filled: Instant,
-    left_out: u64,
+    dropped: u64,
     reported: Option<Instant>,
 }
 
-/// What becomes of a line.
+/// Fate of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Passage {
-    /// It is logged, after a report of this many that were not, where there is one.
+enum LineFate {
+    /// The line is logged, after a report of this many dropped lines, if any.
     Logged(Option<u64>),
-    /// It is left out, and it is time to say so.
-    FirstLeftOut,
-    LeftOut,
+    /// The line is dropped, with a report.
+    FirstDropped,
+    Dropped,
 }
 
 impl Output {
-    pub(crate) fn stdout(budget: Arc<Budget>) -> Self {
+    pub(crate) fn stdout(budget: Arc<OutputBudget>) -> Self {
         Self { stream: "stdout", line: Arc::default(), budget }
     }
 
-    pub(crate) fn stderr(budget: Arc<Budget>) -> Self {
+    pub(crate) fn stderr(budget: Arc<OutputBudget>) -> Self {
         Self { stream: "stderr", line: Arc::default(), budget }
     }
 
     fn print(&self, bytes: &[u8]) {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut line = self.line.lock();
         line.add(bytes, |line| self.log(line));
     }
 
@@ -81,75 +82,75 @@ impl Output {
             return;
         }
         let stats = &self.budget.stats;
-        let passage = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
-        match passage {
-            Passage::Logged(left_out) => {
-                if let Some(left_out) = left_out {
-                    self.budget.report(left_out);
+        let fate = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
+        match fate {
+            LineFate::Logged(dropped) => {
+                if let Some(dropped) = dropped {
+                    self.budget.report(dropped);
                 }
                 let text = shown(String::from_utf8_lossy(line).trim_end());
                 tracing::info!(service = %stats.service(), stream = self.stream, "{text}");
             }
-            Passage::FirstLeftOut => {
-                stats.hit(Hit::Output);
+            LineFate::FirstDropped => {
+                stats.incident(Incident::OutputLimit);
                 let most = self.budget.lines_per_second;
-                tracing::warn!(service = %stats.service(), "what the component prints is left out beyond {most} lines a second (limits.output_lines)");
+                tracing::warn!(service = %stats.service(), "output beyond {most} lines a second is dropped (limits.output_lines)");
             }
-            Passage::LeftOut => stats.hit(Hit::Output),
+            LineFate::Dropped => stats.incident(Incident::OutputLimit),
         }
     }
 }
 
-impl Budget {
+impl OutputBudget {
     pub(crate) fn new(stats: Arc<Stats>, lines_per_second: u32) -> Arc<Self> {
         Arc::new(Self { stats, lines_per_second, bucket: Mutex::new(Bucket::new(Instant::now(), lines_per_second)) })
     }
 
-    fn report(&self, left_out: u64) {
-        tracing::warn!(service = %self.stats.service(), "{left_out} lines of the component were left out (limits.output_lines)");
+    fn report(&self, dropped: u64) {
+        tracing::warn!(service = %self.stats.service(), "{dropped} lines of output were dropped (limits.output_lines)");
     }
 
     /// Reports the lines that were left out and not reported yet.
     pub(crate) fn report_rest(&self) {
-        let left_out = std::mem::take(&mut self.bucket().left_out);
-        if left_out > 0 {
-            self.report(left_out);
+        let dropped = std::mem::take(&mut self.bucket().dropped);
+        if dropped > 0 {
+            self.report(dropped);
         }
     }
 
     fn bucket(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bucket.lock()
     }
 }
 
 impl Bucket {
     fn new(now: Instant, lines_per_second: u32) -> Self {
-        Self { lines: f64::from(lines_per_second) * BURST, filled: now, left_out: 0, reported: None }
+        Self { lines: f64::from(lines_per_second) * BURST, filled: now, dropped: 0, reported: None }
     }
 
-    fn take(&mut self, now: Instant, lines_per_second: u32) -> Passage {
+    fn take(&mut self, now: Instant, lines_per_second: u32) -> LineFate {
         let rate = f64::from(lines_per_second);
         let filled = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
         (self.lines, self.filled) = ((self.lines + filled).min(rate * BURST), now);
         if self.lines >= 1.0 {
             self.lines -= 1.0;
-            return Passage::Logged(self.due(now));
+            return LineFate::Logged(self.due(now));
         }
-        self.left_out += 1;
-        if self.left_out == 1 && self.may_report(now) {
+        self.dropped += 1;
+        if self.dropped == 1 && self.may_report(now) {
             self.reported = Some(now);
-            return Passage::FirstLeftOut;
+            return LineFate::FirstDropped;
         }
-        Passage::LeftOut
+        LineFate::Dropped
     }
 
-    /// Number of lines to report as left out, once a while.
+    /// Number of dropped lines to report, once a while.
     fn due(&mut self, now: Instant) -> Option<u64> {
-        if self.left_out == 0 || !self.may_report(now) {
+        if self.dropped == 0 || !self.may_report(now) {
             return None;
         }
         self.reported = Some(now);
-        Some(std::mem::take(&mut self.left_out))
+        Some(std::mem::take(&mut self.dropped))
     }
 
     fn may_report(&self, now: Instant) -> bool {
@@ -158,7 +159,7 @@ impl Bucket {
 }
 
 impl Line {
-    /// Adds what was printed, and passes on each line that is complete.
+    /// Adds printed bytes, and passes on each complete line.
     fn add(&mut self, mut bytes: &[u8], mut complete: impl FnMut(&[u8])) {
         while !bytes.is_empty() {
             let piece = &bytes[..bytes.len().min(MAX_LINE_BYTES - self.0.len())];
@@ -176,14 +177,13 @@ impl Line {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // The last stream of the instance: what stands without a line end is a line, too.
-        let last = Arc::get_mut(&mut self.line)
-            .map(|line| std::mem::take(&mut line.get_mut().unwrap_or_else(PoisonError::into_inner).0));
+        // The last stream of the instance: text without a line end is a line, too.
+        let last = Arc::get_mut(&mut self.line).map(|line| std::mem::take(&mut line.get_mut().0));
         let Some(line) = last else { return };
         self.log(&line);
         let due = self.budget.bucket().due(Instant::now());
-        if let Some(left_out) = due {
-            self.budget.report(left_out);
+        if let Some(dropped) = due {
+            self.budget.report(dropped);
         }
     }
 }
@@ -243,7 +243,7 @@ impl AsyncWrite for Output {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Bucket, Line, MAX_LINE_BYTES, Passage};
+    use super::{Bucket, Line, LineFate, MAX_LINE_BYTES};
 
     fn add(line: &mut Line, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
@@ -269,13 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_rate_are_left_out_and_counted() {
+    fn lines_beyond_the_rate_are_dropped_and_counted() {
         let begun = Instant::now();
         let mut bucket = Bucket::new(begun, 10);
         let mut take = |millis| bucket.take(begun + Duration::from_millis(millis), 10);
-        assert!((0..100).all(|_| take(0) == Passage::Logged(None)));
-        assert_eq!([take(0), take(0), take(50)], [Passage::FirstLeftOut, Passage::LeftOut, Passage::LeftOut]);
-        assert_eq!([take(100), take(100)], [Passage::Logged(None), Passage::LeftOut]);
-        assert_eq!([take(1100), take(1100)], [Passage::Logged(Some(4)), Passage::Logged(None)]);
+        assert!((0..100).all(|_| take(0) == LineFate::Logged(None)));
+        assert_eq!([take(0), take(0), take(50)], [LineFate::FirstDropped, LineFate::Dropped, LineFate::Dropped]);
+        assert_eq!([take(100), take(100)], [LineFate::Logged(None), LineFate::Dropped]);
+        assert_eq!([take(1100), take(1100)], [LineFate::Logged(Some(4)), LineFate::Logged(None)]);
     }
 }

@@ -1,4 +1,4 @@
-//! The clock of this machine beside etcd's, which says in HTTP when it answered.
+//! The clock of this machine compared with that of etcd, which has the time in its HTTP responses.
 
 use std::{
     sync::Arc,
@@ -22,16 +22,16 @@ use tokio_rustls::{
 use super::Finding;
 use crate::commands::admin_client;
 
-/// How many seconds between two clocks are a finding. etcd tells whole ones.
+/// Difference of the clocks from which on it is a finding, in seconds. etcd reports whole ones.
 const MAX_SKEW: u64 = 3;
 
-/// By how many seconds this machine's clock is ahead of etcd's at least, or behind if negative; `None` where etcd tells
+/// Smallest possible lead of this machine's clock over etcd's in seconds, negative if it is behind; `None` if etcd reports
 /// no time, as on a port for gRPC alone.
 pub(super) async fn skew(endpoint: &str, options: &Options) -> Option<i64> {
     let before = SystemTime::now();
     let answer = timeout(options.dial_timeout, version(endpoint, &options.tls)).await.ok()??;
-    let told = httpdate::parse_http_date(answer.headers.get(header::DATE)?.to_str().ok()?).ok()?;
-    Some(between(before, told, SystemTime::now()))
+    let reported = httpdate::parse_http_date(answer.headers.get(header::DATE)?.to_str().ok()?).ok()?;
+    Some(between(before, reported, SystemTime::now()))
 }
 
 async fn version(endpoint: &str, tls: &Tls) -> Option<Parts> {
@@ -68,10 +68,10 @@ fn client(tls: &Tls) -> Option<ClientConfig> {
     }
 }
 
-/// What is certain: etcd answered between `before` and `after`, within the second that it `told`.
-fn between(before: SystemTime, told: SystemTime, after: SystemTime) -> i64 {
+/// Certain difference, given that etcd responded between `before` and `after`, within the second `reported`.
+fn between(before: SystemTime, reported: SystemTime, after: SystemTime) -> i64 {
     let whole = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
-    match (before.duration_since(told + Duration::from_secs(1)), told.duration_since(after)) {
+    match (before.duration_since(reported + Duration::from_secs(1)), reported.duration_since(after)) {
         (Ok(ahead), _) => whole(ahead),
         (_, Ok(behind)) => -whole(behind),
         _ => 0,
@@ -101,7 +101,7 @@ mod tests {
     use super::between;
 
     #[test]
-    fn what_may_be_rounding_is_no_difference() {
+    fn rounding_is_no_difference() {
         let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
         assert_eq!(between(at(5_900), at(5_000), at(5_990)), 0);
         assert_eq!(between(at(5_900), at(6_000), at(6_100)), 0);

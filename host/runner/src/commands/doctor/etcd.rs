@@ -1,4 +1,4 @@
-//! How etcd itself is: slow, alarmed, without a leader, almost full, or partly away.
+//! Findings about etcd itself: slow, alarmed, without a leader, almost full, or partly away.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use leasehold::{Alarm, Health, Member};
 
 use super::{Etcdctl, Finding};
 
-/// An etcd that takes longer than this for a request is slow: renewals and registrations wait as long.
+/// Round trip from which on etcd counts as slow: renewals and registrations wait as long.
 const SLOW: Duration = Duration::from_millis(250);
-/// How full a database may be, in percent.
+/// Fill level of the database from which on it is a finding, in percent.
 const MAX_FULL: u64 = 80;
 
 pub(super) fn slow(endpoint: &str, round_trip: Duration) -> Option<Finding> {
@@ -54,7 +54,7 @@ pub(super) fn findings(health: &Health, etcdctl: &Etcdctl) -> Vec<Finding> {
     alarms.chain(endpoints).collect()
 }
 
-/// `REVISION` is the operator's to choose: what is older is forgotten.
+/// Commands that free space. The operator chooses `REVISION`: older revisions are removed.
 fn make_room(etcdctl: &Etcdctl) -> String {
     format!("{} && {}", etcdctl.line("compact REVISION"), etcdctl.line("defrag"))
 }
@@ -90,7 +90,7 @@ mod tests {
     use crate::config::EtcdFiles;
 
     #[test]
-    fn each_trouble_of_etcd_has_its_kind() {
+    fn each_problem_of_etcd_has_its_kind() {
         let healthy = Member { has_leader: true, database: 79 << 20, quota: Some(100 << 20) };
         let endpoints = |members: &[Member]| {
             members.iter().enumerate().map(|(index, member)| (format!("http://e:{index}"), Ok(*member))).collect()

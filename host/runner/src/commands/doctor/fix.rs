@@ -1,4 +1,4 @@
-//! `leasehold doctor --fix`: deletes keys that are left over, if they are unchanged since they were examined.
+//! `leasehold doctor --fix`: deletes leftover keys that are unchanged since they were examined.
 
 use std::io::{BufRead, Write, stderr, stdin};
 
@@ -39,7 +39,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) fn said(self) -> &'static str {
+    pub(super) fn message(self) -> &'static str {
         match self {
             Self::Deleted => "deleted",
             Self::Changed => "left alone: it has changed since it was examined",
@@ -63,7 +63,7 @@ pub(super) async fn apply(
         };
         let outcome = if agreed {
             let deleted = registrar.delete_unchanged(&fix.key, fix.revision).await;
-            let deleted = deleted.map_err(|error| Failure::unavailable(connect::said(&error, options)))?;
+            let deleted = deleted.map_err(|error| Failure::unavailable(connect::message(&error, options)))?;
             if deleted { Outcome::Deleted } else { Outcome::Changed }
         } else {
             Outcome::Left
@@ -73,12 +73,12 @@ pub(super) async fn apply(
     Ok(fixed)
 }
 
-/// Puts the question on standard error. Any answer but yes is a no, the end of the input included.
+/// Asks on standard error. Any answer but yes is a no, the end of the input included.
 fn agreed(finding: &Finding, fix: &Fix) -> bool {
     let caution = fix.caution.map_or_else(String::new, |caution| format!(" ({caution})"));
     let question = format!("{}: {}{caution}; delete it? [y/N] ", shown(&fix.key), finding.kind);
-    let mut said = String::new();
-    // A question that cannot be put is not answered with yes.
-    let answered = stderr().write_all(question.as_bytes()).and_then(|()| stdin().lock().read_line(&mut said));
-    answered.is_ok() && matches!(said.trim(), "y" | "Y" | "yes")
+    let mut answer = String::new();
+    // A question that cannot be written is not answered with yes.
+    let answered = stderr().write_all(question.as_bytes()).and_then(|()| stdin().lock().read_line(&mut answer));
+    answered.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }

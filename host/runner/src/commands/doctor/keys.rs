@@ -1,4 +1,4 @@
-//! What keys and values tell by themselves: ghosts, garbage, and what stands in the way of others.
+//! Findings about keys and values: keys without a lease, invalid keys, and conflicts between layouts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use leasehold::{Addr, Invalid, Layout, RawEntry, ServerNode, ServiceName, Versio
 use super::{Etcdctl, Finding, Fix};
 use crate::error::shown;
 
-/// Whose key it is, if it is no node of a layout that is looked at.
+/// Owner of a key that is no node of an examined layout.
 enum Owner {
     Layout(&'static str),
     /// The same layout under another prefix.
@@ -49,7 +49,7 @@ pub(super) fn findings(
                 let owner = Owner::of(found, layouts);
                 match (wrong_weight(found, layouts), owner) {
                     (Some(why), owner) => findings.push(wrong_weight_of(&found.key, &why, owner.as_ref())),
-                    // Other layouts may keep their keys below this one's root, but not where a service of it is looked for.
+                    // Other layouts may keep keys below this one's root, except where a service of it is looked up.
                     (None, Some(Owner::Layout(owner))) if !layouts.iter().any(|own| own.to_string() == owner) => {
                         collisions.look(found, owner, None);
                     }
@@ -107,7 +107,7 @@ fn nested(key: &str, prefix: &str) -> Finding {
             .to_owned(), ..Finding::default() }
 }
 
-/// Why it is no node of a layout, if it would be one but for its weight.
+/// Reason for which a key would be a node of a layout except for its weight.
 fn wrong_weight(found: &RawEntry, layouts: &[Layout]) -> Option<Invalid> {
     let below = layouts.iter().filter(|layout| found.key.starts_with(&layout.root()));
     below.filter_map(|layout| layout.parse(found.key.as_bytes(), &found.value).err()).find(|why| why.field == "weight")
@@ -131,10 +131,10 @@ fn wrong_weight_of(key: &str, why: &Invalid, owner: Option<&Owner>) -> Finding {
     }
 }
 
-/// Where services are looked for, and what stands there that is not theirs.
+/// Prefixes of services, with foreign keys below them.
 struct Collisions<'a> {
     services: BTreeMap<String, BTreeSet<&'a ServiceName>>,
-    /// By the prefix: whose keys, how many, and one of them.
+    /// Foreign keys by prefix: their owners, their number, and one of them.
     found: BTreeMap<String, (BTreeSet<&'a str>, usize, &'a str)>,
 }
 
@@ -143,7 +143,7 @@ impl<'a> Collisions<'a> {
         let mut services: BTreeMap<String, BTreeSet<&ServiceName>> = BTreeMap::new();
         for found in listed {
             let Ok(node) = &found.node else { continue };
-            // As it stands there: a service of one layout need not be one of another.
+            // The name as it is in the key: a service of one layout may be invalid in another.
             let own = layouts.iter().filter(|layout| is_of(found, node, layout));
             for prefix in own.map(|layout| layout.prefix(&node.name, &Version::default())) {
                 services.entry(prefix).or_default().insert(&node.name);
@@ -152,7 +152,7 @@ impl<'a> Collisions<'a> {
         Self { services, found: BTreeMap::new() }
     }
 
-    /// A key that is a node of the service, or of no service that is looked at.
+    /// Adds a node of the service, or of no examined service.
     fn look(&mut self, found: &'a RawEntry, owner: &'a str, name: Option<&ServiceName>) {
         for (at, _) in found.key.match_indices('/') {
             let prefix = &found.key[..=at];
@@ -222,7 +222,7 @@ fn shared_addresses(listed: &[RawEntry]) -> Vec<Finding> {
     findings
 }
 
-/// Addresses under which one service stands several times in one layout.
+/// Addresses that have several nodes of one service in one layout.
 fn duplicates(listed: &[RawEntry], layout: &Layout) -> Vec<Finding> {
     let mut places: BTreeMap<(&str, &str), Vec<&RawEntry>> = BTreeMap::new();
     for found in listed {

@@ -1,4 +1,5 @@
-//! Leases without keys. One that somebody renews is likely a service that is not there any more and does not know.
+//! Leases without keys. A lease that is renewed without keys likely belongs to a service that lost its key and does not
+//! notice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,34 +13,34 @@ use tokio::time::{Instant, sleep};
 
 use super::Finding;
 
-/// Leases that are asked about, at most.
-const MAX_ASKED: usize = 10_000;
-/// Leases that are asked about at a time.
-const ASKED_AT_A_TIME: usize = 32;
-/// Leases without keys that are looked at again, at most.
+/// Leases that are examined, at most.
+const MAX_EXAMINED: usize = 10_000;
+/// Leases that are examined at a time.
+const EXAMINED_AT_A_TIME: usize = 32;
+/// Leases without keys that are observed, at most.
 const MAX_WATCHED: usize = 256;
-/// How long they are looked at: clients renew after a third of the TTL, so that this tells for TTLs of up to 30 s.
+/// Time of observation: clients renew after a third of the TTL, so that TTLs of up to 30 s are covered.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it is until they are looked at again.
+/// Interval between two observations.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Leases that are named one by one, at most.
+/// Leases that are listed one by one, at most.
 const MAX_NAMED: usize = 20;
-/// etcd tells the time left in whole ones.
+/// Resolution of the remaining time in etcd.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The leases of this etcd, counted.
+/// Numbers of leases in this etcd.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Leases {
     all: usize,
-    /// They hold no key, and somebody renews them.
+    /// Leases without a key that are renewed.
     pub(super) renewed_without_keys: usize,
-    /// They hold no key, and nobody was seen to renew them.
+    /// Leases without a key whose renewal was not observed.
     pub(super) unrenewed_without_keys: usize,
-    /// They were too many to be looked at.
+    /// Leases beyond the number that is examined.
     pub(super) left_out: usize,
 }
 
-/// A lease without keys, and when etcd said so: between these two.
+/// A lease without keys, and the time of etcd's response: between these two.
 #[derive(Clone, Copy)]
 struct Look {
     asked: Instant,
@@ -50,12 +51,12 @@ struct Look {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Renewed,
-    /// Whoever renews does so before half of the time is over.
+    /// The lease was not renewed, although more than half of its time is over.
     RunsOut,
     Unclear,
 }
 
-/// Looks at every lease but those with `keys`; `None` where that is not this user's to see.
+/// Examines every lease but those with `keys`; `None` without the right to list them.
 pub(super) async fn examine(
     registrar: &Registrar,
     keys: &HashSet<i64>,
@@ -66,19 +67,19 @@ pub(super) async fn examine(
     };
     let mut told = Leases { all: all.len(), ..Leases::default() };
     let unknown: Vec<_> = all.into_iter().filter(|lease| !keys.contains(lease)).collect();
-    told.left_out = unknown.len().saturating_sub(MAX_ASKED);
-    let first = without_keys(registrar, unknown.into_iter().take(MAX_ASKED)).await?;
+    told.left_out = unknown.len().saturating_sub(MAX_EXAMINED);
+    let first = without_keys(registrar, unknown.into_iter().take(MAX_EXAMINED)).await?;
     told.left_out += first.len().saturating_sub(MAX_WATCHED);
     let mut watched: HashMap<_, _> = first.into_iter().take(MAX_WATCHED).collect();
     if !watched.is_empty() {
-        tracing::info!("leases without keys: {}; who renews them shows within {} s", watched.len(), PATIENCE.as_secs());
+        tracing::info!("leases without keys: {}; observing them for up to {} s", watched.len(), PATIENCE.as_secs());
     }
     let mut renewed = Vec::new();
     let until = Instant::now() + PATIENCE;
     while !watched.is_empty() && Instant::now() < until {
         sleep(PAUSE).await;
         let now = without_keys(registrar, watched.keys().copied()).await?;
-        // Those that are not there now are gone, or have a key.
+        // Leases that are missing now are gone, or have a key.
         watched.retain(|lease, first| {
             let verdict = now.get(lease).map(|now| verdict(first, now));
             match verdict {
@@ -105,25 +106,25 @@ pub(super) async fn examine(
     Ok(Some((told, notes.collect())))
 }
 
-/// Those among the leases that hold no key.
+/// Returns the leases that hold no key.
 async fn without_keys(registrar: &Registrar, leases: impl Iterator<Item = i64>) -> Result<HashMap<i64, Look>, Error> {
     let looks = leases.map(|lease| async move {
         let asked = Instant::now();
         match registrar.lease(lease).await {
             Ok(Some(status)) if status.keys == 0 => Ok(Some((lease, Look { asked, answered: Instant::now(), status }))),
             Ok(_) => Ok(None),
-            // It has keys, which are not this user's to read.
+            // The lease has keys that this user may not read.
             Err(Error::Unavailable(why)) if why.is_denied() => Ok(None),
             Err(error) => Err(error),
         }
     });
-    let looks = stream::iter(looks).buffer_unordered(ASKED_AT_A_TIME);
+    let looks = stream::iter(looks).buffer_unordered(EXAMINED_AT_A_TIME);
     looks.try_filter_map(|look| std::future::ready(Ok(look))).try_collect().await
 }
 
-/// What two looks tell.
+/// Verdict from two observations.
 fn verdict(first: &Look, now: &Look) -> Verdict {
-    // At least so much has passed for etcd, which had less than one second more to tell at first.
+    // Smallest time that passed for etcd, which had less than one second more than it reported at first.
     let passed = now.asked.saturating_duration_since(first.answered);
     let left = now.status.ttl_remaining;
     if left >= SECOND && left + passed >= first.status.ttl_remaining + SECOND {
@@ -156,14 +157,14 @@ mod tests {
             verdict(&look(begun, first), &look(begun + Duration::from_millis(millis), now))
         };
         assert_eq!(told(10, 9, 3400, 9), Verdict::Renewed);
-        // Told as 9 twice, with 9.9 s left at first.
+        // Reported as 9 twice, with 9.9 s left at first.
         assert_eq!(told(10, 9, 800, 9), Verdict::Unclear);
         assert_eq!(told(10, 9, 3400, 6), Verdict::Unclear);
         assert_eq!(told(10, 9, 6000, 3), Verdict::RunsOut);
         // etcd's shortest lease never has more than one whole second left, and may stay for a moment with none.
         assert_eq!(told(2, 1, 1000, 1), Verdict::Renewed);
         assert_eq!(told(2, 1, 2500, 0), Verdict::Unclear);
-        // A step of etcd's to another leader gives every lease its whole time again.
+        // A change of the leader gives every lease its whole time again.
         assert_eq!(told(60, 5, 500, 59), Verdict::Renewed);
     }
 }

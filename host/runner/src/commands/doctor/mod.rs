@@ -1,4 +1,4 @@
-//! `leasehold doctor`: what is wrong with what is registered in etcd, and the cure.
+//! `leasehold doctor`: problems of the registry in etcd, and their cures.
 
 mod clock;
 mod etcd;
@@ -37,45 +37,45 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Nodes that are dialled at a time.
 const MAX_DIALS: usize = 64;
 
-/// One thing that is wrong.
+/// A problem.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
 struct Finding {
-    /// What kind, for machines.
+    /// Kind of the problem, for scripts.
     kind: &'static str,
-    /// The key in etcd; none where it is about etcd itself.
+    /// The key in etcd; none for a problem of etcd itself.
     key: Option<String>,
-    /// What is wrong.
+    /// Description of the problem.
     found: String,
-    /// What to do.
+    /// Cure.
     cure: String,
-    /// The command that does it, for a shell; null where there is none.
+    /// Shell command of the cure; null if there is none.
     command: Option<String>,
     /// The deletion that `--fix` offers.
     #[serde(skip)]
     fix: Option<Fix>,
 }
 
-/// Everything, as `--json` shows it.
+/// The report, as `--json` shows it.
 #[derive(Serialize)]
 struct Report {
     endpoint: String,
     etcd: String,
     round_trip_ms: u128,
-    /// Ahead of etcd's if positive; null where etcd does not tell its time.
+    /// Lead of this machine's clock over etcd's; null if etcd does not report its time.
     clock_skew_seconds: Option<i64>,
     keys: usize,
     nodes: usize,
-    /// Null where they are not this user's to see.
+    /// Null without the right to list them.
     leases: Option<Leases>,
     findings: Vec<Finding>,
-    /// What may be wrong, and is no failure.
+    /// Possible problems, which are no failure.
     notes: Vec<Finding>,
     /// Outcomes of `--fix`; absent without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     fixed: Option<Vec<Fixed>>,
 }
 
-/// Reports on stdout, and mends what it may. Findings that are left are a failure, so that a script notices.
+/// Reports on stdout, and applies `--fix`. Remaining findings are a failure, so that a script notices.
 pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
     if args.fix && args.json && !args.yes {
         return Err(Failure::usage("--fix with --json asks nothing and so needs --yes"));
@@ -83,7 +83,7 @@ pub(crate) async fn doctor(args: DoctorArgs) -> Result<(), Failure> {
     let (options, files) = args.etcd.examined()?;
     let registrar = connect::start(&options)?;
     let outcome = report(&args, &registrar, &options, &Etcdctl::new(&options, &files)).await;
-    let _ = registrar.shutdown(END_TIMEOUT).await; // It holds nothing.
+    let _ = registrar.shutdown(END_TIMEOUT).await; // The registrar holds nothing.
     match outcome? {
         0 => Ok(()),
         1 => Err(Failure::other("1 finding")),
@@ -109,7 +109,7 @@ async fn report(
     if args.json {
         print_json(&report)?;
     } else {
-        print(&fixed.iter().map(|fixed| format!("{}: {}\n", fixed.key, fixed.outcome.said())).collect::<String>())?;
+        print(&fixed.iter().map(|fixed| format!("{}: {}\n", fixed.key, fixed.outcome.message())).collect::<String>())?;
     }
     let is_deleted = |key: &str| fixed.iter().any(|fixed| fixed.outcome == Outcome::Deleted && fixed.key == key);
     let left = report.findings.iter().filter(|finding| !finding.key.as_deref().is_some_and(is_deleted));
@@ -132,7 +132,7 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
         registrar.health()
     );
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
-    // Known only where the nodes were dialled.
+    // Known only if the nodes were dialled.
     let answers = |addr: &Addr| unreachable.as_ref().is_some_and(|dead| !dead.contains_key(addr));
     let mut findings = keys::findings(&listed, &options.read_layouts(), etcdctl, answers);
     findings.extend(unreachable.into_iter().flatten().map(|(_, finding)| finding));
@@ -154,7 +154,7 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
     })
 }
 
-/// Which nodes take no connection from here.
+/// Nodes that take no connection from here.
 async fn unreachable(listed: &[RawEntry]) -> BTreeMap<Addr, Finding> {
     let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
     for found in listed {

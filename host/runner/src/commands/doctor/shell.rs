@@ -1,4 +1,4 @@
-//! Command lines for an operator's shell, quoted so that no text of a stranger is executed.
+//! Command lines for an operator's shell, quoted so that no foreign text is executed.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub(super) struct Etcdctl(String);
 impl Etcdctl {
     pub(super) fn new(options: &Options, files: &EtcdFiles) -> Self {
         let mut line = format!("etcdctl --endpoints={}", quoted(&options.endpoints.join(",")));
-        // etcdctl asks for the password, which is not shown.
+        // etcdctl prompts for the password, which is not shown.
         if let Some(credentials) = &options.credentials {
             line += &format!(" --user={}", quoted(&credentials.user));
         }
@@ -35,7 +35,7 @@ impl Etcdctl {
     }
 }
 
-/// Excludes what moves the cursor or changes the direction of a text, and what stands for bytes that are no text.
+/// Excludes characters that move the cursor or change the direction of a text, and replacements of invalid bytes.
 fn is_plain(c: char) -> bool {
     let directs = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
     !c.is_control() && !directs && c != char::REPLACEMENT_CHARACTER
@@ -46,7 +46,7 @@ fn quoted(word: &str) -> Cow<'_, str> {
     let needs_none = |byte: u8| byte.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&byte);
     match !word.is_empty() && word.bytes().all(needs_none) {
         true => Cow::Borrowed(word),
-        // Nothing has a meaning between single quotes but the one that ends them.
+        // Between single quotes only the closing quote has a meaning.
         false => Cow::Owned(format!("'{}'", word.replace('\'', r"'\''"))),
     }
 }

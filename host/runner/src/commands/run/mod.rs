@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{
         metrics::Events,
-        server::{Admin, Desk},
+        server::{Admin, AdminState},
     },
     cli::RunArgs,
     config::{Config, Register, Spec},
@@ -26,7 +26,7 @@ use crate::{
         systemd,
     },
     service::{
-        handle::{Face, Phase, Roster},
+        handle::{Phase, ServiceHandle, Services},
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
     telemetry::otlp::Traces,
@@ -34,11 +34,11 @@ use crate::{
 };
 use private_etcd::PrivateEtcd;
 
-/// Reports of services that wait to be read.
+/// Unread reports of services, at most.
 const MAX_REPORTS: usize = 64;
 /// Services that one log line names.
 const MAX_NAMED: usize = 5;
-/// How long leases may take to be revoked at the end; what is left ends with its time to live.
+/// Longest wait for the revocation of leases at the end; the others end with their time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything from the configuration to the last revoked lease.
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     let mut config = args.config()?;
     let tasks = TaskTracker::new();
     let Signals { ending, reloads } = signals::listen(&tasks)?;
-    // What takes long goes on side by side, and a start is as long as the longest of it.
+    // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
     let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
@@ -55,38 +55,38 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
     let registrar = connect::start(&config.registrar)?;
-    let told = CancellationToken::new();
+    let done = CancellationToken::new();
     if config.dev {
-        tasks.spawn(progress::tell(registrar.events(), told.clone()));
+        tasks.spawn(progress::log_events(registrar.events(), done.clone()));
     }
-    let roster = Arc::new(Roster::new(ending.clone()));
+    let services = Arc::new(Services::new(ending.clone()));
     let admin = config.admin.as_ref().map(|admin| {
         let events = Arc::<Events>::default();
-        tasks.spawn(Arc::clone(&events).count(registrar.events(), told.clone()));
-        let roster = Arc::clone(&roster);
-        Admin::start(admin, Desk { roster, events, registrar: registrar.clone(), remote: admin.remote })
+        tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
+        let services = Arc::clone(&services);
+        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), remote: admin.remote })
     });
     let admin = admin.transpose()?;
     if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
         configured.listen = admin.bound;
     }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
-    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), told.clone()));
-    tasks.spawn(reload_when_asked(reloads, Arc::clone(&roster), tasks.clone()));
+    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
+    tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
 
-    let services = TaskTracker::new();
+    let running = TaskTracker::new();
     let outcome = tokio::select! {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        failure = live(&config, loading, &registrar, traces.as_ref(), &tasks, &roster, &services) => Err(failure),
+        failure = live(&config, loading, &registrar, traces.as_ref(), &tasks, &services, &running) => Err(failure),
     };
 
-    // Whatever it was that ended.
-    roster.ending.cancel();
+    // The reason of the end does not matter from here on.
+    services.ending.cancel();
     systemd::stopping(&tasks);
-    services.close();
-    services.wait().await;
+    running.close();
+    running.wait().await;
     if config.dev && outcome.is_ok() {
         progress::show_gone(&registrar, &config.services).await;
     }
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     if let Err(error) = revoked {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
-    told.cancel();
+    done.cancel();
     if let Some(admin) = admin {
         admin.close().await;
     }
@@ -109,7 +109,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     outcome
 }
 
-/// Starts the services and serves them until the roster ends; each of them is a task of `services`. Returns the failure
+/// Starts the services and serves them until the host ends; each of them is a task of `running`. Returns the failure
 /// that ends the host.
 async fn live(
     config: &Config,
@@ -117,11 +117,11 @@ async fn live(
     registrar: &Registrar,
     traces: Option<&Traces>,
     tasks: &TaskTracker,
-    roster: &Roster,
-    services: &TaskTracker,
+    services: &Services,
+    running: &TaskTracker,
 ) -> Failure {
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
-    // On which TTL a component registers itself it says when it does.
+    // A component chooses the TTL when it registers itself.
     let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
     if let Some(longest) = registered_here.map(|spec| spec.limits.start_timeout).max() {
         registrar.grant_ahead(longest);
@@ -129,7 +129,7 @@ async fn live(
     let (answers, etcd) = watch::channel(false);
     let reached = async {
         if registers || config.etcd_required {
-            connect::etcd(registrar, config, &roster.etcd).await?;
+            connect::etcd(registrar, config, &services.etcd).await?;
         }
         answers.send_replace(true);
         Ok(())
@@ -138,22 +138,22 @@ async fn live(
     let started = async {
         let (engine, components) = loading.engine().await?;
         let several = config.services.len() > 1;
-        let together = config.strict.then(|| Barrier::new(config.services.len()));
+        let barrier = config.strict.then(|| Barrier::new(config.services.len()));
         let (registrar, traces) = (registrar.clone(), traces.cloned());
         let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
-        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, together, several });
+        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, several });
         let new = |(index, spec): (usize, &Spec)| {
             let reports = Reports { index, to: reporting.clone() };
             Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)
         };
-        let (supervisors, faces): (Vec<_>, Vec<_>) = config.services.iter().enumerate().map(new).unzip();
-        roster.fill(faces);
+        let (supervisors, handles): (Vec<_>, Vec<_>) = config.services.iter().enumerate().map(new).unzip();
+        services.set(handles);
         for supervisor in supervisors {
-            services.spawn(supervisor.run(roster.ending.clone()));
+            running.spawn(supervisor.run(services.ending.clone()));
         }
         Ok(context)
     };
-    let outcome = try_join3(reached, started, watch_starts(config, reports, registrar, tasks, roster)).await;
+    let outcome = try_join3(reached, started, watch_starts(config, reports, registrar, tasks, services)).await;
     match outcome {
         Ok((.., never)) => match never {},
         Err(failure) => failure,
@@ -167,7 +167,7 @@ async fn watch_starts(
     mut reports: mpsc::Receiver<(usize, Report)>,
     registrar: &Registrar,
     tasks: &TaskTracker,
-    roster: &Roster,
+    services: &Services,
 ) -> Result<Infallible, Failure> {
     let mut untried: BTreeSet<usize> = (0..config.services.len()).collect();
     let (mut first, mut none_is_up) = (None, true);
@@ -175,7 +175,7 @@ async fn watch_starts(
         match report {
             Report::Failed(failure) if config.services[index].required => return Err(failure),
             Report::Failed(failure) => drop(first.get_or_insert(failure)),
-            Report::Up | Report::Out => none_is_up = false,
+            Report::Started | Report::Drained => none_is_up = false,
         }
         if !untried.remove(&index) || !untried.is_empty() {
             continue;
@@ -185,19 +185,19 @@ async fn watch_starts(
             _ => {}
         }
         if config.dev {
-            progress::show(registrar, roster.services()).await;
+            progress::show(registrar, services.all()).await;
         }
-        ready(roster);
+        ready(services);
         systemd::ready(tasks);
     }
     pending().await
 }
 
-/// Logs which services are served.
-fn ready(roster: &Roster) {
-    let services = roster.services();
-    let is_down = |face: &&Face| face.phase() != Phase::Serving;
-    let down: Vec<_> = services.iter().filter(is_down).map(|face| face.name.as_str()).collect();
+/// Logs that the host is ready, and the services that are not.
+fn ready(services: &Services) {
+    let services = services.all();
+    let is_down = |handle: &&ServiceHandle| handle.phase() != Phase::Serving;
+    let down: Vec<_> = services.iter().filter(is_down).map(|handle| handle.name.as_str()).collect();
     match down.len() {
         0 => tracing::info!(services = services.len(), "ready"),
         many => tracing::warn!(
@@ -210,17 +210,17 @@ fn ready(roster: &Roster) {
 }
 
 /// Reloads every service at each SIGHUP.
-async fn reload_when_asked(mut reloads: mpsc::Receiver<()>, roster: Arc<Roster>, tasks: TaskTracker) {
+async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Services>, tasks: TaskTracker) {
     while reloads.recv().await.is_some() {
-        if !roster.is_filled() {
+        if !services.are_known() {
             tracing::info!("SIGHUP: the host is starting, with what is in the component files now");
             continue;
         }
         tracing::info!("SIGHUP: every service goes on with what is in its component file now");
         systemd::reloading(&tasks).await;
         let failed = tokio::select! {
-            failed = roster.reload() => failed,
-            () = roster.ending.cancelled() => return,
+            failed = services.reload() => failed,
+            () = services.ending.cancelled() => return,
         };
         systemd::ready(&tasks);
         match failed.len() {

@@ -15,10 +15,10 @@ use tokio::{
 
 use crate::error::{Failure, one_line};
 
-/// How long etcd may take to end once it is told to.
+/// Longest wait for the end of etcd.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of etcd's log is kept for the case that it ends by itself, in bytes.
+/// Bytes of etcd's log that are kept for the case that it ends by itself.
 const LAST_WORDS: usize = 1024;
 
 /// Runs etcd until standard input ends, which it does when the host ends, even by SIGKILL; then removes its folder.
@@ -66,9 +66,9 @@ impl PrivateEtcd {
             .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
-            // One member elects itself, and needs neither patience for that nor its data after a power cut.
+            // A single member elects itself, without a long election timeout, and its data need not survive a power cut.
             .args(["--heartbeat-interval", "10", "--election-timeout", "100", "--unsafe-no-fsync"])
-            // etcd would tell systemd that it is ready, in our name.
+            // etcd would notify systemd in the host's name.
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -85,7 +85,7 @@ impl PrivateEtcd {
         &self.endpoint
     }
 
-    /// Waits until etcd ends by itself, which it should not, and says why.
+    /// Waits until etcd ends by itself, which it should not, and returns the reason.
     pub(crate) async fn ended(&mut self) -> Failure {
         let mut last = Vec::new();
         if let Some(stderr) = self.keeper.stderr.as_mut() {
@@ -109,7 +109,7 @@ impl PrivateEtcd {
     }
 }
 
-/// Two ports that nobody listens on at this moment.
+/// Two free ports.
 fn free_ports() -> std::io::Result<(u16, u16)> {
     let (one, other) = (TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     Ok((one.local_addr()?.port(), other.local_addr()?.port()))

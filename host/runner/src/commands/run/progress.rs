@@ -1,4 +1,4 @@
-//! What `run --dev` shows: each renewal and weight, and what etcd really holds.
+//! Output of `run --dev`: each renewal and weight, and the content of etcd.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use leasehold::{Event, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Spec, error::shown, service::handle::Face};
+use crate::{config::Spec, error::shown, service::handle::ServiceHandle};
 
-/// Tells renewals and weights, which the registrar's own log keeps to itself, until it ends or `done`.
-pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
+/// Logs renewals and weights, which the registrar does not log by itself, until it ends or `done`.
+pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationToken) {
     loop {
         let event = tokio::select! {
             biased;
@@ -17,14 +17,14 @@ pub(crate) async fn tell(mut events: Receiver<Event>, done: CancellationToken) {
             () = done.cancelled() => return,
         };
         match event {
-            Ok(event) => tell_one(&event),
-            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be told"),
+            Ok(event) => log(&event),
+            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be logged"),
             Err(RecvError::Closed) => return,
         }
     }
 }
 
-fn tell_one(event: &Event) {
+fn log(event: &Event) {
     let lease = format_args!("{:x}", event.lease);
     match event.what {
         What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),
@@ -35,15 +35,15 @@ fn tell_one(event: &Event) {
     }
 }
 
-/// Shows what etcd holds of these services, read back from it.
-pub(crate) async fn show(registrar: &Registrar, services: &[Face]) {
-    for face in services {
-        let url = Arc::clone(&face.snapshot().present.url);
+/// Shows the keys and values of these services, read back from etcd.
+pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
+    for handle in services {
+        let url = Arc::clone(&handle.snapshot().status.url);
         if url.is_empty() {
             continue;
         }
-        tracing::info!(service = %face.name, "open {url}");
-        match registrar.list(Some(&face.name)).await {
+        tracing::info!(service = %handle.name, "open {url}");
+        match registrar.list(Some(&handle.name)).await {
             Ok(listed) => {
                 for found in listed {
                     let value = String::from_utf8_lossy(&found.value);
@@ -55,7 +55,7 @@ pub(crate) async fn show(registrar: &Registrar, services: &[Face]) {
     }
 }
 
-/// Shows that etcd holds nothing of these services any more.
+/// Shows that etcd has no keys of these services any more.
 pub(crate) async fn show_gone(registrar: &Registrar, specs: &[Spec]) {
     for spec in specs {
         match registrar.list(Some(&spec.name)).await {

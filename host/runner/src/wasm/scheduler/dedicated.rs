@@ -37,7 +37,7 @@ pub(super) struct Dedicated {
 /// interrupted.
 pub(super) fn dedicate(scheduler: &Arc<Scheduler>, interrupt: &InterruptHandle, permit: OwnedSemaphorePermit) {
     block_in_place(|| {
-        // At the end of this block tokio takes the duties back if nobody has them. A blocking task that has begun shows that
+        // At the end of this block tokio takes the duties back if no thread has them. A blocking task that has begun shows that
         // the thread which takes them over, and was woken before it, has begun too.
         let (begun, begins) = mpsc::channel();
         #[expect(clippy::disallowed_methods, reason = "it ends at once, and is waited for below")]

@@ -2,15 +2,13 @@
 
 use std::{
     mem,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use futures::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Longest time for which output is kept back while the instance runs.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -90,9 +88,8 @@ impl IdleDetector {
         Poll::Pending
     }
 
-    /// The state is whole after every statement, so a panic elsewhere spoils nothing.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

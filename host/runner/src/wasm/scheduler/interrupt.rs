@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::dedicated::Dedicated;
@@ -133,9 +134,8 @@ impl InterruptHandle {
         self.dedicated().as_ref().map(Dedicated::slice)
     }
 
-    /// The state is whole after every statement, so a panic elsewhere spoils nothing.
     fn dedicated(&self) -> MutexGuard<'_, Option<Dedicated>> {
-        self.dedicated.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dedicated.lock()
     }
 }
 

@@ -2,7 +2,7 @@
 //! dedicated thread, so that requests which are answered at once do not wait behind them.
 //!
 //! A ticker ends slices: it interrupts every component at its next look at wasmtime's epoch. An instance whose slice is over
-//! yields to the other tasks of its thread. One that computes for long (`usage.rs`) gets a dedicated thread
+//! yields to the other tasks of its thread. An instance that computes for long (`usage.rs`) gets a dedicated thread
 //! (`dedicated.rs`), which its task gets back through the interrupt handle (`interrupt.rs`).
 //!
 //! To the kernel a dedicated thread is one among others. Linux lets a thread that has just begun run until its next tick, up

@@ -15,7 +15,7 @@ pub(super) struct Tuning {
     /// Delay after a tick up to which an instance was computing when the tick came. An instance that was waiting then notices
     /// the end of its slice at any later time.
     pub(super) on_tick: Duration,
-    /// Processor time between two interruptions from which an instance counts as one that cannot be interrupted in time: a
+    /// Processor time between two interruptions from which an instance counts as uninterruptible in time: a
     /// single instruction that fills a large memory, or a call that asks for very many random bytes. Ticks come twice as often.
     pub(super) stride: Duration,
     /// Ticks for which requests of such a component begin on a dedicated thread: ten seconds.

@@ -12,7 +12,7 @@ use std::{
 use super::{InterruptHandle, tuning::TUNING};
 
 /// Credit added for a slice spent computing; a slice spent waiting subtracts one. So a request that waits time and again, and
-/// happens to compute during a tick now and then, never computes for long, whereas one that computes and gets a processor
+/// happens to compute during a tick now and then, never computes for long, whereas a request that computes and gets a processor
 /// half of the time does.
 const WHOLE: u32 = 2;
 /// Largest credit of a short request: two whole slices, of which the first may have been cut short.
@@ -109,7 +109,7 @@ mod tests {
 
     use super::{super::tuning::TUNING, Slice, Strides, Usage};
 
-    /// Whether the instance gave back its thread during the slice, and how late after the tick it was interrupted.
+    /// A slice that ended in time, or one whose instance was interrupted late and gave back nothing.
     fn slice(is_whole: bool) -> Slice {
         match is_whole {
             true => Slice { tick: 1, late: Duration::ZERO, computed: Some(TUNING.slice) },

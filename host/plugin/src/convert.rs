@@ -1,0 +1,137 @@
+//! Conversions to the types of the WIT.
+
+use leasehold::{ServerNode, State, Status, Weight};
+
+use crate::{bindings::leasehold::registry::types, error::Refusal};
+
+impl From<&ServerNode> for types::ServerNode {
+    fn from(node: &ServerNode) -> Self {
+        Self {
+            name: node.name.as_str().to_owned(),
+            addr: node.addr.as_str().to_owned(),
+            version: node.version.as_str().to_owned(),
+            weight: node.weight.map(Weight::value),
+            metadata: node.metadata.pairs().to_vec(),
+        }
+    }
+}
+
+impl From<Status> for types::Status {
+    fn from(status: Status) -> Self {
+        Self {
+            state: status.state.into(),
+            weight: status.weight.value(),
+            ttl_remaining_ms: u64::try_from(status.ttl_remaining.as_millis()).unwrap_or(u64::MAX),
+            renewals: status.renewals,
+            recoveries: status.recoveries,
+        }
+    }
+}
+
+impl From<State> for types::State {
+    fn from(state: State) -> Self {
+        match state {
+            State::Pending => Self::Pending,
+            State::Registered => Self::Registered,
+            State::Suspect => Self::Suspect,
+            State::Recovering => Self::Recovering,
+            State::Conflict => Self::Conflict,
+            State::Draining => Self::Draining,
+            State::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl From<Refusal> for types::Error {
+    fn from(refusal: Refusal) -> Self {
+        use leasehold::Error;
+
+        if let Refusal::Registrar(error) = &refusal {
+            // The host's log has the details that the component does not get.
+            tracing::debug!(%error, "a component's call was refused");
+        }
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::Invalid(_) | Refusal::NoAddr | Refusal::LongTtl { .. } | Refusal::Registrar(Error::Invalid(_)) => {
+                Self::InvalidArgument(text)
+            }
+            Refusal::ForeignName | Refusal::ForeignAddr | Refusal::HiddenName => Self::AccessDenied(text),
+            Refusal::TooMany { .. }
+            | Refusal::RegisterRate { .. }
+            | Refusal::TooManyViews { .. }
+            | Refusal::LookupRate { .. }
+            | Refusal::HostViewsFull
+            | Refusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
+            Refusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
+            Refusal::Ending | Refusal::Withdrawn | Refusal::Registrar(Error::Unavailable(_)) => Self::Unavailable(text),
+            Refusal::Deadline | Refusal::Registrar(Error::Timeout { .. }) => Self::Timeout,
+            Refusal::Registrar(Error::Ended) => Self::NotRegistered,
+            Refusal::Registrar(_) => Self::Other(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use leasehold::Error;
+
+    use super::{Refusal, types};
+
+    fn converted(error: Error) -> types::Error {
+        Refusal::from(error).into()
+    }
+
+    #[test]
+    fn a_component_reads_no_lease_and_no_key() {
+        let conflict = Error::Conflict { key: "/secret/10.0.0.1:1".into(), lease: 0xbeef };
+        for error in [conflict, Error::Duplicate("/secret/10.0.0.1:1".into())] {
+            let text = format!("{:?}", converted(error));
+            assert!(text.starts_with("Error::Conflict"), "{text}");
+            assert!(!text.contains("secret") && !text.contains("beef"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_quota_names_its_limit() {
+        let (burst, interval) = (3, Duration::from_secs(1));
+        for (refusal, what) in [
+            (Refusal::TooMany { max: 3 }, "may have 3 registrations"),
+            (Refusal::RegisterRate { burst, interval }, "may register 3 times at once, and once in 1s"),
+            (Refusal::TooManyViews { max: 3 }, "may look up 3 services"),
+            (Refusal::LookupRate { burst, interval }, "may look up 3 other services at once, and one in 1s"),
+            (Refusal::HostViewsFull, "the host follows as many services as it may"),
+            (
+                Refusal::from(Error::Quota { what: "registrations", limit: 3 }),
+                "the host has no room for more registrations",
+            ),
+        ] {
+            match refusal.into() {
+                types::Error::QuotaExceeded(text) => assert!(text.contains(what), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_answer_is_a_timeout() {
+        let late = Error::Timeout { what: "register", after: Duration::from_secs(1), why: None };
+        assert!(matches!(converted(late), types::Error::Timeout));
+        assert!(matches!(Refusal::Deadline.into(), types::Error::Timeout));
+    }
+
+    #[test]
+    fn an_ended_registration_is_not_registered() {
+        assert!(matches!(converted(Error::Ended), types::Error::NotRegistered));
+    }
+
+    #[test]
+    fn a_broken_rule_names_its_field() {
+        let invalid = "a/b".parse::<leasehold::ServiceName>().unwrap_err();
+        match Refusal::from(invalid).into() {
+            types::Error::InvalidArgument(text) => assert!(text.starts_with("name must"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A service while it is served: everything that can happen to it, and the handler of each event.
+
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    config::Register,
+    error::Failure,
+    service::{
+        Commands, Service, State, Workload,
+        handle::Reply,
+        health::Verdict,
+        keys,
+        program::ProgramEvent,
+        reload::{Built, Reload, RevisionBuilder},
+        revision::Revision,
+    },
+    telemetry::service_metrics::Incident,
+    wasm::{component::Loaded, context::ServiceContext},
+};
+
+/// Everything that can happen to a service while it is served.
+enum Event {
+    ReloadRequested(Option<Reply<Result<(), Failure>>>),
+    ReloadReady(Result<Built, Failure>),
+    Healthy,
+    Unhealthy(String),
+    /// The program has ended by itself, with this reason, and runs again after this pause.
+    Exited(String, Duration),
+    RestartDue,
+}
+
+impl Service {
+    /// Serves until the future is dropped, which may happen at any time; the caller's [`drain`](Self::drain) goes on from
+    /// there.
+    pub(crate) async fn live(&mut self, commands: &mut Commands) -> Infallible {
+        let Commands { drains, reloads } = commands;
+        loop {
+            // A drain interrupts whatever is in progress.
+            let reply = tokio::select! {
+                Some(reply) = drains.recv() => reply,
+                never = self.serve(reloads) => match never {},
+            };
+            tracing::info!(service = %self.spec.name, "draining on request");
+            let _ = reply.send(self.drain().await); // The client may have gone away.
+        }
+    }
+
+    async fn serve(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Infallible {
+        loop {
+            match self.next(reloads).await {
+                Event::ReloadRequested(reply) => self.on_reload_requested(reply),
+                Event::ReloadReady(built) => self.on_reload_ready(built).await,
+                Event::Healthy => self.on_healthy().await,
+                Event::Unhealthy(why) => self.withdraw(&why).await,
+                Event::Exited(why, pause) => self.on_exit(&why, pause).await,
+                Event::RestartDue => self.on_restart_due().await,
+            }
+        }
+    }
+
+    /// Waits for the next event. Dropped halfway, it loses none.
+    async fn next(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Event {
+        // A program that is down is not probed: another process may answer at its address.
+        let is_up = !matches!(&self.workload, Workload::Program(program) if !program.is_up());
+        let is_free = self.reload.is_none();
+        let verdict = async {
+            match &mut self.monitor {
+                Some(monitor) if is_up => monitor.next().await,
+                _ => pending().await,
+            }
+        };
+        let program = async {
+            match &mut self.workload {
+                Workload::Handler(_) => pending().await,
+                Workload::Program(program) => program.next().await,
+            }
+        };
+        let changed = async {
+            match &mut self.file {
+                Some(file) if is_free => file.changed().await,
+                _ => pending().await,
+            }
+        };
+        let built = async {
+            match &mut self.reload {
+                Some(reload) => reload.built().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            Some(reply) = reloads.recv(), if is_free => Event::ReloadRequested(Some(reply)),
+            () = changed => Event::ReloadRequested(None),
+            built = built => Event::ReloadReady(built),
+            verdict = verdict => match verdict {
+                Verdict::Unhealthy(why) => Event::Unhealthy(why),
+                Verdict::Healthy => Event::Healthy,
+            },
+            event = program => match event {
+                ProgramEvent::Exited(why, pause) => Event::Exited(why, pause),
+                ProgramEvent::RestartDue => Event::RestartDue,
+            },
+        }
+    }
+
+    /// Takes the service out of etcd, until it is healthy. Requests that come nevertheless are answered.
+    async fn withdraw(&mut self, why: &str) {
+        tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
+        let state = if self.state == State::AwaitingHealth { self.state } else { State::Withdrawn };
+        self.enter(state, Some(why));
+        keys::withdraw(&self.spec, &self.context.registry).await;
+    }
+
+    /// The health check passes, or passes again.
+    async fn on_healthy(&mut self) {
+        if self.state != State::AwaitingHealth {
+            self.announce().await;
+        } else if self.reload.is_none() {
+            // The component is started like a next revision, beside the answering one.
+            self.reload = Some(Reload::begin(None, self.builder(), Some(self.loaded.clone())));
+        }
+    }
+
+    /// Brings back the keys that were withdrawn, or registers for the first time.
+    async fn announce(&mut self) {
+        match keys::restore(&self.spec, self.node.clone(), &self.context.registry).await {
+            Ok(()) => {
+                self.enter(State::Serving, None);
+                tracing::info!(service = %self.spec.name, url = self.url(), "announced");
+            }
+            Err(message) => {
+                tracing::warn!(service = %self.spec.name, "cannot be announced yet: {message}");
+                self.probe_again();
+            }
+        }
+    }
+
+    fn probe_again(&mut self) {
+        if let Some(monitor) = &mut self.monitor {
+            monitor.again();
+        }
+    }
+
+    /// The program has ended by itself. Its keys leave etcd before anything else happens.
+    async fn on_exit(&mut self, why: &str, pause: Duration) {
+        self.context.stats.incident(Incident::ProgramExit);
+        self.withdraw(&format!("{why}; it is run again in {pause:.1?}")).await;
+        self.probe_again();
+    }
+
+    /// The pause after the program's end is over.
+    async fn on_restart_due(&mut self) {
+        let loaded = self.loaded.clone();
+        match self.run(&loaded).await {
+            Ok(()) => tracing::info!(service = %self.spec.name, "runs again"),
+            Err(failure) => tracing::warn!("{}; it is tried again", failure.sentence()),
+        }
+    }
+
+    /// Runs a program as its own next revision. What the program registered itself ended with its former run.
+    async fn run(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+        let context = Arc::new(self.context.successor());
+        if self.spec.register == Register::Host {
+            context.registry.inherit();
+        }
+        keys::take_over(&self.spec, &context.registry).await;
+        if let Workload::Program(program) = &mut self.workload
+            && let Err(failure) = program.start(&self.spec, &self.engine, loaded, &context).await
+        {
+            context.ended.cancel();
+            keys::give_back(&self.spec, &context.registry, &self.context.registry).await;
+            return Err(failure);
+        }
+        self.adopt(&context, false);
+        if self.monitor.is_none() {
+            self.announce().await;
+        }
+        Ok(())
+    }
+
+    /// Reads the component's file again, to go on with its present content.
+    fn on_reload_requested(&mut self, reply: Option<Reply<Result<(), Failure>>>) {
+        let reload = Reload::begin(reply, self.builder(), None);
+        match self.state {
+            State::AwaitingHealth | State::Serving | State::Withdrawn => self.reload = Some(reload),
+            State::Bound | State::Ending { .. } | State::Drained => {
+                reload.end(Err(self.failed(format!("it is {}", self.phase()))));
+            }
+        }
+    }
+
+    fn builder(&self) -> RevisionBuilder {
+        let handler = match &self.workload {
+            Workload::Handler(handler) => Some((self.bound.to_string(), handler.retiring())),
+            Workload::Program(_) => None,
+        };
+        RevisionBuilder {
+            spec: self.spec.clone(),
+            engine: self.engine.clone(),
+            former: Arc::clone(&self.context),
+            handler,
+        }
+    }
+
+    /// A new revision can be served, or could not be built.
+    async fn on_reload_ready(&mut self, built: Result<Built, Failure>) {
+        let outcome = match built {
+            Ok(Built { loaded, revision: Some(revision) }) => {
+                self.switch_to(loaded, revision).await;
+                Ok(())
+            }
+            Ok(Built { loaded, revision: None }) => self.replace(loaded).await,
+            Err(failure) => Err(failure),
+        };
+        match &outcome {
+            Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
+            Err(failure) if self.state != State::AwaitingHealth => {
+                tracing::error!(service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
+            }
+            Err(failure) => {
+                tracing::warn!(service = %self.spec.name, "not started yet: {}", failure.sentence());
+                self.probe_again();
+            }
+        }
+        if let Some(reload) = self.reload.take() {
+            reload.end(outcome);
+        }
+    }
+
+    /// Moves the requests to a new revision. The keys stay.
+    async fn switch_to(&mut self, loaded: Loaded, revision: Revision) {
+        let context = Arc::clone(&revision.context);
+        if let Workload::Handler(handler) = &mut self.workload {
+            handler.replace(revision, &self.spec);
+        }
+        self.loaded = loaded;
+        if self.state == State::AwaitingHealth {
+            self.state = State::Withdrawn;
+        }
+        let is_proven = self.spec.health.is_some();
+        self.adopt(&context, is_proven);
+        if self.spec.register == Register::Host {
+            context.registry.inherit();
+        }
+        keys::take_over(&self.spec, &context.registry).await;
+        if is_proven && self.state == State::Withdrawn {
+            self.announce().await;
+        }
+    }
+
+    /// Ends a program, out of etcd, and runs its new revision in its place: two cannot listen at one address. If the new
+    /// revision does not start, the former one is run again.
+    async fn replace(&mut self, loaded: Loaded) -> Result<(), Failure> {
+        let was_announced = !self.context.registry.registrations().is_empty();
+        self.withdraw("it is replaced").await;
+        self.probe_again();
+        self.workload.stop(&self.spec, was_announced).await;
+        self.run(&loaded).await?;
+        self.loaded = loaded;
+        Ok(())
+    }
+
+    /// Makes a revision the current one.
+    fn adopt(&mut self, context: &Arc<ServiceContext>, is_proven: bool) {
+        self.context = Arc::clone(context);
+        self.status.send_modify(|status| status.context = Some(Arc::clone(context)));
+        if let Some(monitor) = &mut self.monitor {
+            monitor.reset(is_proven);
+        }
+    }
+}
