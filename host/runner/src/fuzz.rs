@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use http::{HeaderValue, Request, header, uri::Scheme};
+use http::{HeaderValue, Method, Request, header, uri::Scheme};
 
 use crate::{
+    admin::routes::Route,
     config::{
         Config,
         destination::{Destination, Target, is_local},
@@ -67,6 +68,28 @@ pub fn request(data: &[u8]) {
     }
 }
 
+/// The head of a request to the admin endpoint: method, target, `host` and `origin`, a line each.
+pub fn admin(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let (method, uri) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let Ok(mut request) = Request::builder().method(method).uri(uri).body(()) else { return };
+    for (name, line) in [header::HOST, header::ORIGIN].into_iter().zip(lines) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    for is_remote in [false, true] {
+        match Route::of(&request, is_remote) {
+            Ok(Route::Drain(_) | Route::Reload(_)) => {
+                let is_command = request.method() == Method::POST && !request.headers().contains_key(header::ORIGIN);
+                assert!(is_command, "a change is a POST from outside of web pages");
+            }
+            Ok(_) => assert!(matches!(*request.method(), Method::GET | Method::HEAD)),
+            Err(refusal) => assert!(refusal.status.is_client_error() && !refusal.message.contains('\n')),
+        }
+    }
+}
+
 /// An address, of which only the form may differ.
 pub fn local(data: &[u8]) {
     let Some((octets, _)) = data.split_first_chunk::<4>() else { return };
@@ -89,13 +112,15 @@ mod tests {
 
     use proptest::prelude::{ProptestConfig, any, proptest};
 
-    use super::{config, destination, local, request};
+    use super::{admin, config, destination, local, request};
 
     /// The kept corpus: the seeds of fuzzing, and its findings.
     #[test]
     fn the_corpus_holds() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-        for (name, target) in [("config", config as fn(&[u8])), ("destination", destination), ("request", request)] {
+        for (name, target) in
+            [("admin", admin as fn(&[u8])), ("config", config), ("destination", destination), ("request", request)]
+        {
             let files: Vec<_> = fs::read_dir(corpus.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
             assert!(!files.is_empty(), "{name}");
             files.iter().for_each(|file| target(&fs::read(file).unwrap()));
@@ -124,6 +149,13 @@ mod tests {
             method in "GET|POST|CONNECT|OPTIONS|[A-Z]{1,8}", target in "[/a-z0-9.:@?*%\\[\\]-]{0,24}", hosts in "([a-z0-9.:@%\\[\\]-]{0,20}\n){0,3}"
         ) {
             request(format!("{method}\n{target}\n{hosts}").as_bytes());
+        }
+
+        #[test]
+        fn only_a_post_from_outside_of_web_pages_changes_something(
+            method in "GET|HEAD|POST|PUT|OPTIONS", target in "/(healthz|readyz|metrics|services|drain/|reload/?)?[a-z%/?=]{0,8}", hosts in "(127.0.0.1|localhost|[a-z.]{0,8})(:[0-9]{1,5})?(\nhttp://[a-z]{1,8})?"
+        ) {
+            admin(format!("{method}\n{target}\n{hosts}").as_bytes());
         }
 
         #[test]

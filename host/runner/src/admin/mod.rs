@@ -1,4 +1,5 @@
-//! The admin endpoint of a running host: its server and the text of `/metrics`.
+//! The admin endpoint of a running host: its server, its routes and the text of `/metrics`.
 
 pub(crate) mod metrics;
+pub(crate) mod routes;
 pub(crate) mod server;

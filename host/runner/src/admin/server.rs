@@ -3,20 +3,19 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leasehold::Registrar;
 use parking_lot::{Mutex, MutexGuard};
-use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
 use tokio::{
@@ -32,7 +31,10 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::metrics::{self, Events},
+    admin::{
+        metrics::{self, Events},
+        routes::Route,
+    },
     config,
     error::Failure,
     inbound::server::bind,
@@ -57,9 +59,6 @@ const LONGEST: Duration = Duration::from_secs(600);
 const MAX_FAULTS: usize = 20;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-const PATHS: &str =
-    "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
 
 /// The endpoint, until it is closed.
 pub(crate) struct Admin {
@@ -248,52 +247,22 @@ impl Connection {
 
 impl AdminState {
     async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
-        if let Some(message) = self.foreign(&request) {
-            return error_json(StatusCode::FORBIDDEN, message);
-        }
-        let path = request.uri().path();
-        let (expected, answer) = match path {
-            "/healthz" => (Method::GET, self.healthz()),
-            "/readyz" => (Method::GET, self.readyz(request.uri().query())),
-            "/services" => (Method::GET, self.services()),
-            "/metrics" if request.method() == Method::GET => (Method::GET, self.metrics(request.headers()).await),
-            "/metrics" => (Method::GET, plain(StatusCode::OK, String::new())),
-            "/reload" if request.method() == Method::POST => (Method::POST, self.reload(None).await),
-            "/reload" => (Method::POST, plain(StatusCode::OK, String::new())),
-            _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
-                Some(("drain", name)) if request.method() == Method::POST => (Method::POST, self.drain(name).await),
-                Some(("reload", name)) if request.method() == Method::POST => {
-                    (Method::POST, self.reload(Some(name)).await)
+        match Route::of(&request, self.remote) {
+            Ok(Route::Health) => self.healthz(),
+            Ok(Route::Readiness { without_etcd }) => self.readyz(without_etcd),
+            Ok(Route::Metrics) => self.metrics(request.headers()).await,
+            Ok(Route::Services) => self.services(),
+            Ok(Route::Drain(name)) => self.drain(&name).await,
+            Ok(Route::Reload(name)) => self.reload(name.as_deref()).await,
+            Err(refusal) => {
+                let mut refused = error_json(refusal.status, &refusal.message);
+                if let Some(method) = refusal.allow {
+                    let allowed = HeaderValue::from_str(method.as_str()).expect("a method is a header's value");
+                    refused.headers_mut().insert(header::ALLOW, allowed);
                 }
-                Some(("drain" | "reload", _)) => (Method::POST, plain(StatusCode::OK, String::new())),
-                _ => {
-                    return error_json(
-                        StatusCode::NOT_FOUND,
-                        &format!("not an admin endpoint: the endpoints are {PATHS}"),
-                    );
-                }
-            },
-        };
-        if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
-            return answer;
+                refused
+            }
         }
-        let mut refused = error_json(StatusCode::METHOD_NOT_ALLOWED, &format!("the method must be {expected}"));
-        let allowed = HeaderValue::from_str(expected.as_str()).expect("a method is a header's value");
-        refused.headers_mut().insert(header::ALLOW, allowed);
-        refused
-    }
-
-    /// Reason for which a request seems to come from a web page in an operator's browser.
-    fn foreign(&self, request: &Request<Incoming>) -> Option<&'static str> {
-        if request.headers().contains_key(header::ORIGIN) {
-            return Some("not for web pages");
-        }
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
-        let is_plain =
-            name.is_ok_and(|name| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok());
-        // A name that resolves to loopback may belong to an attacker.
-        (!self.remote && !is_plain).then_some("the host must be an address, or localhost")
     }
 
     /// Liveness: 200 as long as a restart of the process would not help.
@@ -305,7 +274,7 @@ impl AdminState {
     }
 
     /// Readiness of all services. With `etcd=optional` the state of etcd does not count.
-    fn readyz(&self, query: Option<&str>) -> AdminResponse {
+    fn readyz(&self, without_etcd: bool) -> AdminResponse {
         let refuse = |message: String| plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{message}"));
         if self.services.ending.is_cancelled() {
             return refuse("the host is ending\n".to_owned());
@@ -314,7 +283,6 @@ impl AdminState {
             return refuse(format!("the host is starting\n{}", self.faults()));
         }
         let (mut unknown, mut not_ready) = (String::new(), String::new());
-        let without_etcd = query == Some("etcd=optional");
         let services: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
         let all_out = services.iter().all(Snapshot::is_out);
         // A service that was drained by command does not count, unless there is no other.
@@ -402,8 +370,7 @@ impl AdminState {
         if !self.services.are_known() {
             return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
         }
-        let name = name.map(|name| percent_decode_str(name).decode_utf8_lossy());
-        let is_named = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == name);
+        let is_named = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == *name);
         let pending: Result<Vec<_>, _> = self
             .services
             .all()

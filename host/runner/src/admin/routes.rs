@@ -1,0 +1,159 @@
+//! Routes of the admin endpoint: from a request's head to what it asks for, or the reason why it is refused. Pure.
+
+use std::net::IpAddr;
+
+use http::{Method, Request, StatusCode, header};
+use percent_encoding::percent_decode_str;
+
+/// Paths and methods, for a request that has another path.
+const PATHS: &str =
+    "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    Health,
+    Readiness {
+        /// The state of etcd is left out.
+        without_etcd: bool,
+    },
+    Metrics,
+    Services,
+    Drain(String),
+    /// Of one service, or of all.
+    Reload(Option<String>),
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    /// The method that the path has.
+    pub(crate) allow: Option<Method>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), allow: None }
+    }
+}
+
+impl Route {
+    /// The route of a request. `is_remote` for an endpoint that listens beyond this machine, where a name in the `Host`
+    /// header proves nothing.
+    pub(crate) fn of<B>(request: &Request<B>, is_remote: bool) -> Result<Self, Refusal> {
+        refuse_web_pages(request, is_remote)?;
+        let path = request.uri().path();
+        let route = match path {
+            "/healthz" => Self::Health,
+            "/readyz" => Self::Readiness { without_etcd: request.uri().query() == Some("etcd=optional") },
+            "/metrics" => Self::Metrics,
+            "/services" => Self::Services,
+            "/reload" => Self::Reload(None),
+            _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+                Some(("drain", name)) => Self::Drain(decoded(name)?),
+                Some(("reload", name)) => Self::Reload(Some(decoded(name)?)),
+                _ => {
+                    return Err(Refusal::new(
+                        StatusCode::NOT_FOUND,
+                        format!("not an admin endpoint: the endpoints are {PATHS}"),
+                    ));
+                }
+            },
+        };
+        let expected = route.method();
+        if *request.method() == expected || (request.method() == Method::HEAD && expected == Method::GET) {
+            return Ok(route);
+        }
+        let message = format!("the method must be {expected}");
+        Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, message, allow: Some(expected) })
+    }
+
+    /// The method of the route. What changes something is a POST.
+    fn method(&self) -> Method {
+        match self {
+            Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services => Method::GET,
+            Self::Drain(_) | Self::Reload(_) => Method::POST,
+        }
+    }
+}
+
+/// Refuses requests that come from a web page which an operator looks at, and not from the operator: those with an `Origin`,
+/// and on loopback those for a name, which may have been made to lead there (DNS rebinding).
+fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), Refusal> {
+    if request.headers().contains_key(header::ORIGIN) {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "not for web pages"));
+    }
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
+    let is_plain = |name: String| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    match is_remote || name.is_ok_and(is_plain) {
+        true => Ok(()),
+        false => Err(Refusal::new(StatusCode::FORBIDDEN, "the host must be an address, or localhost")),
+    }
+}
+
+fn decoded(name: &str) -> Result<String, Refusal> {
+    let decoded = percent_decode_str(name).decode_utf8();
+    decoded.map(Into::into).map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the name of a service is UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Request, StatusCode};
+
+    use super::{Refusal, Route};
+
+    fn route(method: &str, target: &str) -> Result<Route, Refusal> {
+        let request = Request::builder().method(method).uri(target).header("host", "127.0.0.1:1").body(()).unwrap();
+        Route::of(&request, false)
+    }
+
+    #[test]
+    fn each_path_has_one_method() {
+        for (method, target, expected) in [
+            ("GET", "/healthz", Route::Health),
+            ("HEAD", "/healthz?verbose", Route::Health),
+            ("GET", "/readyz", Route::Readiness { without_etcd: false }),
+            ("GET", "/readyz?etcd=optional", Route::Readiness { without_etcd: true }),
+            ("GET", "/metrics", Route::Metrics),
+            ("GET", "/services", Route::Services),
+            ("POST", "/drain/a%20b", Route::Drain("a b".to_owned())),
+            ("POST", "/reload", Route::Reload(None)),
+            ("POST", "/reload/a/b", Route::Reload(Some("a/b".to_owned()))),
+        ] {
+            assert_eq!(route(method, target), Ok(expected.clone()), "{method} {target}");
+            let other = if method == "POST" { "GET" } else { "POST" };
+            let refused = route(other, target).unwrap_err();
+            assert_eq!((refused.status, refused.allow), (StatusCode::METHOD_NOT_ALLOWED, Some(expected.method())));
+        }
+        assert_eq!(route("HEAD", "/drain/a").unwrap_err().allow, Some(Method::POST));
+        for target in ["/", "/drain", "/health", "//healthz", "/services/x"] {
+            assert_eq!(route("GET", target).unwrap_err().status, StatusCode::NOT_FOUND, "{target}");
+        }
+        assert_eq!(route("POST", "/drain/%ff").unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn a_web_page_is_refused_and_a_name_on_loopback() {
+        let request = |host: &str, origin: Option<&str>| {
+            let request = Request::builder().uri("/services").header("host", host);
+            let request = origin.into_iter().fold(request, |request, origin| request.header("origin", origin));
+            request.body(()).unwrap()
+        };
+        for (host, origin, is_remote, is_served) in [
+            ("127.0.0.1:9", None, false, true),
+            ("[::1]:9", None, false, true),
+            ("localhost:9", None, false, true),
+            ("admin.example", None, true, true),
+            ("rebound.example", None, false, false),
+            ("", None, false, false),
+            ("127.0.0.1:9", Some("http://evil.example"), false, false),
+            ("127.0.0.1:9", Some("http://evil.example"), true, false),
+        ] {
+            let routed = Route::of(&request(host, origin), is_remote);
+            assert_eq!(routed.is_ok(), is_served, "{host} {origin:?}: {routed:?}");
+        }
+    }
+}
