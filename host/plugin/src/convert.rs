@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_component_reads_no_lease_and_no_key() {
-        let conflict = Error::Conflict { key: "/secret/10.0.0.1:1".into(), lease: 0xbeef };
+        let conflict = Error::Conflict { key: "/secret/10.0.0.1:1".into(), lease: leasehold::LeaseId::new(0xbeef) };
         for error in [conflict, Error::Duplicate("/secret/10.0.0.1:1".into())] {
             let text = format!("{:?}", converted(error));
             assert!(text.starts_with("Error::Conflict"), "{text}");

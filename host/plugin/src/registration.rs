@@ -124,7 +124,7 @@ impl ComponentRegistration {
         let registration = self.registration();
         let found = registration.wait_for(|status| matches!(status.state, State::Registered | State::Conflict)).await?;
         match found.state {
-            State::Conflict => Err(Error::Conflict { key: Arc::clone(registration.key()), lease: 0 }),
+            State::Conflict => Err(Error::Conflict { key: Arc::clone(registration.key()), lease: None }),
             _ => Ok(()),
         }
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    etcd::{Failure, Unavailable},
+    etcd::{Failure, LeaseId, Unavailable},
     node::Invalid,
 };
 
@@ -25,12 +25,12 @@ pub enum Error {
     },
 
     /// The key belongs to a live lease of another host, and the ownership policy leaves it there.
-    #[error("{key} is held by lease {lease:x} of somebody else")]
+    #[error("{key} is held by {} of somebody else", holder(.lease))]
     Conflict {
         /// The key.
         key: Arc<str>,
-        /// The lease that holds it.
-        lease: i64,
+        /// The lease that holds it, if it is known.
+        lease: Option<LeaseId>,
     },
 
     /// This registrar already keeps that key.
@@ -61,6 +61,10 @@ impl Error {
     pub(crate) fn unavailable(failure: Failure) -> Self {
         Self::Unavailable(failure.into())
     }
+}
+
+fn holder(lease: &Option<LeaseId>) -> String {
+    lease.map_or_else(|| "a lease".to_owned(), |lease| format!("lease {lease}"))
 }
 
 fn because(why: &Option<Unavailable>) -> String {

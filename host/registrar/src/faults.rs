@@ -137,7 +137,7 @@ impl Faults {
                 self.record(source, why, None, cure, kind, now);
             }
             FaultChange::Held { key, holder, value, is_logged } => {
-                let why = Error::Conflict { key: key.clone(), lease: holder.get() };
+                let why = Error::Conflict { key: key.clone(), lease: Some(holder) };
                 let kind = is_logged.then(|| Kind::Held(key.clone()));
                 self.record(Source::Key(key), why, Some(shown(&value).into()), None, kind, now);
             }

@@ -278,14 +278,12 @@ impl Registrar {
     }
 
     /// Lists every lease in etcd, also of other clients.
-    pub async fn leases(&self) -> Result<Vec<i64>, Error> {
-        let all = self.call_etcd(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await??;
-        Ok(all.into_iter().map(LeaseId::get).collect())
+    pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
+        self.call_etcd(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await?
     }
 
     /// Reads the state of any lease; `None` if it does not exist, or not any more.
-    pub async fn lease(&self, lease: i64) -> Result<Option<LeaseStatus>, Error> {
-        let Some(lease) = LeaseId::new(lease) else { return Ok(None) };
+    pub async fn lease(&self, lease: LeaseId) -> Result<Option<LeaseStatus>, Error> {
         let patience = self.options.request_timeout;
         self.call_etcd(move |etcd| async move {
             match etcd.look_at(lease, true, patience).await {
@@ -300,7 +298,11 @@ impl Registrar {
     }
 
     /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
-    pub async fn lease_ttls(&self, leases: HashSet<i64>, within: Duration) -> Result<HashMap<i64, LeaseTtl>, Error> {
+    pub async fn lease_ttls(
+        &self,
+        leases: HashSet<LeaseId>,
+        within: Duration,
+    ) -> Result<HashMap<LeaseId, LeaseTtl>, Error> {
         self.call_etcd(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 

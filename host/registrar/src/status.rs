@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    etcd::latency::Verb,
+    etcd::{LeaseId, latency::Verb},
     faults::{Fault, Faults, Source},
     node::Weight,
 };
@@ -99,8 +99,8 @@ pub struct Event {
     pub key: Option<Arc<str>>,
     /// Why, for people.
     pub why: String,
-    /// The lease, 0 when there is none.
-    pub lease: i64,
+    /// The lease; `None` while there is none.
+    pub lease: Option<LeaseId>,
     /// Age of that lease since its grant.
     pub lease_age: Duration,
     /// Time since the last change in the health of the lease.

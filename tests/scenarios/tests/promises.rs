@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use etcd_client::LeaseTimeToLiveOptions;
 use leasehold::{
-    Error, Layout, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Verb, Weight, What,
+    Error, Layout, LeaseId, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Verb, Weight, What,
 };
 use leasehold_scenarios::{
     sim::{Call, FaultPlan, SimEtcd},
@@ -363,7 +363,7 @@ async fn no_clobber_refuse_leaves_the_holder(world: World) {
     let registrar = world.registrar("host").await;
     let refuse = Terms { ownership: Some(Ownership::Refuse), ..Terms::default() };
     let error = registrar.register_on(user(), refuse.clone()).await.unwrap_err();
-    assert!(matches!(&error, Error::Conflict { lease: holder, .. } if *holder == lease), "{error}");
+    assert!(matches!(&error, Error::Conflict { lease: holder, .. } if *holder == LeaseId::new(lease)), "{error}");
     assert_eq!(world.get(KEY).await.unwrap().value, "holder");
     world.revoke(lease).await;
     let _registration = registrar.register_on(user(), refuse).await.unwrap();
@@ -396,7 +396,10 @@ async fn no_clobber_wait_tells_what_it_waits_for(world: World) {
         let faults = registrar.faults();
         let [fault] = &faults[..] else { panic!("{faults:?}") };
         assert_eq!(fault.key.as_deref(), Some(KEY));
-        assert!(matches!(&fault.why, Error::Conflict { lease: holder, .. } if *holder == lease), "{fault}");
+        assert!(
+            matches!(&fault.why, Error::Conflict { lease: holder, .. } if *holder == LeaseId::new(lease)),
+            "{fault}"
+        );
         let text = fault.to_string();
         assert!(text.contains(&format!("{lease:x}")) && text.contains("with the value holder"), "{text}");
         wait_for("and for how long", SOON, async || registrar.faults()[0].to_string().contains("(for 1s)")).await;

@@ -26,8 +26,8 @@ pub struct RawEntry {
     pub value: Vec<u8>,
     /// The node, or the rule that the key or value breaks.
     pub node: Result<ServerNode, Invalid>,
-    /// The lease, 0 for none: such a key outlives its host.
-    pub lease: i64,
+    /// The lease; `None` for a key without one, which outlives its host.
+    pub lease: Option<LeaseId>,
     /// The revision of etcd that wrote the key last.
     pub revision: i64,
 }
@@ -74,16 +74,7 @@ impl Ranges {
             invalid => parsed.find(|(_, node)| node.is_ok()).unwrap_or(invalid),
         };
         let key = String::from_utf8_lossy(&found.key).into_owned();
-        (
-            index,
-            RawEntry {
-                key,
-                value: found.value,
-                node,
-                lease: found.lease.map_or(0, LeaseId::get),
-                revision: found.modified,
-            },
-        )
+        (index, RawEntry { key, value: found.value, node, lease: found.lease, revision: found.modified })
     }
 }
 
@@ -98,13 +89,11 @@ pub(crate) async fn list(etcd: &Etcd, ranges: &Ranges) -> Result<Vec<RawEntry>, 
 }
 
 /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
-pub(crate) async fn lease_ttls(etcd: &Etcd, leases: HashSet<i64>, within: Duration) -> HashMap<i64, LeaseTtl> {
-    let lookups = leases.into_iter().filter_map(LeaseId::new).map(|lease| async move {
+pub(crate) async fn lease_ttls(etcd: &Etcd, leases: HashSet<LeaseId>, within: Duration) -> HashMap<LeaseId, LeaseTtl> {
+    let lookups = leases.into_iter().map(|lease| async move {
         match etcd.look_at(lease, false, within).await {
-            Ok(view) => Some((lease.get(), LeaseTtl { granted: view.ttl, remaining: view.remaining })),
-            Err(Failure::LeaseGone) => {
-                Some((lease.get(), LeaseTtl { granted: Duration::ZERO, remaining: Duration::ZERO }))
-            }
+            Ok(view) => Some((lease, LeaseTtl { granted: view.ttl, remaining: view.remaining })),
+            Err(Failure::LeaseGone) => Some((lease, LeaseTtl { granted: Duration::ZERO, remaining: Duration::ZERO })),
             Err(_) => None,
         }
     });

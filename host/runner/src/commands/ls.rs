@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Error, LeaseTtl, Options, RawEntry, Registrar, ServiceName};
+use leasehold::{Error, LeaseId, LeaseTtl, Options, RawEntry, Registrar, ServiceName};
 use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
@@ -35,7 +35,7 @@ pub(super) struct NodeRow {
     pub(super) state: LeaseState,
     /// As etcdctl writes it; null for a key that outlives its host.
     #[serde(serialize_with = "hexadecimal")]
-    pub(super) lease: Option<i64>,
+    pub(super) lease: Option<LeaseId>,
     pub(super) ttl_seconds: Option<u64>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -181,8 +181,8 @@ impl NodeRow {
             version: node.version.to_string(),
             addr: node.addr.to_string(),
             weight: node.weight.map(leasehold::Weight::value),
-            state: if found.lease == 0 { LeaseState::NoLease } else { LeaseState::Unknown },
-            lease: (found.lease != 0).then_some(found.lease),
+            state: if found.lease.is_none() { LeaseState::NoLease } else { LeaseState::Unknown },
+            lease: found.lease,
             ttl_seconds: None,
             metadata: node.metadata.pairs().iter().cloned().collect(),
         })
@@ -196,7 +196,7 @@ impl NodeRow {
             self.addr.clone(),
             self.weight.map_or_else(dash, |weight| weight.to_string()),
             self.state.to_string(),
-            self.lease.map_or_else(dash, |lease| format!("{lease:x}")),
+            self.lease.map_or_else(dash, |lease| lease.to_string()),
             match (self.lease, self.ttl_seconds) {
                 (_, Some(seconds)) => format!("{seconds}s"),
                 (Some(_), None) => "?".to_owned(),
@@ -205,7 +205,7 @@ impl NodeRow {
         ]
     }
 
-    pub(super) fn set_ttl(&mut self, left: &HashMap<i64, LeaseTtl>) {
+    pub(super) fn set_ttl(&mut self, left: &HashMap<LeaseId, LeaseTtl>) {
         if let Some(left) = self.lease.and_then(|lease| left.get(&lease)) {
             self.state = LeaseState::of(*left);
             self.ttl_seconds = Some(left.remaining.as_secs());
@@ -219,8 +219,8 @@ impl NodeRow {
     }
 }
 
-fn hexadecimal<S: Serializer>(lease: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
-    lease.map(|lease| format!("{lease:x}")).serialize(serializer)
+fn hexadecimal<S: Serializer>(lease: &Option<LeaseId>, serializer: S) -> Result<S::Ok, S::Error> {
+    lease.map(|lease| lease.to_string()).serialize(serializer)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use futures::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
-use leasehold::{Error, KeyEvent, LeaseTtl, Options, Registrar, ServiceName, WatchEvent};
+use leasehold::{Error, KeyEvent, LeaseId, LeaseTtl, Options, Registrar, ServiceName, WatchEvent};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -174,7 +174,7 @@ impl Shown {
         changes
     }
 
-    fn take_times(&mut self, left: &HashMap<i64, LeaseTtl>) {
+    fn take_times(&mut self, left: &HashMap<LeaseId, LeaseTtl>) {
         self.lines.values_mut().for_each(|line| line.row.set_ttl(left));
     }
 
@@ -230,14 +230,14 @@ fn marked(what: ChangeKind, row: &NodeRow) -> [String; 8] {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use leasehold::{KeyEvent, Layout, LeaseTtl, RawEntry};
+    use leasehold::{KeyEvent, Layout, LeaseId, LeaseTtl, RawEntry};
 
     use super::{CLEAR, ChangeKind, FRESH, Shown};
 
     fn found(name: &str, value: &str, lease: i64) -> KeyEvent {
         let (key, value) = (format!("/{name}/h:1"), value.as_bytes().to_vec());
         let node = Layout::default().parse(key.as_bytes(), &value);
-        KeyEvent::Put(RawEntry { key, value, node, lease, revision: 1 })
+        KeyEvent::Put(RawEntry { key, value, node, lease: LeaseId::new(lease), revision: 1 })
     }
 
     fn put(name: &str, weight: u32, lease: i64) -> KeyEvent {
@@ -289,9 +289,10 @@ mod tests {
         let foot = |count| format!("{count} registered; + came, ~ changed, - went; Ctrl-C ends");
         let first = ["a - h:1 1 ? 7 ?", "b - h:1 1 ? 8 ?", "c - h:1 1 no-lease - -"];
         assert_eq!(table(&shown), [&[headings][..], &first, &["", &foot(3)]].concat());
-        shown.take_times(&[(7, seconds(9, 8)), (8, seconds(9, 1))].into());
+        let lease = |id| LeaseId::new(id).unwrap();
+        shown.take_times(&[(lease(7), seconds(9, 8)), (lease(8), seconds(9, 1))].into());
         shown.turn(vec![put("a", 2, 7), KeyEvent::Deleted("/b/h:1".to_owned()), put("d", 1, 7)]);
-        shown.take_times(&[(7, seconds(9, 7)), (8, seconds(0, 0))].into());
+        shown.take_times(&[(lease(7), seconds(9, 7)), (lease(8), seconds(0, 0))].into());
         let then =
             ["~ a - h:1 2 ok 7 7s", "- b - h:1 1 lease-gone 8 0s", "c - h:1 1 no-lease - -", "+ d - h:1 1 ok 7 7s"];
         assert_eq!(table(&shown), [&[headings][..], &then, &["", &foot(3)]].concat());

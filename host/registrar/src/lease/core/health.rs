@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, field::display, info, warn};
 
 use crate::{
     error::Error,
@@ -86,21 +86,22 @@ impl Lease {
     /// Logs and publishes an event.
     pub(super) fn report(&mut self, what: What, key: Option<&Arc<str>>, why: String, now: Instant) {
         let current = self.leases.current();
-        let lease = current.map_or(0, |held| held.id.get());
+        let lease = current.map(|held| held.id);
         let lease_age = current.map_or(Duration::ZERO, |held| now - held.granted_at);
         let since = now - self.health_since;
+        let shown = lease.map(display);
         let on = key.map_or("its keys", |key| key);
         match what {
             // A refusal is logged once for all leases that meet it.
             What::Renewed | What::Weighed | What::Updated | What::Refused => {
-                debug!(key = on, lease = format_args!("{lease:x}"), "{what:?}: {why}");
+                debug!(key = on, lease = shown, "{what:?}: {why}");
             }
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
-                info!(key = on, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
+                info!(key = on, lease = shown, ?since, "{what:?}: {why}");
             }
             _ => {
                 let keys = self.keys.kept();
-                warn!(key = on, keys, lease = format_args!("{lease:x}"), ?since, "{what:?}: {why}");
+                warn!(key = on, keys, lease = shown, ?since, "{what:?}: {why}");
             }
         }
         self.actions.push_back(Action::Report(Event { what, key: key.cloned(), why, lease, lease_age, since }));

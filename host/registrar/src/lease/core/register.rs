@@ -107,7 +107,7 @@ impl Lease {
             self.pending.pop_front();
             let Some(entry) = waiting else { continue };
             let error = match (entry.conflicting_lease(), &self.last_failure) {
-                (Some(holder), _) => Error::Conflict { key: key.clone(), lease: holder.get() },
+                (Some(holder), _) => Error::Conflict { key: key.clone(), lease: Some(holder) },
                 (None, Some(failure)) => Error::unavailable(failure.clone()),
                 (None, None) => Error::Timeout { what: "register", after: self.config.register_timeout, why: None },
             };

@@ -118,7 +118,7 @@ impl Lease {
         match entry.on_conflict(holder) {
             OnConflict::TakeOver => self.keys.enqueue(key, now),
             OnConflict::Refuse => {
-                let error = Error::Conflict { key: key.clone(), lease: holder.get() };
+                let error = Error::Conflict { key: key.clone(), lease: Some(holder) };
                 self.withdraw(key, error, now);
             }
             OnConflict::Wait { is_news } => {

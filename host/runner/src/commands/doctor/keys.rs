@@ -41,7 +41,7 @@ pub(super) fn findings(
         match &found.node {
             Ok(node) => {
                 collisions.look(found, node.name.as_str(), Some(&node.name));
-                if found.lease == 0 {
+                if found.lease.is_none() {
                     findings.push(no_lease(found, etcdctl, answers(&node.addr)));
                 }
             }
@@ -80,7 +80,7 @@ fn no_lease(found: &RawEntry, etcdctl: &Etcdctl, answers: bool) -> Finding {
 }
 
 fn not_a_node(found: &RawEntry, why: &Invalid, etcdctl: &Etcdctl) -> Finding {
-    let is_left_over = found.lease == 0;
+    let is_left_over = found.lease.is_none();
     Finding {
         kind: "not-a-node",
         key: Some(shown(&found.key)),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use leasehold::{Error, LeaseStatus, Registrar};
+use leasehold::{Error, LeaseId, LeaseStatus, Registrar};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
@@ -59,7 +59,7 @@ enum Verdict {
 /// Examines every lease but those with `keys`; `None` without the right to list them.
 pub(super) async fn examine(
     registrar: &Registrar,
-    keys: &HashSet<i64>,
+    keys: &HashSet<LeaseId>,
 ) -> Result<Option<(Leases, Vec<Finding>)>, Error> {
     let all = match registrar.leases().await {
         Err(Error::Unavailable(why)) if why.is_denied() => return Ok(None),
@@ -96,7 +96,7 @@ pub(super) async fn examine(
     let notes = renewed.iter().take(MAX_NAMED).map(|(lease, ttl)| Finding {
         kind: "lease-without-keys",
         key: None,
-        found: format!("lease {lease:x} holds no key, and somebody renews it, with a TTL of {} s", ttl.as_secs()),
+        found: format!("lease {lease} holds no key, and somebody renews it, with a TTL of {} s", ttl.as_secs()),
         cure:
             "a service whose key was deleted renews for nothing: find and restart it; an idle session of a lock or an \
                election is as it should be"
@@ -107,7 +107,10 @@ pub(super) async fn examine(
 }
 
 /// Returns the leases that hold no key.
-async fn without_keys(registrar: &Registrar, leases: impl Iterator<Item = i64>) -> Result<HashMap<i64, Look>, Error> {
+async fn without_keys(
+    registrar: &Registrar,
+    leases: impl Iterator<Item = LeaseId>,
+) -> Result<HashMap<LeaseId, Look>, Error> {
     let looks = leases.map(|lease| async move {
         let asked = Instant::now();
         match registrar.lease(lease).await {

@@ -124,7 +124,7 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
     let status = registrar.reach().await.map_err(unavailable)?;
     let round_trip = begun.elapsed();
     let dials = async { if dial { Some(unreachable(&listed).await) } else { None } };
-    let held = listed.iter().map(|found| found.lease).collect();
+    let held = listed.iter().filter_map(|found| found.lease).collect();
     let (unreachable, leases, skew, health) = tokio::join!(
         dials,
         leases::examine(registrar, &held),

@@ -25,9 +25,9 @@ pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationTo
 }
 
 fn log(event: &Event) {
-    let lease = format_args!("{:x}", event.lease);
+    let lease = event.lease.map(tracing::field::display);
     match event.what {
-        What::Renewed => tracing::info!(%lease, "Renewed: {}", event.why),
+        What::Renewed => tracing::info!(lease, "Renewed: {}", event.why),
         What::Weighed | What::Updated => {
             tracing::info!(key = event.key.as_deref(), "{:?}: {}", event.what, event.why);
         }
