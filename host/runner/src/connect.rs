@@ -181,8 +181,11 @@ async fn other_scheme(endpoint: &str) -> Option<String> {
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
     let refused = TlsConnector::from(Arc::new(config)).connect(name, stream).await.err()?;
     let shown = refused.get_ref()?.downcast_ref::<rustls::Error>()?;
-    matches!(shown, rustls::Error::InvalidCertificate(_))
-        .then(|| format!("{endpoint} speaks TLS: it is an endpoint with https://, and needs etcd.tls.ca"))
+    matches!(shown, rustls::Error::InvalidCertificate(_)).then(|| {
+        format!(
+            "{endpoint} speaks TLS: it is an endpoint with https://; etcd.tls.ca is the authority of its certificate"
+        )
+    })
 }
 
 /// First prefix that is read for one service, or for all.
