@@ -129,29 +129,56 @@ async fn a_missing_import_is_reported_with_its_remedy() {
     }
 }
 
+/// Asserts that the process ended with 64 and lists mistakes, the first of which starts with `start`, with a mark each.
+#[track_caller]
+fn mistakes(ended: &Ended, count: usize, start: &str) {
+    assert_eq!(ended.code, Some(64), "{start}: {ended:?}");
+    assert!(ended.stderr.starts_with(start), "{start}: {ended:?}");
+    let last = format!("leasehold: {count} mistake{} in the configuration", if count == 1 { "" } else { "s" });
+    assert_eq!(ended.stderr.lines().last(), Some(&*last), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 3 * count + 1, "{ended:?}");
+}
+
 #[tokio::test]
-async fn a_mistake_in_a_configuration_is_one_sentence_with_its_line_and_64() {
+async fn all_mistakes_in_a_configuration_come_with_their_lines_and_64() {
     let greeter = component("greeter");
     let smallest = format!("services:\n  - name: greeter\n    component: {greeter}\n    listen: 127.0.0.1:10002\n");
-    for (text, start) in [
-        (format!("{smallest}    memroy: 5\n"), ":5: unknown key \"memroy\"; known here: name, component, listen"),
-        (format!("{smallest}etcd:\n  endpionts: []\n"), ":6: unknown key \"endpionts\"; known here: endpoints"),
-        (format!("{smallest}    advertise: 0.0.0.0:80\n"), ":5: advertise: addr must be an address that a client"),
-        (smallest.replace("127.0.0.1:10002", "0.0.0.0:10002"), ":4: listen: no client can dial 0.0.0.0:10002"),
+    for (text, count, start) in [
+        (format!("{smallest}    memroy: 5\n"), 1, ":5:5: unknown key \"memroy\"; known here: name, component, listen"),
+        (
+            format!("{smallest}etcd:\n  endpionts: []\n"),
+            1,
+            ":6:3: unknown key \"endpionts\"; did you mean \"endpoints\"?",
+        ),
+        (
+            format!("{smallest}    advertise: 0.0.0.0:80\n"),
+            1,
+            ":5:16: advertise: addr must be an address that a client",
+        ),
+        (smallest.replace("127.0.0.1:10002", "0.0.0.0:10002"), 1, ":4:13: listen: no client can dial 0.0.0.0:10002"),
         (
             format!("{smallest}  - name: other\n    component: {greeter}\n    listen: 127.0.0.1:10002\n"),
-            ":7: listen: 127.0.0.1:10002 is the listener of line 4 already",
+            1,
+            ":7:13: listen: 127.0.0.1:10002 is the listener of line 4 already",
         ),
-        (smallest.replace("name: greeter", "name: a/b"), ":2: name must"),
-        ("services: []\n".to_owned(), ":1: services: must list at least one"),
-        ("services: [\n".to_owned(), ":"),
-        ("".to_owned(), ":"),
+        (smallest.replace("name: greeter", "name: a/b"), 1, ":2:11: name must"),
+        ("services: []\n".to_owned(), 1, ":1:11: services: must list at least one"),
+        ("services: [\n".to_owned(), 1, ":"),
+        ("".to_owned(), 1, ":1:1: the key \"services\" is missing"),
+        (
+            format!("{smallest}    limits: {{ memory: lots, nodes: 0 }}\nadmin: {{}}\n"),
+            3,
+            ":5:23: memory: must be a size",
+        ),
     ] {
         let file = File::of(&text);
         for command in ["run", "check"] {
-            one_sentence(&leasehold([command, &file.path()]).await, 64, &format!("{}{start}", file.path()));
+            mistakes(&leasehold([command, &file.path()]).await, count, &format!("{}{start}", file.path()));
         }
     }
+    let json = leasehold(["--log-format", "json", "check", &File::of("etcd: 1\nadmin: 1\n").path()]).await;
+    let json: Value = serde_json::from_str(&json.stderr).unwrap();
+    assert_eq!((&json["mistakes"][1]["line"], &json["mistakes"][1]["column"]), (&json!(1), &json!(7)), "{json}");
     let missing = File::of("").beside("missing.yaml");
     one_sentence(&leasehold(["run", &missing]).await, 64, &format!("cannot read {missing}: No such file"));
     one_sentence(&leasehold(["check", &missing]).await, 64, &format!("cannot read {missing}: No such file"));
@@ -171,8 +198,8 @@ async fn a_mistake_beside_a_password_does_not_repeat_it() {
     ] {
         let file = File::of(&format!("{smallest}{etcd}"));
         let ended = leasehold(["run", &file.path()]).await;
-        one_sentence(&ended, 64, &file.path());
-        assert!(!ended.wrote("hunter2"), "{ended:?}");
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        assert!(ended.stderr.starts_with(&file.path()) && !ended.wrote("hunter2"), "{ended:?}");
     }
 }
 
@@ -472,9 +499,10 @@ async fn check_reports_mistakes_and_starts_nothing() {
     );
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
     let bad = [
         with(plain("plain"), json!({ "register": "component" })),
-        with(greeter(), json!({ "listen": taken.local_addr().unwrap().to_string() })),
+        with(greeter(), json!({ "listen": taken })),
         service("nothing", "nothing"),
         hostile("fine"),
         with(plain("together"), json!({ "limits": { "instance_concurrency": 2 } })),
@@ -528,7 +556,7 @@ async fn inspect_shows_imports_and_missing_imports() {
 
 #[tokio::test]
 async fn help_has_examples() {
-    for command in ["", "run", "ls", "check", "inspect", "drain", "reload"] {
+    for command in ["", "run", "ls", "check", "schema", "inspect", "drain", "reload"] {
         let arguments = [command, "--help"].into_iter().filter(|argument| !argument.is_empty());
         let folder = TempDir::new().unwrap();
         let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;

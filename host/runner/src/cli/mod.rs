@@ -10,10 +10,14 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Addr, Layout, Options, ServiceName, Version};
+use leasehold::{Layout, Options, ServiceName, Version};
 
 use crate::{
-    config::{Config, DEFAULT_ENDPOINT, Endpoint, EtcdFiles, Register, Spec, Variables, file::Listen, units::Span},
+    config::{
+        Config, EtcdFiles, Register, Spec, Variables, connection,
+        units::Span,
+        values::{Advertise, Endpoint, Listen},
+    },
     error::Failure,
     telemetry::log::LogArgs,
     wasm::compiler,
@@ -50,7 +54,7 @@ Examples:
   leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
   leasehold run cache.wasm --name cache --listen 127.0.0.1:6379 --register host -- 127.0.0.1:6379
 
-A configuration file:
+A configuration file (every key: docs/configuration.md, or an editor with `leasehold schema`):
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
   admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
@@ -141,6 +145,11 @@ pub(crate) enum Command {
     /// Say whether a configuration would run; starts nothing
     #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
     Check(CheckArgs),
+    /// Print the JSON Schema of configuration files, for editors
+    #[command(
+        after_help = "Examples:\n  leasehold schema > leasehold.schema.json\n\nThe first line of a configuration file then says: # yaml-language-server: $schema=leasehold.schema.json"
+    )]
+    Schema(SchemaArgs),
     /// Print the exact keys and values that a configuration would write to etcd
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
@@ -352,6 +361,13 @@ pub(crate) struct CheckArgs {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct SchemaArgs {
+    /// Print the reference page in Markdown instead
+    #[arg(long)]
+    pub(crate) reference: bool,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct ExplainArgs {
     /// A configuration file (YAML)
     pub(crate) file: PathBuf,
@@ -460,7 +476,7 @@ impl SingleArgs {
         let name: ServiceName = parse("--name", &self.name.ok_or_else(|| missing("--name"))?)?;
         let Listen(listen) = parse::<Listen>("--listen", &self.listen.ok_or_else(|| missing("--listen"))?)?;
         let mut spec = Spec::new(name, component, listen);
-        spec.advertise = self.advertise.map(|text| parse::<Addr>("--advertise", &text)).transpose()?;
+        spec.advertise = self.advertise.map(|text| parse::<Advertise>("--advertise", &text)).transpose()?;
         if let Some(text) = self.version {
             spec.version = parse::<Version>("--version", &text)?;
         }
@@ -471,16 +487,7 @@ impl SingleArgs {
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|message| Failure::usage(format!("--listen: {message}")))?;
-        Ok(Config {
-            registrar: options(&self.etcd)?,
-            etcd_files: EtcdFiles::default(),
-            etcd_required: false,
-            dev: false,
-            strict: false,
-            admin: None,
-            traces: None,
-            services: vec![spec],
-        })
+        Ok(Config::of(options(&self.etcd)?, EtcdFiles::default(), spec))
     }
 }
 
@@ -513,14 +520,10 @@ fn options(urls: &[String]) -> Result<Options, Failure> {
     let mut endpoints = Vec::with_capacity(urls.len().max(1));
     for url in urls {
         let Endpoint(url) = parse("--etcd", url)?;
-        if url.starts_with("https:") {
-            let message = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
-            return Err(Failure::usage(message));
-        }
         endpoints.push(url);
     }
     if endpoints.is_empty() {
-        endpoints.push(DEFAULT_ENDPOINT.to_owned());
+        endpoints = connection::endpoints(|name| std::env::var(name).ok(), false).map_err(Failure::usage)?;
     }
     Ok(Options::new(endpoints))
 }

@@ -8,10 +8,10 @@ use super::{print, print_json, table};
 use crate::{
     admin::server::Admin,
     cli::CheckArgs,
-    config::{Config, Spec},
+    config::{Config, Spec, TlsFiles},
     connect,
     error::Failure,
-    inbound::{server, tls::Files},
+    inbound::server,
     process::rlimit,
     wasm::{
         component::{ComponentInfo, Loaded},
@@ -129,7 +129,7 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
             None
         }
     };
-    let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
+    let tls = spec.tls.as_ref().map_or(Ok(()), TlsFiles::check);
     note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
     let bound = server::bind(spec.listen).map(drop);
     note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));

@@ -12,6 +12,7 @@ mod ls;
 mod man;
 mod reload;
 pub(crate) mod run;
+mod schema;
 mod watch;
 
 use std::io::{self, Write, stdout};
@@ -29,6 +30,7 @@ pub(crate) use ls::ls;
 pub(crate) use man::man;
 pub(crate) use reload::reload;
 pub(crate) use run::run;
+pub(crate) use schema::schema;
 pub(crate) use watch::watch;
 
 use crate::error::Failure;
