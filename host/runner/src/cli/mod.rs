@@ -27,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   leasehold run --dev greeter.yaml      try it: a private etcd, gone with the host
   leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
+  leasehold init                        write a first configuration file, with comments
   leasehold ls greeter                  who is registered under that name
   leasehold watch                       the same, live
   leasehold doctor                      what is wrong with what is registered, and the cure
@@ -143,8 +144,13 @@ pub(crate) enum Command {
     )]
     Doctor(DoctorArgs),
     /// Say whether a configuration would run; starts nothing
-    #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
+    #[command(
+        after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json\n  leasehold check --offline greeter.yaml      without network, in CI for instance\n  render | leasehold check -\n\nIt reports all mistakes of the file at once. A port that is in use is a note: the host that runs already may have it."
+    )]
     Check(CheckArgs),
+    /// Write a first configuration file, with comments
+    #[command(after_help = "Examples:\n  leasehold init\n  leasehold init /etc/leasehold/services.yaml")]
+    Init(InitArgs),
     /// Print the JSON Schema of configuration files, for editors
     #[command(
         after_help = "Examples:\n  leasehold schema > leasehold.schema.json\n\nThe first line of a configuration file then says: # yaml-language-server: $schema=leasehold.schema.json"
@@ -202,7 +208,7 @@ pub(crate) struct ManArgs {
 #[derive(Args, Debug)]
 #[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// A configuration file (YAML), or one component (.wasm) with --name and --listen
+    /// A configuration file (YAML; - for standard input), or one component (.wasm) with --name and --listen
     pub(crate) file: PathBuf,
 
     /// Start a private etcd on loopback, with a temporary folder, gone with this process
@@ -352,12 +358,23 @@ impl FromStr for Every {
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
-    /// A configuration file (YAML)
+    /// A configuration file (YAML; - for standard input)
     pub(crate) file: PathBuf,
+
+    /// Neither connect to etcd nor try the ports
+    #[arg(long)]
+    pub(crate) offline: bool,
 
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InitArgs {
+    /// The file, which must not exist yet
+    #[arg(default_value = "services.yaml")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -369,7 +386,7 @@ pub(crate) struct SchemaArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ExplainArgs {
-    /// A configuration file (YAML)
+    /// A configuration file (YAML; - for standard input)
     pub(crate) file: PathBuf,
 
     /// One JSON array

@@ -112,7 +112,7 @@ fn tree(text: &str) -> Node {
 /// Every file of the repository that is a configuration, and each of those in its pages.
 fn examples() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut found = Vec::new();
+    let mut found = vec![("leasehold init".to_owned(), crate::commands::init::text())];
     let mut pages = vec![root.join("README.md")];
     for folder in ["guest-example", "docs"] {
         for entry in fs::read_dir(root.join(folder)).unwrap() {
