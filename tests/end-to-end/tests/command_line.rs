@@ -225,7 +225,10 @@ async fn bad_arguments_are_one_sentence_and_64() {
             "--advertise: addr must be an address that a client can dial",
         ),
         (vec!["run", &greeter, "--name", "x", "--listen", listen, "--register", "me"], "--register: must be one of"),
-        (vec!["run", &greeter, "--name", "x", "--listen", listen, "--etcd", "a:1"], "--etcd: must be http://"),
+        (vec!["run", &greeter, "--name", "x", "--listen", listen, "--etcd", "a"], "--etcd: must be host:port"),
+        (vec!["ls", "--user", "root:hunter2-secret"], "--user: must be a name alone"),
+        (vec!["ls", "--user", "root"], "--user: needs --password-file, or LEASEHOLD_ETCD_PASSWORD"),
+        (vec!["ls", "--cacert", "/does/not/exist.pem"], "--cacert: cannot read /does/not/exist.pem"),
         (vec!["ls", "a/b"], "NAME: name must"),
         (vec!["--log-format", "xml", "ls"], "invalid value 'xml' for '--log-format"),
     ] {
@@ -531,7 +534,7 @@ async fn check_reports_mistakes_and_starts_nothing() {
     let ended = leasehold(["check", &busy.path()]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.contains(&format!("note: admin: {taken} is in use at the moment")), "{ended:?}");
-    let ended = leasehold(["check", "--offline", &busy.path()]).await;
+    let ended = leasehold(["check", "--offline", &busy.path(), "--etcd", NOBODY]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.ends_with("etcd and ports were not tried\n") && !ended.stdout.contains("note"), "{ended:?}");
 
@@ -693,4 +696,44 @@ async fn a_configuration_comes_from_standard_input_and_the_environment() {
     let ended = in_shell("\"$0\" check - < \"$1\"", &file.path()).await;
     mistakes(&ended, 1, "standard input:1:");
     assert!(ended.stderr.contains("the environment variable VERSION is not set"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn the_connection_to_etcd_comes_from_arguments_and_the_environment() {
+    let authority = Authority::new("ours");
+    let etcd = Etcd::options().tls(authority.server()).user("root", "right-password").start().await;
+    let folder = TempDir::new().unwrap();
+    let ca = folder.path().join("ca.pem");
+    fs::write(&ca, authority.certificate()).unwrap();
+    let password = folder.path().join("password");
+    fs::write(&password, "right-password\n").unwrap();
+    let (ca, password, address) = (ca.display().to_string(), password.display().to_string(), etcd.address());
+    let flags = ["ls", "--etcd", &address, "--cacert", &ca, "--user", "root", "--password-file", &password];
+    let listed = leasehold(flags).await;
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    for variable in ["LEASEHOLD_ETCD=\"https://$1\"", "ETCDCTL_ENDPOINTS=\"https://$1\""] {
+        // The authorities of the system are those of this file.
+        let script =
+            format!("{variable} LEASEHOLD_ETCD_PASSWORD=right-password SSL_CERT_FILE='{ca}' \"$0\" ls --user root");
+        let listed = in_shell(&script, &address).await;
+        assert_eq!(listed.code, Some(0), "{variable}: {listed:?}");
+    }
+    let untrusted = in_shell("\"$0\" ls --etcd \"https://$1\"", &address).await;
+    assert_eq!(untrusted.code, Some(77), "{untrusted:?}");
+    // The arguments win over a file.
+    let file = File::of(&json!({ "etcd": { "endpoints": [NOBODY] }, "services": [greeter()] }).to_string());
+    let checked = leasehold([
+        "check",
+        &file.path(),
+        "--etcd",
+        &address,
+        "--cacert",
+        &ca,
+        "--user",
+        "root",
+        "--password-file",
+        &password,
+    ])
+    .await;
+    assert!(checked.code == Some(0) && checked.stdout.ends_with("etcd answers\n"), "{checked:?}");
 }

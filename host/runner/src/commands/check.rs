@@ -62,7 +62,7 @@ struct Checked {
 
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.file)?;
+    let config = args.connection.load(&args.file)?;
     if let Some(traces) = &config.traces {
         traces.check().map_err(Failure::Usage)?;
     }
