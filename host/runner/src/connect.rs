@@ -92,13 +92,9 @@ pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
     let registered = services.iter().filter(|spec| spec.register != Register::Off);
     let keys = registered.filter_map(|spec| {
         let bound = SocketAddr::new(spec.listen.ip(), spec.listen.port().max(1));
-        let node = ServerNode {
-            name: spec.name.clone(),
-            addr: spec.advertised(bound)?,
-            version: spec.version.clone(),
-            weight: None,
-            metadata: spec.metadata.clone(),
-        };
+        let (name, version) = spec.registered_as();
+        let node =
+            ServerNode { name, addr: spec.advertised(bound)?, version, weight: None, metadata: spec.metadata.clone() };
         Some(registrar.keys(&node, &Terms { layouts: spec.layouts.clone(), ..Terms::default() }))
     });
     keys.flatten().collect()

@@ -677,6 +677,8 @@ async fn a_first_file_is_written_and_never_overwritten() {
     fs::copy(paths::component("greeter"), files.beside("greeter.wasm")).unwrap();
     let ended = leasehold(["check", "--offline", &path]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    let explained = leasehold(["explain", &path]).await;
+    assert!(explained.stdout.contains("key    /greeter/v1/127.0.0.1:10002"), "{explained:?}");
 }
 
 #[tokio::test]
@@ -736,4 +738,18 @@ async fn the_connection_to_etcd_comes_from_arguments_and_the_environment() {
     ])
     .await;
     assert!(checked.code == Some(0) && checked.stdout.ends_with("etcd answers\n"), "{checked:?}");
+}
+
+#[tokio::test]
+async fn name_and_version_of_a_service_are_those_of_its_component() {
+    let world = World::real().await;
+    let named =
+        with(service("greeter", "greeter"), json!({ "name": "greeting", "version": "v7", "config": Value::Null }));
+    let file = File::of(&config(&world, [named.clone()]).to_string());
+    let host = Host::of(&world, [named]).await;
+    let key = format!("/greeting/v7/{}", host.addr("greeting"));
+    assert!(world.get(&key).await.is_some(), "{key}");
+    assert_eq!(host.stop().await.code, Some(0));
+    let explained = leasehold(["explain", &file.path()]).await;
+    assert_eq!(explained.code, Some(0), "{explained:?}");
 }

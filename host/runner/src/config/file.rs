@@ -132,7 +132,7 @@ keys! {
 keys! {
     /// A service: a component, its address and its policy.
     pub(crate) struct Service {
-        /// The name of the service, in etcd and in the log.
+        /// The name of the service, in etcd and in the log. A component with `register: component` reads it in `wasi:config/store` as `name`.
         name: ServiceName = Required;
         /// The file of the component.
         component: FilePath = Required;
@@ -140,7 +140,7 @@ keys! {
         listen: Listen = Required;
         /// The address that clients get, where it differs; port `0` is the port of the listener. A wildcard listener needs one.
         advertise: Option<Advertise> = Unset("`listen`");
-        /// The version of the service.
+        /// The version of the service. A component with `register: component` reads it in `wasi:config/store` as `version`.
         version: Option<Version> = Unset("none");
         /// Who registers the service: the component itself, the host, or neither.
         register: Register = Default("component");

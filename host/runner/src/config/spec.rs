@@ -285,4 +285,29 @@ impl Spec {
             _ => Ok(()),
         }
     }
+
+    /// Values of `wasi:config/store`: those that are configured, and the name and version of a component that registers
+    /// itself, which it would otherwise have to repeat.
+    pub(crate) fn store(&self) -> BTreeMap<String, String> {
+        let mut store = self.config.0.clone();
+        if self.register == Register::Component {
+            store.entry("name".to_owned()).or_insert_with(|| self.name.to_string());
+            if !self.version.as_str().is_empty() {
+                store.entry("version".to_owned()).or_insert_with(|| self.version.to_string());
+            }
+        }
+        store
+    }
+
+    /// Name and version that the component registers itself under, if it goes by `wasi:config/store`; the host registers
+    /// under those of the service.
+    pub(crate) fn registered_as(&self) -> (ServiceName, Version) {
+        let (mut name, mut version) = (self.name.clone(), self.version.clone());
+        if self.register == Register::Component {
+            let configured = |key: &str| self.config.0.get(key);
+            name = configured("name").and_then(|name| name.parse().ok()).unwrap_or(name);
+            version = configured("version").and_then(|version| version.parse().ok()).unwrap_or(version);
+        }
+        (name, version)
+    }
 }

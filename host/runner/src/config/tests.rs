@@ -507,6 +507,20 @@ fn paths_are_relative_to_the_target_of_a_link() {
 }
 
 #[test]
+fn name_and_version_reach_a_component_that_registers_itself() {
+    let store = |lines: &str| parse(&with(lines)).unwrap().services[0].store().into_iter().collect::<Vec<_>>();
+    let pairs =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
+    assert_eq!(store(""), pairs(&[("name", "greeter")]));
+    assert_eq!(store("    version: v1\n"), pairs(&[("name", "greeter"), ("version", "v1")]));
+    assert_eq!(
+        store("    version: v1\n    config: { name: other, version: v2 }\n"),
+        pairs(&[("name", "other"), ("version", "v2")])
+    );
+    assert_eq!(store("    version: v1\n    register: host\n"), []);
+}
+
+#[test]
 fn a_password_that_is_written_out_is_noted() {
     let notes = |password: &str| {
         parse(&with(&format!("etcd: {{ user: root, password: {password} }}\n"))).unwrap().notes.join(" ")
