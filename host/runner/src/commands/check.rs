@@ -3,11 +3,12 @@
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::{print, print_json, table};
 use crate::{
     cli::CheckArgs,
-    config::{Config, Spec, TlsFiles},
+    config::{Config, Spec, TlsFiles, mistake::Mistakes},
     connect,
     error::Failure,
     inbound::server,
@@ -62,7 +63,12 @@ struct Checked {
 
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
-    let config = args.connection.load(&args.file)?;
+    let config = args.connection.load(&args.file).inspect_err(|failure| {
+        if let (true, Some(mistakes)) = (args.json, Mistakes::behind(failure)) {
+            // The sentence on stderr follows.
+            let _ = print_json(&json!({ "ok": false, "mistakes": mistakes.list() }));
+        }
+    })?;
     if let Some(traces) = &config.traces {
         traces.check().map_err(Failure::Usage)?;
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     config::place::{Place, Source},
-    error::shown,
+    error::{Failure, shown},
 };
 
 /// Mistakes of one run that are listed; further ones are counted.
@@ -70,6 +70,14 @@ impl Mistakes {
     pub(crate) fn whole(file: &str, message: impl Into<String>) -> Self {
         let listed = Listed { file: file.to_owned(), line: None, column: None, message: message.into(), excerpt: None };
         Self { mistakes: vec![listed], further: 0 }
+    }
+
+    /// The mistakes for which a process ends, if that is why it does.
+    pub(crate) fn behind(failure: &Failure) -> Option<&Self> {
+        match failure {
+            Failure::Usage(error) => error.downcast_ref(),
+            _ => None,
+        }
     }
 
     /// One paragraph for each mistake: the sentence, then the line of the file with a mark.

@@ -94,7 +94,8 @@ impl Node {
 
 /// Parses a source; `None` for one that is no YAML. What it says twice is a mistake, too.
 pub(crate) fn parse(source: &mut Source, index: usize, mistakes: &mut Vec<Mistake>) -> Option<Node> {
-    let text = std::mem::take(&mut source.text);
+    // Lines end with a line feed everywhere, so that an excerpt is of the line that was parsed.
+    let text = std::mem::take(&mut source.text).replace("\r\n", "\n").replace('\r', "\n");
     let mut builder = Builder {
         source: index,
         text: text.lines().collect(),

@@ -75,10 +75,7 @@ impl Log {
 /// Writes the reason for which the process ends, as one sentence. Mistakes in a configuration come before it, each with its
 /// line.
 pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Write) {
-    let mistakes = match failure {
-        Failure::Usage(error) => error.downcast_ref::<Mistakes>(),
-        _ => None,
-    };
+    let mistakes = Mistakes::behind(failure);
     let line = match (format, mistakes) {
         (LogFormat::Text, Some(mistakes)) => format!("{}leasehold: {}\n", mistakes.text(), mistakes.count()),
         (LogFormat::Text, None) => format!("leasehold: {}\n", failure.sentence()),
