@@ -592,7 +592,7 @@ impl ConnectionArgs {
     fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {
         if !self.etcd.is_empty() {
             let endpoints = self.etcd.iter().map(|text| connection::endpoint(text, self.has_tls()));
-            options.endpoints = endpoints.collect::<Result<_, _>>().map_err(|said| wrong("--etcd", said))?;
+            options.endpoints = endpoints.collect::<Result<_, _>>().map_err(|message| wrong("--etcd", message))?;
         }
         if let Some(ca) = &self.cacert {
             options.tls.ca_pem = Some(readable("--cacert", ca)?);

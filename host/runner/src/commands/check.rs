@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// How long the registrar's thread may take to end; it holds no lease.
+/// Time for the registrar's thread to end; it holds no lease.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ struct Etcd {
     required: bool,
     /// Why it did not answer, if it did not; or what it refused.
     problem: Option<String>,
-    /// Whether it answered, and the answer was no: then `run` would not get any further by waiting.
+    /// True if it answered, and the answer was no: then waiting would not help `run`.
     refused: bool,
 }
 

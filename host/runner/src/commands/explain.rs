@@ -1,4 +1,4 @@
-//! `leasehold explain`: the exact keys and values that a configuration would write. Asks nobody, starts nothing.
+//! `leasehold explain`: the exact keys and values that a configuration would write. Connects to nothing, starts nothing.
 
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
@@ -23,7 +23,7 @@ struct Row {
     value: String,
     /// The weight in the value.
     weight: u32,
-    /// Whether the weight will follow the load instead.
+    /// True if the weight will follow the load instead.
     weight_follows_load: bool,
     /// Why it cannot be written.
     problem: Option<String>,

@@ -10,7 +10,7 @@ pub(crate) fn endpoints(environment: Environment, has_tls: bool) -> Result<Vec<S
     for variable in ENDPOINTS {
         if let Some(listed) = environment(variable).filter(|listed| !listed.trim().is_empty()) {
             let parsed = listed.split(',').map(|endpoint| self::endpoint(endpoint.trim(), has_tls));
-            return parsed.collect::<Result<_, _>>().map_err(|said| format!("{variable}: {said}"));
+            return parsed.collect::<Result<_, _>>().map_err(|message| format!("{variable}: {message}"));
         }
     }
     Ok(vec![DEFAULT_ENDPOINT.to_owned()])
@@ -22,7 +22,7 @@ pub(crate) fn endpoint(text: &str, has_tls: bool) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
     match url.parse() {
         Ok(Endpoint(url)) => Ok(url),
-        Err(said) if text.contains('@') => Err(said),
+        Err(message) if text.contains('@') => Err(message),
         Err(_) => Err(format!("must be host:port, http://host:port or https://host:port, not {text:?}")),
     }
 }

@@ -82,7 +82,7 @@ keys! {
         layout: Layouts = Default("seed"), example "[seed, kratos]";
         /// Time that keys outlive a host that died. etcd raises less than 2 s to 2 s.
         ttl: WholeSeconds = Default("10s"), example "1m";
-        /// What `register` does with a key of another host: write over it, fail, or wait until the key is free.
+        /// Rule of `register` for a key of another host: write over it, fail, or wait until the key is free.
         ownership: Ownership = Default("take-over");
         /// The domain of calls by name: `http://NAME.leasehold/`.
         suffix: Suffix = Default("leasehold");
@@ -142,7 +142,7 @@ keys! {
         advertise: Option<Advertise> = Unset("`listen`");
         /// The version of the service. A component with `register: component` reads it in `wasi:config/store` as `version`.
         version: Option<Version> = Unset("none");
-        /// Who registers the service: the component itself, the host, or neither.
+        /// Source of the registration: the component itself, the host, or neither.
         register: Register = Default("component");
         /// TLS on the listener; absent, plain text.
         tls: Option<ListenTls> = Unset("plain text");
@@ -156,9 +156,9 @@ keys! {
         args: Vec<Text> = Unset("none"), example "[--verbose]";
         /// Environment variables of the component; they may be secrets.
         env: SecretPairs = Unset("none"), example "{ LEVEL: info }";
-        /// What the component may do beyond responding to requests.
+        /// Rights of the component beyond responding to requests.
         allow: Allow = Unset("");
-        /// What the component may use.
+        /// Limits of the component.
         limits: Limits = Unset("");
         /// Health checks, and when a failing service is withdrawn; see [health](health.md).
         health: Option<Health> = Unset("no check");
@@ -182,7 +182,7 @@ keys! {
 }
 
 keys! {
-    /// What the component may do beyond responding to requests.
+    /// Rights of the component beyond responding to requests.
     pub(crate) struct Allow {
         /// Names that it may register.
         names: Option<Vec<Pattern>> = Unset("the name of the service"), example "[greeter]";
@@ -196,7 +196,7 @@ keys! {
 }
 
 keys! {
-    /// What the component may use; see [limits](limits.md).
+    /// Limits of the component; see [limits](limits.md).
     pub(crate) struct Limits {
         /// Linear memory of one instance. Beyond, its allocation fails.
         memory: Memory = Default("64MiB"), example "16MiB";

@@ -114,7 +114,7 @@ fn include(root: &mut Node, environment: Environment, reading: &mut Reading) {
         // What is no text is reported when the file is read as a whole.
         let Some(pattern) = Text::read(item, &mut Reading::default()) else { continue };
         let found = files(&reading.folder(item.place).join(&pattern));
-        let found = found.map_err(|said| reading.under("include", |reading| reading.wrong(item.place, said)));
+        let found = found.map_err(|message| reading.under("include", |reading| reading.wrong(item.place, message)));
         for path in found.unwrap_or_default() {
             further.extend(included(&path, item.place, environment, reading));
         }

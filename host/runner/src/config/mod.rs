@@ -1,4 +1,4 @@
-//! What to run: the configuration, read from a file or from arguments, checked once and trusted afterwards.
+//! The configuration, read from a file or from arguments, checked once and trusted afterwards.
 
 pub(crate) mod connection;
 pub(crate) mod destination;

@@ -5,7 +5,7 @@ use crate::config::{
     rule::{Absent, Key, Rule, Shape, Table},
 };
 
-/// What stands above the tables.
+/// Text above the tables.
 const HEAD: &str = include_str!("reference.md");
 
 /// The whole page.

@@ -54,11 +54,11 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     /// Reports a mistake at the value that these keys lead to.
-    fn wrong(&mut self, path: &[&str], said: impl Into<String>) {
+    fn wrong(&mut self, path: &[&str], message: impl Into<String>) {
         let place = self.root.place_of(path);
         match path.last() {
-            Some(key) => self.reading.under(key, |reading| reading.wrong(place, said)),
-            None => self.reading.wrong(place, said),
+            Some(key) => self.reading.under(key, |reading| reading.wrong(place, message)),
+            None => self.reading.wrong(place, message),
         }
     }
 
@@ -71,8 +71,8 @@ impl Resolver<'_> {
             Some(listed) => listed,
             None => match connection::endpoints(self.environment, etcd.tls.ca.is_some() || etcd.tls.cert.is_some()) {
                 Ok(endpoints) => endpoints,
-                Err(said) => {
-                    self.wrong(&[], said);
+                Err(message) => {
+                    self.wrong(&[], message);
                     return None;
                 }
             },
@@ -107,9 +107,9 @@ impl Resolver<'_> {
     fn admin(&mut self, admin: &file::Admin) -> Option<Admin> {
         let file::Admin { listen, remote } = *admin;
         if !listen.ip().is_loopback() && !remote {
-            let said =
+            let message =
                 format!("whoever reaches {listen} could drain services; say admin.remote: true if other machines may");
-            self.wrong(&["admin", "listen"], said);
+            self.wrong(&["admin", "listen"], message);
             return None;
         }
         Some(Admin { listen, remote })
@@ -133,7 +133,7 @@ impl Resolver<'_> {
         let parsed = read.and_then(|text| {
             parse_headers(&text).map_err(|line| format!("line {line} of {} must be NAME: VALUE", path.display()))
         });
-        parsed.map(drop).map_err(|said| self.wrong(&["traces", "headers_file"], said)).ok()
+        parsed.map(drop).map_err(|message| self.wrong(&["traces", "headers_file"], message)).ok()
     }
 
     fn credentials(
@@ -142,7 +142,7 @@ impl Resolver<'_> {
         password: Option<String>,
         file: Option<PathBuf>,
     ) -> Option<Credentials> {
-        let (key, said) = match (user, password, file) {
+        let (key, message) = match (user, password, file) {
             (None, None, None) => return None,
             (None, Some(_), _) => ("password", "needs etcd.user"),
             (None, None, Some(_)) => ("password_file", "needs etcd.user"),
@@ -157,14 +157,14 @@ impl Resolver<'_> {
                 match source.read().map_err(|error| error.to_string()).map(String::from_utf8) {
                     Ok(Ok(_)) => return Some(Credentials { user, password: source }),
                     Ok(Err(_)) => ("password_file", "must be UTF-8"),
-                    Err(said) => {
-                        self.wrong(&["etcd", "password_file"], said);
+                    Err(message) => {
+                        self.wrong(&["etcd", "password_file"], message);
                         return None;
                     }
                 }
             }
         };
-        self.wrong(&["etcd", key], said);
+        self.wrong(&["etcd", key], message);
         None
     }
 
@@ -200,9 +200,9 @@ impl Resolver<'_> {
     /// The good ones among the services.
     fn services(&mut self, listed: Vec<Option<file::Service>>, is_more: bool) -> Vec<Spec> {
         if listed.is_empty() {
-            let said =
+            let message =
                 if is_more { "must list at least one, and include brings none" } else { "must list at least one" };
-            self.wrong(&["services"], said);
+            self.wrong(&["services"], message);
         }
         let nodes: &[Node] = match self.root.get("services").map(|services| &services.content) {
             Some(Content::List(nodes)) => nodes,
@@ -213,22 +213,22 @@ impl Resolver<'_> {
         for (written, node) in listed.into_iter().zip(nodes) {
             let Some(spec) = written.and_then(|written| self.service(written, node)) else { continue };
             let (name_place, listen_place) = (node.place_of(&["name"]), node.place_of(&["listen"]));
-            if let Err(said) = spec.check_advertise() {
-                self.reading.under("listen", |reading| reading.wrong(listen_place, said));
+            if let Err(message) = spec.check_advertise() {
+                self.reading.under("listen", |reading| reading.wrong(listen_place, message));
                 continue;
             }
             if spec.listen.port() != 0
                 && let Some(first) = listeners.insert(spec.listen, listen_place)
             {
                 let first = self.reading.line(first, listen_place);
-                let said = format!("{} is the listener of {first} already", spec.listen);
-                self.reading.under("listen", |reading| reading.wrong(listen_place, said));
+                let message = format!("{} is the listener of {first} already", spec.listen);
+                self.reading.under("listen", |reading| reading.wrong(listen_place, message));
             } else if let Some(addr) = spec.advertised(spec.listen)
                 && let Some(first) = published.insert((spec.name.clone(), addr.clone()), name_place)
             {
                 let first = self.reading.line(first, name_place);
-                let said = format!("{} at {addr} is the service of {first} already", spec.name);
-                self.reading.under("name", |reading| reading.wrong(name_place, said));
+                let message = format!("{} at {addr} is the service of {first} already", spec.name);
+                self.reading.under("name", |reading| reading.wrong(name_place, message));
             }
             specs.push(spec);
         }

@@ -12,7 +12,7 @@ use crate::config::{
 
 /// The rule of a value.
 pub(crate) trait Rule {
-    /// What the value means to the host.
+    /// Meaning of the value to the host.
     type Value;
 
     /// A description for people and for editors.
@@ -73,7 +73,7 @@ pub(crate) struct Key {
     pub(crate) example: Option<&'static str>,
 }
 
-/// What holds where a key is absent.
+/// Rule for an absent key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Absent {
     /// Nothing: the key has to be there.
@@ -252,7 +252,7 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// What is said of an unknown key; and whether it may be a value that misses its key.
+/// Message about an unknown key; true if that may be a value without its key.
 fn misplaced(key: &WrittenKey, value: &Node, table: &Table) -> (String, bool) {
     let names = || table.keys.iter().map(|key| key.name);
     if !is_word(&key.text) || (!key.has_colon && value.is_null()) {

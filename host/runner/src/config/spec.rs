@@ -123,7 +123,7 @@ pub(crate) struct Spec {
     pub(crate) limits: Limits,
     /// Its health check, if it has one.
     pub(crate) health: Option<Health>,
-    /// When it is withdrawn since its requests fail.
+    /// Rule of its withdrawal when its requests fail.
     pub(crate) quarantine: Quarantine,
     /// Replaces it whenever its file changes.
     pub(crate) follow: bool,
@@ -155,7 +155,7 @@ pub(crate) struct Health {
     pub(crate) fall: u32,
 }
 
-/// When a service that fails is withdrawn.
+/// Rule of the withdrawal of a service that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Quarantine {
     /// Percentage of the nodes of its names that have to remain in etcd. At 0 it is withdrawn whatever remains.
@@ -190,7 +190,7 @@ impl fmt::Debug for Variables {
     }
 }
 
-/// What a component may do beyond responding to requests.
+/// Rights of a component beyond responding to requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Allow {
     /// The names it may register. By default the service's own.

@@ -1,4 +1,4 @@
-//! What a configuration file may say, and what is said of one that is wrong.
+//! Configuration files: their meaning, and the errors of wrong ones.
 
 use std::{path::Path, time::Duration};
 

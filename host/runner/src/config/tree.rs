@@ -92,7 +92,7 @@ impl Node {
     }
 }
 
-/// Parses a source; `None` for one that is no YAML. What it says twice is a mistake, too.
+/// Parses a source; `None` for one that is no YAML. A key that stands twice is a mistake, too.
 pub(crate) fn parse(source: &mut Source, index: usize, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     // Lines end with a line feed everywhere, so that an excerpt is of the line that was parsed.
     let text = std::mem::take(&mut source.text).replace("\r\n", "\n").replace('\r', "\n");
@@ -155,7 +155,7 @@ impl Builder<'_> {
     fn run(&mut self, text: &str) -> Result<(), Failed> {
         let mut documents = 0;
         for event in Parser::new_from_str(text) {
-            let (event, span) = event.map_err(|error| (self.at(*error.marker()), said(error.kind())))?;
+            let (event, span) = event.map_err(|error| (self.at(*error.marker()), explained(error.kind())))?;
             let place = self.place(span);
             match event {
                 Event::DocumentStart(..) => {
@@ -311,9 +311,9 @@ impl Builder<'_> {
     }
 }
 
-/// What is wrong with text that is no YAML, in the words of somebody who writes it.
-fn said(kind: &ErrorKind) -> String {
-    let said = match kind {
+/// Mistake in text that is no YAML, in the words of its author.
+fn explained(kind: &ErrorKind) -> String {
+    let message = match kind {
         ErrorKind::UnclosedQuotedScalar => "a quote is not closed",
         ErrorKind::UnclosedFlowCollection { open } => return format!("the bracket {open} is not closed"),
         ErrorKind::UnexpectedEofFlowSequence
@@ -358,5 +358,5 @@ fn said(kind: &ErrorKind) -> String {
         ErrorKind::RecursionLimitExceeded => "nested too deep",
         _ => "this is not YAML",
     };
-    said.to_owned()
+    message.to_owned()
 }

@@ -307,7 +307,7 @@ impl Rule for Readable {
     }
 }
 
-/// One layout or a list of them; each is the name of one that is built in, or says more in a map.
+/// One layout or a list of them; each is the name of a built-in layout, or a map.
 pub(crate) enum Layouts {}
 
 /// A layout that is built in, under another prefix or scheme; or one of the user's own, as templates.
@@ -346,21 +346,21 @@ impl Described {
         let all = (text("name"), text("prefix"), text("scheme"), text("key"), text("value"));
         let (Some(name), Some(prefix), Some(scheme), Some(key), Some(value)) = all else { return None };
         let layout = Self { name, prefix, scheme, key, value }.layout();
-        layout.map_err(|said| reading.wrong(node.place, said)).ok()
+        layout.map_err(|message| reading.wrong(node.place, message)).ok()
     }
 
     fn layout(self) -> Result<Layout, String> {
-        let said = |error: Invalid| error.to_string();
+        let message = |error: Invalid| error.to_string();
         let mut layout = match (self.name, self.key, self.value) {
-            (Some(name), None, None) => name.parse().map_err(said)?,
-            (None, Some(key), Some(value)) => Layout::custom(&key, &value).map_err(said)?,
+            (Some(name), None, None) => name.parse().map_err(message)?,
+            (None, Some(key), Some(value)) => Layout::custom(&key, &value).map_err(message)?,
             _ => return Err("needs a name, or a key and a value as templates".to_owned()),
         };
         if let Some(prefix) = self.prefix {
-            layout = layout.with_prefix(&prefix).map_err(said)?;
+            layout = layout.with_prefix(&prefix).map_err(message)?;
         }
         if let Some(scheme) = self.scheme {
-            layout = layout.with_scheme(&scheme).map_err(said)?;
+            layout = layout.with_scheme(&scheme).map_err(message)?;
         }
         Ok(layout)
     }

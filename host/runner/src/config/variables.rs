@@ -24,7 +24,7 @@ pub(crate) fn replace(node: &mut Node, environment: Environment, reading: &mut R
             match replaced(&scalar.text, environment, &reading.folder(place)) {
                 Ok(text) if text == scalar.text => {}
                 Ok(text) => scalar.written = Some(std::mem::replace(&mut scalar.text, text)),
-                Err(said) => reading.wrong(place, said),
+                Err(message) => reading.wrong(place, message),
             }
         }
         Content::Scalar(_) => {}
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_variable_without_a_value_is_refused() {
-        for (written, said) in [
+        for (written, message) in [
             ("${NONE}", "the environment variable NONE is not set"),
             ("${", "a variable is"),
             ("${}", "a variable is"),
@@ -122,7 +122,7 @@ mod tests {
             ("${file:secret}", "cannot read /nonexistent/secret"),
         ] {
             let refused = text(written).unwrap_err();
-            assert!(refused.starts_with(said), "{written}: {refused}");
+            assert!(refused.starts_with(message), "{written}: {refused}");
         }
     }
 }
