@@ -103,7 +103,7 @@ impl fmt::Debug for Credentials {
 /// TLS towards `https` endpoints, its sources read for each connection. `Debug` never shows the key.
 #[derive(Clone, Default)]
 pub struct Tls {
-    /// PEM certificates of the authorities that may vouch for etcd. `None` trusts none, and `https` then fails.
+    /// PEM certificates of the authorities that may vouch for etcd. `None` trusts those of the system.
     pub ca_pem: Option<Source>,
     /// PEM certificate chain and key that this client shows to etcd.
     pub identity_pem: Option<(Source, Source)>,
@@ -112,10 +112,10 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Returns true if reading the sources may block.
+    /// Returns true if reading the sources may block. The authorities of the system are files.
     pub(crate) fn may_block(&self) -> bool {
         let identity = self.identity_pem.iter().flat_map(|(certificate, key)| [certificate, key]);
-        self.ca_pem.iter().chain(identity).any(Source::may_block)
+        self.ca_pem.as_ref().is_none_or(Source::may_block) || identity.into_iter().any(Source::may_block)
     }
 }
 

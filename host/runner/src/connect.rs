@@ -92,13 +92,9 @@ pub(crate) fn keys(registrar: &Registrar, services: &[Spec]) -> Vec<String> {
     let registered = services.iter().filter(|spec| spec.register != Register::Off);
     let keys = registered.filter_map(|spec| {
         let bound = SocketAddr::new(spec.listen.ip(), spec.listen.port().max(1));
-        let node = ServerNode {
-            name: spec.name.clone(),
-            addr: spec.advertised(bound)?,
-            version: spec.version.clone(),
-            weight: None,
-            metadata: spec.metadata.clone(),
-        };
+        let (name, version) = spec.registered_as();
+        let node =
+            ServerNode { name, addr: spec.advertised(bound)?, version, weight: None, metadata: spec.metadata.clone() };
         Some(registrar.keys(&node, &Terms { layouts: spec.layouts.clone(), ..Terms::default() }))
     });
     keys.flatten().collect()
@@ -181,8 +177,11 @@ async fn other_scheme(endpoint: &str) -> Option<String> {
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
     let refused = TlsConnector::from(Arc::new(config)).connect(name, stream).await.err()?;
     let shown = refused.get_ref()?.downcast_ref::<rustls::Error>()?;
-    matches!(shown, rustls::Error::InvalidCertificate(_))
-        .then(|| format!("{endpoint} speaks TLS: it is an endpoint with https://, and needs etcd.tls.ca"))
+    matches!(shown, rustls::Error::InvalidCertificate(_)).then(|| {
+        format!(
+            "{endpoint} speaks TLS: it is an endpoint with https://; etcd.tls.ca is the authority of its certificate"
+        )
+    })
 }
 
 /// First prefix that is read for one service, or for all.

@@ -15,15 +15,22 @@ use crate::{
     inbound::target::Origin,
 };
 
-/// Longest sentence about a configuration.
-const MAX_SENTENCE_BYTES: usize = 4096;
+/// Longest report about a configuration.
+const MAX_REPORT_BYTES: usize = 64 << 10;
+/// Words of YAML's parsers and of serde, which no report has.
+const FOREIGN: [&str; 8] = ["EOF", "mapping", "scalar", "sequence", "flow ", "deserialize", "granit", "Option<"];
 
 /// A configuration file.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // The folder does not exist, so that no file is read.
-    if let Err(message) = Config::parse("c.yaml", text, Path::new("/nonexistent")) {
-        assert!(!message.contains('\n') && message.len() <= MAX_SENTENCE_BYTES, "{message}");
+    // No file is read: none is there. No variable is set.
+    if let Err(mistakes) = Config::parse_in("c.yaml", text, Path::new("/nonexistent"), |_| None) {
+        let (sentences, report) = (mistakes.to_string(), mistakes.text());
+        assert!(!sentences.contains('\n') && report.len() <= MAX_REPORT_BYTES, "{report}");
+        assert!(report.starts_with("c.yaml"), "{report}");
+        for word in FOREIGN.iter().filter(|word| !text.contains(*word)) {
+            assert!(!report.contains(word), "{word}: {report}");
+        }
     }
 }
 
@@ -159,9 +166,24 @@ mod tests {
         }
 
         #[test]
-        fn a_configuration_is_read_or_refused_in_one_line(lines in "([ -]{0,6}[a-z_]{1,9}: ?[ -~]{0,16}\n){0,12}") {
+        fn a_configuration_is_read_or_refused_in_our_words(lines in "([ -]{0,6}[a-z_]{1,9}: ?[ -~]{0,16}\n){0,12}") {
             config(lines.as_bytes());
             config(format!("services:\n  - name: a\n    component: a.wasm\n    listen: 127.0.0.1:1\n{lines}").as_bytes());
+        }
+
+        #[test]
+        fn a_mangled_configuration_is_refused_in_our_words(
+            edits in proptest::collection::vec((any::<u16>(), 0_u16..40, "[ -~\n\t]{0,3}|[:{}\\[\\],&*!|>'\"%@`#-]|\u{e9}"), 1..6)
+        ) {
+            let mut text = include_str!("../../../fuzz/corpus/config/every-key").to_owned();
+            for (at, length, new) in edits {
+                let at = usize::from(at) % text.len();
+                let end = (at + usize::from(length)).min(text.len());
+                if text.is_char_boundary(at) && text.is_char_boundary(end) {
+                    text.replace_range(at..end, &new);
+                }
+            }
+            config(text.as_bytes());
         }
     }
 }

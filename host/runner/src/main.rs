@@ -81,6 +81,8 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>) -> Result<(), Fai
         Command::Doctor(args) => commands::doctor(args).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
+        Command::Init(args) => commands::init(&args),
+        Command::Schema(args) => commands::schema(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Compile(args) => commands::compile(&args),
         Command::Completions(args) => commands::completions(&args),

@@ -384,8 +384,10 @@ async fn own_listener_is_shown_by_check_and_inspect() {
         ),
     ] {
         let ended = check(json!([bad])).await;
-        assert_eq!(ended.code, Some(64), "{ended:?}");
-        assert!(ended.stdout.contains(why), "{ended:?}");
+        // A port in use is a note: the host that runs already may have it.
+        let (checked, noted) = if code == 1 { (0, "is in use at the moment") } else { (code, why) };
+        assert_eq!(ended.code, Some(checked), "{ended:?}");
+        assert!(ended.stdout.contains(noted), "{ended:?}");
         let ended = Host::spawn(&config(&world, [bad]), &[]).ends().await;
         assert_eq!(ended.code, Some(code), "{ended:?}");
         assert!(ended.stderr.lines().last().unwrap_or_default().contains(why), "{ended:?}");

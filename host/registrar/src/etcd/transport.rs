@@ -153,7 +153,7 @@ impl Secure {
         let said = match refused {
             Some(rustls::Error::InvalidCertificate(error)) => match error {
                 CertificateError::UnknownIssuer => match &self.tls.ca_pem {
-                    None => "no authority is configured that could vouch for their certificate".to_owned(),
+                    None => "their certificate is not signed by an authority that the system trusts".to_owned(),
                     Some(ca) => format!("their certificate is not signed by the authority in {ca}"),
                 },
                 CertificateError::ExpiredContext { not_after, .. } => {
@@ -198,11 +198,15 @@ impl Secure {
 fn client_config(tls: &Tls) -> Result<(ClientConfig, Option<String>), String> {
     let provider = Arc::new(ring::default_provider());
     let mut authorities = RootCertStore::empty();
-    if let Some(ca) = &tls.ca_pem {
-        let (usable, _) = authorities.add_parsable_certificates(certificates(ca)?);
-        if usable == 0 {
-            return Err(format!("{ca} must hold the certificate of an authority"));
+    match &tls.ca_pem {
+        Some(ca) => {
+            let (usable, _) = authorities.add_parsable_certificates(certificates(ca)?);
+            if usable == 0 {
+                return Err(format!("{ca} must hold the certificate of an authority"));
+            }
         }
+        // A system without any trusts none; the handshake then says so.
+        None => drop(authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
     }
     let config = ClientConfig::builder_with_provider(provider.clone());
     let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;

@@ -10,10 +10,14 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Addr, Layout, Options, ServiceName, Version};
+use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version};
 
 use crate::{
-    config::{Config, DEFAULT_ENDPOINT, Endpoint, EtcdFiles, Register, Spec, Variables, file::Listen, units::Span},
+    config::{
+        Config, EtcdFiles, Register, Spec, Variables, connection,
+        units::Span,
+        values::{Advertise, Listen},
+    },
     error::Failure,
     telemetry::log::LogArgs,
     wasm::compiler,
@@ -23,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   leasehold run --dev greeter.yaml      try it: a private etcd, gone with the host
   leasehold run greeter.yaml            every service of the file, until SIGTERM or Ctrl-C
+  leasehold init                        write a first configuration file, with comments
   leasehold ls greeter                  who is registered under that name
   leasehold watch                       the same, live
   leasehold doctor                      what is wrong with what is registered, and the cure
@@ -50,7 +55,7 @@ Examples:
   leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
   leasehold run cache.wasm --name cache --listen 127.0.0.1:6379 --register host -- 127.0.0.1:6379
 
-A configuration file:
+A configuration file (every key: docs/configuration.md, or an editor with `leasehold schema`):
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
   admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
@@ -139,8 +144,18 @@ pub(crate) enum Command {
     )]
     Doctor(DoctorArgs),
     /// Say whether a configuration would run; starts nothing
-    #[command(after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json")]
+    #[command(
+        after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json\n  leasehold check --offline greeter.yaml      without network, in CI for instance\n  render | leasehold check -\n\nIt reports all mistakes of the file at once. A port that is in use is a note: the host that runs already may have it."
+    )]
     Check(CheckArgs),
+    /// Write a first configuration file, with comments
+    #[command(after_help = "Examples:\n  leasehold init\n  leasehold init /etc/leasehold/services.yaml")]
+    Init(InitArgs),
+    /// Print the JSON Schema of configuration files, for editors
+    #[command(
+        after_help = "Examples:\n  leasehold schema > leasehold.schema.json\n\nThe first line of a configuration file then says: # yaml-language-server: $schema=leasehold.schema.json"
+    )]
+    Schema(SchemaArgs),
     /// Print the exact keys and values that a configuration would write to etcd
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
@@ -193,7 +208,7 @@ pub(crate) struct ManArgs {
 #[derive(Args, Debug)]
 #[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// A configuration file (YAML), or one component (.wasm) with --name and --listen
+    /// A configuration file (YAML; - for standard input), or one component (.wasm) with --name and --listen
     pub(crate) file: PathBuf,
 
     /// Start a private etcd on loopback, with a temporary folder, gone with this process
@@ -210,6 +225,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) single: SingleArgs,
+
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
 }
 
 /// Configuration of the one service of `run X.wasm`.
@@ -224,11 +242,7 @@ pub(crate) struct SingleArgs {
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
-    /// An etcd endpoint; repeat it for each member of the cluster
-    #[arg(long, value_name = "URL")]
-    etcd: Vec<String>,
-
-    /// The version to publish, where the host registers
+    /// The version to publish; a component that registers itself reads it in wasi:config/store
     #[arg(long)]
     version: Option<String>,
 
@@ -316,13 +330,41 @@ pub(crate) struct EtcdArgs {
     #[arg(long, conflicts_with = "config")]
     prefix: Option<String>,
 
-    /// An etcd endpoint; repeat it for each member of the cluster [default: http://127.0.0.1:2379]
-    #[arg(long, value_name = "URL", conflicts_with = "config")]
-    etcd: Vec<String>,
-
     /// Take etcd's endpoints, user, TLS and the layouts from this configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+/// The connection to etcd; it wins over a configuration file.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Connection to etcd")]
+pub(crate) struct ConnectionArgs {
+    /// An endpoint, as host:port or URL; repeat it for each member [default: $LEASEHOLD_ETCD]
+    #[arg(long, value_name = "ENDPOINT", value_delimiter = ',')]
+    etcd: Vec<String>,
+
+    /// Certificates of etcd's authorities, as PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+
+    /// The certificate to show to etcd, as PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The private key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// The user; the password comes from a file, or from $LEASEHOLD_ETCD_PASSWORD
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+
+    /// A file with the password of that user
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
 }
 
 /// The interval of `watch`.
@@ -343,17 +385,38 @@ impl FromStr for Every {
 
 #[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
-    /// A configuration file (YAML)
+    /// A configuration file (YAML; - for standard input)
     pub(crate) file: PathBuf,
+
+    /// Neither connect to etcd nor try the ports
+    #[arg(long)]
+    pub(crate) offline: bool,
 
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InitArgs {
+    /// The file, which must not exist yet
+    #[arg(default_value = "services.yaml")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SchemaArgs {
+    /// Print the reference page in Markdown instead
+    #[arg(long)]
+    pub(crate) reference: bool,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ExplainArgs {
-    /// A configuration file (YAML)
+    /// A configuration file (YAML; - for standard input)
     pub(crate) file: PathBuf,
 
     /// One JSON array
@@ -413,14 +476,14 @@ impl RunArgs {
     /// Configuration from the file or from the arguments.
     pub(crate) fn config(self) -> Result<Config, Failure> {
         let mut config = if self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm") {
-            self.single.config(self.file)?
+            self.single.config(self.file, &self.connection)?
         } else {
             if let Some(flag) = self.single.first_given() {
                 return Err(Failure::usage(format!(
                     "{flag} goes with a component (.wasm); a configuration file says it itself"
                 )));
             }
-            Config::load(&self.file)?
+            self.connection.load(&self.file)?
         };
         for spec in &mut config.services {
             spec.follow = self.watch;
@@ -443,7 +506,6 @@ impl SingleArgs {
         let given = [
             ("--name", self.name.is_some()),
             ("--listen", self.listen.is_some()),
-            ("--etcd", !self.etcd.is_empty()),
             ("--version", self.version.is_some()),
             ("--advertise", self.advertise.is_some()),
             ("--config", !self.config.is_empty()),
@@ -454,13 +516,13 @@ impl SingleArgs {
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 
-    fn config(self, component: PathBuf) -> Result<Config, Failure> {
+    fn config(self, component: PathBuf, connection: &ConnectionArgs) -> Result<Config, Failure> {
         let missing =
             |flag: &str| Failure::usage(format!("{} needs {flag}; try leasehold run --help", component.display()));
         let name: ServiceName = parse("--name", &self.name.ok_or_else(|| missing("--name"))?)?;
         let Listen(listen) = parse::<Listen>("--listen", &self.listen.ok_or_else(|| missing("--listen"))?)?;
         let mut spec = Spec::new(name, component, listen);
-        spec.advertise = self.advertise.map(|text| parse::<Addr>("--advertise", &text)).transpose()?;
+        spec.advertise = self.advertise.map(|text| parse::<Advertise>("--advertise", &text)).transpose()?;
         if let Some(text) = self.version {
             spec.version = parse::<Version>("--version", &text)?;
         }
@@ -471,16 +533,8 @@ impl SingleArgs {
         spec.config = pairs("--config", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|message| Failure::usage(format!("--listen: {message}")))?;
-        Ok(Config {
-            registrar: options(&self.etcd)?,
-            etcd_files: EtcdFiles::default(),
-            etcd_required: false,
-            dev: false,
-            strict: false,
-            admin: None,
-            traces: None,
-            services: vec![spec],
-        })
+        let (registrar, etcd_files) = connection.options()?;
+        Ok(Config::of(registrar, etcd_files, spec))
     }
 }
 
@@ -493,10 +547,10 @@ impl EtcdArgs {
     /// Options of the etcd to examine, and the files that they were read from.
     pub(crate) fn examined(&self) -> Result<(Options, EtcdFiles), Failure> {
         if let Some(file) = &self.config {
-            let config = Config::load(Path::new(file))?;
+            let config = self.connection.load(file)?;
             return Ok((config.registrar, config.etcd_files));
         }
-        let mut options = options(&self.etcd)?;
+        let (mut options, files) = self.connection.options()?;
         if !self.layout.is_empty() {
             options.layouts = self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
         }
@@ -505,24 +559,78 @@ impl EtcdArgs {
             options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
         }
         Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
-        Ok((options, EtcdFiles::default()))
+        Ok((options, files))
     }
 }
 
-fn options(urls: &[String]) -> Result<Options, Failure> {
-    let mut endpoints = Vec::with_capacity(urls.len().max(1));
-    for url in urls {
-        let Endpoint(url) = parse("--etcd", url)?;
-        if url.starts_with("https:") {
-            let message = "--etcd: https needs a certificate authority; say it in a configuration file (etcd.tls.ca)";
-            return Err(Failure::usage(message));
+/// Environment variables with the password of `--user`; the first that is set counts.
+const PASSWORDS: [&str; 2] = ["LEASEHOLD_ETCD_PASSWORD", "ETCDCTL_PASSWORD"];
+
+impl ConnectionArgs {
+    /// A configuration file whose connection is replaced by what the arguments say.
+    pub(crate) fn load(&self, file: &Path) -> Result<Config, Failure> {
+        let mut config = Config::load(file)?;
+        self.apply(&mut config.registrar, &mut config.etcd_files)?;
+        Ok(config)
+    }
+
+    /// The connection that the arguments and the environment say.
+    fn options(&self) -> Result<(Options, EtcdFiles), Failure> {
+        let endpoints = match self.etcd.is_empty() {
+            true => connection::endpoints(|name| std::env::var(name).ok(), self.has_tls()).map_err(Failure::usage)?,
+            false => Vec::new(),
+        };
+        let (mut options, mut files) = (Options::new(endpoints), EtcdFiles::default());
+        self.apply(&mut options, &mut files)?;
+        Ok((options, files))
+    }
+
+    fn has_tls(&self) -> bool {
+        self.cacert.is_some() || self.cert.is_some()
+    }
+
+    fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {
+        if !self.etcd.is_empty() {
+            let endpoints = self.etcd.iter().map(|text| connection::endpoint(text, self.has_tls()));
+            options.endpoints = endpoints.collect::<Result<_, _>>().map_err(|message| wrong("--etcd", message))?;
         }
-        endpoints.push(url);
+        if let Some(ca) = &self.cacert {
+            options.tls.ca_pem = Some(readable("--cacert", ca)?);
+            files.ca = Some(ca.clone());
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            options.tls.identity_pem = Some((readable("--cert", cert)?, readable("--key", key)?));
+            (files.cert, files.key) = (Some(cert.clone()), Some(key.clone()));
+        }
+        if let Some(user) = &self.user {
+            options.credentials = Some(Credentials { user: user.clone(), password: self.password(user)? });
+        }
+        Ok(())
     }
-    if endpoints.is_empty() {
-        endpoints.push(DEFAULT_ENDPOINT.to_owned());
+
+    fn password(&self, user: &str) -> Result<Source, Failure> {
+        if user.contains(':') {
+            // Not repeated: it may hold a password.
+            return Err(Failure::usage(
+                "--user: must be a name alone, as other users of this machine can read arguments; the password goes to \
+                 --password-file or LEASEHOLD_ETCD_PASSWORD",
+            ));
+        }
+        if let Some(file) = &self.password_file {
+            return readable("--password-file", file);
+        }
+        let password = PASSWORDS.iter().find_map(|name| std::env::var(name).ok());
+        password.map(Source::from).ok_or_else(|| {
+            Failure::usage("--user: needs --password-file, or LEASEHOLD_ETCD_PASSWORD in the environment")
+        })
     }
-    Ok(Options::new(endpoints))
+}
+
+/// A file that can be read now, and is read again for each use.
+fn readable(flag: &str, path: &Path) -> Result<Source, Failure> {
+    let source = Source::from(path.to_owned());
+    source.read().map_err(|error| wrong(flag, error))?;
+    Ok(source)
 }
 
 /// Parses an argument; the error names its flag.
@@ -603,7 +711,7 @@ mod tests {
             (&["g.wasm", "--name", "g", "--listen", "8080"], "--listen: must be an IP address and a port"),
             (&["g.wasm", "--name", "g", "--listen", "0.0.0.0:80"], "--listen: no client can dial"),
             (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--env", "x"], "--env: must be KEY=VALUE"),
-            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--etcd", "a:1"], "--etcd: must be http://"),
+            (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--etcd", "a"], "--etcd: must be host:port"),
             (&["g.yaml", "--name", "g"], "--name goes with a component"),
             (&["/does/not/exist.yaml"], "cannot read /does/not/exist.yaml"),
         ];

@@ -1,17 +1,17 @@
 //! `leasehold check`: whether a configuration would run, without running it.
 
-use std::time::Duration;
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::{print, print_json, table};
 use crate::{
-    admin::server::Admin,
     cli::CheckArgs,
-    config::{Config, Spec},
+    config::{Config, Spec, TlsFiles, mistake::Mistakes},
     connect,
     error::Failure,
-    inbound::{server, tls::Files},
+    inbound::server,
     process::rlimit,
     wasm::{
         component::{ComponentInfo, Loaded},
@@ -20,15 +20,18 @@ use crate::{
     },
 };
 
-/// How long the registrar's thread may take to end; it holds no lease.
+/// Time for the registrar's thread to end; it holds no lease.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Report {
     ok: bool,
-    etcd: Etcd,
+    /// Absent where nothing was connected to.
+    etcd: Option<Etcd>,
     /// Why the admin endpoint could not listen, if it is there and could not.
     admin: Option<String>,
+    /// Remarks that do not keep the host from running.
+    notes: Vec<String>,
     demand: Demand,
     /// Why there is no pool, although the instances would fit into one.
     unpooled: Option<String>,
@@ -43,7 +46,7 @@ struct Etcd {
     required: bool,
     /// Why it did not answer, if it did not; or what it refused.
     problem: Option<String>,
-    /// Whether it answered, and the answer was no: then `run` would not get any further by waiting.
+    /// True if it answered, and the answer was no: then waiting would not help `run`.
     refused: bool,
 }
 
@@ -54,43 +57,41 @@ struct Checked {
     listen: String,
     facts: Option<ComponentInfo>,
     problems: Vec<String>,
+    /// Remarks that do not keep the service from running.
+    notes: Vec<String>,
 }
 
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.file)?;
+    let config = args.connection.load(&args.file).inspect_err(|failure| {
+        if let (true, Some(mistakes)) = (args.json, Mistakes::behind(failure)) {
+            // The sentence on stderr follows.
+            let _ = print_json(&json!({ "ok": false, "mistakes": mistakes.list() }));
+        }
+    })?;
     if let Some(traces) = &config.traces {
         traces.check().map_err(Failure::Usage)?;
     }
-    let registrar = connect::start(&config.registrar)?;
     let engine = Engine::new(&config.services)?;
-    let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec)).collect();
-    let keys = connect::keys(&registrar, &config.services);
-    let reached = connect::attempt(&registrar, &config.registrar, keys).await;
-    // Nothing is registered, so nothing is lost when the thread does not end in time.
-    let _ = registrar.shutdown(END_TIMEOUT).await;
-
-    let (problem, refused) = match reached {
-        Ok(forbidden) => {
-            let message = connect::not_permitted(&forbidden);
-            (message.as_ref().map(|message| format!("etcd: {message}")), message.is_some())
+    let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec, args.offline)).collect();
+    let etcd = if args.offline { None } else { Some(ask(&config).await?) };
+    let mut notes = config.notes;
+    let admin = config.admin.filter(|_| !args.offline).and_then(|admin| match listens(admin.listen) {
+        Ok(None) => None,
+        Ok(Some(note)) => {
+            notes.push(format!("admin: {note}"));
+            None
         }
-        Err(error) => {
-            let failure = connect::explained(&error, &config.registrar).await;
-            (Some(failure.sentence()), matches!(failure, Failure::Refused(_)))
-        }
-    };
-    let endpoints = config.registrar.endpoints.clone();
-    let etcd = Etcd { endpoints, required: config.etcd_required, problem, refused };
-    let bound = config.admin.map_or(Ok(()), |admin| Admin::bind(&admin).map(drop));
-    let failure = verdict(&services, &etcd).or(bound.as_ref().err().map(|failure| Failure::other(failure.sentence())));
-    let admin = bound.err().map(|failure| failure.sentence());
+        Err(problem) => Some(format!("admin: {problem}")),
+    });
+    let failure = verdict(&services, etcd.as_ref()).or(admin.as_ref().map(Failure::other));
     let mut demand = Demand::of(&config.services);
     demand.pooled &= engine.unpooled.is_none();
     let report = Report {
         ok: failure.is_none(),
         etcd,
         admin,
+        notes,
         demand,
         unpooled: engine.unpooled.clone(),
         files: rlimit::most(),
@@ -104,17 +105,47 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-fn verdict(services: &[Checked], etcd: &Etcd) -> Option<Failure> {
+/// Connects to etcd, with the user and for the keys of the configuration.
+async fn ask(config: &Config) -> Result<Etcd, Failure> {
+    let registrar = connect::start(&config.registrar)?;
+    let keys = connect::keys(&registrar, &config.services);
+    let reached = connect::attempt(&registrar, &config.registrar, keys).await;
+    // Nothing is registered, so nothing is lost when the thread does not end in time.
+    let _ = registrar.shutdown(END_TIMEOUT).await;
+    let (problem, refused) = match reached {
+        Ok(forbidden) => {
+            let message = connect::not_permitted(&forbidden);
+            (message.as_ref().map(|message| format!("etcd: {message}")), message.is_some())
+        }
+        Err(error) => {
+            let failure = connect::explained(&error, &config.registrar).await;
+            (Some(failure.sentence()), matches!(failure, Failure::Refused(_)))
+        }
+    };
+    Ok(Etcd { endpoints: config.registrar.endpoints.clone(), required: config.etcd_required, problem, refused })
+}
+
+/// Tries an address: a remark where it is in use, as it is beside a host that runs, and an error where no host can have it.
+fn listens(addr: SocketAddr) -> Result<Option<String>, String> {
+    match server::bind(addr) {
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(Some(format!("{addr} is in use at the moment"))),
+        Err(error) => Err(format!("cannot listen on {addr}: {error}")),
+    }
+}
+
+fn verdict(services: &[Checked], etcd: Option<&Etcd>) -> Option<Failure> {
     let bad = services.iter().filter(|service| !service.problems.is_empty()).count();
-    match (&etcd.problem, bad) {
-        (Some(problem), 0) if etcd.refused => Some(Failure::refused(problem)),
-        (Some(problem), 0) if etcd.required => Some(Failure::unavailable(problem)),
+    let problem = etcd.and_then(|etcd| Some((etcd, etcd.problem.as_ref()?)));
+    match (problem, bad) {
+        (Some((etcd, problem)), 0) if etcd.refused => Some(Failure::refused(problem)),
+        (Some((etcd, problem)), 0) if etcd.required => Some(Failure::unavailable(problem)),
         (_, 0) => None,
         (_, bad) => Some(Failure::usage(format!("{bad} of {} services would not run", services.len()))),
     }
 }
 
-fn look(engine: &Engine, spec: &Spec) -> Checked {
+fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     let mut problems = Vec::new();
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
     let loaded = initial_memory::check(spec, initial_memory::declared(&spec.component))
@@ -129,16 +160,20 @@ fn look(engine: &Engine, spec: &Spec) -> Checked {
             None
         }
     };
-    let tls = spec.tls.as_ref().map_or(Ok(()), Files::check);
+    let tls = spec.tls.as_ref().map_or(Ok(()), TlsFiles::check);
     note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
-    let bound = server::bind(spec.listen).map(drop);
-    note(bound.map_err(|error| Failure::other(format!("cannot listen on {}: {error}", spec.listen))));
+    let mut notes = Vec::new();
+    match if is_offline { Ok(None) } else { listens(spec.listen) } {
+        Ok(remark) => notes.extend(remark),
+        Err(problem) => problems.push(problem),
+    }
     Checked {
         name: spec.name.to_string(),
         component: spec.component.display().to_string(),
         listen: spec.listen.to_string(),
         facts,
         problems,
+        notes,
     }
 }
 
@@ -148,19 +183,25 @@ fn text(report: &Report) -> String {
         .iter()
         .map(|service| {
             let served = service.facts.as_ref().map_or_else(String::new, ComponentInfo::served);
-            let message = if service.problems.is_empty() { "ok".to_owned() } else { service.problems.join("; ") };
+            let message = match (service.problems.is_empty(), service.notes.is_empty()) {
+                (false, _) => service.problems.join("; "),
+                (true, false) => format!("ok; note: {}", service.notes.join("; ")),
+                (true, true) => "ok".to_owned(),
+            };
             [service.name.clone(), service.component.clone(), service.listen.clone(), served, message]
         })
         .collect();
-    let etcd = match &report.etcd.problem {
-        None => "etcd answers".to_owned(),
-        Some(problem) if report.etcd.required || report.etcd.refused => problem.clone(),
-        Some(problem) => format!("{problem}; not required, so `run` would wait for it"),
+    let etcd = match report.etcd.as_ref().map(|etcd| (etcd, &etcd.problem)) {
+        None => "etcd and ports were not tried".to_owned(),
+        Some((_, None)) => "etcd answers".to_owned(),
+        Some((etcd, Some(problem))) if etcd.required || etcd.refused => problem.clone(),
+        Some((_, Some(problem))) => format!("{problem}; not required, so `run` would wait for it"),
     };
+    let notes: String = report.notes.iter().map(|note| format!("note: {note}\n")).collect();
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
     let table = table(["NAME", "COMPONENT", "LISTEN", "SERVED", ""], &rows);
     let demand = demanded(report);
-    format!("{table}\n{demand}\n{etcd}\n{admin}")
+    format!("{table}\n{demand}\n{notes}{etcd}\n{admin}")
 }
 
 fn demanded(report: &Report) -> String {

@@ -1,4 +1,4 @@
-//! `leasehold explain`: the exact keys and values that a configuration would write. Asks nobody, starts nothing.
+//! `leasehold explain`: the exact keys and values that a configuration would write. Connects to nothing, starts nothing.
 
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
@@ -23,7 +23,7 @@ struct Row {
     value: String,
     /// The weight in the value.
     weight: u32,
-    /// Whether the weight will follow the load instead.
+    /// True if the weight will follow the load instead.
     weight_follows_load: bool,
     /// Why it cannot be written.
     problem: Option<String>,
@@ -55,13 +55,8 @@ fn rows(spec: &Spec, layouts: &[Layout], fixed: Option<Weight>) -> Vec<Row> {
         Register::Host => "host",
     };
     let Some(addr) = spec.advertised(spec.listen) else { return Vec::new() };
-    let node = ServerNode {
-        name: spec.name.clone(),
-        addr,
-        version: spec.version.clone(),
-        weight: None,
-        metadata: spec.metadata.clone(),
-    };
+    let (name, version) = spec.registered_as();
+    let node = ServerNode { name, addr, version, weight: None, metadata: spec.metadata.clone() };
     let weight = fixed.unwrap_or(SAMPLE_WEIGHT);
     let layouts = spec.layouts.as_deref().unwrap_or(layouts);
     let row = |layout: &Layout| Row {
@@ -86,7 +81,7 @@ fn text(specs: &[Spec], rows: &[Row]) -> String {
             (_, true) => "is published at an address that is known once it listens",
             (Register::Host, _) => "is registered by the host",
             (Register::Component, _) => {
-                "registers itself; if it declares its configured name and address, and no metadata:"
+                "registers itself; if it declares the name, version and address that it is given, and no metadata:"
             }
         };
         text.push_str(&format!("{} {who}\n", spec.name));

@@ -7,11 +7,13 @@ mod completions;
 mod doctor;
 mod drain;
 mod explain;
+pub(crate) mod init;
 mod inspect;
 mod ls;
 mod man;
 mod reload;
 pub(crate) mod run;
+mod schema;
 mod watch;
 
 use std::io::{self, Write, stdout};
@@ -24,11 +26,13 @@ pub(crate) use completions::completions;
 pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use explain::explain;
+pub(crate) use init::init;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
 pub(crate) use man::man;
 pub(crate) use reload::reload;
 pub(crate) use run::run;
+pub(crate) use schema::schema;
 pub(crate) use watch::watch;
 
 use crate::error::Failure;

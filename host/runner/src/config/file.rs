@@ -1,443 +1,310 @@
-//! The configuration file as it is written: its keys, and where in it a mistake stands.
+//! The configuration file: every key once, with its effect, its rule and its default. The parser, the reference page and the
+//! JSON Schema come from here.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
+use std::time::Duration;
 
-use leasehold::{Addr, Layout, Ownership, ServiceName, Ttl, Version};
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
-};
-use serde_saphyr::{Error, Spanned};
+use leasehold::{Ownership, ServiceName, Version};
 
 use crate::config::{
-    Endpoint, Pattern, Register,
     destination::Destination,
-    units::{Parsed, Secret, Size, Span},
+    rule::{
+        Absent::{Required, Text as Default, Unset},
+        Each, Pairs, Part, Reading, Rule, SecretPairs, Shape, Switch, Text, keys,
+    },
+    tree::Node,
+    units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
+    values::{
+        Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen, Pattern, Readable,
+        Register, Suffix,
+    },
 };
 
-/// The whole file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct File {
-    #[serde(default)]
-    pub(crate) etcd: Etcd,
-    #[serde(default)]
-    pub(crate) registry: Registry,
-    pub(crate) admin: Option<Admin>,
-    pub(crate) traces: Option<Traces>,
-    pub(crate) services: Spanned<Vec<Service>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Admin {
-    pub(crate) listen: Spanned<Parsed<Listen>>,
-    #[serde(default)]
-    pub(crate) remote: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Traces {
-    pub(crate) endpoint: Spanned<Parsed<Collector>>,
-    pub(crate) sample: Option<Parsed<Share>>,
-    pub(crate) ca: Option<Spanned<String>>,
-    pub(crate) headers_file: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Etcd {
-    pub(crate) endpoints: Option<Spanned<Vec<Parsed<Endpoint>>>>,
-    pub(crate) dial_timeout: Option<Parsed<Span>>,
-    pub(crate) request_timeout: Option<Parsed<Span>>,
-    pub(crate) user: Option<Spanned<String>>,
-    pub(crate) password: Option<Spanned<Parsed<Secret>>>,
-    pub(crate) password_file: Option<Spanned<String>>,
-    #[serde(default)]
-    pub(crate) tls: Tls,
-    #[serde(default)]
-    pub(crate) required: bool,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Tls {
-    pub(crate) ca: Option<Spanned<String>>,
-    pub(crate) cert: Option<Spanned<String>>,
-    pub(crate) key: Option<Spanned<String>>,
-    pub(crate) server_name: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Registry {
-    pub(crate) layout: Option<Spanned<Layouts>>,
-    pub(crate) ttl: Option<Parsed<WholeSeconds>>,
-    pub(crate) ownership: Option<Parsed<Ownership>>,
-    pub(crate) suffix: Option<Parsed<Suffix>>,
-    pub(crate) prefer: Option<Spanned<BTreeMap<String, String>>>,
-    #[serde(default)]
-    pub(crate) weight: Weight,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Weight {
-    pub(crate) fixed: Option<Parsed<FixedWeight>>,
-    pub(crate) dead_band: Option<u32>,
-    pub(crate) min_interval: Option<Parsed<Span>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Service {
-    pub(crate) name: Spanned<Parsed<ServiceName>>,
-    pub(crate) component: Spanned<String>,
-    pub(crate) listen: Spanned<Parsed<Listen>>,
-    #[serde(default)]
-    pub(crate) required: bool,
-    #[serde(default)]
-    pub(crate) precompiled: bool,
-    pub(crate) advertise: Option<Spanned<Parsed<Addr>>>,
-    pub(crate) tls: Option<ListenTls>,
-    pub(crate) version: Option<Parsed<Version>>,
-    pub(crate) register: Option<Parsed<Register>>,
-    pub(crate) layout: Option<Spanned<Layouts>>,
-    pub(crate) metadata: Option<Spanned<BTreeMap<String, String>>>,
-    #[serde(default)]
-    pub(crate) config: BTreeMap<String, String>,
-    #[serde(default)]
-    pub(crate) args: Vec<String>,
-    #[serde(default)]
-    pub(crate) env: BTreeMap<String, String>,
-    #[serde(default)]
-    pub(crate) allow: Allow,
-    #[serde(default)]
-    pub(crate) limits: Limits,
-    pub(crate) health: Option<Spanned<Health>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Health {
-    pub(crate) path: Option<Parsed<HealthPath>>,
-    #[serde(default)]
-    pub(crate) grpc: bool,
-    pub(crate) interval: Option<Parsed<Span>>,
-    pub(crate) timeout: Option<Parsed<Span>>,
-    pub(crate) rise: Option<Parsed<Times>>,
-    pub(crate) fall: Option<Parsed<Times>>,
-    pub(crate) panic_threshold: Option<Parsed<Percentage>>,
-    pub(crate) withdraw_on_trap: Option<bool>,
-}
-
-impl Health {
-    /// Whether it has nothing of a health check.
-    pub(crate) fn is_of_quarantine_alone(&self) -> bool {
-        let asks = self.interval.is_some() || self.timeout.is_some() || self.rise.is_some() || self.fall.is_some();
-        !asks && (self.panic_threshold.is_some() || self.withdraw_on_trap.is_some())
+keys! {
+    /// The whole file. Keys that begin with `x-` are ignored; they are a place for anchors.
+    pub(crate) struct File {
+        /// Folders or files with further `services`, such as `services.d/*.yaml`, in the order of their names. A `*` stands in the name of the file.
+        include: Vec<Text> = Unset("none"), example "[services.d/*.yaml]";
+        /// Keys of all services, where a service does not have them itself. Maps are merged key by key; a list or a value replaces the default, and `~` removes it.
+        defaults: Part<Defaults> = Unset("none"), example "{ limits: { memory: 32MiB } }";
+        /// The connection to etcd.
+        etcd: Part<Etcd> = Unset("");
+        /// Registration, for all services.
+        registry: Part<Registry> = Unset("");
+        /// The admin endpoint; absent, there is none. `/healthz`, `/readyz`, `/metrics` and `/services`, and the commands `drain` and `reload`.
+        admin: Part<Option<Admin>> = Unset("no endpoint");
+        /// Traces in OpenTelemetry's format; absent, there are none.
+        traces: Part<Option<Traces>> = Unset("no traces");
+        /// The services, one at least.
+        services: Each<Service> = Required;
     }
 }
 
-/// The files of a listener's certificate, not to be mistaken for those with which etcd is called.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ListenTls {
-    pub(crate) cert: String,
-    pub(crate) key: String,
-    pub(crate) client_ca: Option<String>,
+keys! {
+    /// The connection to etcd.
+    pub(crate) struct Etcd {
+        /// Members of the cluster. If one fails, the next is tried.
+        endpoints: Option<Vec<Endpoint>> = Unset("`LEASEHOLD_ETCD`, then `ETCDCTL_ENDPOINTS`, then `http://127.0.0.1:2379`"), example "[http://10.0.0.1:2379, http://10.0.0.2:2379]";
+        /// Time for a connection, its TLS handshake included. Shorter makes a distant etcd unreachable; longer delays the next endpoint.
+        dial_timeout: Span = Default("3s"), example "1s";
+        /// Time for a request, a quarter of the TTL at most. A write without a response in time costs a new lease.
+        request_timeout: Span = Default("5s"), example "2500ms";
+        /// The user, where etcd has authentication.
+        user: Option<Text> = Unset("none"), example "leasehold";
+        /// The user's password. `password_file` is read again for each sign-in; this is not.
+        password: Option<Secret> = Unset("none");
+        /// A file with the password; a line break at its end is ignored.
+        password_file: Option<Readable> = Unset("none"), example "/run/secrets/etcd";
+        /// TLS for `https` endpoints.
+        tls: EtcdTls = Unset("");
+        /// Ends a start without etcd with exit code 69. Otherwise the host waits for etcd.
+        required: Switch = Default("false");
+    }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Allow {
-    pub(crate) names: Option<Vec<Parsed<Pattern>>>,
-    pub(crate) discover: Option<Vec<Parsed<Pattern>>>,
-    pub(crate) outbound: Option<Vec<Parsed<Destination>>>,
-    pub(crate) local: Option<bool>,
+keys! {
+    /// TLS for `https` endpoints. The files are read again for each connection.
+    pub(crate) struct EtcdTls {
+        /// Certificates of the authorities of etcd's certificate, as PEM.
+        ca: Option<Readable> = Unset("the authorities that the system trusts");
+        /// The host's own certificate, as PEM. It needs `key`.
+        cert: Option<Readable> = Unset("none"), example "etcd/host.pem";
+        /// The private key of `cert`, as PEM.
+        key: Option<Readable> = Unset("none"), example "etcd/host.key";
+        /// The name that etcd's certificate must have.
+        server_name: Option<Text> = Unset("the host of the endpoint"), example "etcd.local";
+    }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Limits {
-    pub(crate) memory: Option<Parsed<Size>>,
-    pub(crate) request_timeout: Option<Parsed<Span>>,
-    pub(crate) stream_timeout: Option<Parsed<Span>>,
-    pub(crate) concurrency: Option<Spanned<u32>>,
-    pub(crate) connections: Option<Spanned<u32>>,
-    pub(crate) outgoing: Option<Spanned<u32>>,
-    pub(crate) nodes: Option<Spanned<u32>>,
-    pub(crate) output_lines: Option<Spanned<u32>>,
-    pub(crate) header_size: Option<Parsed<HeaderSize>>,
-    pub(crate) body_size: Option<Parsed<Size>>,
-    pub(crate) client_timeout: Option<Parsed<Span>>,
-    pub(crate) instance_requests: Option<Spanned<u32>>,
-    pub(crate) instance_concurrency: Option<Spanned<u32>>,
-    pub(crate) start_timeout: Option<Parsed<Span>>,
-    pub(crate) stop_timeout: Option<Parsed<Span>>,
-    pub(crate) settle_time: Option<Parsed<Span>>,
-    pub(crate) drain_timeout: Option<Parsed<Span>>,
+keys! {
+    /// Registration, for all services.
+    pub(crate) struct Registry {
+        /// The format of keys and values: one layout, or several at once.
+        layout: Layouts = Default("seed"), example "[seed, kratos]";
+        /// Time that keys outlive a host that died. etcd raises less than 2 s to 2 s.
+        ttl: WholeSeconds = Default("10s"), example "1m";
+        /// Rule of `register` for a key of another host: write over it, fail, or wait until the key is free.
+        ownership: Ownership = Default("take-over");
+        /// The domain of calls by name: `http://NAME.leasehold/`.
+        suffix: Suffix = Default("leasehold");
+        /// Metadata of nodes that calls by name prefer; `version` prefers a version.
+        prefer: Option<Pairs> = Unset("none"), example "{ zone: a }";
+        /// The published weight.
+        weight: Weight = Unset("");
+    }
 }
 
-/// One layout or a list of them; each is the name of one that is built in, or says more in a map.
-pub(crate) struct Layouts(pub(crate) Vec<Layout>);
-
-/// A layout that is built in, under another prefix or scheme; or one of the user's own, as templates.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Described {
-    name: Option<String>,
-    prefix: Option<String>,
-    scheme: Option<String>,
-    key: Option<String>,
-    value: Option<String>,
+keys! {
+    /// The published weight: 1 to 100, by default from the load of the machine.
+    pub(crate) struct Weight {
+        /// A weight that does not follow the load.
+        fixed: Option<FixedWeight> = Unset("the load");
+        /// Change of the weight that is not written yet.
+        dead_band: Number<0, 100_000> = Default("5"), example "3";
+        /// Time between two writes of the weight, at least.
+        min_interval: Span = Default("10s"), example "20s";
+    }
 }
 
-impl Described {
-    fn layout(self) -> Result<Layout, String> {
-        let said = |error: leasehold::Invalid| error.to_string();
-        let mut layout = match (self.name, self.key, self.value) {
-            (Some(name), None, None) => name.parse().map_err(said)?,
-            (None, Some(key), Some(value)) => Layout::custom(&key, &value).map_err(said)?,
-            _ => return Err("needs a name, or a key and a value as templates".to_owned()),
-        };
-        if let Some(prefix) = self.prefix {
-            layout = layout.with_prefix(&prefix).map_err(said)?;
+keys! {
+    /// The admin endpoint. Its clients can drain services.
+    pub(crate) struct Admin {
+        /// The address of the endpoint.
+        listen: Listen = Required, example "127.0.0.1:9090";
+        /// Permits an address that other machines can reach.
+        remote: Switch = Default("false");
+    }
+}
+
+keys! {
+    /// Traces, to an OpenTelemetry collector.
+    pub(crate) struct Traces {
+        /// The collector, which takes OTLP over gRPC.
+        endpoint: Collector = Required;
+        /// Share of the requests that are traced, where the caller has not decided.
+        sample: Share = Default("1");
+        /// Certificates of the authorities of the collector's certificate, as PEM; needed for `https`.
+        ca: Option<Readable> = Unset("none"), example "collector-ca.pem";
+        /// A file with headers for the collector, `NAME: VALUE`, one per line; read again for each batch.
+        headers_file: Option<Readable> = Unset("none"), example "otlp-headers";
+    }
+}
+
+keys! {
+    /// A service: a component, its address and its policy.
+    pub(crate) struct Service {
+        /// The name of the service, in etcd and in the log. A component with `register: component` reads it in `wasi:config/store` as `name`.
+        name: ServiceName = Required;
+        /// The file of the component.
+        component: FilePath = Required;
+        /// The address of the listener: HTTP/1.1 and HTTP/2 on one port; of a program, the address that it listens on itself.
+        listen: Listen = Required;
+        /// The address that clients get, where it differs; port `0` is the port of the listener. A wildcard listener needs one.
+        advertise: Option<Advertise> = Unset("`listen`");
+        /// The version of the service. A component with `register: component` reads it in `wasi:config/store` as `version`.
+        version: Option<Version> = Unset("none");
+        /// Source of the registration: the component itself, the host, or neither.
+        register: Register = Default("component");
+        /// TLS on the listener; absent, plain text.
+        tls: Option<ListenTls> = Unset("plain text");
+        /// The layouts of this service, where they differ from those of `registry`.
+        layout: Option<Layouts> = Unset("`registry.layout`");
+        /// Metadata of the node, with `register: host`.
+        metadata: Option<Pairs> = Unset("none"), example "{ zone: b }";
+        /// Values that the component reads through `wasi:config/store`; they may be secrets.
+        config: SecretPairs = Unset("none"), example "{ greeting: hello }";
+        /// Arguments of the component, after its name.
+        args: Vec<Text> = Unset("none"), example "[--verbose]";
+        /// Environment variables of the component; they may be secrets.
+        env: SecretPairs = Unset("none"), example "{ LEVEL: info }";
+        /// Rights of the component beyond responding to requests.
+        allow: Allow = Unset("");
+        /// Limits of the component.
+        limits: Limits = Unset("");
+        /// Health checks, and when a failing service is withdrawn; see [health](health.md).
+        health: Option<Health> = Unset("no check");
+        /// Ends the whole host if this service does not start. Otherwise the start is tried again.
+        required: Switch = Default("false");
+        /// Permits a component that is compiled already, as `leasehold compile` makes it. It is machine code that no sandbox holds.
+        precompiled: Switch = Default("false");
+    }
+}
+
+keys! {
+    /// TLS on the listener. The files are read again when they change.
+    pub(crate) struct ListenTls {
+        /// The certificate, then those that lead to its authority, as PEM.
+        cert: FilePath = Required, example "tls/cert.pem";
+        /// The private key of `cert`, as PEM.
+        key: FilePath = Required, example "tls/key.pem";
+        /// Certificates of authorities, as PEM; clients need a certificate of one of them.
+        client_ca: Option<FilePath> = Unset("no client certificates"), example "tls/clients.pem";
+    }
+}
+
+keys! {
+    /// Rights of the component beyond responding to requests.
+    pub(crate) struct Allow {
+        /// Names that it may register.
+        names: Option<Vec<Pattern>> = Unset("the name of the service"), example "[greeter]";
+        /// Names that it may look up and call.
+        discover: Vec<Pattern> = Unset("none"), example "[user, order]";
+        /// Hosts that it may send requests to, and a program connect to; see [limits](limits.md#outgoing-requests).
+        outbound: Vec<Destination> = Unset("none"), example "[api.example:443]";
+        /// Permits local addresses without an entry of their own.
+        local: Switch = Default("false");
+    }
+}
+
+keys! {
+    /// Limits of the component; see [limits](limits.md).
+    pub(crate) struct Limits {
+        /// Linear memory of one instance. Beyond, its allocation fails.
+        memory: Memory = Default("64MiB"), example "16MiB";
+        /// Time until a response begins; every wait of an outgoing request. Beyond, 504.
+        request_timeout: Span = Default("30s"), example "3s";
+        /// Time for a response that has begun. Beyond, it is broken off.
+        stream_timeout: Option<Span> = Unset("`request_timeout`"), example "10m";
+        /// Concurrent requests; the same number waits in the queue. Beyond, 503.
+        concurrency: Count = Default("200"), example "50";
+        /// Open connections of the listener. Beyond, connections wait in the kernel's queue.
+        connections: Count = Default("4096"), example "1000";
+        /// Concurrent requests of the component. Beyond, they wait.
+        outgoing: Count = Default("256"), example "32";
+        /// Nodes of a service in one result of `resolve`. Beyond, the result is a subset.
+        nodes: Count = Default("1000"), example "100";
+        /// The headers of a request. Beyond, 431.
+        header_size: HeaderSize = Default("64KiB");
+        /// The body of a request. Beyond, 413.
+        body_size: Size = Default("64MiB"), example "1MiB";
+        /// Lines per second that the component prints to the log. Beyond, lines are left out.
+        output_lines: Count = Default("100"), example "1000";
+        /// Time for a silent client, half-sent headers, a response that is not read, and an idle connection.
+        client_timeout: Span = Default("30s"), example "10s";
+        /// Requests that one instance serves until it is replaced.
+        instance_requests: Option<Count> = Unset("`1` for `wasi:http` 0.2, `1000` for 0.3"), example "1000";
+        /// Concurrent requests in one instance.
+        instance_concurrency: Option<Count> = Unset("`1` for `wasi:http` 0.2, `16` for 0.3"), example "16";
+        /// Time for `lifecycle.start`, or for a program to listen, including the registration.
+        start_timeout: Span = Default("20s");
+        /// Time for `lifecycle.stop`.
+        stop_timeout: Span = Default("5s"), example "10s";
+        /// Time to accept requests after the keys are deleted, for clients that have yet to hear of it; see [draining](draining.md).
+        settle_time: Span = Default("500ms"), example "2s";
+        /// Time for requests in flight when the service ends. Beyond, they are cut off.
+        drain_timeout: Span = Default("30s"), example "1m";
+    }
+}
+
+impl Copy for Limits {}
+
+impl std::default::Default for Limits {
+    fn default() -> Self {
+        Self::absent().expect("no limit is required, and a test reads every default")
+    }
+}
+
+impl Limits {
+    /// Time for a response that has begun.
+    pub(crate) fn stream_timeout(&self) -> Duration {
+        self.stream_timeout.unwrap_or(self.request_timeout)
+    }
+
+    /// Time until a response begins, at most.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.request_timeout.max(self.stream_timeout())
+    }
+}
+
+keys! {
+    /// Health checks, and when a failing service is withdrawn.
+    pub(crate) struct Health {
+        /// Sends `GET` to this path; a status from 200 to 299 is healthy.
+        path: Option<HealthPath> = Unset("no check over HTTP");
+        /// Checks with `grpc.health.v1` for the whole server; `SERVING` is healthy.
+        grpc: Switch = Default("false");
+        /// Time between two checks.
+        interval: Span = Default("2s"), example "5s";
+        /// Time for a response of a check. Beyond, the check has failed.
+        timeout: Span = Default("1s"), example "500ms";
+        /// Successful checks in a row until the service is announced.
+        rise: Count = Default("2"), example "1";
+        /// Failed checks in a row until the service is withdrawn.
+        fall: Count = Default("3"), example "5";
+        /// Share of the nodes of its names that has to remain when a failing service is withdrawn; with or without a check.
+        panic_threshold: Percentage = Default("50%"), example "34%";
+        /// Withdraws a service whose instances trap however many nodes remain.
+        withdraw_on_trap: Switch = Default("false");
+    }
+}
+
+/// Keys of all services: those of [`Service`] but for the name, none of them required.
+#[derive(Debug, Clone)]
+pub(crate) struct Defaults;
+
+impl Rule for Defaults {
+    type Value = Self;
+
+    fn shape() -> Shape {
+        let mut table = Service::table();
+        table.about = "Keys of all services.".to_owned();
+        table.keys.retain(|key| key.name != "name");
+        table.require_nothing();
+        Shape::Table(table)
+    }
+
+    /// Only looks for mistakes: each service has been merged with its defaults before it is read.
+    fn read(node: &Node, reading: &mut Reading) -> Option<Self> {
+        if let Some(name) = node.get("name") {
+            reading.wrong(name.place, "each service has a name of its own");
         }
-        if let Some(scheme) = self.scheme {
-            layout = layout.with_scheme(&scheme).map_err(said)?;
-        }
-        Ok(layout)
+        let before = reading.mistakes.len();
+        reading.is_partial = true;
+        let _ = Service::read(node, reading); // Only its mistakes count.
+        reading.is_partial = false;
+        (reading.mistakes.len() == before).then_some(Self)
     }
-}
 
-impl<'de> Deserialize<'de> for Layouts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Several;
-        impl<'de> Visitor<'de> for Several {
-            type Value = Layouts;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a layout, a map that describes one, or a list of these")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Layouts, E> {
-                text.parse().map(|layout| Layouts(vec![layout])).map_err(E::custom)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Layouts, A::Error> {
-                let described = Described::deserialize(MapAccessDeserializer::new(map))?;
-                described.layout().map(|layout| Layouts(vec![layout])).map_err(de::Error::custom)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Layouts, A::Error> {
-                let mut all = Vec::new();
-                while let Some(Layouts(layouts)) = items.next_element()? {
-                    all.extend(layouts);
-                }
-                Ok(Layouts(all))
-            }
-        }
-        deserializer.deserialize_any(Several)
+    fn absent() -> Option<Self> {
+        Some(Self)
     }
-}
-
-/// The size of a request's headers.
-pub(crate) struct HeaderSize(pub(crate) usize);
-
-impl std::str::FromStr for HeaderSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let Size(size) = text.parse()?;
-        // hyper reads into no smaller buffer, and HTTP/2 announces the size as 32 bits.
-        match (8 << 10..=16 << 20).contains(&size) {
-            true => Ok(Self(size)),
-            false => Err(format!("must be 8KiB to 16MiB, not {text:?}")),
-        }
-    }
-}
-
-/// How many in a row, at least one.
-pub(crate) struct Times(pub(crate) u32);
-
-impl std::str::FromStr for Times {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let times = text.parse().ok().filter(|times| *times > 0);
-        times.map(Self).ok_or_else(|| format!("must be a whole number from 1, not {text:?}"))
-    }
-}
-
-/// `0%` to `100%`.
-pub(crate) struct Percentage(pub(crate) u32);
-
-impl std::str::FromStr for Percentage {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
-        let number = number.filter(|number| *number <= 100);
-        number.map(Self).ok_or_else(|| format!("must be 0% to 100%, not {text:?}"))
-    }
-}
-
-/// The path of a health check.
-#[derive(Clone)]
-pub(crate) struct HealthPath(pub(crate) String);
-
-impl std::str::FromStr for HealthPath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.starts_with('/') && text.parse::<http::uri::PathAndQuery>().is_ok() {
-            true => Ok(Self(text.to_owned())),
-            false => Err(format!("must be a path such as /healthz, not {text:?}")),
-        }
-    }
-}
-
-/// The address of a listener.
-#[derive(Clone, Copy)]
-pub(crate) struct Listen(pub(crate) SocketAddr);
-
-impl std::str::FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("must be an IP address and a port such as 127.0.0.1:8080, not {text:?}");
-        match text.parse().map_err(|_| wrong())? {
-            SocketAddr::V6(addr) if addr.scope_id() != 0 => {
-                Err("must have no scope: no other host could dial it".into())
-            }
-            addr => Ok(Self(addr)),
-        }
-    }
-}
-
-/// Where a collector of traces takes OTLP over gRPC.
-pub(crate) struct Collector(pub(crate) String);
-
-impl std::str::FromStr for Collector {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.contains('@') {
-            // Not repeated: it may hold a password.
-            return Err("must not hold a user or password; a token goes to traces.headers_file".to_owned());
-        }
-        text.parse().map(|Endpoint(url)| Self(url))
-    }
-}
-
-/// A part of a whole.
-pub(crate) struct Share(pub(crate) f64);
-
-impl std::str::FromStr for Share {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-        share.map(Self).ok_or_else(|| format!("must be from 0 to 1 such as 0.1, not {text:?}"))
-    }
-}
-
-/// A time to live, written as a duration.
-pub(crate) struct WholeSeconds(pub(crate) Ttl);
-
-impl std::str::FromStr for WholeSeconds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let Span(span) = text.parse()?;
-        if span.subsec_nanos() != 0 {
-            return Err(format!("must be whole seconds, not {text:?}"));
-        }
-        Ttl::try_from(span.as_secs()).map(Self).map_err(|invalid| invalid.to_string())
-    }
-}
-
-/// What follows a service's name in the host of a request.
-pub(crate) struct Suffix(pub(crate) Arc<str>);
-
-impl std::str::FromStr for Suffix {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let legal = |label: &str| !label.is_empty() && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
-        if text.len() > 253 || !text.split('.').all(legal) {
-            return Err(format!("must be a domain such as leasehold or svc.local, not {text:?}"));
-        }
-        Ok(Self(text.into()))
-    }
-}
-
-/// A weight that does not follow the load.
-pub(crate) struct FixedWeight(pub(crate) leasehold::Weight);
-
-impl std::str::FromStr for FixedWeight {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number: u32 = text.parse().map_err(|_| format!("must be 1 to 100, not {text:?}"))?;
-        number.try_into().map(Self).map_err(|invalid: leasehold::Invalid| invalid.to_string())
-    }
-}
-
-/// Reads the text of a configuration file. The error says which line and key, never the text around it, which may
-/// hold a secret.
-pub(crate) fn parse(file: &str, text: &str) -> Result<File, String> {
-    serde_saphyr::from_str(text).map_err(|error| explain(file, text, &error))
-}
-
-fn explain(file: &str, text: &str, error: &Error) -> String {
-    let error = error.without_snippet();
-    let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-    let said = match error {
-        Error::SerdeUnknownField { field, expected, .. } => {
-            // Where a space is missing behind a key, its value is a part of it.
-            let key = if is_word(&field.replace('-', "_")) {
-                format!("unknown key {field:?}")
-            } else {
-                "a key that is none".to_owned()
-            };
-            return at_line(file, line, &format!("{key}; known here: {}", expected.join(", ")));
-        }
-        Error::SerdeMissingField { field, .. } => return at_line(file, line, &format!("the key {field:?} is missing")),
-        Error::Message { msg, .. } => msg.clone(),
-        Error::SerdeInvalidType { expected, .. } => format!("must be {expected}"),
-        Error::SerdeInvalidValue { expected, .. } => format!("must be {expected}"),
-        // The only numbers that are read as such.
-        Error::InvalidScalar { ty: "u32", .. } => "must be a whole number".to_owned(),
-        Error::InvalidScalar { ty, .. } => format!("must be {ty}"),
-        Error::InvalidBooleanStrict { .. } => "must be true or false".to_owned(),
-        Error::Unexpected { expected, .. } => format!("must be {expected}"),
-        other => {
-            let said = other.to_string();
-            said.split(" at line ").next().unwrap_or(&said).to_owned()
-        }
-    };
-    match key_at(text, line, column) {
-        Some(key) if !said.starts_with(&format!("{key} ")) => at_line(file, line, &format!("{key}: {said}")),
-        _ => at_line(file, line, &said),
-    }
-}
-
-/// A mistake with the place where it stands.
-pub(crate) fn at_line(file: &str, line: u64, said: &str) -> String {
-    match line {
-        0 => format!("{file}: {said}"),
-        line => format!("{file}:{line}: {said}"),
-    }
-}
-
-/// The key whose value stands at this place: the last `key:` before it on its line.
-fn key_at(text: &str, line: u64, column: u64) -> Option<String> {
-    let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
-    let before: String = line.chars().take(usize::try_from(column).ok()?).collect();
-    let head = before.rsplit_once(':').map_or(before.as_str(), |(head, _)| head);
-    let key = head.rsplit(|c: char| c.is_whitespace() || "{,-".contains(c)).next()?;
-    (is_word(key) && before.contains(':')).then(|| key.to_owned())
-}
-
-fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }

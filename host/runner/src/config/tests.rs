@@ -1,20 +1,46 @@
-//! What a configuration file may say, and what is said of one that is wrong.
+//! Configuration files: their meaning, and the errors of wrong ones.
 
 use std::{path::Path, time::Duration};
 
 use leasehold::{LoadSource, Ownership};
 use leasehold_wasmtime::Names;
 
-use super::{Config, Probe, Quarantine, Register};
+use super::{
+    Config, Limits, Probe, Quarantine, Register,
+    file::File,
+    mistake::Mistakes,
+    rule::{Absent, Reading, Rule, Shape},
+    tree::Node,
+};
 
-fn parse(text: &str) -> Result<Config, String> {
-    Config::parse("c.yaml", text, Path::new("/conf"))
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "IP" => Some("10.0.0.9".to_owned()),
+        "TOKEN" => Some("hunter2".to_owned()),
+        _ => None,
+    }
 }
 
-fn error(text: &str) -> String {
-    let error = parse(text).expect_err(text);
+fn parse(text: &str) -> Result<Config, Mistakes> {
+    Config::parse_in("c.yaml", text, Path::new("/conf"), environment)
+}
+
+/// The sentences of all mistakes, on one line.
+fn errors(text: &str) -> String {
+    let error = parse(text).expect_err(text).to_string();
     assert!(!error.contains('\n'), "{error}");
     error
+}
+
+/// The sentence of the first mistake, without its column.
+fn error(text: &str) -> String {
+    let error = errors(text);
+    let (file, line, rest) = {
+        let mut parts = error.splitn(3, ':');
+        (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap())
+    };
+    let message = rest.split_once(": ").map_or(rest, |(_, message)| message);
+    format!("{file}:{line}: {message}")
 }
 
 const SMALLEST: &str = "services:\n  - name: greeter\n    component: greeter.wasm\n    listen: 127.0.0.1:10002\n";
@@ -109,9 +135,13 @@ fn an_unknown_key_is_named_with_its_line() {
     let said = error(&with("    memroy: 5\n"));
     assert!(said.starts_with("c.yaml:5: unknown key \"memroy\"; known here: name, component, listen"), "{said}");
     let said = error(&with("    limits:\n      memroy: 5\n"));
-    assert!(said.starts_with("c.yaml:6: unknown key \"memroy\"; known here: memory"), "{said}");
+    assert_eq!(said, "c.yaml:6: unknown key \"memroy\"; did you mean \"memory\"?");
+    let said = error(&with("    memory: 5\n"));
+    assert_eq!(said, "c.yaml:5: unknown key \"memory\"; it stands under limits");
+    let said = error(&with("etdc: {}\n"));
+    assert_eq!(said, "c.yaml:5: unknown key \"etdc\"; did you mean \"etcd\"?");
     let said = error(&with("colour: red\n"));
-    assert!(said.starts_with("c.yaml:5: unknown key \"colour\""), "{said}");
+    assert!(said.starts_with("c.yaml:5: unknown key \"colour\"; known here: include, defaults, etcd"), "{said}");
 }
 
 #[test]
@@ -145,7 +175,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
             "c.yaml:6: layout: key has the unknown",
         ),
         ("registry:\n  layout: { prefix: /x }\n", "c.yaml:6: layout: needs a name, or a key and a value"),
-        ("registry:\n  layout: { nam: kratos }\n", "c.yaml:6: unknown key \"nam\"; known here: name, prefix, scheme"),
+        ("registry:\n  layout: { nam: kratos }\n", "c.yaml:6: unknown key \"nam\"; did you mean \"name\"?"),
         ("registry:\n  layout: [seed, grpc-todolist]\n", "c.yaml:6: layout: layouts must not write the same keys"),
         ("    layout: []\n", "c.yaml:5: layout: layouts must be 1 to 8, not 0"),
         ("    metadata: { zone: b }\n", "c.yaml:5: metadata: is for register: host"),
@@ -166,11 +196,18 @@ fn a_bad_value_is_named_with_its_key_and_line() {
             "c.yaml:7: password_file: cannot read /does/not/exist",
         ),
         ("etcd: { tls: { ca: nope.pem } }\n", "c.yaml:5: ca: cannot read /conf/nope.pem"),
-        ("etcd: { tls: { key: nope.pem } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
+        ("etcd: { tls: { key: /dev/null } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
         ("admin: { listen: 0.0.0.0:9090 }\n", "c.yaml:5: listen: whoever reaches 0.0.0.0:9090 could drain services"),
         ("admin: { listen: here }\n", "c.yaml:5: listen: must be an IP address and a port"),
         ("admin: {}\n", "c.yaml:5: the key \"listen\" is missing"),
         ("traces: { endpoint: 127.0.0.1:4317 }\n", "c.yaml:5: endpoint: must be http://host:port"),
+        ("    limits: { memory: 64 }\n", "c.yaml:5: memory: must be 64KiB or more, not \"64\""),
+        ("    env: { C: null }\n", "c.yaml:5: C: must be text, in quotes if it looks like something else"),
+        ("    config: { a: { b: c } }\n", "c.yaml:5: a: must be text"),
+        ("    args: --foo\n", "c.yaml:5: args: must be a list such as [a, b]"),
+        ("registry: { weight: 5 }\n", "c.yaml:5: weight: must be a map with keys such as fixed"),
+        ("etcd: {}\netcd: {}\n", "c.yaml:6: the key \"etcd\" stands twice; the first is in line 5"),
+        ("    advertise: [::]:80\n", "c.yaml:5: "),
         ("traces: { endpoint: \"https://h:4317\" }\n", "c.yaml:5: endpoint: https needs traces.ca"),
         ("traces: { endpoint: \"http://h:4317\", sample: 1.5 }\n", "c.yaml:5: sample: must be from 0 to 1"),
         ("traces: { sample: 1 }\n", "c.yaml:5: the key \"endpoint\" is missing"),
@@ -212,7 +249,7 @@ fn what_is_preferred_holds_for_every_service() {
 fn a_missing_key_is_named() {
     let said = error("services:\n  - name: greeter\n    listen: 127.0.0.1:1\n");
     assert!(said.contains("the key \"component\" is missing"), "{said}");
-    assert!(said.starts_with("c.yaml:3:"), "{said}");
+    assert!(said.starts_with("c.yaml:2:"), "{said}");
     let said = error("etcd: {}\n");
     assert!(said.contains("the key \"services\" is missing"), "{said}");
     assert!(error("services: []\n").starts_with("c.yaml:1: services: must list at least one"));
@@ -222,8 +259,25 @@ fn a_missing_key_is_named() {
 fn what_is_not_yaml_is_said_with_its_line() {
     let said = error("services:\n  - name: [\n");
     assert!(said.starts_with("c.yaml:"), "{said}");
-    assert!(error("").starts_with("c.yaml"));
-    assert!(error("- a\n").starts_with("c.yaml:1"));
+    assert_eq!(error(""), "c.yaml:1: the key \"services\" is missing");
+    assert!(error("- a\n").starts_with("c.yaml:1: must be a map with keys such as"));
+    for (text, said) in [
+        ("services:\n  - name: \"a\n", "a quote is not closed"),
+        ("services: [a\n", "the bracket [ is not closed"),
+        ("services: {a: b]\n", "the bracket { is closed by ]"),
+        ("services:\n\t- name: a\n", "a tab cannot stand here; indent with spaces"),
+        ("services: *a\n", "an alias repeats an anchor that does not stand above it"),
+        ("etcd: {}\n  user: a\n", "the indentation of this line fits none of the lines above"),
+        ("etcd: a: b\n", "a colon cannot stand here; text with a colon and a space needs quotes"),
+        ("etcd: @a\n", "'@' cannot begin a value; text that begins with it needs quotes"),
+        ("etcd: \"\\q\"\n", "a backslash in double quotes begins an escape"),
+        ("etcd: {}\n---\netcd: {}\n", "a second document begins here; a configuration is one"),
+        ("etcd: !env USER\n", "a tag such as !name means nothing here"),
+        ("? [a]\n: b\n", "a key must be text"),
+    ] {
+        let found = errors(text);
+        assert!(found.contains(said), "{text}: {found}");
+    }
 }
 
 #[test]
@@ -231,12 +285,21 @@ fn a_bad_listener_is_refused() {
     let service = |listen: &str, more: &str| {
         format!("services:\n  - name: a\n    component: a.wasm\n    listen: {listen}\n{more}")
     };
-    assert!(error(&service("localhost:80", "")).starts_with("c.yaml:4: listen: must be an IP address and a port"));
+    let named = error(&service("localhost:80", ""));
+    assert!(named.starts_with("c.yaml:4: listen: must be an IP address and a port"), "{named}");
+    assert!(named.contains("a name may stand for several addresses"), "{named}");
+    assert!(error(&service("\":80\"", "")).contains("0.0.0.0:80 is every IPv4 address"));
+    assert!(error(&service("\"::1:80\"", "")).contains("IPv6 goes into brackets"));
+    assert!(parse(&service("\"[::1]:80\"", "")).is_ok());
     let wildcard = error(&service("0.0.0.0:80", ""));
     assert!(wildcard.starts_with("c.yaml:4: listen: no client can dial 0.0.0.0:80"), "{wildcard}");
     assert!(parse(&service("0.0.0.0:80", "    register: off\n")).is_ok());
     assert!(parse(&service("\"[::]:80\"", "    advertise: a:80\n")).is_ok());
     assert!(parse(&service("127.0.0.1:0", "")).is_ok());
+    let free = &parse(&service("0.0.0.0:0", "    advertise: node-1.example:0\n")).unwrap().services[0];
+    let bound = "0.0.0.0:4711".parse().unwrap();
+    assert_eq!(free.advertised(bound).unwrap().as_str(), "node-1.example:4711");
+    assert_eq!(free.advertised(free.listen), None);
 }
 
 #[test]
@@ -283,7 +346,220 @@ fn a_secret_is_shown_by_nothing() {
         "    config: { token: [hunter2] }\n",
         "traces: { endpoint: \"http://root:hunter2@h:4317\" }\n",
     ] {
-        let said = error(&with(bad));
-        assert!(!said.contains("hunter2"), "{said}");
+        let said = parse(&with(bad)).unwrap_err();
+        let text = format!("{said} {}", said.text());
+        assert!(!text.contains("hunter2") && text.contains(" | "), "{text}");
     }
+}
+
+#[test]
+fn no_excerpt_shows_a_secret_beside_a_mistake() {
+    for bad in [
+        "    env: { A: hunter2, B: [c] }\n",
+        "    env: { A: hunter2 }    # was hunter2\n    concurency: 1\n",
+        "    limts: {} # hunter2\n",
+        "    config: { a: \"hunter2\", a: hunter2 }\n",
+        "    config: { a: hunter2\n",
+        "    config: { token: \"x\n       hunter2: hunter2\n",
+        "    args: [--token, hunter2, [x]]\n",
+        "    env: { A: b }\r    config: { a: hunter2 }\r    unknwon: 1\n",
+        "etcd:\n  password: |\n    hunter2\n  unknwon: 1\n",
+        "etcd:\n  password: >-\n    hunter2\n    hunter2\n",
+        "etcd: { password: hunter2 }\n",
+        "etcd: { user: root, password: hunter2, password_file: /dev/null }\n    ",
+        "etcd: { user: root, password hunter2 }\n",
+        "etcd: { user: root, password: hunter2, hunter2 }\n",
+        "etcd:\n  user: root\n  password: hunter2\n   password: hunter2\n",
+        "etcd: { user: root, password: ${TOKEN}, dial_timeout: \"${TOKEN}\" }\n",
+        "registry: { ttl: \"${TOKEN}\", ownership: \"${TOKEN}\", layout: \"${TOKEN}\" }\n",
+        "etcd: { endpoints: [\"${TOKEN}\"] }\n",
+        "admin: { listen: \"${TOKEN}\" }\n",
+        "    limits: { memory: \"${TOKEN}\", concurrency: \"${TOKEN}\" }\n",
+        "    advertise: \"${TOKEN}\"\n    register: \"${TOKEN}\"\n    required: ${TOKEN}\n",
+        "    health: { path: \"${TOKEN}\", panic_threshold: \"${TOKEN}\" }\n    allow: { outbound: [\"${TOKEN}!\"] }\n",
+    ] {
+        let said = parse(&with(bad)).expect_err(bad);
+        let text = format!("{said} {}", said.text());
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn all_mistakes_come_at_once_each_with_a_mark() {
+    let bad = "    limits: { memory: lots, request_timeout: 10 }\n    regster: host\nadmin: { listen: here }\netcd:\n  user: root\n";
+    let said = parse(&with(bad)).unwrap_err();
+    assert_eq!(said.count(), "5 mistakes in the configuration");
+    assert_eq!(
+        said.text(),
+        "c.yaml:5:23: memory: must be a size such as 64MiB or 1GiB, not \"lots\"\n  \
+           5 |     limits: { memory: lots, request_timeout: … }\n    |                       ^^^^\n\
+         c.yaml:5:46: request_timeout: must be a duration such as 500ms, 10s or 1m, not \"10\"\n  \
+           5 |     limits: { memory: …, request_timeout: 10 }\n    |                                           ^^\n\
+         c.yaml:6:5: unknown key \"regster\"; did you mean \"register\"?\n  \
+           6 |     regster: …\n    |     ^^^^^^^\n\
+         c.yaml:7:18: listen: must be an IP address and a port such as 127.0.0.1:8080, not \"here\"\n  \
+           7 | admin: { listen: here }\n    |                  ^^^^\n\
+         c.yaml:9:9: user: needs etcd.password or etcd.password_file\n  \
+           9 |   user: root\n    |         ^^^^\n"
+    );
+}
+
+#[test]
+fn a_mistake_in_a_long_line_is_shown_with_what_is_around_it() {
+    let services: Vec<_> = (1..100).map(|n| format!("{{name: s{n}, component: c, listen: '127.0.0.1:{n}'}}")).collect();
+    let text = format!("{{services: [{}, {{name: b, component: c, listen: here}}]}}", services.join(", "));
+    let said = parse(&text).unwrap_err().text();
+    assert!(said.lines().all(|line| line.chars().count() < 150), "{said}");
+    assert!(said.contains("listen: here}]}"), "{said}");
+    let many: String = (0..50).map(|n| format!("x{n}y: 1\n")).collect();
+    let said = parse(&with(&many)).unwrap_err();
+    assert_eq!(
+        (said.count().as_str(), said.text().lines().last()),
+        ("50 mistakes in the configuration", Some("and 30 more"))
+    );
+}
+
+#[test]
+fn variables_come_from_the_environment_and_from_files() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from a file\n").unwrap();
+    let config = parse(&with(&format!(
+        "    advertise: ${{IP}}:${{PORT:-80}}\n    config: {{ a: \"${{file:{}}}\", b: $$, c: '${{TOKEN}}' }}\n",
+        file.path().display()
+    )));
+    let spec = &config.unwrap().services[0];
+    assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "10.0.0.9:80");
+    let values: Vec<_> = spec.config.0.values().map(String::as_str).collect();
+    assert_eq!(values, ["from a file", "$", "hunter2"]);
+    let said = error(&with("    version: ${VERSION}\n"));
+    assert!(said.starts_with("c.yaml:5: the environment variable VERSION is not set"), "{said}");
+    let said = error(&with("    limits: { concurrency: \"${IP}\" }\n"));
+    assert!(said.ends_with("must be a whole number from 1 to 100000, which ${IP} is not"), "{said}");
+}
+
+#[test]
+fn defaults_hold_where_a_service_says_nothing() {
+    let config = parse(
+        "defaults:\n  component: a.wasm\n  listen: 127.0.0.1:0\n  register: host\n  layout: kratos\n  metadata: { zone: a, rack: 1 }\n  \
+           limits: { memory: 1MiB, concurrency: 5 }\n  health: { path: / }\n  allow: { discover: [a] }\nx-any: &thing { [a]: ${b} }\n\
+         services:\n  - name: a\n  - name: b\n    layout: { key: \"/{name}/{addr}\", value: \"{addr}\" }\n    metadata: { zone: b }\n    \
+           limits: { memory: 2MiB, concurrency: ~ }\n    health: ~\n    allow: { discover: [] }\n",
+    );
+    let said = config.as_ref().err().map(ToString::to_string);
+    // A key of the anchor is no text.
+    assert!(said.is_some_and(|said| said.contains("a key must be text")));
+    let config = parse(
+        "defaults:\n  component: a.wasm\n  listen: 127.0.0.1:0\n  register: host\n  layout: kratos\n  metadata: { zone: a, rack: 1 }\n  \
+           limits: { memory: 1MiB, concurrency: 5 }\n  health: { path: / }\n  allow: { discover: [a] }\nx-any: &thing { a: \"${b}\" }\n\
+         services:\n  - name: a\n  - name: b\n    layout: { key: \"/{name}/{addr}\", value: \"{addr}\" }\n    metadata: { zone: b }\n    \
+           limits: { memory: 2MiB, concurrency: ~ }\n    health: ~\n    allow: { discover: [] }\n",
+    )
+    .unwrap();
+    let [a, b] = config.services.as_slice() else { panic!("two") };
+    assert_eq!((a.limits.memory, a.limits.concurrency, a.health.is_some()), (1 << 20, 5, true));
+    assert_eq!((b.limits.memory, b.limits.concurrency, b.health.is_some()), (2 << 20, 200, false));
+    assert_eq!(a.layouts.as_ref().unwrap()[0].to_string(), "kratos");
+    assert_eq!(b.layouts.as_ref().unwrap()[0].to_string(), "custom");
+    assert_eq!(b.metadata.pairs(), [("rack".to_owned(), "1".to_owned()), ("zone".to_owned(), "b".to_owned())]);
+    assert!(matches!(&b.allow.discover, Names::Only(names) if names.is_empty()));
+    assert_eq!(a.component, Path::new("/conf/a.wasm"));
+    let said = errors(&with("defaults: { name: a, limits: { memory: lots, colour: red }, metadata: { a: b } }\n"));
+    for mistake in ["each service has a name of its own", "memory: must be a size", "unknown key \"colour\""] {
+        assert!(said.contains(mistake), "{said}");
+    }
+}
+
+#[test]
+fn further_files_bring_services() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let main = "include: [services.d/*.yaml, more]\ndefaults: { limits: { concurrency: 5 } }\n";
+    write("services.d/b.yaml", "services:\n  - { name: b, component: b.wasm, listen: '127.0.0.1:2' }\n");
+    write("services.d/a.yaml", "x-a: 1\nservices:\n  - { name: a, component: a.wasm, listen: '127.0.0.1:1' }\n");
+    write("services.d/a.yaml.bak", "nonsense: [\n");
+    write("more/c.yml", "services:\n  - { name: c, component: ../c.wasm, listen: '127.0.0.1:3' }\n");
+    let parse = || Config::parse_in("c.yaml", main, folder.path(), environment);
+    let config = parse().unwrap();
+    let found: Vec<_> = config.services.iter().map(|spec| (spec.name.as_str(), spec.component.clone())).collect();
+    let at = |path: &str| folder.path().join(path);
+    assert_eq!(found, [("a", at("services.d/a.wasm")), ("b", at("services.d/b.wasm")), ("c", at("more/../c.wasm"))]);
+    assert!(config.services.iter().all(|spec| spec.limits.concurrency == 5));
+
+    write("more/c.yml", "etcd: {}\nservices:\n  - { name: c, component: c.wasm, listen: '127.0.0.1:1' }\n");
+    let said = parse().unwrap_err().to_string();
+    assert!(said.contains("more/c.yml:1:1: an included file has services and nothing else"), "{said}");
+    assert!(said.contains("127.0.0.1:1 is the listener of ") && said.contains("a.yaml:3 already"), "{said}");
+    std::fs::remove_dir_all(folder.path().join("more")).unwrap();
+    let said = parse().unwrap_err().to_string();
+    assert!(said.starts_with("c.yaml:1:30: include: cannot read "), "{said}");
+}
+
+#[test]
+fn paths_are_relative_to_the_target_of_a_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let (real, link) = (folder.path().join("real"), folder.path().join("link.yaml"));
+    std::fs::create_dir(&real).unwrap();
+    std::fs::write(real.join("c.yaml"), SMALLEST).unwrap();
+    std::os::unix::fs::symlink("real/c.yaml", &link).unwrap();
+    let config = Config::load(&link).unwrap();
+    assert_eq!(config.services[0].component, real.join("greeter.wasm"));
+}
+
+#[test]
+fn name_and_version_reach_a_component_that_registers_itself() {
+    let store = |lines: &str| parse(&with(lines)).unwrap().services[0].store().into_iter().collect::<Vec<_>>();
+    let pairs =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
+    assert_eq!(store(""), pairs(&[("name", "greeter")]));
+    assert_eq!(store("    version: v1\n"), pairs(&[("name", "greeter"), ("version", "v1")]));
+    assert_eq!(
+        store("    version: v1\n    config: { name: other, version: v2 }\n"),
+        pairs(&[("name", "other"), ("version", "v2")])
+    );
+    assert_eq!(store("    version: v1\n    register: host\n"), []);
+}
+
+#[test]
+fn a_password_that_is_written_out_is_noted() {
+    let notes = |password: &str| {
+        parse(&with(&format!("etcd: {{ user: root, password: {password} }}\n"))).unwrap().notes.join(" ")
+    };
+    assert_eq!(
+        notes("hunter2"),
+        "c.yaml:5: the password of etcd is written out; password_file or ${VARIABLE} keeps it apart"
+    );
+    assert_eq!(notes("\"${TOKEN}\""), "");
+}
+
+#[test]
+fn defaults_are_those_of_the_registrar() {
+    let config = parse(SMALLEST).unwrap();
+    let options = leasehold::Options::new(["http://127.0.0.1:2379"]);
+    let shown = |options: &leasehold::Options| format!("{options:?}");
+    assert_eq!(shown(&config.registrar), shown(&options));
+    assert_eq!(&*config.services[0].suffix, super::spec::SUFFIX);
+}
+
+/// Each key of a table and of those in it.
+fn keys(shape: &Shape, each: &mut impl FnMut(&super::rule::Key)) {
+    if let Some(table) = shape.table() {
+        for key in &table.keys {
+            each(key);
+            keys(&key.shape, each);
+        }
+    }
+}
+
+#[test]
+fn every_default_obeys_its_rule() {
+    let mut reading = Reading::default();
+    assert!(Limits::read(&Node::default(), &mut reading).is_some() && reading.mistakes.is_empty());
+    keys(&File::shape(), &mut |key| {
+        assert!(key.effect.ends_with('.'), "{}: {}", key.name, key.effect);
+        assert!(key.absent != Absent::Unset("") || matches!(key.shape, Shape::Table(_)), "{}", key.name);
+    });
 }

@@ -1,37 +1,21 @@
 //! Durations, sizes and other scalars of the configuration, parsed once.
 
-use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, Visitor},
+use leasehold::Ttl;
+use serde_json::{Value, json};
+
+use crate::config::{
+    rule::{Form, Reading, Rule, Shape, scalars},
+    tree::Node,
 };
 
-/// A scalar that is parsed by its type's own rule, so that the error carries its line.
-pub(crate) struct Parsed<T>(pub(crate) T);
+/// Permits text with a variable wherever a scalar has a pattern.
+pub(crate) const OR_VARIABLE: &str = r"|\$";
 
-impl<'de, T> Deserialize<'de> for Parsed<T>
-where
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Scalar<T>(PhantomData<T>);
-        impl<T> Visitor<'_> for Scalar<T>
-        where
-            T: FromStr,
-            T::Err: fmt::Display,
-        {
-            type Value = Parsed<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a single value")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                text.parse().map(Parsed).map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_str(Scalar(PhantomData))
-    }
+/// A pattern of the JSON Schema for a scalar that may have variables.
+pub(crate) fn pattern(regex: &str) -> String {
+    format!("^(?:{regex})${OR_VARIABLE}")
 }
 
 /// `500ms`, `10s`, `1m` or `1h`; never zero, since a limit of no time at all is a mistake.
@@ -82,6 +66,157 @@ impl FromStr for Size {
         };
         let bytes = number.checked_mul(scale).and_then(|bytes| usize::try_from(bytes).ok());
         bytes.map(Self).ok_or_else(wrong)
+    }
+}
+
+/// The memory of an instance: at least one page of WebAssembly.
+pub(crate) struct Memory(pub(crate) usize);
+
+impl FromStr for Memory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Size(size) = text.parse()?;
+        match size >= 64 << 10 {
+            true => Ok(Self(size)),
+            false => Err(format!("must be 64KiB or more, not {text:?}")),
+        }
+    }
+}
+
+/// The size of a request's headers.
+pub(crate) struct HeaderSize(pub(crate) usize);
+
+impl FromStr for HeaderSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Size(size) = text.parse()?;
+        // hyper reads into no smaller buffer, and HTTP/2 announces the size as 32 bits.
+        match (8 << 10..=16 << 20).contains(&size) {
+            true => Ok(Self(size)),
+            false => Err(format!("must be 8KiB to 16MiB, not {text:?}")),
+        }
+    }
+}
+
+/// A time to live, written as a duration.
+pub(crate) struct WholeSeconds(pub(crate) Ttl);
+
+impl FromStr for WholeSeconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Span(span) = text.parse()?;
+        if span.subsec_nanos() != 0 {
+            return Err(format!("must be whole seconds, not {text:?}"));
+        }
+        Ttl::try_from(span.as_secs()).map(Self).map_err(|invalid| invalid.to_string())
+    }
+}
+
+/// A whole number within a range.
+pub(crate) struct Number<const MIN: u32, const MAX: u32>(pub(crate) u32);
+
+/// A limit of how many there may be.
+pub(crate) type Count = Number<1, 100_000>;
+
+impl<const MIN: u32, const MAX: u32> FromStr for Number<MIN, MAX> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = text.replace('_', "");
+        let number = match plain.split_at_checked(2) {
+            Some(("0x", digits)) => u64::from_str_radix(digits, 16),
+            Some(("0o", digits)) => u64::from_str_radix(digits, 8),
+            _ => plain.parse(),
+        };
+        let number = number.map_err(|_| format!("must be a whole number from {MIN} to {MAX}, not {text:?}"))?;
+        match u32::try_from(number) {
+            Ok(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("must be {MIN} to {MAX}, not {number}")),
+        }
+    }
+}
+
+/// `0%` to `100%`.
+pub(crate) struct Percentage(pub(crate) u32);
+
+impl FromStr for Percentage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').and_then(|number| number.parse().ok());
+        let number = number.filter(|number| *number <= 100);
+        number.map(Self).ok_or_else(|| format!("must be 0% to 100%, not {text:?}"))
+    }
+}
+
+/// A part of a whole.
+pub(crate) struct Share(pub(crate) f64);
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+        share.map(Self).ok_or_else(|| format!("must be from 0 to 1 such as 0.1, not {text:?}"))
+    }
+}
+
+/// The schema of a size, with these limits where it is a plain number.
+fn size(min: u64, max: Option<u64>) -> Value {
+    let mut schema =
+        json!({ "type": ["string", "integer"], "minimum": min, "pattern": pattern("[0-9]+([KMG]i?B|B)?") });
+    if let Some(max) = max {
+        schema["maximum"] = max.into();
+    }
+    schema
+}
+
+const DURATION: &str = "0*[1-9][0-9]*(ms|s|m|h)";
+
+scalars! {
+    Span => Duration, |span| span.0, secret if |_| false,
+        "duration", "`1ms` to 100 years, in `ms`, `s`, `m` or `h`", "30s",
+        json!({ "type": "string", "pattern": pattern(DURATION) });
+    WholeSeconds => Ttl, |ttl| ttl.0, secret if |_| false,
+        "duration", "whole seconds from `1s`", "10s",
+        json!({ "type": "string", "pattern": pattern("0*[1-9][0-9]*(s|m|h|000ms)") });
+    Size => usize, |size| size.0, secret if |_| false,
+        "size", "bytes, or `KiB`, `MiB`, `GiB`, `KB`, `MB`, `GB`", "64MiB", size(0, None);
+    Memory => usize, |size| size.0, secret if |_| false,
+        "size", "from `64KiB`", "64MiB", size(64 << 10, None);
+    HeaderSize => usize, |size| size.0, secret if |_| false,
+        "size", "`8KiB` to `16MiB`", "64KiB", size(8 << 10, Some(16 << 20));
+    Percentage => u32, |share| share.0, secret if |_| false,
+        "percentage", "`0%` to `100%`", "50%",
+        json!({ "type": "string", "pattern": pattern("0*([0-9]{1,2}|100)%") });
+    Share => f64, |share| share.0, secret if |_| false,
+        "share", "`0` to `1`", "0.1",
+        json!({ "type": ["number", "string"], "minimum": 0, "maximum": 1, "pattern": pattern("[0-9.]+") });
+    Secret => Secret, |secret| secret, secret if |_| true,
+        "secret", "any; from a variable or a file", "${ETCD_PASSWORD}",
+        json!({ "type": ["string", "number", "boolean"] });
+}
+
+impl<const MIN: u32, const MAX: u32> Rule for Number<MIN, MAX> {
+    type Value = u32;
+
+    fn shape() -> Shape {
+        let schema = json!({ "type": ["integer", "string"], "minimum": MIN, "maximum": MAX, "pattern": pattern("[0-9][0-9_]*") });
+        Shape::Scalar(Form { kind: "number", range: format!("`{MIN}` to `{MAX}`"), example: "16", schema })
+    }
+
+    fn read(node: &Node, reading: &mut Reading) -> Option<u32> {
+        let scalar = reading.scalar(node, "a whole number", true)?;
+        match scalar.text.parse::<Self>() {
+            Ok(Self(number)) => Some(number),
+            Err(rule) => {
+                reading.refuse(node, scalar, &rule, false);
+                None
+            }
+        }
     }
 }
 

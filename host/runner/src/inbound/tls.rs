@@ -4,7 +4,7 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -27,23 +27,14 @@ use tokio_rustls::{
 };
 use tokio_util::task::TaskTracker;
 
+use crate::config::TlsFiles;
+
 /// Application protocols of a listener, the preferred first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Deadline of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Polling interval of the files.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// The files of one listener, as PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Files {
-    /// The certificate, then those that lead to an authority.
-    pub(crate) cert: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-    /// The authorities of which a client needs a certificate; `None` asks clients for none.
-    pub(crate) client_ca: Option<PathBuf>,
-}
 
 /// What stands in the files.
 #[derive(Hash)]
@@ -53,7 +44,7 @@ struct Contents {
     client_ca: Option<Vec<u8>>,
 }
 
-impl Files {
+impl TlsFiles {
     /// Whether a listener could be served with them; the sentence names the file that is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.config(&self.read()?).map(drop)
@@ -111,7 +102,7 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 
 /// The TLS of one listener.
 pub(crate) struct Tls {
-    files: Files,
+    files: TlsFiles,
     /// Fingerprint of the files as they were first read.
     opened: u64,
     current: ArcSwap<ServerConfig>,
@@ -121,7 +112,7 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// Reads the files; the error is for the operator.
-    pub(crate) fn open(files: Files) -> Result<Self, String> {
+    pub(crate) fn open(files: TlsFiles) -> Result<Self, String> {
         let found = files.read();
         let opened = fingerprint(&found);
         let current = ArcSwap::from_pointee(files.config(&found?)?);

@@ -4,10 +4,11 @@
 use std::io::{IsTerminal, Write, stderr};
 
 use clap::{ArgAction, Args, ValueEnum};
+use serde_json::{Value, json};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt::time::SystemTime as Timestamp};
 
-use crate::error::Failure;
+use crate::{config::mistake::Mistakes, error::Failure};
 
 /// Filters by verbosity. Libraries log from warnings on; their other lines are of no use to an operator.
 const FILTERS: [&str; 3] = [
@@ -71,16 +72,27 @@ impl Log {
     }
 }
 
-/// Writes the reason for which the process ends, as one sentence.
+/// Writes the reason for which the process ends, as one sentence. Mistakes in a configuration come before it, each with its
+/// line.
 pub(crate) fn last_words(failure: &Failure, format: LogFormat, to: &mut impl Write) {
-    let sentence = failure.sentence();
-    let line = match format {
-        LogFormat::Text => format!("leasehold: {sentence}\n"),
-        LogFormat::Json => {
-            let line = serde_json::json!({ "level": "ERROR", "message": sentence, "exit_code": failure.code() });
-            format!("{line}\n")
+    let mistakes = Mistakes::behind(failure);
+    let line = match (format, mistakes) {
+        (LogFormat::Text, Some(mistakes)) => format!("{}leasehold: {}\n", mistakes.text(), mistakes.count()),
+        (LogFormat::Text, None) => format!("leasehold: {}\n", failure.sentence()),
+        (LogFormat::Json, _) => {
+            let line = json!({ "level": "ERROR", "message": failure.sentence(), "exit_code": failure.code() });
+            let found = mistakes.map(|mistakes| json!({ "mistakes": mistakes.list() }));
+            format!("{}\n", joined(line, found))
         }
     };
     // Stderr may be closed.
     let _ = to.write_all(line.as_bytes());
+}
+
+/// An object with the entries of another one.
+fn joined(mut line: Value, more: Option<Value>) -> Value {
+    if let (Value::Object(line), Some(Value::Object(more))) = (&mut line, more) {
+        line.extend(more);
+    }
+    line
 }

@@ -161,12 +161,11 @@ impl ServiceContext {
         let denials = Arc::new(Denials::new(spec.name.clone()));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
-        let pairs = |variables: &crate::config::Variables| variables.0.clone().into_iter().collect::<Vec<_>>();
         Self {
             name: spec.name.clone(),
             args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
-            env: pairs(&spec.env),
-            config: Arc::new(pairs(&spec.config).into_iter().collect()),
+            env: spec.env.0.clone().into_iter().collect(),
+            config: Arc::new(spec.store().into_iter().collect()),
             outbound: Outbound::new(
                 &spec.allow,
                 &spec.limits,

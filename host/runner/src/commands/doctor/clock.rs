@@ -53,8 +53,13 @@ async fn version(endpoint: &str, tls: &Tls) -> Option<Parts> {
 
 fn client(tls: &Tls) -> Option<ClientConfig> {
     let mut authorities = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(&tls.ca_pem.as_ref()?.read().ok()?) {
-        authorities.add(authority.ok()?).ok()?;
+    match &tls.ca_pem {
+        None => drop(authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        Some(ca) => {
+            for authority in CertificateDer::pem_slice_iter(&ca.read().ok()?) {
+                authorities.add(authority.ok()?).ok()?;
+            }
+        }
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_safe_default_protocol_versions().ok()?.with_root_certificates(authorities);

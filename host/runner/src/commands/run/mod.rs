@@ -45,6 +45,7 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
     rlimit::raise();
     let mut config = args.config()?;
+    config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
     let Signals { ending, reloads } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.

@@ -1,0 +1,59 @@
+//! The connection to etcd by the command line and the environment.
+
+use crate::config::{spec::DEFAULT_ENDPOINT, values::Endpoint, variables::Environment};
+
+/// Environment variables with endpoints, separated by commas; the first that is set counts.
+const ENDPOINTS: [&str; 2] = ["LEASEHOLD_ETCD", "ETCDCTL_ENDPOINTS"];
+
+/// Endpoints where nothing else names any: those of the environment, or the one on this machine.
+pub(crate) fn endpoints(environment: Environment, has_tls: bool) -> Result<Vec<String>, String> {
+    for variable in ENDPOINTS {
+        if let Some(listed) = environment(variable).filter(|listed| !listed.trim().is_empty()) {
+            let parsed = listed.split(',').map(|endpoint| self::endpoint(endpoint.trim(), has_tls));
+            return parsed.collect::<Result<_, _>>().map_err(|message| format!("{variable}: {message}"));
+        }
+    }
+    Ok(vec![DEFAULT_ENDPOINT.to_owned()])
+}
+
+/// An endpoint as `etcdctl` takes it: a URL, or a host and a port alone.
+pub(crate) fn endpoint(text: &str, has_tls: bool) -> Result<String, String> {
+    let scheme = if has_tls { "https" } else { "http" };
+    let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
+    match url.parse() {
+        Ok(Endpoint(url)) => Ok(url),
+        Err(message) if text.contains('@') => Err(message),
+        Err(_) => Err(format!("must be host:port, http://host:port or https://host:port, not {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{endpoint, endpoints};
+
+    #[test]
+    fn an_endpoint_may_lack_its_scheme() {
+        assert_eq!(endpoint("etcd:2379", false).unwrap(), "http://etcd:2379");
+        assert_eq!(endpoint("[::1]:2379", true).unwrap(), "https://[::1]:2379");
+        assert_eq!(endpoint("https://etcd:2379/", false).unwrap(), "https://etcd:2379");
+        for bad in ["etcd", "::1:2379", "etcd:0", "http://etcd:1/path", "", "ftp://etcd:1"] {
+            assert!(endpoint(bad, false).unwrap_err().starts_with("must be host:port, http"), "{bad}");
+        }
+        assert!(!endpoint("root:hunter2@etcd:2379", false).unwrap_err().contains("hunter2"));
+    }
+
+    #[test]
+    fn the_environment_names_endpoints() {
+        let both = |name: &str| match name {
+            "LEASEHOLD_ETCD" => Some("a:1, https://b:2".to_owned()),
+            _ => Some("c:3".to_owned()),
+        };
+        assert_eq!(endpoints(both, false).unwrap(), ["http://a:1", "https://b:2"]);
+        assert_eq!(
+            endpoints(|name| (name == "ETCDCTL_ENDPOINTS").then(|| "c:3".into()), false).unwrap(),
+            ["http://c:3"]
+        );
+        assert_eq!(endpoints(|_| None, true).unwrap(), ["http://127.0.0.1:2379"]);
+        assert!(endpoints(|_| Some("c".into()), true).unwrap_err().starts_with("LEASEHOLD_ETCD: must be host:port"));
+    }
+}

@@ -1,0 +1,328 @@
+//! From what a file says to what it means: the rules that concern several keys.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use leasehold::{Credentials, Invalid, Layout, LoadSource, Metadata, Options, Source, Tls};
+
+use crate::config::{
+    connection,
+    file::{self, File},
+    rule::Reading,
+    spec::{Admin, Allow, Config, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces, Variables},
+    tree::{Content, Node},
+    values::{Register, names},
+    variables::Environment,
+};
+
+/// Checks the parts of a file together; `None` where something is wrong.
+pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading: &mut Reading) -> Option<Config> {
+    let mut resolver = Resolver { root, environment, reading, notes: Vec::new() };
+    let admin = file.admin.flatten().map(|admin| resolver.admin(&admin));
+    let traces = file.traces.flatten().map(|traces| resolver.traces(traces));
+    let mut services = resolver.services(file.services, !file.include.is_empty());
+    let etcd_required = file.etcd.as_ref().is_some_and(|etcd| etcd.required);
+    let etcd_files = file.etcd.as_ref().map(|etcd| EtcdFiles::from(&etcd.tls)).unwrap_or_default();
+    let registry = file.registry.as_ref();
+    let (suffix, prefer) = (registry?.suffix.clone(), registry?.prefer.clone());
+    file.defaults?;
+    let mut registrar = resolver.registrar(file.etcd?, file.registry?)?;
+    registrar.also_read = services.iter().flat_map(|spec| spec.layouts.iter().flatten().cloned()).collect();
+    let prefer = prefer.map(|pairs| resolver.prefer(pairs, &registrar.read_layouts()));
+    let prefer = prefer.flatten().unwrap_or_default();
+    for spec in &mut services {
+        spec.suffix = suffix.clone();
+        spec.prefer = prefer.clone();
+        if spec.tls.is_some() {
+            let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
+            spec.layouts = Some(layouts.iter().map(Layout::with_tls).collect());
+        }
+    }
+    let (admin, traces, notes) = (admin.flatten(), traces.flatten(), resolver.notes);
+    Some(Config { registrar, etcd_files, etcd_required, dev: false, strict: false, admin, traces, services, notes })
+}
+
+struct Resolver<'a> {
+    root: &'a Node,
+    environment: Environment,
+    reading: &'a mut Reading,
+    notes: Vec<String>,
+}
+
+impl Resolver<'_> {
+    /// Reports a mistake at the value that these keys lead to.
+    fn wrong(&mut self, path: &[&str], message: impl Into<String>) {
+        let place = self.root.place_of(path);
+        match path.last() {
+            Some(key) => self.reading.under(key, |reading| reading.wrong(place, message)),
+            None => self.reading.wrong(place, message),
+        }
+    }
+
+    fn registrar(&mut self, etcd: file::Etcd, registry: file::Registry) -> Option<Options> {
+        let endpoints = match etcd.endpoints {
+            Some(listed) if listed.is_empty() => {
+                self.wrong(&["etcd", "endpoints"], "must name at least one");
+                return None;
+            }
+            Some(listed) => listed,
+            None => match connection::endpoints(self.environment, etcd.tls.ca.is_some() || etcd.tls.cert.is_some()) {
+                Ok(endpoints) => endpoints,
+                Err(message) => {
+                    self.wrong(&[], message);
+                    return None;
+                }
+            },
+        };
+        let mut options = Options::new(endpoints);
+        options.credentials = self.credentials(etcd.user, etcd.password.map(|secret| secret.0), etcd.password_file);
+        options.tls = self.tls(etcd.tls);
+        options.dial_timeout = etcd.dial_timeout;
+        options.request_timeout = etcd.request_timeout;
+        options.layouts = registry.layout;
+        options.ttl = registry.ttl;
+        options.ownership = registry.ownership;
+        if let Some(weight) = registry.weight.fixed {
+            options.load = LoadSource::Fixed(weight);
+        }
+        options.damping.dead_band = registry.weight.dead_band;
+        options.damping.min_interval = registry.weight.min_interval;
+        Some(options)
+    }
+
+    fn prefer(&mut self, pairs: BTreeMap<String, String>, layouts: &[Layout]) -> Option<Metadata> {
+        let path = ["registry", "prefer"];
+        let unread = pairs.keys().find(|key| *key != "version" && !layouts.iter().any(Layout::carries_metadata));
+        if let Some(key) = unread {
+            self.wrong(&path, format!("no node has a {key}: none of the layouts carries metadata"));
+            return None;
+        }
+        let metadata = pairs.into_iter().collect::<Vec<_>>().try_into();
+        metadata.map_err(|invalid: Invalid| self.wrong(&path, invalid.to_string())).ok()
+    }
+
+    fn admin(&mut self, admin: &file::Admin) -> Option<Admin> {
+        let file::Admin { listen, remote } = *admin;
+        if !listen.ip().is_loopback() && !remote {
+            let message =
+                format!("whoever reaches {listen} could drain services; say admin.remote: true if other machines may");
+            self.wrong(&["admin", "listen"], message);
+            return None;
+        }
+        Some(Admin { listen, remote })
+    }
+
+    fn traces(&mut self, traces: file::Traces) -> Option<Traces> {
+        if traces.endpoint.starts_with("https:") && traces.ca.is_none() {
+            self.wrong(&["traces", "endpoint"], "https needs traces.ca, the certificate that vouches for it");
+            return None;
+        }
+        if let Some(path) = &traces.headers_file {
+            self.headers(path)?;
+        }
+        let (ca_pem, headers) = (traces.ca.map(Source::from), traces.headers_file.map(Source::from));
+        Some(Traces { endpoint: traces.endpoint, ca_pem, headers, sample: traces.sample })
+    }
+
+    /// Checks a file of headers, which is read again for each batch.
+    fn headers(&mut self, path: &Path) -> Option<()> {
+        let read = Source::from(path.to_owned()).read().map_err(|error| error.to_string());
+        let parsed = read.and_then(|text| {
+            parse_headers(&text).map_err(|line| format!("line {line} of {} must be NAME: VALUE", path.display()))
+        });
+        parsed.map(drop).map_err(|message| self.wrong(&["traces", "headers_file"], message)).ok()
+    }
+
+    fn credentials(
+        &mut self,
+        user: Option<String>,
+        password: Option<String>,
+        file: Option<PathBuf>,
+    ) -> Option<Credentials> {
+        let (key, message) = match (user, password, file) {
+            (None, None, None) => return None,
+            (None, Some(_), _) => ("password", "needs etcd.user"),
+            (None, None, Some(_)) => ("password_file", "needs etcd.user"),
+            (Some(_), None, None) => ("user", "needs etcd.password or etcd.password_file"),
+            (Some(_), Some(_), Some(_)) => ("password_file", "stands beside password; one of them is enough"),
+            (Some(user), Some(password), None) => {
+                self.note_password();
+                return Some(Credentials { user, password: password.into() });
+            }
+            (Some(user), None, Some(path)) => {
+                let source = Source::from(path);
+                match source.read().map_err(|error| error.to_string()).map(String::from_utf8) {
+                    Ok(Ok(_)) => return Some(Credentials { user, password: source }),
+                    Ok(Err(_)) => ("password_file", "must be UTF-8"),
+                    Err(message) => {
+                        self.wrong(&["etcd", "password_file"], message);
+                        return None;
+                    }
+                }
+            }
+        };
+        self.wrong(&["etcd", key], message);
+        None
+    }
+
+    /// Advises against a password that is written out.
+    fn note_password(&mut self) {
+        let password = self.root.get("etcd").and_then(|etcd| etcd.get("password"));
+        let Some(Node { place, content: Content::Scalar(scalar) }) = password else { return };
+        if scalar.written.is_none() {
+            let name = self.reading.sources.get(place.source).map(|source| source.name.clone()).unwrap_or_default();
+            let line = place.start.0;
+            self.notes.push(format!(
+                "{name}:{line}: the password of etcd is written out; password_file or ${{VARIABLE}} keeps it apart"
+            ));
+        }
+    }
+
+    fn tls(&mut self, tls: file::EtcdTls) -> Tls {
+        let identity_pem = match (tls.cert, tls.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert.into(), key.into())),
+            (Some(_), None) => {
+                self.wrong(&["etcd", "tls", "cert"], "needs etcd.tls.key");
+                None
+            }
+            (None, Some(_)) => {
+                self.wrong(&["etcd", "tls", "key"], "needs etcd.tls.cert");
+                None
+            }
+        };
+        Tls { ca_pem: tls.ca.map(Source::from), identity_pem, server_name: tls.server_name }
+    }
+
+    /// The good ones among the services.
+    fn services(&mut self, listed: Vec<Option<file::Service>>, is_more: bool) -> Vec<Spec> {
+        if listed.is_empty() {
+            let message =
+                if is_more { "must list at least one, and include brings none" } else { "must list at least one" };
+            self.wrong(&["services"], message);
+        }
+        let nodes: &[Node] = match self.root.get("services").map(|services| &services.content) {
+            Some(Content::List(nodes)) => nodes,
+            _ => &[],
+        };
+        let (mut listeners, mut published) = (HashMap::new(), HashMap::new());
+        let mut specs = Vec::with_capacity(listed.len());
+        for (written, node) in listed.into_iter().zip(nodes) {
+            let Some(spec) = written.and_then(|written| self.service(written, node)) else { continue };
+            let (name_place, listen_place) = (node.place_of(&["name"]), node.place_of(&["listen"]));
+            if let Err(message) = spec.check_advertise() {
+                self.reading.under("listen", |reading| reading.wrong(listen_place, message));
+                continue;
+            }
+            if spec.listen.port() != 0
+                && let Some(first) = listeners.insert(spec.listen, listen_place)
+            {
+                let first = self.reading.line(first, listen_place);
+                let message = format!("{} is the listener of {first} already", spec.listen);
+                self.reading.under("listen", |reading| reading.wrong(listen_place, message));
+            } else if let Some(addr) = spec.advertised(spec.listen)
+                && let Some(first) = published.insert((spec.name.clone(), addr.clone()), name_place)
+            {
+                let first = self.reading.line(first, name_place);
+                let message = format!("{} at {addr} is the service of {first} already", spec.name);
+                self.reading.under("name", |reading| reading.wrong(name_place, message));
+            }
+            specs.push(spec);
+        }
+        specs
+    }
+
+    fn service(&mut self, written: file::Service, node: &Node) -> Option<Spec> {
+        let metadata = self.metadata(&written, node);
+        let health = written.health.as_ref().map(|health| self.health(health, node));
+        let mut spec = Spec::new(written.name, written.component, written.listen);
+        spec.precompiled = written.precompiled;
+        spec.required = written.required;
+        spec.advertise = written.advertise;
+        spec.tls = written.tls.map(|file::ListenTls { cert, key, client_ca }| TlsFiles { cert, key, client_ca });
+        spec.version = written.version.unwrap_or_default();
+        spec.register = written.register;
+        spec.layouts = written.layout;
+        spec.metadata = metadata?;
+        spec.config = Variables(written.config);
+        spec.args = written.args;
+        spec.env = Variables(written.env);
+        spec.allow = Allow {
+            names: written.allow.names.map_or(spec.allow.names, names),
+            discover: names(written.allow.discover),
+            outbound: written.allow.outbound,
+            local: written.allow.local,
+        };
+        spec.limits = written.limits;
+        if let Some(file::Health { panic_threshold, withdraw_on_trap, .. }) = written.health {
+            spec.quarantine = Quarantine { panic_threshold, withdraw_on_trap };
+        }
+        spec.health = health.unwrap_or(Some(None))?;
+        Some(spec)
+    }
+
+    fn metadata(&mut self, written: &file::Service, node: &Node) -> Option<Metadata> {
+        let Some(pairs) = &written.metadata else { return Some(Metadata::default()) };
+        let place = node.place_of(&["metadata"]);
+        let invalid = match written.register {
+            Register::Host => match pairs.clone().into_iter().collect::<Vec<_>>().try_into() {
+                Ok(metadata) => return Some(metadata),
+                Err(invalid) => Invalid::to_string(&invalid),
+            },
+            _ => "is for register: host; a component declares its own".to_owned(),
+        };
+        self.reading.under("metadata", |reading| reading.wrong(place, invalid));
+        None
+    }
+
+    /// `Some(None)` where it says only when a service that fails is withdrawn.
+    fn health(&mut self, health: &file::Health, node: &Node) -> Option<Option<Health>> {
+        let written = node.get("health");
+        let has = |keys: &[&str]| keys.iter().any(|key| written.is_some_and(|health| health.get(key).is_some()));
+        let probe = match (&health.path, health.grpc) {
+            (Some(path), false) => Probe::Http(path.clone()),
+            (None, true) => Probe::Grpc,
+            (None, false)
+                if has(&["panic_threshold", "withdraw_on_trap"]) && !has(&["interval", "timeout", "rise", "fall"]) =>
+            {
+                return Some(None);
+            }
+            _ => {
+                let place = node.place_of(&["health"]);
+                self.reading.under("health", |reading| reading.wrong(place, "needs either path or grpc: true"));
+                return None;
+            }
+        };
+        let file::Health { interval, timeout, rise, fall, .. } = *health;
+        Some(Some(Health { probe, interval, timeout, rise, fall }))
+    }
+}
+
+impl From<&file::EtcdTls> for EtcdFiles {
+    fn from(tls: &file::EtcdTls) -> Self {
+        Self { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() }
+    }
+}
+
+/// A header a line. The error is the number of a line, and does not repeat what may be a secret.
+pub(crate) fn parse_headers(text: &[u8]) -> Result<HeaderMap, usize> {
+    let mut headers = HeaderMap::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let header = || {
+            let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+            let mut value = HeaderValue::from_bytes(value[1..].trim_ascii()).ok()?;
+            value.set_sensitive(true);
+            Some((HeaderName::from_bytes(name.trim_ascii()).ok()?, value))
+        };
+        let (name, value) = header().ok_or(number + 1)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}

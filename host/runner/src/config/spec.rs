@@ -1,0 +1,313 @@
+//! Everything that one process runs, as checked: the meaning of a configuration.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use leasehold::{Addr, Layout, Metadata, Options, ServiceName, Source, Version};
+use leasehold_wasmtime::Names;
+
+use crate::config::{
+    destination::Destination,
+    file::{self, Limits},
+    rule::Rule,
+    values::{Advertise, Register},
+};
+
+/// The endpoint of etcd where none is configured.
+pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+/// Domain of calls by name where none is configured.
+pub(crate) const SUFFIX: &str = "leasehold";
+/// Time for the keys of a service to leave etcd. Those that do not go with their lease.
+pub(crate) const DELETE_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Everything that one process runs.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// etcd and the defaults of registrations.
+    pub(crate) registrar: Options,
+    /// The files of the connection to etcd.
+    pub(crate) etcd_files: EtcdFiles,
+    /// Ends a start without etcd; otherwise etcd is waited for.
+    pub(crate) etcd_required: bool,
+    /// A trial on a private etcd.
+    pub(crate) dev: bool,
+    /// Holds every component back until all services can listen.
+    pub(crate) strict: bool,
+    /// The admin endpoint, if there is one.
+    pub(crate) admin: Option<Admin>,
+    /// The collector of traces, if there is one.
+    pub(crate) traces: Option<Traces>,
+    /// The services, in the file's order.
+    pub(crate) services: Vec<Spec>,
+    /// Advice about the file that does not keep it from running.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Paths of the files under `etcd.tls`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EtcdFiles {
+    /// The authority of its certificate.
+    pub(crate) ca: Option<PathBuf>,
+    /// The host's own certificate.
+    pub(crate) cert: Option<PathBuf>,
+    /// The key of that.
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// The admin endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Admin {
+    /// Its address. Its clients can drain services.
+    pub(crate) listen: SocketAddr,
+    /// Permits clients on other machines.
+    pub(crate) remote: bool,
+}
+
+/// The collector of traces.
+#[derive(Debug, Clone)]
+pub(crate) struct Traces {
+    /// Its OTLP endpoint over gRPC.
+    pub(crate) endpoint: String,
+    /// The authority of its certificate.
+    pub(crate) ca_pem: Option<Source>,
+    /// Headers of every batch; shown by nothing.
+    pub(crate) headers: Option<Source>,
+    /// The part of those requests that is traced whose caller has not decided.
+    pub(crate) sample: f64,
+}
+
+/// One service.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    /// Its name, in etcd and in the log.
+    pub(crate) name: ServiceName,
+    /// The component's file.
+    pub(crate) component: PathBuf,
+    /// Ends the whole host where the service does not start.
+    pub(crate) required: bool,
+    /// Permits machine code, which no sandbox holds.
+    pub(crate) precompiled: bool,
+    /// Where the host accepts HTTP/1.1 and HTTP/2, and port 0 takes a free one; or the component whatever it speaks.
+    pub(crate) listen: SocketAddr,
+    /// The certificate of the listener; `None` for plain text.
+    pub(crate) tls: Option<TlsFiles>,
+    /// The published address; `None` for the listener's address.
+    pub(crate) advertise: Option<Advertise>,
+    /// Its version, where the host registers it.
+    pub(crate) version: Version,
+    /// Source of its registration.
+    pub(crate) register: Register,
+    /// Values of `wasi:config/store`.
+    pub(crate) config: Variables,
+    /// Its arguments, without its name.
+    pub(crate) args: Vec<String>,
+    /// Its environment variables.
+    pub(crate) env: Variables,
+    /// The layouts it is published under, where they are not those of the registry.
+    pub(crate) layouts: Option<Vec<Layout>>,
+    /// Metadata of its node, where the host registers it.
+    pub(crate) metadata: Metadata,
+    /// Its policy.
+    pub(crate) allow: Allow,
+    /// The domain of calls by name.
+    pub(crate) suffix: Arc<str>,
+    /// Metadata of the nodes that calls by name prefer.
+    pub(crate) prefer: Metadata,
+    /// Its limits.
+    pub(crate) limits: Limits,
+    /// Its health check, if it has one.
+    pub(crate) health: Option<Health>,
+    /// Rule of its withdrawal when its requests fail.
+    pub(crate) quarantine: Quarantine,
+    /// Replaces it whenever its file changes.
+    pub(crate) follow: bool,
+}
+
+/// The files of a listener's certificate, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    /// The certificate, then those that lead to an authority.
+    pub(crate) cert: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
+    /// The authorities of which a client needs a certificate; `None` for clients without one.
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// A health check.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    /// The request.
+    pub(crate) probe: Probe,
+    /// The pause between two of them.
+    pub(crate) interval: Duration,
+    /// Time for a response; a later one is a bad one.
+    pub(crate) timeout: Duration,
+    /// Good responses in a row until it is announced.
+    pub(crate) rise: u32,
+    /// Bad responses in a row until it is withdrawn.
+    pub(crate) fall: u32,
+}
+
+/// Rule of the withdrawal of a service that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quarantine {
+    /// Percentage of the nodes of its names that have to remain in etcd. At 0 it is withdrawn whatever remains.
+    pub(crate) panic_threshold: u32,
+    /// Withdraws a service whose instances trap whatever remains.
+    pub(crate) withdraw_on_trap: bool,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        let health = file::Health::absent().expect("no key of a health check is required");
+        Self { panic_threshold: health.panic_threshold, withdraw_on_trap: health.withdraw_on_trap }
+    }
+}
+
+/// A request whose response says if a service is healthy.
+#[derive(Debug, Clone)]
+pub(crate) enum Probe {
+    /// `GET`; any status from 200 to 299 is good.
+    Http(String),
+    /// `grpc.health.v1` for the whole server; `SERVING` is good.
+    Grpc,
+}
+
+/// Pairs for the component's eyes only. `Debug` shows the keys.
+#[derive(Clone, Default)]
+pub(crate) struct Variables(pub(crate) BTreeMap<String, String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Rights of a component beyond responding to requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Allow {
+    /// The names it may register. By default the service's own.
+    pub(crate) names: Names,
+    /// The names it may look up, and call by name. By default none.
+    pub(crate) discover: Names,
+    /// The hosts it may send HTTP requests to, and a program may connect to by IP address. By default none.
+    pub(crate) outbound: Vec<Destination>,
+    /// Permits `outbound` entries to lead to this machine or its link without naming it.
+    pub(crate) local: bool,
+}
+
+impl Config {
+    /// One service, with the defaults of everything else.
+    pub(crate) fn of(registrar: Options, etcd_files: EtcdFiles, spec: Spec) -> Self {
+        Self {
+            registrar,
+            etcd_files,
+            etcd_required: false,
+            dev: false,
+            strict: false,
+            admin: None,
+            traces: None,
+            services: vec![spec],
+            notes: Vec::new(),
+        }
+    }
+}
+
+impl Spec {
+    /// A service with the defaults of everything that has one.
+    pub(crate) fn new(name: ServiceName, component: PathBuf, listen: SocketAddr) -> Self {
+        Self {
+            allow: Allow {
+                names: Names::Only(vec![name.clone()]),
+                discover: Names::Only(Vec::new()),
+                outbound: Vec::new(),
+                local: false,
+            },
+            name,
+            component,
+            required: false,
+            precompiled: false,
+            listen,
+            tls: None,
+            advertise: None,
+            version: Version::default(),
+            register: Register::default(),
+            layouts: None,
+            metadata: Metadata::default(),
+            config: Variables::default(),
+            args: Vec::new(),
+            env: Variables::default(),
+            suffix: SUFFIX.into(),
+            prefer: Metadata::default(),
+            limits: Limits::default(),
+            health: None,
+            quarantine: Quarantine::default(),
+            follow: false,
+        }
+    }
+
+    /// Detects a component that has to pass its health check before it can register anything.
+    pub(crate) fn answers_first(&self) -> bool {
+        self.health.is_some() && self.register == Register::Component
+    }
+
+    /// The published address of a listener. Total: a wildcard was refused without `advertise`.
+    pub(crate) fn advertised(&self, bound: SocketAddr) -> Option<Addr> {
+        match &self.advertise {
+            Some(advertise) => advertise.of(bound.port()),
+            None => bound.to_string().parse().ok(),
+        }
+    }
+
+    /// The address at which this host itself reaches the listener.
+    pub(crate) fn reachable(&self) -> SocketAddr {
+        let ip = match self.listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        SocketAddr::new(ip, self.listen.port())
+    }
+
+    /// The rule that a wildcard listener needs an address that clients can dial.
+    pub(crate) fn check_advertise(&self) -> Result<(), String> {
+        match self.advertise {
+            None if self.listen.ip().is_unspecified() && self.register != Register::Off => {
+                Err(format!("no client can dial {}; say with advertise which address to publish", self.listen))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Values of `wasi:config/store`: those that are configured, and the name and version of a component that registers
+    /// itself, which it would otherwise have to repeat.
+    pub(crate) fn store(&self) -> BTreeMap<String, String> {
+        let mut store = self.config.0.clone();
+        if self.register == Register::Component {
+            store.entry("name".to_owned()).or_insert_with(|| self.name.to_string());
+            if !self.version.as_str().is_empty() {
+                store.entry("version".to_owned()).or_insert_with(|| self.version.to_string());
+            }
+        }
+        store
+    }
+
+    /// Name and version that the component registers itself under, if it goes by `wasi:config/store`; the host registers
+    /// under those of the service.
+    pub(crate) fn registered_as(&self) -> (ServiceName, Version) {
+        let (mut name, mut version) = (self.name.clone(), self.version.clone());
+        if self.register == Register::Component {
+            let configured = |key: &str| self.config.0.get(key);
+            name = configured("name").and_then(|name| name.parse().ok()).unwrap_or(name);
+            version = configured("version").and_then(|version| version.parse().ok()).unwrap_or(version);
+        }
+        (name, version)
+    }
+}
