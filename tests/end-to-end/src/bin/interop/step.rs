@@ -36,7 +36,7 @@ const RESTARTS: usize = 3;
 /// Longest time that a client may go on calling a stopped instance: longer than any poll interval.
 const FORGETTING: Duration = Duration::from_secs(8);
 /// Texts of errors for failed connections.
-const DIALLED: [&str; 2] = ["refused", "connection has been closed by peer"];
+const DIALLED: [&str; 3] = ["refused", "connection has been closed by peer", "connection reset by peer"];
 /// Second weight of the component.
 const MOVED: u64 = 42;
 
