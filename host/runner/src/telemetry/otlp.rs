@@ -52,6 +52,7 @@ const MAX_SAID: usize = 200;
 #[derive(Clone)]
 pub(crate) struct Traces {
     provider: SdkTracerProvider,
+    /// Exports and reads of files, each awaited by its batch.
     tasks: TaskTracker,
 }
 
