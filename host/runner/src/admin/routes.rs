@@ -1,4 +1,4 @@
-//! Routes of the admin endpoint: from a request's head to what it asks for, or the reason why it is refused. Pure.
+//! Routes of the admin endpoint: from a request's head to its route, or to the reason of a refusal. Pure.
 
 use std::net::IpAddr;
 
@@ -9,27 +9,27 @@ use percent_encoding::percent_decode_str;
 const PATHS: &str =
     "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
 
-/// What a request asks for.
+/// Route of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     Health,
     Readiness {
-        /// The state of etcd is left out.
+        /// The state of etcd does not count.
         without_etcd: bool,
     },
     Metrics,
     Services,
     Drain(String),
-    /// Of one service, or of all.
+    /// Reload of one service, or of all.
     Reload(Option<String>),
 }
 
-/// Why a request is refused.
+/// Refusal of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
-    /// The method that the path has.
+    /// The method that the path accepts.
     pub(crate) allow: Option<Method>,
 }
 
@@ -70,7 +70,7 @@ impl Route {
         Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, message, allow: Some(expected) })
     }
 
-    /// The method of the route. What changes something is a POST.
+    /// The method of the route: POST for commands.
     fn method(&self) -> Method {
         match self {
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services => Method::GET,
@@ -79,8 +79,8 @@ impl Route {
     }
 }
 
-/// Refuses requests that come from a web page which an operator looks at, and not from the operator: those with an `Origin`,
-/// and on loopback those for a name, which may have been made to lead there (DNS rebinding).
+/// Refuses requests that come from a web page in an operator's browser: those with an `Origin`, and on loopback those for a
+/// name, which may resolve there by DNS rebinding.
 fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), Refusal> {
     if request.headers().contains_key(header::ORIGIN) {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "not for web pages"));
