@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     bindings::leasehold::registry::types,
     budget::Budget,
-    error::Refusal,
+    error::CallRefusal,
     lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
     policy::Policy,
@@ -245,23 +245,23 @@ impl RegistryCtx {
         &self,
         node: types::ServerNode,
         ttl_seconds: u32,
-    ) -> Result<Arc<ComponentRegistration>, Refusal> {
+    ) -> Result<Arc<ComponentRegistration>, CallRefusal> {
         let node = self.shared.policy.admit(node)?;
         let terms = self.shared.policy.terms_for(ttl_seconds)?;
         if self.is_withdrawn() {
-            return Err(Refusal::Withdrawn);
+            return Err(CallRefusal::Withdrawn);
         }
         let budget = &self.shared.budget;
         let registration = within(self.shared.policy.deadline, self.register_once(node, terms, Some(budget))).await?;
         let registration = registration.map_err(|error| match error {
-            GetError::Full => Refusal::TooMany { max: self.shared.policy.max_registrations },
-            GetError::Closed | GetError::Failed(RegisterError::Registrar(Error::Ended)) => Refusal::Ending,
-            GetError::Failed(RegisterError::Registrar(error)) => Refusal::Registrar(error),
+            GetError::Full => CallRefusal::TooMany { max: self.shared.policy.max_registrations },
+            GetError::Closed | GetError::Failed(RegisterError::Registrar(Error::Ended)) => CallRefusal::Ending,
+            GetError::Failed(RegisterError::Registrar(error)) => CallRefusal::Registrar(error),
             GetError::Failed(RegisterError::TooOften) => {
-                Refusal::RegisterRate { burst: budget.burst, interval: budget.interval }
+                CallRefusal::RegisterRate { burst: budget.burst, interval: budget.interval }
             }
         })?;
-        if self.is_withdrawn() { Err(Refusal::Withdrawn) } else { Ok(registration) }
+        if self.is_withdrawn() { Err(CallRefusal::Withdrawn) } else { Ok(registration) }
     }
 
     /// The component's `stop`. A registration that a later revision has made, too, belongs to that revision.
@@ -274,7 +274,7 @@ impl RegistryCtx {
     }
 
     /// The component's `resolve`.
-    pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, Refusal> {
+    pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, CallRefusal> {
         let (name, version) = self.shared.policy.admit_lookup(name, version)?;
         let service = (name, version);
         let found = async {
@@ -284,11 +284,11 @@ impl RegistryCtx {
         };
         let budget = &self.shared.lookups.budget;
         within(self.shared.policy.deadline, found).await?.map_err(|error| match error {
-            WatchError::TooMany => Refusal::TooManyViews { max: MAX_VIEWS },
-            WatchError::TooOften => Refusal::LookupRate { burst: budget.burst, interval: budget.interval },
-            WatchError::Registrar(Error::Ended) => Refusal::Ending,
-            WatchError::Registrar(Error::Quota { .. }) => Refusal::HostViewsFull,
-            WatchError::Registrar(error) => Refusal::Registrar(error),
+            WatchError::TooMany => CallRefusal::TooManyViews { max: MAX_VIEWS },
+            WatchError::TooOften => CallRefusal::LookupRate { burst: budget.burst, interval: budget.interval },
+            WatchError::Registrar(Error::Ended) => CallRefusal::Ending,
+            WatchError::Registrar(Error::Quota { .. }) => CallRefusal::HostViewsFull,
+            WatchError::Registrar(error) => CallRefusal::Registrar(error),
         })
     }
 
@@ -345,7 +345,7 @@ impl RegistryCtx {
     }
 
     /// Waits for a call on one of the component's registrations, as long as its policy allows.
-    pub(crate) async fn bounded<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Refusal> {
+    pub(crate) async fn bounded<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, CallRefusal> {
         Ok(within(self.shared.policy.deadline, call).await??)
     }
 
@@ -409,8 +409,8 @@ impl RegistryCtx {
     }
 }
 
-async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, Refusal> {
-    timeout(deadline, call).await.map_err(|_| Refusal::Deadline)
+async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, CallRefusal> {
+    timeout(deadline, call).await.map_err(|_| CallRefusal::Deadline)
 }
 
 impl From<WatchError> for Error {

@@ -2,7 +2,7 @@
 
 use leasehold::{ServerNode, State, Status, Weight};
 
-use crate::{bindings::leasehold::registry::types, error::Refusal};
+use crate::{bindings::leasehold::registry::types, error::CallRefusal};
 
 impl From<&ServerNode> for types::ServerNode {
     fn from(node: &ServerNode) -> Self {
@@ -42,31 +42,34 @@ impl From<State> for types::State {
     }
 }
 
-impl From<Refusal> for types::Error {
-    fn from(refusal: Refusal) -> Self {
+impl From<CallRefusal> for types::Error {
+    fn from(refusal: CallRefusal) -> Self {
         use leasehold::Error;
 
-        if let Refusal::Registrar(error) = &refusal {
+        if let CallRefusal::Registrar(error) = &refusal {
             // The host's log has the details that the component does not get.
             tracing::debug!(%error, "a component's call was refused");
         }
         let text = refusal.to_string();
         match refusal {
-            Refusal::Invalid(_) | Refusal::NoAddr | Refusal::LongTtl { .. } | Refusal::Registrar(Error::Invalid(_)) => {
-                Self::InvalidArgument(text)
+            CallRefusal::Invalid(_)
+            | CallRefusal::NoAddr
+            | CallRefusal::LongTtl { .. }
+            | CallRefusal::Registrar(Error::Invalid(_)) => Self::InvalidArgument(text),
+            CallRefusal::ForeignName | CallRefusal::ForeignAddr | CallRefusal::HiddenName => Self::AccessDenied(text),
+            CallRefusal::TooMany { .. }
+            | CallRefusal::RegisterRate { .. }
+            | CallRefusal::TooManyViews { .. }
+            | CallRefusal::LookupRate { .. }
+            | CallRefusal::HostViewsFull
+            | CallRefusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
+            CallRefusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
+            CallRefusal::Ending | CallRefusal::Withdrawn | CallRefusal::Registrar(Error::Unavailable(_)) => {
+                Self::Unavailable(text)
             }
-            Refusal::ForeignName | Refusal::ForeignAddr | Refusal::HiddenName => Self::AccessDenied(text),
-            Refusal::TooMany { .. }
-            | Refusal::RegisterRate { .. }
-            | Refusal::TooManyViews { .. }
-            | Refusal::LookupRate { .. }
-            | Refusal::HostViewsFull
-            | Refusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
-            Refusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
-            Refusal::Ending | Refusal::Withdrawn | Refusal::Registrar(Error::Unavailable(_)) => Self::Unavailable(text),
-            Refusal::Deadline | Refusal::Registrar(Error::Timeout { .. }) => Self::Timeout,
-            Refusal::Registrar(Error::Ended) => Self::NotRegistered,
-            Refusal::Registrar(_) => Self::Other(text),
+            CallRefusal::Deadline | CallRefusal::Registrar(Error::Timeout { .. }) => Self::Timeout,
+            CallRefusal::Registrar(Error::Ended) => Self::NotRegistered,
+            CallRefusal::Registrar(_) => Self::Other(text),
         }
     }
 }
@@ -77,10 +80,10 @@ mod tests {
 
     use leasehold::Error;
 
-    use super::{Refusal, types};
+    use super::{CallRefusal, types};
 
     fn converted(error: Error) -> types::Error {
-        Refusal::from(error).into()
+        CallRefusal::from(error).into()
     }
 
     #[test]
@@ -97,13 +100,13 @@ mod tests {
     fn a_quota_names_its_limit() {
         let (burst, interval) = (3, Duration::from_secs(1));
         for (refusal, what) in [
-            (Refusal::TooMany { max: 3 }, "may have 3 registrations"),
-            (Refusal::RegisterRate { burst, interval }, "may register 3 times at once, and once in 1s"),
-            (Refusal::TooManyViews { max: 3 }, "may look up 3 services"),
-            (Refusal::LookupRate { burst, interval }, "may look up 3 other services at once, and one in 1s"),
-            (Refusal::HostViewsFull, "the host follows as many services as it may"),
+            (CallRefusal::TooMany { max: 3 }, "may have 3 registrations"),
+            (CallRefusal::RegisterRate { burst, interval }, "may register 3 times at once, and once in 1s"),
+            (CallRefusal::TooManyViews { max: 3 }, "may look up 3 services"),
+            (CallRefusal::LookupRate { burst, interval }, "may look up 3 other services at once, and one in 1s"),
+            (CallRefusal::HostViewsFull, "the host follows as many services as it may"),
             (
-                Refusal::from(Error::Quota { what: "registrations", limit: 3 }),
+                CallRefusal::from(Error::Quota { what: "registrations", limit: 3 }),
                 "the host has no room for more registrations",
             ),
         ] {
@@ -118,7 +121,7 @@ mod tests {
     fn a_late_answer_is_a_timeout() {
         let late = Error::Timeout { what: "register", after: Duration::from_secs(1), why: None };
         assert!(matches!(converted(late), types::Error::Timeout));
-        assert!(matches!(Refusal::Deadline.into(), types::Error::Timeout));
+        assert!(matches!(CallRefusal::Deadline.into(), types::Error::Timeout));
     }
 
     #[test]
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn a_broken_rule_names_its_field() {
         let invalid = "a/b".parse::<leasehold::ServiceName>().unwrap_err();
-        match Refusal::from(invalid).into() {
+        match CallRefusal::from(invalid).into() {
             types::Error::InvalidArgument(text) => assert!(text.starts_with("name must"), "{text}"),
             other => panic!("{other:?}"),
         }

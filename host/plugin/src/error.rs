@@ -10,7 +10,7 @@ use wasmtime::component::ResourceTableError;
 
 /// Reason for a refused call, with its text. Each variant ends as one case of the WIT's `error`.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum CallRefusal {
     /// An argument breaks a rule of `server-node`.
     #[error("{0}")]
     Invalid(Invalid),
@@ -58,13 +58,13 @@ pub(crate) enum Refusal {
     Registrar(Error),
 }
 
-impl From<Invalid> for Refusal {
+impl From<Invalid> for CallRefusal {
     fn from(invalid: Invalid) -> Self {
         Self::Invalid(invalid)
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for CallRefusal {
     fn from(error: Error) -> Self {
         Self::Registrar(error)
     }
@@ -93,13 +93,13 @@ pub struct CallError(CallEnd);
 
 #[derive(Debug)]
 enum CallEnd {
-    Refused(Refusal),
+    Refused(CallRefusal),
     Trapped(wasmtime::Error),
 }
 
 impl CallError {
     /// The refusal that the component reads; `Err` traps it.
-    pub(crate) fn into_refusal(self) -> wasmtime::Result<Refusal> {
+    pub(crate) fn into_refusal(self) -> wasmtime::Result<CallRefusal> {
         match self.0 {
             CallEnd::Refused(refusal) => Ok(refusal),
             CallEnd::Trapped(error) => Err(error),
@@ -107,8 +107,8 @@ impl CallError {
     }
 }
 
-impl From<Refusal> for CallError {
-    fn from(refusal: Refusal) -> Self {
+impl From<CallRefusal> for CallError {
+    fn from(refusal: CallRefusal) -> Self {
         Self(CallEnd::Refused(refusal))
     }
 }
@@ -124,11 +124,11 @@ impl From<ResourceTableError> for CallError {
 mod tests {
     use wasmtime::component::ResourceTableError;
 
-    use super::{CallError, Refusal};
+    use super::{CallError, CallRefusal};
 
     #[test]
     fn a_bad_handle_traps() {
         assert!(CallError::from(ResourceTableError::NotPresent).into_refusal().is_err());
-        assert!(CallError::from(Refusal::Ending).into_refusal().is_ok());
+        assert!(CallError::from(CallRefusal::Ending).into_refusal().is_ok());
     }
 }

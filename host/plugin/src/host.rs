@@ -8,7 +8,7 @@ use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use crate::{
     bindings::leasehold::registry::{discovery, registrar, types},
     context::RegistryCtx,
-    error::{CallError, Refusal},
+    error::{CallError, CallRefusal},
     handle::Handle,
     registration::ComponentRegistration,
 };
@@ -84,7 +84,7 @@ impl registrar::HostRegistration for RegistryView<'_> {
 
     async fn set_weight(&mut self, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
         let registration = self.registration(&handle)?;
-        let weight = Weight::try_from(weight).map_err(Refusal::from)?;
+        let weight = Weight::try_from(weight).map_err(CallRefusal::from)?;
         Ok(self.ctx.bounded(registration.set_weight(weight)).await?)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold::{Addr, Metadata, ServerNode, ServiceName, Terms, Ttl, Version, Weight};
 
-use crate::{bindings::leasehold::registry::types, error::Refusal};
+use crate::{bindings::leasehold::registry::types, error::CallRefusal};
 
 /// Service names that a component may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +86,10 @@ impl Policy {
     }
 
     /// Parses a node, and checks that the component may publish it.
-    pub(crate) fn admit(&self, node: types::ServerNode) -> Result<ServerNode, Refusal> {
+    pub(crate) fn admit(&self, node: types::ServerNode) -> Result<ServerNode, CallRefusal> {
         let name: ServiceName = node.name.parse()?;
         let addr = match node.addr.as_str() {
-            "" => self.addr.clone().ok_or(Refusal::NoAddr)?,
+            "" => self.addr.clone().ok_or(CallRefusal::NoAddr)?,
             addr => addr.parse()?,
         };
         let node = ServerNode {
@@ -100,31 +100,31 @@ impl Policy {
             metadata: Metadata::try_from(node.metadata)?,
         };
         if !self.names.allow(&node.name) {
-            return Err(Refusal::ForeignName);
+            return Err(CallRefusal::ForeignName);
         }
         if self.addr.as_ref() != Some(&node.addr) && !self.addrs.contains(&node.addr) {
-            return Err(Refusal::ForeignAddr);
+            return Err(CallRefusal::ForeignAddr);
         }
         Ok(node)
     }
 
     /// Terms with the requested time to live; 0 requests the host's.
-    pub(crate) fn terms_for(&self, ttl_seconds: u32) -> Result<Terms, Refusal> {
+    pub(crate) fn terms_for(&self, ttl_seconds: u32) -> Result<Terms, CallRefusal> {
         if ttl_seconds == 0 {
             return Ok(self.terms.clone());
         }
         if Duration::from_secs(ttl_seconds.into()) > self.max_ttl {
-            return Err(Refusal::LongTtl { requested: ttl_seconds, max: self.max_ttl });
+            return Err(CallRefusal::LongTtl { requested: ttl_seconds, max: self.max_ttl });
         }
         Ok(Terms { ttl: Some(Ttl::try_from(u64::from(ttl_seconds))?), ..self.terms.clone() })
     }
 
     /// Parses a service and a version, and checks that the component may look them up.
-    pub(crate) fn admit_lookup(&self, name: &str, version: &str) -> Result<(ServiceName, Version), Refusal> {
+    pub(crate) fn admit_lookup(&self, name: &str, version: &str) -> Result<(ServiceName, Version), CallRefusal> {
         let service = (name.parse()?, version.parse()?);
         match self.discover.allow(&service.0) {
             true => Ok(service),
-            false => Err(Refusal::HiddenName),
+            false => Err(CallRefusal::HiddenName),
         }
     }
 }

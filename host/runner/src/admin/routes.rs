@@ -1,4 +1,4 @@
-//! Routes of the admin endpoint: from a request's head to what it asks for, or the reason why it is refused. Pure.
+//! Routes of the admin endpoint: from a request's head to its route, or to the reason of a refusal. Pure.
 
 use std::net::IpAddr;
 
@@ -9,31 +9,31 @@ use percent_encoding::percent_decode_str;
 const PATHS: &str =
     "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
 
-/// What a request asks for.
+/// Route of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
     Health,
     Readiness {
-        /// The state of etcd is left out.
+        /// The state of etcd does not count.
         without_etcd: bool,
     },
     Metrics,
     Services,
     Drain(String),
-    /// Of one service, or of all.
+    /// Reload of one service, or of all.
     Reload(Option<String>),
 }
 
-/// Why a request is refused.
+/// Reason for which a request has no route.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct RouteError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
-    /// The method that the path has.
+    /// The method that the path accepts.
     pub(crate) allow: Option<Method>,
 }
 
-impl Refusal {
+impl RouteError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), allow: None }
     }
@@ -42,7 +42,7 @@ impl Refusal {
 impl Route {
     /// The route of a request. `is_remote` for an endpoint that listens beyond this machine, where a name in the `Host`
     /// header proves nothing.
-    pub(crate) fn of<B>(request: &Request<B>, is_remote: bool) -> Result<Self, Refusal> {
+    pub(crate) fn of<B>(request: &Request<B>, is_remote: bool) -> Result<Self, RouteError> {
         refuse_web_pages(request, is_remote)?;
         let path = request.uri().path();
         let route = match path {
@@ -55,7 +55,7 @@ impl Route {
                 Some(("drain", name)) => Self::Drain(decoded(name)?),
                 Some(("reload", name)) => Self::Reload(Some(decoded(name)?)),
                 _ => {
-                    return Err(Refusal::new(
+                    return Err(RouteError::new(
                         StatusCode::NOT_FOUND,
                         format!("not an admin endpoint: the endpoints are {PATHS}"),
                     ));
@@ -67,10 +67,10 @@ impl Route {
             return Ok(route);
         }
         let message = format!("the method must be {expected}");
-        Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED, message, allow: Some(expected) })
+        Err(RouteError { status: StatusCode::METHOD_NOT_ALLOWED, message, allow: Some(expected) })
     }
 
-    /// The method of the route. What changes something is a POST.
+    /// The method of the route: POST for commands.
     fn method(&self) -> Method {
         match self {
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services => Method::GET,
@@ -79,33 +79,33 @@ impl Route {
     }
 }
 
-/// Refuses requests that come from a web page which an operator looks at, and not from the operator: those with an `Origin`,
-/// and on loopback those for a name, which may have been made to lead there (DNS rebinding).
-fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), Refusal> {
+/// Refuses requests that come from a web page in an operator's browser: those with an `Origin`, and on loopback those for a
+/// name, which may resolve there by DNS rebinding.
+fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), RouteError> {
     if request.headers().contains_key(header::ORIGIN) {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "not for web pages"));
+        return Err(RouteError::new(StatusCode::FORBIDDEN, "not for web pages"));
     }
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
     let is_plain = |name: String| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     match is_remote || name.is_ok_and(is_plain) {
         true => Ok(()),
-        false => Err(Refusal::new(StatusCode::FORBIDDEN, "the host must be an address, or localhost")),
+        false => Err(RouteError::new(StatusCode::FORBIDDEN, "the host must be an address, or localhost")),
     }
 }
 
-fn decoded(name: &str) -> Result<String, Refusal> {
+fn decoded(name: &str) -> Result<String, RouteError> {
     let decoded = percent_decode_str(name).decode_utf8();
-    decoded.map(Into::into).map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the name of a service is UTF-8"))
+    decoded.map(Into::into).map_err(|_| RouteError::new(StatusCode::BAD_REQUEST, "the name of a service is UTF-8"))
 }
 
 #[cfg(test)]
 mod tests {
     use http::{Method, Request, StatusCode};
 
-    use super::{Refusal, Route};
+    use super::{Route, RouteError};
 
-    fn route(method: &str, target: &str) -> Result<Route, Refusal> {
+    fn route(method: &str, target: &str) -> Result<Route, RouteError> {
         let request = Request::builder().method(method).uri(target).header("host", "127.0.0.1:1").body(()).unwrap();
         Route::of(&request, false)
     }

@@ -60,7 +60,7 @@ const MAX_FAULTS: usize = 20;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The endpoint, until it is closed.
+/// The endpoint, until it is closed. Its connections have a tracker of their own: `close` waits for them alone.
 pub(crate) struct Admin {
     closing: CancellationToken,
     tasks: TaskTracker,

@@ -30,13 +30,13 @@ Examples:
   leasehold init                        write a first configuration file, with comments
   leasehold ls greeter                  who is registered under that name
   leasehold watch                       the same, live
-  leasehold doctor                      what is wrong with what is registered, and the cure
+  leasehold doctor                      problems of the registry in etcd, with their cures
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
   leasehold drain greeter               take one service of a running host out, in order
-  leasehold reload greeter              replace it by what is in its component file now
+  leasehold reload greeter              replace it by the present content of its component file
 
 Exit codes:
   0   clean
@@ -46,7 +46,7 @@ Exit codes:
   1   anything else
   130 a second Ctrl-C, which does not wait
 
-RUST_LOG chooses what is logged in the usual way, for example RUST_LOG=leasehold=debug.";
+RUST_LOG filters the log in the usual way, for example RUST_LOG=leasehold=debug.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -63,15 +63,15 @@ A configuration file (every key: docs/configuration.md, or an editor with `lease
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
-      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port; or what a program listens on itself
-      advertise: 127.0.0.1:10002         # what clients are told; by default where it listens
+      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port; or the listener of a program
+      advertise: 127.0.0.1:10002         # the published address; by default that of listen
       version: v1
-      register: component                # or host: for a component that knows nothing of Leasehold; or off
-      config: { greeting: hello }        # what wasi:config/store shows the component
+      register: component                # or host: for a component without Leasehold's imports; or off
+      config: { greeting: hello }        # values for wasi:config/store
       args: []                           # its arguments, and env: {...}; see docs/programs.md
       allow: { names: [greeter], discover: [], outbound: [] }
       limits: { memory: 64MiB, request_timeout: 30s, concurrency: 200 }
-      health: { path: / }                # out of etcd while it does not answer; see docs/health.md
+      health: { path: / }                # out of etcd while the check fails; see docs/health.md
 
 A service that does not start is tried again while the others run; --strict, or required: true, ends the host instead.
 
@@ -128,22 +128,22 @@ const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
 pub(crate) enum Command {
     /// Run services until SIGTERM or Ctrl-C
     Run(RunArgs),
-    /// List what is registered in etcd
+    /// List the nodes in etcd
     #[command(
         after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
     )]
     Ls(LsArgs),
-    /// Show what is registered in etcd and what changes, until Ctrl-C
+    /// Show the nodes in etcd and their changes, until Ctrl-C
     #[command(
         after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 5s\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt follows etcd, so a change is seen at once. Time passes silently there: a terminal's TTL is asked for once an interval."
     )]
     Watch(WatchArgs),
-    /// Say what is wrong with what is registered in etcd, and the cure
+    /// Report problems of the registry in etcd, with their cures
     #[command(
         after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was\nexamined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
     )]
     Doctor(DoctorArgs),
-    /// Say whether a configuration would run; starts nothing
+    /// Check a configuration; starts nothing
     #[command(
         after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json\n  leasehold check --offline greeter.yaml      without network, in CI for instance\n  render | leasehold check -\n\nIt reports all mistakes of the file at once. A port that is in use is a note: the host that runs already may have it."
     )]
@@ -164,7 +164,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. The service stays out until the host starts again."
     )]
     Drain(DrainArgs),
-    /// Replace services of a running host by what is in their component files now; no request fails
+    /// Reload services of a running host from their component files; no request fails
     #[command(
         after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. A new version that does not start leaves the old one\nserving, and the exit code is 1. The configuration file is not read again."
     )]
@@ -177,7 +177,7 @@ pub(crate) enum Command {
     /// Compile what a host sends, in a process of its own
     #[command(name = compiler::SUBCOMMAND, hide = true)]
     CompileForParent,
-    /// Say what a component imports, exports and lacks
+    /// Show the imports, exports and missing imports of a component
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
     /// Print a completion script for a shell

@@ -92,7 +92,7 @@ impl Node {
     }
 }
 
-/// Parses a source; `None` for one that is no YAML. A key that stands twice is a mistake, too.
+/// Parses a source; `None` for text that is no YAML. A duplicate key is a mistake, too.
 pub(crate) fn parse(source: &mut Source, index: usize, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     // Lines end with a line feed everywhere, so that an excerpt is of the line that was parsed.
     let text = std::mem::take(&mut source.text).replace("\r\n", "\n").replace('\r', "\n");

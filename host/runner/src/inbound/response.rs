@@ -78,10 +78,10 @@ struct Delivery {
     /// A gRPC response that breaks off ends with a status.
     grpc: bool,
     /// Deadline of the whole response.
-    late: Sleep,
+    deadline: Sleep,
     /// Length of the body and its unsent rest, if the component declares a length.
     length: Option<u64>,
-    left: Option<u64>,
+    unsent: Option<u64>,
 }
 
 impl ResponseBody {
@@ -96,7 +96,7 @@ impl ResponseBody {
         response: Response<WasiBody>,
         guard: RequestGuard,
         permits: Permits,
-        late: Sleep,
+        deadline: Sleep,
         span: &mut Option<Span>,
     ) -> Result<Response<Self>, InstanceEnd> {
         let (parts, body) = response.into_parts();
@@ -112,7 +112,7 @@ impl ResponseBody {
             return Err(InstanceEnd::Failed);
         }
         let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let mut delivery = Delivery { guard, _permits: permits, grpc, late, length, left: length };
+        let mut delivery = Delivery { guard, _permits: permits, grpc, deadline, length, unsent: length };
         delivery.guard.complete = body.is_end_stream() || length == Some(0);
         let mut this = Self { delivery: Some(delivery), ..Self::of(body) };
         this.gather().await?;
@@ -142,7 +142,7 @@ impl ResponseBody {
         };
         match self.ahead.iter().flatten().last() {
             Some(Some(Err(error))) => {
-                delivery.warn(error, self.taken());
+                delivery.warn(error, self.read_ahead());
                 Err(delivery.guard.request.end().unwrap_or(InstanceEnd::Failed))
             }
             Some(None) => delivery.guard.request.end().map_or(Ok(()), Err),
@@ -160,7 +160,7 @@ impl ResponseBody {
             let is_data = matches!(&next, Some(Ok(frame)) if frame.is_data());
             // Incomplete if the instance ended, or the declared length is not reached.
             delivery.guard.complete =
-                next.is_none() && delivery.left.is_none() && delivery.guard.request.end().is_none();
+                next.is_none() && delivery.unsent.is_none() && delivery.guard.request.end().is_none();
             *ahead = Some(next);
             if !is_data {
                 break;
@@ -170,15 +170,15 @@ impl ResponseBody {
     }
 
     /// Bytes that were read and are not sent yet.
-    fn taken(&self) -> u64 {
+    fn read_ahead(&self) -> u64 {
         self.ahead.iter().flatten().flatten().flatten().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
     }
 
     /// Bytes that were read, if they are the whole rest of the body.
-    fn left(&self) -> Option<u64> {
+    fn whole_rest(&self) -> Option<u64> {
         let ends = self.ahead.iter().flatten().any(Option::is_none);
         let is_whole = self.delivery.as_ref().is_some_and(|delivery| delivery.guard.complete);
-        (ends && is_whole).then(|| self.taken())
+        (ends && is_whole).then(|| self.read_ahead())
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
@@ -211,13 +211,13 @@ impl Delivery {
     }
 
     /// Logs the reason for which a body broke off, unless its instance ended or the client broke off the request.
-    fn warn(&self, error: &Error, taken: u64) {
+    fn warn(&self, error: &Error, read_ahead: u64) {
         if self.guard.request.end().is_some() || matches!(error, Error::ConnectionTerminated) {
             return;
         }
-        let why = match (error, self.length, self.left) {
-            (Error::HttpProtocolError, Some(length), Some(left)) if left != taken => {
-                format!("the component wrote {} bytes, and its content-length is {length}", length - left + taken)
+        let why = match (error, self.length, self.unsent) {
+            (Error::HttpProtocolError, Some(length), Some(left)) if left != read_ahead => {
+                format!("the component wrote {} bytes, and its content-length is {length}", length - left + read_ahead)
             }
             // The error of a dropped body of 0.2.
             (Error::HttpProtocolError, ..) => {
@@ -241,10 +241,10 @@ impl Delivery {
         if let (Some(span), Some(trailers)) = (&mut self.guard.span, frame.trailers_ref()) {
             span.record_trailers(trailers);
         }
-        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+        if let (Some(left), Some(data)) = (&mut self.unsent, frame.data_ref()) {
             *left = left.saturating_sub(data.len() as u64);
         }
-        self.guard.complete |= frame.is_trailers() || self.left == Some(0);
+        self.guard.complete |= frame.is_trailers() || self.unsent == Some(0);
     }
 }
 
@@ -259,8 +259,8 @@ impl Body for ResponseBody {
         }
         let polled = this.poll_next(cx);
         let Some(delivery) = &mut this.delivery else { return polled };
-        let is_late = Instant::now() >= delivery.late.deadline();
-        if is_late || (polled.is_pending() && Pin::new(&mut delivery.late).poll(cx).is_ready()) {
+        let is_overdue = Instant::now() >= delivery.deadline.deadline();
+        if is_overdue || (polled.is_pending() && Pin::new(&mut delivery.deadline).poll(cx).is_ready()) {
             let last = delivery.broken(InstanceEnd::TimedOut);
             return this.end(Some(last));
         }
@@ -288,19 +288,19 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         let whole = self.delivery.as_ref().is_none_or(|delivery| delivery.guard.complete);
-        self.ended || self.left() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
+        self.ended || self.whole_rest() == Some(0) || (whole && self.ahead[0].is_none() && self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        if let Some(left) = self.left() {
+        if let Some(left) = self.whole_rest() {
             return SizeHint::with_exact(left);
         }
         // The hint of the body does not include the items that were read.
-        let (mut hint, taken) = (self.body.size_hint(), self.taken());
+        let (mut hint, read_ahead) = (self.body.size_hint(), self.read_ahead());
         if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(taken));
+            hint.set_upper(upper.saturating_add(read_ahead));
         }
-        hint.set_lower(hint.lower().saturating_add(taken));
+        hint.set_lower(hint.lower().saturating_add(read_ahead));
         hint
     }
 }

@@ -83,6 +83,7 @@ pub(crate) struct Server {
     closing: CancellationToken,
     /// Cancelled at the deadline: connections are cut.
     cut: CancellationToken,
+    /// Connections of this listener, for which its drain waits alone.
     tasks: TaskTracker,
 }
 

@@ -36,7 +36,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Polling interval of the files.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What stands in the files.
+/// Content of the files.
 #[derive(Hash)]
 struct Contents {
     cert: Vec<u8>,
@@ -45,7 +45,7 @@ struct Contents {
 }
 
 impl TlsFiles {
-    /// Whether a listener could be served with them; the sentence names the file that is wrong.
+    /// Checks that a listener can be served with the files; the sentence names the file that is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.config(&self.read()?).map(drop)
     }

@@ -27,6 +27,7 @@ pub(crate) struct Program {
     short: u32,
     /// Time at which it is run again.
     due: Option<Instant>,
+    /// Runs of this program; the end of each is awaited through its handle.
     tasks: TaskTracker,
 }
 

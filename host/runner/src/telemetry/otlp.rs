@@ -52,6 +52,7 @@ const MAX_SAID: usize = 200;
 #[derive(Clone)]
 pub(crate) struct Traces {
     provider: SdkTracerProvider,
+    /// Exports and reads of files, each awaited by its batch.
     tasks: TaskTracker,
 }
 
@@ -62,7 +63,7 @@ impl Traces {
         let tasks = TaskTracker::new();
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample)));
         let exporter = Exporter {
-            line: Arc::new(Mutex::new(Line::open(&config)?)),
+            collector: Arc::new(Mutex::new(Collector::open(&config)?)),
             config: Arc::new(config),
             resource: Resource::builder_empty().build(),
             away: AtomicBool::new(false),
@@ -112,24 +113,24 @@ impl config::Traces {
 
     /// Checks the files.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        Line::open(self).map(drop)
+        Collector::open(self).map(drop)
     }
 }
 
 /// Client of the collector, with the content of its files as last read.
-struct Line {
+struct Collector {
     client: TraceServiceClient<Channel>,
     ca_pem: Option<Vec<u8>>,
     headers: MetadataMap,
 }
 
-impl Line {
+impl Collector {
     fn open(config: &config::Traces) -> anyhow::Result<Self> {
         let ca_pem = config.ca_pem.as_ref().map(Source::read).transpose().context("traces.ca")?;
         let client = TraceServiceClient::new(config.channel(ca_pem.as_deref())?);
-        let mut line = Self { client, ca_pem, headers: MetadataMap::new() };
-        line.read_headers(config)?;
-        Ok(line)
+        let mut collector = Self { client, ca_pem, headers: MetadataMap::new() };
+        collector.read_headers(config)?;
+        Ok(collector)
     }
 
     /// Reads the files again. Unusable content is logged, and the former content stays in use.
@@ -164,7 +165,7 @@ impl Line {
 struct Exporter {
     config: Arc<config::Traces>,
     /// Locked while the files are read, which is done for one batch at a time.
-    line: Arc<Mutex<Line>>,
+    collector: Arc<Mutex<Collector>>,
     /// Resource that all services share, from the environment.
     resource: Resource,
     /// The last batch was lost.
@@ -183,14 +184,14 @@ impl fmt::Debug for Exporter {
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let mut request = self.request(batch);
-        let (line, config, tasks) = (self.line.clone(), self.config.clone(), self.tasks.clone());
+        let (collector, config, tasks) = (self.collector.clone(), self.config.clone(), self.tasks.clone());
         let sending = async move {
             let exporting = async {
                 let read = tasks.spawn_blocking(move || {
                     // While the file system does not respond, one thread that waits for it is enough.
-                    let mut line = line.try_lock()?;
-                    line.refresh(&config);
-                    Some((line.client.clone(), line.headers.clone()))
+                    let mut collector = collector.try_lock()?;
+                    collector.refresh(&config);
+                    Some((collector.client.clone(), collector.headers.clone()))
                 });
                 let read = read.await.ok().flatten();
                 let (mut client, headers) = read.ok_or_else(|| Status::internal("the files cannot be read"))?;

@@ -63,6 +63,7 @@ pub(crate) enum NotCompiled {
 /// Limits compilations to as many at a time as there are processors, and runs blocking work on files.
 pub(crate) struct Compiler {
     permits: Semaphore,
+    /// Blocking work, each awaited by its caller.
     tasks: TaskTracker,
 }
 

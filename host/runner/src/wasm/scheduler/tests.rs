@@ -230,7 +230,8 @@ async fn an_instance_that_waits_after_a_second_poll_gives_back_its_processor() {
     assert!(machine.scheduler.on_request(&mut usage));
     let was_dedicated = Arc::new(AtomicUsize::new(0));
     let (seen, of) = (Arc::clone(&was_dedicated), Arc::clone(&machine));
-    let task = tokio::spawn(async move {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
         let mut work = pin!(async {
             of.scheduler.on_epoch(&mut usage).expect("it yields").await;
             seen.store(usize::from(usage.interrupt.slice().is_some()), Relaxed);
@@ -247,5 +248,4 @@ async fn an_instance_that_waits_after_a_second_poll_gives_back_its_processor() {
     // Much less than the time after which an idle thread of the runtime ends.
     timeout(Duration::from_secs(5), machine.is_free()).await.expect("the processor is given back");
     assert_eq!(was_dedicated.load(Relaxed), 1);
-    task.abort();
 }
