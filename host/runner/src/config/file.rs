@@ -9,13 +9,13 @@ use crate::config::{
     destination::Destination,
     rule::{
         Absent::{Required, Text as Default, Unset},
-        Each, Pairs, Part, Reading, Rule, SecretPairs, Shape, Switch, Text, keys,
+        Each, Pairs, Part, Reading, Rule, Shape, Switch, Text, keys,
     },
     tree::Node,
     units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
     values::{
         Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen, Pattern, Readable,
-        Register, Suffix,
+        Register, Suffix, Variables,
     },
 };
 
@@ -151,11 +151,11 @@ keys! {
         /// Metadata of the node, with `register: host`.
         metadata: Option<Pairs> = Unset("none"), example "{ zone: b }";
         /// Values that the component reads through `wasi:config/store`; they may be secrets.
-        config: SecretPairs = Unset("none"), example "{ greeting: hello }";
+        config: Variables = Unset("none"), example "{ greeting: hello }";
         /// Arguments of the component, after its name.
         args: Vec<Text> = Unset("none"), example "[--verbose]";
         /// Environment variables of the component; they may be secrets.
-        env: SecretPairs = Unset("none"), example "{ LEVEL: info }";
+        env: Variables = Unset("none"), example "{ LEVEL: info }";
         /// Rights of the component beyond responding to requests.
         allow: Allow = Unset("");
         /// Limits of the component.

@@ -19,9 +19,9 @@ mod variables;
 pub(crate) use file::Limits;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
-    Admin, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces, Variables,
+    Admin, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces,
 };
-pub(crate) use values::Register;
+pub(crate) use values::{Register, Variables};
 
 #[cfg(test)]
 mod schema_tests;

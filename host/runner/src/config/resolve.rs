@@ -12,7 +12,7 @@ use crate::config::{
     connection,
     file::{self, File},
     rule::Reading,
-    spec::{Admin, Allow, Config, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces, Variables},
+    spec::{Admin, Allow, Config, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces},
     tree::{Content, Node},
     values::{Register, names},
     variables::Environment,
@@ -247,9 +247,9 @@ impl Resolver<'_> {
         spec.register = written.register;
         spec.layouts = written.layout;
         spec.metadata = metadata?;
-        spec.config = Variables(written.config);
+        spec.config = written.config;
         spec.args = written.args;
-        spec.env = Variables(written.env);
+        spec.env = written.env;
         spec.allow = Allow {
             names: written.allow.names.map_or(spec.allow.names, names),
             discover: names(written.allow.discover),

@@ -358,9 +358,6 @@ pub(crate) enum Text {}
 /// A map of text with keys of the user's choice.
 pub(crate) enum Pairs {}
 
-/// Such a map whose values may be secrets.
-pub(crate) enum SecretPairs {}
-
 /// `true` or `false`.
 pub(crate) enum Switch {}
 
@@ -383,7 +380,8 @@ impl Rule for Text {
     }
 }
 
-fn pairs(node: &Node, reading: &mut Reading, is_secret: bool) -> Option<BTreeMap<String, String>> {
+/// Reads a map of text with keys of the user's choice. Nothing shows values that may be secrets.
+pub(crate) fn pairs(node: &Node, reading: &mut Reading, is_secret: bool) -> Option<BTreeMap<String, String>> {
     let Content::Map(entries) = &node.content else {
         reading.report(node.place, "must be a map of text such as { key: value }".to_owned(), is_secret);
         return None;
@@ -413,22 +411,6 @@ impl Rule for Pairs {
 
     fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
         pairs(node, reading, false)
-    }
-
-    fn absent() -> Option<Self::Value> {
-        Some(BTreeMap::new())
-    }
-}
-
-impl Rule for SecretPairs {
-    type Value = BTreeMap<String, String>;
-
-    fn shape() -> Shape {
-        Shape::Pairs
-    }
-
-    fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
-        pairs(node, reading, true)
     }
 
     fn absent() -> Option<Self::Value> {

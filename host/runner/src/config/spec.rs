@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -16,7 +15,7 @@ use crate::config::{
     destination::Destination,
     file::{self, Limits},
     rule::Rule,
-    values::{Advertise, Register},
+    values::{Advertise, Register, Variables},
 };
 
 /// The endpoint of etcd where none is configured.
@@ -178,16 +177,6 @@ pub(crate) enum Probe {
     Http(String),
     /// `grpc.health.v1` for the whole server; `SERVING` is good.
     Grpc,
-}
-
-/// Pairs for the component's eyes only. `Debug` shows the keys.
-#[derive(Clone, Default)]
-pub(crate) struct Variables(pub(crate) BTreeMap<String, String>);
-
-impl fmt::Debug for Variables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
 }
 
 /// Rights of a component beyond responding to requests.

@@ -1,6 +1,6 @@
 //! Values of the configuration with rules of their own: addresses, names, paths and choices.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use leasehold::{Addr, Invalid, Layout, Ownership, ServiceName, Version, Weight};
 use leasehold_wasmtime::Names;
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::config::{
     destination::Destination,
-    rule::{Absent, Entries, Form, Key, Reading, Rule, Shape, Table, Text, scalars},
-    tree::{Content, Node},
+    rule::{Absent, Entries, Form, Key, Reading, Rule, Shape, Table, Text, pairs, scalars},
+    tree::{Content, Node, Scalar},
     units::pattern,
 };
 
@@ -300,10 +300,41 @@ impl Rule for Readable {
             }
             Ok(_) => Some(path),
             Err(error) => {
-                reading.wrong(node.place, format!("cannot read {}: {error}", path.display()));
+                let name = match &node.content {
+                    // A variable may bring the secret itself instead of a path to it.
+                    Content::Scalar(Scalar { written: Some(written), .. }) => format!("what {written} stands for"),
+                    _ => path.display().to_string(),
+                };
+                reading.wrong(node.place, format!("cannot read {name}: {error}"));
                 None
             }
         }
+    }
+}
+
+/// Pairs for the component's eyes only. `Debug` shows the keys.
+#[derive(Clone, Default)]
+pub(crate) struct Variables(pub(crate) BTreeMap<String, String>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Rule for Variables {
+    type Value = Self;
+
+    fn shape() -> Shape {
+        Shape::Pairs
+    }
+
+    fn read(node: &Node, reading: &mut Reading) -> Option<Self> {
+        pairs(node, reading, true).map(Self)
+    }
+
+    fn absent() -> Option<Self> {
+        Some(Self::default())
     }
 }
 
@@ -346,7 +377,20 @@ impl Described {
         let all = (text("name"), text("prefix"), text("scheme"), text("key"), text("value"));
         let (Some(name), Some(prefix), Some(scheme), Some(key), Some(value)) = all else { return None };
         let layout = Self { name, prefix, scheme, key, value }.layout();
-        layout.map_err(|message| reading.wrong(node.place, message)).ok()
+        let message = match layout {
+            Ok(layout) => return Some(layout),
+            Err(message) => message,
+        };
+        let mut brought = Self::KEYS.iter().filter_map(|key| match &node.get(key)?.content {
+            Content::Scalar(scalar) => Some((scalar.written.as_ref()?, &scalar.text)),
+            _ => None,
+        });
+        let message = match brought.find(|(_, text)| !text.is_empty() && message.contains(text.as_str())) {
+            Some((written, _)) => format!("what {written} stands for is not permitted here"),
+            None => message,
+        };
+        reading.wrong(node.place, message);
+        None
     }
 
     fn layout(self) -> Result<Layout, String> {
