@@ -21,6 +21,7 @@ use leasehold_end_to_end::{
     Host,
     config::{config, greeter, hostile, plain, service, with},
     http::{ask, get},
+    raw::{Connection, field},
 };
 use leasehold_scenarios::{
     real::Authority,
@@ -394,12 +395,15 @@ async fn failures_and_limits_are_reported() {
     assert_eq!(get(&format!("{}fail", host.url("relay"))).await.status, 500);
     let span = collector.answer("relay", "/fail").await;
     span.has(&[("error.type", "component_failed"), ("http.response.status_code", "500")]);
-    let mut client = TcpStream::connect(host.addr("failing")).await.unwrap();
-    client.write_all(b"MINE /act/sleep HTTP/1.1\r\nhost: failing\r\n\r\n").await.unwrap();
-    get(&failing).await;
-    // Reset, since a client that only closes its sending side may still wait.
-    client.set_zero_linger().unwrap();
-    drop(client);
+    // Over HTTP/2: in HTTP/1.1 the host notices an abandoned request with the next write, since a client may close its
+    // sending side and still wait.
+    let mut client = Connection::open(&host.addr("failing")).await;
+    let head = [(":method", "MINE"), (":scheme", "http"), (":path", "/act/sleep"), (":authority", "failing")];
+    let stream = client.send(&head.map(|(name, value)| field(name, value)).concat(), None).await;
+    // The connection serves requests in order of their arrival.
+    let head = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "failing")];
+    assert_eq!(client.ask(&head.map(|(name, value)| field(name, value)).concat()).await.status(), "200");
+    client.cancel(stream).await;
     let span = collector.answer("failing", "/act/sleep").await;
     assert_eq!((span.name.as_str(), span.events.len(), span.error.is_some()), ("HTTP", 1, false), "{span:#?}");
     span.has(&[("http.request.method", "_OTHER")]);
