@@ -72,7 +72,8 @@ impl Lease {
     }
 
     pub(super) fn change_health(&mut self, health: LeaseHealth, what: What, why: String, now: Instant) {
-        if self.health == health {
+        // Without a kept key there is no status to follow the lease, and nothing to recover.
+        if self.health == health || self.keys.kept() == 0 {
             return;
         }
         self.health = health;

@@ -68,6 +68,18 @@ fn a_renewal_without_a_response_makes_the_lease_suspect_and_not_lost() {
 }
 
 #[test]
+fn a_lease_without_a_kept_key_is_not_suspect() {
+    let mut scene = Scene::new();
+    scene.handle(Input::Command(Command::GrantAhead(scene.now + TTL)));
+    scene.grant();
+    for _ in 0..3 {
+        scene.end_renewal(FIRST, Err(unanswered()));
+        scene.pass(INTERVAL / 4);
+    }
+    assert!(scene.events().is_empty());
+}
+
+#[test]
 fn a_stream_that_breaks_between_two_renewals_counts_as_a_failed_one() {
     let mut scene = Scene::holding();
     let renewal = Renewal { lease: FIRST, requested_at: scene.now, outcome: Err(unanswered()) };
