@@ -115,20 +115,41 @@ impl Users {
         self.reads.run(source.may_block(), move || source.read_password()).await
     }
 
-    /// Signs in with the password as it is now.
-    async fn sign_in(&self, mut client: Client, url: &Arc<str>) -> Result<bool, Failure> {
-        let password = match self.password().await {
-            Ok(password) => password,
-            Err(said) => return Err(self.refuse(None, Failure::Denied(format!("{url}: no password: {said}")))),
-        };
-        if let Some(refused) = &*self.refused.lock()
-            && refused.password.as_ref() == Some(&password)
-            && refused.at.elapsed() < SHOW_AGAIN
-        {
-            return Err(refused.failure.clone());
+    /// Signs in with the password as it is now. A password that changes while etcd refuses the former one is sent at once.
+    async fn sign_in(&self, client: Client, url: &Arc<str>) -> Result<bool, Failure> {
+        let mut latest = self.password().await;
+        loop {
+            let password = match latest {
+                Ok(password) => password,
+                Err(reason) => {
+                    return Err(self.refuse(None, Failure::Denied(format!("{url}: no password: {reason}"))));
+                }
+            };
+            if let Some(failure) = self.refused_lately(&password) {
+                return Err(failure);
+            }
+            let refusal = match self.sign_in_with(&password, client.clone(), url).await {
+                Err(refusal @ Failure::Denied(_)) => refusal,
+                outcome => return outcome,
+            };
+            latest = self.password().await;
+            if latest.as_ref().is_ok_and(|latest| *latest == password) {
+                return Err(self.refuse(Some(password), refusal));
+            }
         }
+    }
+
+    /// Refusal of this password that is so recent that etcd is not asked to hash it again.
+    fn refused_lately(&self, password: &str) -> Option<Failure> {
+        let refused = self.refused.lock();
+        let is_recent =
+            |refused: &&Refused| refused.password.as_deref() == Some(password) && refused.at.elapsed() < SHOW_AGAIN;
+        refused.as_ref().filter(is_recent).map(|refused| refused.failure.clone())
+    }
+
+    async fn sign_in_with(&self, password: &str, mut client: Client, url: &Arc<str>) -> Result<bool, Failure> {
         let user = self.credentials.user.clone();
-        match client.update_user(Some((user, password.clone()))).await {
+        match client.update_user(Some((user, password.to_owned()))).await {
             // An etcd without authentication needs no user, as etcd's own Go client sees it.
             Err(ClientError::GRpcStatus(status)) if is_without_authentication(&status) => {
                 self.accept(url);
@@ -138,10 +159,7 @@ impl Users {
                 self.accept(url);
                 Ok(true)
             }
-            Err(error) => match classify(url, &error) {
-                refusal @ Failure::Denied(_) => Err(self.refuse(Some(password), refusal)),
-                failure => Err(failure),
-            },
+            Err(error) => Err(classify(url, &error)),
         }
     }
 

@@ -1,4 +1,5 @@
-//! A lease: its life as a pure state machine, the task that drives it, and the detection of a suspended machine.
+//! A lease: its life as a pure state machine, the task that drives it, its renewals, and the detection of a suspended
+//! machine.
 
 pub(crate) mod core;
 mod renewal;

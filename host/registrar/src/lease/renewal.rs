@@ -1,4 +1,4 @@
-//! Renewals of one lease: the stream that etcd answers them on, and the one in progress.
+//! Renewals of all leases of one task: the stream on which etcd answers them, and the one in progress, of each lease.
 
 use std::{
     future::poll_fn,

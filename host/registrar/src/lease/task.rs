@@ -19,7 +19,7 @@ use crate::{
     etcd::{Call, Etcd},
     lease::{
         core::{
-            ComputedWeight, Config, Lease,
+            ComputedWeight, Config, LeaseCore,
             messages::{Action, Command, Input, Request, Response},
         },
         renewal::RenewalStreams,
@@ -60,7 +60,7 @@ impl Load {
 
 /// The core of a lease, and its requests in progress.
 pub(crate) struct LeaseTask {
-    core: Lease,
+    core: LeaseCore,
     around: Surroundings,
     renewals: RenewalStreams,
     request: Option<Call<Response>>,
@@ -72,7 +72,7 @@ impl LeaseTask {
     pub(crate) fn new(config: Config, rng: fastrand::Rng, around: Surroundings) -> Self {
         let known_suspended = *around.suspended_for.borrow();
         Self {
-            core: Lease::new(config, around.metrics.clone(), around.load.read(), rng, Instant::now()),
+            core: LeaseCore::new(config, around.metrics.clone(), around.load.read(), rng, Instant::now()),
             around,
             renewals: RenewalStreams::default(),
             request: None,

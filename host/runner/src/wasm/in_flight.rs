@@ -15,7 +15,7 @@ use http::{Method, Request, Uri};
 use opentelemetry::trace::SpanContext;
 use parking_lot::Mutex;
 
-use crate::{error::shown, wasm::scheduler::IdleDetector};
+use crate::{error::shown, wasm::idle::IdleDetector};
 
 /// Method and path of a request, for the log.
 #[derive(Debug, Default, Clone)]

@@ -7,6 +7,7 @@ pub(crate) mod component;
 pub(crate) mod context;
 pub(crate) mod engine;
 pub(crate) mod error;
+mod idle;
 pub(crate) mod in_flight;
 pub(crate) mod initial_memory;
 pub(crate) mod instance;

@@ -10,14 +10,14 @@ use crate::{
     etcd::{Failure, LeaseId, LeaseView, MAX_OPS, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{
-        Lease, MAX_AUDIT_INTERVAL,
+        LeaseCore, MAX_AUDIT_INTERVAL,
         key::Key,
         messages::{Action, Request},
     },
 };
 
-impl Lease {
-    /// Makes an audit, which comes with every renewal, and more often under a long TTL. The load is read with it.
+impl LeaseCore {
+    /// Makes an audit: one is due every third of the TTL, and every ten seconds at most. The load is read with it.
     pub(super) fn next_audit(&mut self, lease: LeaseId, now: Instant) -> Request {
         let interval = self.interval().min(MAX_AUDIT_INTERVAL);
         self.audit_at = now + interval;
@@ -116,15 +116,15 @@ impl Lease {
         }
     }
 
-    /// Drops the faults of refused writes that are not needed any more, such as of a weight that moved back.
+    /// Drops the faults of refused writes and grants that are not needed any more, such as of a weight that moved back.
     fn resume_refused(&mut self, now: Instant) {
         for (key, entry) in self.keys.iter_mut().filter(|(_, entry)| entry.is_deferred() && !entry.is_dirty()) {
             entry.resume();
             entry.show(self.health);
             self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));
         }
-        let is_sound = self.leases.current().is_some_and(|held| !held.has_unanswered_write);
-        if is_sound && !self.failing.is_empty() && !self.keys.iter().any(|(_, entry)| entry.is_dirty()) {
+        let is_answered = self.leases.current().is_some_and(|held| !held.has_unanswered_write);
+        if is_answered && !self.failing.is_empty() && !self.keys.iter().any(|(_, entry)| entry.is_dirty()) {
             self.on_succeeded(Verb::Write, now);
             self.on_succeeded(Verb::Grant, now);
         }

@@ -9,16 +9,14 @@ use crate::{
     error::Error,
     etcd::{Failure, latency::Verb},
     faults::FaultChange,
-    lease::core::{Lease, Step, key::LeaseHealth, messages::Action},
+    lease::core::{LeaseCore, key::LeaseHealth, messages::Action},
     status::{Event, What},
 };
 
-impl Lease {
+impl LeaseCore {
     /// Notes a failed request, which will be repeated.
     pub(super) fn on_failed(&mut self, verb: Verb, failure: &Failure, now: Instant) {
-        let is_refused = failure.refusal().is_some();
-        self.failing.retain(|(failing, _)| *failing != verb);
-        self.failing.push((verb, is_refused));
+        self.failing.insert(verb, failure.clone());
         // An expired token costs one renewal, and is replaced.
         let is_first_renewal = verb == Verb::Renew && self.leases.current().is_some_and(|held| held.failures < 2);
         self.actions.push_back(Action::Fault(FaultChange::Refused {
@@ -35,8 +33,9 @@ impl Lease {
 
     /// Notes a successful request.
     pub(super) fn on_succeeded(&mut self, verb: Verb, now: Instant) {
-        let Some(index) = self.failing.iter().position(|(failing, _)| *failing == verb) else { return };
-        self.failing.swap_remove(index);
+        if self.failing.remove(&verb).is_none() {
+            return;
+        }
         self.actions.push_back(Action::Fault(FaultChange::Resolved(self.metrics.source(verb))));
         let is_renewed = self.leases.current().is_some_and(|held| held.failures == 0);
         if self.health == LeaseHealth::Suspect && is_renewed && !self.is_refused() {
@@ -47,26 +46,33 @@ impl Lease {
 
     /// Drops the faults of failed requests that are not repeated, since nothing is left to do.
     pub(super) fn forget_failing(&mut self) {
-        for (verb, _) in std::mem::take(&mut self.failing) {
+        for verb in std::mem::take(&mut self.failing).into_keys() {
             self.actions.push_back(Action::Fault(FaultChange::Forgotten(self.metrics.source(verb))));
         }
     }
 
-    /// Returns true if etcd refuses requests that a new term would need. Renewals do not count: keys remain until one is
-    /// due.
+    /// Returns true if etcd refuses requests that a new term would need. Renewals do not count: a refused one costs no key
+    /// before the lease expires.
     pub(super) fn is_refused(&self) -> bool {
         let counts = |verb: Verb| matches!(verb, Verb::Grant | Verb::Write | Verb::Look);
-        self.failing.iter().any(|(verb, is_refused)| *is_refused && counts(*verb))
+        self.failing.iter().any(|(verb, failure)| failure.refusal().is_some() && counts(*verb))
     }
 
-    /// Notes that every key is under the new lease.
+    /// Reason why registrations are not confirmed, if requests that they need fail.
+    pub(super) fn registration_failure(&self) -> Option<&Failure> {
+        [Verb::Write, Verb::Grant, Verb::Renew].iter().find_map(|verb| self.failing.get(verb))
+    }
+
+    /// Notes that every key is under the new lease, apart from those that etcd refuses to write.
     pub(super) fn note_recovery(&mut self, now: Instant) {
         let is_sound = self.leases.current().is_some_and(|held| held.is_sound());
-        let is_committing = self.in_flight.is_some_and(|(step, _)| step == Step::Commit);
+        let is_committing = self.in_flight.is_some_and(|(verb, _)| verb == Verb::Write);
         if self.keys.kept() == 0 {
             (self.health, self.health_since) = (LeaseHealth::Steady, now);
         } else if self.health == LeaseHealth::Recovering && is_sound && self.keys.is_queue_empty() && !is_committing {
-            let why = "every key stands under the new lease".to_owned();
+            let some_refused = self.keys.iter().any(|(_, key)| key.is_kept() && key.is_deferred());
+            let which = if some_refused { "every key that etcd accepts" } else { "every key" };
+            let why = format!("{which} stands under the new lease");
             self.change_health(LeaseHealth::Steady, What::Recovered, why, now);
         }
     }

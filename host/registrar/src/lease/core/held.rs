@@ -12,7 +12,7 @@ const MAX_HELD: usize = 4;
 
 /// A lease from its grant to its confirmed revocation.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldLease {
     pub(super) id: LeaseId,
     /// TTL that etcd granted, or confirmed with the last renewal.
     pub(super) ttl: Duration,
@@ -38,7 +38,7 @@ enum HeldState {
     Retired,
 }
 
-impl Held {
+impl HeldLease {
     pub(super) fn new(id: LeaseId, ttl: Duration, granted_at: Instant) -> Self {
         Self {
             id,
@@ -88,7 +88,7 @@ impl Held {
         is_due
     }
 
-    /// Detects an outcome of a renewal that nothing waits for.
+    /// Returns true if an outcome is expected: any while renewing, and a failure while waiting.
     pub(super) fn expects(&self, outcome_is_ok: bool) -> bool {
         match self.state {
             HeldState::Renewing => true,
@@ -131,11 +131,11 @@ impl Held {
 
 /// Held leases, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct HeldLeases(Vec<Held>);
+pub(super) struct HeldLeases(Vec<HeldLease>);
 
 impl HeldLeases {
     /// The lease that keys are written under: the newest that is not retired.
-    pub(super) fn current(&self) -> Option<&Held> {
+    pub(super) fn current(&self) -> Option<&HeldLease> {
         self.0.iter().rev().find(|held| !held.is_retired())
     }
 
@@ -143,19 +143,19 @@ impl HeldLeases {
         self.current().is_some_and(|held| held.id == id)
     }
 
-    pub(super) fn oldest(&self) -> Option<&Held> {
+    pub(super) fn oldest(&self) -> Option<&HeldLease> {
         self.0.first()
     }
 
-    pub(super) fn get_mut(&mut self, id: LeaseId) -> Option<&mut Held> {
+    pub(super) fn get_mut(&mut self, id: LeaseId) -> Option<&mut HeldLease> {
         self.0.iter_mut().find(|held| held.id == id)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Held> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &HeldLease> {
         self.0.iter()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut HeldLease> {
         self.0.iter_mut()
     }
 
@@ -182,7 +182,7 @@ impl HeldLeases {
         self.0.iter().any(|held| held.has_unanswered_write)
     }
 
-    pub(super) fn add(&mut self, held: Held) {
+    pub(super) fn add(&mut self, held: HeldLease) {
         self.0.push(held);
     }
 

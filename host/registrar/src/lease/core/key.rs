@@ -60,7 +60,7 @@ pub(super) enum Delivery {
     Batched,
     /// In a transaction of its own, after etcd has refused a batch with it.
     Isolated,
-    /// With the next audit, after etcd has refused the key alone; in a transaction of its own if it was isolated before.
+    /// With the next audit or the next change of its content, after etcd has refused the key alone; in a transaction of its own if it was isolated before.
     Deferred { is_isolated: bool },
 }
 
@@ -87,7 +87,7 @@ pub(super) enum OnConflict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseHealth {
     Steady,
-    /// The last renewal is not confirmed, or etcd refuses to write.
+    /// The last renewal is not confirmed, or etcd refuses grants, writes or audits.
     Suspect,
     /// The lease is lost or given up; its keys are about to be written under a new one.
     Recovering,
@@ -103,6 +103,8 @@ pub(super) struct Key {
     state: KeyState,
     /// The lease of this task under which the key is believed to be. etcd corrects it.
     lease: Option<LeaseId>,
+    /// Other leases of this task under which the key is if a put without a response has taken effect.
+    doubtful: Vec<LeaseId>,
     weight: Weight,
     edition: u16,
     /// Time of the last change to the published content, or of its request.
@@ -137,6 +139,7 @@ impl Key {
             stage: Stage::Kept,
             state: KeyState::New { may_exist: false, holder: None },
             lease: None,
+            doubtful: Vec::new(),
             edition: 0,
             changed_at,
             in_flight: None,
@@ -271,6 +274,11 @@ impl Key {
 
 // Its writes.
 impl Key {
+    /// Returns true if the next write only changes content in etcd that the owner may change more often than it is written.
+    pub(super) fn is_rewrite(&self) -> bool {
+        matches!(self.state, KeyState::Published { .. }) && !self.is_deferred()
+    }
+
     /// Returns true while a write is needed.
     pub(super) fn is_dirty(&self) -> bool {
         match (self.stage, self.state) {
@@ -327,6 +335,7 @@ impl Key {
         is_recovering: bool,
     ) -> Option<(What, String)> {
         let content = self.in_flight.take()?;
+        self.doubtful.clear();
         let before = std::mem::replace(&mut self.state, KeyState::Published { content, revision });
         self.lease = Some(lease);
         self.delivery = Delivery::Batched;
@@ -353,6 +362,7 @@ impl Key {
     /// Notes a put that met a lease of this task: a write before it, without a response, has taken effect.
     pub(super) fn on_held_by_us(&mut self, lease: LeaseId) {
         self.in_flight = None;
+        self.doubtful.clear();
         self.lease = Some(lease);
         if self.ownership == Ownership::TakeOver
             && let KeyState::New { holder, .. } = &mut self.state
@@ -364,6 +374,7 @@ impl Key {
     /// Notes a put that met a lease of another host.
     pub(super) fn on_conflict(&mut self, lease: LeaseId) -> OnConflict {
         self.in_flight = None;
+        self.doubtful.clear();
         let before = self.conflicting_lease();
         match &mut self.state {
             KeyState::New { holder, .. } => match self.ownership {
@@ -385,12 +396,14 @@ impl Key {
         self.lease = Some(lease);
     }
 
-    /// Notes a failed write, which may have taken effect if it is `in_doubt`.
-    pub(super) fn on_failed(&mut self, in_doubt: bool) {
+    /// Notes a failed write. `in_doubt` is the lease under which it put the key if it has taken effect all the same.
+    pub(super) fn on_failed(&mut self, in_doubt: Option<LeaseId>) {
+        let was_put = self.in_flight.take().is_some();
+        let Some(lease) = in_doubt.filter(|_| was_put) else { return };
+        self.doubtful.push(lease);
         if let KeyState::New { may_exist, .. } = &mut self.state {
-            *may_exist |= in_doubt && self.in_flight.is_some();
+            *may_exist = true;
         }
-        self.in_flight = None;
     }
 
     /// Notes a batch that etcd refused: one of its keys is to blame.
@@ -419,6 +432,11 @@ impl Key {
         self.lease == Some(lease)
     }
 
+    /// Returns true if the key is under the lease, as believed or if a put without a response has taken effect.
+    pub(super) fn may_be_under(&self, lease: LeaseId) -> bool {
+        self.is_under(lease) || self.doubtful.contains(&lease)
+    }
+
     /// Revision with which etcd should have the key under the lease.
     pub(super) fn revision_under(&self, lease: LeaseId) -> Option<i64> {
         match self.state {
@@ -441,6 +459,7 @@ impl Key {
 
     /// Notes that the lease does not exist any more, and the key with it if it was there.
     pub(super) fn on_lease_gone(&mut self, lease: LeaseId) {
+        self.doubtful.retain(|doubtful| *doubtful != lease);
         if self.is_under(lease) {
             self.lease = None;
             self.unpublish();

@@ -97,10 +97,12 @@ impl Keys {
         }
     }
 
-    /// Queues the keys whose rewrite was too soon before.
+    /// Queues the keys whose rewrite was too soon before. Refused and conflicting keys wait for the next audit.
     pub(super) fn enqueue_due(&mut self, now: Instant) {
         if self.rewrite_at.take_if(|at| *at <= now).is_some() {
-            self.enqueue_all(now);
+            for (key, entry) in self.all.iter_mut().filter(|(_, entry)| entry.is_rewrite()) {
+                enqueue(key, entry, now, &mut self.queue, &mut self.rewrite_at);
+            }
         }
     }
 

@@ -27,12 +27,16 @@ mod register;
 mod term;
 mod write;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use self::{
-    held::{Held, HeldLeases},
+    held::{HeldLease, HeldLeases},
     key::LeaseHealth,
     keys::Keys,
 };
@@ -69,7 +73,7 @@ pub(crate) struct ComputedWeight {
 
 /// Keys, and the leases that carry them one after the other.
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub(crate) struct LeaseCore {
     config: Config,
     rng: fastrand::Rng,
     metrics: Arc<LeaseMetrics>,
@@ -83,7 +87,7 @@ pub(crate) struct Lease {
     pregranted_until: Option<Instant>,
     leases: HeldLeases,
     /// The request in progress and its time, renewals apart.
-    in_flight: Option<(Step, Instant)>,
+    in_flight: Option<(Verb, Instant)>,
     /// Failed requests in a row.
     failures: u32,
     /// Earliest time for the next request.
@@ -94,23 +98,13 @@ pub(crate) struct Lease {
     health: LeaseHealth,
     /// Time of the last change of `health`.
     health_since: Instant,
-    last_failure: Option<Failure>,
-    /// Kinds of requests whose last one failed, and whether etcd refused it.
-    failing: Vec<(Verb, bool)>,
+    /// Kinds of requests whose last one failed, with that failure.
+    failing: BTreeMap<Verb, Failure>,
     is_ending: bool,
     actions: VecDeque<Action>,
 }
 
-/// Kind of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Grant,
-    Commit,
-    Revoke,
-    Audit,
-}
-
-impl Lease {
+impl LeaseCore {
     pub(crate) fn new(
         config: Config,
         metrics: Arc<LeaseMetrics>,
@@ -135,8 +129,7 @@ impl Lease {
             audited: None,
             health: LeaseHealth::Steady,
             health_since: now,
-            last_failure: None,
-            failing: Vec::new(),
+            failing: BTreeMap::new(),
             is_ending: false,
             actions: VecDeque::new(),
         }
@@ -194,7 +187,7 @@ impl Lease {
         let is_idle = self.in_flight.is_none();
         let retry = (is_idle && self.not_before > now).then_some(self.not_before);
         let audit = (is_idle && self.leases.current().is_some()).then(|| self.audit_at.max(self.not_before));
-        let renewals = self.leases.iter().filter_map(Held::renew_at);
+        let renewals = self.leases.iter().filter_map(HeldLease::renew_at);
         let others = [pending, self.pregranted_until, self.keys.rewrite_at(), retry, audit].into_iter().flatten();
         others.chain(renewals).min().unwrap_or(now + IDLE)
     }
@@ -237,13 +230,13 @@ impl Lease {
 
     fn start(&mut self, request: Request, now: Instant) {
         let deadline = self.deadline();
-        let step = match &request {
-            Request::Grant { .. } => Step::Grant,
-            Request::Commit { .. } => Step::Commit,
-            Request::Revoke { .. } => Step::Revoke,
-            Request::Audit { .. } => Step::Audit,
+        let verb = match &request {
+            Request::Grant { .. } => Verb::Grant,
+            Request::Commit { .. } => Verb::Write,
+            Request::Revoke { .. } => Verb::Revoke,
+            Request::Audit { .. } => Verb::Look,
         };
-        self.in_flight = Some((step, now));
+        self.in_flight = Some((verb, now));
         if let Request::Revoke { lease } = request {
             self.retire(lease);
         }
@@ -251,14 +244,14 @@ impl Lease {
     }
 
     fn on_response(&mut self, response: Response, now: Instant) {
-        let step = match &response {
-            Response::Granted(_) => Step::Grant,
-            Response::Committed { .. } => Step::Commit,
-            Response::Revoked { .. } => Step::Revoke,
-            Response::Audited { .. } => Step::Audit,
+        let verb = match &response {
+            Response::Granted(_) => Verb::Grant,
+            Response::Committed { .. } => Verb::Write,
+            Response::Revoked { .. } => Verb::Revoke,
+            Response::Audited { .. } => Verb::Look,
         };
         // A second response to one request says nothing.
-        let Some((_, requested_at)) = self.in_flight.take_if(|(expected, _)| *expected == step) else { return };
+        let Some((_, requested_at)) = self.in_flight.take_if(|(expected, _)| *expected == verb) else { return };
         match response {
             Response::Granted(outcome) => self.on_granted(outcome, requested_at, now),
             Response::Committed { lease, ops, outcome } => self.on_committed(lease, &ops, outcome, now),
@@ -267,21 +260,23 @@ impl Lease {
         }
     }
 
-    /// Returns true if no lease may exist and no request may create one.
+    /// Returns true if this task knows of no lease, and no request may create one.
     fn has_nothing_in_etcd(&self) -> bool {
         self.leases.is_empty() && self.in_flight.is_none()
     }
 
-    /// A former lease that is not needed any more. A key that etcd refused to write under the current lease keeps it alive.
+    /// A former lease that is not needed any more. A key that etcd refused to write under the current lease keeps it alive,
+    /// also where the key is under it only if a write without a response has taken effect.
     fn former_lease(&self, current: LeaseId) -> Option<LeaseId> {
-        let carries_key = |held: &Held| self.keys.iter().any(|(_, key)| key.is_kept() && key.is_under(held.id));
+        let carries_key =
+            |held: &HeldLease| self.keys.iter().any(|(_, key)| key.is_kept() && key.may_be_under(held.id));
         let mut former = self.leases.iter().filter(|held| held.id != current);
         former.find(|held| !carries_key(held)).map(|held| held.id)
     }
 
     /// Interval between renewals.
     fn interval(&self) -> Duration {
-        self.leases.current().map_or(Duration::from_secs(self.config.ttl.seconds()) / 3, Held::interval)
+        self.leases.current().map_or(Duration::from_secs(self.config.ttl.seconds()) / 3, HeldLease::interval)
     }
 
     /// Deadline of a request: three quarters of a renewal interval, at most. The pause after it is a quarter, at most: a

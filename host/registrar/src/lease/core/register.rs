@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     faults::{FaultChange, Source},
     lease::core::{
-        Lease,
+        LeaseCore,
         key::Key,
         messages::{Action, RegisterRequest, Reply},
     },
@@ -16,7 +16,7 @@ use crate::{
     status::{StatusCell, What},
 };
 
-impl Lease {
+impl LeaseCore {
     /// Has a lease granted for a key that is about to come.
     pub(super) fn grant_ahead(&mut self, until: Instant) {
         self.pregranted_until = Some(until).filter(|_| !self.is_ending);
@@ -81,19 +81,19 @@ impl Lease {
             Some(entry) => entry.owe(reply),
             None => self.actions.push_back(Action::Reply(reply, Ok(()))),
         }
-        self.withdraw(key, Error::Ended, now);
+        self.discard(key, Error::Ended, now);
     }
 
     pub(super) fn stop_abandoned(&mut self, now: Instant) {
         for key in self.keys.names(Key::is_abandoned) {
-            self.withdraw(&key, Error::Ended, now);
+            self.discard(&key, Error::Ended, now);
         }
     }
 
     pub(super) fn end(&mut self, now: Instant) {
         (self.is_ending, self.pregranted_until) = (true, None);
         for key in self.keys.names(|_| true) {
-            self.withdraw(&key, Error::Ended, now);
+            self.discard(&key, Error::Ended, now);
         }
     }
 
@@ -106,17 +106,17 @@ impl Lease {
             }
             self.pending.pop_front();
             let Some(entry) = waiting else { continue };
-            let error = match (entry.conflicting_lease(), &self.last_failure) {
+            let error = match (entry.conflicting_lease(), self.registration_failure()) {
                 (Some(holder), _) => Error::Conflict { key: key.clone(), lease: Some(holder) },
                 (None, Some(failure)) => Error::unavailable(failure.clone()),
                 (None, None) => Error::Timeout { what: "register", after: self.config.register_timeout, why: None },
             };
-            self.withdraw(&key, error, now);
+            self.discard(&key, error, now);
         }
     }
 
     /// Deletes the key from now on: no recovery writes it again. A registration that is pending fails with the error.
-    pub(super) fn withdraw(&mut self, key: &Arc<str>, error: Error, now: Instant) {
+    pub(super) fn discard(&mut self, key: &Arc<str>, error: Error, now: Instant) {
         let Some(entry) = self.keys.get_mut(key) else { return };
         if let Some(reply) = entry.take_pending() {
             self.actions.push_back(Action::Reply(reply, Err(error)));

@@ -10,15 +10,15 @@ use crate::{
     error::Error,
     etcd::{Failure, Granted, LeaseId, latency::Verb},
     lease::core::{
-        Lease, MAX_AUDIT_INTERVAL, deadline,
-        held::Held,
+        LeaseCore, MAX_AUDIT_INTERVAL, deadline,
+        held::HeldLease,
         key::LeaseHealth,
         messages::{Action, Renewal},
     },
     status::What,
 };
 
-impl Lease {
+impl LeaseCore {
     /// Begins a term: every key that is kept is written under the new lease.
     pub(super) fn on_granted(&mut self, outcome: Result<Granted, Failure>, requested_at: Instant, now: Instant) {
         let granted = match outcome {
@@ -35,7 +35,7 @@ impl Lease {
         self.on_succeeded(Verb::Grant, now);
         let Granted { lease, ttl } = granted;
         debug!(%lease, ?ttl, "lease granted");
-        self.leases.add(Held::new(lease, ttl, requested_at));
+        self.leases.add(HeldLease::new(lease, ttl, requested_at));
         self.metrics.held(requested_at, requested_at + ttl);
         self.audit_at = requested_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for (_, key) in self.keys.iter_mut() {
@@ -88,7 +88,6 @@ impl Lease {
                     let why = format!("last confirmed {unconfirmed:.1?} ago: {failure}");
                     self.change_health(LeaseHealth::Suspect, What::Suspect, why, now);
                 }
-                self.last_failure = Some(failure);
             }
         }
     }
@@ -176,7 +175,6 @@ impl Lease {
         let pause = backoff(&mut self.rng, self.failures, longest_pause);
         debug!(%failure, failures = self.failures, ?pause, "etcd is tried again");
         self.not_before = now + pause;
-        self.last_failure = Some(failure);
     }
 
     /// Fails the registrations that are pending, after a failure that waiting does not cure.
@@ -184,7 +182,7 @@ impl Lease {
         let error = Error::unavailable(failure.clone());
         for (deadline, key) in std::mem::take(&mut self.pending) {
             if self.keys.get(&key).is_some_and(|entry| entry.is_pending_until(deadline)) {
-                self.withdraw(&key, error.clone(), now);
+                self.discard(&key, error.clone(), now);
             }
         }
     }

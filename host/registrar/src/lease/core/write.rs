@@ -10,14 +10,14 @@ use crate::{
     etcd::{Failure, LeaseId, MAX_BYTES, MAX_OPS, Op, Outcome, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{
-        Lease,
+        LeaseCore,
         key::{LeaseHealth, OnConflict},
         messages::Action,
     },
     status::What,
 };
 
-impl Lease {
+impl LeaseCore {
     /// Takes as many keys from the queue as one transaction may have.
     pub(super) fn next_batch(&mut self, lease: LeaseId, now: Instant) -> Vec<Op> {
         let (mut ops, mut bytes): (Vec<Op>, usize) = (Vec::new(), 0);
@@ -31,7 +31,7 @@ impl Lease {
             match self.keys.get(&key) {
                 Some(entry) if entry.is_abandoned() => {
                     // Its handle was dropped a moment ago; the key is not written first.
-                    self.withdraw(&key, Error::Ended, now);
+                    self.discard(&key, Error::Ended, now);
                     continue;
                 }
                 Some(entry) if ops.first().is_some_and(|first| !entry.joins(first, is_refused)) => break,
@@ -62,14 +62,14 @@ impl Lease {
                 // The keys go with their lease, whatever the response is that came after the news of its end.
                 for op in ops {
                     if let Some(key) = self.keys.get_mut(op.key()) {
-                        key.on_failed(true);
+                        key.on_failed(Some(lease));
                     }
                 }
                 return self.on_not_committed(lease, ops, Failure::LeaseGone, now);
             }
             Err(failure) => return self.on_not_committed(lease, ops, failure, now),
         };
-        (self.failures, self.last_failure) = (0, None);
+        self.failures = 0;
         self.on_succeeded(Verb::Write, now);
         for (op, outcome) in ops.iter().zip(outcomes) {
             match op {
@@ -119,7 +119,7 @@ impl Lease {
             OnConflict::TakeOver => self.keys.enqueue(key, now),
             OnConflict::Refuse => {
                 let error = Error::Conflict { key: key.clone(), lease: Some(holder) };
-                self.withdraw(key, error, now);
+                self.discard(key, error, now);
             }
             OnConflict::Wait { is_news } => {
                 entry.show(self.health);
@@ -148,7 +148,7 @@ impl Lease {
         }
     }
 
-    /// Notes that nothing of a group commit is confirmed. Where a write may yet take effect, the term ends.
+    /// Notes that nothing of a group commit is confirmed. Where a write may yet take effect, the lease is given up.
     fn on_not_committed(&mut self, lease: LeaseId, ops: &[Op], failure: Failure, now: Instant) {
         debug!(%lease, ops = ops.len(), %failure, "not written");
         let is_refusal = failure.is_refusal();
@@ -160,7 +160,7 @@ impl Lease {
         }
         for key in ops.iter().rev().map(Op::key) {
             let Some(entry) = self.keys.get_mut(key) else { continue };
-            entry.on_failed(in_doubt);
+            entry.on_failed(in_doubt.then_some(lease));
             if is_refusal {
                 entry.isolate();
             }
@@ -188,7 +188,7 @@ impl Lease {
     /// Notes that etcd refuses one key: a new one fails, an old one waits for the next audit.
     fn on_refused(&mut self, key: &Arc<str>, failure: Failure, now: Instant) {
         let Some(entry) = self.keys.get_mut(key) else { return };
-        entry.on_failed(false);
+        entry.on_failed(None);
         if !entry.is_kept() && entry.was_never_written() {
             self.on_key_gone(key);
         } else if !entry.is_kept() || entry.was_confirmed() {
@@ -202,7 +202,7 @@ impl Lease {
             };
             self.actions.push_back(Action::Fault(fault));
         } else {
-            self.withdraw(key, Error::unavailable(failure), now);
+            self.discard(key, Error::unavailable(failure), now);
         }
     }
 }

@@ -25,9 +25,10 @@ use super::{InterruptHandle, Scheduler, tuning::TUNING};
 pub(super) struct Dedicated {
     scheduler: Arc<Scheduler>,
     thread: ThreadId,
-    /// When the instance got the thread, and when the processor.
-    since: Instant,
-    slice: Instant,
+    /// Time at which the instance got the thread.
+    thread_since: Instant,
+    /// Time at which it got the processor.
+    slice_begun_at: Instant,
     processor: Option<OwnedSemaphorePermit>,
     _permit: OwnedSemaphorePermit,
 }
@@ -50,7 +51,14 @@ pub(super) fn dedicate(scheduler: &Arc<Scheduler>, interrupt: &InterruptHandle, 
         scheduler.long.fetch_add(1, Relaxed);
         let (scheduler, thread, now) = (Arc::clone(scheduler), thread::current().id(), Instant::now());
         let processor = Some(processor);
-        interrupt.dedicate(Dedicated { scheduler, thread, since: now, slice: now, processor, _permit: permit });
+        interrupt.dedicate(Dedicated {
+            scheduler,
+            thread,
+            thread_since: now,
+            slice_begun_at: now,
+            processor,
+            _permit: permit,
+        });
     });
 }
 
@@ -64,7 +72,7 @@ fn processor(scheduler: &Scheduler, interrupt: &InterruptHandle) -> Option<Owned
     match block_on(select(interrupted, processor)) {
         Either::Left(_) => None,
         Either::Right((processor, _)) => {
-            // Threads that were queued behind this one while it waited.
+            // Lets threads that are queued on this processor run first.
             thread::yield_now();
             processor.ok()
         }
@@ -86,25 +94,25 @@ impl Dedicated {
             true if others_wait => TUNING.thread_share,
             true => Duration::MAX,
         };
-        if interrupt.is_requested() || self.since.elapsed() >= most {
+        if interrupt.is_requested() || self.thread_since.elapsed() >= most {
             return None;
         }
         // In a block, in which the duties of the thread are handed over again if they have come back.
         block_in_place(|| {
-            if self.slice.elapsed() < TUNING.long_slice {
+            if self.slice_begun_at.elapsed() < TUNING.long_slice {
                 thread::yield_now();
             } else {
                 drop(self.processor.take());
                 self.processor = processor(&self.scheduler, interrupt);
-                self.slice = Instant::now();
+                self.slice_begun_at = Instant::now();
             }
         });
         self.processor.is_some().then_some(self)
     }
 
     #[cfg(test)]
-    pub(super) fn slice(&self) -> Instant {
-        self.slice
+    pub(super) fn slice_begun_at(&self) -> Instant {
+        self.slice_begun_at
     }
 }
 
@@ -116,6 +124,9 @@ impl Drop for Dedicated {
 
 impl fmt::Debug for Dedicated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dedicated").field("thread", &self.thread).field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("Dedicated")
+            .field("thread", &self.thread)
+            .field("since", &self.thread_since)
+            .finish_non_exhaustive()
     }
 }

@@ -17,17 +17,28 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::dedicated::Dedicated;
 
+/// What became of the dedicated thread of an instance that was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resumed {
+    /// The instance has none, or computes on another thread.
+    NotDedicated,
+    /// The instance goes on on it.
+    GoesOn,
+    /// The instance gave it back.
+    GaveBack,
+}
+
 /// Interrupt handle of an instance. Waking it interrupts the instance, because its task has something else to do: the
 /// request's time is up, say.
 #[derive(Debug, Default)]
 pub(crate) struct InterruptHandle {
     is_requested: AtomicBool,
-    /// The task drives this instance and nothing else. Other tasks get their thread back after every slice.
+    /// Set if the task drives only this instance. A task that drives more gets its thread back after every slice.
     pub(super) is_exclusive: AtomicBool,
     /// Tick in which the slice began, and the processor time of its thread then, in nanoseconds.
-    since: AtomicU64,
-    since_cpu: AtomicU64,
-    /// The instance has had its thread since then.
+    begun_tick: AtomicU64,
+    begun_cpu: AtomicU64,
+    /// The instance has kept its thread since the slice began.
     is_held: AtomicBool,
     task: AtomicWaker,
     /// The dedicated thread on which the instance waits for a processor.
@@ -38,7 +49,7 @@ pub(crate) struct InterruptHandle {
 }
 
 impl InterruptHandle {
-    /// The task drives this instance and nothing else.
+    /// For a task that drives only this instance.
     pub(crate) fn exclusive(self: Arc<Self>) -> Arc<Self> {
         self.is_exclusive.store(true, Relaxed);
         self
@@ -51,43 +62,42 @@ impl InterruptHandle {
 
     /// A slice begins in this tick, on this thread.
     pub(super) fn begin(&self, tick: u64) {
-        self.since.store(tick, Relaxed);
-        self.since_cpu.store(thread_cpu(), Relaxed);
+        self.begun_tick.store(tick, Relaxed);
+        self.begun_cpu.store(thread_cpu(), Relaxed);
         self.is_held.store(true, Relaxed);
     }
 
     /// Tick in which the slice began.
-    pub(super) fn since(&self) -> u64 {
-        self.since.load(Relaxed)
+    pub(super) fn begun_tick(&self) -> u64 {
+        self.begun_tick.load(Relaxed)
     }
 
     /// Processor time of the slice so far; `None` for an instance that gave back its thread since its slice began.
     pub(super) fn computed(&self) -> Option<Duration> {
-        let computed = || thread_cpu().saturating_sub(self.since_cpu.load(Relaxed));
+        let computed = || thread_cpu().saturating_sub(self.begun_cpu.load(Relaxed));
         self.is_held.load(Relaxed).then(|| Duration::from_nanos(computed()))
     }
 
-    /// Keeps the dedicated thread until [`Self::release`], which the next poll of the task calls. That poll comes soon: it is
-    /// the cure for a driver that polls the instance once more after [`Self::poll`], and leaves the thread then.
+    /// Keeps the dedicated thread until [`Self::release`]. A driver may poll the instance once more after [`Self::poll`];
+    /// waking the task ensures another poll, which releases the thread.
     pub(super) fn dedicate(&self, dedicated: Dedicated) {
         *self.dedicated() = Some(dedicated);
         self.is_dedicated.store(true, Relaxed);
         self.task.wake();
     }
 
-    /// Goes on where the instance computes on its dedicated thread. Returns whether it may; `None` for an instance that
-    /// computes on another thread.
-    pub(super) fn resume(&self) -> Option<bool> {
+    /// Goes on with an instance that was interrupted, if it may keep its dedicated thread.
+    pub(super) fn resume(&self) -> Resumed {
         if !self.is_dedicated.swap(false, Relaxed) {
-            return None;
+            return Resumed::NotDedicated;
         }
         // Without the lock, since it may wait for a processor.
-        let dedicated = self.dedicated().take().filter(Dedicated::is_here)?;
-        let resumed = dedicated.resume(self);
-        let goes_on = resumed.is_some();
-        *self.dedicated() = resumed;
-        self.is_dedicated.store(goes_on, Relaxed);
-        Some(goes_on)
+        let Some(dedicated) = self.dedicated().take().filter(Dedicated::is_here) else { return Resumed::NotDedicated };
+        let kept = dedicated.resume(self);
+        let resumed = if kept.is_some() { Resumed::GoesOn } else { Resumed::GaveBack };
+        self.is_dedicated.store(kept.is_some(), Relaxed);
+        *self.dedicated() = kept;
+        resumed
     }
 
     /// Gives the dedicated thread and its processor back, if the instance has one.
@@ -130,8 +140,8 @@ impl InterruptHandle {
 
     /// Beginning of the slice on a dedicated thread.
     #[cfg(test)]
-    pub(super) fn slice(&self) -> Option<std::time::Instant> {
-        self.dedicated().as_ref().map(Dedicated::slice)
+    pub(super) fn slice_begun_at(&self) -> Option<std::time::Instant> {
+        self.dedicated().as_ref().map(Dedicated::slice_begun_at)
     }
 
     fn dedicated(&self) -> MutexGuard<'_, Option<Dedicated>> {

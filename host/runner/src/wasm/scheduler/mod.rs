@@ -2,16 +2,22 @@
 //! dedicated thread, so that requests which are answered at once do not wait behind them.
 //!
 //! A ticker ends slices: it interrupts every component at its next look at wasmtime's epoch. An instance whose slice is over
-//! yields to the other tasks of its thread. An instance that computes for long (`usage.rs`) gets a dedicated thread
-//! (`dedicated.rs`), which its task gets back through the interrupt handle (`interrupt.rs`).
+//! yields to the other tasks of its thread. From its third whole slice on it computes for long and gets a dedicated thread,
+//! which its task gets back through the interrupt handle.
 //!
 //! To the kernel a dedicated thread is one among others. Linux lets a thread that has just begun run until its next tick, up
 //! to 4 ms, whichever thread is woken on the same processor meanwhile, and also where another processor is idle. So a
 //! dedicated thread offers its processor to others whenever a thread of the runtime parks or unparks, and every half
-//! millisecond.
+//! millisecond from the first tick of the ticker after the thread was dedicated.
+//!
+//! | file | part |
+//! |---|---|
+//! | `usage` | recent processor use of an instance, and the decision that it computes for long |
+//! | `dedicated` | the dedicated thread, and the processors that such threads use in turn |
+//! | `interrupt` | how the task of an instance gets the thread back |
+//! | `tuning` | durations and limits |
 
 mod dedicated;
-mod idle;
 mod interrupt;
 #[cfg(test)]
 mod tests;
@@ -32,11 +38,10 @@ use tokio::{sync::Semaphore, task::yield_now};
 use wasmtime::EngineWeak;
 
 pub(crate) use self::{
-    idle::IdleDetector,
     interrupt::InterruptHandle,
     usage::{Strides, Usage},
 };
-use self::{tuning::TUNING, usage::Slice};
+use self::{interrupt::Resumed, tuning::TUNING, usage::Slice};
 
 /// The scheduler of one engine: its ticks, and the processors and threads for components that compute for long.
 pub(crate) struct Scheduler {
@@ -44,8 +49,9 @@ pub(crate) struct Scheduler {
     ticks: AtomicU64,
     /// Time of the latest tick, in nanoseconds since the beginning.
     latest: AtomicU64,
-    /// One for each processor but one; at least one.
+    /// Permits for each processor but one, at least one: dedicated threads that compute.
     processors: Arc<Semaphore>,
+    /// Permits for dedicated threads, whether they compute or wait for a processor.
     threads: Arc<Semaphore>,
     /// Number of instances on dedicated threads.
     long: AtomicUsize,
@@ -67,10 +73,13 @@ impl Scheduler {
         })
     }
 
-    /// Starts the ticker, which interrupts the components of this engine until the engine is dropped.
+    /// Starts the ticker, which interrupts the components of this engine until the engine is dropped. Fails where it was
+    /// started before: a scheduler has one engine.
     pub(crate) fn start(self: &Arc<Self>, engine: EngineWeak) -> io::Result<()> {
+        if self.engine.set(engine.clone()).is_err() {
+            return Err(io::Error::other("the scheduler has an engine already"));
+        }
         let scheduler = Arc::clone(self);
-        let engine = self.engine.get_or_init(|| engine).clone();
         let ticker = move || {
             while let Some(engine) = engine.upgrade() {
                 scheduler.tick();
@@ -127,17 +136,17 @@ impl Scheduler {
     pub(crate) fn on_epoch(self: &Arc<Self>, usage: &mut Usage) -> Option<impl Future<Output = ()> + Send + use<>> {
         let interrupt = Arc::clone(&usage.interrupt);
         match interrupt.resume() {
-            Some(true) => return None,
-            Some(false) => {}
-            None if usage.takes_thread_at_once() => {}
-            None => {
-                let tick = self.ticks.load(Relaxed);
-                if interrupt.since() == tick {
+            Resumed::GoesOn => return None,
+            Resumed::GaveBack => {}
+            Resumed::NotDedicated if usage.take_at_once() => {}
+            Resumed::NotDedicated => {
+                let (begun, ended) = (interrupt.begun_tick(), self.ticks.load(Relaxed));
+                if begun == ended {
                     // Not a tick, but `preempt`: the slice goes on.
                     return None;
                 }
                 let late = Duration::from_nanos(self.elapsed().saturating_sub(self.latest.load(Relaxed)));
-                usage.on_slice(Slice { tick, late, computed: interrupt.computed() });
+                usage.on_slice(Slice { begun, ended, late, computed: interrupt.computed() });
             }
         }
         let (scheduler, is_long) = (Arc::clone(self), usage.is_long());

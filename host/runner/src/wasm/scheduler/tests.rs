@@ -68,7 +68,7 @@ impl Machine {
         self.scheduler.on_instance(usage);
         let mut slice = None;
         loop {
-            let now = usage.interrupt.slice();
+            let now = usage.interrupt.slice_begun_at();
             if now.is_some() {
                 self.most.fetch_max(self.at_work.fetch_add(1, Relaxed) + 1, Relaxed);
                 work.slices.fetch_add(usize::from(slice != now), Relaxed);
@@ -198,7 +198,7 @@ async fn an_uninterruptible_computation_gets_a_thread_after_its_first_stride_and
             }
             let mut on_workers = 0;
             for _ in 0..8 {
-                on_workers += usize::from(usage.interrupt.slice().is_none());
+                on_workers += usize::from(usage.interrupt.slice_begun_at().is_none());
                 let begun = thread_cpu();
                 while thread_cpu() - begun < 2 * TUNING.stride.as_nanos() as u64 {}
                 if let Some(next) = machine.scheduler.on_epoch(&mut usage) {
@@ -236,7 +236,7 @@ async fn an_instance_that_waits_after_a_second_poll_gives_back_its_processor() {
         tasks.spawn(async move {
             let mut work = pin!(async {
                 of.scheduler.on_epoch(&mut usage).expect("it yields").await;
-                let _ = yielded.send(usage.interrupt.slice().is_some()); // The test waits for it.
+                let _ = yielded.send(usage.interrupt.slice_begun_at().is_some()); // The test waits for it.
                 pending::<()>().await;
             });
             let mut polls_again = true;

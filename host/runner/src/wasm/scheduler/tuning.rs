@@ -12,11 +12,11 @@ pub(super) struct Tuning {
     pub(super) long_slice: Duration,
     /// Interval at which dedicated threads offer their processors to other threads.
     pub(super) preemption: Duration,
-    /// Delay after a tick up to which an instance was computing when the tick came. An instance that was waiting then notices
-    /// the end of its slice at any later time.
-    pub(super) on_tick: Duration,
-    /// Processor time between two interruptions from which an instance counts as uninterruptible in time: a
-    /// single instruction that fills a large memory, or a call that asks for very many random bytes. Ticks come twice as often.
+    /// An instance that gave its thread back in this slice counts as computing if it is interrupted within this time after the
+    /// tick. An instance that was waiting at the tick notices the end of its slice at any later time.
+    pub(super) tick_tolerance: Duration,
+    /// Processor time of a slice from which an instance that missed a tick counts as uninterruptible: a single instruction
+    /// that fills a large memory, or a call that requests very many random bytes. Ticks come twice as often.
     pub(super) stride: Duration,
     /// Ticks for which requests of such a component begin on a dedicated thread: ten seconds.
     pub(super) stride_memory: u64,
@@ -33,7 +33,7 @@ pub(super) const TUNING: Tuning = Tuning {
     slice: Duration::from_millis(5),
     long_slice: Duration::from_millis(20),
     preemption: Duration::from_micros(500),
-    on_tick: Duration::from_micros(250),
+    tick_tolerance: Duration::from_micros(250),
     stride: Duration::from_millis(10),
     stride_memory: 2000,
     hand_over: Duration::from_millis(20),

@@ -1,4 +1,4 @@
-//! Recent processor use of an instance, and the decision that it computes for long. Pure: time comes as an argument.
+//! Recent processor use of an instance, and the decision that it computes for long. Time comes as an argument.
 
 use std::{
     mem,
@@ -41,8 +41,10 @@ pub(crate) struct Strides {
 /// The slice of an instance that was interrupted at its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slice {
+    /// Tick in which the slice began.
+    pub(super) begun: u64,
     /// Tick at which the slice ended.
-    pub(super) tick: u64,
+    pub(super) ended: u64,
     /// Time from that tick to the interruption.
     pub(super) late: Duration,
     /// Processor time of the slice; `None` for an instance that gave back its thread meanwhile.
@@ -67,8 +69,8 @@ impl Usage {
         self.at_once
     }
 
-    /// Returns true, once, for an instance that gets a dedicated thread before it computes.
-    pub(super) fn takes_thread_at_once(&mut self) -> bool {
+    /// Returns true, once a request, for an instance that gets a dedicated thread before it computes.
+    pub(super) fn take_at_once(&mut self) -> bool {
         let at_once = mem::take(&mut self.at_once);
         if at_once {
             self.credit = MOST;
@@ -78,14 +80,16 @@ impl Usage {
 
     /// A slice has ended.
     pub(super) fn on_slice(&mut self, slice: Slice) {
-        let is_whole = slice.computed.is_some() || slice.late <= TUNING.on_tick;
+        let is_whole = slice.computed.is_some() || slice.late <= TUNING.tick_tolerance;
         self.credit = match is_whole {
             true => MOST.min(self.credit + WHOLE),
             false => self.credit.saturating_sub(1),
         };
-        if slice.computed.is_some_and(|computed| computed >= TUNING.stride) {
+        // An instance that can be interrupted is interrupted at the first tick, however late the ticker is.
+        let missed_a_tick = slice.ended > slice.begun + 1;
+        if missed_a_tick && slice.computed.is_some_and(|computed| computed >= TUNING.stride) {
             self.credit = MOST;
-            self.strides.until.store(slice.tick + TUNING.stride_memory, Relaxed);
+            self.strides.until.store(slice.ended + TUNING.stride_memory, Relaxed);
         }
     }
 
@@ -112,8 +116,8 @@ mod tests {
     /// A slice that ended in time, or one whose instance was interrupted late and gave back nothing.
     fn slice(is_whole: bool) -> Slice {
         match is_whole {
-            true => Slice { tick: 1, late: Duration::ZERO, computed: Some(TUNING.slice) },
-            false => Slice { tick: 1, late: 2 * TUNING.on_tick, computed: None },
+            true => Slice { begun: 0, ended: 1, late: Duration::ZERO, computed: Some(TUNING.slice) },
+            false => Slice { begun: 0, ended: 1, late: 2 * TUNING.tick_tolerance, computed: None },
         }
     }
 
@@ -143,8 +147,8 @@ mod tests {
     #[test]
     fn an_instance_that_waited_but_is_interrupted_at_the_tick_was_computing() {
         let mut usage = Usage::default();
-        for late in [Duration::ZERO, TUNING.on_tick, TUNING.on_tick] {
-            usage.on_slice(Slice { tick: 1, late, computed: None });
+        for late in [Duration::ZERO, TUNING.tick_tolerance, TUNING.tick_tolerance] {
+            usage.on_slice(Slice { begun: 0, ended: 1, late, computed: None });
         }
         assert!(usage.is_long());
     }
@@ -153,12 +157,15 @@ mod tests {
     fn one_long_stride_gives_all_requests_of_the_service_a_dedicated_thread_for_a_while() {
         let strides = Strides::default();
         let (mut first, mut second) = (Usage::new(strides.clone()), Usage::new(strides));
-        assert!(!first.on_request(7) && !first.takes_thread_at_once());
-        first.on_slice(Slice { tick: 9, late: Duration::ZERO, computed: Some(TUNING.stride) });
+        assert!(!first.on_request(7) && !first.take_at_once());
+        let late_ticker = Slice { begun: 6, ended: 7, late: Duration::ZERO, computed: Some(TUNING.stride) };
+        first.on_slice(late_ticker);
+        assert!(!first.is_long() && !second.on_request(7), "it was interrupted at the first tick");
+        first.on_slice(Slice { begun: 7, ended: 9, ..late_ticker });
         assert!(first.is_long());
         let last = 9 + TUNING.stride_memory - 1;
-        assert!(second.on_request(last) && second.takes_thread_at_once());
-        assert!(second.is_long() && !second.takes_thread_at_once(), "once a request");
+        assert!(second.on_request(last) && second.take_at_once());
+        assert!(second.is_long() && !second.take_at_once(), "once a request");
         assert!(!second.on_request(last + 1) && !second.is_long());
     }
 }

@@ -122,6 +122,61 @@ fn a_lease_with_a_key_that_cannot_move_is_not_revoked() {
 }
 
 #[test]
+fn a_lease_under_which_an_unanswered_write_may_have_put_a_refused_key_is_not_revoked() {
+    let mut scene = Scene::holding();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    for _ in 0..2 {
+        scene.fail_write(unanswered());
+        scene.pass(INTERVAL / 4);
+        scene.grant();
+    }
+    // The second write has taken effect under the second lease, and etcd refuses the third.
+    scene.fail_write(refused());
+    assert!(scene.request.is_none(), "{:?}", scene.request);
+    scene.pass(INTERVAL);
+    scene.audit(&[], &[]);
+    assert_eq!(scene.ops(), [format!("+{KEY} {FIRST}")]);
+    scene.write_with(|_| held_by(SECOND_LEASE));
+    assert_eq!(scene.ops(), [format!("+{KEY} {SECOND_LEASE}")]);
+    scene.write();
+    for former in [FIRST, SECOND_LEASE] {
+        assert_eq!(scene.revocation(), former);
+        scene.revoke();
+    }
+    assert_eq!(scene.state(KEY), State::Registered);
+}
+
+#[test]
+fn a_refused_key_is_not_written_again_before_the_audit_because_another_one_changes() {
+    let mut scene = Scene::holding();
+    let _other = scene.register(OTHER);
+    scene.write();
+    scene.pass(SECOND);
+    scene.set_weight(KEY, 10);
+    scene.fail_write(refused());
+    scene.set_weight(OTHER, 10);
+    scene.set_weight(OTHER, 20);
+    scene.write();
+    scene.set_weight(OTHER, 30);
+    scene.pass(SECOND);
+    assert_eq!(scene.ops(), [format!("+{OTHER} {FIRST}")]);
+}
+
+#[test]
+fn a_failure_that_is_over_is_not_the_reason_of_a_later_timeout() {
+    let mut scene = Scene::holding();
+    scene.pass(INTERVAL);
+    scene.audit(&[KEY], &[]);
+    scene.end_renewal(FIRST, Err(unreachable()));
+    scene.pass(INTERVAL / 4);
+    scene.renew(FIRST);
+    let mut outcome = scene.register(OTHER);
+    scene.pass(Duration::from_secs(10));
+    assert!(matches!(done(&mut outcome), Err(Error::Timeout { .. })));
+}
+
+#[test]
 fn deletes_go_on_while_etcd_has_no_space() {
     let mut scene = Scene::holding();
     let _other = scene.register(OTHER);

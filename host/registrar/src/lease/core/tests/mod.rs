@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{ComputedWeight, Config, Lease, messages::*};
+use super::{ComputedWeight, Config, LeaseCore, messages::*};
 use crate::{
     error::Error,
     etcd::{Failure, Granted, LeaseId, LeaseView, Op, Outcome},
@@ -44,7 +44,7 @@ type Outcomes = oneshot::Receiver<Result<(), Error>>;
 
 /// A lease with everything around it.
 struct Scene {
-    lease: Lease,
+    lease: LeaseCore,
     now: Instant,
     metrics: Arc<LeaseMetrics>,
     /// Handles of registrations.
@@ -77,7 +77,7 @@ impl Scene {
         let metrics = Arc::new(LeaseMetrics::new(now, 0, Arc::default()));
         let computed = ComputedWeight { weight: weight(50), is_estimate: false };
         Self {
-            lease: Lease::new(config, metrics.clone(), computed, fastrand::Rng::with_seed(7), now),
+            lease: LeaseCore::new(config, metrics.clone(), computed, fastrand::Rng::with_seed(7), now),
             now,
             metrics,
             handles: HashMap::new(),
