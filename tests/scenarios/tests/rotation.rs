@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Credentials, Options, Registrar, ServerNode, Source, State, Tls, Weight};
+use leasehold::{Credentials, Options, Registrar, ServerNode, Source, State, Tls, Weight, What};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     proxy::{Mode, Proxy},
     real::{Authority, Etcd, Pair},
-    sim::SimEtcd,
+    sim::{FaultPlan, SimEtcd},
     wait_for,
     world::SOON,
 };
@@ -122,6 +122,48 @@ async fn a_password_that_the_embedder_gives_is_used_from_then_on() {
     wait_for("the weight is written", SOON, async || written()).await;
     assert!(begun.elapsed() <= Duration::from_secs(1), "{:?}", begun.elapsed());
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
+}
+
+/// etcd has another password and forgets its tokens in one moment; a call that is refused then signs in with the new password
+/// and is made again, so that its registration is never suspect.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_forgotten_after_a_rotation_costs_no_call() {
+    let etcd = SimEtcd::new(1);
+    etcd.require_user("alice", "one", Duration::from_secs(300));
+    let (give, latest) = watch::channel(b"one".to_vec());
+    let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
+    let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
+    let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
+    let registration = registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()).await.unwrap();
+    let mut events = registrar.events();
+    etcd.set_password("alice", "two");
+    give.send_replace(b"two".to_vec());
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(registration.status().state, State::Registered);
+    while let Ok(event) = events.try_recv() {
+        assert!(!matches!(event.what, What::Suspect | What::Refused | What::Recovering), "{event:?}");
+    }
+    assert_eq!(etcd.count("host", leasehold_scenarios::sim::Call::Authenticate), 2);
+}
+
+/// A password that is rotated while etcd is about to refuse the former one is sent at once.
+#[tokio::test(start_paused = true)]
+async fn a_password_that_changes_during_its_refusal_is_sent_at_once() {
+    let etcd = SimEtcd::new(1);
+    etcd.require_user("alice", "two", Duration::from_secs(300));
+    let (give, latest) = watch::channel(b"one".to_vec());
+    let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
+    let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
+    let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
+    let held = Duration::from_millis(500);
+    etcd.set_faults("host", FaultPlan { latency: held..=held, ..FaultPlan::none() });
+    let rotate = async {
+        sleep(held / 2).await;
+        give.send_replace(b"two".to_vec());
+    };
+    let (registered, ()) = tokio::join!(registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()), rotate);
+    registered.unwrap();
+    assert_eq!(etcd.count("host", leasehold_scenarios::sim::Call::Authenticate), 2);
 }
 
 /// The TLS files of a host.

@@ -183,7 +183,8 @@ impl Users {
 }
 
 impl Endpoint {
-    async fn sign_in(&self, users: &Arc<Users>) -> Result<(), Failure> {
+    /// Signs in, unless that was done before. Returns the sign-in whose token the next call carries.
+    async fn sign_in(&self, users: &Arc<Users>) -> Result<SignIn, Failure> {
         let signing = {
             let mut place = self.signed_in.lock();
             match &*place {
@@ -192,7 +193,12 @@ impl Endpoint {
                 _ => place.insert(self.begin(users.clone())).clone(),
             }
         };
-        signing.done.await.map(|_| ())
+        signing.done.clone().await.map(|_| signing)
+    }
+
+    /// Forgets a sign-in whose token etcd does not know any more, unless another one has replaced it.
+    fn forget(&self, refused: &SignIn) {
+        self.signed_in.lock().take_if(|signing| signing.done.ptr_eq(&refused.done));
     }
 
     fn begin(&self, users: Arc<Users>) -> SignIn {
@@ -263,7 +269,7 @@ impl Endpoints {
             return Err(Invalid::new("endpoints", "must name at least one endpoint of etcd"));
         }
         // An etcd member without a leader says so instead of answering from the past or not at all.
-        let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        let connect = ConnectOptions::new().with_require_leader(true);
         let mut all = Vec::new();
         for Way { url, dial, secure } in ways {
             let connections = Connections::new(url.clone(), dial);
@@ -364,10 +370,21 @@ impl Endpoints {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        if let Some(users) = &self.users {
-            endpoint.sign_in(users).await?;
+        let call = || {
+            let answer = make(endpoint.client.clone());
+            async { answer.await.map_err(|error| endpoint.failure(&error)) }
+        };
+        let Some(users) = &self.users else { return call().await };
+        let signed_in = endpoint.sign_in(users).await?;
+        match call().await {
+            // etcd has restarted, or the password has changed. A refused call has not taken effect.
+            Err(failure) if failure.is_about_user() => {
+                endpoint.forget(&signed_in);
+                endpoint.sign_in(users).await?;
+                call().await
+            }
+            outcome => outcome,
         }
-        make(endpoint.client.clone()).await.map_err(|error| endpoint.failure(&error))
     }
 
     /// Draws the consequences of an answer, or of none, for the requests to come.

@@ -68,6 +68,11 @@ impl Failure {
         }
     }
 
+    /// Returns true if etcd does not accept the user or the token of the request. A sign-in may change that.
+    pub(crate) fn is_about_user(&self) -> bool {
+        matches!(self.refusal(), Some(Refusal::NoUser | Refusal::Authentication))
+    }
+
     /// Kind of the refusal; `None` if there was no response, or if time alone may change it.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
