@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use leasehold::{Balancer, Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View};
+use leasehold::{
+    Balancer, Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
+};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,7 +23,7 @@ use crate::{
     lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
     policy::Policy,
-    registration::ComponentRegistration,
+    registration::{ComponentRegistration, with_weight},
 };
 
 /// Pause between two sweeps of the services that the component watches.
@@ -45,6 +48,8 @@ struct Shared {
     registrar: Registrar,
     policy: Policy,
     registrations: OnceMap<Keys, Arc<ComponentRegistration>>,
+    /// Weight in place of each registration's own, set by the embedder.
+    weight: Mutex<Option<Weight>>,
     /// Registrations that the component may make within a time.
     budget: Budget,
     lookups: Lookups<WatchedService>,
@@ -96,6 +101,7 @@ impl RegistryCtx {
             registrar,
             policy,
             registrations,
+            weight: Mutex::default(),
             budget,
             lookups: Lookups::new(),
             sweeps: AtomicBool::new(false),
@@ -154,6 +160,18 @@ impl RegistryCtx {
             Err(GetError::Closed) => Err(Error::Ended),
             Err(GetError::Failed(RegisterError::Registrar(error))) => Err(error),
         }
+    }
+
+    /// Publishes every registration of the component with this weight, in place of its own or of the computed one, further
+    /// registrations and those of later revisions included. `None` ends that.
+    ///
+    /// The component's `set-weight` meanwhile takes effect once this ends. Returns once the change is accepted, with the first
+    /// error of a registration that has ended meanwhile.
+    pub async fn override_weight(&self, weight: Option<Weight>) -> Result<(), Error> {
+        *self.shared.weight.lock() = weight;
+        let all = self.component_registrations();
+        let set = all.iter().map(|registration| registration.override_weight(weight));
+        join_all(set).await.into_iter().collect()
     }
 
     /// Takes every registration of the component out of etcd, all at the same time, and refuses further ones.
@@ -362,12 +380,14 @@ impl RegistryCtx {
             if budget.is_some_and(|budget| !budget.spend(Instant::now())) {
                 return Err(RegisterError::TooOften);
             }
-            let registration = registrar.register_on(node.clone(), terms.clone()).await.inspect_err(|_| {
+            let weight = *self.shared.weight.lock();
+            let published = with_weight(node.clone(), weight);
+            let registration = registrar.register_on(published, terms.clone()).await.inspect_err(|_| {
                 if let Some(budget) = budget {
                     budget.refund();
                 }
             })?;
-            Ok(Arc::new(ComponentRegistration::new(node.clone(), terms, registration, self.revision)))
+            Ok(Arc::new(ComponentRegistration::new(node.clone(), weight, terms, registration, self.revision)))
         };
         let failed = |error: Error| GetError::Failed(error.into());
         self.check_revision()?;
@@ -390,6 +410,9 @@ impl RegistryCtx {
                 registration
             }
         };
+        // A weight that was set meanwhile has not seen it.
+        let weight = *self.shared.weight.lock();
+        registration.override_weight(weight).await.map_err(failed)?;
         // A later revision that took over meanwhile has not seen it.
         if let Err(error) = self.check_revision() {
             if registration.owner() <= self.revision {

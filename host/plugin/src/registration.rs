@@ -25,6 +25,8 @@ struct Inner {
     presence: Presence,
     /// The node as the component registered it, without a weight where the host computes it.
     node: ServerNode,
+    /// Weight in place of the node's own, set by the embedder.
+    weight: Option<Weight>,
     /// The node before the latest revision registered it, while that revision is not served yet.
     former: Option<ServerNode>,
     /// The revision of the component that made it.
@@ -38,6 +40,18 @@ enum Presence {
     Published,
     Withdrawn,
     Ended,
+}
+
+impl Inner {
+    /// The node to publish.
+    fn published(&self) -> ServerNode {
+        with_weight(self.node.clone(), self.weight)
+    }
+}
+
+/// A node with this weight in place of its own, if there is one.
+pub(crate) fn with_weight(node: ServerNode, weight: Option<Weight>) -> ServerNode {
+    ServerNode { weight: weight.or(node.weight), ..node }
 }
 
 impl Ends for Arc<ComponentRegistration> {
@@ -57,9 +71,17 @@ fn has_ended(state: State) -> bool {
 }
 
 impl ComponentRegistration {
-    pub(crate) fn new(node: ServerNode, terms: Terms, registration: Registration, maker: u64) -> Self {
+    /// A registration of `node`, with `weight` in place of the node's own if there is one.
+    pub(crate) fn new(
+        node: ServerNode,
+        weight: Option<Weight>,
+        terms: Terms,
+        registration: Registration,
+        maker: u64,
+    ) -> Self {
         let registration = Arc::new(registration);
-        let state = Inner { registration, presence: Presence::Published, node, former: None, maker, owner: maker };
+        let presence = Presence::Published;
+        let state = Inner { registration, presence, node, weight, former: None, maker, owner: maker };
         Self { terms, state: Mutex::new(state), change: Semaphore::new(1) }
     }
 
@@ -88,17 +110,30 @@ impl ComponentRegistration {
         self.state().node.clone()
     }
 
-    /// Publishes this weight from now on, or once it is restored.
+    /// Publishes this weight from now on, or once it is restored, or once the embedder sets no weight any more.
     pub(crate) async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
         let registration = {
             let mut state = self.state();
             state.node.weight = Some(weight);
             match state.presence {
                 Presence::Withdrawn => return Ok(()),
+                Presence::Published if state.weight.is_some() => return Ok(()),
                 Presence::Published | Presence::Ended => Arc::clone(&state.registration),
             }
         };
         registration.set_weight(weight).await
+    }
+
+    /// Publishes this weight in place of the component's own from now on, or once it is restored; `None` ends that.
+    pub(crate) async fn override_weight(&self, weight: Option<Weight>) -> Result<(), Error> {
+        let (registration, node) = {
+            let mut state = self.state();
+            if mem::replace(&mut state.weight, weight) == weight || state.presence != Presence::Published {
+                return Ok(());
+            }
+            (Arc::clone(&state.registration), state.published())
+        };
+        registration.replace(node).await
     }
 
     /// Publishes the data of `node` under the same key from now on, or once it is restored. A weight that was set stays where
@@ -109,12 +144,12 @@ impl ComponentRegistration {
     }
 
     async fn publish(&self, node: ServerNode) -> Result<(), Error> {
-        let registration = {
+        let (registration, node) = {
             let mut state = self.state();
             if mem::replace(&mut state.node, node.clone()) == node || state.presence == Presence::Withdrawn {
                 return Ok(());
             }
-            Arc::clone(&state.registration)
+            (Arc::clone(&state.registration), state.published())
         };
         registration.replace(node).await
     }
@@ -151,14 +186,14 @@ impl ComponentRegistration {
             if state.presence != Presence::Withdrawn {
                 return Ok(());
             }
-            state.node.clone()
+            state.published()
         };
         let registration = Arc::new(registrar.register_on(node.clone(), self.terms.clone()).await?);
         let changed = {
             let mut state = self.state();
             state.registration = Arc::clone(&registration);
             state.presence = Presence::Published;
-            (state.node != node).then(|| state.node.clone())
+            Some(state.published()).filter(|latest| *latest != node)
         };
         match changed {
             Some(node) => registration.replace(node).await,

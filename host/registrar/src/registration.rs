@@ -115,8 +115,8 @@ impl Registration {
     }
 
     /// Publishes another node under the same keys from now on: other metadata, another weight, and another version under
-    /// layouts whose keys have no version. Without a weight in `node`, the published one stays until the host computes
-    /// another.
+    /// layouts whose keys have no version. Without a weight in `node`, a computed weight stays as published until the host
+    /// computes another, and a weight that was set is replaced by the computed one.
     ///
     /// Returns once the change is accepted. It is written in place at least one second after the change before it. Fails with
     /// [`Error::Invalid`] for a node that has another key under one of the layouts, in which case keys of other layouts may

@@ -87,7 +87,7 @@ pub fn admin(data: &[u8]) {
     }
     for is_remote in [false, true] {
         match Route::of(&request, is_remote) {
-            Ok(Route::Drain(_) | Route::Reload(_)) => {
+            Ok(route) if route.is_command() => {
                 let is_command = request.method() == Method::POST && !request.headers().contains_key(header::ORIGIN);
                 assert!(is_command, "a change is a POST from outside of web pages");
             }
@@ -160,7 +160,7 @@ mod tests {
 
         #[test]
         fn only_a_post_from_outside_of_web_pages_changes_something(
-            method in "GET|HEAD|POST|PUT|OPTIONS", target in "/(healthz|readyz|metrics|services|drain/|reload/?)?[a-z%/?=]{0,8}", hosts in "(127.0.0.1|localhost|[a-z.]{0,8})(:[0-9]{1,5})?(\nhttp://[a-z]{1,8})?"
+            method in "GET|HEAD|POST|PUT|OPTIONS", target in "/(healthz|readyz|metrics|services|status/?|drain/|resume/|weight/a\\?value=|reload/?)?[a-z0-9%/?=]{0,8}", hosts in "(127.0.0.1|localhost|[a-z.]{0,8})(:[0-9]{1,5})?(\nhttp://[a-z]{1,8})?"
         ) {
             admin(format!("{method}\n{target}\n{hosts}").as_bytes());
         }

@@ -89,6 +89,9 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>) -> Result<(), Fai
         Command::Man(args) => commands::man(&args),
         Command::CompileForParent => Err(Failure::usage("this is for the host alone")),
         Command::Drain(args) => commands::drain(args).await,
+        Command::Resume(args) => commands::resume(args).await,
+        Command::Weight(args) => commands::weight(args).await,
+        Command::Status(args) => commands::status(args).await,
         Command::Reload(args) => commands::reload(args).await,
     }
 }

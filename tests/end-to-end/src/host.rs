@@ -73,6 +73,11 @@ impl Host {
         self.program.stderr().iter().map(|line| parse(line)).collect()
     }
 
+    /// Path of the configuration file.
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("services.yaml")
+    }
+
     /// URL of a served service, with a `/` at the end.
     ///
     /// # Panics

@@ -210,7 +210,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     for (arguments, start) in [
         (
             vec![],
-            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, drain or reload; see leasehold --help",
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, status, drain, resume, weight or reload; see leasehold --help",
         ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),
@@ -573,7 +573,9 @@ async fn inspect_shows_imports_and_missing_imports() {
 
 #[tokio::test]
 async fn help_has_examples() {
-    for command in ["", "run", "ls", "check", "init", "schema", "inspect", "drain", "reload"] {
+    for command in
+        ["", "run", "ls", "check", "init", "schema", "inspect", "drain", "resume", "weight", "status", "reload"]
+    {
         let arguments = [command, "--help"].into_iter().filter(|argument| !argument.is_empty());
         let folder = TempDir::new().unwrap();
         let ended = Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await;

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use http::{Method, Request, StatusCode, header};
+use leasehold::Weight;
 use percent_encoding::percent_decode_str;
 
 /// Paths and methods, for a request that has another path.
-const PATHS: &str =
-    "GET /healthz, GET /readyz, GET /metrics, GET /services, POST /drain/NAME, POST /reload, POST /reload/NAME";
+const PATHS: &str = "GET /healthz, GET /readyz, GET /metrics, GET /services, GET /status, GET /status/NAME, \
+                     POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload, POST /reload/NAME";
 
 /// Route of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +20,12 @@ pub(crate) enum Route {
     },
     Metrics,
     Services,
+    /// Status of the host with all of its services, or of the services of one name.
+    Status(Option<String>),
     Drain(String),
+    Resume(String),
+    /// Sets the weight of a service; `None` for the weight as configured.
+    Weight(String, Option<Weight>),
     /// Reload of one service, or of all.
     Reload(Option<String>),
 }
@@ -44,15 +50,19 @@ impl Route {
     /// header proves nothing.
     pub(crate) fn of<B>(request: &Request<B>, is_remote: bool) -> Result<Self, RouteError> {
         refuse_web_pages(request, is_remote)?;
-        let path = request.uri().path();
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         let route = match path {
             "/healthz" => Self::Health,
-            "/readyz" => Self::Readiness { without_etcd: request.uri().query() == Some("etcd=optional") },
+            "/readyz" => Self::Readiness { without_etcd: without_etcd(query)? },
             "/metrics" => Self::Metrics,
             "/services" => Self::Services,
+            "/status" => Self::Status(None),
             "/reload" => Self::Reload(None),
             _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+                Some(("status", name)) => Self::Status(Some(decoded(name)?)),
                 Some(("drain", name)) => Self::Drain(decoded(name)?),
+                Some(("resume", name)) => Self::Resume(decoded(name)?),
+                Some(("weight", name)) => Self::Weight(decoded(name)?, weight(query)?),
                 Some(("reload", name)) => Self::Reload(Some(decoded(name)?)),
                 _ => {
                     return Err(RouteError::new(
@@ -70,13 +80,42 @@ impl Route {
         Err(RouteError { status: StatusCode::METHOD_NOT_ALLOWED, message, allow: Some(expected) })
     }
 
-    /// The method of the route: POST for commands.
-    fn method(&self) -> Method {
+    /// Returns true for a command, which changes something.
+    pub(crate) fn is_command(&self) -> bool {
         match self {
-            Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services => Method::GET,
-            Self::Drain(_) | Self::Reload(_) => Method::POST,
+            Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(_) => false,
+            Self::Drain(_) | Self::Resume(_) | Self::Weight(..) | Self::Reload(_) => true,
         }
     }
+
+    /// The method of the route: POST for commands.
+    fn method(&self) -> Method {
+        if self.is_command() { Method::POST } else { Method::GET }
+    }
+}
+
+/// Value of a parameter of the query, as it is written.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Returns true if the state of etcd does not count for readiness.
+fn without_etcd(query: &str) -> Result<bool, RouteError> {
+    match parameter(query, "etcd") {
+        None | Some("required") => Ok(false),
+        Some("optional") => Ok(true),
+        Some(_) => Err(RouteError::new(StatusCode::BAD_REQUEST, "etcd must be optional or required")),
+    }
+}
+
+/// The weight in a query; `None` for the weight as configured.
+fn weight(query: &str) -> Result<Option<Weight>, RouteError> {
+    let weight = match parameter(query, "value") {
+        Some("auto") => return Ok(None),
+        value => value.and_then(|value| value.parse::<u32>().ok()).and_then(|value| value.try_into().ok()),
+    };
+    let weight = weight.ok_or_else(|| RouteError::new(StatusCode::BAD_REQUEST, "value must be 1 to 100, or auto"))?;
+    Ok(Some(weight))
 }
 
 /// Refuses requests that come from a web page in an operator's browser: those with an `Origin`, and on loopback those for a
@@ -119,6 +158,13 @@ mod tests {
             ("GET", "/readyz?etcd=optional", Route::Readiness { without_etcd: true }),
             ("GET", "/metrics", Route::Metrics),
             ("GET", "/services", Route::Services),
+            ("GET", "/readyz?verbose&etcd=optional", Route::Readiness { without_etcd: true }),
+            ("GET", "/readyz?etcd=required", Route::Readiness { without_etcd: false }),
+            ("GET", "/status", Route::Status(None)),
+            ("GET", "/status/a", Route::Status(Some("a".to_owned()))),
+            ("POST", "/resume/a", Route::Resume("a".to_owned())),
+            ("POST", "/weight/a?value=100", Route::Weight("a".to_owned(), Some(100.try_into().unwrap()))),
+            ("POST", "/weight/a?value=auto", Route::Weight("a".to_owned(), None)),
             ("POST", "/drain/a%20b", Route::Drain("a b".to_owned())),
             ("POST", "/reload", Route::Reload(None)),
             ("POST", "/reload/a/b", Route::Reload(Some("a/b".to_owned()))),
@@ -129,10 +175,20 @@ mod tests {
             assert_eq!((refused.status, refused.allow), (StatusCode::METHOD_NOT_ALLOWED, Some(expected.method())));
         }
         assert_eq!(route("HEAD", "/drain/a").unwrap_err().allow, Some(Method::POST));
-        for target in ["/", "/drain", "/health", "//healthz", "/services/x"] {
+        for target in ["/", "/drain", "/resume", "/weight", "/health", "//healthz", "/services/x"] {
             assert_eq!(route("GET", target).unwrap_err().status, StatusCode::NOT_FOUND, "{target}");
         }
-        assert_eq!(route("POST", "/drain/%ff").unwrap_err().status, StatusCode::BAD_REQUEST);
+        for (method, target) in [
+            ("POST", "/drain/%ff"),
+            ("POST", "/weight/a"),
+            ("POST", "/weight/a?value="),
+            ("POST", "/weight/a?value=0"),
+            ("POST", "/weight/a?value=101"),
+            ("POST", "/weight/a?value=-5"),
+            ("GET", "/readyz?etcd=off"),
+        ] {
+            assert_eq!(route(method, target).unwrap_err().status, StatusCode::BAD_REQUEST, "{target}");
+        }
     }
 
     #[test]

@@ -14,10 +14,10 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use leasehold::Registrar;
+use leasehold::{Registrar, Weight};
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{
@@ -34,8 +34,9 @@ use crate::{
     admin::{
         metrics::{self, Events},
         routes::Route,
+        status::{HostInfo, HostStatus, ServiceRow},
     },
-    config,
+    config::{self, Register},
     error::Failure,
     inbound::server::bind,
     service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
@@ -73,13 +74,12 @@ pub(crate) struct AdminState {
     pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
+    pub(crate) host: HostInfo,
     /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
     pub(crate) remote: bool,
 }
 
 type AdminResponse = Response<Full<Bytes>>;
-/// The services that a command was sent to, each with the receiver of its reply.
-type PendingReplies<'a, T> = Vec<(&'a ServiceHandle, oneshot::Receiver<T>)>;
 /// Reason why a command was sent to no service.
 type CommandError = (StatusCode, String);
 
@@ -252,7 +252,10 @@ impl AdminState {
             Ok(Route::Readiness { without_etcd }) => self.readyz(without_etcd),
             Ok(Route::Metrics) => self.metrics(request.headers()).await,
             Ok(Route::Services) => self.services(),
+            Ok(Route::Status(name)) => self.status(name.as_deref()),
             Ok(Route::Drain(name)) => self.drain(&name).await,
+            Ok(Route::Resume(name)) => self.resume(&name).await,
+            Ok(Route::Weight(name, weight)) => self.weight(&name, weight).await,
             Ok(Route::Reload(name)) => self.reload(name.as_deref()).await,
             Err(refusal) => {
                 let mut refused = error_json(refusal.status, &refusal.message);
@@ -330,85 +333,146 @@ impl AdminState {
         json_response(StatusCode::OK, &services.iter().map(ServiceRow::of).collect::<Vec<_>>())
     }
 
+    fn status(&self, name: Option<&str>) -> AdminResponse {
+        let services: Vec<_> = match name {
+            None => self.services.all().iter().collect(),
+            Some(name) => match self.named(name) {
+                Ok(services) => services,
+                Err((status, message)) => return error_json(status, &message),
+            },
+        };
+        let services: Vec<_> = services.into_iter().map(ServiceHandle::snapshot).collect();
+        let faults = self.faults().lines().map(ToOwned::to_owned).collect();
+        json_response(StatusCode::OK, &HostStatus::of(&self.host, &self.services, faults, &services))
+    }
+
     async fn drain(&self, name: &str) -> AdminResponse {
-        let pending = self.command(Some(name), |handle| &handle.drains);
-        self.replies(pending, |handle, drained| {
-            json!({
-                "service": handle.name.as_str(),
-                "listen": &*handle.snapshot().status.listen,
-                "phase": handle.phase().to_string(),
-                "keys_gone": drained.keys_gone,
-                "all_answered": drained.all_answered,
-            })
-        })
-        .await
-    }
-
-    async fn reload(&self, name: Option<&str>) -> AdminResponse {
-        let pending = self.command(name, |handle| &handle.reloads);
-        self.replies(pending, |handle, outcome| {
-            json!({
-                "service": handle.name.as_str(),
-                "listen": &*handle.snapshot().status.listen,
-                "phase": handle.phase().to_string(),
-                "reloaded": outcome.is_ok(),
-                "why": outcome.err().map(|failure| failure.sentence()),
-            })
-        })
-        .await
-    }
-
-    /// Sends a command to every service of that name, or to all of them.
-    fn command<T>(
-        &self,
-        name: Option<&str>,
-        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
-    ) -> Result<PendingReplies<'_, T>, CommandError> {
-        if self.services.ending.is_cancelled() {
-            return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()));
-        }
-        if !self.services.are_known() {
-            return Err((StatusCode::SERVICE_UNAVAILABLE, "the host is starting".to_owned()));
-        }
-        let is_named = |handle: &&ServiceHandle| name.as_ref().is_none_or(|name| handle.name.as_str() == *name);
-        let pending: Result<Vec<_>, _> = self
-            .services
-            .all()
-            .iter()
-            .filter(is_named)
-            .map(|handle| {
-                let (reply, outcome) = oneshot::channel();
-                match queue(handle).try_send(reply) {
-                    Ok(()) => Ok((handle, outcome)),
-                    Err(TrySendError::Full(_)) => {
-                        Err((StatusCode::CONFLICT, format!("{}: another drain or reload is in progress", handle.name)))
-                    }
-                    Err(TrySendError::Closed(_)) => {
-                        Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned()))
-                    }
-                }
-            })
-            .collect();
-        match pending {
-            Ok(pending) if pending.is_empty() => {
-                let known: Vec<_> = self.services.all().iter().map(|handle| handle.name.as_str()).collect();
-                let name = name.unwrap_or_default();
-                Err((StatusCode::NOT_FOUND, format!("no service is named {name}; there is {}", known.join(", "))))
-            }
-            pending => pending,
-        }
-    }
-
-    /// Waits for all replies, or until the host ends.
-    async fn replies<T>(
-        &self,
-        pending: Result<PendingReplies<'_, T>, CommandError>,
-        show: impl Fn(&ServiceHandle, T) -> serde_json::Value,
-    ) -> AdminResponse {
-        let pending = match pending {
-            Ok(pending) => pending,
+        let services = match self.named(name) {
+            Ok(services) => services,
             Err((status, message)) => return error_json(status, &message),
         };
+        self.command(
+            services,
+            |handle| &handle.drains,
+            |handle, drained| {
+                row(handle, json!({ "keys_gone": drained.keys_gone, "all_answered": drained.all_answered }))
+            },
+        )
+        .await
+    }
+
+    async fn resume(&self, name: &str) -> AdminResponse {
+        let services = match self.named(name) {
+            Ok(services) => services,
+            Err((status, message)) => return error_json(status, &message),
+        };
+        self.command(
+            services,
+            |handle| &handle.resumes,
+            |handle, outcome| {
+                let why = outcome.err().map(|failure| failure.sentence());
+                row(handle, json!({ "resumed": why.is_none(), "why": why }))
+            },
+        )
+        .await
+    }
+
+    async fn weight(&self, name: &str, weight: Option<Weight>) -> AdminResponse {
+        let services = match self.named(name) {
+            Ok(services) => services,
+            Err((status, message)) => return error_json(status, &message),
+        };
+        if services.iter().all(|handle| handle.register == Register::Off) {
+            return error_json(StatusCode::CONFLICT, &format!("{name} is not registered, and so has no weight"));
+        }
+        let set = services.into_iter().map(|handle| async move {
+            // A registration that ends meanwhile has no weight any more.
+            let why = handle.set_weight(weight).await.err().map(|error| error.to_string());
+            row(handle, json!({ "weight": weight.map(Weight::value), "why": why }))
+        });
+        json_response(StatusCode::OK, &join_all(set).await)
+    }
+
+    /// Reloads the services of that name; without a name, all that are not drained.
+    async fn reload(&self, name: Option<&str>) -> AdminResponse {
+        let (services, drained) = match name {
+            Some(name) => match self.named(name) {
+                Ok(services) => (services, Vec::new()),
+                Err((status, message)) => return error_json(status, &message),
+            },
+            None => self.services.all().iter().partition(|handle| !handle.snapshot().is_out()),
+        };
+        let drained = drained.into_iter().map(|handle| {
+            let why =
+                format!("it is {}; leasehold resume {} starts it with its present file", handle.phase(), handle.name);
+            row(handle, json!({ "reloaded": false, "why": why }))
+        });
+        let show = |handle: &ServiceHandle, outcome: Result<(), Failure>| {
+            let why = outcome.err().map(|failure| failure.sentence());
+            row(handle, json!({ "reloaded": why.is_none(), "why": why }))
+        };
+        let replies = self.replies(services, |handle| &handle.reloads, show).await;
+        match replies {
+            Ok(replies) => json_response(StatusCode::OK, &replies.into_iter().chain(drained).collect::<Vec<_>>()),
+            Err((status, message)) => error_json(status, &message),
+        }
+    }
+
+    /// The services of that name.
+    fn named(&self, name: &str) -> Result<Vec<&ServiceHandle>, CommandError> {
+        self.is_open()?;
+        let all = self.services.all();
+        let named: Vec<_> = all.iter().filter(|handle| handle.name.as_str() == name).collect();
+        if named.is_empty() {
+            let known: Vec<_> = all.iter().map(|handle| handle.name.as_str()).collect();
+            let message = format!("no service is named {name}; there is {}", known.join(", "));
+            return Err((StatusCode::NOT_FOUND, message));
+        }
+        Ok(named)
+    }
+
+    /// Fails before the services are known, and once the host ends.
+    fn is_open(&self) -> Result<(), CommandError> {
+        let message = match (self.services.ending.is_cancelled(), self.services.are_known()) {
+            (true, _) => "the host is ending",
+            (false, false) => "the host is starting",
+            (false, true) => return Ok(()),
+        };
+        Err((StatusCode::SERVICE_UNAVAILABLE, message.to_owned()))
+    }
+
+    /// Sends a command to these services, and responds once all have replied.
+    async fn command<T>(
+        &self,
+        services: Vec<&ServiceHandle>,
+        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
+        show: impl Fn(&ServiceHandle, T) -> Value,
+    ) -> AdminResponse {
+        match self.replies(services, queue, show).await {
+            Ok(replies) => json_response(StatusCode::OK, &replies),
+            Err((status, message)) => error_json(status, &message),
+        }
+    }
+
+    /// Sends a command to these services, and waits for all replies, or until the host ends.
+    async fn replies<T>(
+        &self,
+        services: Vec<&ServiceHandle>,
+        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
+        show: impl Fn(&ServiceHandle, T) -> Value,
+    ) -> Result<Vec<Value>, CommandError> {
+        self.is_open()?;
+        let send = |handle| {
+            let (reply, outcome) = oneshot::channel();
+            match queue(handle).try_send(reply) {
+                Ok(()) => Ok((handle, outcome)),
+                Err(TrySendError::Full(_)) => {
+                    Err((StatusCode::CONFLICT, format!("{}: another command is in progress", handle.name)))
+                }
+                Err(TrySendError::Closed(_)) => Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned())),
+            }
+        };
+        let pending: Vec<_> = services.into_iter().map(send).collect::<Result<_, _>>()?;
         let all = join_all(pending.into_iter().map(|(handle, outcome)| {
             let show = &show;
             async move { outcome.await.map(|outcome| show(handle, outcome)) }
@@ -416,100 +480,25 @@ impl AdminState {
         let replies: Result<Vec<_>, _> = tokio::select! {
             replies = all => replies.into_iter().collect(),
             () = self.services.ending.cancelled() => {
-                return error_json(StatusCode::SERVICE_UNAVAILABLE, "the host is ending, and all of its services with it");
+                let message = "the host is ending, and all of its services with it";
+                return Err((StatusCode::SERVICE_UNAVAILABLE, message.to_owned()));
             }
         };
-        match replies {
-            Ok(replies) => json_response(StatusCode::OK, &replies),
-            Err(_) => error_json(StatusCode::INTERNAL_SERVER_ERROR, "a service did not reply"),
-        }
+        replies.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "a service did not reply".to_owned()))
     }
 }
 
-/// A service as `/services` shows it.
-#[derive(Serialize)]
-struct ServiceRow<'a> {
-    service: &'a str,
-    version: &'a str,
-    listen: &'a str,
-    url: &'a str,
-    component: &'a str,
-    phase: String,
-    /// `ready`, `unknown` or `not ready`.
-    readiness: &'static str,
-    /// Reason for which it is not known to be ready.
-    why: Option<String>,
-    instances: usize,
-    registrations: Vec<RegistrationRow>,
-    /// The services that it watches.
-    views: Vec<ViewRow>,
-}
-
-#[derive(Serialize)]
-struct ViewRow {
-    name: String,
-    version: String,
-    nodes: usize,
-    invalid_keys: usize,
-    /// Null before etcd was read.
-    age_seconds: Option<f64>,
-    /// Error of the watch; null while the view is up to date.
-    error: Option<String>,
-}
-
-#[derive(Serialize)]
-struct RegistrationRow {
-    key: String,
-    state: String,
-    weight: u32,
-    ttl_remaining_seconds: f64,
-    lease_age_seconds: f64,
-    renewals: u64,
-    recoveries: u64,
-}
-
-impl<'a> ServiceRow<'a> {
-    fn of(service: &'a Snapshot<'_>) -> Self {
-        let (handle, status) = (service.handle, &service.status);
-        let (readiness, why) = match service.readiness() {
-            Readiness::Ready => ("ready", None),
-            Readiness::Unknown(message) => ("unknown", Some(message)),
-            Readiness::NotReady(message) => ("not ready", Some(message)),
-        };
-        let registrations = service.registrations().into_iter().map(|registration| {
-            let status = registration.status();
-            RegistrationRow {
-                key: registration.key().to_string(),
-                state: status.state.to_string(),
-                weight: status.weight.value(),
-                ttl_remaining_seconds: status.ttl_remaining.as_secs_f64(),
-                lease_age_seconds: status.lease_age.as_secs_f64(),
-                renewals: status.renewals,
-                recoveries: status.recoveries,
-            }
-        });
-        let views = service.views().into_iter().map(|view| ViewRow {
-            name: view.name().to_string(),
-            version: view.version().to_string(),
-            nodes: view.nodes().len(),
-            invalid_keys: view.invalid_keys(),
-            age_seconds: view.age().map(|age| age.as_secs_f64()),
-            error: view.error().map(|why| why.to_string()),
-        });
-        Self {
-            service: handle.name.as_str(),
-            version: handle.version.as_str(),
-            listen: &status.listen,
-            url: &status.url,
-            component: &handle.component,
-            phase: status.phase.to_string(),
-            readiness,
-            why,
-            instances: service.instances().0,
-            registrations: registrations.collect(),
-            views: views.collect(),
-        }
+/// Outcome of a command for one service: the service, and what the command has to say.
+fn row(handle: &ServiceHandle, outcome: Value) -> Value {
+    let mut row = json!({
+        "service": handle.name.as_str(),
+        "listen": &*handle.snapshot().status.listen,
+        "phase": handle.phase().to_string(),
+    });
+    if let (Value::Object(row), Value::Object(outcome)) = (&mut row, outcome) {
+        row.extend(outcome);
     }
+    row
 }
 
 fn plain(status: StatusCode, text: String) -> AdminResponse {

@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version};
+use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version, Weight};
 
 use crate::{
     config::{
@@ -35,7 +35,10 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold status                      what a running host runs, and why something is not ready
   leasehold drain greeter               take one service of a running host out, in order
+  leasehold resume greeter              bring it back, with the present content of its component file
+  leasehold weight greeter 10           fewer requests for it; auto for the weight as configured
   leasehold reload greeter              replace it by the present content of its component file
 
 Exit codes:
@@ -161,12 +164,27 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// End one service of a running host, in order; the others go on
     #[command(
-        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. The service stays out until the host starts again."
+        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
     )]
     Drain(DrainArgs),
+    /// Start a drained service of a running host again; it registers again
+    #[command(
+        after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit code is 1.\nTo resume a service that is served is no error."
+    )]
+    Resume(ResumeArgs),
+    /// Set the weight of a service of a running host
+    #[command(
+        after_help = "Examples:\n  leasehold weight greeter 10      fewer requests than nodes with a greater weight get\n  leasehold weight greeter auto    as configured: from the load, or registry.weight.fixed, or the component's own\n\nThe weight is 1 to 100. It stays across reloads, drain and resume, until the next start of the host."
+    )]
+    Weight(WeightArgs),
+    /// Show what a running host runs, since when, and why something is not ready
+    #[command(
+        after_help = "Examples:\n  leasehold status\n  leasehold status greeter\n  leasehold status --config services.yaml --json | jq '.services[] | select(.readiness != \"ready\")'"
+    )]
+    Status(StatusArgs),
     /// Reload services of a running host from their component files; no request fails
     #[command(
-        after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --admin http://127.0.0.1:9091 --json\n\nThe host's configuration says admin: { listen: 127.0.0.1:9090 }. A new version that does not start leaves the old one\nserving, and the exit code is 1. The configuration file is not read again."
+        after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --config services.yaml --json\n\nA new version that does not start leaves the old one\nserving, and the exit code is 1. A drained service stays drained. The configuration file is not read again."
     )]
     Reload(ReloadArgs),
     /// Compile a component ahead of its start, for this release on this kind of machine
@@ -444,18 +462,100 @@ pub(crate) struct CompileArgs {
     pub(crate) output: Option<PathBuf>,
 }
 
+/// Arguments that select a running host.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "The running host")]
+pub(crate) struct AdminArgs {
+    /// Its admin endpoint [default: http://127.0.0.1:9090]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
+    admin: Option<String>,
+
+    /// Its configuration file, which names the endpoint
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl AdminArgs {
+    /// URL of the endpoint.
+    pub(crate) fn url(&self) -> Result<String, Failure> {
+        let Some(file) = &self.config else {
+            return Ok(self.admin.clone().unwrap_or_else(|| DEFAULT_ADMIN.to_owned()));
+        };
+        let admin = Config::load(file)?.admin;
+        let admin = admin.ok_or_else(|| Failure::usage(format!("{} has no admin endpoint", file.display())))?;
+        Ok(format!("http://{}", admin.listen))
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct DrainArgs {
     /// The service
     pub(crate) name: String,
 
-    /// The host's admin endpoint
-    #[arg(long, value_name = "URL", default_value = DEFAULT_ADMIN)]
-    pub(crate) admin: String,
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ResumeArgs {
+    /// The service
+    pub(crate) name: String,
 
     /// One JSON array
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WeightArgs {
+    /// The service
+    pub(crate) name: String,
+
+    /// The weight, 1 to 100; or auto
+    pub(crate) weight: NewWeight,
+
+    /// One JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
+}
+
+/// A weight to set; `None` for the weight as configured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewWeight(pub(crate) Option<Weight>);
+
+impl FromStr for NewWeight {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self(None));
+        }
+        let weight = text.parse::<u32>().ok().and_then(|weight| weight.try_into().ok());
+        weight.map(|weight| Self(Some(weight))).ok_or_else(|| format!("must be 1 to 100, or auto, not {text:?}"))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Only this service
+    pub(crate) name: Option<String>,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
 }
 
 #[derive(Args, Debug)]
@@ -463,13 +563,12 @@ pub(crate) struct ReloadArgs {
     /// Only this service
     pub(crate) name: Option<String>,
 
-    /// The host's admin endpoint
-    #[arg(long, value_name = "URL", default_value = DEFAULT_ADMIN)]
-    pub(crate) admin: String,
-
     /// One JSON array
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
 }
 
 impl RunArgs {

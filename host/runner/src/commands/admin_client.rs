@@ -7,6 +7,7 @@ use http::{Method, Request, StatusCode, Uri, header, response::Parts};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,10 +22,20 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for the response; the host ends every wait before.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of a response that are read, at most.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 
-/// Sends `POST` and returns the response. A failure is one sentence; an unknown name is an error of the arguments.
-pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
+/// Sends a command and returns the response, read as `T` and as it is. A failure is one sentence; an unknown name is an error
+/// of the arguments.
+pub(crate) async fn post<T: DeserializeOwned>(admin: &str, path: &str) -> Result<(T, Value), Failure> {
+    send(admin, Method::POST, path).await
+}
+
+/// Reads a page, like `post`.
+pub(crate) async fn get<T: DeserializeOwned>(admin: &str, path: &str) -> Result<(T, Value), Failure> {
+    send(admin, Method::GET, path).await
+}
+
+async fn send<T: DeserializeOwned>(admin: &str, method: Method, path: &str) -> Result<(T, Value), Failure> {
     let authority = authority(admin)?;
     let silent = |message: String| {
         Failure::other(format!(
@@ -35,7 +46,7 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let stream = connecting
         .map_err(|_| silent(format!("no connection within {CONNECT_TIMEOUT:?}")))?
         .map_err(|error| silent(error.to_string()))?;
-    let request = Request::builder().method(Method::POST).uri(path).header(header::HOST, &authority);
+    let request = Request::builder().method(method).uri(path).header(header::HOST, &authority);
     let request = request.body(Empty::new()).expect("a path of visible characters");
     let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
     let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
@@ -43,7 +54,10 @@ pub(crate) async fn post(admin: &str, path: &str) -> Result<Value, Failure> {
     let answer: Value =
         serde_json::from_slice(&body).map_err(|_| silent("not a leasehold admin endpoint".to_owned()))?;
     match (status, answer["error"].as_str()) {
-        (StatusCode::OK, _) => Ok(answer),
+        (StatusCode::OK, _) => match T::deserialize(&answer) {
+            Ok(read) => Ok((read, answer)),
+            Err(_) => Err(Failure::other("the response of the host is of another version")),
+        },
         (StatusCode::NOT_FOUND, Some(message)) => Err(Failure::usage(one_line(message))),
         (_, Some(message)) => Err(Failure::other(one_line(message))),
         (status, None) => Err(silent(format!("it answers {status}"))),

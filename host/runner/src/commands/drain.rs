@@ -16,12 +16,11 @@ struct Drained {
 
 /// Requests the drain, waits, and reports on stdout.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
-    let answer = admin_client::post(&args.admin, &format!("/drain/{}", admin_client::part(&args.name))).await?;
+    let path = format!("/drain/{}", admin_client::part(&args.name));
+    let (drained, answer): (Vec<Drained>, _) = admin_client::post(&args.host.url()?, &path).await?;
     if args.json {
         return print_json(&answer);
     }
-    let drained: Vec<Drained> =
-        serde_json::from_value(answer).map_err(|_| Failure::other("the response of the host is of another version"))?;
     let lines: String = drained.iter().map(line).collect();
     print(&lines)
 }

@@ -12,9 +12,12 @@ mod inspect;
 mod ls;
 mod man;
 mod reload;
+mod resume;
 pub(crate) mod run;
 mod schema;
+mod status;
 mod watch;
+mod weight;
 
 use std::io::{self, Write, stdout};
 
@@ -31,9 +34,12 @@ pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
 pub(crate) use man::man;
 pub(crate) use reload::reload;
+pub(crate) use resume::resume;
 pub(crate) use run::run;
 pub(crate) use schema::schema;
+pub(crate) use status::status;
 pub(crate) use watch::watch;
+pub(crate) use weight::weight;
 
 use crate::error::Failure;
 

@@ -14,22 +14,30 @@ use crate::{
 struct Reloaded {
     service: String,
     listen: String,
+    phase: String,
     reloaded: bool,
     why: Option<String>,
 }
 
-/// Requests the reload, waits, and reports on stdout. A service that was not reloaded is a failure.
+impl Reloaded {
+    /// Returns true if the service is drained, and so stays as it is.
+    fn is_drained(&self) -> bool {
+        matches!(&*self.phase, "draining" | "drained")
+    }
+}
+
+/// Requests the reload, waits, and reports on stdout. A service that was not reloaded is a failure, unless it is drained and
+/// was not named.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
-    let answer = admin_client::post(&args.admin, &format!("/reload{path}")).await?;
-    let all: Vec<Reloaded> = serde_json::from_value(answer.clone())
-        .map_err(|_| Failure::other("the response of the host is of another version"))?;
+    let (all, answer): (Vec<Reloaded>, _) = admin_client::post(&args.host.url()?, &format!("/reload{path}")).await?;
     if args.json {
         print_json(&answer)?;
     } else {
         print(&all.iter().map(line).collect::<String>())?;
     }
-    match all.iter().filter(|one| !one.reloaded).count() {
+    let has_failed = |one: &&Reloaded| !one.reloaded && (args.name.is_some() || !one.is_drained());
+    match all.iter().filter(has_failed).count() {
         0 => Ok(()),
         failed => Err(Failure::other(format!("{failed} of {} services are not reloaded", all.len()))),
     }

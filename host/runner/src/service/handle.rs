@@ -1,9 +1,13 @@
 //! Handles to the services of this process: their status, and the commands that they accept.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use futures::future::join_all;
-use leasehold::{Registration, ServiceName, State, Verb, Version, View};
+use leasehold::{Error, Registration, ServiceName, State, Verb, Version, View, Weight};
+use leasehold_wasmtime::RegistryCtx;
 use strum::{Display, EnumIter};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +39,12 @@ pub(crate) struct ServiceHandle {
     pub(crate) status: watch::Receiver<ServiceStatus>,
     /// Drain commands: the service ends, and the others go on.
     pub(crate) drains: mpsc::Sender<Reply<Drained>>,
+    /// Resume commands: a drained service starts again.
+    pub(crate) resumes: mpsc::Sender<Reply<Result<(), Failure>>>,
     /// Reload commands: the service goes on with the present content of its component file.
     pub(crate) reloads: mpsc::Sender<Reply<Result<(), Failure>>>,
+    /// Weight that an operator has set; `None` for the weight as configured.
+    pub(crate) weight: watch::Sender<Option<Weight>>,
 }
 
 /// Status of a service at one moment.
@@ -45,12 +53,25 @@ pub(crate) struct ServiceStatus {
     pub(crate) phase: Phase,
     /// Reason for the phase, if it is not the usual course.
     pub(crate) why: Option<Arc<str>>,
+    /// Begin of the phase.
+    pub(crate) since: SystemTime,
     /// Address of the listener, as configured until it is bound.
     pub(crate) listen: Arc<str>,
     /// URL of the service; empty before it listens.
     pub(crate) url: Arc<str>,
     /// Context of the current revision; none before the service listens.
     pub(crate) context: Option<Arc<ServiceContext>>,
+    /// The component of that revision.
+    pub(crate) revision: Option<RevisionInfo>,
+}
+
+/// The component that a service runs.
+#[derive(Clone)]
+pub(crate) struct RevisionInfo {
+    /// SHA-256 of the component file as it was loaded, in hexadecimal.
+    pub(crate) digest: Arc<str>,
+    /// Begin of its service.
+    pub(crate) since: SystemTime,
 }
 
 /// Phase in the life of a service, as users see it.
@@ -64,7 +85,7 @@ pub(crate) enum Phase {
     /// Served, but out of etcd until it is healthy.
     Withdrawn,
     Draining,
-    /// Out of service until the process starts again.
+    /// Out of service until it is resumed, or the process starts again.
     Drained,
 }
 
@@ -121,7 +142,56 @@ impl Services {
     }
 }
 
+impl ServiceStatus {
+    /// Status before the first attempt to start.
+    pub(crate) fn new(listen: Arc<str>) -> Self {
+        Self {
+            phase: Phase::Starting,
+            why: None,
+            since: SystemTime::now(),
+            listen,
+            url: "".into(),
+            context: None,
+            revision: None,
+        }
+    }
+
+    /// Enters a phase, or gives another reason for the current one.
+    pub(crate) fn enter(&mut self, phase: Phase, why: Option<&str>) {
+        if self.phase != phase {
+            self.since = SystemTime::now();
+        }
+        (self.phase, self.why) = (phase, why.map(Arc::from));
+    }
+}
+
+/// Publishes the registrations of a service with the weight that an operator has set, or as configured.
+pub(crate) async fn apply_weight(
+    weight: &watch::Receiver<Option<Weight>>,
+    registry: &RegistryCtx,
+) -> Result<(), Error> {
+    loop {
+        let current = *weight.borrow();
+        registry.override_weight(current).await?;
+        // Of several operators at once the last one wins.
+        if *weight.borrow() == current {
+            return Ok(());
+        }
+    }
+}
+
 impl ServiceHandle {
+    /// Sets the weight of the service's registrations, now and later; `None` for the weight as configured.
+    pub(crate) async fn set_weight(&self, weight: Option<Weight>) -> Result<(), Error> {
+        // In this order: a service that starts reads the weight after it has published its context.
+        self.weight.send_replace(weight);
+        let context = self.status.borrow().context.clone();
+        match context {
+            Some(context) => apply_weight(&self.weight.subscribe(), &context.registry).await,
+            None => Ok(()),
+        }
+    }
+
     /// State of the service at this moment.
     pub(crate) fn snapshot(&self) -> Snapshot<'_> {
         Snapshot { handle: self, status: self.status.borrow().clone() }

@@ -13,9 +13,9 @@ pub(crate) mod revision;
 mod serving;
 pub(crate) mod supervisor;
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use leasehold::{Registrar, ServerNode};
+use leasehold::{Registrar, ServerNode, Weight};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -27,7 +27,7 @@ use crate::{
     outbound::reserved::Reserved,
     service::{
         file_watcher::FileWatcher,
-        handle::{Drained, Phase, Reply, ServiceStatus},
+        handle::{Drained, Phase, Reply, RevisionInfo, ServiceStatus},
         health::{HealthMonitor, ProbeTarget, Verdict, panic_threshold::PanicThreshold},
         http::Handler,
         program::Program,
@@ -52,6 +52,8 @@ pub(crate) struct Service {
     state: State,
     /// The state as others see it.
     status: watch::Sender<ServiceStatus>,
+    /// Weight that an operator has set.
+    weight: watch::Receiver<Option<Weight>>,
     /// The component and the context of the current revision.
     loaded: Loaded,
     context: Arc<ServiceContext>,
@@ -92,13 +94,15 @@ enum Workload {
 /// Queues of commands to one service.
 pub(crate) struct Commands {
     pub(crate) drains: mpsc::Receiver<Reply<Drained>>,
+    pub(crate) resumes: mpsc::Receiver<Reply<Result<(), Failure>>>,
     pub(crate) reloads: mpsc::Receiver<Reply<Result<(), Failure>>>,
 }
 
-/// Status and metrics of a service, which outlive each attempt to start it.
+/// State of a service that outlives each attempt to start it: its status, its metrics, and the operator's weight.
 #[derive(Clone)]
 pub(crate) struct StatusCell {
     pub(crate) status: watch::Sender<ServiceStatus>,
+    pub(crate) weight: watch::Receiver<Option<Weight>>,
     pub(crate) stats: Arc<Stats>,
 }
 
@@ -142,6 +146,7 @@ impl Service {
             bound,
             state: State::Bound,
             status: cell.status,
+            weight: cell.weight,
             loaded,
             context,
             workload,
@@ -150,8 +155,10 @@ impl Service {
             reload: None,
         };
         let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
+        let revision = RevisionInfo { digest: Arc::clone(&service.loaded.digest), since: SystemTime::now() };
         service.status.send_modify(|status| {
-            (status.listen, status.url, status.context) = (listen, url, Some(Arc::clone(&service.context)));
+            (status.listen, status.url) = (listen, url);
+            (status.context, status.revision) = (Some(Arc::clone(&service.context)), Some(revision));
         });
         Ok(service)
     }
@@ -171,6 +178,8 @@ impl Service {
     /// After a failure the caller owes an [`end`](Self::end), which takes back what was registered.
     pub(crate) async fn start(&mut self) -> Result<(), Failure> {
         let (spec, engine, loaded, context) = (&self.spec, &self.engine, &self.loaded, &self.context);
+        // Nothing is registered yet: only the weight of later registrations is set.
+        drop(handle::apply_weight(&self.weight, &context.registry).await);
         match &mut self.workload {
             Workload::Handler(handler) => handler.start(spec, engine, loaded, context).await?,
             Workload::Program(program) => program.start(spec, engine, loaded, context).await?,
@@ -274,7 +283,7 @@ impl Service {
     }
 
     fn publish(&self, phase: Phase, why: Option<&str>) {
-        self.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));
+        self.status.send_modify(|status| status.enter(phase, why));
     }
 
     fn phase(&self) -> Phase {

@@ -1,6 +1,11 @@
 //! A service while it is served: everything that can happen to it, and the handler of each event.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::sync::mpsc;
 
@@ -9,7 +14,7 @@ use crate::{
     error::Failure,
     service::{
         Commands, Service, State, Workload,
-        handle::Reply,
+        handle::{Drained, Reply, RevisionInfo},
         health::Verdict,
         keys,
         program::ProgramEvent,
@@ -20,8 +25,13 @@ use crate::{
     wasm::{component::Loaded, context::ServiceContext},
 };
 
+/// Queue of commands that succeed or fail.
+type Requests = mpsc::Receiver<Reply<Result<(), Failure>>>;
+
 /// Everything that can happen to a service while it is served.
 enum Event {
+    /// A resume command, of a service that is served already.
+    ResumeRequested(Reply<Result<(), Failure>>),
     ReloadRequested(Option<Reply<Result<(), Failure>>>),
     ReloadReady(Result<Built, Failure>),
     Healthy,
@@ -32,24 +42,21 @@ enum Event {
 }
 
 impl Service {
-    /// Serves until the future is dropped, which may happen at any time; the caller's [`drain`](Self::drain) goes on from
-    /// there.
-    pub(crate) async fn live(&mut self, commands: &mut Commands) -> Infallible {
-        let Commands { drains, reloads } = commands;
-        loop {
-            // A drain interrupts whatever is in progress.
-            let reply = tokio::select! {
-                Some(reply) = drains.recv() => reply,
-                never = self.serve(reloads) => match never {},
-            };
-            tracing::info!(service = %self.spec.name, "draining on request");
-            let _ = reply.send(self.drain().await); // The client may have gone away.
+    /// Serves until a drain command, or until the future is dropped, which may happen at any time; the caller's
+    /// [`drain`](Self::drain) goes on from there.
+    pub(crate) async fn live(&mut self, commands: &mut Commands) -> Reply<Drained> {
+        let Commands { drains, resumes, reloads } = commands;
+        // A drain interrupts whatever is in progress.
+        tokio::select! {
+            Some(reply) = drains.recv() => reply,
+            never = self.serve(resumes, reloads) => match never {},
         }
     }
 
-    async fn serve(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Infallible {
+    async fn serve(&mut self, resumes: &mut Requests, reloads: &mut Requests) -> Infallible {
         loop {
-            match self.next(reloads).await {
+            match self.next(resumes, reloads).await {
+                Event::ResumeRequested(reply) => drop(reply.send(Ok(()))), // The client may have gone away.
                 Event::ReloadRequested(reply) => self.on_reload_requested(reply),
                 Event::ReloadReady(built) => self.on_reload_ready(built).await,
                 Event::Healthy => self.on_healthy().await,
@@ -61,7 +68,7 @@ impl Service {
     }
 
     /// Waits for the next event. Dropped halfway, it loses none.
-    async fn next(&mut self, reloads: &mut mpsc::Receiver<Reply<Result<(), Failure>>>) -> Event {
+    async fn next(&mut self, resumes: &mut Requests, reloads: &mut Requests) -> Event {
         // A program that is down is not probed: another process may answer at its address.
         let is_up = !matches!(&self.workload, Workload::Program(program) if !program.is_up());
         let is_free = self.reload.is_none();
@@ -90,6 +97,7 @@ impl Service {
             }
         };
         tokio::select! {
+            Some(reply) = resumes.recv() => Event::ResumeRequested(reply),
             Some(reply) = reloads.recv(), if is_free => Event::ReloadRequested(Some(reply)),
             () = changed => Event::ReloadRequested(None),
             built = built => Event::ReloadReady(built),
@@ -172,7 +180,7 @@ impl Service {
             keys::give_back(&self.spec, &context.registry, &self.context.registry).await;
             return Err(failure);
         }
-        self.adopt(&context, false);
+        self.adopt(&context, &loaded.digest, false);
         if self.monitor.is_none() {
             self.announce().await;
         }
@@ -238,8 +246,8 @@ impl Service {
         if self.state == State::AwaitingHealth {
             self.state = State::Withdrawn;
         }
-        let is_proven = self.spec.health.is_some();
-        self.adopt(&context, is_proven);
+        let (is_proven, digest) = (self.spec.health.is_some(), Arc::clone(&self.loaded.digest));
+        self.adopt(&context, &digest, is_proven);
         if self.spec.register == Register::Host {
             context.registry.inherit();
         }
@@ -262,9 +270,12 @@ impl Service {
     }
 
     /// Makes a revision the current one.
-    fn adopt(&mut self, context: &Arc<ServiceContext>, is_proven: bool) {
+    fn adopt(&mut self, context: &Arc<ServiceContext>, digest: &Arc<str>, is_proven: bool) {
         self.context = Arc::clone(context);
-        self.status.send_modify(|status| status.context = Some(Arc::clone(context)));
+        let revision = RevisionInfo { digest: Arc::clone(digest), since: SystemTime::now() };
+        self.status.send_modify(|status| {
+            (status.context, status.revision) = (Some(Arc::clone(context)), Some(revision));
+        });
         if let Some(monitor) = &mut self.monitor {
             monitor.reset(is_proven);
         }

@@ -1,5 +1,5 @@
 //! One service from the first attempt to start it to its end: loaded, started, tried again after a failure, served,
-//! drained. Services know nothing of each other.
+//! drained, perhaps resumed. Services know nothing of each other.
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
@@ -84,15 +84,14 @@ impl Supervisor {
         reports: Reports,
     ) -> (Self, ServiceHandle) {
         let (drain, drains) = mpsc::channel(MAX_PENDING_COMMANDS);
+        let (resume, resumes) = mpsc::channel(MAX_PENDING_COMMANDS);
         let (reload, reloads) = mpsc::channel(MAX_PENDING_COMMANDS);
-        let status = ServiceStatus {
-            phase: Phase::Starting,
-            why: None,
-            listen: spec.listen.to_string().into(),
-            url: "".into(),
-            context: None,
+        let weight = watch::Sender::default();
+        let cell = StatusCell {
+            status: watch::Sender::new(ServiceStatus::new(spec.listen.to_string().into())),
+            weight: weight.subscribe(),
+            stats: Arc::new(Stats::new(spec.name.clone())),
         };
-        let cell = StatusCell { status: watch::Sender::new(status), stats: Arc::new(Stats::new(spec.name.clone())) };
         let handle = ServiceHandle {
             name: spec.name.clone(),
             version: spec.version.clone(),
@@ -101,10 +100,12 @@ impl Supervisor {
             stats: Arc::clone(&cell.stats),
             status: cell.status.subscribe(),
             drains: drain,
+            resumes: resume,
             reloads: reload,
+            weight,
         };
         let attempts = Attempts { spec, context, cell, pending_component, service: None, failures: 0, arrived: false };
-        (Self { attempts, commands: Commands { drains, reloads }, reports }, handle)
+        (Self { attempts, commands: Commands { drains, resumes, reloads }, reports }, handle)
     }
 
     /// Starts the service and serves it until the host ends; then drains it.
@@ -118,15 +119,28 @@ impl Supervisor {
     }
 
     async fn live(&mut self) -> Infallible {
+        // Reply to the command that caused the current attempt.
+        let mut cause = None;
+        loop {
+            let reply = self.until_drain(cause).await;
+            tracing::info!(service = %self.attempts.spec.name, "draining on request");
+            let _ = reply.send(self.attempts.drain().await); // Its client may have gone away.
+            self.reports.send(Report::Drained).await;
+            cause = Some(self.attempts.stay_drained(&mut self.commands).await);
+            tracing::info!(service = %self.attempts.spec.name, "resumed");
+            self.attempts.forget();
+        }
+    }
+
+    /// Starts the service and serves it until a drain command.
+    async fn until_drain(&mut self, mut cause: Option<Reply<Result<(), Failure>>>) -> Reply<Drained> {
         let Self { attempts, commands, reports } = self;
-        // Reply to the reload command that caused the current attempt.
-        let mut reload: Option<Reply<Result<(), Failure>>> = None;
-        let reply = loop {
+        loop {
             let outcome = tokio::select! {
-                Some(reply) = commands.drains.recv() => break reply,
+                Some(reply) = commands.drains.recv() => return reply,
                 outcome = attempts.attempt() => outcome,
             };
-            if let Some(reply) = reload.take() {
+            if let Some(reply) = cause.take() {
                 let _ = reply.send(outcome.clone()); // Its client may have gone away.
             }
             let Err(failure) = outcome else {
@@ -140,13 +154,10 @@ impl Supervisor {
             reports.send(Report::Failed(failure)).await;
             attempts.undo().await;
             match attempts.next(commands, pause).await {
-                Next::Drain(reply) => break reply,
-                Next::Attempt(reply) => reload = reply,
+                Next::Drain(reply) => return reply,
+                Next::Attempt(reply) => cause = reply,
             }
-        };
-        let _ = reply.send(attempts.drain().await); // As above.
-        reports.send(Report::Drained).await;
-        attempts.stay_drained(commands).await
+        }
     }
 }
 
@@ -206,10 +217,16 @@ impl Attempts {
         if let Some(service) = &mut self.service {
             service.end().await;
         }
+        self.forget();
+    }
+
+    /// Drops a service that has ended. The next attempt begins anew.
+    fn forget(&mut self) {
         self.service = None;
         let listen = self.spec.listen.to_string().into();
         self.cell.status.send_modify(|status| {
-            (status.listen, status.url, status.context) = (listen, "".into(), None);
+            (status.listen, status.url) = (listen, "".into());
+            (status.context, status.revision) = (None, None);
         });
     }
 
@@ -221,15 +238,16 @@ impl Attempts {
                 false => pending().await,
             }
         };
-        let reload = tokio::select! {
+        let command = tokio::select! {
             Some(reply) = commands.drains.recv() => return Next::Drain(reply),
+            Some(reply) = commands.resumes.recv() => Some(reply),
             Some(reply) = commands.reloads.recv() => Some(reply),
             () = changed => None,
             () = sleep(pause) => return Next::Attempt(None),
         };
         // The operator has changed something: the backoff begins anew.
         self.failures = 0;
-        Next::Attempt(reload)
+        Next::Attempt(command)
     }
 
     async fn drain(&mut self) -> Drained {
@@ -241,16 +259,18 @@ impl Attempts {
         drained
     }
 
-    /// Answers for a service that was drained before it was started.
-    async fn stay_drained(&mut self, commands: &mut Commands) -> Infallible {
+    /// Answers for a drained service, until a resume command.
+    async fn stay_drained(&mut self, commands: &mut Commands) -> Reply<Result<(), Failure>> {
+        self.failures = 0;
         if let Some(barrier) = &self.context.barrier
-            && !self.arrived
+            && !std::mem::replace(&mut self.arrived, true)
         {
             // The other services must not wait for it.
             drop(tokio::time::timeout(Duration::ZERO, barrier.wait()).await);
         }
         loop {
             tokio::select! {
+                Some(reply) = commands.resumes.recv() => return reply,
                 Some(reply) = commands.drains.recv() => drop(reply.send(ALREADY_DRAINED)),
                 Some(reply) = commands.reloads.recv() => {
                     drop(reply.send(Err(Failure::other(format!("{}: it is drained", self.spec.name)))));
@@ -268,18 +288,31 @@ impl Attempts {
 const ALREADY_DRAINED: Drained = Drained { keys_gone: true, all_answered: true };
 
 fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
-    cell.status.send_modify(|status| (status.phase, status.why) = (phase, why.map(Arc::from)));
+    cell.status.send_modify(|status| status.enter(phase, why));
 }
 
-/// Channel of one service for its reports.
+/// Channel of one service for its reports. The host is interested in the first start alone: what follows a resume command is
+/// no reason to end.
 pub(crate) struct Reports {
     /// Index of the service among all.
-    pub(crate) index: usize,
-    pub(crate) to: mpsc::Sender<(usize, Report)>,
+    index: usize,
+    /// None once the service was started or drained.
+    to: Option<mpsc::Sender<(usize, Report)>>,
 }
 
 impl Reports {
-    async fn send(&self, report: Report) {
-        let _ = self.to.send((self.index, report)).await; // The host may be ending.
+    /// The channel of the service with that index among all.
+    pub(crate) fn new(index: usize, to: mpsc::Sender<(usize, Report)>) -> Self {
+        Self { index, to: Some(to) }
+    }
+
+    async fn send(&mut self, report: Report) {
+        let is_last = matches!(report, Report::Started | Report::Drained);
+        if let Some(to) = &self.to {
+            let _ = to.send((self.index, report)).await; // The host may be ending.
+        }
+        if is_last {
+            self.to = None;
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use leasehold_wasmtime::Lifecycle;
+use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre, types::ComponentItem};
 use wasmtime_wasi::{p2::bindings::CommandPre, p3::bindings::CommandPre as AsyncCommandPre};
 use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
@@ -29,6 +30,8 @@ use crate::{
 pub(crate) struct Loaded {
     pub(crate) pre: InstancePre<StoreState>,
     pub(crate) info: ComponentInfo,
+    /// SHA-256 of the file, in hexadecimal.
+    pub(crate) digest: Arc<str>,
 }
 
 /// Result of a look-up of a component file in the cache.
@@ -75,20 +78,21 @@ impl Loaded {
     /// Reads and compiles a file that is to be run, in this process; with `precompiled`, it may be machine code already.
     /// The error is one sentence that names it.
     pub(crate) fn load(engine: &Engine, path: &Path, precompiled: bool) -> Result<Self, Failure> {
-        let component = compile(engine, path, precompiled)?;
-        Self::link(engine, path, &component)
+        let binary = Binary::read(path, precompiled)?;
+        let component = compile(engine, path, &binary)?;
+        Self::link(engine, path, &component, digest(binary.bytes()))
     }
 
     /// Loads a file that needs no compilation: machine code, or a component in the cache.
     pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Lookup, Failure> {
-        let component = match Binary::read(path, precompiled)? {
-            Binary::MachineCode(code) => trusted(engine, path, &code)?,
+        let (component, digest) = match Binary::read(path, precompiled)? {
+            Binary::MachineCode(code) => (trusted(engine, path, &code)?, digest(&code)),
             Binary::Wasm(bytes) => match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &bytes)) {
-                Some(component) => component,
+                Some(component) => (component, digest(&bytes)),
                 None => return Ok(Lookup::NotCompiled(bytes)),
             },
         };
-        Self::link(engine, path, &component).map(Lookup::Loaded)
+        Self::link(engine, path, &component, digest).map(Lookup::Loaded)
     }
 
     /// Reads a file that is to be run, and compiles it in a child process if necessary.
@@ -111,17 +115,17 @@ impl Loaded {
         let compiled = compiler::compile(&path, Arc::clone(&bytes)).await;
         let take = move || {
             let component = adopt(&engine, &path, &bytes, compiled)?;
-            Self::link(&engine, &path, &component)
+            Self::link(&engine, &path, &component, digest(&bytes))
         };
         compiler.run(take).await
     }
 
-    fn link(engine: &Engine, path: &Path, component: &Component) -> Result<Self, Failure> {
+    fn link(engine: &Engine, path: &Path, component: &Component, digest: Arc<str>) -> Result<Self, Failure> {
         let pre = engine.linker.instantiate_pre(component);
         let pre = pre.map_err(|error| {
             Failure::usage(format!("{}: {}", path.display(), missing_import(engine, component, &error)))
         })?;
-        Ok(Self { info: info(engine, component, Some(&pre)), pre })
+        Ok(Self { info: info(engine, component, Some(&pre)), pre, digest })
     }
 
     /// Kind of the component.
@@ -216,7 +220,7 @@ impl ComponentInfo {
 
 /// Inspects a file that need not be able to run.
 pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Failure> {
-    let component = compile(engine, path, false)?;
+    let component = compile(engine, path, &Binary::read(path, false)?)?;
     Ok(match engine.linker.instantiate_pre(&component) {
         Ok(pre) => info(engine, &component, Some(&pre)),
         Err(error) => {
@@ -229,7 +233,7 @@ pub(crate) fn inspect(engine: &Engine, path: &Path) -> Result<ComponentInfo, Fai
 
 /// Machine code of a component that could run here, for this release on the same kind of machine.
 pub(crate) fn machine_code(engine: &Engine, path: &Path) -> Result<Vec<u8>, Failure> {
-    let component = compile(engine, path, false)?;
+    let component = compile(engine, path, &Binary::read(path, false)?)?;
     let linked = engine.linker.instantiate_pre(&component);
     linked.map_err(|error| {
         Failure::usage(format!("{}: {}", path.display(), missing_import(engine, &component, &error)))
@@ -244,6 +248,11 @@ enum Binary {
 }
 
 impl Binary {
+    fn bytes(&self) -> &[u8] {
+        let (Self::Wasm(bytes) | Self::MachineCode(bytes)) = self;
+        bytes
+    }
+
     fn read(path: &Path, precompiled: bool) -> Result<Self, Failure> {
         let message = |message: &str| Failure::usage(format!("{}: {message}", path.display()));
         let bytes =
@@ -263,11 +272,15 @@ impl Binary {
     }
 }
 
-fn compile(engine: &Engine, path: &Path, precompiled: bool) -> Result<Component, Failure> {
-    match Binary::read(path, precompiled)? {
-        Binary::MachineCode(code) => trusted(engine, path, &code),
-        Binary::Wasm(bytes) => engine.component(&bytes).map_err(|error| invalid(path, &cause(&error))),
+fn compile(engine: &Engine, path: &Path, binary: &Binary) -> Result<Component, Failure> {
+    match binary {
+        Binary::MachineCode(code) => trusted(engine, path, code),
+        Binary::Wasm(bytes) => engine.component(bytes).map_err(|error| invalid(path, &cause(&error))),
     }
+}
+
+fn digest(bytes: &[u8]) -> Arc<str> {
+    format!("{:x}", Sha256::digest(bytes)).into()
 }
 
 fn invalid(path: &Path, message: &str) -> Failure {

@@ -165,14 +165,15 @@ impl Key {
         self.weight = weight;
     }
 
-    /// Publishes another node under the same key from now on.
-    pub(super) fn replace(&mut self, key: &str, node: Arc<ServerNode>) -> Result<(), Error> {
+    /// Publishes another node under the same key from now on; if it gives up a weight of its own, with the computed one.
+    pub(super) fn replace(&mut self, key: &str, node: Arc<ServerNode>, computed: Weight) -> Result<(), Error> {
         self.layout.accept(&node)?;
         let other = self.layout.key(&node);
         if other != key {
             return Err(Invalid::new("node", format!("must have the key {key}, not {other}")).into());
         }
-        self.weight = node.weight.unwrap_or(self.weight);
+        let otherwise = if self.node.weight.is_some() { computed } else { self.weight };
+        self.weight = node.weight.unwrap_or(otherwise);
         self.node = node;
         self.edition = self.edition.wrapping_add(1);
         Ok(())

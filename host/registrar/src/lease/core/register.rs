@@ -53,7 +53,8 @@ impl LeaseCore {
     }
 
     pub(super) fn replace(&mut self, key: &Arc<str>, node: Arc<ServerNode>, reply: Reply, now: Instant) {
-        self.change(key, reply, now, |entry| entry.replace(key, node));
+        let computed = self.computed.weight;
+        self.change(key, reply, now, |entry| entry.replace(key, node, computed));
     }
 
     fn change(

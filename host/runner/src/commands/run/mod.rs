@@ -14,6 +14,7 @@ use crate::{
     admin::{
         metrics::Events,
         server::{Admin, AdminState},
+        status::HostInfo,
     },
     cli::RunArgs,
     config::{Config, Register, Spec},
@@ -44,6 +45,7 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything from the configuration to the last revoked lease.
 pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
     rlimit::raise();
+    let file = std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone());
     let mut config = args.config()?;
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
@@ -65,7 +67,8 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         let events = Arc::<Events>::default();
         tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
         let services = Arc::clone(&services);
-        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), remote: admin.remote })
+        let host = HostInfo::new(file.display().to_string(), config.registrar.endpoints.clone());
+        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), host, remote: admin.remote })
     });
     let admin = admin.transpose()?;
     if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
@@ -144,7 +147,7 @@ async fn live(
         let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
         let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, several });
         let new = |(index, spec): (usize, &Spec)| {
-            let reports = Reports { index, to: reporting.clone() };
+            let reports = Reports::new(index, reporting.clone());
             Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)
         };
         let (supervisors, handles): (Vec<_>, Vec<_>) = config.services.iter().enumerate().map(new).unzip();

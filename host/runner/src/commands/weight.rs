@@ -1,0 +1,43 @@
+//! `leasehold weight`: the weight of a service of a running host, until the host starts again.
+
+use serde::Deserialize;
+
+use super::{print, print_json};
+use crate::{
+    cli::WeightArgs,
+    commands::admin_client,
+    error::{Failure, shown},
+};
+
+/// Outcome for one service.
+#[derive(Deserialize)]
+struct Weighed {
+    service: String,
+    listen: String,
+    weight: Option<u32>,
+    why: Option<String>,
+}
+
+/// Requests the weight, and reports on stdout. A registration that does not take it is a failure.
+pub(crate) async fn weight(args: WeightArgs) -> Result<(), Failure> {
+    let value = args.weight.0.map_or_else(|| "auto".to_owned(), |weight| weight.to_string());
+    let path = format!("/weight/{}?value={value}", admin_client::part(&args.name));
+    let (all, answer): (Vec<Weighed>, _) = admin_client::post(&args.host.url()?, &path).await?;
+    if args.json {
+        print_json(&answer)?;
+    } else {
+        print(&all.iter().map(line).collect::<String>())?;
+    }
+    match all.iter().filter(|one| one.why.is_some()).count() {
+        0 => Ok(()),
+        failed => Err(Failure::other(format!("{failed} of {} services have not taken it", all.len()))),
+    }
+}
+
+fn line(one: &Weighed) -> String {
+    let weight =
+        one.weight.map_or_else(|| "its weight as configured".to_owned(), |weight| format!("the weight {weight}"));
+    let failed =
+        one.why.as_ref().map_or_else(String::new, |why| format!("; a registration has not taken it: {}", shown(why)));
+    format!("{} on {} has {weight}{failed}\n", one.service, one.listen)
+}
