@@ -243,7 +243,7 @@ impl Spec {
     }
 
     /// Detects a component that has to pass its health check before it can register anything.
-    pub(crate) fn answers_first(&self) -> bool {
+    pub(crate) fn is_probed_before_start(&self) -> bool {
         self.health.is_some() && self.register == Register::Component
     }
 

@@ -1,4 +1,5 @@
-//! Additions to the tokio runtime: a tracked executor and pooled timers.
+//! Additions to the tokio runtime: backoff, a tracked executor and pooled timers.
 
+pub(crate) mod backoff;
 pub(crate) mod executor;
 pub(crate) mod timers;

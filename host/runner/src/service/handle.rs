@@ -250,7 +250,7 @@ impl Snapshot<'_> {
         })
     }
 
-    /// Returns true if the service serves requests, whatever the state of its keys.
+    /// Returns true if the service is in phase serving, whatever the state of its keys.
     pub(crate) fn is_served(&self) -> bool {
         self.status.phase == Phase::Serving
     }

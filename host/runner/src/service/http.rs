@@ -69,8 +69,8 @@ impl Handler {
         context: &Arc<ServiceContext>,
     ) -> Result<(), Failure> {
         let mut revision = Revision::open(spec, engine, loaded, Arc::clone(context))?;
-        if !spec.answers_first() {
-            revision.begin(spec, engine, loaded).await?;
+        if !spec.is_probed_before_start() {
+            revision.start_lifecycle(spec, engine, loaded).await?;
         }
         let dispatcher = Arc::new(ArcSwap::new(Arc::clone(&revision.dispatcher)));
         let tls = self.tls.clone();
@@ -80,10 +80,15 @@ impl Handler {
         Ok(())
     }
 
-    /// Starts a component that has passed its health check.
-    pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
+    /// Calls `lifecycle.start` of a component that has passed its health check.
+    pub(crate) async fn start_lifecycle(
+        &mut self,
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+    ) -> Result<(), Failure> {
         match &mut self.revision {
-            Some(revision) => revision.begin(spec, engine, loaded).await,
+            Some(revision) => revision.start_lifecycle(spec, engine, loaded).await,
             None => Ok(()),
         }
     }
@@ -129,7 +134,7 @@ impl Handler {
             }
         }
         self.retiring.close();
-        // Its requests ended with the server; only `lifecycle.stop` is left.
+        // Requests of retiring revisions ended with the server; only `lifecycle.stop` is left.
         let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;
         if let Some(revision) = &mut self.revision {
             revision.stop(spec).await;

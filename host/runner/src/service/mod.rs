@@ -1,4 +1,15 @@
 //! One service, in the order it is lived: bound, started, served, reloaded, drained.
+//!
+//! | layer | file | has |
+//! |---|---|---|
+//! | `Supervisor`, with its attempts | `supervisor` | the commands of a service, from the first attempt to start it to its end |
+//! | `Service` | `mod`, `serving`, `keys` | one attempt that could be bound: its state, its events, its keys in etcd |
+//! | `Handler` or `Program` | `http`, `program` | the listener of the host, or the component that listens itself |
+//! | `Revision` or `Run` | `revision`, `process` | one version of the component file that serves; one run of a program |
+//! | `LifecycleInstance` | `lifecycle` | the instance in which the component's `start` ran, until its `stop` |
+//!
+//! Beside them: `handle` (commands and status, as others see the service), `reload` (a revision that is being built),
+//! `health` (probes and outliers), `file_watcher`.
 
 pub(crate) mod file_watcher;
 pub(crate) mod handle;
@@ -18,7 +29,7 @@ use std::{fmt::Display, net::SocketAddr, sync::Arc, time::SystemTime};
 use leasehold::{Registrar, ServerNode, Weight};
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -62,6 +73,8 @@ pub(crate) struct Service {
     file: Option<FileWatcher>,
     /// The reload that is in progress.
     reload: Option<Reload>,
+    /// Time at which the keys were last withdrawn: clients may use them for a while.
+    withdrawn_at: Option<Instant>,
 }
 
 /// State of a service between its bind and its end.
@@ -69,11 +82,11 @@ pub(crate) struct Service {
 enum State {
     /// The component is not served yet.
     Bound,
-    /// Served, and not in etcd. The component's `lifecycle` is not started before the health check passes.
+    /// It accepts connections, and is not in etcd. The component's `lifecycle` is not started before the health check passes.
     AwaitingHealth,
-    /// Served, and in etcd where it is registered at all.
+    /// It accepts connections, and is in etcd where it is registered at all.
     Serving,
-    /// Served, and out of etcd until the health check passes.
+    /// Out of etcd until the health check passes, or until the program that has ended runs again.
     Withdrawn,
     /// On its way out.
     Ending {
@@ -153,6 +166,7 @@ impl Service {
             monitor: None,
             file: None,
             reload: None,
+            withdrawn_at: None,
         };
         let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
         let revision = RevisionInfo { digest: Arc::clone(&service.loaded.digest), since: SystemTime::now() };
@@ -185,18 +199,18 @@ impl Service {
             Workload::Program(program) => program.start(spec, engine, loaded, context).await?,
         }
         self.monitor = self.monitor();
-        if self.spec.follow {
-            self.file = Some(FileWatcher::new(&self.spec.component).await);
-        }
         // The service is announced once its health check passes, and not before.
         if let Err(why) = self.first_health().await {
-            self.enter(if self.answers_first() { State::AwaitingHealth } else { State::Withdrawn }, Some(&why));
+            self.enter(
+                if self.is_probed_before_start() { State::AwaitingHealth } else { State::Withdrawn },
+                Some(&why),
+            );
             tracing::warn!(service = %self.spec.name, url = self.url(), "not announced: {why}");
             return Ok(());
         }
         match &mut self.workload {
-            Workload::Handler(handler) if self.spec.answers_first() => {
-                handler.begin(&self.spec, &self.engine, &self.loaded).await?;
+            Workload::Handler(handler) if self.spec.is_probed_before_start() => {
+                handler.start_lifecycle(&self.spec, &self.engine, &self.loaded).await?;
             }
             _ => {}
         }
@@ -210,8 +224,8 @@ impl Service {
 
     /// Returns true if the component has to pass its health check before it is started. A program cannot: it registers
     /// what it likes once it runs.
-    fn answers_first(&self) -> bool {
-        matches!(self.workload, Workload::Handler(_)) && self.spec.answers_first()
+    fn is_probed_before_start(&self) -> bool {
+        matches!(self.workload, Workload::Handler(_)) && self.spec.is_probed_before_start()
     }
 
     /// The health monitor of a service that can be in etcd.
@@ -220,7 +234,7 @@ impl Service {
             Workload::Handler(handler) => ProbeTarget::Dispatcher(handler.dispatcher()?, self.bound.to_string()),
             Workload::Program(_) => ProbeTarget::Address(self.spec.reachable()),
         };
-        let trusted = self.spec.register == Register::Component && !self.answers_first();
+        let trusted = self.spec.register == Register::Component && !self.is_probed_before_start();
         let registry = self.context.registry.clone();
         let threshold = PanicThreshold::new(self.spec.quarantine, self.registrar.clone(), registry);
         let stats = Arc::clone(&self.context.stats);
@@ -264,10 +278,12 @@ impl Service {
         if let Some(reload) = self.reload.take() {
             reload.end(Err(self.failed("it is drained")));
         }
-        // An end that was broken off has deleted keys that clients may still know.
+        // An end that was broken off, or a withdrawal just now, has deleted keys that clients may still know.
+        let settle_time = self.spec.limits.settle_time;
+        let was_withdrawn = self.withdrawn_at.is_some_and(|at| at.elapsed() < settle_time);
         let (was_served, was_announced) = match self.state {
             State::Ending { was_served, was_announced } => (was_served, was_announced),
-            state => (state != State::Bound, false),
+            state => (state != State::Bound, was_withdrawn),
         };
         let was_announced = was_announced || !self.context.registry.registrations().is_empty();
         self.state = State::Ending { was_served, was_announced };

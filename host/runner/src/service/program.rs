@@ -9,13 +9,13 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::server,
+    rt::backoff::Backoff,
     service::process::Run,
     wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
-/// Pause before a program is run again; it doubles with each short run.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pauses before a program is run again after a short run.
+const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 /// Shortest run that resets the pause.
 const LASTING: Duration = Duration::from_secs(60);
 
@@ -23,11 +23,10 @@ const LASTING: Duration = Duration::from_secs(60);
 pub(crate) struct Program {
     run: Option<Run>,
     begun: Instant,
-    /// Short runs in a row.
-    short: u32,
+    backoff: Backoff,
     /// Time at which it is run again.
     due: Option<Instant>,
-    /// Runs of this program; the end of each is awaited through its handle.
+    /// Runs of this program.
     tasks: TaskTracker,
 }
 
@@ -44,7 +43,8 @@ impl Program {
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
         server::bind(spec.listen)
             .map_err(|error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen)))?;
-        Ok(Self { run: None, begun: Instant::now(), short: 0, due: None, tasks: TaskTracker::new() })
+        let (backoff, tasks) = (RESTART_BACKOFF, TaskTracker::new());
+        Ok(Self { run: None, begun: Instant::now(), backoff, due: None, tasks })
     }
 
     /// Runs the program until it listens. After a failure it is due again after a pause.
@@ -94,12 +94,9 @@ impl Program {
 
     fn pause(&mut self) -> Duration {
         if self.begun.elapsed() >= LASTING {
-            self.short = 0;
+            self.backoff.reset();
         }
-        let ceiling = FIRST_PAUSE.saturating_mul(1 << self.short.min(16)).min(LONGEST_PAUSE);
-        self.short += 1;
-        // Half of it is jitter: programs that ended together do not start together.
-        let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let pause = self.backoff.next_pause();
         self.due = Some(Instant::now() + pause);
         pause
     }
@@ -110,12 +107,17 @@ impl Program {
     /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
         self.due = None;
-        let Some(run) = &mut self.run else { return true };
-        if announced {
-            sleep(spec.limits.settle_time).await;
+        let mut by_itself = true;
+        if let Some(run) = &mut self.run {
+            if announced {
+                sleep(spec.limits.settle_time).await;
+            }
+            by_itself = run.stop(spec).await;
+            self.run = None;
         }
-        let by_itself = run.stop(spec).await;
-        self.run = None;
+        // A run that did not get as far as to listen ends by itself, once it is interrupted.
+        self.tasks.close();
+        self.tasks.wait().await;
         by_itself
     }
 }

@@ -53,14 +53,20 @@ impl Revision {
         Ok(Self { context, dispatcher, lifecycle: None })
     }
 
-    /// Starts the component within its deadline. Registrations that it made before a failure stay.
-    pub(crate) async fn begin(&mut self, spec: &Spec, engine: &Engine, loaded: &Loaded) -> Result<(), Failure> {
+    /// Calls the component's `lifecycle.start` within its deadline. Registrations that it made before a failure stay.
+    pub(crate) async fn start_lifecycle(
+        &mut self,
+        spec: &Spec,
+        engine: &Engine,
+        loaded: &Loaded,
+    ) -> Result<(), Failure> {
         self.lifecycle = LifecycleInstance::start(spec, engine, loaded, &self.context).await?;
         Ok(())
     }
 
-    /// Opens and starts a revision beside the served one, and waits for its health check, if there is one; if the component
-    /// registers itself, before its start. A revision that fails is stopped.
+    /// Opens and starts a revision beside the served one, and waits for its health check, if there is one. A component that
+    /// registers itself is probed before its `lifecycle.start`, any other after it. A revision that fails is stopped; one whose
+    /// service is drained meanwhile is dropped without `lifecycle.stop`, and the keys that it registered are deleted.
     pub(crate) async fn beside(
         spec: &Spec,
         engine: &Engine,
@@ -70,11 +76,11 @@ impl Revision {
     ) -> Result<Self, Failure> {
         let mut revision = Self::open(spec, engine, loaded, context)?;
         let begun = async {
-            if spec.answers_first() {
+            if spec.is_probed_before_start() {
                 proven(&revision.dispatcher, spec, authority).await?;
-                revision.begin(spec, engine, loaded).await
+                revision.start_lifecycle(spec, engine, loaded).await
             } else {
-                revision.begin(spec, engine, loaded).await?;
+                revision.start_lifecycle(spec, engine, loaded).await?;
                 proven(&revision.dispatcher, spec, authority).await
             }
         };

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     config::Register,
@@ -112,11 +112,14 @@ impl Service {
         }
     }
 
-    /// Takes the service out of etcd, until it is healthy. Requests that come nevertheless are answered.
+    /// Takes the service out of etcd, until it is healthy. A listener of the host goes on serving requests.
     async fn withdraw(&mut self, why: &str) {
         tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
         let state = if self.state == State::AwaitingHealth { self.state } else { State::Withdrawn };
         self.enter(state, Some(why));
+        if !self.context.registry.registrations().is_empty() {
+            self.withdrawn_at = Some(Instant::now());
+        }
         keys::withdraw(&self.spec, &self.context.registry).await;
     }
 
@@ -223,6 +226,9 @@ impl Service {
         };
         match &outcome {
             Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
+            Err(failure) if matches!(&self.workload, Workload::Program(program) if !program.is_up()) => {
+                tracing::error!(service = %self.spec.name, "not reloaded, the former version is run again: {}", failure.sentence());
+            }
             Err(failure) if self.state != State::AwaitingHealth => {
                 tracing::error!(service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
             }

@@ -14,6 +14,7 @@ use crate::{
     config::{Register, Spec},
     error::Failure,
     outbound::reserved::Reserved,
+    rt::backoff::Backoff,
     service::{
         Commands, Service, StatusCell,
         file_watcher::FileWatcher,
@@ -23,9 +24,8 @@ use crate::{
     wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
 };
 
-/// Backoff before a start is tried again; it doubles with each failure.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pauses before a start is tried again.
+const START_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Everything that all services are started with.
 pub(crate) struct StartContext {
@@ -38,8 +38,8 @@ pub(crate) struct StartContext {
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
     pub(crate) barrier: Option<Barrier>,
-    /// The host has more than one service.
-    pub(crate) several: bool,
+    /// Set where failed starts are logged here: the host has several services, and goes on without the failed one.
+    pub(crate) logs_failed_starts: bool,
 }
 
 /// Report of a service to the host.
@@ -69,8 +69,7 @@ struct Attempts {
     pending_component: Option<PendingComponent>,
     /// Result of the current attempt so far.
     service: Option<Service>,
-    /// Failures in a row.
-    failures: u32,
+    backoff: Backoff,
     /// The barrier counts this service.
     arrived: bool,
 }
@@ -104,7 +103,8 @@ impl Supervisor {
             reloads: reload,
             weight,
         };
-        let attempts = Attempts { spec, context, cell, pending_component, service: None, failures: 0, arrived: false };
+        let attempts =
+            Attempts { spec, context, cell, pending_component, service: None, backoff: START_BACKOFF, arrived: false };
         (Self { attempts, commands: Commands { drains, resumes, reloads }, reports }, handle)
     }
 
@@ -137,7 +137,12 @@ impl Supervisor {
         let Self { attempts, commands, reports } = self;
         loop {
             let outcome = tokio::select! {
-                Some(reply) = commands.drains.recv() => return reply,
+                Some(reply) = commands.drains.recv() => {
+                    if let Some(cause) = cause {
+                        drop(cause.send(Err(attempts.is_drained()))); // Its client may have gone away.
+                    }
+                    return reply;
+                }
                 outcome = attempts.attempt() => outcome,
             };
             if let Some(reply) = cause.take() {
@@ -172,6 +177,8 @@ impl Attempts {
         self.enter(Phase::Starting, Some("its component is being loaded"));
         let StartContext { engine, registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
         let spec = &self.spec;
+        // Before the file is read, so that no later change of it goes unnoticed.
+        let file = if spec.follow { Some(FileWatcher::new(&spec.component).await) } else { None };
         initial_memory::check_aside(engine, spec).await?;
         let loaded = match self.pending_component.take() {
             Some(pending_component) => pending_component.await.map_err(|failure| Failure::clone(&failure))?,
@@ -179,7 +186,8 @@ impl Attempts {
         };
         loaded.check(spec)?;
         let (traces, cell) = (traces.as_ref(), self.cell.clone());
-        let service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
+        let mut service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
+        service.file = file;
         let service = self.service.insert(service);
         enter(&self.cell, Phase::Starting, None);
         if let Some(barrier) = barrier
@@ -192,23 +200,20 @@ impl Attempts {
             pending::<()>().await;
         }
         Box::pin(service.start()).await?;
-        self.failures = 0;
+        self.backoff.reset();
         Ok(())
     }
 
     /// Publishes and logs a failure. Returns the pause before the next attempt.
     fn failed(&mut self, failure: &Failure) -> Duration {
-        let ceiling = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
-        // Half of it is jitter: services that failed at the same time are tried again at different times.
-        let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.failures += 1;
+        let pause = self.backoff.next_pause();
         self.cell.stats.start_failures.inc();
         let (name, sentence) = (&self.spec.name, failure.sentence());
         let why = sentence.strip_prefix(&format!("{name}: ")).unwrap_or(&sentence);
-        if self.context.several {
+        if self.context.logs_failed_starts {
             tracing::error!(service = %name, "not started: {why}; next attempt in {pause:.1?}");
         }
-        self.enter(Phase::Failed, Some(&format!("{why}; attempts so far: {}", self.failures)));
+        self.enter(Phase::Failed, Some(&format!("{why}; attempts so far: {}", self.backoff.failures())));
         pause
     }
 
@@ -246,7 +251,7 @@ impl Attempts {
             () = sleep(pause) => return Next::Attempt(None),
         };
         // The operator has changed something: the backoff begins anew.
-        self.failures = 0;
+        self.backoff.reset();
         Next::Attempt(command)
     }
 
@@ -261,11 +266,11 @@ impl Attempts {
 
     /// Answers for a drained service, until a resume command.
     async fn stay_drained(&mut self, commands: &mut Commands) -> Reply<Result<(), Failure>> {
-        self.failures = 0;
+        self.backoff.reset();
         if let Some(barrier) = &self.context.barrier
             && !std::mem::replace(&mut self.arrived, true)
         {
-            // The other services must not wait for it.
+            // A cancelled wait counts as arrived: the other services must not wait for this one.
             drop(tokio::time::timeout(Duration::ZERO, barrier.wait()).await);
         }
         loop {
@@ -273,11 +278,15 @@ impl Attempts {
                 Some(reply) = commands.resumes.recv() => return reply,
                 Some(reply) = commands.drains.recv() => drop(reply.send(ALREADY_DRAINED)),
                 Some(reply) = commands.reloads.recv() => {
-                    drop(reply.send(Err(Failure::other(format!("{}: it is drained", self.spec.name)))));
+                    drop(reply.send(Err(self.is_drained())));
                 }
                 else => return pending().await,
             }
         }
+    }
+
+    fn is_drained(&self) -> Failure {
+        Failure::other(format!("{}: it is drained", self.spec.name))
     }
 
     fn enter(&self, phase: Phase, why: Option<&str>) {

@@ -141,11 +141,11 @@ async fn live(
     let (reporting, reports) = mpsc::channel(MAX_REPORTS);
     let started = async {
         let (engine, components) = loading.engine().await?;
-        let several = config.services.len() > 1;
+        let logs_failed_starts = config.services.len() > 1;
         let barrier = config.strict.then(|| Barrier::new(config.services.len()));
         let (registrar, traces) = (registrar.clone(), traces.cloned());
         let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
-        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, several });
+        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, logs_failed_starts });
         let new = |(index, spec): (usize, &Spec)| {
             let reports = Reports::new(index, reporting.clone());
             Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)

@@ -30,6 +30,8 @@ pub(crate) struct PanicThreshold {
     names: Vec<Watched>,
     /// Time since which every view has been read.
     read: Option<Instant>,
+    /// Time of the latest sample with a failure.
+    failed_at: Option<Instant>,
     /// Samples in a row at which the service could have been withdrawn.
     samples: usize,
 }
@@ -63,7 +65,7 @@ struct Count {
 
 impl PanicThreshold {
     pub(crate) fn new(policy: Quarantine, registrar: Registrar, registry: RegistryCtx) -> Self {
-        Self { policy, registrar, registry, names: Vec::new(), read: None, samples: 0 }
+        Self { policy, registrar, registry, names: Vec::new(), read: None, failed_at: None, samples: 0 }
     }
 
     /// Returns true if failures that are mostly traps withdraw the service regardless of other nodes.
@@ -73,6 +75,7 @@ impl PanicThreshold {
 
     /// Watches the names that the service has registered. Dropped halfway, the next call goes on.
     pub(crate) async fn watch(&mut self, now: Instant) {
+        self.failed_at = Some(now);
         if self.policy.panic_threshold == 0 {
             return;
         }
@@ -103,8 +106,8 @@ impl PanicThreshold {
     /// Ends the views once nothing has failed for the whole window.
     pub(crate) fn rest(&mut self, now: Instant) {
         self.samples = 0;
-        if self.read.is_some_and(|read| now.duration_since(read) > WINDOW) {
-            (self.names, self.read) = (Vec::new(), None);
+        if self.failed_at.is_some_and(|failed| now.duration_since(failed) > WINDOW) {
+            (self.names, self.read, self.failed_at) = (Vec::new(), None, None);
         }
     }
 
