@@ -21,7 +21,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install run test etcd lint simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install run test etcd lint monitoring simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -67,6 +67,11 @@ lint: setup ## formatting, clippy, documentation; warnings are errors
 	cargo clippy --locked --release $(HOSTS) --all-targets -- -D warnings
 	sh scripts/guests.sh lint $(GUESTS)
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
+
+monitoring: ## the alert rules and their tests, with promtool
+	@command -v promtool >/dev/null || { echo "monitoring: needs promtool: apt-get install --no-install-recommends prometheus" >&2; exit 1; }
+	promtool check rules deploy/prometheus/alerts.yaml
+	promtool test rules deploy/prometheus/alerts.test.yaml
 
 simulate: setup ## SEEDS=n seeds on the simulated etcd; SEED=n replays one
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin simulate

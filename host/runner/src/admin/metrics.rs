@@ -20,7 +20,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::service::handle::{Phase, Readiness, ServiceHandle, Services, Snapshot};
+use crate::{
+    service::handle::{Phase, Readiness, ServiceHandle, Services, Snapshot},
+    telemetry::process_metrics::ProcessSample,
+};
+
+/// Largest number of services that are shown in full. A host with more shows of each service what is not zero, so that the
+/// page stays readable and small.
+const MAX_FULL: usize = 100;
 
 /// Content type of OpenMetrics.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -105,12 +112,41 @@ impl Events {
 pub(crate) async fn scrape(services: &Arc<Services>, events: &Arc<Events>, registrar: &Registrar) -> String {
     let etcd_is_up = timeout(ETCD_TIMEOUT, registrar.reach()).await.is_ok_and(|answer| answer.is_ok());
     let latencies = registrar.latencies();
-    let mut registry = Registry::with_prefix("leasehold");
     let (services, events) = (Arc::clone(services), Arc::clone(events));
-    registry.register_collector(Box::new(Scrape { services, events, etcd_is_up, latencies }));
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessMetrics));
+    let leasehold = registry.sub_registry_with_prefix("leasehold");
+    leasehold.register_collector(Box::new(Scrape { services, events, etcd_is_up, latencies }));
     let mut page = String::new();
     text::encode(&mut page, &registry).expect("a string takes all that is written");
     page
+}
+
+/// The metrics of the process, whose names have no prefix.
+#[derive(Debug)]
+struct ProcessMetrics;
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(sample) = ProcessSample::read() else { return Ok(()) };
+        let mut page = Page(encoder);
+        let cpu = page.0.encode_descriptor(
+            "process_cpu_seconds",
+            "Processor time of the host, user and system",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(sample.cpu_seconds).encode(cpu)?;
+        for (name, help, value) in [
+            ("process_resident_memory_bytes", "Resident memory of the host", sample.resident_bytes),
+            ("process_open_fds", "Open file descriptors of the host", sample.open_fds),
+            ("process_max_fds", "Limit of open file descriptors", sample.max_fds),
+            ("process_start_time_seconds", "Start of the host, in seconds since 1970", sample.start_time),
+        ] {
+            page.gauge(name, help, [(vec![], value)])?;
+        }
+        Ok(())
+    }
 }
 
 struct Scrape {
@@ -134,7 +170,8 @@ impl Collector for Scrape {
         let mut page = Page(encoder);
         self.process(&mut page)?;
         self.latencies(&mut page)?;
-        let services = ServiceSamples(self.services.all().iter().map(ServiceHandle::snapshot).collect());
+        let snapshots: Vec<_> = self.services.all().iter().map(ServiceHandle::snapshot).collect();
+        let services = ServiceSamples { is_full: snapshots.len() <= MAX_FULL, snapshots };
         services.phases(&mut page)?;
         services.requests(&mut page)?;
         services.instances(&mut page)?;
@@ -175,7 +212,11 @@ impl Scrape {
 }
 
 /// The services at the moment of the scrape.
-struct ServiceSamples<'a>(Vec<Snapshot<'a>>);
+struct ServiceSamples<'a> {
+    snapshots: Vec<Snapshot<'a>>,
+    /// Samples with the value zero are shown, too.
+    is_full: bool,
+}
 
 impl ServiceSamples<'_> {
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -183,6 +224,7 @@ impl ServiceSamples<'_> {
         let phases = self.services().flat_map(|service| {
             let now = service.status.phase;
             let shown = names.iter().map(move |(phase, name)| (*phase == now, name));
+            let shown = shown.filter(|(is, _)| self.is_full || *is);
             shown.map(move |(is, name)| (with(labels(service), "phase", name), f64::from(u8::from(is))))
         });
         page.gauge("service_phase", "1 for the current phase of the service", phases)?;
@@ -198,17 +240,20 @@ impl ServiceSamples<'_> {
     fn requests(&self, page: &mut Page<'_>) -> fmt::Result {
         let classes = self.services().flat_map(|service| {
             let classes = service.handle.stats.classes();
-            classes.map(|(class, count)| (with(labels(service), "class", class), count.get()))
+            let shown = classes.filter(|(_, count)| self.is_full || count.get() > 0);
+            shown.map(|(class, count)| (with(labels(service), "class", class), count.get()))
         });
         page.counter("requests", "Responses by status class, including the error responses of the host", classes)?;
         let rejections = self.services().flat_map(|service| {
             let rejections = service.handle.stats.rejections();
-            rejections.map(|(reason, count)| (with(labels(service), "reason", reason), count.get()))
+            let shown = rejections.filter(|(_, count)| self.is_full || count.get() > 0);
+            shown.map(|(reason, count)| (with(labels(service), "reason", reason), count.get()))
         });
         page.counter("rejected_requests", "Requests without a response of the component, by reason", rejections)?;
         let incidents = self.services().flat_map(|service| {
             let incidents = service.handle.stats.incidents();
-            incidents.map(|(kind, count)| (with(labels(service), "kind", kind), count.get()))
+            let shown = incidents.filter(|(_, count)| self.is_full || count.get() > 0);
+            shown.map(|(kind, count)| (with(labels(service), "kind", kind), count.get()))
         });
         page.counter("incidents", "Limits that were reached, traps and unexpected ends, by kind", incidents)?;
         let within = self.services().map(|service| (labels(service), service.handle.stats.within() as f64));
@@ -224,7 +269,8 @@ impl ServiceSamples<'_> {
         page.counter("outgoing_requests", "Requests sent by the component", outgoing)?;
         let help = "Time until the response begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
-        for service in self.services() {
+        let has_requests = |service: &&Snapshot<'_>| self.is_full || service.handle.stats.tally().all > 0;
+        for service in self.services().filter(has_requests) {
             service.handle.stats.duration.encode(family.encode_family(&labels(service))?)?;
         }
         Ok(())
@@ -234,7 +280,15 @@ impl ServiceSamples<'_> {
         let used = self.services().map(|service| (labels(service), whole(service.instances().0)));
         page.gauge("instances", "Instances in use or kept for further requests", used)?;
         let most = self.services().map(|service| (labels(service), f64::from(service.instances().1)));
-        page.gauge("instances_limit", "Limit of instances", most)
+        page.gauge("instances_limit", "Limit of instances", most)?;
+        let memory = self.services().map(|service| (labels(service), service.handle.stats.memory.get() as f64));
+        page.gauge("instances_memory_bytes", "Linear memory of all instances", memory)?;
+        let help = "Processor time of the component, sampled every 5 ms";
+        let mut family = page.0.encode_descriptor("cpu_seconds", help, None, MetricType::Counter)?;
+        for service in self.services() {
+            service.handle.stats.cpu.encode(family.encode_family(&labels(service))?)?;
+        }
+        Ok(())
     }
 
     fn views(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -264,6 +318,7 @@ impl ServiceSamples<'_> {
                 (with(labels(service), "state", name), whole(count))
             })
         });
+        let states = states.filter(|(_, count)| self.is_full || *count > 0.0);
         page.gauge("registrations", "Registrations by state", states)?;
         let each = || {
             let each =
@@ -283,7 +338,7 @@ impl ServiceSamples<'_> {
     }
 
     fn services(&self) -> impl Iterator<Item = &Snapshot<'_>> {
-        self.0.iter()
+        self.snapshots.iter()
     }
 }
 

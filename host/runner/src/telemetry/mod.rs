@@ -2,6 +2,7 @@
 
 pub(crate) mod log;
 pub(crate) mod otlp;
+pub(crate) mod process_metrics;
 pub(crate) mod service_metrics;
 pub(crate) mod span;
 pub(crate) mod throttle;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,9 @@ const MAX_TARGETS: usize = 256;
 /// Label of all further targets.
 const OTHERS: &str = "others";
 
+/// Processor time of a component, in seconds.
+pub(crate) type CpuTime = Counter<f64, AtomicU64>;
+
 /// Metrics of one service. They outlive its instances and its revisions.
 #[derive(Debug)]
 pub(crate) struct Stats {
@@ -40,6 +43,9 @@ pub(crate) struct Stats {
     /// Attempts to start the service that failed.
     pub(crate) start_failures: Counter,
     outgoing: Mutex<BTreeMap<String, Outgoing>>,
+    pub(crate) cpu: CpuTime,
+    /// Bytes of linear memory of all instances.
+    pub(crate) memory: Gauge,
 }
 
 /// Outcomes of the requests that a component sent to one target.
@@ -159,6 +165,8 @@ impl Stats {
             within: Gauge::default(),
             start_failures: Counter::default(),
             outgoing: Mutex::default(),
+            cpu: CpuTime::default(),
+            memory: Gauge::default(),
         }
     }
 

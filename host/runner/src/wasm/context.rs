@@ -108,16 +108,28 @@ pub(crate) struct StoreState {
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// Limits of one instance, with the metrics that count their violations.
+/// Limits of one instance, with the metrics that count its memory and violations of the limits.
 pub(crate) struct Limiter {
     limits: StoreLimits,
     stats: Arc<Stats>,
+    /// Bytes of the instance's linear memories.
+    memory: i64,
+}
+
+impl Drop for Limiter {
+    fn drop(&mut self) {
+        self.stats.memory.dec_by(self.memory);
+    }
 }
 
 impl ResourceLimiter for Limiter {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let grows = self.limits.memory_growing(current, desired, maximum)?;
-        if !grows {
+        if grows {
+            let growth = i64::try_from(desired.saturating_sub(current)).unwrap_or(i64::MAX);
+            self.memory = self.memory.saturating_add(growth);
+            self.stats.memory.inc_by(growth);
+        } else {
             self.stats.incident(Incident::MemoryLimit);
         }
         Ok(grows)
@@ -295,8 +307,9 @@ impl ServiceContext {
             limits: Limiter {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
                 stats: Arc::clone(&self.stats),
+                memory: 0,
             },
-            usage: Usage::new(self.strides.clone()),
+            usage: Usage::new(self.strides.clone(), self.stats.cpu.clone()),
             requests: Arc::default(),
             connections: None,
             _slot: slot,

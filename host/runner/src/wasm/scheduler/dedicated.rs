@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    mem,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     task::Poll,
@@ -19,7 +20,8 @@ use tokio::{
     task::{block_in_place, spawn_blocking},
 };
 
-use super::{InterruptHandle, Scheduler, tuning::TUNING};
+use super::{InterruptHandle, Scheduler, interrupt::thread_cpu, tuning::TUNING};
+use crate::telemetry::service_metrics::CpuTime;
 
 /// The dedicated thread of an instance, and its processor.
 pub(super) struct Dedicated {
@@ -30,13 +32,21 @@ pub(super) struct Dedicated {
     /// Time at which it got the processor.
     slice_begun_at: Instant,
     processor: Option<OwnedSemaphorePermit>,
+    /// Processor time of the thread that is counted already, in nanoseconds, and the counter.
+    counted: u64,
+    cpu: CpuTime,
     _permit: OwnedSemaphorePermit,
 }
 
 /// Makes this thread the instance's: another thread takes over what this one has to do besides (tasks that are ready, the
 /// network, timers), and this one waits for a processor. Without effect where no other thread comes, or the instance is
 /// interrupted.
-pub(super) fn dedicate(scheduler: &Arc<Scheduler>, interrupt: &InterruptHandle, permit: OwnedSemaphorePermit) {
+pub(super) fn dedicate(
+    scheduler: &Arc<Scheduler>,
+    interrupt: &InterruptHandle,
+    cpu: CpuTime,
+    permit: OwnedSemaphorePermit,
+) {
     block_in_place(|| {
         // At the end of this block tokio takes the duties back if no thread has them. A blocking task that has begun shows that
         // the thread which takes them over, and was woken before it, has begun too.
@@ -57,6 +67,8 @@ pub(super) fn dedicate(scheduler: &Arc<Scheduler>, interrupt: &InterruptHandle, 
             thread_since: now,
             slice_begun_at: now,
             processor,
+            counted: thread_cpu(),
+            cpu,
             _permit: permit,
         });
     });
@@ -88,6 +100,8 @@ impl Dedicated {
     /// Goes on with the instance, after other instances had their slices if its own is over. `None`, and all is given back,
     /// where its time on the thread is up, or it is interrupted.
     pub(super) fn resume(mut self, interrupt: &InterruptHandle) -> Option<Self> {
+        let before = mem::replace(&mut self.counted, thread_cpu());
+        self.cpu.inc_by(Duration::from_nanos(self.counted.saturating_sub(before)).as_secs_f64());
         let others_wait = self.scheduler.threads.available_permits() == 0;
         let most = match interrupt.is_exclusive.load(Relaxed) {
             false => TUNING.slice,

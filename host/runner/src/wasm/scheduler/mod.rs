@@ -149,12 +149,12 @@ impl Scheduler {
                 usage.on_slice(Slice { begun, ended, late, computed: interrupt.computed() });
             }
         }
-        let (scheduler, is_long) = (Arc::clone(self), usage.is_long());
+        let (scheduler, is_long, cpu) = (Arc::clone(self), usage.is_long(), usage.cpu().clone());
         Some(async move {
             // For other tasks of this thread, and for what may end the instance's work.
             yield_now().await;
             if is_long && let Ok(permit) = Arc::clone(&scheduler.threads).acquire_owned().await {
-                dedicated::dedicate(&scheduler, &interrupt, permit);
+                dedicated::dedicate(&scheduler, &interrupt, cpu, permit);
             }
             interrupt.begin(scheduler.ticks.load(Relaxed));
         })

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
 use super::{Scheduler, Strides, Usage, interrupt::thread_cpu, tuning::TUNING};
+use crate::telemetry::service_metrics::CpuTime;
 
 /// Tests that use up every processor run one at a time.
 static ONE: Mutex<()> = Mutex::const_new(());
@@ -189,7 +190,7 @@ async fn a_computation_that_shares_its_task_lets_the_rest_of_it_go_on() {
 async fn an_uninterruptible_computation_gets_a_thread_after_its_first_stride_and_later_from_its_beginning() {
     let (machine, strides) = (Machine::new(3).await, Strides::default());
     for is_known in [false, true] {
-        let mut usage = Usage::new(strides.clone());
+        let mut usage = Usage::new(strides.clone(), CpuTime::default());
         let interrupt = Arc::clone(&usage.interrupt).exclusive();
         assert_eq!(machine.scheduler.on_request(&mut usage), is_known);
         let work = async {
@@ -227,7 +228,7 @@ async fn an_instance_that_waits_after_a_second_poll_gives_back_its_processor() {
     strides.set_for_test();
     let end = Instant::now() + SOON;
     loop {
-        let mut usage = Usage::new(strides.clone());
+        let mut usage = Usage::new(strides.clone(), CpuTime::default());
         let interrupt = Arc::clone(&usage.interrupt).exclusive();
         assert!(machine.scheduler.on_request(&mut usage));
         let (yielded, is_dedicated) = oneshot::channel();

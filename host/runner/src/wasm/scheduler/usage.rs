@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{InterruptHandle, tuning::TUNING};
+use crate::telemetry::service_metrics::CpuTime;
 
 /// Credit added for a slice spent computing; a slice spent waiting subtracts one. So a request that waits time and again, and
 /// happens to compute during a tick now and then, never computes for long, whereas a request that computes and gets a processor
@@ -27,6 +28,7 @@ pub(crate) struct Usage {
     /// The instance gets a dedicated thread before it computes.
     at_once: bool,
     strides: Strides,
+    cpu: CpuTime,
     pub(crate) interrupt: Arc<InterruptHandle>,
 }
 
@@ -52,9 +54,14 @@ pub(super) struct Slice {
 }
 
 impl Usage {
-    /// For an instance of the service that shares these strides.
-    pub(crate) fn new(strides: Strides) -> Self {
-        Self { strides, ..Self::default() }
+    /// For an instance of the service that shares these strides, and whose processor time is counted there.
+    pub(crate) fn new(strides: Strides, cpu: CpuTime) -> Self {
+        Self { strides, cpu, ..Self::default() }
+    }
+
+    /// Counter of the processor time of the service.
+    pub(super) fn cpu(&self) -> &CpuTime {
+        &self.cpu
     }
 
     /// Forgets what an earlier request computed.
@@ -87,6 +94,11 @@ impl Usage {
         };
         // An instance that can be interrupted is interrupted at the first tick, however late the ticker is.
         let missed_a_tick = slice.ended > slice.begun + 1;
+        if is_whole {
+            // Sampled: the shorter an instance computes, the less often a tick meets it.
+            let sampled = slice.computed.filter(|_| missed_a_tick).unwrap_or(TUNING.slice);
+            self.cpu.inc_by(sampled.as_secs_f64());
+        }
         if missed_a_tick && slice.computed.is_some_and(|computed| computed >= TUNING.stride) {
             self.credit = MOST;
             self.strides.until.store(slice.ended + TUNING.stride_memory, Relaxed);
@@ -111,7 +123,7 @@ impl Strides {
 mod tests {
     use std::time::Duration;
 
-    use super::{super::tuning::TUNING, Slice, Strides, Usage};
+    use super::{super::tuning::TUNING, CpuTime, Slice, Strides, Usage};
 
     /// A slice that ended in time, or one whose instance was interrupted late and gave back nothing.
     fn slice(is_whole: bool) -> Slice {
@@ -154,9 +166,23 @@ mod tests {
     }
 
     #[test]
+    fn processor_time_is_sampled_at_the_ticks() {
+        let mut usage = Usage::default();
+        let slice = Slice { begun: 0, ended: 1, late: Duration::ZERO, computed: Some(TUNING.slice / 10) };
+        usage.on_slice(slice);
+        assert_eq!(usage.cpu().get(), TUNING.slice.as_secs_f64());
+        // It was waiting when the tick came.
+        usage.on_slice(Slice { late: TUNING.slice, computed: None, ..slice });
+        assert_eq!(usage.cpu().get(), TUNING.slice.as_secs_f64());
+        usage.on_slice(Slice { ended: 4, computed: Some(3 * TUNING.slice), ..slice });
+        assert_eq!(usage.cpu().get(), 4.0 * TUNING.slice.as_secs_f64());
+    }
+
+    #[test]
     fn one_long_stride_gives_all_requests_of_the_service_a_dedicated_thread_for_a_while() {
         let strides = Strides::default();
-        let (mut first, mut second) = (Usage::new(strides.clone()), Usage::new(strides));
+        let (mut first, mut second) =
+            (Usage::new(strides.clone(), CpuTime::default()), Usage::new(strides, CpuTime::default()));
         assert!(!first.on_request(7) && !first.take_at_once());
         let late_ticker = Slice { begun: 6, ended: 7, late: Duration::ZERO, computed: Some(TUNING.stride) };
         first.on_slice(late_ticker);
