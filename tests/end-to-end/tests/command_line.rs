@@ -472,7 +472,7 @@ async fn check_reports_mistakes_and_starts_nothing() {
     let ended = leasehold(["check", &good.path(), "--json"]).await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((ended.code, &report["ok"]), (Some(0), &json!(true)));
-    assert_eq!(report["services"][0]["facts"]["http"], "0.2");
+    assert_eq!(report["services"][0]["inspected"]["http"], "0.2");
     let memory = 2 * 253 * (64_u64 << 20);
     assert_eq!(
         report["demand"],

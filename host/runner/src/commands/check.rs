@@ -55,7 +55,7 @@ struct Checked {
     name: String,
     component: String,
     listen: String,
-    facts: Option<ComponentInfo>,
+    inspected: Option<ComponentInfo>,
     problems: Vec<String>,
     /// Remarks that do not keep the service from running.
     notes: Vec<String>,
@@ -150,7 +150,7 @@ fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
     let loaded = initial_memory::check(spec, initial_memory::declared(&spec.component))
         .and_then(|()| Loaded::load(engine, &spec.component, spec.precompiled));
-    let facts = match loaded {
+    let inspected = match loaded {
         Ok(loaded) => {
             note(loaded.check(spec));
             Some(loaded.info)
@@ -171,7 +171,7 @@ fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
         name: spec.name.to_string(),
         component: spec.component.display().to_string(),
         listen: spec.listen.to_string(),
-        facts,
+        inspected,
         problems,
         notes,
     }
@@ -182,7 +182,7 @@ fn text(report: &Report) -> String {
         .services
         .iter()
         .map(|service| {
-            let served = service.facts.as_ref().map_or_else(String::new, ComponentInfo::served);
+            let served = service.inspected.as_ref().map_or_else(String::new, ComponentInfo::served);
             let message = match (service.problems.is_empty(), service.notes.is_empty()) {
                 (false, _) => service.problems.join("; "),
                 (true, false) => format!("ok; note: {}", service.notes.join("; ")),

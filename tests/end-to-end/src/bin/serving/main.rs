@@ -243,7 +243,7 @@ fn scraped(admin: &str) -> JoinHandle<()> {
     })
 }
 
-/// That many clients that request an act, one request after the other.
+/// Clients that request an act, one request after the other.
 fn repeated(host: &Host, act: &str, count: usize) -> Vec<JoinHandle<()>> {
     let url = format!("{}act/{act}", host.url("hostile"));
     let again = |url: String| async move {
