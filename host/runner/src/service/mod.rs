@@ -182,7 +182,7 @@ impl Service {
         // The service is announced once its health check passes, and not before.
         if let Err(why) = self.first_health().await {
             self.enter(if self.answers_first() { State::AwaitingHealth } else { State::Withdrawn }, Some(&why));
-            tracing::warn!(service = %self.spec.name, url = self.url(), "not announced: {why}");
+            tracing::warn!(event = "not_announced", service = %self.spec.name, url = self.url(), "not announced: {why}");
             return Ok(());
         }
         match &mut self.workload {
@@ -195,7 +195,7 @@ impl Service {
             keys::register(&self.spec, self.node.clone(), &self.context.registry).await?;
         }
         self.enter(State::Serving, None);
-        tracing::info!(service = %self.spec.name, url = self.url(), "serving");
+        tracing::info!(event = "serving", service = %self.spec.name, url = self.url(), "serving");
         Ok(())
     }
 
@@ -243,7 +243,7 @@ impl Service {
         let drained = self.end().await;
         self.context.output.report_rest();
         if was_served {
-            tracing::info!(service = %self.spec.name, "ended");
+            tracing::info!(event = "ended", service = %self.spec.name, "ended");
         }
         self.enter(State::Drained, None);
         drained

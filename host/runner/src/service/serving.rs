@@ -42,7 +42,7 @@ impl Service {
                 Some(reply) = drains.recv() => reply,
                 never = self.serve(reloads) => match never {},
             };
-            tracing::info!(service = %self.spec.name, "draining on request");
+            tracing::info!(event = "draining", service = %self.spec.name, "draining on request");
             let _ = reply.send(self.drain().await); // The client may have gone away.
         }
     }
@@ -106,7 +106,7 @@ impl Service {
 
     /// Takes the service out of etcd, until it is healthy. Requests that come nevertheless are answered.
     async fn withdraw(&mut self, why: &str) {
-        tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
+        tracing::warn!(event = "withdrawn", service = %self.spec.name, "withdrawn: {why}");
         let state = if self.state == State::AwaitingHealth { self.state } else { State::Withdrawn };
         self.enter(state, Some(why));
         keys::withdraw(&self.spec, &self.context.registry).await;
@@ -127,7 +127,7 @@ impl Service {
         match keys::restore(&self.spec, self.node.clone(), &self.context.registry).await {
             Ok(()) => {
                 self.enter(State::Serving, None);
-                tracing::info!(service = %self.spec.name, url = self.url(), "announced");
+                tracing::info!(event = "announced", service = %self.spec.name, url = self.url(), "announced");
             }
             Err(message) => {
                 tracing::warn!(service = %self.spec.name, "cannot be announced yet: {message}");
@@ -214,9 +214,9 @@ impl Service {
             Err(failure) => Err(failure),
         };
         match &outcome {
-            Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
+            Ok(()) => tracing::info!(event = "reloaded", service = %self.spec.name, "reloaded"),
             Err(failure) if self.state != State::AwaitingHealth => {
-                tracing::error!(service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
+                tracing::error!(event = "not_reloaded", service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
             }
             Err(failure) => {
                 tracing::warn!(service = %self.spec.name, "not started yet: {}", failure.sentence());

@@ -195,7 +195,7 @@ impl Attempts {
         let (name, sentence) = (&self.spec.name, failure.sentence());
         let why = sentence.strip_prefix(&format!("{name}: ")).unwrap_or(&sentence);
         if self.context.several {
-            tracing::error!(service = %name, "not started: {why}; next attempt in {pause:.1?}");
+            tracing::error!(event = "not_started", service = %name, "not started: {why}; next attempt in {pause:.1?}");
         }
         self.enter(Phase::Failed, Some(&format!("{why}; attempts so far: {}", self.failures)));
         pause
