@@ -39,6 +39,7 @@ use crate::{
     error::Failure,
     inbound::server::bind,
     service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
+    telemetry::log_level::{Level, Levels},
 };
 
 /// Limit on requests at a time, those for health excepted; further ones are refused.
@@ -73,6 +74,7 @@ pub(crate) struct AdminState {
     pub(crate) services: Arc<Services>,
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
+    pub(crate) levels: Levels,
     /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
     pub(crate) remote: bool,
 }
@@ -254,6 +256,7 @@ impl AdminState {
             Ok(Route::Services) => self.services(),
             Ok(Route::Drain(name)) => self.drain(&name).await,
             Ok(Route::Reload(name)) => self.reload(name.as_deref()).await,
+            Ok(Route::LogLevel(level, lasting)) => self.log_level(level, lasting),
             Err(refusal) => {
                 let mut refused = error_json(refusal.status, &refusal.message);
                 if let Some(method) = refusal.allow {
@@ -356,6 +359,15 @@ impl AdminState {
             })
         })
         .await
+    }
+
+    fn log_level(&self, level: Level, lasting: Duration) -> AdminResponse {
+        match lasting.is_zero() {
+            true => self.levels.restore(),
+            false => self.levels.change(level, lasting),
+        }
+        let level = (!lasting.is_zero()).then(|| level.to_string());
+        json_response(StatusCode::OK, &json!({ "level": level, "for_seconds": lasting.as_secs() }))
     }
 
     /// Sends a command to every service of that name, or to all of them.
