@@ -2,6 +2,7 @@
 
 pub(crate) mod private_etcd;
 pub(crate) mod progress;
+mod status;
 
 use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
 
@@ -76,6 +77,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
+    tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
     tasks.spawn(levels.clone().follow(done.clone()));
     tasks.spawn(change_level_on_signal(verbosity, levels));
     tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
