@@ -29,7 +29,7 @@ use crate::{
     cli::{Cli, Command, help::usage},
     error::Failure,
     process::cpus,
-    telemetry::{log, log_level::Levels},
+    telemetry::{access_log, log, log_level::Levels},
     wasm::{compiler, scheduler::Scheduler},
 };
 
@@ -54,6 +54,7 @@ pub fn main() -> ExitCode {
         let outcome = runtime.block_on(dispatch(cli.command, scheduler, log.levels()));
         // A component in an endless loop ends here.
         runtime.shutdown_background();
+        access_log::close();
         outcome
     });
     match outcome {
