@@ -7,8 +7,9 @@ use std::time::Duration;
 use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{config, hostile, plain, service, with},
-    http::{ask, begin, get},
+    http::{ask, get},
     paths,
+    raw::{Connection, field},
 };
 use leasehold_scenarios::{
     wait_for,
@@ -16,6 +17,7 @@ use leasehold_scenarios::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
 
 const ID: &str = "7b5c1f0e-3a51-4f0e-9d0c-2f8f6a3b1c55";
 
@@ -112,15 +114,13 @@ async fn every_request_is_logged_if_that_is_configured_and_its_identifier_is_pas
     assert_eq!(has(&host, "raw", 9).await[8]["request_id"], two.body);
 
     // From one component to the next.
-    for sent in [&[("x-request-id", ID)][..], &[]] {
+    for (number, sent) in [(1, &[("x-request-id", "passed-on")][..]), (2, &[])] {
         let answer = ask("GET", &format!("{relay}relay/raw.leasehold/id?a=b"), sent).await;
-        assert_eq!(answer.status, 200);
-        wait_for("both are logged", SOON, async || {
-            let ids = |service| lines(&host, service).iter().filter(|line| line["request_id"] == answer.body).count();
-            ids("raw") == 1 && ids("plain-p3") == 1
-        })
-        .await;
-        assert!(sent.is_empty() || answer.body == ID, "{answer:?}");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let line = has(&host, "plain-p3", number).await.pop().unwrap();
+        assert!(sent.is_empty() || line["request_id"] == "passed-on", "{line}");
+        let passed = lines(&host, "raw").iter().filter(|other| other["request_id"] == line["request_id"]).count();
+        assert_eq!(passed, 1, "{line}");
     }
     let line = lines(&host, "plain-p3").pop().unwrap();
     assert_eq!((&line["path"], &line["query"]), (&json!("/relay/raw.leasehold/id"), &json!("a=b")));
@@ -144,8 +144,16 @@ async fn a_sample_is_logged_and_every_error() {
 async fn a_client_that_does_not_wait_is_logged() {
     let world = World::real().await;
     let host = Host::of(&world, [hostile("hostile")]).await;
-    drop(begin(&format!("{}act/slow", host.url("hostile"))).await);
-    let line = &has(&host, "hostile", 1).await[0];
+    let mut connection = Connection::open(&host.addr("hostile")).await;
+    let request = [&[0x82, 0x86][..], &field(":path", "/act/slow"), &field(":authority", "here")].concat();
+    wait_for("it is logged", SOON, async || {
+        let stream = connection.send(&request, None).await;
+        sleep(Duration::from_millis(100)).await;
+        connection.cancel(stream).await;
+        !lines(&host, "hostile").is_empty()
+    })
+    .await;
+    let line = &lines(&host, "hostile")[0];
     assert_eq!((&line["outcome"], line.get("status")), (&json!("no_response"), None), "{line}");
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -222,7 +230,7 @@ async fn a_wrong_access_log_is_one_sentence() {
             format!("name: plain, component: {}, listen: \"127.0.0.1:0\", register: host", component.display());
         std::fs::write(&file, format!("services:\n  - {{ {service}, {wrong} }}\n")).unwrap();
         let check = Program::spawn(&paths::leasehold(), ["check", "--offline", file.to_str().unwrap()], folder.path());
-        let ended = tokio::time::timeout(Duration::from_secs(60), check.ends()).await.unwrap();
+        let ended = timeout(Duration::from_secs(60), check.ends()).await.unwrap();
         assert!(ended.code == Some(64) && ended.stderr.contains(sentence), "{wrong}: {ended:?}");
     }
 }

@@ -30,6 +30,6 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let message = message.split("\n\nFor more").next().unwrap_or_default();
     let failure = Failure::usage(format!("{message}; see leasehold --help"));
     // Stderr may be closed.
-    let _ = stderr().write_all(log::last_words(&failure, LogFormat::Text).as_bytes());
+    let _ = stderr().write_all(log::last_words(&failure, LogFormat::Text, true).as_bytes());
     ExitCode::from(failure.code())
 }

@@ -160,7 +160,7 @@ impl Dispatcher {
                         error_code::rejection(&code)
                     }
                 };
-                self.stats.reject(rejection.reason);
+                self.stats.reject(rejection.reason, Some(&in_flight.identity));
                 if let Some(record) = &mut record {
                     record.reject(rejection.reason);
                 }

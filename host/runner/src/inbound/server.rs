@@ -409,7 +409,7 @@ fn count(error: &(dyn Error + 'static), stats: &Stats) {
     let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     if error.is_parse_too_large() {
-        stats.reject(RejectReason::HeadersTooLarge);
+        stats.reject(RejectReason::HeadersTooLarge, None);
     } else if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
         stats.incident(Incident::SlowClient);
     }

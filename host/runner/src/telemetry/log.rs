@@ -153,7 +153,7 @@ impl Log {
 
     /// Writes the reason for which the process ends.
     pub(crate) fn last_words(mut self, failure: &Failure) {
-        let text = last_words(failure, self.format);
+        let text = last_words(failure, self.format, !self.is_journal);
         let prefix = if self.is_journal { priority(tracing::Level::ERROR) } else { "" };
         let text: String = text.lines().map(|line| format!("{prefix}{line}\n")).collect();
         // Stderr may be closed.
@@ -162,15 +162,14 @@ impl Log {
 }
 
 /// The reason for which the process ends, as one sentence. Mistakes in a configuration come before it, each with its line.
-pub(crate) fn last_words(failure: &Failure, format: LogFormat) -> String {
+pub(crate) fn last_words(failure: &Failure, format: LogFormat, with_time: bool) -> String {
     let mistakes = Mistakes::behind(failure);
     match (format, mistakes) {
         (LogFormat::Text, Some(mistakes)) => format!("{}leasehold: {}\n", mistakes.text(), mistakes.count()),
         (LogFormat::Text, None) => format!("leasehold: {}\n", failure.sentence()),
         (LogFormat::Json, _) => {
-            let line = json!({
-                "timestamp": now(), "level": "ERROR", "message": failure.sentence(), "exit_code": failure.code(),
-            });
+            let line = json!({ "level": "ERROR", "message": failure.sentence(), "exit_code": failure.code() });
+            let line = if with_time { joined(line, Some(json!({ "timestamp": now() }))) } else { line };
             let found = mistakes.map(|mistakes| json!({ "mistakes": mistakes.list() }));
             format!("{}\n", joined(line, found))
         }

@@ -19,6 +19,7 @@ use crate::{
     error::shown,
     telemetry::{
         line_budget::{LineBudget, LineFate},
+        request::RequestIdentity,
         service_metrics::{Incident, Stats},
     },
     wasm::in_flight::InFlightRequests,
@@ -90,8 +91,15 @@ impl Output {
                     self.budget.report(dropped);
                 }
                 let request = self.requests.current();
-                let id = request.as_ref().and_then(|request| request.identity.id_field());
-                tracing::info!(event = "output", service = %stats.service(), stream = self.stream, request_id = id, "{text}");
+                let request = request.as_ref().map(|request| &request.identity);
+                tracing::info!(
+                    event = "output",
+                    service = %stats.service(),
+                    stream = self.stream,
+                    request_id = request.and_then(RequestIdentity::id_field),
+                    trace_id = request.and_then(RequestIdentity::trace_field),
+                    "{text}"
+                );
             }
             LineFate::FirstDropped => {
                 stats.incident(Incident::OutputLimit);
