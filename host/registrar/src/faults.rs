@@ -222,10 +222,14 @@ impl Inner {
         }
         let fault = ongoing.fault(source);
         match (waits, !std::mem::replace(&mut logged.was_logged, true)) {
-            (true, true) => warn!("waiting for a key: {fault}"),
-            (true, false) => warn!("still waiting for a key: {fault}"),
-            (false, true) => warn!(key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}"),
-            (false, false) => warn!(key = fault.key.as_deref(), "still refused by etcd: {fault}"),
+            (true, true) => warn!(event = "key_awaited", key = fault.key.as_deref(), "waiting for a key: {fault}"),
+            (true, false) => {
+                warn!(event = "key_awaited", key = fault.key.as_deref(), "still waiting for a key: {fault}")
+            }
+            (false, true) => {
+                warn!(event = "refused", key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}")
+            }
+            (false, false) => warn!(event = "refused", key = fault.key.as_deref(), "still refused by etcd: {fault}"),
         }
         logged.next = now + logged.pause;
         logged.pause = (logged.pause * 2).min(LONGEST_PAUSE);
@@ -241,7 +245,11 @@ impl Inner {
         let was_logged = std::mem::take(&mut logged.was_logged);
         match kind {
             Kind::Refused(refusal) if was_logged && succeeded => {
-                info!("no longer refused by etcd ({refusal}), after {:.1?}", logged.since.elapsed());
+                info!(
+                    event = "accepted",
+                    "no longer refused by etcd ({refusal}), after {:.1?}",
+                    logged.since.elapsed()
+                );
             }
             Kind::Refused(_) => {}
             // Logged as what came of it.

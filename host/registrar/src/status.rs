@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     etcd::{LeaseId, latency::Verb},
     faults::{Fault, Faults, Source},
-    node::Weight,
+    node::{ServiceName, Weight},
 };
 
 /// State of a registration.
@@ -97,6 +97,8 @@ pub struct Event {
     pub what: What,
     /// The key it happened to; `None` when it happened to the lease with all its keys.
     pub key: Option<Arc<str>>,
+    /// The service of that key.
+    pub service: Option<ServiceName>,
     /// Why, for people.
     pub why: String,
     /// The lease; `None` while there is none.
@@ -137,6 +139,46 @@ pub enum What {
     Updated,
     /// A key is out of etcd, for good.
     Stopped,
+}
+
+impl What {
+    /// Name of the kind for machines, in snake case. It does not change from one release to the next.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Registered => "registered",
+            Self::TookOver => "took_over",
+            Self::Renewed => "renewed",
+            Self::Suspect => "suspect",
+            Self::Refused => "refused",
+            Self::Confirmed => "confirmed",
+            Self::Recovering => "recovering",
+            Self::Recovered => "recovered",
+            Self::Healed => "healed",
+            Self::Conflict => "conflict",
+            Self::Weighed => "weighed",
+            Self::Updated => "updated",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// The kind as a sentence, before the reason.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Registered => "the key is registered",
+            Self::TookOver => "the key is taken over from another host",
+            Self::Renewed => "the lease is renewed",
+            Self::Suspect => "the lease is in doubt",
+            Self::Refused => "etcd refuses what the lease needs",
+            Self::Confirmed => "the lease is confirmed again, and nothing was lost",
+            Self::Recovering => "the lease is lost, and its keys are written again under a new one",
+            Self::Recovered => "the keys are registered again",
+            Self::Healed => "the key is registered again",
+            Self::Conflict => "the key is not ours any more",
+            Self::Weighed => "the weight is published",
+            Self::Updated => "the node is published anew",
+            Self::Stopped => "the key is deleted",
+        }
+    }
 }
 
 /// Part of a registration's status that is its own, not its lease's.

@@ -68,7 +68,7 @@ pub fn request(data: &[u8]) {
         request.headers_mut().append(name, value);
     }
     let _ = grpc::timeout(request.headers());
-    if Origin::new(Scheme::HTTP, None).locate(&mut request).is_ok()
+    if Origin::new(Scheme::HTTP, None, None).locate(&mut request).is_ok()
         && let Some(authority) = request.uri().authority()
     {
         assert!(!authority.as_str().contains('@') && request.uri().scheme().is_some());

@@ -70,6 +70,11 @@ pub(crate) fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// Returns true for a status that is not the caller's fault.
+pub(crate) fn is_failure(status: u16) -> bool {
+    matches!(status, 2 | 4 | 12..=15)
+}
+
 /// Trailers of a response that broke off.
 pub(crate) fn trailers(status: Status, message: &'static str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);

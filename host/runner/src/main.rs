@@ -29,7 +29,7 @@ use crate::{
     cli::{Cli, Command, help::usage},
     error::Failure,
     process::cpus,
-    telemetry::log,
+    telemetry::{access_log, log, log_level::Levels},
     wasm::{compiler, scheduler::Scheduler},
 };
 
@@ -51,9 +51,10 @@ pub fn main() -> ExitCode {
     let log = log::init(&cli.log);
     let scheduler = Scheduler::new(cpus::available());
     let outcome = runtime(&scheduler).and_then(|runtime| {
-        let outcome = runtime.block_on(dispatch(cli.command, scheduler));
+        let outcome = runtime.block_on(dispatch(cli.command, scheduler, log.levels()));
         // A component in an endless loop ends here.
         runtime.shutdown_background();
+        access_log::close();
         outcome
     });
     match outcome {
@@ -73,9 +74,9 @@ fn runtime(scheduler: &Arc<Scheduler>) -> Result<Runtime, Failure> {
     Ok(builder.build().context("cannot start the runtime")?)
 }
 
-async fn dispatch(command: Command, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
+async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
     match command {
-        Command::Run(args) => commands::run(args, scheduler).await,
+        Command::Run(args) => commands::run(args, scheduler, levels).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch(args).await,
         Command::Doctor(args) => commands::doctor(args).await,

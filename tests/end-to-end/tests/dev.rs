@@ -39,7 +39,7 @@ async fn visible_and_gone_with_a_private_etcd() {
     let start =
         format!(r#"in etcd: /greeter/v1/{addr} = {{"name":"greeter","addr":"{addr}","version":"v1","weight":""#);
     assert!(shown.starts_with(&start), "{shown}");
-    host.says("Renewed").await;
+    host.says("the lease is renewed").await;
     host.signal("INT");
     host.says("in etcd: no key of greeter").await;
     let temporary = host.temporary();

@@ -1,14 +1,20 @@
 //! Routes of the admin endpoint: from a request's head to its route, or to the reason of a refusal. Pure.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use http::{Method, Request, StatusCode, header};
 use leasehold::Weight;
 use percent_encoding::percent_decode_str;
 
+use crate::telemetry::log_level::Level;
+
 /// Paths and methods, for a request that has another path.
 const PATHS: &str = "GET /healthz, GET /readyz, GET /metrics, GET /services, GET /status, GET /status/NAME, \
-                     POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload, POST /reload/NAME";
+                     POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload, POST /reload/NAME, \
+                     POST /log/LEVEL?for=SECONDS";
+/// Longest change of the log's level, and the usual one.
+const MAX_LOG_SECONDS: u32 = 24 * 3600;
+const LOG_SECONDS: u32 = 600;
 
 /// Route of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub(crate) enum Route {
     Weight(String, Option<Weight>),
     /// Reload of one service, or of all.
     Reload(Option<String>),
+    /// Another level of the log for a while; no time at all restores the usual one.
+    LogLevel(Level, Duration),
 }
 
 /// Reason for which a request has no route.
@@ -64,6 +72,7 @@ impl Route {
                 Some(("resume", name)) => Self::Resume(decoded(name)?),
                 Some(("weight", name)) => Self::Weight(decoded(name)?, weight(query)?),
                 Some(("reload", name)) => Self::Reload(Some(decoded(name)?)),
+                Some(("log", level)) => log_level(level, request.uri().query())?,
                 _ => {
                     return Err(RouteError::new(
                         StatusCode::NOT_FOUND,
@@ -84,7 +93,7 @@ impl Route {
     pub(crate) fn is_command(&self) -> bool {
         match self {
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(_) => false,
-            Self::Drain(_) | Self::Resume(_) | Self::Weight(..) | Self::Reload(_) => true,
+            Self::Drain(_) | Self::Resume(_) | Self::Weight(..) | Self::Reload(_) | Self::LogLevel(..) => true,
         }
     }
 
@@ -133,6 +142,17 @@ fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), Rout
     }
 }
 
+fn log_level(level: &str, query: Option<&str>) -> Result<Route, RouteError> {
+    let refused = |message: &str| RouteError::new(StatusCode::BAD_REQUEST, message);
+    let level = level.parse().map_err(|_| refused("the level must be error, warn, info, debug or trace"))?;
+    let seconds = match query.map(|query| query.strip_prefix("for=")) {
+        None => Some(LOG_SECONDS),
+        Some(written) => written.and_then(|text| text.parse().ok()).filter(|seconds| *seconds <= MAX_LOG_SECONDS),
+    };
+    let seconds = seconds.ok_or_else(|| refused("the time must be for=0 to for=86400, in seconds"))?;
+    Ok(Route::LogLevel(level, Duration::from_secs(seconds.into())))
+}
+
 fn decoded(name: &str) -> Result<String, RouteError> {
     let decoded = percent_decode_str(name).decode_utf8();
     decoded.map(Into::into).map_err(|_| RouteError::new(StatusCode::BAD_REQUEST, "the name of a service is UTF-8"))
@@ -140,9 +160,11 @@ fn decoded(name: &str) -> Result<String, RouteError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::{Method, Request, StatusCode};
 
-    use super::{Route, RouteError};
+    use super::{Level, Route, RouteError};
 
     fn route(method: &str, target: &str) -> Result<Route, RouteError> {
         let request = Request::builder().method(method).uri(target).header("host", "127.0.0.1:1").body(()).unwrap();
@@ -168,6 +190,8 @@ mod tests {
             ("POST", "/drain/a%20b", Route::Drain("a b".to_owned())),
             ("POST", "/reload", Route::Reload(None)),
             ("POST", "/reload/a/b", Route::Reload(Some("a/b".to_owned()))),
+            ("POST", "/log/debug", Route::LogLevel(Level::Debug, Duration::from_secs(600))),
+            ("POST", "/log/trace?for=0", Route::LogLevel(Level::Trace, Duration::ZERO)),
         ] {
             assert_eq!(route(method, target), Ok(expected.clone()), "{method} {target}");
             let other = if method == "POST" { "GET" } else { "POST" };
@@ -186,6 +210,11 @@ mod tests {
             ("POST", "/weight/a?value=101"),
             ("POST", "/weight/a?value=-5"),
             ("GET", "/readyz?etcd=off"),
+            ("POST", "/log/loud"),
+            ("POST", "/log/"),
+            ("POST", "/log/debug?for="),
+            ("POST", "/log/debug?for=86401"),
+            ("POST", "/log/debug?x=1"),
         ] {
             assert_eq!(route(method, target).unwrap_err().status, StatusCode::BAD_REQUEST, "{target}");
         }

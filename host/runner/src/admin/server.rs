@@ -40,6 +40,7 @@ use crate::{
     error::Failure,
     inbound::server::bind,
     service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
+    telemetry::log_level::{Level, Levels},
 };
 
 /// Limit on requests at a time, those for health excepted; further ones are refused.
@@ -75,6 +76,7 @@ pub(crate) struct AdminState {
     pub(crate) events: Arc<Events>,
     pub(crate) registrar: Registrar,
     pub(crate) host: HostInfo,
+    pub(crate) levels: Levels,
     /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
     pub(crate) remote: bool,
 }
@@ -257,6 +259,7 @@ impl AdminState {
             Ok(Route::Resume(name)) => self.resume(&name).await,
             Ok(Route::Weight(name, weight)) => self.weight(&name, weight).await,
             Ok(Route::Reload(name)) => self.reload(name.as_deref()).await,
+            Ok(Route::LogLevel(level, lasting)) => self.log_level(level, lasting),
             Err(refusal) => {
                 let mut refused = error_json(refusal.status, &refusal.message);
                 if let Some(method) = refusal.allow {
@@ -344,6 +347,15 @@ impl AdminState {
         let services: Vec<_> = services.into_iter().map(ServiceHandle::snapshot).collect();
         let faults = self.faults().lines().map(ToOwned::to_owned).collect();
         json_response(StatusCode::OK, &HostStatus::of(&self.host, &self.services, faults, &services))
+    }
+
+    fn log_level(&self, level: Level, lasting: Duration) -> AdminResponse {
+        match lasting.is_zero() {
+            true => self.levels.restore(),
+            false => self.levels.change(level, lasting),
+        }
+        let level = (!lasting.is_zero()).then(|| level.to_string());
+        json_response(StatusCode::OK, &json!({ "level": level, "for_seconds": lasting.as_secs() }))
     }
 
     async fn drain(&self, name: &str) -> AdminResponse {

@@ -1,6 +1,9 @@
 //! Help, the version, and usage errors: the command lines that run nothing.
 
-use std::{io::stderr, process::ExitCode};
+use std::{
+    io::{Write, stderr},
+    process::ExitCode,
+};
 
 use clap::error::ErrorKind;
 
@@ -28,6 +31,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let message = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
     let message = message.split("\n\nFor more").next().unwrap_or_default();
     let failure = Failure::usage(format!("{message}; see leasehold --help"));
-    log::last_words(&failure, LogFormat::Text, &mut stderr());
+    // Stderr may be closed.
+    let _ = stderr().write_all(log::last_words(&failure, LogFormat::Text, true).as_bytes());
     ExitCode::from(failure.code())
 }

@@ -14,7 +14,7 @@ use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version, Weig
 
 use crate::{
     config::{
-        Config, EtcdFiles, Register, Spec, Variables, connection,
+        Config, EtcdFiles, Logged, Register, Spec, Variables, connection,
         units::Span,
         values::{Advertise, Listen},
     },
@@ -279,6 +279,10 @@ pub(crate) struct SingleArgs {
     /// Registering party: component, host or off [default: component]
     #[arg(long, value_name = "WHO")]
     register: Option<String>,
+
+    /// Requests with a line in the log: off, errors or all [default: errors]
+    #[arg(long, value_name = "REQUESTS")]
+    access_log: Option<String>,
 
     /// Arguments of the component
     #[arg(last = true)]
@@ -610,6 +614,7 @@ impl SingleArgs {
             ("--config", !self.config.is_empty()),
             ("--env", !self.env.is_empty()),
             ("--register", self.register.is_some()),
+            ("--access-log", self.access_log.is_some()),
             ("--", !self.args.is_empty()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
@@ -627,6 +632,9 @@ impl SingleArgs {
         }
         if let Some(text) = self.register {
             spec.register = parse::<Register>("--register", &text)?;
+        }
+        if let Some(text) = self.access_log {
+            spec.access_log.log = parse::<Logged>("--access-log", &text)?;
         }
         spec.args = self.args;
         spec.config = pairs("--config", &self.config)?;
@@ -764,7 +772,10 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::{Cli, Command, LONG_VERSION};
-    use crate::{config::Config, error::Failure};
+    use crate::{
+        config::{Config, Logged},
+        error::Failure,
+    };
 
     fn run(arguments: &[&str]) -> Result<Config, Failure> {
         let cli = Cli::try_parse_from(["leasehold", "run"].iter().chain(arguments)).unwrap();
@@ -795,23 +806,31 @@ mod tests {
             "v1",
             "--register",
             "host",
+            "--access-log",
+            "all",
         ])
         .unwrap();
         assert_eq!(config.registrar.endpoints, ["http://a:1", "http://b:2"]);
         assert_eq!(config.services[0].config.0["greeting"], "a=b");
         assert_eq!(config.services[0].version.as_str(), "v1");
+        assert_eq!(config.services[0].access_log.log, Logged::All);
     }
 
     #[test]
     fn wrong_arguments_are_one_sentence_and_64() {
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 10] = [
             (&["g.wasm"], "g.wasm needs --name"),
             (&["g.wasm", "--name", "a/b", "--listen", "127.0.0.1:1"], "--name: name must be visible"),
             (&["g.wasm", "--name", "g", "--listen", "8080"], "--listen: must be an IP address and a port"),
             (&["g.wasm", "--name", "g", "--listen", "0.0.0.0:80"], "--listen: no client can dial"),
             (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--env", "x"], "--env: must be KEY=VALUE"),
             (&["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--etcd", "a"], "--etcd: must be host:port"),
+            (
+                &["g.wasm", "--name", "g", "--listen", "127.0.0.1:1", "--access-log", "full"],
+                "--access-log: must be one of",
+            ),
             (&["g.yaml", "--name", "g"], "--name goes with a component"),
+            (&["g.yaml", "--access-log", "all"], "--access-log goes with a component"),
             (&["/does/not/exist.yaml"], "cannot read /does/not/exist.yaml"),
         ];
         for (arguments, start) in cases {

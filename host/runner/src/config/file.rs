@@ -11,11 +11,11 @@ use crate::config::{
         Absent::{Required, Text as Default, Unset},
         Each, Pairs, Part, Reading, Rule, Shape, Switch, Text, keys,
     },
-    tree::Node,
+    tree::{Content, Node},
     units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
     values::{
-        Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen, Pattern, Readable,
-        Register, Suffix, Variables,
+        AccessFormat, Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen, Logged,
+        Pattern, Readable, Register, Suffix, Variables,
     },
 };
 
@@ -160,6 +160,8 @@ keys! {
         allow: Allow = Unset("");
         /// Limits of the component.
         limits: Limits = Unset("");
+        /// The access log: one line for each request, for those with an error, or for none; see [log](log.md#access-log).
+        access_log: AccessLogRule = Default("errors");
         /// Health checks, and when a failing service is withdrawn; see [health](health.md).
         health: Option<Health> = Unset("no check");
         /// Ends the whole host if this service does not start. Otherwise the start is tried again.
@@ -252,6 +254,51 @@ impl Limits {
     /// Time until a response begins, at most.
     pub(crate) fn longest_wait(&self) -> Duration {
         self.request_timeout.max(self.stream_timeout())
+    }
+}
+
+keys! {
+    /// The access log. `access_log: all` is short for `access_log: { log: all }`.
+    pub(crate) struct AccessLog {
+        /// Requests with a line: none; those whose response is an error of the server, breaks off or does not begin before the client leaves; or all.
+        log: Logged = Default("errors");
+        /// Lines of the log on standard error, as `--log-format` has it; or on standard output as JSON, or in the Combined Log Format of web servers.
+        format: AccessFormat = Default("log");
+        /// Share of the requests without an error that have a line, with `log: all`.
+        sample: Share = Default("1"), example "0.01";
+        /// Logs the query as well, which may hold a secret.
+        query: Switch = Default("false");
+        /// Lines per second. Beyond, lines are left out, and their number is logged.
+        lines: Count = Default("1000"), example "10000";
+    }
+}
+
+impl Copy for AccessLog {}
+
+impl std::default::Default for AccessLog {
+    fn default() -> Self {
+        Self::absent().expect("no key of the access log is required, and a test reads every default")
+    }
+}
+
+/// The access log as one word, or as a map.
+pub(crate) enum AccessLogRule {}
+
+impl Rule for AccessLogRule {
+    type Value = AccessLog;
+
+    fn shape() -> Shape {
+        match Logged::shape() {
+            Shape::Scalar(word) => Shape::WordOrTable(word, AccessLog::table()),
+            shape => shape,
+        }
+    }
+
+    fn read(node: &Node, reading: &mut Reading) -> Option<AccessLog> {
+        match node.content {
+            Content::Map(_) => AccessLog::read(node, reading),
+            _ => Some(AccessLog { log: Logged::read(node, reading)?, ..AccessLog::default() }),
+        }
     }
 }
 

@@ -16,12 +16,12 @@ pub(crate) mod units;
 pub(crate) mod values;
 mod variables;
 
-pub(crate) use file::Limits;
+pub(crate) use file::{AccessLog, Limits};
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
     Admin, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces,
 };
-pub(crate) use values::{Register, Variables};
+pub(crate) use values::{AccessFormat, Logged, Register, Variables};
 
 #[cfg(test)]
 mod schema_tests;

@@ -59,6 +59,7 @@ fn row(path: &str, key: &Key) -> String {
 /// Type, range and example of a value.
 fn described(shape: &Shape) -> (String, String, String) {
     match shape {
+        Shape::WordOrTable(form, _) => (format!("{} or map", form.kind), form.range.clone(), form.example.to_owned()),
         Shape::Scalar(form) => (form.kind.to_owned(), form.range.clone(), form.example.to_owned()),
         Shape::Table(_) => ("map".to_owned(), String::new(), String::new()),
         Shape::Pairs => ("map of text".to_owned(), String::new(), String::new()),

@@ -257,6 +257,7 @@ impl Resolver<'_> {
             local: written.allow.local,
         };
         spec.limits = written.limits;
+        spec.access_log = written.access_log;
         if let Some(file::Health { panic_threshold, withdraw_on_trap, .. }) = written.health {
             spec.quarantine = Quarantine { panic_threshold, withdraw_on_trap };
         }

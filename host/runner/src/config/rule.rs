@@ -38,6 +38,8 @@ pub(crate) enum Shape {
     List(Box<Shape>),
     /// A map of text with keys of the user's choice.
     Pairs,
+    /// A word that stands for a map, or that map.
+    WordOrTable(Form, Table),
     /// One of several shapes, with the words that the reference page has for all of them.
     Either(&'static str, Vec<Shape>),
 }
@@ -103,10 +105,10 @@ impl Table {
 }
 
 impl Shape {
-    /// The table that it is, or a list of.
+    /// The table that it is, or may be, or a list of.
     pub(crate) fn table(&self) -> Option<&Table> {
         match self {
-            Self::Table(table) => Some(table),
+            Self::Table(table) | Self::WordOrTable(_, table) => Some(table),
             Self::List(item) => item.table(),
             _ => None,
         }

@@ -49,6 +49,7 @@ fn shape(shape: &Shape) -> Value {
     match shape {
         Shape::Scalar(form) => scalar(form),
         Shape::Table(known) => table(known),
+        Shape::WordOrTable(form, known) => json!({ "anyOf": [scalar(form), table(known)] }),
         Shape::List(item) => json!({ "type": "array", "items": self::shape(item) }),
         Shape::Pairs => {
             let text = json!({ "type": ["string", "number", "boolean"] });

@@ -13,7 +13,7 @@ use leasehold_wasmtime::Names;
 
 use crate::config::{
     destination::Destination,
-    file::{self, Limits},
+    file::{self, AccessLog, Limits},
     rule::Rule,
     values::{Advertise, Register, Variables},
 };
@@ -120,6 +120,8 @@ pub(crate) struct Spec {
     pub(crate) prefer: Metadata,
     /// Its limits.
     pub(crate) limits: Limits,
+    /// Its access log.
+    pub(crate) access_log: AccessLog,
     /// Its health check, if it has one.
     pub(crate) health: Option<Health>,
     /// Rule of its withdrawal when its requests fail.
@@ -236,6 +238,7 @@ impl Spec {
             suffix: SUFFIX.into(),
             prefer: Metadata::default(),
             limits: Limits::default(),
+            access_log: AccessLog::default(),
             health: None,
             quarantine: Quarantine::default(),
             follow: false,

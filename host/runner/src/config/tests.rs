@@ -6,7 +6,7 @@ use leasehold::{LoadSource, Ownership};
 use leasehold_wasmtime::Names;
 
 use super::{
-    Config, Limits, Probe, Quarantine, Register,
+    AccessFormat, Config, Limits, Logged, Probe, Quarantine, Register,
     file::File,
     mistake::Mistakes,
     rule::{Absent, Reading, Rule, Shape},
@@ -90,6 +90,7 @@ services:
     limits: { memory: 16MiB, request_timeout: 3s, concurrency: 7, start_timeout: 4s, stop_timeout: 5s, settle_time: 50ms, drain_timeout: 6s,
               connections: 8, header_size: 9KiB, body_size: 10KiB, client_timeout: 11s, instance_requests: 12, instance_concurrency: 13,
               stream_timeout: 14m, outgoing: 15, nodes: 16, output_lines: 17 }
+    access_log: { log: all, format: combined, sample: 0.5, query: true, lines: 18 }
     health: { path: /healthz?deep=1, interval: 5s, fall: 7, panic_threshold: 34%, withdraw_on_trap: true }
 "#,
     )
@@ -125,9 +126,32 @@ services:
     assert_eq!((limits.instance_requests, limits.instance_concurrency), (Some(12), Some(13)));
     assert_eq!((limits.stream_timeout(), limits.outgoing, limits.nodes), (Duration::from_secs(14 * 60), 15, 16));
     assert_eq!(limits.output_lines, 17);
+    let access_log = spec.access_log;
+    assert_eq!((access_log.log, access_log.format), (Logged::All, AccessFormat::Combined));
+    assert!(access_log.query && (access_log.sample, access_log.lines) == (0.5, 18));
     assert_eq!(spec.quarantine, Quarantine { panic_threshold: 34, withdraw_on_trap: true });
     assert_eq!(spec.limits.settle_time, Duration::from_millis(50));
     assert_eq!(spec.limits.drain_timeout, Duration::from_secs(6));
+}
+
+#[test]
+fn an_access_log_is_a_word_or_a_map() {
+    let of = |lines: &str| parse(&with(lines)).unwrap().services[0].access_log;
+    assert_eq!((of("").log, of("").format, of("").lines), (Logged::Errors, AccessFormat::Log, 1000));
+    assert_eq!(of("    access_log: off\n").log, Logged::Off);
+    let map = of("    access_log: { format: json }\n");
+    assert_eq!((map.log, map.format), (Logged::Errors, AccessFormat::Json));
+    let defaults = parse(&format!(
+        "defaults: {{ access_log: {{ log: all, sample: 0 }} }}\n{}",
+        with("    access_log: { lines: 5 }\n")
+    ));
+    let merged = defaults.unwrap().services[0].access_log;
+    assert_eq!((merged.log, merged.sample, merged.lines), (Logged::All, 0.0, 5));
+    assert_eq!(
+        error(&with("    access_log: true\n")),
+        "c.yaml:5: access_log: must be one of: off, errors, all; not \"true\""
+    );
+    assert_eq!(error(&with("    access_log: [all]\n")), "c.yaml:5: access_log: must be a single choice");
 }
 
 #[test]

@@ -38,6 +38,52 @@ impl FromStr for Register {
     }
 }
 
+/// Requests that have a line in the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Logged {
+    Off,
+    /// Requests whose response is an error of the server, breaks off, or does not begin before the client leaves.
+    Errors,
+    All,
+}
+
+impl FromStr for Logged {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "errors" => Ok(Self::Errors),
+            "all" => Ok(Self::All),
+            _ => Err(format!("must be one of: off, errors, all; not {text:?}")),
+        }
+    }
+}
+
+/// Format of the access log, and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AccessFormat {
+    /// As lines of the log, in its format.
+    Log,
+    /// A JSON object a line, on standard output.
+    Json,
+    /// The Combined Log Format of web servers, on standard output.
+    Combined,
+}
+
+impl FromStr for AccessFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "log" => Ok(Self::Log),
+            "json" => Ok(Self::Json),
+            "combined" => Ok(Self::Combined),
+            _ => Err(format!("must be one of: log, json, combined; not {text:?}")),
+        }
+    }
+}
+
 /// A service name, or `*` for any.
 #[derive(Debug, Clone)]
 pub(crate) enum Pattern {
@@ -211,6 +257,8 @@ fn words(words: &[&str]) -> String {
 }
 
 const REGISTER: [&str; 3] = ["component", "host", "off"];
+const LOGGED: [&str; 3] = ["off", "errors", "all"];
+const ACCESS_FORMATS: [&str; 3] = ["log", "json", "combined"];
 const OWNERSHIP: [&str; 3] = ["take-over", "refuse", "wait"];
 const VISIBLE: &str = "[!-.0-~]";
 
@@ -252,6 +300,10 @@ scalars! {
         json!({ "type": ["integer", "string"], "minimum": 1, "maximum": 100, "pattern": pattern("[0-9]+") });
     Register => Register, |register| register, secret if |_| false,
         "choice", words(&REGISTER), "host", choice(&REGISTER);
+    Logged => Logged, |logged| logged, secret if |_| false,
+        "choice", words(&LOGGED), "all", choice(&LOGGED);
+    AccessFormat => AccessFormat, |format| format, secret if |_| false,
+        "choice", words(&ACCESS_FORMATS), "combined", choice(&ACCESS_FORMATS);
     Ownership => Ownership, |ownership| ownership, secret if |_| false,
         "choice", words(&OWNERSHIP), "wait", choice(&OWNERSHIP);
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderValue, Response, Version, header};
+use http::{HeaderMap, HeaderValue, Response, Version, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use leasehold::ServiceName;
@@ -21,6 +21,7 @@ use crate::{
     error::one_line,
     grpc,
     inbound::{
+        access_record::AccessRecord,
         error_code,
         response::{RequestGuard, ResponseBody},
         target::Origin,
@@ -28,6 +29,8 @@ use crate::{
     rejection::{RejectReason, Rejection},
     rt::timers::Timers,
     telemetry::{
+        access_log::AccessLog,
+        request::{RequestIdentity, log_request},
         service_metrics::Stats,
         span::{Span, Tracer},
         throttle::Throttle,
@@ -35,7 +38,7 @@ use crate::{
     wasm::{
         admission::Admission,
         error::cause,
-        in_flight::{InFlightRequest, InstanceEnd, RequestLine},
+        in_flight::{InFlightRequest, InstanceEnd},
         instance::{Instances, NO_RESPONSE},
         reuse::Reusable,
     },
@@ -63,9 +66,10 @@ pub(crate) struct Dispatcher {
     codes: Throttle,
     reusable: Arc<Reusable>,
     tracer: Option<Tracer>,
+    access_log: Arc<AccessLog>,
     pub(crate) admission: Admission,
     /// Requests whose response is not complete.
-    in_flight: TaskTracker,
+    unanswered: TaskTracker,
 }
 
 impl Dispatcher {
@@ -73,7 +77,8 @@ impl Dispatcher {
         Self {
             name,
             admission: instances.context.admission.clone(),
-            in_flight: TaskTracker::new(),
+            unanswered: TaskTracker::new(),
+            access_log: Arc::clone(&instances.context.access_log),
             stats: Arc::clone(&instances.context.stats),
             codes: Throttle::new(CODE_LOG_INTERVAL),
             reusable: Arc::clone(&instances.reusable),
@@ -112,7 +117,16 @@ impl Dispatcher {
         let grpc = grpc::is_spoken(request.headers());
         let version = request.version();
         let located = origin.locate(&mut request);
+        let id = self.access_log.identify(request.headers_mut());
         let mut span = self.tracer.as_ref().map(|tracer| tracer.server_span(&mut request));
+        let identity = RequestIdentity {
+            peer: origin.peer,
+            id,
+            span: span.as_ref().map(Span::context),
+            ..RequestIdentity::of(&request)
+        };
+        let in_flight = self.in_flight(identity, grpc, request.headers(), arrived);
+        let mut record = AccessRecord::begin(&self.access_log, &in_flight, &request, arrived);
         let attempted = async {
             located?;
             if request.body().size_hint().lower() > self.body_size as u64 {
@@ -121,7 +135,7 @@ impl Dispatcher {
             if request.body().is_end_stream() {
                 // An empty body has no size to check.
                 let request = request.map(|body| body.map_err(|_| Error::ConnectionTerminated).boxed_unsync());
-                return self.attempt(request, arrived, timers, &self.admission, grpc, &mut span).await;
+                return self.attempt(request, &in_flight, arrived, timers, &self.admission, &mut span).await;
             }
             let (large, broken) = (CancellationToken::new(), CancellationToken::new());
             let mut request = request.map(|body| self.bounded(body, large.clone(), broken.clone()));
@@ -130,23 +144,26 @@ impl Dispatcher {
                 biased;
                 // The response to half a body is discarded.
                 () = large.cancelled() => Err(RejectReason::BodyTooLarge.into()),
-                outcome = self.attempt(request, arrived, timers, &self.admission, grpc, &mut span) => outcome.map_err(|no_response| match no_response {
-                    NoResponse::Rejected(RejectReason::ComponentFailed) | NoResponse::ErrorCode(..) if broken.is_cancelled() => RejectReason::ClientAborted.into(),
+                outcome = self.attempt(request, &in_flight, arrived, timers, &self.admission, &mut span) => outcome.map_err(|no_response| match no_response {
+                    NoResponse::Rejected(RejectReason::ComponentFailed) | NoResponse::ErrorCode(_) if broken.is_cancelled() => RejectReason::ClientAborted.into(),
                     no_response => no_response,
                 }),
             }
         };
-        let (status, response) = match attempted.await {
+        let (status, mut response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(no_response) => {
                 let rejection = match no_response {
                     NoResponse::Rejected(reason) => Rejection::from(reason),
-                    NoResponse::ErrorCode(code, line) => {
-                        self.log_code(&code, &line);
+                    NoResponse::ErrorCode(code) => {
+                        self.log_code(&code, &in_flight.identity);
                         error_code::rejection(&code)
                     }
                 };
-                self.stats.reject(rejection.reason);
+                self.stats.reject(rejection.reason, Some(&in_flight.identity));
+                if let Some(record) = &mut record {
+                    record.reject(rejection.reason);
+                }
                 if let Some(span) = &mut span {
                     span.record_rejection(&rejection, grpc);
                 }
@@ -159,6 +176,9 @@ impl Dispatcher {
             }
         };
         self.stats.responded(status, arrived.elapsed());
+        if let Some(record) = record {
+            ResponseBody::record(&mut response, record);
+        }
         response
     }
 
@@ -185,59 +205,71 @@ impl Dispatcher {
     ) -> Result<Response<ResponseBody>, RejectReason> {
         let grpc = grpc::is_spoken(request.headers());
         let request = request.map(|body| body.map_err(|never| match never {}).boxed_unsync());
-        match self.attempt(request, Instant::now(), &Timers::default(), admission, grpc, &mut None).await {
+        let now = Instant::now();
+        let in_flight = self.in_flight(RequestIdentity::of(&request), grpc, request.headers(), now);
+        match self.attempt(request, &in_flight, now, &Timers::default(), admission, &mut None).await {
             Ok(response) => Ok(response),
-            Err(NoResponse::ErrorCode(code, _)) => {
-                Ok(error_code::rejection(&code).response(grpc).map(ResponseBody::of))
-            }
+            Err(NoResponse::ErrorCode(code)) => Ok(error_code::rejection(&code).response(grpc).map(ResponseBody::of)),
             Err(NoResponse::Rejected(reason)) => Err(reason),
         }
     }
 
     /// Waits until every request of a replaced dispatcher has its response.
     pub(crate) async fn drained(&self) {
-        self.in_flight.close();
-        self.in_flight.wait().await;
+        self.unanswered.close();
+        self.unanswered.wait().await;
+    }
+
+    /// A request that has arrived, with the time that it may take.
+    fn in_flight(
+        &self,
+        identity: RequestIdentity,
+        grpc: bool,
+        headers: &HeaderMap,
+        arrived: Instant,
+    ) -> Arc<InFlightRequest> {
+        // A caller may wait shorter than the host does, or longer as far as streams may last.
+        let timeout = if grpc { grpc::timeout(headers) } else { None };
+        let within =
+            timeout.map_or(self.request_timeout, |timeout| timeout.min(self.stream_timeout)).max(self.request_timeout);
+        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+        Arc::new(InFlightRequest::new(identity, within, deadline))
     }
 
     /// Waits for admission and for the component. The span is moved into the response.
     async fn attempt(
         &self,
         request: http::Request<WasiBody>,
+        in_flight: &Arc<InFlightRequest>,
         arrived: Instant,
         timers: &Timers,
         admission: &Admission,
-        grpc: bool,
         span: &mut Option<Span>,
     ) -> Result<Response<ResponseBody>, NoResponse> {
-        // A caller may wait shorter than the host does, or longer as far as streams may last.
-        let timeout = if grpc { grpc::timeout(request.headers()) } else { None };
-        let within =
-            timeout.map_or(self.request_timeout, |timeout| timeout.min(self.stream_timeout)).max(self.request_timeout);
-        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
+        let InFlightRequest { deadline, within, .. } = **in_flight;
         let by = |ours: Instant| deadline.map_or(ours, |callers| callers.min(ours));
 
-        let line = RequestLine::of(&request);
         let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
-        let counted = (self.stats.enter(), self.in_flight.token());
+        let counted = (self.stats.enter(), self.unanswered.token());
         let (slot, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
             Ok(slot) => (slot, arrived),
             Err(_) => {
                 let patience = by(arrived + MAX_QUEUE_WAIT.min(self.request_timeout));
                 let waited = timers.timeout_at(patience, Arc::clone(&admission.slots).acquire_owned()).await;
                 let now = Instant::now();
+                in_flight.waited(now - arrived);
                 let Ok(Ok(slot)) = waited else {
                     let is_callers = deadline.is_some_and(|deadline| deadline <= now);
-                    return Err(if is_callers { self.late(arrived, &line) } else { RejectReason::QueueTimeout }.into());
+                    let reason = if is_callers { self.late(arrived, in_flight) } else { RejectReason::QueueTimeout };
+                    return Err(reason.into());
                 };
                 (slot, now)
             }
         };
         let broken = request.extensions().get::<ClientAborted>().cloned();
-        let guard = RequestGuard::begin(self.name.clone(), line, within, span.as_ref());
-        let in_flight = Arc::clone(&guard.request);
+        let guard = RequestGuard::begin(self.name.clone(), Arc::clone(in_flight));
         let end = by(begun + within);
-        let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(&in_flight), request)).await;
+        let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(in_flight), request)).await;
         match outcome {
             Ok(Ok(response)) => {
                 let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
@@ -249,53 +281,53 @@ impl Dispatcher {
                         }
                         Ok(response)
                     }
-                    Err(InstanceEnd::TimedOut) => Err(self.late(begun, &in_flight.line).into()),
+                    Err(InstanceEnd::TimedOut) => Err(self.late(begun, in_flight).into()),
                     Err(InstanceEnd::Failed | InstanceEnd::Abandoned) => {
-                        self.count_reuse(&in_flight);
+                        self.count_reuse(in_flight);
                         Err(RejectReason::ComponentFailed.into())
                     }
                 }
             }
             // A timeout of the instance appears as one of several errors.
             Ok(Err(error)) if error.is::<ExpirationError>() || Instant::now() >= end => {
-                Err(self.late(begun, &in_flight.line).into())
+                Err(self.late(begun, in_flight).into())
             }
             Ok(Err(error)) => Err(match error_code::returned(&error) {
-                Some(code) => NoResponse::ErrorCode(code, in_flight.line.clone()),
+                Some(code) => NoResponse::ErrorCode(code),
                 None => {
                     let is_broken = broken.is_some_and(|broken| broken.0.is_cancelled());
-                    self.failed(&error, &in_flight, is_broken).into()
+                    self.failed(&error, in_flight, is_broken).into()
                 }
             }),
-            Err(_) => Err(self.late(begun, &in_flight.line).into()),
+            Err(_) => Err(self.late(begun, in_flight).into()),
         }
     }
 
-    fn log_code(&self, code: &Error, line: &RequestLine) {
+    fn log_code(&self, code: &Error, request: &RequestIdentity) {
         if let Some(suppressed) = self.codes.admit(Instant::now().into_std()) {
             let code = one_line(&code.to_string());
-            tracing::warn!(service = %self.name, request = %line, "the component returned an error code: {code}{suppressed}");
+            log_request!(warn, self.name, request, "the component returned an error code: {code}{suppressed}");
         }
     }
 
     fn failed(&self, error: &wasmtime::Error, in_flight: &InFlightRequest, is_broken: bool) -> RejectReason {
-        let line = &in_flight.line;
+        let request = &in_flight.identity;
         if let Some(failed) = error.downcast_ref::<InstantiationError<Arc<InFlightRequest>>>() {
             if failed.error.is::<PoolConcurrencyLimitError>() {
                 return RejectReason::QueueTimeout;
             }
             let cause = cause(&failed.error);
-            tracing::warn!(service = %self.name, request = %line, "the component could not be instantiated: {cause}");
+            log_request!(warn, self.name, request, "the component could not be instantiated: {cause}");
             return RejectReason::InstantiationFailed;
         }
         // Any other error ends the instance, which logs it.
         let has_returned = !self.is_async && !error.is::<TrapOrPanicError>() && error.chain().nth(1).is_none();
         if is_broken {
-            tracing::debug!(service = %self.name, request = %line, "the client broke off the request: {}", cause(error));
+            log_request!(debug, self.name, request, "the client broke off the request: {}", cause(error));
         } else if has_returned && in_flight.is_unanswered() {
-            tracing::warn!(service = %self.name, request = %line, "{NO_RESPONSE}");
+            log_request!(warn, self.name, request, "{NO_RESPONSE}");
         } else {
-            tracing::debug!(service = %self.name, request = %line, "a request ended without a response");
+            log_request!(debug, self.name, request, "a request ended without a response");
         }
         self.count_reuse(in_flight);
         RejectReason::ComponentFailed
@@ -308,12 +340,13 @@ impl Dispatcher {
         }
     }
 
-    fn late(&self, begun: Instant, line: &RequestLine) -> RejectReason {
+    fn late(&self, begun: Instant, in_flight: &InFlightRequest) -> RejectReason {
+        let request = &in_flight.identity;
         if begun.elapsed() >= self.request_timeout {
             let limit = self.request_timeout;
-            tracing::warn!(service = %self.name, request = %line, "a request took longer than {limit:?} (limits.request_timeout)");
+            log_request!(warn, self.name, request, "a request took longer than {limit:?} (limits.request_timeout)");
         } else {
-            tracing::debug!(service = %self.name, request = %line, "a request took longer than its caller waits");
+            log_request!(debug, self.name, request, "a request took longer than its caller waits");
         }
         RejectReason::Timeout
     }
@@ -323,7 +356,7 @@ impl Dispatcher {
 enum NoResponse {
     Rejected(RejectReason),
     /// The component returned an error code.
-    ErrorCode(Error, RequestLine),
+    ErrorCode(Error),
 }
 
 impl From<RejectReason> for NoResponse {

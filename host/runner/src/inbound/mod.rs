@@ -1,5 +1,6 @@
 //! The way of a request into a component: listener, connection, dispatch, response.
 
+pub(crate) mod access_record;
 mod authority;
 pub(crate) mod dispatch;
 pub(crate) mod error_code;

@@ -6,7 +6,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,10 +18,11 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::{
     grpc::{self, Status},
+    inbound::access_record::AccessRecord,
     rejection::{RejectReason, Rejection, empty},
     rt::timers::Sleep,
-    telemetry::{service_metrics::Within, span::Span},
-    wasm::in_flight::{InFlightRequest, InstanceEnd, RequestLine},
+    telemetry::{request::log_request, service_metrics::Within, span::Span},
+    wasm::in_flight::{InFlightRequest, InstanceEnd},
 };
 
 /// Guard of an in-flight request. Dropping it before `complete` marks the request as abandoned.
@@ -35,13 +35,8 @@ pub(crate) struct RequestGuard {
 }
 
 impl RequestGuard {
-    pub(crate) fn begin(service: ServiceName, line: RequestLine, within: Duration, span: Option<&Span>) -> Self {
-        Self {
-            service,
-            request: Arc::new(InFlightRequest::new(line, within, span.map(Span::context))),
-            complete: false,
-            span: None,
-        }
+    pub(crate) fn begin(service: ServiceName, request: Arc<InFlightRequest>) -> Self {
+        Self { service, request, complete: false, span: None }
     }
 }
 
@@ -66,6 +61,8 @@ pub(crate) struct ResponseBody {
     /// Items that were read before anything is sent: one piece, and the next.
     ahead: [Option<Next>; 2],
     ended: bool,
+    /// Its line of the access log.
+    record: Option<AccessRecord>,
 }
 
 /// Permits of the queue and of a slot, and the entries among the requests in flight of the service and of the dispatcher.
@@ -87,7 +84,7 @@ struct Delivery {
 impl ResponseBody {
     /// Body of a response of the host.
     pub(crate) fn of(body: WasiBody) -> Self {
-        Self { delivery: None, body, ahead: [None, None], ended: false }
+        Self { delivery: None, body, ahead: [None, None], ended: false, record: None }
     }
 
     /// Returns the component's response once its instance is idle, so that its first output is sent in one piece. A body
@@ -104,8 +101,10 @@ impl ResponseBody {
         let body = if grpc::is_trailers_only(&parts.headers) { empty() } else { body };
         let grpc = grpc::is_spoken(&parts.headers);
         if parts.status.is_informational() {
-            tracing::warn!(
-                service = %guard.service,
+            log_request!(
+                warn,
+                guard.service,
+                guard.request.identity,
                 "the component answered {}, which is no final response; connections are not upgraded",
                 parts.status.as_u16()
             );
@@ -121,6 +120,14 @@ impl ResponseBody {
             delivery.guard.span = Some(span);
         }
         Ok(Response::from_parts(parts, this))
+    }
+
+    /// Leaves the line of the access log to the body, which writes it at its end.
+    pub(crate) fn record(response: &mut Response<Self>, mut record: AccessRecord) {
+        record.begin_response(response.status(), response.headers());
+        let body = response.body_mut();
+        record.is_complete = body.delivery.as_ref().is_none_or(|delivery| delivery.guard.complete);
+        body.record = Some(record);
     }
 
     async fn gather(&mut self) -> Result<(), InstanceEnd> {
@@ -189,9 +196,12 @@ impl ResponseBody {
         }
     }
 
-    fn end(&mut self, frame: Next) -> Poll<Next> {
+    fn end(&mut self, last: Next) -> Poll<Next> {
         self.ended = true;
-        Poll::Ready(frame)
+        if let Some(record) = &mut self.record {
+            record.ended(last.as_ref());
+        }
+        Poll::Ready(last)
     }
 }
 
@@ -225,7 +235,7 @@ impl Delivery {
             }
             (error, ..) => error.to_string(),
         };
-        tracing::warn!(service = %self.guard.service, "a response broke off: {why}");
+        log_request!(warn, self.guard.service, self.guard.request.identity, "a response broke off: {why}");
     }
 
     fn fails(&mut self, end: InstanceEnd) {
@@ -258,7 +268,12 @@ impl Body for ResponseBody {
             return Poll::Ready(None);
         }
         let polled = this.poll_next(cx);
-        let Some(delivery) = &mut this.delivery else { return polled };
+        let Some(delivery) = &mut this.delivery else {
+            if let (Some(record), Poll::Ready(Some(Ok(frame)))) = (&mut this.record, &polled) {
+                record.sent(frame);
+            }
+            return polled;
+        };
         let is_overdue = Instant::now() >= delivery.deadline.deadline();
         if is_overdue || (polled.is_pending() && Pin::new(&mut delivery.deadline).poll(cx).is_ready()) {
             let last = delivery.broken(InstanceEnd::TimedOut);
@@ -267,6 +282,10 @@ impl Body for ResponseBody {
         let end = match ready!(polled) {
             Some(Ok(frame)) => {
                 delivery.passed(&frame);
+                if let Some(record) = &mut this.record {
+                    record.sent(&frame);
+                    record.is_complete = delivery.guard.complete;
+                }
                 return Poll::Ready(Some(Ok(frame)));
             }
             // A body whose instance is gone appears to have ended.

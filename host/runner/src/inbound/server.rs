@@ -171,7 +171,7 @@ impl Connections {
                     self.current.load().stats().incident(Incident::ConnectionLimit);
                 }
                 let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
-                listener.accept().await.map(|(stream, _)| (stream, permit))
+                listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
             };
             let accepted = tokio::select! {
                 biased;
@@ -179,7 +179,7 @@ impl Connections {
                 accepted = next => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => self.connection(stream, permit),
+                Ok((stream, peer, permit)) => self.connection(stream, peer, permit),
                 Err(error) => {
                     let is_news =
                         last_warning.is_none_or(|(kind, when)| kind != error.kind() || when.elapsed() > WARN_INTERVAL);
@@ -193,7 +193,7 @@ impl Connections {
         }
     }
 
-    fn connection(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         // Small pieces of a response are not held back for larger ones.
         let _ = stream.set_nodelay(true);
         let (current, leaving) = (self.current.clone(), Arc::clone(&self.leaving));
@@ -204,7 +204,7 @@ impl Connections {
         let timers = Timers::default();
         let protocols = self.protocols(&timers);
         let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
-        let origin = Origin::new(scheme, stream.local_addr().ok());
+        let origin = Origin::new(scheme, stream.local_addr().ok(), Some(peer));
         let has_replaced = Arc::clone(&origin.has_replaced);
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
@@ -238,7 +238,7 @@ impl Connections {
                 None => Either::Left(stream),
                 Some(tls) => match last.run_until_cancelled(tls.accept(stream)).await {
                     Some(Ok(stream)) => Either::Right(stream),
-                    Some(Err(error)) => return tracing::debug!(service = %name, %error, "a handshake failed"),
+                    Some(Err(error)) => return tracing::debug!(service = %name, %peer, %error, "a handshake failed"),
                     None => return,
                 },
             };
@@ -267,14 +267,14 @@ impl Connections {
                         ConnectionEvent::Cut => return,
                         ConnectionEvent::Slow => {
                             counts.load().stats().incident(Incident::SlowClient);
-                            return tracing::debug!(service = %name, "a connection was cut: its client goes too slowly");
+                            return tracing::debug!(service = %name, %peer, "a connection was cut: its client goes too slowly");
                         }
                     },
                 }
             };
             if let Err(error) = ended {
                 count(error.as_ref(), counts.load().stats());
-                tracing::debug!(service = %name, error, "a connection broke");
+                tracing::debug!(service = %name, %peer, error, "a connection broke");
             }
         });
     }
@@ -409,7 +409,7 @@ fn count(error: &(dyn Error + 'static), stats: &Stats) {
     let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     if error.is_parse_too_large() {
-        stats.reject(RejectReason::HeadersTooLarge);
+        stats.reject(RejectReason::HeadersTooLarge, None);
     } else if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
         stats.incident(Incident::SlowClient);
     }

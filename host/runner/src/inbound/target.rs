@@ -34,13 +34,15 @@ pub(crate) struct Origin {
     scheme: Scheme,
     /// Address that the client connected to.
     local: Option<SocketAddr>,
+    /// Address of the client.
+    pub(crate) peer: Option<SocketAddr>,
     /// Set once an authority of this connection was replaced.
     pub(crate) has_replaced: Arc<AtomicBool>,
 }
 
 impl Origin {
-    pub(crate) fn new(scheme: Scheme, local: Option<SocketAddr>) -> Self {
-        Self { scheme, local, has_replaced: Arc::default() }
+    pub(crate) fn new(scheme: Scheme, local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
+        Self { scheme, local, peer, has_replaced: Arc::default() }
     }
 
     /// Name of the header in which replaced authorities are passed on.
@@ -141,7 +143,7 @@ mod tests {
     use super::{FORWARDED_HOST, Origin, RejectReason};
 
     fn origin() -> Origin {
-        Origin::new(Scheme::HTTPS, Some("127.0.0.1:8080".parse().unwrap()))
+        Origin::new(Scheme::HTTPS, Some("127.0.0.1:8080".parse().unwrap()), None)
     }
 
     fn located(method: &str, uri: &str, version: Version, headers: &[(&str, &[u8])]) -> Result<String, RejectReason> {

@@ -1,11 +1,11 @@
 //! Outgoing HTTP requests of a component: to the hosts and services that its policy lists, and nowhere else.
 
 pub(crate) mod body;
+pub(crate) mod callers;
 pub(crate) mod denial;
 pub(crate) mod external;
 pub(crate) mod reserved;
 pub(crate) mod service;
-pub(crate) mod trace_parent;
 
 use std::{future::ready, sync::Arc, time::Duration};
 
@@ -23,13 +23,14 @@ use crate::{
     },
     outbound::{
         body::{TracedBody, drain},
+        callers::{Caller, Callers},
         denial::Denials,
         external::ExternalClient,
         reserved::Reserved,
         service::ServiceClient,
-        trace_parent::TraceParents,
     },
     telemetry::{
+        request_id::REQUEST_ID,
         service_metrics::{Incident, Stats},
         span::{Span, Tracer},
     },
@@ -55,7 +56,7 @@ pub(crate) struct Outbound {
     between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
-    pub(crate) trace_parents: TraceParents,
+    pub(crate) callers: Callers,
 }
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -81,7 +82,7 @@ impl Outbound {
             between_bytes: limits.longest_wait(),
             stats,
             tracer,
-            trace_parents: TraceParents::default(),
+            callers: Callers::default(),
         }
     }
 
@@ -146,7 +147,11 @@ impl WasiHttpHooks for Outbound {
         options: Option<RequestOptions>,
         _: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let parent = self.trace_parents.take();
+        let Caller { id, span: parent } = self.callers.take().unwrap_or_default();
+        if let Some(id) = id {
+            // One that the component sets itself stays.
+            request.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.header());
+        }
         let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(parent, &mut request));
         let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
         let options = self.bounded(options);

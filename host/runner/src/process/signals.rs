@@ -1,4 +1,4 @@
-//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload. Only a second Ctrl-C ends the process at once.
+//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload, SIGUSR1 another level of the log. Only a second Ctrl-C ends the process at once.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,15 @@ pub(crate) struct Signals {
     pub(crate) ending: CancellationToken,
     /// One message for each SIGHUP; several at a time are one.
     pub(crate) reloads: mpsc::Receiver<()>,
+    /// One message for each SIGUSR1.
+    pub(crate) verbosity: mpsc::Receiver<()>,
+}
+
+/// Senders of the requests.
+struct Requests {
+    ending: CancellationToken,
+    reloads: mpsc::Sender<()>,
+    verbosity: mpsc::Sender<()>,
 }
 
 /// One listener for each signal that would end the process by default and that operators send by habit.
@@ -43,13 +52,16 @@ pub(crate) fn listen(tasks: &TaskTracker) -> anyhow::Result<Signals> {
         user1: listen(SignalKind::user_defined1())?,
         user2: listen(SignalKind::user_defined2())?,
     };
-    let (asking, reloads) = mpsc::channel(1);
+    let (reload, reloads) = mpsc::channel(1);
+    let (change_level, verbosity) = mpsc::channel(1);
     let ending = CancellationToken::new();
-    tasks.spawn(watch(listeners, ending.clone(), asking));
-    Ok(Signals { ending, reloads })
+    let requests = Requests { ending: ending.clone(), reloads: reload, verbosity: change_level };
+    tasks.spawn(watch(listeners, requests));
+    Ok(Signals { ending, reloads, verbosity })
 }
 
-async fn watch(mut signals: Listeners, ending: CancellationToken, reloads: mpsc::Sender<()>) {
+async fn watch(mut signals: Listeners, requests: Requests) {
+    let Requests { ending, reloads, verbosity } = requests;
     let mut interrupted: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -66,7 +78,7 @@ async fn watch(mut signals: Listeners, ending: CancellationToken, reloads: mpsc:
                 continue;
             }
             _ = signals.user1.recv() => {
-                tracing::info!("SIGUSR1 has no meaning here");
+                let _ = verbosity.try_send(()); // Full: two at a time are one.
                 continue;
             }
             _ = signals.user2.recv() => {

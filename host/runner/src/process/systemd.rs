@@ -1,6 +1,6 @@
-//! Notifications to systemd: ready, reloading, stopping, and the watchdog.
+//! Notifications to systemd: ready, reloading, stopping, the status in words, and the watchdog.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use leasehold::Registrar;
 use sd_notify::NotifyState;
@@ -28,6 +28,22 @@ pub(crate) fn stopping(tasks: &TaskTracker) {
     drop(notify(tasks, NotifyState::Stopping));
 }
 
+/// Returns true if systemd listens.
+pub(crate) fn is_there() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Reports the state of the host in words, which `systemctl status` shows.
+pub(crate) fn status(tasks: &TaskTracker, text: String) {
+    drop(tasks.spawn_blocking(move || send(&[NotifyState::Status(&text)])));
+}
+
+/// Requests more time for the end, from now on.
+pub(crate) fn extend(tasks: &TaskTracker, time: Duration) {
+    let microseconds = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    drop(notify(tasks, NotifyState::ExtendTimeoutUsec(microseconds)));
+}
+
 /// Reports twice in each interval of the watchdog, until `done`, that the process works: its tasks run, and the registrar
 /// renews leases. Otherwise systemd restarts the process.
 pub(crate) async fn alive(registrar: Registrar, tasks: TaskTracker, done: CancellationToken) {
@@ -53,8 +69,12 @@ fn notify(tasks: &TaskTracker, state: NotifyState<'static>) -> JoinHandle<()> {
         if let (NotifyState::Reloading, Ok(now)) = (&states[0], NotifyState::monotonic_usec_now()) {
             states.push(now);
         }
-        if let Err(error) = sd_notify::notify(&states) {
-            tracing::warn!(%error, "systemd could not be notified");
-        }
+        send(&states);
     })
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "systemd could not be notified");
+    }
 }

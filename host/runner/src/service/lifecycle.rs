@@ -52,7 +52,7 @@ impl LifecycleInstance {
         match lifecycle.start(&mut store, &instance).await {
             Ok(Ok(())) => Ok(Self { store, instance, lifecycle }),
             Ok(Err(message)) => Err(format!("lifecycle.start failed: {}", one_line(&message))),
-            Err(error) => Err(format!("lifecycle.start trapped: {}", cause(&error))),
+            Err(error) => Err(format!("lifecycle.start trapped: {}", store.data().cause(&error))),
         }
     }
 
@@ -62,7 +62,10 @@ impl LifecycleInstance {
         let interrupt = Arc::clone(&self.store.data().usage.interrupt);
         match interrupt.until(sleep(deadline), self.lifecycle.stop(&mut self.store, &self.instance)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {}", cause(&error)),
+            Ok(Err(error)) => {
+                let cause = self.store.data().cause(&error);
+                tracing::warn!(service = %spec.name, "lifecycle.stop trapped: {cause}");
+            }
             Err(_) => tracing::warn!(service = %spec.name, "lifecycle.stop took longer than {deadline:?}"),
         }
     }

@@ -205,7 +205,7 @@ impl Service {
                 if self.is_probed_before_start() { State::AwaitingHealth } else { State::Withdrawn },
                 Some(&why),
             );
-            tracing::warn!(service = %self.spec.name, url = self.url(), "not announced: {why}");
+            tracing::warn!(event = "not_announced", service = %self.spec.name, url = self.url(), "not announced: {why}");
             return Ok(());
         }
         match &mut self.workload {
@@ -218,7 +218,7 @@ impl Service {
             keys::register(&self.spec, self.node.clone(), &self.context.registry).await?;
         }
         self.enter(State::Serving, None);
-        tracing::info!(service = %self.spec.name, url = self.url(), "serving");
+        tracing::info!(event = "serving", service = %self.spec.name, url = self.url(), "serving");
         Ok(())
     }
 
@@ -266,7 +266,7 @@ impl Service {
         let drained = self.end().await;
         self.context.output.report_rest();
         if was_served {
-            tracing::info!(service = %self.spec.name, "ended");
+            tracing::info!(event = "ended", service = %self.spec.name, "ended");
         }
         self.enter(State::Drained, None);
         drained

@@ -131,7 +131,7 @@ async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<Service
             Some(I32Exit(code)) => format!("the component exited with {code}"),
             None => {
                 context.stats.incident(Incident::Trap);
-                format!("the component trapped: {}", cause(&error))
+                format!("the component trapped: {}", store.data().cause(&error))
             }
         },
     }

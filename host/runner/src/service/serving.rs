@@ -114,7 +114,7 @@ impl Service {
 
     /// Takes the service out of etcd, until it is healthy. A listener of the host goes on serving requests.
     async fn withdraw(&mut self, why: &str) {
-        tracing::warn!(service = %self.spec.name, "withdrawn: {why}");
+        tracing::warn!(event = "withdrawn", service = %self.spec.name, "withdrawn: {why}");
         let state = if self.state == State::AwaitingHealth { self.state } else { State::Withdrawn };
         self.enter(state, Some(why));
         if !self.context.registry.registrations().is_empty() {
@@ -138,7 +138,7 @@ impl Service {
         match keys::restore(&self.spec, self.node.clone(), &self.context.registry).await {
             Ok(()) => {
                 self.enter(State::Serving, None);
-                tracing::info!(service = %self.spec.name, url = self.url(), "announced");
+                tracing::info!(event = "announced", service = %self.spec.name, url = self.url(), "announced");
             }
             Err(message) => {
                 tracing::warn!(service = %self.spec.name, "cannot be announced yet: {message}");
@@ -225,12 +225,12 @@ impl Service {
             Err(failure) => Err(failure),
         };
         match &outcome {
-            Ok(()) => tracing::info!(service = %self.spec.name, "reloaded"),
+            Ok(()) => tracing::info!(event = "reloaded", service = %self.spec.name, "reloaded"),
             Err(failure) if matches!(&self.workload, Workload::Program(program) if !program.is_up()) => {
-                tracing::error!(service = %self.spec.name, "not reloaded, the former version is run again: {}", failure.sentence());
+                tracing::error!(event = "not_reloaded", service = %self.spec.name, "not reloaded, the former version is run again: {}", failure.sentence());
             }
             Err(failure) if self.state != State::AwaitingHealth => {
-                tracing::error!(service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
+                tracing::error!(event = "not_reloaded", service = %self.spec.name, "not reloaded, the former version serves on: {}", failure.sentence());
             }
             Err(failure) => {
                 tracing::warn!(service = %self.spec.name, "not started yet: {}", failure.sentence());

@@ -123,11 +123,11 @@ impl Supervisor {
         let mut cause = None;
         loop {
             let reply = self.until_drain(cause).await;
-            tracing::info!(service = %self.attempts.spec.name, "draining on request");
+            tracing::info!(event = "draining", service = %self.attempts.spec.name, "draining on request");
             let _ = reply.send(self.attempts.drain().await); // Its client may have gone away.
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
-            tracing::info!(service = %self.attempts.spec.name, "resumed");
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
             self.attempts.forget();
         }
     }
@@ -211,7 +211,7 @@ impl Attempts {
         let (name, sentence) = (&self.spec.name, failure.sentence());
         let why = sentence.strip_prefix(&format!("{name}: ")).unwrap_or(&sentence);
         if self.context.logs_failed_starts {
-            tracing::error!(service = %name, "not started: {why}; next attempt in {pause:.1?}");
+            tracing::error!(event = "not_started", service = %name, "not started: {why}; next attempt in {pause:.1?}");
         }
         self.enter(Phase::Failed, Some(&format!("{why}; attempts so far: {}", self.backoff.failures())));
         pause

@@ -12,7 +12,13 @@ use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
-use crate::{rejection::RejectReason, telemetry::throttle::Throttle};
+use crate::{
+    rejection::RejectReason,
+    telemetry::{
+        request::{RequestIdentity, log_request},
+        throttle::Throttle,
+    },
+};
 
 /// Buckets of the time until a response begins, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -201,10 +207,18 @@ impl Stats {
         self.outgoing.lock()
     }
 
-    /// Counts a rejected request, and logs now and then which limit rejects requests.
-    pub(crate) fn reject(&self, reason: RejectReason) {
+    /// Counts a rejected request, and logs now and then which limit rejects requests, with one of them if it is known.
+    pub(crate) fn reject(&self, reason: RejectReason, request: Option<&RequestIdentity>) {
         self.rejections.counts[reason as usize].inc();
-        self.remind(rejecting_limit(reason), &self.rejections.reminders[reason as usize]);
+        let (limit, reminder) = (rejecting_limit(reason), &self.rejections.reminders[reason as usize]);
+        match (limit, request) {
+            (Some(limit), Some(request)) => {
+                if let Some(suppressed) = reminder.admit(Instant::now()) {
+                    log_request!(warn, self.service, request, "{limit}{suppressed}");
+                }
+            }
+            (limit, _) => self.remind(limit, reminder),
+        }
     }
 
     /// Counts an incident, and logs now and then which limit was reached.
@@ -283,7 +297,7 @@ mod tests {
         assert_eq!(classes, [("1xx", 0), ("2xx", 0), ("3xx", 0), ("4xx", 1), ("5xx", 1)]);
         assert_eq!(stats.tally(), Tally { all: 2, ..Tally::default() });
         for reason in RejectReason::iter() {
-            stats.reject(reason);
+            stats.reject(reason, None);
             let name = <&str>::from(reason);
             assert!(stats.rejections().any(|(found, count)| found == name && count.get() == 1), "{name}");
         }

@@ -157,8 +157,7 @@ impl Span {
     pub(crate) fn record_trailers(&mut self, trailers: &HeaderMap) {
         let Some(code) = grpc::status(trailers) else { return };
         self.set("rpc.grpc.status_code", i64::from(code));
-        // Statuses that are not the caller's fault.
-        let failed = matches!(code, 2 | 4 | 12..=15) || (self.kind == SpanKind::Client && code != 0);
+        let failed = grpc::is_failure(code) || (self.kind == SpanKind::Client && code != 0);
         if failed {
             self.record_error(code.to_string(), "");
         }

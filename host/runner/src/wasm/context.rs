@@ -18,16 +18,18 @@ use crate::{
     config::{Limits, Spec},
     outbound::{Outbound, denial::Denials, reserved::Reserved, service::ServiceClient},
     telemetry::{
+        access_log::AccessLog,
         service_metrics::{Incident, Stats},
         span::Tracer,
     },
     wasm::{
         admission::Admission,
+        error::cause,
         in_flight::InFlightRequests,
         scheduler::{Strides, Usage},
         sockets::{ConnectionPermits, Sockets},
         stdin::Input,
-        stdout::{Output, OutputBudget},
+        stdout::{Output, OutputBudget, Panic},
     },
 };
 
@@ -80,6 +82,7 @@ pub(crate) struct ServiceContext {
     pub(crate) stats: Arc<Stats>,
     pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
+    pub(crate) access_log: Arc<AccessLog>,
     pub(crate) admission: Admission,
     /// Cancelled when a later revision serves the requests: idle instances end.
     pub(crate) replaced: CancellationToken,
@@ -102,10 +105,22 @@ pub(crate) struct StoreState {
     pub(crate) usage: Usage,
     /// Requests in flight of this instance.
     pub(crate) requests: Arc<InFlightRequests>,
+    /// Text of its panic, for the line about its end.
+    panic: Panic,
     /// The sockets of a program. Its processor use is counted from one host call to the next, since it has no requests.
     pub(crate) connections: Option<ConnectionPermits>,
     /// Given back when the store is dropped.
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl StoreState {
+    /// Root cause of an error that ended the instance, with the text of its panic; on one line.
+    pub(crate) fn cause(&self, error: &wasmtime::Error) -> String {
+        match self.panic.take() {
+            Some(panic) => format!("{}; it {panic}", cause(error)),
+            None => cause(error),
+        }
+    }
 }
 
 /// Limits of one instance, with the metrics that count its memory and violations of the limits.
@@ -195,6 +210,7 @@ impl ServiceContext {
             output: OutputBudget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
             tracer,
+            access_log: Arc::new(AccessLog::new(spec.name.clone(), spec.access_log)),
             admission: Admission::new(spec.limits.concurrency),
             replaced: CancellationToken::new(),
             slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
@@ -222,6 +238,7 @@ impl ServiceContext {
             output: Arc::clone(&self.output),
             stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
+            access_log: Arc::clone(&self.access_log),
             admission: self.admission.clone(),
             replaced: CancellationToken::new(),
             slots: Arc::clone(&self.slots),
@@ -249,12 +266,12 @@ impl ServiceContext {
     /// Store state of an instance that serves requests, once there is a slot for it.
     pub(crate) async fn store_for_requests(&self) -> StoreState {
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
-        self.store(self.wasi().build(), Some(slot))
+        self.store(Some(slot), |_| ())
     }
 
     /// Store state of the one instance that lives as long as the service.
     pub(crate) fn store_for_lifecycle(&self) -> StoreState {
-        self.store(self.wasi().build(), None)
+        self.store(None, |_| ())
     }
 
     /// Store state of a program, which listens where `spec` says.
@@ -273,32 +290,30 @@ impl ServiceContext {
             connections: permits.clone(),
             refused: AtomicBool::new(false),
         });
-        let mut wasi = self.wasi();
-        wasi.stdin(Input(signals.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
-            let sockets = Arc::clone(&sockets);
-            Box::pin(async move { sockets.decide(addr, purpose).await })
+        let mut state = self.store(None, |wasi| {
+            wasi.stdin(Input(signals.end.clone())).allow_tcp(true).socket_addr_check(move |addr, purpose| {
+                let sockets = Arc::clone(&sockets);
+                Box::pin(async move { sockets.decide(addr, purpose).await })
+            });
         });
-        let mut state = self.store(wasi.build(), None);
         state.connections = Some(permits);
         state.table.set_max_capacity(RESOURCES_PER_CONNECTION * connections + OTHER_RESOURCES);
         state
     }
 
-    fn wasi(&self) -> WasiCtxBuilder {
+    fn store(&self, slot: Option<OwnedSemaphorePermit>, extend: impl FnOnce(&mut WasiCtxBuilder)) -> StoreState {
+        let (requests, panic) = (Arc::<InFlightRequests>::default(), Panic::default());
         let mut wasi = WasiCtx::builder();
         wasi.args(&self.args);
         wasi.envs(&self.env);
         wasi.max_random_size(MAX_RANDOM);
-        wasi.stdout(Output::stdout(Arc::clone(&self.output)));
-        wasi.stderr(Output::stderr(Arc::clone(&self.output)));
-        wasi
-    }
-
-    fn store(&self, wasi: WasiCtx, slot: Option<OwnedSemaphorePermit>) -> StoreState {
+        wasi.stdout(Output::stdout(Arc::clone(&self.output), Arc::clone(&requests)));
+        wasi.stderr(Output::stderr(Arc::clone(&self.output), Arc::clone(&requests), panic.clone()));
+        extend(&mut wasi);
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.resources);
         StoreState {
-            wasi,
+            wasi: wasi.build(),
             table,
             http: self.http.clone(),
             outbound: self.outbound.clone(),
@@ -310,7 +325,8 @@ impl ServiceContext {
                 memory: 0,
             },
             usage: Usage::new(self.strides.clone(), self.stats.cpu.clone()),
-            requests: Arc::default(),
+            requests,
+            panic,
             connections: None,
             _slot: slot,
         }

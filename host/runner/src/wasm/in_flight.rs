@@ -1,59 +1,33 @@
 //! Requests in flight: their clients, which may have left, and the end of their instance.
 
 use std::{
-    fmt, mem,
+    mem,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use futures::task::AtomicWaker;
-use http::{Method, Request, Uri};
-use opentelemetry::trace::SpanContext;
 use parking_lot::Mutex;
 
-use crate::{error::shown, wasm::idle::IdleDetector};
-
-/// Method and path of a request, for the log.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct RequestLine {
-    method: Method,
-    uri: Uri,
-}
-
-/// Longest part of a path that is logged.
-const MAX_PATH: usize = 256;
-
-impl RequestLine {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        Self { method: request.method().clone(), uri: request.uri().clone() }
-    }
-}
-
-/// Without the query, which may hold a secret.
-impl fmt::Display for RequestLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.uri.path();
-        let cut = path.floor_char_boundary(MAX_PATH);
-        let more = if cut < path.len() { "..." } else { "" };
-        write!(f, "{} {}{more}", self.method, shown(&path[..cut]))
-    }
-}
+use crate::{telemetry::request::RequestIdentity, wasm::idle::IdleDetector};
 
 /// One request, from the queue until its response is sent or its client has left.
 #[derive(Default)]
 pub(crate) struct InFlightRequest {
     stage: Mutex<Stage>,
-    pub(crate) line: RequestLine,
+    pub(crate) identity: RequestIdentity,
     /// Number of the request among those of its instance, from 1; 0 before an instance has taken it.
     number: AtomicUsize,
+    /// Time in the admission queue, in microseconds.
+    queued: AtomicU64,
     /// Longest time until its response begins.
     pub(crate) within: Duration,
-    /// Its span, if the request is traced.
-    pub(crate) span: Option<SpanContext>,
+    /// Time at which its client gives up, where it says so.
+    pub(crate) deadline: Option<tokio::time::Instant>,
 }
 
 #[derive(Default)]
@@ -86,9 +60,11 @@ struct State {
     end: Option<InstanceEnd>,
     /// Requests that the instance has taken so far, and the latest of them.
     taken: usize,
-    latest: RequestLine,
+    latest: Option<Arc<InFlightRequest>>,
+    /// The instance serves one request at a time.
+    is_exclusive: bool,
     /// A request at which the component returned without a response, until that is logged.
-    unanswered: Option<RequestLine>,
+    unanswered: Option<RequestIdentity>,
     /// The instance has ended, well or not.
     has_finished: bool,
 }
@@ -96,9 +72,9 @@ struct State {
 /// Summary of an instance that has ended, for the log.
 pub(crate) struct InstanceSummary {
     /// A request at which the component returned without a response.
-    pub(crate) unanswered: Option<RequestLine>,
+    pub(crate) unanswered: Option<RequestIdentity>,
     /// The latest request, and the number of open ones.
-    pub(crate) latest: RequestLine,
+    pub(crate) latest: RequestIdentity,
     pub(crate) open: usize,
 }
 
@@ -111,12 +87,22 @@ pub(crate) enum InstanceEnd {
 }
 
 impl InFlightRequest {
-    pub(crate) fn new(line: RequestLine, within: Duration, span: Option<SpanContext>) -> Self {
-        Self { line, within, span, ..Self::default() }
+    pub(crate) fn new(identity: RequestIdentity, within: Duration, deadline: Option<tokio::time::Instant>) -> Self {
+        Self { identity, within, deadline, ..Self::default() }
     }
 
-    /// Assigns the request to the instance that has taken it.
-    pub(crate) fn assign(&self, requests: &Arc<InFlightRequests>) {
+    /// Notes the time that the request has spent in the admission queue.
+    pub(crate) fn waited(&self, queued: Duration) {
+        self.queued.store(u64::try_from(queued.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Time that the request has spent in the admission queue.
+    pub(crate) fn queued(&self) -> Duration {
+        Duration::from_micros(self.queued.load(Relaxed))
+    }
+
+    /// Assigns the request to the instance that has taken it; `is_exclusive` if that serves one request at a time.
+    pub(crate) fn assign(self: &Arc<Self>, requests: &Arc<InFlightRequests>, is_exclusive: bool) {
         let mut stage = self.stage.lock();
         match *stage {
             Stage::Left => requests.change(|state| state.abandoned = true),
@@ -124,13 +110,19 @@ impl InFlightRequest {
                 requests.change(|state| {
                     state.open += 1;
                     state.taken += 1;
-                    state.latest = self.line.clone();
+                    state.latest = Some(Arc::clone(self));
+                    state.is_exclusive = is_exclusive;
                     state.longest = state.longest.max(self.within);
                     self.number.store(state.taken, Relaxed);
                 });
                 *stage = Stage::Instance(Arc::clone(requests));
             }
         }
+    }
+
+    /// Returns true while its instance works on it and its client waits.
+    fn is_open(&self) -> bool {
+        matches!(*self.stage.lock(), Stage::Instance(_))
     }
 
     /// Returns true if its instance had served other requests before.
@@ -144,7 +136,7 @@ impl InFlightRequest {
         let Stage::Instance(requests) = &*self.stage.lock() else { return true };
         let mut state = requests.state.lock();
         if !state.has_finished {
-            state.unanswered = Some(self.line.clone());
+            state.unanswered = Some(self.identity.clone());
         }
         state.has_finished && state.end.is_none()
     }
@@ -197,7 +189,18 @@ impl InFlightRequests {
     pub(crate) fn finish(&self) -> InstanceSummary {
         let mut state = self.state.lock();
         state.has_finished = true;
-        InstanceSummary { unanswered: state.unanswered.take(), latest: state.latest.clone(), open: state.open }
+        let latest = state.latest.take().map(|request| request.identity.clone()).unwrap_or_default();
+        InstanceSummary { unanswered: state.unanswered.take(), latest, open: state.open }
+    }
+
+    /// The request that the component works on, where that is known: the latest one of an instance that serves one request
+    /// at a time, or the only one in flight.
+    pub(crate) fn current(&self) -> Option<Arc<InFlightRequest>> {
+        let (latest, is_exclusive, is_only) = {
+            let state = self.state.lock();
+            (state.latest.clone()?, state.is_exclusive, state.open == 1)
+        };
+        (is_exclusive || (is_only && latest.is_open())).then_some(latest)
     }
 
     /// Sets the reason of an early end. The first one counts.
@@ -218,24 +221,18 @@ impl InFlightRequests {
 mod tests {
     use std::sync::Arc;
 
-    use http::Request;
+    use super::{InFlightRequest, InFlightRequests, InstanceEnd};
 
-    use super::{InFlightRequest, InFlightRequests, InstanceEnd, RequestLine};
-
-    #[test]
-    fn a_request_is_logged_without_its_query_and_cut() {
-        let line = |uri: &str| RequestLine::of(&Request::post(uri).body(()).unwrap()).to_string();
-        assert_eq!(line("http://here/a/b?secret=1"), "POST /a/b");
-        assert_eq!(line(&format!("/{}", "a".repeat(300))), format!("POST /{}...", "a".repeat(255)));
+    fn new() -> (Arc<InFlightRequests>, Arc<InFlightRequest>) {
+        (Arc::default(), Arc::default())
     }
 
     #[test]
     fn an_instance_is_abandoned_when_all_clients_have_left_and_one_of_them_early() {
-        let (requests, first, second) =
-            (Arc::new(InFlightRequests::default()), InFlightRequest::default(), InFlightRequest::default());
+        let ((requests, first), second) = (new(), Arc::<InFlightRequest>::default());
         assert!(!requests.is_abandoned());
-        first.assign(&requests);
-        second.assign(&requests);
+        first.assign(&requests, false);
+        second.assign(&requests, false);
         first.leave(false);
         assert!(!requests.is_abandoned(), "a client waits");
         second.leave(true);
@@ -244,8 +241,8 @@ mod tests {
 
     #[test]
     fn an_instance_with_complete_responses_is_not_abandoned() {
-        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
-        request.assign(&requests);
+        let (requests, request) = new();
+        request.assign(&requests, false);
         request.leave(true);
         request.leave(false);
         assert!(!requests.is_abandoned());
@@ -253,9 +250,9 @@ mod tests {
 
     #[test]
     fn a_request_whose_client_left_while_it_was_queued_abandons_the_instance_that_takes_it() {
-        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        let (requests, request) = new();
         request.leave(false);
-        request.assign(&requests);
+        request.assign(&requests, false);
         assert!(requests.is_abandoned());
     }
 
@@ -267,8 +264,8 @@ mod tests {
             (false, Some(InstanceEnd::Failed), true, false),
             (true, Some(InstanceEnd::Failed), false, false),
         ] {
-            let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
-            request.assign(&requests);
+            let (requests, request) = new();
+            request.assign(&requests, false);
             let over = || {
                 if let Some(end) = end {
                     requests.set_end(end);
@@ -287,12 +284,33 @@ mod tests {
     }
 
     #[test]
+    fn the_current_request_is_the_only_one_or_the_latest_of_an_exclusive_instance() {
+        let ((requests, first), second) = (new(), Arc::<InFlightRequest>::default());
+        let is = |expected: Option<&Arc<InFlightRequest>>| match (requests.current(), expected) {
+            (Some(current), Some(expected)) => Arc::ptr_eq(&current, expected),
+            (current, expected) => current.is_none() && expected.is_none(),
+        };
+        assert!(is(None));
+        first.assign(&requests, false);
+        assert!(is(Some(&first)));
+        second.assign(&requests, false);
+        assert!(is(None), "either");
+        second.leave(true);
+        assert!(is(None), "the first is not known to be the only one");
+        first.leave(true);
+        let third = Arc::<InFlightRequest>::default();
+        third.assign(&requests, true);
+        third.leave(true);
+        assert!(is(Some(&third)), "it may still work on it");
+    }
+
+    #[test]
     fn the_first_end_counts() {
-        let (requests, request) = (Arc::new(InFlightRequests::default()), InFlightRequest::default());
+        let (requests, request) = new();
         requests.set_end(InstanceEnd::TimedOut);
         assert_eq!(requests.set_end(InstanceEnd::Failed), InstanceEnd::TimedOut);
         assert_eq!(request.end(), None);
-        request.assign(&requests);
+        request.assign(&requests, false);
         assert_eq!(request.end(), Some(InstanceEnd::TimedOut));
     }
 }

@@ -21,12 +21,12 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
+    outbound::callers::Caller,
     rt::timers::{Sleep, Timers},
-    telemetry::service_metrics::Incident,
+    telemetry::{request::log_request, service_metrics::Incident},
     wasm::{
         context::{ServiceContext, StoreState},
         engine::Engine,
-        error::cause,
         in_flight::{InFlightRequest, InFlightRequests, InstanceEnd},
         reuse::Reusable,
         scheduler::{InterruptHandle, Scheduler},
@@ -160,7 +160,7 @@ fn ended(error: &wasmtime::Error, store: &Store<StoreState>) -> String {
     }
     match error.downcast_ref() {
         Some(FieldMapError::TotalSizeTooBig) => "it made headers larger than limits.header_size".to_owned(),
-        _ => cause(error),
+        _ => store.data().cause(error),
     }
 }
 
@@ -192,8 +192,9 @@ impl WorkerState for Worker {
         // A whole slice for each request: otherwise a request that comes between two ticks would yield at once.
         let at_once = self.scheduler.on_request(&mut store.data_mut().usage);
         store.set_epoch_deadline(u64::from(!at_once));
-        request.assign(&self.requests);
-        store.data_mut().outbound.trace_parents.begin(task, request.span.clone(), self.reusable.is_exclusive());
+        let is_exclusive = self.reusable.is_exclusive();
+        request.assign(&self.requests, is_exclusive);
+        store.data_mut().outbound.callers.begin(task, Caller::of(&request.identity), is_exclusive);
         Box::pin(self.timers.sleep(request.within))
     }
 
@@ -203,20 +204,21 @@ impl WorkerState for Worker {
         match (result, end) {
             (Ok(()), _) => {
                 if let Some(request) = summary.unanswered {
-                    tracing::warn!(service = %self.name, %request, "{NO_RESPONSE}");
+                    log_request!(warn, self.name, request, "{NO_RESPONSE}");
                 }
             }
-            (Err(_), Some(InstanceEnd::Abandoned)) => {
-                tracing::debug!(service = %self.name, "an instance ended: nobody waits for it any more");
+            (Err(error), Some(InstanceEnd::Abandoned)) => {
+                // A component that could not respond any more may have panicked.
+                let cause = store.data().cause(&error);
+                tracing::debug!(service = %self.name, cause, "an instance ended: nobody waits for it any more");
             }
-            (Err(_), _) if self.context.ended.is_cancelled() => {}
+            (Err(error), _) if self.context.ended.is_cancelled() => drop(store.data().cause(&error)),
             (Err(error), _) => {
                 if error.is::<Trap>() {
                     self.context.stats.incident(Incident::Trap);
                     self.context.stats.trapped(summary.open.max(1));
                 }
-                let request = summary.latest;
-                tracing::warn!(service = %self.name, %request, "an instance ended: {}", ended(&error, &store));
+                log_request!(warn, self.name, summary.latest, "an instance ended: {}", ended(&error, &store));
             }
         }
         // Answers that are not whole yet break off here, and then ask how the instance ended. Memory that was written to is

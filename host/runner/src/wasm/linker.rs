@@ -52,11 +52,11 @@ impl HostWithStore<StoreState> for Client {
     ) -> Result<Resource<Response>, TrappableError<ErrorCode>> {
         store.with(|mut access| {
             let mut store = access.as_context_mut();
-            if store.data().outbound.trace_parents.is_empty() {
+            if store.data().outbound.callers.are_known() {
                 return;
             }
             let tasks: Vec<_> = store.async_call_stack().into_iter().flatten().collect();
-            store.data_mut().outbound.trace_parents.sending(&tasks);
+            store.data_mut().outbound.callers.sending(&tasks);
         });
         // `send` takes the note before it waits for anything.
         WasiHttp::send(&store.with_getter::<WasiHttp>(StoreState::http), request).await

@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -17,15 +17,18 @@ use wasmtime_wasi::{
 
 use crate::{
     error::shown,
-    telemetry::service_metrics::{Incident, Stats},
+    telemetry::{
+        line_budget::{LineBudget, LineFate},
+        request::RequestIdentity,
+        service_metrics::{Incident, Stats},
+    },
+    wasm::in_flight::InFlightRequests,
 };
 
 /// Longest line; a longer one is split.
 const MAX_LINE_BYTES: usize = 4096;
-/// Burst, in seconds of the rate.
-const BURST: f64 = 10.0;
-/// Interval between two reports of dropped lines, at least.
-const REPORT: Duration = Duration::from_secs(1);
+/// Longest text of a panic.
+const MAX_PANIC: usize = 2048;
 
 /// Standard output or standard error of one instance. All streams that a component opens on it share one line.
 #[derive(Clone)]
@@ -33,7 +36,14 @@ pub(crate) struct Output {
     stream: &'static str,
     line: Arc<Mutex<Line>>,
     budget: Arc<OutputBudget>,
+    requests: Arc<InFlightRequests>,
+    /// Holds the text of a panic back; on standard error only.
+    panic: Option<Panic>,
 }
+
+/// Text of a panic on standard error, held back until the instance ends, so that one line has both.
+#[derive(Clone, Default)]
+pub(crate) struct Panic(Arc<Mutex<Option<String>>>);
 
 #[derive(Default)]
 struct Line(Vec<u8>);
@@ -42,34 +52,16 @@ struct Line(Vec<u8>);
 pub(crate) struct OutputBudget {
     stats: Arc<Stats>,
     lines_per_second: u32,
-    bucket: Mutex<Bucket>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    lines: f64,
-    filled: Instant,
-    dropped: u64,
-    reported: Option<Instant>,
-}
-
-/// Fate of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LineFate {
-    /// The line is logged, after a report of this many dropped lines, if any.
-    Logged(Option<u64>),
-    /// The line is dropped, with a report.
-    FirstDropped,
-    Dropped,
+    bucket: Mutex<LineBudget>,
 }
 
 impl Output {
-    pub(crate) fn stdout(budget: Arc<OutputBudget>) -> Self {
-        Self { stream: "stdout", line: Arc::default(), budget }
+    pub(crate) fn stdout(budget: Arc<OutputBudget>, requests: Arc<InFlightRequests>) -> Self {
+        Self { stream: "stdout", line: Arc::default(), budget, requests, panic: None }
     }
 
-    pub(crate) fn stderr(budget: Arc<OutputBudget>) -> Self {
-        Self { stream: "stderr", line: Arc::default(), budget }
+    pub(crate) fn stderr(budget: Arc<OutputBudget>, requests: Arc<InFlightRequests>, panic: Panic) -> Self {
+        Self { stream: "stderr", line: Arc::default(), budget, requests, panic: Some(panic) }
     }
 
     fn print(&self, bytes: &[u8]) {
@@ -81,6 +73,16 @@ impl Output {
         if line.iter().all(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control()) {
             return;
         }
+        let text = shown(String::from_utf8_lossy(line).trim_end());
+        match self.panic.as_ref().map_or(Held::No, |panic| panic.hold(&text)) {
+            Held::Yes => {}
+            Held::No => self.emit(&text),
+            // It goes on as if nothing had happened.
+            Held::Full(panic) => [&*panic, &text].into_iter().for_each(|text| self.emit(text)),
+        }
+    }
+
+    fn emit(&self, text: &str) {
         let stats = &self.budget.stats;
         let fate = self.budget.bucket().take(Instant::now(), self.budget.lines_per_second);
         match fate {
@@ -88,8 +90,16 @@ impl Output {
                 if let Some(dropped) = dropped {
                     self.budget.report(dropped);
                 }
-                let text = shown(String::from_utf8_lossy(line).trim_end());
-                tracing::info!(service = %stats.service(), stream = self.stream, "{text}");
+                let request = self.requests.current();
+                let request = request.as_ref().map(|request| &request.identity);
+                tracing::info!(
+                    event = "output",
+                    service = %stats.service(),
+                    stream = self.stream,
+                    request_id = request.and_then(RequestIdentity::id_field),
+                    trace_id = request.and_then(RequestIdentity::trace_field),
+                    "{text}"
+                );
             }
             LineFate::FirstDropped => {
                 stats.incident(Incident::OutputLimit);
@@ -101,9 +111,56 @@ impl Output {
     }
 }
 
+/// Outcome of an attempt to hold a line back.
+enum Held {
+    Yes,
+    No,
+    /// The line is too much; the text so far is given back.
+    Full(String),
+}
+
+impl Panic {
+    /// Holds a line back if it begins a panic or goes on with it.
+    fn hold(&self, line: &str) -> Held {
+        let mut held = self.0.lock();
+        match &mut *held {
+            None => match panic_text(line) {
+                Some(text) => *held = Some(text),
+                None => return Held::No,
+            },
+            // The advice about a backtrace is of no use here.
+            Some(_) if line.starts_with("note: ") => {}
+            Some(text) if text.len() + line.len() < MAX_PANIC => {
+                text.push(' ');
+                text.push_str(line);
+            }
+            Some(_) => return held.take().map_or(Held::No, Held::Full),
+        }
+        Held::Yes
+    }
+
+    /// The text of the panic, such as `panicked at src/lib.rs:1:2: reason`.
+    pub(crate) fn take(&self) -> Option<String> {
+        self.0.lock().take()
+    }
+}
+
+/// The text of a line that begins a panic, in the form of Rust or of Go.
+fn panic_text(line: &str) -> Option<String> {
+    if line.starts_with("panic: runtime error") {
+        return Some(line.replacen("panic: ", "panicked: ", 1));
+    }
+    let (_, at) = line.strip_prefix("thread '")?.split_once(" panicked at ")?;
+    Some(format!("panicked at {at}"))
+}
+
 impl OutputBudget {
     pub(crate) fn new(stats: Arc<Stats>, lines_per_second: u32) -> Arc<Self> {
-        Arc::new(Self { stats, lines_per_second, bucket: Mutex::new(Bucket::new(Instant::now(), lines_per_second)) })
+        Arc::new(Self {
+            stats,
+            lines_per_second,
+            bucket: Mutex::new(LineBudget::new(Instant::now(), lines_per_second)),
+        })
     }
 
     fn report(&self, dropped: u64) {
@@ -112,49 +169,14 @@ impl OutputBudget {
 
     /// Reports the lines that were left out and not reported yet.
     pub(crate) fn report_rest(&self) {
-        let dropped = std::mem::take(&mut self.bucket().dropped);
+        let dropped = self.bucket().take_dropped();
         if dropped > 0 {
             self.report(dropped);
         }
     }
 
-    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+    fn bucket(&self) -> MutexGuard<'_, LineBudget> {
         self.bucket.lock()
-    }
-}
-
-impl Bucket {
-    fn new(now: Instant, lines_per_second: u32) -> Self {
-        Self { lines: f64::from(lines_per_second) * BURST, filled: now, dropped: 0, reported: None }
-    }
-
-    fn take(&mut self, now: Instant, lines_per_second: u32) -> LineFate {
-        let rate = f64::from(lines_per_second);
-        let filled = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
-        (self.lines, self.filled) = ((self.lines + filled).min(rate * BURST), now);
-        if self.lines >= 1.0 {
-            self.lines -= 1.0;
-            return LineFate::Logged(self.due(now));
-        }
-        self.dropped += 1;
-        if self.dropped == 1 && self.may_report(now) {
-            self.reported = Some(now);
-            return LineFate::FirstDropped;
-        }
-        LineFate::Dropped
-    }
-
-    /// Number of dropped lines to report, once a while.
-    fn due(&mut self, now: Instant) -> Option<u64> {
-        if self.dropped == 0 || !self.may_report(now) {
-            return None;
-        }
-        self.reported = Some(now);
-        Some(std::mem::take(&mut self.dropped))
-    }
-
-    fn may_report(&self, now: Instant) -> bool {
-        self.reported.is_none_or(|at| now.saturating_duration_since(at) >= REPORT)
     }
 }
 
@@ -181,6 +203,9 @@ impl Drop for Output {
         let last = Arc::get_mut(&mut self.line).map(|line| std::mem::take(&mut line.get_mut().0));
         let Some(line) = last else { return };
         self.log(&line);
+        if let Some(text) = self.panic.as_ref().and_then(Panic::take) {
+            self.emit(&text);
+        }
         let due = self.budget.bucket().due(Instant::now());
         if let Some(dropped) = due {
             self.budget.report(dropped);
@@ -241,9 +266,7 @@ impl AsyncWrite for Output {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::{Bucket, Line, LineFate, MAX_LINE_BYTES};
+    use super::{Held, Line, MAX_LINE_BYTES, MAX_PANIC, Panic};
 
     fn add(line: &mut Line, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
@@ -269,13 +292,18 @@ mod tests {
     }
 
     #[test]
-    fn lines_beyond_the_rate_are_dropped_and_counted() {
-        let begun = Instant::now();
-        let mut bucket = Bucket::new(begun, 10);
-        let mut take = |millis| bucket.take(begun + Duration::from_millis(millis), 10);
-        assert!((0..100).all(|_| take(0) == LineFate::Logged(None)));
-        assert_eq!([take(0), take(0), take(50)], [LineFate::FirstDropped, LineFate::Dropped, LineFate::Dropped]);
-        assert_eq!([take(100), take(100)], [LineFate::Logged(None), LineFate::Dropped]);
-        assert_eq!([take(1100), take(1100)], [LineFate::Logged(Some(4)), LineFate::Logged(None)]);
+    fn a_panic_is_one_text() {
+        let panic = Panic::default();
+        let hold = |line: &str| matches!(panic.hold(line), Held::Yes);
+        assert!(!hold("thread 'main' says hello"));
+        assert!(hold("thread 'main' (1) panicked at src/lib.rs:1:2:"));
+        assert!(hold("told to") && hold("trap"));
+        assert!(hold("note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace"));
+        assert_eq!(panic.take().as_deref(), Some("panicked at src/lib.rs:1:2: told to trap"));
+        assert!(panic.take().is_none() && !hold("after it"));
+        assert!(hold("panic: runtime error: nil map"));
+        let Held::Full(text) = panic.hold(&"x".repeat(MAX_PANIC)) else { panic!("it is too much") };
+        assert_eq!(text, "panicked: runtime error: nil map");
+        assert!(!hold("after it"));
     }
 }

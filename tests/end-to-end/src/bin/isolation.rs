@@ -61,10 +61,10 @@ async fn main() -> ExitCode {
     let stand = before == [world.get(&keys[0]).await, world.get(&keys[1]).await];
     let log = host.log();
     let ended = host.stop().await.code == Some(0);
-    let renewals: Vec<Duration> = log.iter().filter(|line| says(line, "Renewed")).map(time).collect();
+    let renewals: Vec<Duration> = log.iter().filter(|line| is(line, "renewed")).map(time).collect();
     let gaps: Vec<Duration> = renewals.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
     let late = gaps.iter().filter(|gap| **gap > Duration::from_secs(TTL) / 3 + SLACK).count();
-    let failed = log.iter().filter(|line| says(line, "Suspect") || says(line, "Recovering")).count();
+    let failed = log.iter().filter(|line| is(line, "suspect") || is(line, "recovering")).count();
     let longest = gaps.iter().max().copied().unwrap_or_default();
     let wanted = 60 * minutes * 3 / TTL;
     println!(
@@ -76,8 +76,8 @@ async fn main() -> ExitCode {
     if sound && stand && ended { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn says(line: &Value, start: &str) -> bool {
-    line["message"].as_str().is_some_and(|message| message.starts_with(start))
+fn is(line: &Value, event: &str) -> bool {
+    line["event"] == event
 }
 
 /// Time of a line since midnight; an interval over midnight counts as zero.

@@ -1,6 +1,6 @@
 //! A `wasi:http` 0.2 component without a library in between, which responds as no library would.
 //!
-//! `/authority` returns the authority of the request and the forwarded host, `/unfinished` drops its body without `finish`,
+//! `/authority` returns the authority of the request and the forwarded host, `/id` its identifiers, `/unfinished` drops its body without `finish`,
 //! `/length/ANNOUNCED/WRITTEN` writes fewer or more bytes than its `content-length`, `/status/N` responds with that status, and
 //! `/slow` after 300 ms. Any other path gets a greeting.
 
@@ -26,6 +26,10 @@ impl Guest for Raw {
                 let forwarded = request.headers().get("x-forwarded-host").pop().unwrap_or_default();
                 let authority = request.authority().unwrap_or_default();
                 answer(out, 200, &[], format!("{authority} {}", String::from_utf8_lossy(&forwarded)).as_bytes());
+            }
+            ["id"] => {
+                let ids = request.headers().get("x-request-id");
+                answer(out, 200, &[], String::from_utf8_lossy(&ids.join(&b' ')).as_bytes());
             }
             ["unfinished"] => drop(begin(out, 200, &[], b"half")),
             ["length", told, written] => {

@@ -10,6 +10,7 @@ use crate::{
     etcd::{Failure, latency::Verb},
     faults::FaultChange,
     lease::core::{LeaseCore, key::LeaseHealth, messages::Action},
+    node::ServiceName,
     status::{Event, What},
 };
 
@@ -90,27 +91,37 @@ impl LeaseCore {
         self.health_since = now;
     }
 
-    /// Logs and publishes an event.
-    pub(super) fn report(&mut self, what: What, key: Option<&Arc<str>>, why: String, now: Instant) {
+    /// Logs and publishes an event of a key of a service, or of the lease with all its keys.
+    pub(super) fn report(&mut self, what: What, on: Option<(&Arc<str>, ServiceName)>, why: String, now: Instant) {
         let current = self.leases.current();
         let lease = current.map(|held| held.id);
         let lease_age = current.map_or(Duration::ZERO, |held| now - held.granted_at);
         let since = now - self.health_since;
-        let shown = lease.map(display);
-        let on = key.map_or("its keys", |key| key);
+        let (key, service) = on.unzip();
+        let event = Event { what, key: key.cloned(), service, why, lease, lease_age, since };
+        self.log(&event);
+        self.actions.push_back(Action::Report(event));
+    }
+
+    fn log(&self, event: &Event) {
+        let Event { what, why, since, .. } = event;
+        let (name, sentence) = (what.name(), what.sentence());
+        let (key, lease) = (event.key.as_deref(), event.lease.map(display));
+        // An event of the lease concerns every service with a key on it. Called for lines that are logged.
+        let service = || event.service.as_ref().map(ToString::to_string).or_else(|| self.keys.services());
+        let keys = event.key.is_none().then(|| self.keys.kept());
+        let lasted = matches!(what, What::Confirmed | What::Recovered).then(|| since.as_secs_f64());
         match what {
             // A refusal is logged once for all leases that meet it.
             What::Renewed | What::Weighed | What::Updated | What::Refused => {
-                debug!(key = on, lease = shown, "{what:?}: {why}");
+                debug!(event = name, service = service(), key, keys, lease, "{sentence}: {why}");
             }
             What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
-                info!(key = on, lease = shown, ?since, "{what:?}: {why}");
+                info!(event = name, service = service(), key, keys, lease, lasted, "{sentence}: {why}");
             }
-            _ => {
-                let keys = self.keys.kept();
-                warn!(key = on, keys, lease = shown, ?since, "{what:?}: {why}");
+            What::TookOver | What::Suspect | What::Recovering | What::Healed | What::Conflict => {
+                warn!(event = name, service = service(), key, keys, lease, "{sentence}: {why}");
             }
         }
-        self.actions.push_back(Action::Report(Event { what, key: key.cloned(), why, lease, lease_age, since }));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     etcd::{LeaseId, Op},
     layout::Layout,
     lease::core::messages::{RegisterRequest, Reply},
-    node::{Invalid, ServerNode, Version, Weight},
+    node::{Invalid, ServerNode, ServiceName, Version, Weight},
     options::Ownership,
     status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
 };
@@ -156,6 +156,11 @@ impl Key {
     /// Prefix of the keys of its service.
     pub(super) fn prefix(&self) -> String {
         self.layout.prefix(&self.node.name, &Version::default())
+    }
+
+    /// Name of its service.
+    pub(super) fn service(&self) -> &ServiceName {
+        &self.node.name
     }
 
     /// Publishes this weight from now on, instead of the computed one.
@@ -347,10 +352,10 @@ impl Key {
         }
         let (what, why) = match (before, over) {
             (KeyState::New { .. }, Some(over)) if !is_ours => (What::TookOver, format!("it was held by lease {over}")),
-            (KeyState::New { .. }, _) => (What::Registered, "new".to_owned()),
+            (KeyState::New { .. }, _) => (What::Registered, "etcd has confirmed it".to_owned()),
             (KeyState::Conflict { .. }, _) => (What::Healed, "the key was free again".to_owned()),
             _ if was_lost && !is_recovering => (What::Healed, "the key was missing or had lost its lease".to_owned()),
-            _ if was_altered => (What::Healed, "somebody else had written over its value".to_owned()),
+            _ if was_altered => (What::Healed, "another client had written over its value".to_owned()),
             (KeyState::Published { content: before, .. }, _) if before.edition != content.edition => {
                 (What::Updated, "the node behind the key is another one".to_owned())
             }

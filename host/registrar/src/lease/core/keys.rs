@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::lease::core::key::Key;
 
+/// Services that one log line names.
+const MAX_NAMED: usize = 5;
+
 /// Keys in order, with a queue of those that are dirty.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
@@ -81,6 +84,20 @@ impl Keys {
 
     pub(super) fn kept(&self) -> usize {
         self.kept
+    }
+
+    /// Services of the kept keys, for the log; `None` without any. A lease carries one instance of each.
+    pub(super) fn services(&self) -> Option<String> {
+        let mut names: Vec<_> =
+            self.all.values().filter(|key| key.is_kept()).map(|key| key.service().as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let more = match names.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        names.truncate(MAX_NAMED);
+        (!names.is_empty()).then(|| format!("{}{more}", names.join(",")))
     }
 
     /// Queues a key if it is dirty, or notes when it is due.

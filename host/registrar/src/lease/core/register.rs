@@ -160,7 +160,8 @@ impl LeaseCore {
     fn release(&mut self, key: &Arc<str>, now: Instant) {
         let Some(mut entry) = self.keys.remove(key) else { return };
         if entry.was_confirmed() {
-            self.report(What::Stopped, Some(key), "it is gone from etcd for good".to_owned(), now);
+            let why = "etcd has confirmed that it is gone".to_owned();
+            self.report(What::Stopped, Some((key, entry.service().clone())), why, now);
         }
         if entry.has_fault() {
             self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));

@@ -68,7 +68,7 @@ impl LeaseCore {
                 }
                 self.metrics.held(held.granted_at, held.expires_at());
                 self.metrics.renewed();
-                self.report(What::Renewed, None, format!("for {ttl:?}"), now);
+                self.report(What::Renewed, None, format!("it ends in {ttl:?} unless it is renewed again"), now);
                 if self.health == LeaseHealth::Suspect && !self.is_refused() {
                     let why = "etcd confirmed the lease".to_owned();
                     self.change_health(LeaseHealth::Steady, What::Confirmed, why, now);

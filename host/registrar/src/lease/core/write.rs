@@ -101,8 +101,9 @@ impl LeaseCore {
         if let Some(reply) = entry.take_pending() {
             self.actions.push_back(Action::Reply(reply, Ok(())));
         }
+        let service = entry.service().clone();
         if let Some((what, why)) = news {
-            self.report(what, Some(key), why, now);
+            self.report(what, Some((key, service)), why, now);
         }
         self.keys.enqueue(key, now);
     }
@@ -126,9 +127,10 @@ impl LeaseCore {
                 let is_reported = is_news && entry.was_confirmed();
                 let fault = FaultChange::Held { key: key.clone(), holder, value, is_logged: !is_reported };
                 self.actions.push_back(Action::Fault(fault));
+                let service = entry.service().clone();
                 if is_reported {
-                    let why = format!("lease {holder} of somebody else holds the key");
-                    self.report(What::Conflict, Some(key), why, now);
+                    let why = format!("lease {holder} of another host holds the key");
+                    self.report(What::Conflict, Some((key, service)), why, now);
                 }
             }
         }

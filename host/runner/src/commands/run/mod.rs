@@ -2,8 +2,9 @@
 
 pub(crate) mod private_etcd;
 pub(crate) mod progress;
+mod status;
 
-use std::{collections::BTreeSet, convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
 
 use futures::future::{join, try_join3};
 use leasehold::Registrar;
@@ -30,7 +31,7 @@ use crate::{
         handle::{Phase, ServiceHandle, Services},
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
-    telemetry::otlp::Traces,
+    telemetry::{log_level::Levels, otlp::Traces},
     wasm::{loader::Loading, scheduler::Scheduler},
 };
 use private_etcd::PrivateEtcd;
@@ -43,13 +44,14 @@ const MAX_NAMED: usize = 5;
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything from the configuration to the last revoked lease.
-pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
+pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
     rlimit::raise();
     let file = std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone());
     let mut config = args.config()?;
+    log_start(&file, &config);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
-    let Signals { ending, reloads } = signals::listen(&tasks)?;
+    let Signals { ending, reloads, verbosity } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
@@ -68,7 +70,8 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
         let services = Arc::clone(&services);
         let host = HostInfo::new(file.display().to_string(), config.registrar.endpoints.clone());
-        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), host, remote: admin.remote })
+        let (registrar, levels) = (registrar.clone(), levels.clone());
+        Admin::start(admin, AdminState { services, events, registrar, host, levels, remote: admin.remote })
     });
     let admin = admin.transpose()?;
     if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
@@ -76,6 +79,9 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     }
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
+    tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
+    tasks.spawn(levels.clone().follow(done.clone()));
+    tasks.spawn(change_level_on_signal(verbosity, levels));
     tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
 
     let running = TaskTracker::new();
@@ -203,13 +209,37 @@ fn ready(services: &Services) {
     let is_down = |handle: &&ServiceHandle| handle.phase() != Phase::Serving;
     let down: Vec<_> = services.iter().filter(is_down).map(|handle| handle.name.as_str()).collect();
     match down.len() {
-        0 => tracing::info!(services = services.len(), "ready"),
+        0 => tracing::info!(event = "ready", services = services.len(), "ready"),
         many => tracing::warn!(
+            event = "ready",
             services = services.len() - many,
             "ready, without {}{}",
             down[..many.min(MAX_NAMED)].join(", "),
             if many > MAX_NAMED { ", and more" } else { "" }
         ),
+    }
+}
+
+/// Logs what starts, and where: the line that a reader of the log looks for first.
+fn log_start(path: &Path, config: &Config) {
+    let recorded = env!("LEASEHOLD_COMMIT");
+    let etcd = if config.dev { "private".to_owned() } else { config.registrar.endpoints.join(",") };
+    tracing::info!(
+        event = "start",
+        version = env!("CARGO_PKG_VERSION"),
+        commit = (recorded != "not recorded").then_some(recorded),
+        config = %path.display(),
+        etcd,
+        services = config.services.len(),
+        pid = std::process::id(),
+        "leasehold starts"
+    );
+}
+
+/// Changes the level of the log at each SIGUSR1.
+async fn change_level_on_signal(mut verbosity: mpsc::Receiver<()>, levels: Levels) {
+    while verbosity.recv().await.is_some() {
+        levels.toggle();
     }
 }
 

@@ -25,11 +25,15 @@ pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationTo
 }
 
 fn log(event: &Event) {
-    let lease = event.lease.map(tracing::field::display);
+    let (name, sentence) = (event.what.name(), event.what.sentence());
     match event.what {
-        What::Renewed => tracing::info!(lease, "Renewed: {}", event.why),
+        What::Renewed => {
+            let lease = event.lease.map(tracing::field::display);
+            tracing::info!(event = name, lease, "{sentence}: {}", event.why);
+        }
         What::Weighed | What::Updated => {
-            tracing::info!(key = event.key.as_deref(), "{:?}: {}", event.what, event.why);
+            let service = event.service.as_ref().map(tracing::field::display);
+            tracing::info!(event = name, service, key = event.key.as_deref(), "{sentence}: {}", event.why);
         }
         _ => {}
     }
