@@ -21,6 +21,7 @@ use crate::{
         values::{Advertise, Listen},
     },
     error::Failure,
+    process::dev_host::DevHost,
     telemetry::log::LogArgs,
     wasm::compiler,
 };
@@ -488,6 +489,12 @@ pub(crate) struct ReloadArgs {
 }
 
 impl RunArgs {
+    /// Absolute path of the configuration file; `None` for a component and for standard input.
+    pub(crate) fn configuration_file(&self) -> Option<PathBuf> {
+        let is_file = !self.is_component() && self.file != Path::new("-");
+        is_file.then(|| std::path::absolute(&self.file).ok())?
+    }
+
     fn is_component(&self) -> bool {
         self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm")
     }
@@ -571,6 +578,9 @@ impl EtcdArgs {
             return Ok((config.registrar, config.etcd_files));
         }
         let (mut options, files) = self.connection.options()?;
+        if let Some(host) = self.connection.dev_host()? {
+            look_into(&host, &mut options);
+        }
         self.choose_layouts(&mut options)?;
         if let Some(prefix) = &self.prefix {
             let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
@@ -599,6 +609,20 @@ impl EtcdArgs {
     }
 }
 
+/// Replaces the endpoint and the layouts by those of a running `run --dev`.
+fn look_into(host: &DevHost, options: &mut Options) {
+    tracing::info!("using the private etcd of leasehold run --dev, process {}, at {}", host.pid, host.endpoint);
+    options.endpoints = vec![host.endpoint.clone()];
+    match host.file.as_deref().map(Config::load) {
+        None => {}
+        Some(Ok(config)) => {
+            options.layouts = config.registrar.layouts;
+            options.also_read = config.registrar.also_read;
+        }
+        Some(Err(failure)) => tracing::warn!("the layouts of that host are unknown: {}", failure.sentence()),
+    }
+}
+
 /// Environment variables with the password of `--user`; the first that is set counts.
 const PASSWORDS: [&str; 2] = ["LEASEHOLD_ETCD_PASSWORD", "ETCDCTL_PASSWORD"];
 
@@ -623,6 +647,18 @@ impl ConnectionArgs {
 
     fn has_tls(&self) -> bool {
         self.cacert.is_some() || self.cert.is_some()
+    }
+
+    /// The latest running `run --dev` of this user, unless the arguments or the environment say where etcd is.
+    fn dev_host(&self) -> Result<Option<DevHost>, Failure> {
+        let named = connection::named(|name| std::env::var(name).ok(), self.has_tls()).map_err(Failure::usage)?;
+        let is_elsewhere = !self.etcd.is_empty() || named.is_some() || self.has_tls() || self.user.is_some();
+        let mut running = if is_elsewhere { Vec::new() } else { DevHost::running() }.into_iter();
+        let latest = running.next();
+        if let Some(other) = running.next() {
+            tracing::warn!("several run --dev are running; --etcd {} selects another one", other.endpoint);
+        }
+        Ok(latest)
     }
 
     fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {

@@ -44,6 +44,7 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything from the configuration to the last revoked lease.
 pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), Failure> {
     rlimit::raise();
+    let file = args.configuration_file();
     let mut config = args.config()?;
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
@@ -51,8 +52,9 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
-    let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
+    let mut etcd = if config.dev { Some(PrivateEtcd::start(file)?) } else { None };
     if let Some(etcd) = &etcd {
+        etcd.introduce();
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
     let registrar = connect::start(&config.registrar)?;
