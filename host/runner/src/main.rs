@@ -41,12 +41,15 @@ const MIN_THREADS: usize = 2;
 
 /// Runs the command of the arguments; the exit code is that of the process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     if matches!(cli.command, Command::CompileForParent) {
         return compiler::child();
+    }
+    if matches!(&cli.command, Command::Watch(args) if commands::watch::hides_log(args)) {
+        cli.log.quiet = true;
     }
     let log = log::init(&cli.log);
     let scheduler = Scheduler::new(cpus::available());
@@ -78,14 +81,14 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
     match command {
         Command::Run(args) => commands::run(args, scheduler, levels).await,
         Command::Ls(args) => commands::ls(args).await,
-        Command::Watch(args) => commands::watch(args).await,
+        Command::Watch(args) => commands::watch::watch(args).await,
         Command::Doctor(args) => commands::doctor(args).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Init(args) => commands::init(&args),
         Command::Schema(args) => commands::schema(&args),
         Command::Inspect(args) => commands::inspect(&args),
-        Command::Compile(args) => commands::compile(&args),
+        Command::Compile(args) => commands::compile(args).await,
         Command::Completions(args) => commands::completions(&args),
         Command::Man(args) => commands::man(&args),
         Command::CompileForParent => Err(Failure::usage("this is for the host alone")),

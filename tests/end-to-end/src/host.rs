@@ -43,7 +43,7 @@ impl Host {
     /// Runs a configuration with further arguments and environment variables.
     pub fn spawn_with(config: &Value, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
-        let file = folder.path().join("services.yaml");
+        let file = file(folder.path());
         fs::write(&file, config.to_string()).expect("the directory is our own");
         fs::create_dir(temporary(folder.path())).expect("the directory is our own");
         let file = file.to_str().expect("a temporary directory has a plain name");
@@ -55,6 +55,16 @@ impl Host {
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
         self.program.signal(name);
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> PathBuf {
+        file(self.folder.path())
     }
 
     /// Resident memory, in bytes.
@@ -71,11 +81,6 @@ impl Host {
     /// Log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.program.stderr().iter().map(|line| parse(line)).collect()
-    }
-
-    /// Path of the configuration file.
-    pub fn file(&self) -> PathBuf {
-        self.folder.path().join("services.yaml")
     }
 
     /// URL of a served service, with a `/` at the end.
@@ -135,6 +140,10 @@ pub(crate) fn message(line: &Value) -> &str {
 
 fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("a log line is not JSON ({error}): {line}"))
+}
+
+fn file(folder: &Path) -> PathBuf {
+    folder.join("services.yaml")
 }
 
 fn temporary(folder: &Path) -> PathBuf {

@@ -88,6 +88,11 @@ impl Program {
         assert!(sent.success(), "the program is not there to be signalled");
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Resident memory, in bytes.
     ///
     /// # Panics

@@ -4,7 +4,7 @@
 
 use std::{fs, io, path::Path, process::Command};
 
-use leasehold_end_to_end::{Host, config::greeter, http::get};
+use leasehold_end_to_end::{Ended, Host, Program, config::greeter, http::get, paths};
 use leasehold_scenarios::{wait_for, world::SOON};
 use serde_json::json;
 
@@ -45,6 +45,35 @@ async fn visible_and_gone_with_a_private_etcd() {
     let temporary = host.temporary();
     assert_eq!(host.ends().await.code, Some(0));
     assert!(!is_in_use(&temporary));
+}
+
+/// Runs a command that does not say where etcd is, as this host's user.
+async fn looking(arguments: &[&str], host: &Host) -> Ended {
+    let nowhere = [("LEASEHOLD_ETCD", ""), ("ETCDCTL_ENDPOINTS", "")];
+    Program::spawn_with(&paths::leasehold(), arguments, &host.temporary(), &nowhere).ends().await
+}
+
+#[tokio::test]
+async fn found_by_commands_that_do_not_say_where_etcd_is() {
+    let mut configuration = json!({ "services": [greeter()] });
+    configuration["registry"] = json!({ "layout": "kratos" });
+    let mut host = Host::spawn(&configuration, &["--dev"]);
+    host.says("ready").await;
+    let introduced = host.says("private etcd: ").await["message"].as_str().unwrap().to_owned();
+    let endpoint = introduced.strip_prefix("private etcd: ").unwrap().split(',').next().unwrap().to_owned();
+    host.says("look into it from another terminal: leasehold watch").await;
+    let ls = looking(&["ls", "--json"], &host).await;
+    assert!(ls.stdout.contains(&host.addr("greeter")) && ls.stdout.contains("kratos"), "{ls:?}");
+    let using = format!("using the private etcd of leasehold run --dev, process {}, at {endpoint}", host.pid());
+    assert!(ls.stderr.contains(&using), "{ls:?}");
+    let doctor = looking(&["doctor", "--no-dial"], &host).await;
+    assert!(doctor.code == Some(0) && doctor.stdout.contains(&endpoint), "{doctor:?}");
+    // An argument wins.
+    let elsewhere = looking(&["ls", "--etcd", "http://127.0.0.1:9"], &host).await;
+    assert!(elsewhere.code == Some(69) && elsewhere.stderr.contains("http://127.0.0.1:9 cannot be reached"));
+    let by_file = looking(&["ls", "--config", host.file().to_str().unwrap()], &host).await;
+    assert!(!by_file.stderr.contains("private etcd"), "{by_file:?}");
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

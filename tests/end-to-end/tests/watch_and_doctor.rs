@@ -51,11 +51,15 @@ async fn watch_reports_every_change_once() {
     let mut json = leasehold(["watch", "--json", "--every", "100ms", "--etcd", &etcd], &folder);
     let mut text = leasehold(["watch", "user", "--every", "100ms", "--etcd", &etcd], &folder);
     change(&mut json, "present", "/user/h:1").await;
-    text.line("what is there", |line| line.split_whitespace().eq(["user", "-", "h:1", "10", "no-lease", "-", "-"]))
-        .await;
+    let there = text.line("what is there", |line| line.contains("user")).await;
+    let mut there = there.split_whitespace();
+    assert!(there.next().unwrap().starts_with("20"), "a time comes first");
+    assert!(there.eq(["user", "-", "h:1", "10", "no-lease", "-", "-"]));
     world.put("/user/h:1", &value("user", "h:1", 11), 0).await;
-    assert_eq!(change(&mut json, "changed", "/user/h:1").await["weight"], 11);
-    text.line("what changed", |line| line.starts_with("~  user")).await;
+    let changed = change(&mut json, "changed", "/user/h:1").await;
+    assert_eq!((&changed["weight"], &changed["revision"]), (&json!(11), &json!(world.revision().await)));
+    assert!(changed["time"].as_str().unwrap().ends_with('Z'), "{changed}");
+    text.line("what changed", |line| line.contains("Z  ~  user")).await;
     let greeter = Host::of(&world, [greeter()]).await;
     let key = format!("/greeter/v1/{}", greeter.addr("greeter"));
     assert_eq!(change(&mut json, "joined", &key).await["version"], "v1");
@@ -66,7 +70,9 @@ async fn watch_reports_every_change_once() {
     assert_eq!(greeter.stop().await.code, Some(0));
     change(&mut json, "left", &key).await;
     world.delete("/user/h:1").await;
-    text.line("what went", |line| line.starts_with("-  user")).await;
+    let left = change(&mut json, "left", "/user/h:1").await;
+    assert_eq!(left["revision"], world.revision().await);
+    text.line("what went", |line| line.contains("Z  -  user")).await;
     for program in [json, text] {
         program.signal("INT");
         let ended = program.ends().await;
@@ -117,6 +123,9 @@ async fn watch_and_doctor_need_an_etcd() {
         assert!(ended.stderr.starts_with("leasehold: etcd: http://127.0.0.1:9 cannot be reached"), "{ended:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
     }
+    let pattern = ended(["watch", "user[", "--etcd", "http://127.0.0.1:9"]).await;
+    assert_eq!(pattern.code, Some(64), "{pattern:?}");
+    assert!(pattern.stderr.contains("NAME: \"user[\" is no pattern"), "{pattern:?}");
     let wrong = ended(["watch", "--every", "1ms"]).await;
     assert_eq!(wrong.code, Some(64), "{wrong:?}");
     assert!(wrong.stderr.contains("must be 100ms or more"), "{wrong:?}");

@@ -36,8 +36,13 @@ pub enum WatchEvent {
 pub enum KeyEvent {
     /// The key was put, or was found again after an interruption, changed or not.
     Put(RawEntry),
-    /// The key was deleted.
-    Deleted(String),
+    /// The key was deleted, or was missing after an interruption.
+    Deleted {
+        /// The key; bytes that are not UTF-8 are replaced.
+        key: String,
+        /// The revision of etcd that deleted it, or in which it was missing.
+        revision: i64,
+    },
 }
 
 impl KeyWatch {
@@ -70,7 +75,7 @@ pub(crate) async fn watch(
         while let Some((index, update)) = updates.next().await {
             let is_read = matches!(update, Update::Read(_));
             let changes = match update {
-                Update::Read(snapshot) => reported[index].read(snapshot.entries),
+                Update::Read(snapshot) => reported[index].read(snapshot.entries, snapshot.revision),
                 Update::Changed(changes) => reported[index].changed(changes),
                 Update::Failed(failure) => {
                     reported[index].is_synced = false;
@@ -104,12 +109,13 @@ struct Reported {
 }
 
 impl Reported {
-    fn read(&mut self, entries: Vec<RawEntry>) -> Vec<KeyEvent> {
+    fn read(&mut self, entries: Vec<RawEntry>, revision: i64) -> Vec<KeyEvent> {
         let keys: HashSet<_> = entries.iter().map(|entry| entry.key.clone()).collect();
         let mut deleted: Vec<_> = self.keys.difference(&keys).cloned().collect();
         deleted.sort();
         (self.keys, self.is_synced) = (keys, true);
-        deleted.into_iter().map(KeyEvent::Deleted).chain(entries.into_iter().map(KeyEvent::Put)).collect()
+        let deleted = deleted.into_iter().map(|key| KeyEvent::Deleted { key, revision });
+        deleted.chain(entries.into_iter().map(KeyEvent::Put)).collect()
     }
 
     fn changed(&mut self, changes: Vec<KeyChange<RawEntry>>) -> Vec<KeyEvent> {
@@ -118,10 +124,10 @@ impl Reported {
                 self.keys.insert(entry.key.clone());
                 KeyEvent::Put(entry)
             }
-            KeyChange::Deleted(key) => {
+            KeyChange::Deleted(key, revision) => {
                 let key = String::from_utf8_lossy(&key).into_owned();
                 self.keys.remove(&key);
-                KeyEvent::Deleted(key)
+                KeyEvent::Deleted { key, revision }
             }
         };
         changes.into_iter().map(event).collect()

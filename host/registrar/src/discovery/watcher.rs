@@ -47,7 +47,8 @@ pub(crate) enum Update<T> {
 /// Change of one key.
 pub(crate) enum KeyChange<T> {
     Put(T),
-    Deleted(Vec<u8>),
+    /// The key, and the revision that deleted it.
+    Deleted(Vec<u8>, i64),
 }
 
 impl<T, P: FnMut(Found) -> T, F: Fn() -> P> PrefixWatcher<F> {
@@ -88,7 +89,7 @@ impl<T, P: FnMut(Found) -> T, F: Fn() -> P> PrefixWatcher<F> {
                     let mut parse = (self.parser)();
                     let changes = changes.map(|change| match change {
                         Change::Put(found) => KeyChange::Put(parse(found)),
-                        Change::Deleted(key) => KeyChange::Deleted(key),
+                        Change::Deleted(key, revision) => KeyChange::Deleted(key, revision),
                     });
                     return Ok(Update::Changed(changes.collect()));
                 }

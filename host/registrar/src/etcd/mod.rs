@@ -87,7 +87,8 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) enum Change {
     Put(Found),
-    Deleted(Vec<u8>),
+    /// The key, and the revision that deleted it.
+    Deleted(Vec<u8>, i64),
 }
 
 /// A granted lease.
@@ -538,7 +539,7 @@ impl Changes {
             let kv = event.kv()?;
             Some(match event.event_type() {
                 EventType::Put => Change::Put(kv.clone().into()),
-                EventType::Delete => Change::Deleted(kv.key().to_vec()),
+                EventType::Delete => Change::Deleted(kv.key().to_vec(), kv.mod_revision()),
             })
         });
         Ok(changes.collect())

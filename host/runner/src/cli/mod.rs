@@ -1,6 +1,7 @@
 //! The command line and its help.
 
 pub(crate) mod help;
+pub(crate) mod lease_state;
 
 use std::{
     path::{Path, PathBuf},
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version, Weight};
 
+use self::lease_state::LeaseState;
 use crate::{
     config::{
         Config, EtcdFiles, Logged, Register, Spec, Variables, connection,
@@ -19,6 +21,7 @@ use crate::{
         values::{Advertise, Listen},
     },
     error::Failure,
+    process::dev_host::DevHost,
     telemetry::log::LogArgs,
     wasm::compiler,
 };
@@ -133,12 +136,12 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// List the nodes in etcd
     #[command(
-        after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
+        after_help = "Examples:\n  leasehold ls\n  leasehold ls greeter --json --etcd http://127.0.0.1:2379\n  leasehold ls 'user-*' --version 'v2*' --state expiring,no-lease\n  leasehold ls --layout kratos\n  leasehold ls --layout seed --layout kratos --prefix /prod"
     )]
     Ls(LsArgs),
     /// Show the nodes in etcd and their changes, until Ctrl-C
     #[command(
-        after_help = "Examples:\n  leasehold watch\n  leasehold watch greeter --every 5s\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it is a table that keeps itself up to date; elsewhere a line for each change: + came, ~ changed, - went.\nIt follows etcd, so a change is seen at once. Time passes silently there: a terminal's TTL is asked for once an interval."
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch 'user-*' --every 5s\n  leasehold watch --plain >> changes.log\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it fills the screen: changed rows come first, arrows, PgUp, PgDn, Home and End scroll, / filters, s sorts,\nq ends. While etcd does not respond it shows how old the rows are. Elsewhere, and with --plain, it writes a line for each\nchange: + came, ~ changed, - went."
     )]
     Watch(WatchArgs),
     /// Report problems of the registry in etcd, with their cures
@@ -290,9 +293,18 @@ pub(crate) struct SingleArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(disable_version_flag = true)]
 pub(crate) struct LsArgs {
-    /// Only this service
+    /// Only this service, or those that match a pattern such as 'user-*'
     pub(crate) name: Option<String>,
+
+    /// Only nodes of this version, or pattern
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) version: Option<String>,
+
+    /// Only nodes whose lease is in this state; several with commas
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) state: Vec<LeaseState>,
 
     /// One JSON array
     #[arg(long)]
@@ -304,10 +316,14 @@ pub(crate) struct LsArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct WatchArgs {
-    /// Only this service
+    /// Only this service, or those that match a pattern such as 'user-*'
     pub(crate) name: Option<String>,
 
-    /// One JSON object a line for each change
+    /// A line for each change, also on a terminal
+    #[arg(long)]
+    pub(crate) plain: bool,
+
+    /// One JSON object a line for each change, with its time and etcd's revision
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -344,8 +360,8 @@ pub(crate) struct DoctorArgs {
 /// Arguments that select an etcd and layouts.
 #[derive(Args, Debug)]
 pub(crate) struct EtcdArgs {
-    /// Layout of keys and values; repeat it for several [default: seed]
-    #[arg(long, conflicts_with = "config")]
+    /// Layout of keys and values; repeat it for several [default: seed, or all of --config]
+    #[arg(long)]
     layout: Vec<String>,
 
     /// The prefix of the keys, where it is not the usual one of the layout
@@ -576,9 +592,19 @@ pub(crate) struct ReloadArgs {
 }
 
 impl RunArgs {
+    /// Absolute path of the configuration file; `None` for a component and for standard input.
+    pub(crate) fn configuration_file(&self) -> Option<PathBuf> {
+        let is_file = !self.is_component() && self.file != Path::new("-");
+        is_file.then(|| std::path::absolute(&self.file).ok())?
+    }
+
+    fn is_component(&self) -> bool {
+        self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm")
+    }
+
     /// Configuration from the file or from the arguments.
     pub(crate) fn config(self) -> Result<Config, Failure> {
-        let mut config = if self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm") {
+        let mut config = if self.is_component() {
             self.single.config(self.file, &self.connection)?
         } else {
             if let Some(flag) = self.single.first_given() {
@@ -654,19 +680,53 @@ impl EtcdArgs {
     /// Options of the etcd to examine, and the files that they were read from.
     pub(crate) fn examined(&self) -> Result<(Options, EtcdFiles), Failure> {
         if let Some(file) = &self.config {
-            let config = self.connection.load(file)?;
+            let mut config = self.connection.load(file)?;
+            self.choose_layouts(&mut config.registrar)?;
             return Ok((config.registrar, config.etcd_files));
         }
         let (mut options, files) = self.connection.options()?;
-        if !self.layout.is_empty() {
-            options.layouts = self.layout.iter().map(|name| parse("--layout", name)).collect::<Result<_, _>>()?;
+        if let Some(host) = self.connection.dev_host()? {
+            look_into(&host, &mut options);
         }
+        self.choose_layouts(&mut options)?;
         if let Some(prefix) = &self.prefix {
             let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
             options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
         }
         Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
         Ok((options, files))
+    }
+}
+
+impl EtcdArgs {
+    /// Restricts the layouts to those of `--layout`, each as the configuration has it if it does.
+    fn choose_layouts(&self, options: &mut Options) -> Result<(), Failure> {
+        if self.layout.is_empty() {
+            return Ok(());
+        }
+        let known = options.read_layouts();
+        let chosen = |name: &String| {
+            let configured: Vec<_> = known.iter().filter(|layout| layout.to_string() == *name).cloned().collect();
+            if configured.is_empty() { Ok(vec![parse("--layout", name)?]) } else { Ok(configured) }
+        };
+        let chosen: Result<Vec<Vec<Layout>>, Failure> = self.layout.iter().map(chosen).collect();
+        options.layouts = chosen?.concat();
+        options.also_read.clear();
+        Ok(())
+    }
+}
+
+/// Replaces the endpoint and the layouts by those of a running `run --dev`.
+fn look_into(host: &DevHost, options: &mut Options) {
+    tracing::info!("using the private etcd of leasehold run --dev, process {}, at {}", host.pid, host.endpoint);
+    options.endpoints = vec![host.endpoint.clone()];
+    match host.file.as_deref().map(Config::load) {
+        None => {}
+        Some(Ok(config)) => {
+            options.layouts = config.registrar.layouts;
+            options.also_read = config.registrar.also_read;
+        }
+        Some(Err(failure)) => tracing::warn!("the layouts of that host are unknown: {}", failure.sentence()),
     }
 }
 
@@ -694,6 +754,18 @@ impl ConnectionArgs {
 
     fn has_tls(&self) -> bool {
         self.cacert.is_some() || self.cert.is_some()
+    }
+
+    /// The latest running `run --dev` of this user, unless the arguments or the environment say where etcd is.
+    fn dev_host(&self) -> Result<Option<DevHost>, Failure> {
+        let named = connection::named(|name| std::env::var(name).ok(), self.has_tls()).map_err(Failure::usage)?;
+        let is_elsewhere = !self.etcd.is_empty() || named.is_some() || self.has_tls() || self.user.is_some();
+        let mut running = if is_elsewhere { Vec::new() } else { DevHost::running() }.into_iter();
+        let latest = running.next();
+        if let Some(other) = running.next() {
+            tracing::warn!("several run --dev are running; --etcd {} selects another one", other.endpoint);
+        }
+        Ok(latest)
     }
 
     fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {

@@ -2,10 +2,14 @@
 
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
+use anstyle::Style;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{print, print_json, table};
+use super::{
+    print, print_json,
+    table::{self, Column},
+};
 use crate::{
     cli::CheckArgs,
     config::{Config, Spec, TlsFiles, mistake::Mistakes},
@@ -178,7 +182,7 @@ fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
 }
 
 fn text(report: &Report) -> String {
-    let rows: Vec<[String; 5]> = report
+    let rows: Vec<Vec<String>> = report
         .services
         .iter()
         .map(|service| {
@@ -188,7 +192,7 @@ fn text(report: &Report) -> String {
                 (true, false) => format!("ok; note: {}", service.notes.join("; ")),
                 (true, true) => "ok".to_owned(),
             };
-            [service.name.clone(), service.component.clone(), service.listen.clone(), served, message]
+            vec![service.name.clone(), service.component.clone(), service.listen.clone(), served, message]
         })
         .collect();
     let etcd = match report.etcd.as_ref().map(|etcd| (etcd, &etcd.problem)) {
@@ -199,7 +203,8 @@ fn text(report: &Report) -> String {
     };
     let notes: String = report.notes.iter().map(|note| format!("note: {note}\n")).collect();
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
-    let table = table(["NAME", "COMPONENT", "LISTEN", "SERVED", ""], &rows);
+    let columns = ["NAME", "COMPONENT", "LISTEN", "SERVED", ""].map(Column::text);
+    let table = table::text(&columns, &rows, None, |_, _| Style::new());
     let demand = demanded(report);
     format!("{table}\n{demand}\n{notes}{etcd}\n{admin}")
 }

@@ -7,16 +7,22 @@ mod completions;
 mod doctor;
 mod drain;
 mod explain;
+mod filter;
 pub(crate) mod init;
 mod inspect;
 mod ls;
 mod man;
+mod node_row;
+mod order;
+mod progress;
 mod reload;
 mod resume;
 pub(crate) mod run;
 mod schema;
 mod status;
-mod watch;
+mod table;
+mod terminal;
+pub(crate) mod watch;
 mod weight;
 
 use std::io::{self, Write, stdout};
@@ -38,7 +44,6 @@ pub(crate) use resume::resume;
 pub(crate) use run::run;
 pub(crate) use schema::schema;
 pub(crate) use status::status;
-pub(crate) use watch::watch;
 pub(crate) use weight::weight;
 
 use crate::error::Failure;
@@ -57,30 +62,4 @@ fn print(text: &str) -> Result<(), Failure> {
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::other(format!("cannot write: {error}")))?;
     print(&format!("{text}\n"))
-}
-
-/// Rows under headings, in columns as wide as they need to be.
-fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter().map(|row| row[column].chars().count()).chain([headings[column].len()]).max().unwrap_or(0)
-    });
-    let headings = headings.map(str::to_owned);
-    let mut text = String::new();
-    for row in [&headings].into_iter().chain(rows) {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::table;
-
-    #[test]
-    fn columns_are_as_wide_as_they_need_to_be() {
-        let rows = [["greeter".to_owned(), "1".to_owned()], ["x".to_owned(), "100".to_owned()]];
-        assert_eq!(table(["NAME", "WEIGHT"], &rows), "NAME     WEIGHT\ngreeter  1\nx        100\n");
-    }
 }

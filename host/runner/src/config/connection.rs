@@ -7,13 +7,18 @@ const ENDPOINTS: [&str; 2] = ["LEASEHOLD_ETCD", "ETCDCTL_ENDPOINTS"];
 
 /// Endpoints where nothing else names any: those of the environment, or the one on this machine.
 pub(crate) fn endpoints(environment: Environment, has_tls: bool) -> Result<Vec<String>, String> {
+    Ok(named(environment, has_tls)?.unwrap_or_else(|| vec![DEFAULT_ENDPOINT.to_owned()]))
+}
+
+/// Endpoints of the environment; `None` if it has none.
+pub(crate) fn named(environment: Environment, has_tls: bool) -> Result<Option<Vec<String>>, String> {
     for variable in ENDPOINTS {
         if let Some(listed) = environment(variable).filter(|listed| !listed.trim().is_empty()) {
             let parsed = listed.split(',').map(|endpoint| self::endpoint(endpoint.trim(), has_tls));
-            return parsed.collect::<Result<_, _>>().map_err(|message| format!("{variable}: {message}"));
+            return parsed.collect::<Result<_, _>>().map(Some).map_err(|message| format!("{variable}: {message}"));
         }
     }
-    Ok(vec![DEFAULT_ENDPOINT.to_owned()])
+    Ok(None)
 }
 
 /// An endpoint as `etcdctl` takes it: a URL, or a host and a port alone.

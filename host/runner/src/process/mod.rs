@@ -1,6 +1,7 @@
 //! The process and its surroundings: signals, systemd, file descriptors.
 
 pub(crate) mod cpus;
+pub(crate) mod dev_host;
 pub(crate) mod rlimit;
 pub(crate) mod signals;
 pub(crate) mod systemd;

@@ -233,12 +233,12 @@ impl LayoutSnapshot {
             // A retained entry is obsolete once its key is put or deleted.
             let key = match &change {
                 KeyChange::Put(entry) => &entry.key,
-                KeyChange::Deleted(key) => key.as_slice(),
+                KeyChange::Deleted(key, _) => key.as_slice(),
             };
             let retained = self.retained.as_mut().and_then(|(_, retained)| retained.remove(key));
             let (new, old) = match change {
                 KeyChange::Put(entry) => (Some(entry.clone()), self.entries.insert(entry)),
-                KeyChange::Deleted(key) => (None, self.entries.remove(&key)),
+                KeyChange::Deleted(key, _) => (None, self.entries.remove(&key)),
             };
             changed |= published(old.or(retained).as_ref()) != published(new.as_ref());
         }

@@ -9,7 +9,7 @@ mod shell;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join4, stream};
 use leasehold::{Addr, Error, Options, RawEntry, Registrar};
 use serde::Serialize;
 use tokio::{
@@ -25,6 +25,7 @@ use self::{
 use super::{
     ls::{END_TIMEOUT, read},
     print, print_json,
+    progress::Progress,
 };
 use crate::{
     cli::DoctorArgs,
@@ -117,20 +118,21 @@ async fn report(
 }
 
 async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, dial: bool) -> Result<Report, Failure> {
-    let listed = read(registrar, options, None).await?;
+    let listed = Progress::of("reading the keys").during(read(registrar, options, None)).await?;
     let begun = Instant::now();
     let prefix = connect::prefix(options, None);
     let unavailable = |error: Error| connect::failure(&error, options, prefix.as_deref());
     let status = registrar.reach().await.map_err(unavailable)?;
     let round_trip = begun.elapsed();
-    let dials = async { if dial { Some(unreachable(&listed).await) } else { None } };
+    let progress = match dial {
+        true => Progress::counted("trying nodes:", addresses(&listed).len()),
+        false => Progress::of("examining leases"),
+    };
+    let dials = async { if dial { Some(unreachable(&listed, &progress).await) } else { None } };
     let held = listed.iter().filter_map(|found| found.lease).collect();
-    let (unreachable, leases, skew, health) = tokio::join!(
-        dials,
-        leases::examine(registrar, &held),
-        clock::skew(&status.endpoint, options),
-        registrar.health()
-    );
+    let examined =
+        join4(dials, leases::examine(registrar, &held), clock::skew(&status.endpoint, options), registrar.health());
+    let (unreachable, leases, skew, health) = progress.during(examined).await;
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
     // Known only if the nodes were dialled.
     let answers = |addr: &Addr| unreachable.as_ref().is_some_and(|dead| !dead.contains_key(addr));
@@ -154,16 +156,23 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
     })
 }
 
-/// Nodes that take no connection from here.
-async fn unreachable(listed: &[RawEntry]) -> BTreeMap<Addr, Finding> {
+/// Addresses of nodes, each with the first key that has it.
+fn addresses(listed: &[RawEntry]) -> BTreeMap<Addr, String> {
     let mut addrs: BTreeMap<Addr, String> = BTreeMap::new();
     for found in listed {
         if let Ok(node) = &found.node {
             addrs.entry(node.addr.clone()).or_insert_with(|| shown(&found.key));
         }
     }
-    let dials = addrs.into_iter().map(|(addr, key)| async move {
-        let why = match timeout(DIAL_TIMEOUT, TcpStream::connect((addr.host(), addr.port()))).await {
+    addrs
+}
+
+/// Nodes that take no connection from here.
+async fn unreachable(listed: &[RawEntry], progress: &Progress) -> BTreeMap<Addr, Finding> {
+    let dials = addresses(listed).into_iter().map(|(addr, key)| async move {
+        let connected = timeout(DIAL_TIMEOUT, TcpStream::connect((addr.host(), addr.port()))).await;
+        progress.advance();
+        let why = match connected {
             Ok(Ok(_)) => return None,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("nothing within {DIAL_TIMEOUT:?}"),

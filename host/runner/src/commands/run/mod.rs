@@ -46,17 +46,19 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything from the configuration to the last revoked lease.
 pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
     rlimit::raise();
-    let file = std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone());
+    let (file, path) =
+        (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
     let mut config = args.config()?;
-    log_start(&file, &config);
+    log_start(&path, &config);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
     let Signals { ending, reloads, verbosity } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
-    let mut etcd = if config.dev { Some(PrivateEtcd::start()?) } else { None };
+    let mut etcd = if config.dev { Some(PrivateEtcd::start(file)?) } else { None };
     if let Some(etcd) = &etcd {
+        etcd.introduce();
         config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
     }
     let registrar = connect::start(&config.registrar)?;
@@ -69,7 +71,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         let events = Arc::<Events>::default();
         tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
         let services = Arc::clone(&services);
-        let host = HostInfo::new(file.display().to_string(), config.registrar.endpoints.clone());
+        let host = HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone());
         let (registrar, levels) = (registrar.clone(), levels.clone());
         Admin::start(admin, AdminState { services, events, registrar, host, levels, remote: admin.remote })
     });

@@ -1,7 +1,10 @@
 //! The private etcd of `run --dev`: the real one, on free loopback ports, gone with the host however the host ends.
 
 use std::{
+    fs::Permissions,
     net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -13,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::error::{Failure, one_line};
+use crate::{
+    error::{Failure, one_line},
+    process::dev_host::{DevHost, FOLDER, Published},
+};
 
 /// Longest wait for the end of etcd.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,13 +45,15 @@ pub(crate) struct PrivateEtcd {
     endpoint: String,
     keeper: Child,
     alive: Option<ChildStdin>,
+    /// Lets `leasehold ls`, `watch` and `doctor` find this etcd.
+    published: Option<Published>,
     /// Removed by the keeper, and again here in case that the keeper was killed.
     _folder: TempDir,
 }
 
 impl PrivateEtcd {
-    /// Starts it. Does not wait until it answers.
-    pub(crate) fn start() -> Result<Self, Failure> {
+    /// Starts it, for the services of a configuration file if there is one. Does not wait until it answers.
+    pub(crate) fn start(file: Option<PathBuf>) -> Result<Self, Failure> {
         let failed = |error| Failure::other(format!("cannot start the private etcd: {error}"));
         if !on_path("etcd") {
             return Err(Failure::other(
@@ -53,7 +61,11 @@ impl PrivateEtcd {
                  `brew install etcd`, or from etcd's own releases",
             ));
         }
-        let folder = tempfile::Builder::new().prefix("leasehold-dev-").tempdir().map_err(failed)?;
+        let folder = tempfile::Builder::new()
+            .prefix(FOLDER)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .map_err(failed)?;
         let (clients, peers) = free_ports().map_err(failed)?;
         let endpoint = format!("http://127.0.0.1:{clients}");
         let peer = format!("http://127.0.0.1:{peers}");
@@ -78,7 +90,22 @@ impl PrivateEtcd {
             .spawn()
             .map_err(failed)?;
         let alive = keeper.stdin.take();
-        Ok(Self { endpoint, keeper, alive, _folder: folder })
+        let host = DevHost { pid: std::process::id(), endpoint, file };
+        let published = host.publish(folder.path());
+        let published = published.inspect_err(|error| tracing::debug!("the private etcd has no record: {error}")).ok();
+        Ok(Self { endpoint: host.endpoint, keeper, alive, published, _folder: folder })
+    }
+
+    /// Logs where it listens, and the commands to look into it.
+    pub(crate) fn introduce(&self) {
+        let endpoint = &self.endpoint;
+        let commands = match &self.published {
+            Some(_) => "leasehold watch, leasehold ls, leasehold doctor".to_owned(),
+            None => format!("leasehold watch --etcd {endpoint}"),
+        };
+        tracing::info!("private etcd: {endpoint}, empty now and gone with this host");
+        tracing::info!("look into it from another terminal: {commands}");
+        tracing::info!("or: ETCDCTL_API=3 etcdctl --endpoints={endpoint} get / --prefix");
     }
 
     pub(crate) fn endpoint(&self) -> &str {

@@ -1,0 +1,204 @@
+//! Tables: columns as wide as their cells, and narrower where the terminal is.
+
+use std::borrow::Cow;
+
+use anstyle::Style;
+
+/// Space between two columns.
+pub(super) const GAP: &str = "  ";
+/// End of a cell that was cut.
+const ELLIPSIS: char = '…';
+
+/// A column of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) heading: &'static str,
+    pub(super) is_number: bool,
+    /// Part of the width that this column gets where not all fit; 0 for one that is never cut.
+    share: usize,
+    /// Set where the end of a cell says as much as its beginning.
+    keeps_end: bool,
+}
+
+impl Column {
+    /// Text that is never cut.
+    pub(super) const fn text(heading: &'static str) -> Self {
+        Self { heading, is_number: false, share: 0, keeps_end: false }
+    }
+
+    /// A number, aligned at its last digit and never cut.
+    pub(super) const fn number(heading: &'static str) -> Self {
+        Self { is_number: true, ..Self::text(heading) }
+    }
+
+    /// Text that is cut where the table is too wide: the smaller the share, the earlier.
+    pub(super) const fn cut(heading: &'static str, share: usize) -> Self {
+        Self { share, ..Self::text(heading) }
+    }
+
+    /// Text that loses its middle where the table is too wide.
+    pub(super) const fn cut_in_the_middle(heading: &'static str, share: usize) -> Self {
+        Self { keeps_end: true, ..Self::cut(heading, share) }
+    }
+
+    /// A cell without padding, of at most this width.
+    pub(super) fn fit<'a>(&self, text: &'a str, width: usize) -> Cow<'a, str> {
+        let length = text.chars().count();
+        if length <= width {
+            return text.into();
+        }
+        let kept = width.saturating_sub(1);
+        let end = if self.keeps_end { kept.div_ceil(2) } else { 0 };
+        let mut cut: String = text.chars().take(kept - end).collect();
+        cut.extend((width > 0).then_some(ELLIPSIS));
+        cut.extend(text.chars().skip(length - end));
+        cut.into()
+    }
+}
+
+/// Widths that the cells need, at least `known`.
+pub(super) fn widths<'a>(
+    columns: &[Column],
+    known: Vec<usize>,
+    rows: impl IntoIterator<Item = &'a Vec<String>>,
+) -> Vec<usize> {
+    let headings = columns.iter().map(|column| column.heading.len());
+    let mut widths: Vec<_> =
+        headings.enumerate().map(|(index, width)| width.max(known.get(index).copied().unwrap_or(0))).collect();
+    for row in rows {
+        widths.iter_mut().zip(row).for_each(|(width, cell)| *width = (*width).max(cell.chars().count()));
+    }
+    widths
+}
+
+/// Widths with which a line fits into `limit`, as far as columns may be cut.
+pub(super) fn fitted(columns: &[Column], widths: &[usize], limit: usize) -> Vec<usize> {
+    let room = limit.saturating_sub(GAP.len() * columns.len().saturating_sub(1));
+    let at = |unit: usize| -> Vec<usize> {
+        let width = |(column, width): (&Column, &usize)| match column.share {
+            0 => *width,
+            share => (*width).min(unit * share),
+        };
+        columns.iter().zip(widths).map(width).collect()
+    };
+    let widest = widths.iter().copied().max().unwrap_or(0).max(1);
+    let fits = |unit: &usize| at(*unit).iter().sum::<usize>() <= room;
+    at((1..=widest).rev().find(fits).unwrap_or(1))
+}
+
+/// The headings and the rows, a line each; `limit` is the width of the terminal, if it is one. `paint` has the style of a cell
+/// by its row and column.
+pub(super) fn text(
+    columns: &[Column],
+    rows: &[Vec<String>],
+    limit: Option<usize>,
+    paint: impl Fn(usize, usize) -> Style,
+) -> String {
+    let mut widths = widths(columns, Vec::new(), rows);
+    if let Some(limit) = limit {
+        widths = fitted(columns, &widths, limit);
+    }
+    let headings: Vec<String> = columns.iter().map(|column| column.heading.to_owned()).collect();
+    let mut text = line(columns, &widths, &headings, limit, |_| Style::new());
+    for (number, row) in rows.iter().enumerate() {
+        text.push_str(&line(columns, &widths, row, limit, |column| paint(number, column)));
+    }
+    text
+}
+
+/// One line, without space at its end.
+pub(super) fn line(
+    columns: &[Column],
+    widths: &[usize],
+    cells: &[String],
+    limit: Option<usize>,
+    paint: impl Fn(usize) -> Style,
+) -> String {
+    let (mut line, mut used, mut owed) = (String::new(), 0, 0);
+    for (index, ((column, width), cell)) in columns.iter().zip(widths).zip(cells).enumerate() {
+        let start = used + owed;
+        let width = limit.map_or(*width, |limit| (*width).min(limit.saturating_sub(start)));
+        let cell = column.fit(cell, width);
+        let length = cell.chars().count();
+        let before = if column.is_number { width - length } else { 0 };
+        if length > 0 {
+            let style = paint(index);
+            line.push_str(&" ".repeat(owed + before));
+            line.push_str(&format!("{style}{cell}{style:#}"));
+            (used, owed) = (start + before + length, width - length - before);
+        } else {
+            owed += width;
+        }
+        owed += GAP.len();
+    }
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anstyle::{AnsiColor, Style};
+
+    use super::{Column, fitted, text, widths};
+
+    const COLUMNS: [Column; 4] =
+        [Column::cut("NAME", 2), Column::cut_in_the_middle("ADDR", 2), Column::number("WEIGHT"), Column::text("STATE")];
+
+    fn rows(rows: &[[&str; 4]]) -> Vec<Vec<String>> {
+        rows.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect()
+    }
+
+    fn plain(rows: &[Vec<String>], limit: Option<usize>) -> String {
+        text(&COLUMNS, rows, limit, |_, _| Style::new())
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells_and_numbers_end_at_one_place() {
+        let rows = rows(&[["greeter", "h:1", "1", "ok"], ["x", "", "100", "-"]]);
+        let expected = "\
+NAME     ADDR  WEIGHT  STATE
+greeter  h:1        1  ok
+x                 100  -
+";
+        assert_eq!(plain(&rows, None), expected);
+        assert_eq!(plain(&rows, Some(200)), expected);
+        assert_eq!(plain(&[], Some(80)), "NAME  ADDR  WEIGHT  STATE\n");
+    }
+
+    #[test]
+    fn a_table_that_is_too_wide_is_cut_and_never_wraps() {
+        let rows =
+            rows(&[["a-name-of-some-length", "[2001:db8::1234:5678]:10002", "1", "ok"], ["b", "h:1", "2", "no-lease"]]);
+        let expected = "\
+NAME          ADDR          WEIGHT  STATE
+a-name-of-s…  [2001…:10002       1  ok
+b             h:1                2  no-lease
+";
+        assert_eq!(plain(&rows, Some(44)), expected);
+        for limit in 0..100 {
+            for line in plain(&rows, Some(limit)).lines() {
+                assert!(line.chars().count() <= limit, "{limit}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_shrink_by_their_shares() {
+        let columns = [Column::cut("A", 2), Column::cut("B", 1), Column::text("C")];
+        assert_eq!(fitted(&columns, &[40, 16, 10], 80), [40, 16, 10]);
+        assert_eq!(fitted(&columns, &[40, 16, 10], 60), [30, 15, 10]);
+        assert_eq!(fitted(&columns, &[4, 16, 10], 30), [4, 12, 10]);
+        assert_eq!(fitted(&columns, &[4, 16, 10], 3), [2, 1, 10]);
+        assert_eq!(widths(&columns, vec![7], [&vec!["aa".to_owned(), "b".to_owned()]]), [7, 1, 1]);
+    }
+
+    #[test]
+    fn styles_take_no_room() {
+        let rows = rows(&[["greeter", "h:1", "1", "no-lease"]]);
+        let red = Style::new().fg_color(Some(AnsiColor::Red.into()));
+        let painted = text(&COLUMNS, &rows, Some(31), |_, column| if column == 3 { red } else { Style::new() });
+        assert!(painted.ends_with("\u{1b}[31mno-lease\u{1b}[0m\n"), "{painted:?}");
+        let bare = painted.replace("\u{1b}[31m", "").replace("\u{1b}[0m", "");
+        assert_eq!(bare, plain(&rows, Some(31)));
+    }
+}

@@ -1,0 +1,646 @@
+//! State of the full-screen view: keys, changes in etcd and the time go in, the rows to draw come out. Does no I/O and reads no
+//! clock.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use jiff::{Timestamp, tz::TimeZone};
+use leasehold::{LeaseId, LeaseTtl, WatchEvent};
+
+use super::known::{Change, ChangeKind, Known};
+use crate::{
+    cli::lease_state::LeaseState,
+    commands::{
+        filter::Names,
+        node_row::{self, NodeRow, grouped, not_nodes, plural, totals},
+        order::AddressOrder,
+        table::{self, Column},
+    },
+};
+
+/// Time for which a changed row is marked and comes first.
+const FRESH: Duration = Duration::from_secs(5);
+/// Silence of etcd from which on the age of the rows is shown; it is probed every second.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Lines around the rows: the totals, the headings, the state of etcd, the keys.
+const FRAME_LINES: u16 = 4;
+/// Longest filter.
+const MAX_FILTER: usize = 100;
+
+/// The time, as both clocks have it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) instant: Instant,
+    pub(super) time: Timestamp,
+}
+
+/// Event for the view.
+#[derive(Debug)]
+pub(super) enum Input {
+    Key(KeyEvent),
+    /// The terminal has so many lines.
+    Resized(u16),
+    Watch(WatchEvent),
+    /// The connection to etcd failed, with the reason.
+    Interrupted(String),
+    /// Remaining times of leases.
+    Ttls(HashMap<LeaseId, LeaseTtl>),
+    /// etcd has responded.
+    Responded,
+    Tick,
+}
+
+/// Effect of an event on the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    Continue,
+    /// Draw everything anew: another program may have written to the terminal.
+    Clear,
+    Leave,
+}
+
+/// Order of the rows that did not change just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    Name,
+    Address,
+    Weight,
+    State,
+    Ttl,
+}
+
+impl Sort {
+    const ALL: [Self; 5] = [Self::Name, Self::Address, Self::Weight, Self::State, Self::Ttl];
+
+    fn next(self) -> Self {
+        let at = Self::ALL.iter().position(|sort| *sort == self).unwrap_or(0);
+        Self::ALL[(at + 1) % Self::ALL.len()]
+    }
+
+    fn key(self, row: &NodeRow) -> SortKey {
+        match self {
+            Self::Name => SortKey::Name,
+            Self::Address => SortKey::Address(AddressOrder::of(&row.addr)),
+            Self::Weight => SortKey::Weight(Reverse(row.weight)),
+            Self::State => SortKey::State(Reverse(row.state)),
+            Self::Ttl => SortKey::Ttl(row.ttl_seconds.unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// The column that is sorted.
+    pub(super) fn heading(self) -> &'static str {
+        match self {
+            Self::Name => "NAME",
+            Self::Address => "ADDR",
+            Self::Weight => "WEIGHT",
+            Self::State => "STATE",
+            Self::Ttl => "TTL",
+        }
+    }
+}
+
+/// Place of a row before its name counts: the heaviest, the worst and the shortest come first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum SortKey {
+    Name,
+    Address(AddressOrder),
+    Weight(Reverse<Option<u32>>),
+    State(Reverse<LeaseState>),
+    Ttl(u64),
+}
+
+/// A node that changed a moment ago.
+#[derive(Debug)]
+struct Recent {
+    kind: ChangeKind,
+    since: Instant,
+    /// The last known row of a node that left.
+    left: Option<NodeRow>,
+}
+
+/// A row to draw.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) kind: ChangeKind,
+    pub(super) state: LeaseState,
+    pub(super) cells: Vec<String>,
+}
+
+/// Everything that the view shows.
+#[derive(Debug)]
+pub(super) struct State {
+    names: Names,
+    known: Known,
+    recent: BTreeMap<String, Recent>,
+    endpoint: String,
+    zone: TimeZone,
+    now: Now,
+    /// The last sign of life of etcd; none before the first read.
+    heard: Option<Now>,
+    /// Reason for which the watch is interrupted.
+    trouble: Option<String>,
+    sort: Sort,
+    filter: String,
+    is_editing: bool,
+    /// Number of rows above the first one that is shown, and number of rows that have room.
+    offset: usize,
+    page: usize,
+    /// Keys in the order of the rows.
+    order: Vec<String>,
+    columns: Vec<Column>,
+    /// Widths of the columns so far, so that they move seldom.
+    widths: Vec<usize>,
+}
+
+impl State {
+    /// A view without rows, of a terminal with so many lines.
+    pub(super) fn new(known: Known, names: Names, endpoint: String, zone: TimeZone, lines: u16, now: Now) -> Self {
+        let columns = [Column::text("")].into_iter().chain(node_row::columns(known.has_layouts()));
+        Self {
+            names,
+            recent: BTreeMap::new(),
+            endpoint,
+            zone,
+            now,
+            heard: None,
+            trouble: None,
+            sort: Sort::Name,
+            filter: String::new(),
+            is_editing: false,
+            offset: 0,
+            page: page(lines),
+            order: Vec::new(),
+            columns: columns.collect(),
+            widths: vec![1],
+            known,
+        }
+    }
+
+    pub(super) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Applies an event. [`arrange`](Self::arrange) follows before the next drawing.
+    pub(super) fn on(&mut self, input: Input, now: Now) -> Flow {
+        self.now = now;
+        match input {
+            Input::Key(key) if key.kind == KeyEventKind::Release => {}
+            Input::Key(key) => return self.on_key(key),
+            Input::Resized(lines) => self.page = page(lines),
+            Input::Watch(event) => self.on_watch(event),
+            Input::Interrupted(why) => self.trouble = Some(why),
+            Input::Ttls(left) => self.known.set_ttls(&left),
+            // Another endpoint may respond while the watch waits for its own.
+            Input::Responded if self.trouble.is_none() => self.heard = Some(now),
+            Input::Responded | Input::Tick => {}
+        }
+        Flow::Continue
+    }
+
+    fn on_watch(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::Changes(events) => {
+                let changes = self.known.apply(events, &self.names);
+                changes.into_iter().for_each(|change| self.remember(change));
+            }
+            WatchEvent::Synced => {
+                self.known.is_complete = true;
+                self.trouble = None;
+            }
+            WatchEvent::Interrupted(why) => self.trouble = Some(why.to_string()),
+        }
+        if self.trouble.is_none() {
+            self.heard = Some(self.now);
+        }
+    }
+
+    fn remember(&mut self, change: Change) {
+        let (key, since) = (change.row.key.clone(), self.now.instant);
+        let left = (change.kind == ChangeKind::Left).then_some(change.row);
+        if change.kind != ChangeKind::Present {
+            self.recent.insert(key, Recent { kind: change.kind, since, left });
+        }
+    }
+
+    fn on_key(&mut self, key: KeyEvent) -> Flow {
+        let has_control = key.modifiers.contains(KeyModifiers::CONTROL);
+        match key.code {
+            KeyCode::Char('c') if has_control => return Flow::Leave,
+            KeyCode::Char('l') if has_control => return Flow::Clear,
+            KeyCode::Char(_) if has_control => {}
+            _ if self.is_editing => self.edit(key.code),
+            KeyCode::Char('q') | KeyCode::Esc => return Flow::Leave,
+            KeyCode::Char('/') => self.is_editing = true,
+            KeyCode::Char('s') => self.sort = self.sort.next(),
+            code => self.scroll(code),
+        }
+        Flow::Continue
+    }
+
+    fn edit(&mut self, code: KeyCode) {
+        match code {
+            KeyCode::Enter => self.is_editing = false,
+            KeyCode::Esc => {
+                self.filter.clear();
+                self.is_editing = false;
+            }
+            KeyCode::Backspace => drop(self.filter.pop()),
+            KeyCode::Char(c) if self.filter.len() < MAX_FILTER => self.filter.push(c),
+            KeyCode::Char(_) => {}
+            code => return self.scroll(code),
+        }
+        self.offset = 0;
+    }
+
+    fn scroll(&mut self, code: KeyCode) {
+        let page = self.page.max(1);
+        self.offset = match code {
+            KeyCode::Up | KeyCode::Char('k') => self.offset.saturating_sub(1),
+            KeyCode::Down | KeyCode::Char('j') => self.offset + 1,
+            KeyCode::PageUp => self.offset.saturating_sub(page),
+            KeyCode::PageDown | KeyCode::Char(' ') => self.offset + page,
+            KeyCode::Home | KeyCode::Char('g') => 0,
+            KeyCode::End | KeyCode::Char('G') => usize::MAX,
+            _ => return,
+        };
+        self.clamp();
+    }
+
+    fn clamp(&mut self) {
+        self.offset = self.offset.min(self.order.len().saturating_sub(self.page));
+    }
+
+    /// Puts the rows in order: those that changed just now first, the latest at the top.
+    pub(super) fn arrange(&mut self) {
+        let now = self.now.instant;
+        self.recent.retain(|_, recent| now.saturating_duration_since(recent.since) < FRESH);
+        let mut rest: Vec<_> =
+            self.known.nodes().filter(|row| !self.recent.contains_key(&row.key) && self.shows(row)).collect();
+        rest.sort_by_cached_key(|row| (self.sort.key(row), row.order()));
+        let recent = self.recent.iter().filter_map(|(key, recent)| Some((key, recent, self.row(key)?)));
+        let mut recent: Vec<_> = recent.filter(|(.., row)| self.shows(row)).collect();
+        recent.sort_by_key(|(_, recent, row)| (Reverse(recent.since), row.order()));
+        let order = recent.into_iter().map(|(key, ..)| key).chain(rest.into_iter().map(|row| &row.key));
+        self.order = order.cloned().collect();
+        let cells: Vec<_> = self.known.nodes().map(|row| self.cells(ChangeKind::Present, row)).collect();
+        self.widths = table::widths(&self.columns, std::mem::take(&mut self.widths), &cells);
+        self.clamp();
+    }
+
+    /// The row of a key, also of a node that left a moment ago.
+    fn row(&self, key: &str) -> Option<&NodeRow> {
+        self.known.node(key).or_else(|| self.recent.get(key)?.left.as_ref())
+    }
+
+    fn shows(&self, row: &NodeRow) -> bool {
+        let filter = self.filter.to_lowercase();
+        let has_layouts = self.known.has_layouts();
+        filter.is_empty() || row.cells(has_layouts).any(|cell| cell.to_lowercase().contains(&filter))
+    }
+
+    fn cells(&self, kind: ChangeKind, row: &NodeRow) -> Vec<String> {
+        [kind.mark().to_owned()].into_iter().chain(row.cells(self.known.has_layouts())).collect()
+    }
+
+    /// The rows that have room, from the first one on.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Row> {
+        let silent = self.silence().unwrap_or_default();
+        let keys = self.order.iter().skip(self.offset).take(self.page);
+        keys.filter_map(move |key| {
+            let mut row = self.row(key)?.clone();
+            let kind = self.recent.get(key).map_or(ChangeKind::Present, |recent| recent.kind);
+            // Nothing is known of renewals meanwhile.
+            row.ttl_seconds = row.ttl_seconds.map(|left| left.saturating_sub(silent.as_secs()));
+            Some(Row { kind, state: row.state, cells: self.cells(kind, &row) })
+        })
+    }
+
+    /// Time without a sign of life of etcd, where it is long enough to be shown.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        let silent = self.now.instant.saturating_duration_since(self.heard?.instant);
+        (silent >= SILENCE || self.trouble.is_some()).then_some(silent)
+    }
+
+    pub(super) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    pub(super) fn widths(&self) -> &[usize] {
+        &self.widths
+    }
+
+    pub(super) fn sort(&self) -> Sort {
+        self.sort
+    }
+
+    /// The filter while it is edited.
+    pub(super) fn editing(&self) -> Option<&str> {
+        self.is_editing.then_some(self.filter.as_str())
+    }
+
+    /// The first line: what is registered, and the filter.
+    pub(super) fn title(&self) -> String {
+        if !self.known.is_complete {
+            return format!("reading the keys in {}", self.endpoint);
+        }
+        let filter = match self.filter.as_str() {
+            "" => String::new(),
+            filter => format!("; {} with {filter:?}", grouped(self.order.len())),
+        };
+        format!("{}{filter}", totals(self.known.nodes()))
+    }
+
+    /// The line about etcd, or the age of what is shown.
+    pub(super) fn contact(&self) -> String {
+        match (self.heard, self.silence(), &self.trouble) {
+            (Some(heard), Some(silent), _) if silent >= SILENCE => {
+                let at = heard.time.to_zoned_datetime(self.zone.clone()).strftime("%H:%M:%S").to_string();
+                format!("etcd has not responded for {} s; this is from {at}", silent.as_secs())
+            }
+            (.., Some(why)) => format!("the watch is interrupted: {why}"),
+            _ => format!("etcd at {} responds", self.endpoint),
+        }
+    }
+
+    /// What is wrong with the keys; empty where nothing is.
+    pub(super) fn warnings(&self) -> String {
+        let (invalid, conflicts) = (self.known.invalid(), self.known.conflicts());
+        let conflicts = (conflicts > 0).then(|| format!("{} under several leases", plural_address(conflicts)));
+        match (invalid, conflicts) {
+            (0, None) => String::new(),
+            (0, Some(conflicts)) => format!("{conflicts}; leasehold doctor says why"),
+            (invalid, None) => not_nodes(invalid),
+            (invalid, Some(conflicts)) => format!("{conflicts}; {}", not_nodes(invalid)),
+        }
+    }
+
+    /// Which of the rows are shown, such as `1-20 of 2,000`.
+    pub(super) fn position(&self) -> String {
+        let last = (self.offset + self.page).min(self.order.len());
+        match self.order.len() {
+            0 => plural(0, "row"),
+            all => format!("{}-{} of {}", grouped(self.offset + 1), grouped(last), grouped(all)),
+        }
+    }
+}
+
+/// Rows that have room between the lines around them.
+fn page(lines: u16) -> usize {
+    usize::from(lines.saturating_sub(FRAME_LINES))
+}
+
+fn plural_address(count: usize) -> String {
+    format!("{} address{}", grouped(count), if count == 1 { "" } else { "es" })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+    use jiff::tz::TimeZone;
+    use leasehold::{KeyEvent as Change, Layout, LeaseId, LeaseTtl, WatchEvent};
+
+    use super::{Flow, Input, Now, State};
+    use crate::commands::{
+        filter::Names,
+        watch::known::{
+            Known,
+            events::{garbage, gone, put, put_at},
+        },
+    };
+
+    /// A view of ten rows, and its clock.
+    struct View {
+        state: State,
+        now: Now,
+    }
+
+    impl View {
+        fn new() -> Self {
+            let now = Now { instant: Instant::now(), time: "2026-11-28T20:54:55Z".parse().unwrap() };
+            let known = Known::new(vec![Layout::default()]);
+            Self { state: State::new(known, Names::All, "http://e:1".to_owned(), TimeZone::UTC, 14, now), now }
+        }
+
+        /// A view of these nodes, read a while ago.
+        fn of(events: Vec<Change>) -> Self {
+            let mut view = Self::new();
+            view.on(Input::Watch(WatchEvent::Changes(events)));
+            view.on(Input::Watch(WatchEvent::Synced));
+            view
+        }
+
+        fn on(&mut self, input: Input) -> Flow {
+            let flow = self.state.on(input, self.now);
+            self.state.arrange();
+            flow
+        }
+
+        fn wait(&mut self, seconds: u64) {
+            self.now.instant += Duration::from_secs(seconds);
+            self.now.time += jiff::SignedDuration::from_secs(i64::try_from(seconds).unwrap());
+            self.on(Input::Tick);
+        }
+
+        fn press(&mut self, code: KeyCode) -> Flow {
+            self.on(Input::Key(KeyEvent::new(code, KeyModifiers::NONE)))
+        }
+
+        fn write(&mut self, text: &str) {
+            text.chars().for_each(|c| assert_eq!(self.press(KeyCode::Char(c)), Flow::Continue));
+        }
+
+        fn changes(&mut self, events: Vec<Change>) {
+            self.on(Input::Watch(WatchEvent::Changes(events)));
+        }
+
+        /// Marks and names of the rows that have room.
+        fn rows(&self) -> Vec<String> {
+            self.state.rows().map(|row| format!("{}{}", row.cells[0].trim(), row.cells[1])).collect()
+        }
+
+        fn cell(&self, row: usize, column: usize) -> String {
+            self.state.rows().nth(row).unwrap().cells[column].clone()
+        }
+    }
+
+    fn hundred() -> View {
+        View::of((0..100).map(|number| put(&format!("s{number:02}"), 1, 0)).collect())
+    }
+
+    #[test]
+    fn keys_scroll_within_the_rows() {
+        for (keys, first) in [
+            (vec![], "s00"),
+            (vec![KeyCode::Down], "s01"),
+            (vec![KeyCode::Char('j'), KeyCode::Char('j'), KeyCode::Char('k')], "s01"),
+            (vec![KeyCode::Up], "s00"),
+            (vec![KeyCode::PageDown], "s10"),
+            (vec![KeyCode::PageDown, KeyCode::PageDown, KeyCode::PageUp], "s10"),
+            (vec![KeyCode::End], "s90"),
+            (vec![KeyCode::End, KeyCode::Down], "s90"),
+            (vec![KeyCode::End, KeyCode::Up], "s89"),
+            (vec![KeyCode::End, KeyCode::Home], "s00"),
+            (vec![KeyCode::Char('G')], "s90"),
+            (vec![KeyCode::Char('x'), KeyCode::Tab, KeyCode::F(1)], "s00"),
+        ] {
+            let mut view = hundred();
+            for key in &keys {
+                assert_eq!(view.press(*key), Flow::Continue);
+            }
+            let rows = view.rows();
+            assert_eq!((rows.len(), rows[0].as_str()), (10, first), "{keys:?}");
+        }
+        let mut view = hundred();
+        view.press(KeyCode::End);
+        view.on(Input::Resized(54));
+        assert_eq!((view.rows().len(), view.rows()[0].as_str()), (50, "s50"));
+        assert_eq!(view.state.position(), "51-100 of 100");
+        view.on(Input::Resized(2));
+        assert_eq!(view.rows(), [""; 0], "a terminal of two lines has no room");
+    }
+
+    #[test]
+    fn q_escape_and_control_c_leave() {
+        let control = |c| Input::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL));
+        let mut view = hundred();
+        assert_eq!(view.press(KeyCode::Char('q')), Flow::Leave);
+        assert_eq!(view.press(KeyCode::Esc), Flow::Leave);
+        assert_eq!(view.on(control('c')), Flow::Leave);
+        assert_eq!(view.on(control('l')), Flow::Clear);
+        assert_eq!(view.on(control('q')), Flow::Continue);
+        view.press(KeyCode::Char('/'));
+        assert_eq!(view.press(KeyCode::Char('q')), Flow::Continue, "it is part of the filter");
+        assert_eq!(view.on(control('c')), Flow::Leave);
+        assert_eq!(view.press(KeyCode::Esc), Flow::Continue, "it ends the filter");
+        assert_eq!(view.press(KeyCode::Esc), Flow::Leave);
+    }
+
+    #[test]
+    fn a_filter_keeps_the_rows_that_contain_it() {
+        let mut view = hundred();
+        view.press(KeyCode::End);
+        view.write("/S1");
+        assert_eq!(view.state.editing(), Some("S1"));
+        assert_eq!(view.rows()[..2], ["s10", "s11"]);
+        view.press(KeyCode::Backspace);
+        view.write("9");
+        assert_eq!(view.rows(), ["s90", "s91", "s92", "s93", "s94", "s95", "s96", "s97", "s98", "s99"]);
+        view.press(KeyCode::Enter);
+        assert_eq!(view.state.editing(), None);
+        assert_eq!(view.state.title(), "100 nodes of 100 services: 100 no-lease; 10 with \"S9\"");
+        view.press(KeyCode::Down);
+        assert_eq!(view.rows().len(), 10);
+        view.write("/");
+        view.press(KeyCode::Esc);
+        assert_eq!((view.rows()[0].as_str(), view.state.position().as_str()), ("s00", "1-10 of 100"));
+        view.write("/zzz");
+        assert_eq!((view.rows(), view.state.position().as_str()), (Vec::new(), "0 rows"));
+    }
+
+    #[test]
+    fn changed_rows_come_first_for_a_while() {
+        let mut view = View::of(["a", "b", "c", "d"].iter().map(|name| put(name, 1, 0)).collect());
+        assert_eq!(view.rows(), ["a", "b", "c", "d"]);
+        view.changes(vec![put("c", 2, 0)]);
+        view.wait(2);
+        view.changes(vec![gone("d"), put("e", 1, 0), put("b", 1, 0)]);
+        assert_eq!(view.rows(), ["-d", "+e", "~c", "a", "b"]);
+        view.wait(3);
+        assert_eq!(view.rows(), ["-d", "+e", "a", "b", "c"]);
+        view.wait(2);
+        assert_eq!(view.rows(), ["a", "b", "c", "e"]);
+        view.changes(vec![gone("a"), put("a", 1, 0)]);
+        assert_eq!(view.rows(), ["+a", "b", "c", "e"]);
+    }
+
+    #[test]
+    fn s_sorts_by_the_next_column() {
+        let mut view = View::of(vec![
+            put_at("a", "10.0.0.10:1", 5, 7),
+            put_at("b", "10.0.0.9:1", 50, 0),
+            put_at("c", "10.0.0.11:1", 1, 8),
+        ]);
+        let ttl =
+            |granted, left| LeaseTtl { granted: Duration::from_secs(granted), remaining: Duration::from_secs(left) };
+        let lease = |id| LeaseId::new(id).unwrap();
+        view.on(Input::Ttls([(lease(7), ttl(9, 8)), (lease(8), ttl(9, 1))].into()));
+        for (heading, expected) in [
+            ("NAME", ["a", "b", "c"]),
+            ("ADDR", ["b", "a", "c"]),
+            ("WEIGHT", ["b", "a", "c"]),
+            ("STATE", ["b", "c", "a"]),
+            ("TTL", ["c", "a", "b"]),
+            ("NAME", ["a", "b", "c"]),
+        ] {
+            assert_eq!((view.state.sort().heading(), view.rows()), (heading, expected.map(str::to_owned).to_vec()));
+            view.press(KeyCode::Char('s'));
+        }
+    }
+
+    #[test]
+    fn an_outage_shows_how_old_the_rows_are() {
+        let mut view = View::of(vec![put("a", 1, 7)]);
+        let left = LeaseTtl { granted: Duration::from_secs(10), remaining: Duration::from_secs(9) };
+        view.on(Input::Ttls([(LeaseId::new(7).unwrap(), left)].into()));
+        assert_eq!(view.state.contact(), "etcd at http://e:1 responds");
+        view.wait(2);
+        assert!(view.state.silence().is_none());
+        assert_eq!(view.cell(0, 7), "9s");
+        view.wait(2);
+        assert_eq!(view.state.contact(), "etcd has not responded for 4 s; this is from 20:54:55");
+        assert_eq!(view.cell(0, 7), "5s");
+        view.on(Input::Interrupted("etcd: http://e:1 is silent".to_owned()));
+        view.wait(13);
+        assert_eq!(view.state.contact(), "etcd has not responded for 17 s; this is from 20:54:55");
+        assert_eq!(view.cell(0, 7), "0s");
+        // It responds, but the rows are as old as before.
+        view.on(Input::Responded);
+        assert_eq!(view.state.contact(), "etcd has not responded for 17 s; this is from 20:54:55");
+        view.on(Input::Watch(WatchEvent::Synced));
+        assert_eq!(view.state.contact(), "etcd at http://e:1 responds");
+        view.on(Input::Interrupted("etcd: it ended the watch".to_owned()));
+        assert_eq!(view.state.contact(), "the watch is interrupted: etcd: it ended the watch");
+        view.wait(3);
+        assert_eq!(view.state.contact(), "etcd has not responded for 3 s; this is from 20:55:12");
+    }
+
+    #[test]
+    fn a_response_without_a_change_is_a_sign_of_life() {
+        let mut view = View::of(vec![put("a", 1, 7)]);
+        for _ in 0..10 {
+            view.wait(2);
+            view.on(Input::Responded);
+        }
+        assert!(view.state.silence().is_none());
+    }
+
+    #[test]
+    fn invalid_keys_and_conflicts_are_counted() {
+        let mut view = View::of(vec![put("a", 1, 7)]);
+        assert_eq!(view.state.warnings(), "");
+        view.changes(vec![garbage("x"), garbage("y")]);
+        assert_eq!(view.state.warnings(), "2 keys are not a node; leasehold doctor says why");
+        view.changes(vec![put("b", 1, 8)]);
+        let both = "1 address under several leases; 2 keys are not a node; leasehold doctor says why";
+        assert_eq!(view.state.warnings(), both);
+        view.changes(vec![gone("x"), gone("y")]);
+        assert_eq!(view.state.warnings(), "1 address under several leases; leasehold doctor says why");
+    }
+
+    #[test]
+    fn nothing_is_claimed_before_the_first_read() {
+        let mut view = View::new();
+        assert_eq!(view.state.title(), "reading the keys in http://e:1");
+        view.wait(60);
+        assert!(view.state.silence().is_none());
+        view.changes(vec![put("a", 1, 7)]);
+        view.on(Input::Watch(WatchEvent::Synced));
+        assert_eq!((view.state.title().as_str(), view.rows()), ("1 node of 1 service: 1 ?", vec!["a".to_owned()]));
+    }
+}
