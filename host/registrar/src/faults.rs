@@ -224,10 +224,10 @@ impl Inner {
         match (waits, !std::mem::replace(&mut logged.was_logged, true)) {
             (true, true) => warn!(event = "key_awaited", key = fault.key.as_deref(), "waiting for a key: {fault}"),
             (true, false) => {
-                warn!(event = "key_awaited", key = fault.key.as_deref(), "still waiting for a key: {fault}")
+                warn!(event = "key_awaited", key = fault.key.as_deref(), "still waiting for a key: {fault}");
             }
             (false, true) => {
-                warn!(event = "refused", key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}")
+                warn!(event = "refused", key = fault.key.as_deref(), "refused by etcd, and tried again: {fault}");
             }
             (false, false) => warn!(event = "refused", key = fault.key.as_deref(), "still refused by etcd: {fault}"),
         }

@@ -1,7 +1,5 @@
 //! The access log, and identifiers of requests: in the log, at the component, and on its own requests.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold_end_to_end::{

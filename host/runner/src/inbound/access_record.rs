@@ -21,7 +21,7 @@ pub(crate) struct AccessRecord {
     request: Arc<InFlightRequest>,
     arrived: Instant,
     /// Headers of the request, for the format that has them.
-    client: Option<Box<ClientHeaders>>,
+    client: Option<ClientHeaders>,
     status: Option<StatusCode>,
     grpc_status: Option<u16>,
     bytes: u64,
@@ -57,7 +57,7 @@ impl AccessRecord {
             log: Arc::clone(log),
             request: Arc::clone(in_flight),
             arrived,
-            client: log.has_client_headers().then(|| Box::new(client())),
+            client: log.has_client_headers().then(client),
             status: None,
             grpc_status: None,
             bytes: 0,
