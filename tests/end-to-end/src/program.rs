@@ -66,6 +66,8 @@ impl Program {
             .env_remove("RUST_LOG")
             .env("XDG_CACHE_HOME", paths::cache())
             .env("TMPDIR", folder)
+            .env("XDG_RUNTIME_DIR", folder)
+            .env("LEASEHOLD_ADMIN_TOKEN_FILE", paths::admin_token())
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -77,6 +79,11 @@ impl Program {
         let stdout = Lines::of(child.stdout.take().expect("it is piped"));
         let stderr = Lines::of(child.stderr.take().expect("it is piped"));
         Self { child, pid, stdout, stderr }
+    }
+
+    /// Number of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`.

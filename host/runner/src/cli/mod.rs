@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version, Weight};
+use leasehold::{Credentials, Layout, Options, ServiceName, Source, Tls, Version, Weight};
 
 use crate::{
     config::{
@@ -61,7 +61,7 @@ Examples:
 A configuration file (every key: docs/configuration.md, or an editor with `leasehold schema`):
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
-  admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
+  metrics: { listen: 127.0.0.1:9100 }    # /healthz, /readyz and /metrics; commands such as drain use a socket
   traces: { endpoint: http://127.0.0.1:4317, sample: 0.1 }      # OpenTelemetry; see docs/traces.md
   services:
     - name: greeter
@@ -124,9 +124,6 @@ pub(crate) struct Cli {
     pub(crate) log: LogArgs,
 }
 
-/// Default address of the admin endpoint.
-const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
-
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run services until SIGTERM or Ctrl-C
@@ -164,7 +161,7 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// End one service of a running host, in order; the others go on
     #[command(
-        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
+        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin unix:/run/leasehold/admin.sock --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
     )]
     Drain(DrainArgs),
     /// Start a drained service of a running host again; it registers again
@@ -466,24 +463,54 @@ pub(crate) struct CompileArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "The running host")]
 pub(crate) struct AdminArgs {
-    /// Its admin endpoint [default: http://127.0.0.1:9090]
+    /// Its admin endpoint, as unix:PATH or a URL [default: the socket of the host that runs here]
     #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
-    admin: Option<String>,
+    pub(crate) admin: Option<String>,
 
-    /// Its configuration file, which names the endpoint
+    /// Its configuration file, which names the endpoint and the token
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
+
+    /// A file with the token of commands over TCP [default: $LEASEHOLD_ADMIN_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Certificates of the authorities of its certificate, as PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+
+    /// The certificate to show to it, as PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The private key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
+/// Environment variable with a file that has the token of commands.
+const TOKEN_FILE: &str = "LEASEHOLD_ADMIN_TOKEN_FILE";
+
 impl AdminArgs {
-    /// URL of the endpoint.
-    pub(crate) fn url(&self) -> Result<String, Failure> {
-        let Some(file) = &self.config else {
-            return Ok(self.admin.clone().unwrap_or_else(|| DEFAULT_ADMIN.to_owned()));
-        };
-        let admin = Config::load(file)?.admin;
-        let admin = admin.ok_or_else(|| Failure::usage(format!("{} has no admin endpoint", file.display())))?;
-        Ok(format!("http://{}", admin.listen))
+    /// The token of commands, where the arguments or the environment name its file.
+    pub(crate) fn token(&self) -> Result<Option<Source>, Failure> {
+        if let Some(file) = &self.token_file {
+            return readable("--token-file", file).map(Some);
+        }
+        let file = std::env::var_os(TOKEN_FILE).filter(|file| !file.is_empty());
+        file.map(|file| readable(TOKEN_FILE, Path::new(&file))).transpose()
+    }
+
+    /// Authorities, and the client's own certificate.
+    pub(crate) fn tls(&self) -> Result<Tls, Failure> {
+        let mut tls = Tls::default();
+        if let Some(ca) = &self.cacert {
+            tls.ca_pem = Some(readable("--cacert", ca)?);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls.identity_pem = Some((readable("--cert", cert)?, readable("--key", key)?));
+        }
+        Ok(tls)
     }
 }
 
@@ -593,7 +620,7 @@ impl RunArgs {
         if config.dev {
             // The private etcd has neither users nor certificates.
             config.registrar.credentials = None;
-            config.registrar.tls = leasehold::Tls::default();
+            config.registrar.tls = Tls::default();
             config.etcd_required = true;
         }
         Ok(config)

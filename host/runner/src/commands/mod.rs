@@ -16,6 +16,7 @@ mod resume;
 pub(crate) mod run;
 mod schema;
 mod status;
+mod tls_client;
 mod watch;
 mod weight;
 

@@ -19,7 +19,8 @@ mod variables;
 pub(crate) use file::Limits;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
-    Admin, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces,
+    Admin, AdminAddress, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec,
+    TlsFiles, Traces,
 };
 pub(crate) use values::{Register, Variables};
 

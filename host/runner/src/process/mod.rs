@@ -1,6 +1,7 @@
-//! The process and its surroundings: signals, systemd, file descriptors.
+//! The process and its surroundings: signals, systemd, file descriptors, the folder for sockets.
 
 pub(crate) mod cpus;
 pub(crate) mod rlimit;
+pub(crate) mod runtime_folder;
 pub(crate) mod signals;
 pub(crate) mod systemd;

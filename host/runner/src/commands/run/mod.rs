@@ -17,7 +17,7 @@ use crate::{
         status::HostInfo,
     },
     cli::RunArgs,
-    config::{Config, Register, Spec},
+    config::{self, Config, Register, Spec},
     connect,
     error::Failure,
     outbound::reserved::Reserved,
@@ -63,17 +63,16 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         tasks.spawn(progress::log_events(registrar.events(), done.clone()));
     }
     let services = Arc::new(Services::new(ending.clone()));
-    let admin = config.admin.as_ref().map(|admin| {
-        let events = Arc::<Events>::default();
-        tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
-        let services = Arc::clone(&services);
-        let host = HostInfo::new(file.display().to_string(), config.registrar.endpoints.clone());
-        Admin::start(admin, AdminState { services, events, registrar: registrar.clone(), host, remote: admin.remote })
-    });
-    let admin = admin.transpose()?;
-    if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
-        configured.listen = admin.bound;
+    let events = Arc::<Events>::default();
+    tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
+    let host = HostInfo::new(file.display().to_string(), config.registrar.endpoints.clone());
+    let state = AdminState { services: Arc::clone(&services), events, registrar: registrar.clone(), host };
+    let admin = Admin::start(&config.admin, config.metrics, state)?;
+    // The system may have chosen the ports.
+    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, admin.addr) {
+        address.listen = bound;
     }
+    config.metrics = admin.metrics_addr;
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
     tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
@@ -104,9 +103,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>) -> Result<(), 
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     done.cancel();
-    if let Some(admin) = admin {
-        admin.close().await;
-    }
+    admin.close().await;
     if let Some(etcd) = etcd {
         etcd.stop().await;
     }
@@ -144,7 +141,7 @@ async fn live(
         let several = config.services.len() > 1;
         let barrier = config.strict.then(|| Barrier::new(config.services.len()));
         let (registrar, traces) = (registrar.clone(), traces.cloned());
-        let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
+        let reserved = Reserved::new([config.admin.addr(), config.metrics]);
         let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, several });
         let new = |(index, spec): (usize, &Spec)| {
             let reports = Reports::new(index, reporting.clone());
