@@ -31,6 +31,7 @@ Examples:
   leasehold ls greeter                  who is registered under that name
   leasehold watch                       the same, live
   leasehold doctor                      problems of the registry in etcd, with their cures
+  leasehold etcd-user host-a --config greeter.yaml   the user and the role that it needs in etcd
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
@@ -143,6 +144,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was\nexamined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
     )]
     Doctor(DoctorArgs),
+    /// Print the etcdctl commands for the user and the role that a host needs, or create them
+    #[command(
+        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it registers, read\non those that it looks up. A role and a user that are there keep what they have."
+    )]
+    EtcdUser(EtcdUserArgs),
     /// Check a configuration; starts nothing
     #[command(
         after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json\n  leasehold check --offline greeter.yaml      without network, in CI for instance\n  render | leasehold check -\n\nIt reports all mistakes of the file at once. A port that is in use is a note: the host that runs already may have it."
@@ -327,6 +333,44 @@ pub(crate) struct DoctorArgs {
     pub(crate) yes: bool,
 
     /// One JSON object; with --fix it needs --yes
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EtcdUserArgs {
+    /// The user to create
+    #[arg(value_name = "NAME")]
+    pub(crate) new_user: String,
+
+    /// Services that the host registers; * for every name [default: those of --config]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) names: Vec<String>,
+
+    /// Services that the host looks up and calls by name; * for every name
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) discover: Vec<String>,
+
+    /// The role to create [default: the name of the user]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) role: Option<String>,
+
+    /// The user signs in by a client certificate of its name, without a password
+    #[arg(long, conflicts_with = "new_password_file")]
+    pub(crate) no_password: bool,
+
+    /// Create them in etcd instead of printing commands; as --user root, for instance
+    #[arg(long)]
+    pub(crate) apply: bool,
+
+    /// A file with the password of the new user
+    #[arg(long, value_name = "FILE", requires = "apply")]
+    pub(crate) new_password_file: Option<PathBuf>,
+
+    /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -668,6 +712,16 @@ impl EtcdArgs {
     /// Options of the registrar.
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         self.examined().map(|(options, _)| options)
+    }
+
+    /// The configuration file, if the arguments name one.
+    pub(crate) fn config(&self) -> Result<Option<Config>, Failure> {
+        self.config.as_deref().map(|file| self.connection.load(file)).transpose()
+    }
+
+    /// Returns true if the arguments name no user.
+    pub(crate) fn has_no_user(&self) -> bool {
+        self.connection.user.is_none()
     }
 
     /// Options of the etcd to examine, and the files that they were read from.

@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 pub(crate) mod destination;
 pub(crate) mod file;
+pub(crate) mod grants;
 mod load;
 pub(crate) mod mistake;
 mod place;

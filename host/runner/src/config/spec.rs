@@ -296,6 +296,15 @@ impl Spec {
         self.health.is_some() && self.register == Register::Component
     }
 
+    /// Names that it may register; `None` if it is not registered.
+    pub(crate) fn registered_names(&self) -> Option<Names> {
+        match self.register {
+            Register::Off => None,
+            Register::Host => Some(Names::Only(vec![self.name.clone()])),
+            Register::Component => Some(self.allow.names.clone()),
+        }
+    }
+
     /// The published address of a listener. Total: a wildcard was refused without `advertise`.
     pub(crate) fn advertised(&self, bound: SocketAddr) -> Option<Addr> {
         match &self.advertise {

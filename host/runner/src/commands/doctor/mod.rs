@@ -5,7 +5,6 @@ mod etcd;
 mod fix;
 mod keys;
 mod leases;
-mod shell;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,11 +19,11 @@ use tokio::{
 use self::{
     fix::{Fix, Fixed, Outcome},
     leases::Leases,
-    shell::Etcdctl,
 };
 use super::{
     ls::{END_TIMEOUT, read},
     print, print_json,
+    shell::Etcdctl,
 };
 use crate::{
     cli::DoctorArgs,
@@ -132,13 +131,15 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
         registrar.health()
     );
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
+    let health = health.map_err(unavailable)?;
+    let releases = etcd::releases(&health);
     // Known only if the nodes were dialled.
     let answers = |addr: &Addr| unreachable.as_ref().is_some_and(|dead| !dead.contains_key(addr));
     let mut findings = keys::findings(&listed, &options.read_layouts(), etcdctl, answers);
     findings.extend(unreachable.into_iter().flatten().map(|(_, finding)| finding));
     findings.sort_by(|a, b| a.key.cmp(&b.key));
     findings.extend(etcd::slow(&status.endpoint, round_trip));
-    findings.extend(etcd::findings(&health.map_err(unavailable)?, etcdctl));
+    findings.extend(etcd::findings(&health, etcdctl));
     findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
     Ok(Report {
         endpoint: status.endpoint,
@@ -149,7 +150,7 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
         nodes: listed.iter().filter(|found| found.node.is_ok()).count(),
         leases,
         findings,
-        notes: notes.unwrap_or_default(),
+        notes: notes.into_iter().flatten().chain(releases).collect(),
         fixed: None,
     })
 }
@@ -188,9 +189,10 @@ fn text(report: &Report) -> String {
         report.etcd, report.endpoint, report.round_trip_ms, report.keys, report.nodes
     );
     if let Some(leases) = &report.leases {
+        let shown = report.notes.iter().filter(|note| note.kind != etcd::RELEASE).count();
         for (what, count) in [
             ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
-            ("that are renewed, beside those below", leases.renewed_without_keys - report.notes.len()),
+            ("that are renewed, beside those below", leases.renewed_without_keys - shown),
             ("or with some, too many to be looked at", leases.left_out),
         ] {
             if count > 0 {
