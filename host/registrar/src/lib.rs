@@ -46,6 +46,7 @@ pub use error::Error;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use etcd::Dial;
+pub use etcd::auth::{Access, CreatedUser, Grant, NewUser};
 pub use etcd::health::{Alarm, Health, Member};
 pub use etcd::latency::{Latency, Verb};
 pub use etcd::{LeaseId, Refusal, Unavailable};

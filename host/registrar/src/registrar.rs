@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     etcd::{
         Etcd, Failure, LeaseId, LeaseView, Unavailable,
+        auth::{CreatedUser, NewUser},
         health::Health,
         latency::{Latency, Verb},
     },
@@ -309,6 +310,14 @@ impl Registrar {
     /// Reads the status of each endpoint, and the alarms of the cluster.
     pub async fn health(&self) -> Result<Health, Error> {
         self.call_etcd(|etcd| async move { etcd.health().await }).await
+    }
+
+    /// Creates a user of etcd and its role as far as they are missing, and gives the role its rights and the user the role.
+    /// The rights of this registrar's own user have to include that: it is etcd's `root`, as a rule.
+    ///
+    /// Fails with [`Error::Unavailable`] if etcd refuses a step or does not answer; the steps before it stay. Idempotent.
+    pub async fn create_user(&self, new: NewUser) -> Result<CreatedUser, Error> {
+        self.call_etcd(move |etcd| async move { etcd.create_user(&new).await.map_err(Error::unavailable) }).await?
     }
 
     /// Events from now on. A listener that falls 4096 events behind loses the oldest.

@@ -6,7 +6,7 @@ use std::path::Path;
 use http::{HeaderValue, Method, Request, header, uri::Scheme};
 
 use crate::{
-    admin::routes::Route,
+    admin::routes::{Rights, Route, Token},
     config::{
         Config,
         destination::{Destination, Target, is_local},
@@ -75,23 +75,44 @@ pub fn request(data: &[u8]) {
     }
 }
 
-/// The head of a request to the admin endpoint: method, target, `host` and `origin`, a line each.
+/// The token of the admin endpoint.
+const EXPECTED: &[u8] = b"0123456789abcdef";
+
+/// Returns true if a request has the token.
+fn has_token(request: &Request<()>) -> bool {
+    let value = request.headers().get(header::AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
+    value.len() >= 7 && value[..7].eq_ignore_ascii_case(b"bearer ") && value[7..].trim_ascii() == EXPECTED
+}
+
+/// The head of a request to the admin endpoint: method, target, `host`, `origin` and `authorization`, a line each; an empty
+/// one is absent.
 pub fn admin(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == b'\n');
     let (method, uri) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let Ok(mut request) = Request::builder().method(method).uri(uri).body(()) else { return };
-    for (name, line) in [header::HOST, header::ORIGIN].into_iter().zip(lines) {
-        if let Ok(value) = HeaderValue::from_bytes(line) {
+    for (name, line) in [header::HOST, header::ORIGIN, header::AUTHORIZATION].into_iter().zip(lines) {
+        if let (false, Ok(value)) = (line.is_empty(), HeaderValue::from_bytes(line)) {
             request.headers_mut().append(name, value);
         }
     }
-    for is_remote in [false, true] {
-        match Route::of(&request, is_remote) {
+    for takes_any_name in [false, true] {
+        match Route::of(&request, takes_any_name) {
             Ok(route) if route.is_command() => {
                 let is_command = request.method() == Method::POST && !request.headers().contains_key(header::ORIGIN);
                 assert!(is_command, "a change is a POST from outside of web pages");
+                let is_refused = |rights, token| route.permit(rights, token).is_err();
+                let tokens = [Token::Absent, Token::Wrong, Token::Right];
+                assert!(
+                    tokens.into_iter().all(|token| is_refused(Rights::Read, token)),
+                    "nothing changes without rights"
+                );
+                assert!(tokens.into_iter().all(|token| is_refused(Rights::Probes, token)));
+                assert!(is_refused(Rights::Token, Token::of(request.headers(), EXPECTED)) != has_token(&request));
             }
-            Ok(_) => assert!(matches!(*request.method(), Method::GET | Method::HEAD)),
+            Ok(route) => {
+                assert!(matches!(*request.method(), Method::GET | Method::HEAD));
+                assert!(route.permit(Rights::Read, Token::Absent).is_ok(), "reading needs no token");
+            }
             Err(refusal) => assert!(refusal.status.is_client_error() && !refusal.message.contains('\n')),
         }
     }
@@ -160,7 +181,7 @@ mod tests {
 
         #[test]
         fn only_a_post_from_outside_of_web_pages_changes_something(
-            method in "GET|HEAD|POST|PUT|OPTIONS", target in "/(healthz|readyz|metrics|services|status/?|drain/|resume/|weight/a\\?value=|reload/?)?[a-z0-9%/?=]{0,8}", hosts in "(127.0.0.1|localhost|[a-z.]{0,8})(:[0-9]{1,5})?(\nhttp://[a-z]{1,8})?"
+            method in "GET|HEAD|POST|PUT|OPTIONS", target in "/(healthz|readyz|metrics|services|status/?|drain/|resume/|weight/a\\?value=|reload/?)?[a-z0-9%/?=]{0,8}", hosts in "(127.0.0.1|localhost|[a-z.]{0,8})(:[0-9]{1,5})?\n(http://[a-z]{1,8})?(\n(Bearer|bearer|Basic) {1,2}(0123456789abcdef|[0-9a-f]{1,16}))?"
         ) {
             admin(format!("{method}\n{target}\n{hosts}").as_bytes());
         }

@@ -83,6 +83,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch::watch(args).await,
         Command::Doctor(args) => commands::doctor(args).await,
+        Command::EtcdUser(args) => commands::etcd_user(args).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Init(args) => commands::init(&args),

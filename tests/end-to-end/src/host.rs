@@ -40,15 +40,19 @@ impl Host {
         Self::spawn_with(config, arguments, &[])
     }
 
-    /// Runs a configuration with further arguments and environment variables.
+    /// Runs a configuration with further arguments and environment variables. An admin endpoint at an address gets the token
+    /// that the commands of the tests have, unless the configuration says something else.
     pub fn spawn_with(config: &Value, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
         let file = file(folder.path());
-        fs::write(&file, config.to_string()).expect("the directory is our own");
+        fs::write(&file, with_token(config.clone()).to_string()).expect("the directory is our own");
         fs::create_dir(temporary(folder.path())).expect("the directory is our own");
         let file = file.to_str().expect("a temporary directory has a plain name");
         let run = ["--log-format", "json", "run", file].into_iter().chain(arguments.iter().copied());
-        let program = Program::spawn_with(&paths::leasehold(), run, &temporary(folder.path()), variables);
+        // Its socket lies outside of the folder that it has to leave empty.
+        let runtime = folder.path().to_str().expect("a temporary directory has a plain name");
+        let variables: Vec<_> = [("XDG_RUNTIME_DIR", runtime)].into_iter().chain(variables.iter().copied()).collect();
+        let program = Program::spawn_with(&paths::leasehold(), run, &temporary(folder.path()), &variables);
         Self { program, folder }
     }
 
@@ -57,7 +61,7 @@ impl Host {
         self.program.signal(name);
     }
 
-    /// The process.
+    /// Number of the process.
     pub fn pid(&self) -> u32 {
         self.program.pid()
     }
@@ -131,6 +135,15 @@ impl Host {
         assert!(left.is_empty(), "left behind: {left:?}");
         ended
     }
+}
+
+fn with_token(mut config: Value) -> Value {
+    let is_at_an_address =
+        config["admin"]["listen"].as_str().is_some_and(|listen| !listen.starts_with("unix:") && listen != "off");
+    if is_at_an_address && config["admin"].get("token_file").is_none() && config["admin"].get("tls").is_none() {
+        config["admin"]["token_file"] = paths::admin_token().to_str().expect("a plain name").into();
+    }
+    config
 }
 
 /// The message of a log line.

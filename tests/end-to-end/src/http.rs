@@ -18,6 +18,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::paths;
+
 /// Timeout of a response on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -77,6 +79,14 @@ pub async fn get_over(protocol: Protocol, url: &str) -> Result<Answer, Error> {
         Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
     };
     timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("{url} does not answer within {PATIENCE:?}"))
+}
+
+/// A command to an admin endpoint, with the token of the tests.
+///
+/// # Panics
+/// If there is no response.
+pub async fn post(url: &str) -> Answer {
+    ask("POST", url, &[("authorization", &format!("Bearer {}", paths::ADMIN_TOKEN))]).await
 }
 
 /// Any request without a body, over HTTP/1.1.

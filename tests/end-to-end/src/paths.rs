@@ -1,8 +1,9 @@
 //! Paths of the build's results.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 /// The binary under test: `$LEASEHOLD_BIN`, or the result of `make build`.
@@ -42,6 +43,26 @@ pub fn client(name: &str) -> PathBuf {
 /// Compile cache of the tests' hosts, apart from the user's own cache.
 pub fn cache() -> PathBuf {
     target().join("end-to-end-cache")
+}
+
+/// The token of the admin endpoints under test.
+pub const ADMIN_TOKEN: &str = "the-token-of-the-tests";
+
+/// A file with that token.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn admin_token() -> PathBuf {
+    static WRITTEN: OnceLock<PathBuf> = OnceLock::new();
+    let write = || {
+        fs::create_dir_all(cache()).expect("the build's folder is our own");
+        let file = cache().join("admin-token");
+        // Other processes of the tests read the same content at any time.
+        fs::write(file.with_extension("new"), ADMIN_TOKEN).expect("the build's folder is our own");
+        fs::rename(file.with_extension("new"), &file).ok(); // Another process was faster.
+        file
+    };
+    WRITTEN.get_or_init(write).clone()
 }
 
 /// The root of the workspace.

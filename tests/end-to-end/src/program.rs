@@ -66,6 +66,8 @@ impl Program {
             .env_remove("RUST_LOG")
             .env("XDG_CACHE_HOME", paths::cache())
             .env("TMPDIR", folder)
+            .env("XDG_RUNTIME_DIR", folder)
+            .env("LEASEHOLD_ADMIN_TOKEN_FILE", paths::admin_token())
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -79,6 +81,11 @@ impl Program {
         Self { child, pid, stdout, stderr }
     }
 
+    /// Number of the process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`.
     pub fn signal(&self, name: &str) {
         let sent = std::process::Command::new("sh")
@@ -86,11 +93,6 @@ impl Program {
             .status()
             .expect("a shell can be started");
         assert!(sent.success(), "the program is not there to be signalled");
-    }
-
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.pid
     }
 
     /// Resident memory, in bytes.

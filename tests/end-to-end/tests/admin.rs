@@ -311,7 +311,8 @@ async fn admin_answers_health_beside_requests_that_wait() {
     let slow = begin(&format!("{}act/slow", host.url("hostile"))).await;
     let addr = admin.trim_start_matches("http://").trim_end_matches('/').to_owned();
     // Drains wait for the request in flight; a few of them wait for the drain, and the others are refused.
-    let request = format!("POST /drain/hostile HTTP/1.1\r\nhost: {addr}\r\n\r\n");
+    let token = paths::ADMIN_TOKEN;
+    let request = format!("POST /drain/hostile HTTP/1.1\r\nhost: {addr}\r\nauthorization: Bearer {token}\r\n\r\n");
     let mut drains = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(&addr).await.expect("it listens");

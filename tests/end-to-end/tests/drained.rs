@@ -4,12 +4,15 @@ use std::time::{Duration, Instant};
 
 use leasehold_end_to_end::{
     Host,
-    config::{hostile, with},
-    http::{Kept, Protocol, begin, get, get_over},
+    config::{config, hostile, plain, with},
+    http::{Kept, Protocol, begin, get, get_over, post},
 };
 use leasehold_scenarios::world::World;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
 
 /// Age of a client's view up to which the client is served: the time that the host gives watchers to see the deletion.
 const FRESH: Duration = Duration::from_millis(500);
@@ -100,6 +103,54 @@ async fn drained_clients_are_sent_elsewhere_and_served_until_then() {
     over_http2.is_closed().await;
     assert_eq!(get(&url).await.status, 200, "who has not heard of it is answered");
     assert_eq!(host.ends().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn drained_one_service_leaves_the_listeners_of_the_others_alone() {
+    let world = World::real().await;
+    let services = [with(hostile("hostile"), json!({ "register": "host" })), plain("plain")];
+    let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
+    let (url, addr) = (host.url("plain"), host.addr("plain"));
+    let slow = begin(&format!("{}act/slow", host.url("hostile"))).await;
+    let drain = format!("{}drain/hostile", host.admin());
+    let drained = tokio::spawn(async move { post(&drain).await });
+    let mut kept = Kept::open(Protocol::Http1, &addr).await;
+    let mut answered = 0;
+    while !drained.is_finished() {
+        assert_eq!(kept.get(&url).await, (200, None), "a connection is not closed, nor sent elsewhere");
+        assert_eq!(get(&url).await.status, 200, "a new connection is accepted");
+        answered += 1;
+    }
+    assert!(answered > 1, "{answered}");
+    assert_eq!(drained.await.unwrap().json()[0]["all_answered"], true);
+    assert_eq!(slow.answer().await.unwrap().status, 200);
+    world.stands(&format!("/plain/{addr}")).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn drained_at_the_end_of_the_host_each_service_is_served_for_its_own_settle_time() {
+    let world = World::real().await;
+    let settled = with(plain("plain"), json!({ "limits": { "settle_time": "1s" } }));
+    let busy = with(hostile("hostile"), json!({ "register": "host", "limits": { "drain_timeout": "6s" } }));
+    let host = Host::of(&world, [busy, settled]).await;
+    let (url, addr) = (host.url("plain"), host.addr("plain"));
+    let stuck = begin(&format!("{}act/sleep", host.url("hostile"))).await;
+    host.signal("TERM");
+    world.key_is(&format!("/plain/{addr}"), "gone", |found| found.is_none()).await;
+    let gone = Instant::now();
+    // The slow request of the other service neither shortens nor prolongs that.
+    while TcpStream::connect(&addr).await.is_ok() {
+        assert!(gone.elapsed() < Duration::from_secs(5), "its listener is still open");
+        let answer = get_over(Protocol::Http1, &url).await;
+        assert!(answer.is_ok() || gone.elapsed() >= Duration::from_millis(800), "{answer:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(gone.elapsed() >= Duration::from_millis(800), "it was closed after {:?}", gone.elapsed());
+    drop(TcpListener::bind(&addr).await.expect("its address is free for a successor"));
+    assert!(gone.elapsed() < Duration::from_secs(6), "the host still waits for the slow request");
+    assert_eq!(host.ends().await.code, Some(0));
+    assert_eq!(stuck.answer().await, None);
 }
 
 #[tokio::test]

@@ -1,17 +1,23 @@
 //! Health: an unhealthy service leaves etcd, is probed, and returns.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use leasehold_end_to_end::{
-    Host,
-    config::{config, hostile, service, with},
+    Host, Program,
+    config::{config, endpoint, free_address, greeter, hostile, service, with},
     http::get,
+    paths,
 };
 use leasehold_scenarios::{
     wait_for,
     world::{SOON, World},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::sleep};
 
 /// Number of failed requests in a row after which a component is withdrawn.
@@ -61,6 +67,44 @@ async fn health_an_unhealthy_service_is_withdrawn_and_restored() {
     assert_eq!(readyz(&host).await, "ready\n");
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn health_the_example_of_the_page_works_with_the_example_component() {
+    let world = World::real().await;
+    let page = fs::read_to_string(paths::workspace().join("docs/health.md")).expect("the page is there");
+    let block = page.split("```yaml\n").nth(1).expect("it has an example");
+    let (greeter, _) = block.split_once("  - name: ledger").expect("it has two services");
+    let (addr, component) = (free_address(), paths::component("greeter"));
+    let text = format!(
+        "etcd: {{ endpoints: [{}] }}\n{greeter}    component: {}\n    listen: {addr}\n",
+        endpoint(&world),
+        component.display()
+    );
+    let folder = TempDir::with_prefix("leasehold-health-").expect("a temporary directory");
+    let file = folder.path().join("services.yaml");
+    fs::write(&file, text).expect("the directory is our own");
+    let mut host = Program::spawn(&paths::leasehold(), [Path::new("run"), &file], folder.path());
+    host.line("ready", |line| line.contains("ready")).await;
+    world.stands(&format!("/greeter/{addr}")).await;
+    host.signal("TERM");
+    assert_eq!(host.ends().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn health_a_failed_check_says_what_it_got() {
+    let world = World::real().await;
+    let health = json!({ "health": { "path": "/healthz" }, "limits": { "start_timeout": "2s" } });
+    let mut host = host(&world, with(greeter(), health)).await;
+    let why = "its health check has not passed yet: /healthz answers 404 Not Found";
+    host.says(&format!("not announced: {why}")).await;
+    assert_eq!(readyz(&host).await, format!("not ready\ngreeter: it is withdrawn: {why}\n"));
+    let optional = get(&format!("{}readyz?etcd=optional", host.admin())).await;
+    assert_eq!(optional.status, 503, "it is not etcd that is away");
+    let status = get(&format!("{}status/greeter", host.admin())).await.json();
+    assert_eq!(status["services"][0]["why"], format!("it is withdrawn: {why}"));
+    assert_eq!(get(&format!("{}readyz?etcd=maybe", host.admin())).await.status, 400);
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{config, greeter, hostile, plain, service, with},
     follower::{Call, Follower},
-    http::{ask, begin, get},
+    http::{begin, get, post},
     paths,
 };
 use leasehold_scenarios::{
@@ -233,7 +233,7 @@ async fn reload_that_does_not_end_gives_way_to_a_drain() {
     let drained = async {
         host.says("sleeping").await;
         assert_eq!(get(&url).await.body, "hello\n");
-        ask("POST", &drain, &[]).await
+        post(&drain).await
     };
     let admin = drain.trim_end_matches("drain/greeter").to_owned();
     let (ended, drained) = tokio::join!(reload_at(&admin, &["greeter"]), drained);

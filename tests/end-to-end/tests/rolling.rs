@@ -6,7 +6,7 @@ use leasehold_end_to_end::{
     Host, Program,
     config::{config, free_address, plain, service, with},
     follower::{Call, Follower, Tally},
-    http::{ask, get},
+    http::{get, post},
     paths,
 };
 use leasehold_scenarios::{
@@ -137,7 +137,7 @@ async fn rolling_services_that_are_drained_by_command_fail_no_request() {
     let readyz = get(&format!("{admin}readyz")).await;
     assert_eq!((readyz.status, readyz.body.as_str()), (200, "ready\n"), "the other service is served");
 
-    let drained = ask("POST", &format!("{admin}drain/grpc-greeter"), &[]).await;
+    let drained = post(&format!("{admin}drain/grpc-greeter")).await;
     let row = &drained.json()[0];
     assert_eq!((drained.status, &row["all_answered"]), (200, &json!(true)), "{row}");
     clients.go_on().await;

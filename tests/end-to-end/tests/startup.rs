@@ -11,7 +11,7 @@ use std::{
 use leasehold_end_to_end::{
     Ended, Host,
     config::{config, greeter, plain, with},
-    http::{ask, get},
+    http::{get, post},
     large::large,
     paths,
     startup::{measure, median},
@@ -199,18 +199,18 @@ async fn independent_a_service_that_does_not_start_is_reloaded_and_drained_like_
     let mut host = Host::spawn(&with_admin(&world, [plain("plain"), late("late"), late("never")]), &[]);
     host.says("ready, without late, never").await;
     let admin = host.admin();
-    let post = async |path: &str| ask("POST", &format!("{admin}{path}"), &[]).await;
-    let reloaded = post("reload/late").await.json();
+    let command = async |path: &str| post(&format!("{admin}{path}")).await;
+    let reloaded = command("reload/late").await.json();
     assert_eq!(reloaded[0]["reloaded"], false);
     assert_eq!(reloaded[0]["why"], format!("cannot read {}: No such file or directory (os error 2)", file.display()));
-    assert_eq!(post("drain/never").await.json()[0]["phase"], "drained");
+    assert_eq!(command("drain/never").await.json()[0]["phase"], "drained");
     fs::copy(paths::component("plain"), &file).expect("the directory is our own");
-    let reloaded = post("reload/late").await.json();
+    let reloaded = command("reload/late").await.json();
     assert_eq!(reloaded[0]["reloaded"], true, "{reloaded}");
     let url = get(&format!("{admin}services")).await.json()[1]["url"].as_str().expect("it has one").to_owned();
     assert_eq!(get(&url).await.body, "hello\n");
     // What was drained stays out.
-    assert_eq!(post("reload/never").await.json()[0]["why"], "never: it is drained");
+    assert_eq!(command("reload/never").await.json()[0]["why"], "never: it is drained");
     assert_eq!(get(&format!("{admin}readyz")).await.body, "ready\n");
     assert_eq!(world.count().await, 2);
     assert_eq!(host.stop().await.code, Some(0));

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use leasehold_end_to_end::{
     Host,
     config::{config, hostile, with},
-    http::{ask, get},
+    http::{get, post},
     paths,
 };
 use leasehold_scenarios::{
@@ -59,7 +59,7 @@ async fn shows(world: &World, key: &str, text: &str) -> Standing {
 }
 
 async fn is_reloaded(host: &Host) -> bool {
-    ask("POST", &format!("{}reload/user", host.admin()), &[]).await.json()[0]["reloaded"] == true
+    post(&format!("{}reload/user", host.admin())).await.json()[0]["reloaded"] == true
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ pub struct Health {
 }
 
 /// Status of one member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Set while the member knows a leader. Without one it serves no writes and few reads.
     pub has_leader: bool,
@@ -20,6 +20,8 @@ pub struct Member {
     pub database: u64,
     /// Largest size of its database, in bytes; `None` before etcd 3.6.
     pub quota: Option<u64>,
+    /// Its release, such as `3.6.14`; empty while it knows no leader.
+    pub version: String,
 }
 
 /// An alarm, which makes etcd refuse requests until an operator disarms it.

@@ -1,5 +1,6 @@
 //! Requests to etcd, each with a deadline.
 
+pub(crate) mod auth;
 mod connection;
 mod endpoint;
 mod error;
@@ -172,8 +173,11 @@ impl Etcd {
                 has_leader: status.leader() != 0,
                 database: u64::try_from(status.db_size()).unwrap_or_default(),
                 quota: u64::try_from(status.db_size_quota()).ok().filter(|quota| *quota > 0),
+                version: status.version().to_owned(),
             }),
-            Err(failure) if failure.has_no_leader() => Ok(Member { has_leader: false, database: 0, quota: None }),
+            Err(failure) if failure.has_no_leader() => {
+                Ok(Member { has_leader: false, database: 0, quota: None, version: String::new() })
+            }
             Err(failure) => Err(failure),
         }
     }

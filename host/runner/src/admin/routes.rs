@@ -1,10 +1,13 @@
 //! Routes of the admin endpoint: from a request's head to its route, or to the reason of a refusal. Pure.
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use leasehold::Weight;
 use percent_encoding::percent_decode_str;
+use subtle::ConstantTimeEq;
+
+use crate::error::shown;
 
 use crate::telemetry::log_level::Level;
 
@@ -38,6 +41,44 @@ pub(crate) enum Route {
     LogLevel(Level, Duration),
 }
 
+/// Rights of a client, by its listener and its certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rights {
+    /// Everything: the permissions of the socket or the certificate have identified the client.
+    All,
+    /// Reading, and with the token everything.
+    Token,
+    /// Reading alone.
+    Read,
+    /// Health and metrics alone.
+    Probes,
+}
+
+/// Token of a request, compared with the configured one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Token {
+    Absent,
+    Wrong,
+    Right,
+}
+
+impl Token {
+    /// Compares the token of a request, in a time that does not depend on where they differ.
+    pub(crate) fn of(headers: &HeaderMap, expected: &[u8]) -> Self {
+        match bearer(headers) {
+            None => Self::Absent,
+            Some(token) if bool::from(token.ct_eq(expected)) => Self::Right,
+            Some(_) => Self::Wrong,
+        }
+    }
+}
+
+/// The token of a request with `Authorization: Bearer TOKEN`.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
 /// Reason for which a request has no route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteError {
@@ -51,13 +92,36 @@ impl RouteError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into(), allow: None }
     }
+
+    /// The token cannot be compared.
+    pub(crate) fn unreadable_token() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the host cannot read its admin.token_file; its log says why")
+    }
+}
+
+/// The command as it is typed.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drain(name) => write!(f, "drain {}", shown(name)),
+            Self::Resume(name) => write!(f, "resume {}", shown(name)),
+            Self::Weight(name, Some(weight)) => write!(f, "weight {} {weight}", shown(name)),
+            Self::Weight(name, None) => write!(f, "weight {} auto", shown(name)),
+            Self::Reload(Some(name)) => write!(f, "reload {}", shown(name)),
+            Self::Reload(None) => write!(f, "reload"),
+            Self::Status(Some(name)) => write!(f, "status {}", shown(name)),
+            Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(None) => {
+                write!(f, "status")
+            }
+        }
+    }
 }
 
 impl Route {
-    /// The route of a request. `is_remote` for an endpoint that listens beyond this machine, where a name in the `Host`
-    /// header proves nothing.
-    pub(crate) fn of<B>(request: &Request<B>, is_remote: bool) -> Result<Self, RouteError> {
-        refuse_web_pages(request, is_remote)?;
+    /// The route of a request. `takes_any_name` for a listener of which a name in the `Host` header proves nothing: it is
+    /// reached from beyond this machine, or by its path.
+    pub(crate) fn of<B>(request: &Request<B>, takes_any_name: bool) -> Result<Self, RouteError> {
+        refuse_web_pages(request, takes_any_name)?;
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
         let route = match path {
             "/healthz" => Self::Health,
@@ -97,6 +161,31 @@ impl Route {
         }
     }
 
+    /// Checks the route against the rights of the client.
+    pub(crate) fn permit(&self, rights: Rights, token: Token) -> Result<(), RouteError> {
+        let is_probe = matches!(self, Self::Health | Self::Readiness { .. } | Self::Metrics);
+        let (status, message) = match (rights, token) {
+            (Rights::Probes, _) if !is_probe => {
+                (StatusCode::NOT_FOUND, "this listener has /healthz, /readyz and /metrics alone")
+            }
+            (Rights::Read, _) if self.is_command() => (
+                StatusCode::FORBIDDEN,
+                "this address is read-only: admin.token_file or admin.tls.client_ca permits commands over TCP, and \
+                 admin.listen: unix:PATH those of this machine",
+            ),
+            (Rights::Token, Token::Absent) if self.is_command() => (
+                StatusCode::UNAUTHORIZED,
+                "this needs the token of admin.token_file: --config FILE or --token-file FILE of a command, or Authorization: \
+                 Bearer TOKEN",
+            ),
+            (Rights::Token, Token::Wrong) if self.is_command() => {
+                (StatusCode::UNAUTHORIZED, "the token is not that of admin.token_file")
+            }
+            _ => return Ok(()),
+        };
+        Err(RouteError::new(status, message))
+    }
+
     /// The method of the route: POST for commands.
     fn method(&self) -> Method {
         if self.is_command() { Method::POST } else { Method::GET }
@@ -129,14 +218,14 @@ fn weight(query: &str) -> Result<Option<Weight>, RouteError> {
 
 /// Refuses requests that come from a web page in an operator's browser: those with an `Origin`, and on loopback those for a
 /// name, which may resolve there by DNS rebinding.
-fn refuse_web_pages<B>(request: &Request<B>, is_remote: bool) -> Result<(), RouteError> {
+fn refuse_web_pages<B>(request: &Request<B>, takes_any_name: bool) -> Result<(), RouteError> {
     if request.headers().contains_key(header::ORIGIN) {
         return Err(RouteError::new(StatusCode::FORBIDDEN, "not for web pages"));
     }
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = host.parse::<http::uri::Authority>().map(|authority| authority.host().to_owned());
     let is_plain = |name: String| name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    match is_remote || name.is_ok_and(is_plain) {
+    match takes_any_name || name.is_ok_and(is_plain) {
         true => Ok(()),
         false => Err(RouteError::new(StatusCode::FORBIDDEN, "the host must be an address, or localhost")),
     }
@@ -162,9 +251,9 @@ fn decoded(name: &str) -> Result<String, RouteError> {
 mod tests {
     use std::time::Duration;
 
-    use http::{Method, Request, StatusCode};
+    use http::{HeaderMap, Method, Request, StatusCode, header::AUTHORIZATION};
 
-    use super::{Level, Route, RouteError};
+    use super::{Level, Rights, Route, RouteError, Token};
 
     fn route(method: &str, target: &str) -> Result<Route, RouteError> {
         let request = Request::builder().method(method).uri(target).header("host", "127.0.0.1:1").body(()).unwrap();
@@ -221,13 +310,41 @@ mod tests {
     }
 
     #[test]
+    fn commands_need_rights_and_reading_does_not() {
+        let command = Route::Drain("a".to_owned());
+        let status =
+            |route: &Route, rights, token| route.permit(rights, token).err().map(|refused| refused.status.as_u16());
+        for (rights, absent, wrong, right) in [
+            (Rights::All, None, None, None),
+            (Rights::Token, Some(401), Some(401), None),
+            (Rights::Read, Some(403), Some(403), Some(403)),
+            (Rights::Probes, Some(404), Some(404), Some(404)),
+        ] {
+            let statuses = [Token::Absent, Token::Wrong, Token::Right].map(|token| status(&command, rights, token));
+            assert_eq!(statuses, [absent, wrong, right], "{rights:?}");
+            assert_eq!(status(&Route::Metrics, rights, Token::Absent), None);
+            let services = if rights == Rights::Probes { Some(404) } else { None };
+            assert_eq!(status(&Route::Services, rights, Token::Absent), services);
+        }
+    }
+
+    #[test]
+    fn a_token_is_compared_as_a_whole() {
+        let of = |value: &str| Token::of(&HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]), b"secret");
+        assert_eq!(["Bearer secret", "bearer  secret "].map(of), [Token::Right; 2]);
+        assert_eq!(["Bearer secre", "Bearer secrets", "Bearer Secret", "Bearer "].map(of), [Token::Wrong; 4]);
+        assert_eq!(["Basic secret", "secret", "Bearer"].map(of), [Token::Absent; 3]);
+        assert_eq!(Token::of(&HeaderMap::new(), b"secret"), Token::Absent);
+    }
+
+    #[test]
     fn a_web_page_is_refused_and_a_name_on_loopback() {
         let request = |host: &str, origin: Option<&str>| {
             let request = Request::builder().uri("/services").header("host", host);
             let request = origin.into_iter().fold(request, |request, origin| request.header("origin", origin));
             request.body(()).unwrap()
         };
-        for (host, origin, is_remote, is_served) in [
+        for (host, origin, takes_any_name, is_served) in [
             ("127.0.0.1:9", None, false, true),
             ("[::1]:9", None, false, true),
             ("localhost:9", None, false, true),
@@ -237,7 +354,7 @@ mod tests {
             ("127.0.0.1:9", Some("http://evil.example"), false, false),
             ("127.0.0.1:9", Some("http://evil.example"), true, false),
         ] {
-            let routed = Route::of(&request(host, origin), is_remote);
+            let routed = Route::of(&request(host, origin), takes_any_name);
             assert_eq!(routed.is_ok(), is_served, "{host} {origin:?}: {routed:?}");
         }
     }

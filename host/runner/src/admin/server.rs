@@ -4,8 +4,9 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{
         OwnedSemaphorePermit, Semaphore,
         mpsc::{self, error::TrySendError},
@@ -32,15 +32,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{
+        listener::{Accepted, Caller, Listener, Stream},
         metrics::{self, Events},
-        routes::Route,
+        routes::{Rights, Route, RouteError, Token},
         status::{HostInfo, HostStatus, ServiceRow},
     },
-    config::{self, Register},
+    config::{self, AdminAddress, Register, SocketFile},
     error::Failure,
-    inbound::server::bind,
+    inbound::{server::bind, tls::Tls},
+    process::runtime_folder,
     service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
-    telemetry::log_level::{Level, Levels},
+    telemetry::{
+        log_level::{Level, Levels},
+        throttle::Throttle,
+    },
 };
 
 /// Limit on requests at a time, those for health excepted; further ones are refused.
@@ -59,6 +64,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 const LONGEST: Duration = Duration::from_secs(600);
 /// Lines of `/readyz` about etcd, at most.
 const MAX_FAULTS: usize = 20;
+/// Interval between two log lines about refused commands, at least.
+const REMINDER: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -66,8 +73,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Admin {
     closing: CancellationToken,
     tasks: TaskTracker,
-    /// The address at which it listens.
-    pub(crate) bound: SocketAddr,
+    /// The address at which it listens, if it is at one.
+    pub(crate) addr: Option<SocketAddr>,
+    /// The address of the listener for health and metrics alone.
+    pub(crate) metrics_addr: Option<SocketAddr>,
 }
 
 /// State behind the routes.
@@ -77,8 +86,17 @@ pub(crate) struct AdminState {
     pub(crate) registrar: Registrar,
     pub(crate) host: HostInfo,
     pub(crate) levels: Levels,
-    /// The endpoint listens beyond this machine, so that the host name of a request proves nothing.
-    pub(crate) remote: bool,
+}
+
+/// The routes with what their listeners share.
+struct Shared {
+    state: AdminState,
+    /// The endpoint at an address, whose file has the token.
+    address: Option<AdminAddress>,
+    /// Log lines about commands that were refused.
+    refusals: Throttle,
+    /// Reads of the token. No task waits for them: a file system may hang.
+    reads: TaskTracker,
 }
 
 type AdminResponse = Response<Full<Bytes>>;
@@ -87,24 +105,35 @@ type CommandError = (StatusCode, String);
 
 impl Admin {
     /// Listens and responds, also while services start and while they drain.
-    pub(crate) fn start(admin: &config::Admin, state: AdminState) -> Result<Self, Failure> {
-        let (listener, bound) = Self::bind(admin)?;
-        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), bound };
-        let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
-        started.tasks.spawn(accept(listener, Arc::new(state), closing, tasks));
-        tracing::info!(url = format!("http://{bound}/"), "admin");
+    pub(crate) fn start(
+        admin: &config::Admin,
+        metrics: Option<SocketAddr>,
+        state: AdminState,
+    ) -> Result<Self, Failure> {
+        let (listener, metrics) = (listener(admin)?, metrics.map(metrics_listener).transpose()?);
+        let address = match admin {
+            config::Admin::Tcp(address) => Some(address.clone()),
+            _ => None,
+        };
+        let addr = listener.as_ref().and_then(Listener::addr);
+        let metrics_addr = metrics.as_ref().and_then(Listener::addr);
+        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), addr, metrics_addr };
+        let shared = Shared { state, address, refusals: Throttle::new(REMINDER), reads: TaskTracker::new() };
+        let shared = Arc::new(shared);
+        for (listener, name) in [(listener, "admin"), (metrics, "metrics")] {
+            let Some(listener) = listener else { continue };
+            tracing::info!(url = listener.url(), "{name}");
+            if let Some(tls) = listener.tls() {
+                let closing = started.closing.clone();
+                started.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
+            }
+            let (closing, tasks) = (started.closing.clone(), started.tasks.clone());
+            started.tasks.spawn(accept(listener, Arc::clone(&shared), closing, tasks));
+        }
         Ok(started)
     }
 
-    /// Binds the listener. Returns it with its address.
-    pub(crate) fn bind(admin: &config::Admin) -> Result<(TcpListener, SocketAddr), Failure> {
-        let failed = |error| Failure::other(format!("admin: cannot listen on {}: {error}", admin.listen));
-        let listener = bind(admin.listen).map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
-        Ok((listener, bound))
-    }
-
-    /// Closes the listener and cuts the remaining connections: their commands have ended.
+    /// Closes the listeners and cuts the remaining connections: their commands have ended.
     pub(crate) async fn close(self) {
         self.closing.cancel();
         self.tasks.close();
@@ -112,9 +141,42 @@ impl Admin {
     }
 }
 
-async fn accept(listener: TcpListener, state: Arc<AdminState>, closing: CancellationToken, tasks: TaskTracker) {
+/// The listener of the endpoint, as configured.
+fn listener(admin: &config::Admin) -> Result<Option<Listener>, Failure> {
+    let failed = |message: String| Failure::other(format!("admin: {message}"));
+    match admin {
+        config::Admin::Off => Ok(None),
+        config::Admin::Unix(file) => Listener::unix(file).map(Some).map_err(failed),
+        config::Admin::Tcp(address) => address_listener(address).map(Some),
+        config::Admin::Suggested { mode, group } => {
+            let listen = |path| Listener::unix(&SocketFile { path, mode: *mode, group: group.clone() });
+            let listener = runtime_folder::socket().and_then(listen);
+            // The services do not need it.
+            let listener = listener.inspect_err(|message| {
+                tracing::warn!("no admin endpoint: {message}; admin.listen names another place, or says off");
+            });
+            Ok(listener.ok())
+        }
+    }
+}
+
+fn address_listener(address: &AdminAddress) -> Result<Listener, Failure> {
+    let tls = address.tls.clone().map(Tls::open_http1).transpose();
+    let tls = tls.map_err(|message| Failure::usage(format!("admin: tls: {message}")))?;
+    let rights = if address.token.is_some() { Rights::Token } else { Rights::Read };
+    let bound = bind(address.listen).and_then(|listener| Listener::tcp(listener, rights, tls.map(Arc::new)));
+    bound.map_err(|error| Failure::other(format!("admin: cannot listen on {}: {error}", address.listen)))
+}
+
+fn metrics_listener(addr: SocketAddr) -> Result<Listener, Failure> {
+    let bound = bind(addr).and_then(|listener| Listener::tcp(listener, Rights::Probes, None));
+    bound.map_err(|error| Failure::other(format!("metrics: cannot listen on {addr}: {error}")))
+}
+
+async fn accept(listener: Listener, shared: Arc<Shared>, closing: CancellationToken, tasks: TaskTracker) {
     let idle = Arc::<Idle>::default();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let listener = Arc::new(listener);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -122,13 +184,14 @@ async fn accept(listener: TcpListener, state: Arc<AdminState>, closing: Cancella
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(accepted) => {
                 let connection = Connection {
                     slot: Arc::new(idle.enter()),
                     requests: Arc::clone(&requests),
-                    state: Arc::clone(&state),
+                    listener: Arc::clone(&listener),
+                    shared: Arc::clone(&shared),
                 };
-                tasks.spawn(connection.serve(stream, closing.clone()));
+                tasks.spawn(connection.serve(accepted, closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection to the admin endpoint could not be accepted");
@@ -203,17 +266,32 @@ impl Drop for IdleSlot {
 struct Connection {
     slot: Arc<IdleSlot>,
     requests: Arc<Semaphore>,
-    state: Arc<AdminState>,
+    listener: Arc<Listener>,
+    shared: Arc<Shared>,
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, closing: CancellationToken) {
+    async fn serve(self, accepted: Accepted, closing: CancellationToken) {
         let evicted = self.slot.evicted.clone();
+        let served = async {
+            // An error is the client's own.
+            if let Ok((stream, caller)) = accepted.open(self.listener.tls()).await {
+                self.exchange(stream, caller).await;
+            }
+        };
+        tokio::select! {
+            () = closing.cancelled() => {}
+            () = evicted.cancelled() => {}
+            _ = timeout(LONGEST, served) => {}
+        }
+    }
+
+    async fn exchange(&self, stream: Pin<Box<dyn Stream>>, caller: Caller) {
         // A permit is held until the response has been sent.
         let held = Arc::<OnceLock<OwnedSemaphorePermit>>::default();
         let requests = service_fn(|request| {
-            let (connection, held) = (self.clone(), Arc::clone(&held));
-            async move { Ok::<_, Infallible>(connection.answer(request, &held).await) }
+            let (connection, held, caller) = (self.clone(), Arc::clone(&held), caller.clone());
+            async move { Ok::<_, Infallible>(connection.answer(request, &held, caller).await) }
         });
         let mut stream = Box::pin(TimeoutStream::new(stream));
         stream.as_mut().set_write_timeout_pinned(Some(WRITE_TIMEOUT));
@@ -225,15 +303,15 @@ impl Connection {
             // A connection holds no slot for a request that may never come.
             .keep_alive(false)
             .serve_connection(TokioIo::new(stream), requests);
-        tokio::select! {
-            () = closing.cancelled() => {}
-            () = evicted.cancelled() => {}
-            // An error is the client's own.
-            _ = timeout(LONGEST, served) => {}
-        }
+        drop(served.await); // An error is the client's own.
     }
 
-    async fn answer(&self, request: Request<Incoming>, held: &OnceLock<OwnedSemaphorePermit>) -> AdminResponse {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        held: &OnceLock<OwnedSemaphorePermit>,
+        caller: Caller,
+    ) -> AdminResponse {
         // Health is answered at once, and never rejected: a supervisor would end a host that works.
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
@@ -243,31 +321,86 @@ impl Connection {
             let _ = held.set(permit); // A connection has one request.
             self.slot.leave();
         }
-        self.state.answer(request).await
+        // Commands have no body.
+        let request = request.map(drop);
+        match self.permitted(&request, caller).await {
+            Ok(route) => self.shared.state.answer(route, request.headers()).await,
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
+    /// The route of a request whose client may have it. The log has each command, and who sent it.
+    async fn permitted(&self, request: &Request<()>, caller: Caller) -> Result<Route, RouteError> {
+        let route = Route::of(request, self.listener.takes_any_name())?;
+        let rights = self.listener.rights(&caller);
+        let token = match route.is_command() && rights == Rights::Token {
+            true => self.shared.token(request.headers()).await?,
+            false => Token::Absent,
+        };
+        match route.permit(rights, token) {
+            Ok(()) if route.is_command() => {
+                let caller = if token == Token::Right { caller.with_token() } else { caller };
+                tracing::info!(by = %caller, "command: {route}");
+                Ok(route)
+            }
+            Ok(()) => Ok(route),
+            Err(refusal) => {
+                if route.is_command()
+                    && let Some(suppressed) = self.shared.refusals.admit(Instant::now())
+                {
+                    tracing::warn!(by = %caller, "command refused: {route}: {}{suppressed}", refusal.message);
+                }
+                Err(refusal)
+            }
+        }
     }
 }
 
-impl AdminState {
-    async fn answer(&self, request: Request<Incoming>) -> AdminResponse {
-        match Route::of(&request, self.remote) {
-            Ok(Route::Health) => self.healthz(),
-            Ok(Route::Readiness { without_etcd }) => self.readyz(without_etcd),
-            Ok(Route::Metrics) => self.metrics(request.headers()).await,
-            Ok(Route::Services) => self.services(),
-            Ok(Route::Status(name)) => self.status(name.as_deref()),
-            Ok(Route::Drain(name)) => self.drain(&name).await,
-            Ok(Route::Resume(name)) => self.resume(&name).await,
-            Ok(Route::Weight(name, weight)) => self.weight(&name, weight).await,
-            Ok(Route::Reload(name)) => self.reload(name.as_deref()).await,
-            Ok(Route::LogLevel(level, lasting)) => self.log_level(level, lasting),
-            Err(refusal) => {
-                let mut refused = error_json(refusal.status, &refusal.message);
-                if let Some(method) = refusal.allow {
-                    let allowed = HeaderValue::from_str(method.as_str()).expect("a method is a header's value");
-                    refused.headers_mut().insert(header::ALLOW, allowed);
-                }
-                refused
+impl Shared {
+    /// Compares the token of a request with the one in the file, which may have changed.
+    async fn token(&self, headers: &HeaderMap) -> Result<Token, RouteError> {
+        let Some(address) = self.address.clone() else { return Ok(Token::Absent) };
+        if Token::of(headers, b"") == Token::Absent {
+            return Ok(Token::Absent);
+        }
+        let read = self.reads.spawn_blocking(move || address.read_token().map_err(|message| (address.token, message)));
+        match read.await {
+            Ok(Ok(expected)) => Ok(Token::of(headers, &expected)),
+            Ok(Err((source, message))) => {
+                let file = source.map_or_else(String::new, |source| source.to_string());
+                tracing::error!("no command is permitted: admin.token_file: {file} {message}");
+                Err(RouteError::unreadable_token())
             }
+            Err(_) => Err(RouteError::unreadable_token()),
+        }
+    }
+}
+
+fn refused(refusal: &RouteError) -> AdminResponse {
+    let mut refused = error_json(refusal.status, &refusal.message);
+    if let Some(method) = &refusal.allow {
+        let allowed = HeaderValue::from_str(method.as_str()).expect("a method is a header's value");
+        refused.headers_mut().insert(header::ALLOW, allowed);
+    }
+    if refusal.status == StatusCode::UNAUTHORIZED {
+        refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    refused
+}
+
+impl AdminState {
+    async fn answer(&self, route: Route, headers: &HeaderMap) -> AdminResponse {
+        match route {
+            Route::Health => self.healthz(),
+            Route::Readiness { without_etcd } => self.readyz(without_etcd),
+            Route::Metrics => self.metrics(headers).await,
+            Route::Services => self.services(),
+            Route::Status(name) => self.status(name.as_deref()),
+            Route::Drain(name) => self.drain(&name).await,
+            Route::Resume(name) => self.resume(&name).await,
+            Route::Weight(name, weight) => self.weight(&name, weight).await,
+            Route::Reload(name) => self.reload(name.as_deref()).await,
+            Route::LogLevel(level, lasting) => self.log_level(level, lasting),
         }
     }
 

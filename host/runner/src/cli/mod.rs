@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Credentials, Layout, Options, ServiceName, Source, Version, Weight};
+use leasehold::{Credentials, Layout, Options, ServiceName, Source, Tls, Version, Weight};
 
 use self::lease_state::LeaseState;
 use crate::{
@@ -34,6 +34,7 @@ Examples:
   leasehold ls greeter                  who is registered under that name
   leasehold watch                       the same, live
   leasehold doctor                      problems of the registry in etcd, with their cures
+  leasehold etcd-user host-a --config greeter.yaml   the user and the role that it needs in etcd
   leasehold check greeter.yaml          would it run? starts nothing
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
@@ -64,7 +65,7 @@ Examples:
 A configuration file (every key: docs/configuration.md, or an editor with `leasehold schema`):
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
-  admin: { listen: 127.0.0.1:9090 }      # /healthz, /readyz, /metrics, /services, and leasehold drain
+  metrics: { listen: 127.0.0.1:9100 }    # /healthz, /readyz and /metrics; commands such as drain use a socket
   traces: { endpoint: http://127.0.0.1:4317, sample: 0.1 }      # OpenTelemetry; see docs/traces.md
   services:
     - name: greeter
@@ -127,9 +128,6 @@ pub(crate) struct Cli {
     pub(crate) log: LogArgs,
 }
 
-/// Default address of the admin endpoint.
-const DEFAULT_ADMIN: &str = "http://127.0.0.1:9090";
-
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run services until SIGTERM or Ctrl-C
@@ -149,6 +147,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was\nexamined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
     )]
     Doctor(DoctorArgs),
+    /// Print the etcdctl commands for the user and the role that a host needs, or create them
+    #[command(
+        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it registers, read\non those that it looks up. A role and a user that are there keep what they have."
+    )]
+    EtcdUser(EtcdUserArgs),
     /// Check a configuration; starts nothing
     #[command(
         after_help = "Examples:\n  leasehold check greeter.yaml\n  leasehold check greeter.yaml --json\n  leasehold check --offline greeter.yaml      without network, in CI for instance\n  render | leasehold check -\n\nIt reports all mistakes of the file at once. A port that is in use is a note: the host that runs already may have it."
@@ -167,7 +170,7 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// End one service of a running host, in order; the others go on
     #[command(
-        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin http://127.0.0.1:9091 --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
+        after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin unix:/run/leasehold/admin.sock --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
     )]
     Drain(DrainArgs),
     /// Start a drained service of a running host again; it registers again
@@ -357,6 +360,44 @@ pub(crate) struct DoctorArgs {
     pub(crate) etcd: EtcdArgs,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct EtcdUserArgs {
+    /// The user to create
+    #[arg(value_name = "NAME")]
+    pub(crate) new_user: String,
+
+    /// Services that the host registers; * for every name [default: those of --config]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) names: Vec<String>,
+
+    /// Services that the host looks up and calls by name; * for every name
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) discover: Vec<String>,
+
+    /// The role to create [default: the name of the user]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) role: Option<String>,
+
+    /// The user signs in by a client certificate of its name, without a password
+    #[arg(long, conflicts_with = "new_password_file")]
+    pub(crate) no_password: bool,
+
+    /// Create them in etcd instead of printing commands; as --user root, for instance
+    #[arg(long)]
+    pub(crate) apply: bool,
+
+    /// A file with the password of the new user
+    #[arg(long, value_name = "FILE", requires = "apply")]
+    pub(crate) new_password_file: Option<PathBuf>,
+
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) etcd: EtcdArgs,
+}
+
 /// Arguments that select an etcd and layouts.
 #[derive(Args, Debug)]
 pub(crate) struct EtcdArgs {
@@ -486,24 +527,54 @@ pub(crate) struct CompileArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "The running host")]
 pub(crate) struct AdminArgs {
-    /// Its admin endpoint [default: http://127.0.0.1:9090]
+    /// Its admin endpoint, as unix:PATH or a URL [default: the socket of the host that runs here]
     #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
-    admin: Option<String>,
+    pub(crate) admin: Option<String>,
 
-    /// Its configuration file, which names the endpoint
+    /// Its configuration file, which names the endpoint and the token
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
+
+    /// A file with the token of commands over TCP [default: $LEASEHOLD_ADMIN_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Certificates of the authorities of its certificate, as PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+
+    /// The certificate to show to it, as PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// The private key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 }
 
+/// Environment variable with a file that has the token of commands.
+const TOKEN_FILE: &str = "LEASEHOLD_ADMIN_TOKEN_FILE";
+
 impl AdminArgs {
-    /// URL of the endpoint.
-    pub(crate) fn url(&self) -> Result<String, Failure> {
-        let Some(file) = &self.config else {
-            return Ok(self.admin.clone().unwrap_or_else(|| DEFAULT_ADMIN.to_owned()));
-        };
-        let admin = Config::load(file)?.admin;
-        let admin = admin.ok_or_else(|| Failure::usage(format!("{} has no admin endpoint", file.display())))?;
-        Ok(format!("http://{}", admin.listen))
+    /// The token of commands, where the arguments or the environment name its file.
+    pub(crate) fn token(&self) -> Result<Option<Source>, Failure> {
+        if let Some(file) = &self.token_file {
+            return readable("--token-file", file).map(Some);
+        }
+        let file = std::env::var_os(TOKEN_FILE).filter(|file| !file.is_empty());
+        file.map(|file| readable(TOKEN_FILE, Path::new(&file))).transpose()
+    }
+
+    /// Authorities, and the client's own certificate.
+    pub(crate) fn tls(&self) -> Result<Tls, Failure> {
+        let mut tls = Tls::default();
+        if let Some(ca) = &self.cacert {
+            tls.ca_pem = Some(readable("--cacert", ca)?);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls.identity_pem = Some((readable("--cert", cert)?, readable("--key", key)?));
+        }
+        Ok(tls)
     }
 }
 
@@ -623,7 +694,7 @@ impl RunArgs {
         if config.dev {
             // The private etcd has neither users nor certificates.
             config.registrar.credentials = None;
-            config.registrar.tls = leasehold::Tls::default();
+            config.registrar.tls = Tls::default();
             config.etcd_required = true;
         }
         Ok(config)
@@ -675,6 +746,16 @@ impl EtcdArgs {
     /// Options of the registrar.
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         self.examined().map(|(options, _)| options)
+    }
+
+    /// The configuration file, if the arguments name one.
+    pub(crate) fn config(&self) -> Result<Option<Config>, Failure> {
+        self.config.as_deref().map(|file| self.connection.load(file)).transpose()
+    }
+
+    /// Returns true if the arguments name no user.
+    pub(crate) fn has_no_user(&self) -> bool {
+        self.connection.user.is_none()
     }
 
     /// Options of the etcd to examine, and the files that they were read from.

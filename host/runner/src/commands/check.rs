@@ -1,6 +1,6 @@
 //! `leasehold check`: whether a configuration would run, without running it.
 
-use std::{io::ErrorKind, net::SocketAddr, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
 
 use anstyle::Style;
 use serde::Serialize;
@@ -11,8 +11,9 @@ use super::{
     table::{self, Column},
 };
 use crate::{
+    admin::listener::refuse_occupied,
     cli::CheckArgs,
-    config::{Config, Spec, TlsFiles, mistake::Mistakes},
+    config::{Admin, AdminAddress, Config, Spec, TlsFiles, mistake::Mistakes},
     connect,
     error::Failure,
     inbound::server,
@@ -80,21 +81,15 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec, args.offline)).collect();
     let etcd = if args.offline { None } else { Some(ask(&config).await?) };
     let mut notes = config.notes;
-    let admin = config.admin.filter(|_| !args.offline).and_then(|admin| match listens(admin.listen) {
-        Ok(None) => None,
-        Ok(Some(note)) => {
-            notes.push(format!("admin: {note}"));
-            None
-        }
-        Err(problem) => Some(format!("admin: {problem}")),
-    });
-    let failure = verdict(&services, etcd.as_ref()).or(admin.as_ref().map(Failure::other));
+    let (admin_problem, admin_notes) = admin(&config.admin, config.metrics, args.offline);
+    notes.extend(admin_notes);
+    let failure = verdict(&services, etcd.as_ref()).or(admin_problem.as_ref().map(Failure::other));
     let mut demand = Demand::of(&config.services);
     demand.pooled &= engine.unpooled.is_none();
     let report = Report {
         ok: failure.is_none(),
         etcd,
-        admin,
+        admin: admin_problem,
         notes,
         demand,
         unpooled: engine.unpooled.clone(),
@@ -127,6 +122,40 @@ async fn ask(config: &Config) -> Result<Etcd, Failure> {
         }
     };
     Ok(Etcd { endpoints: config.registrar.endpoints.clone(), required: config.etcd_required, problem, refused })
+}
+
+/// Tries the listeners of the host's own: the first problem, and remarks.
+fn admin(admin: &Admin, metrics: Option<SocketAddr>, is_offline: bool) -> (Option<String>, Vec<String>) {
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    let mut tried = |name: &str, outcome: Result<Option<String>, String>| match outcome {
+        Ok(note) => notes.extend(note.map(|note| format!("{name}: {note}"))),
+        Err(problem) => problems.push(format!("{name}: {problem}")),
+    };
+    match admin {
+        Admin::Tcp(AdminAddress { tls, listen, .. }) => {
+            let tls = tls.as_ref().map_or(Ok(()), TlsFiles::check);
+            tried("admin", tls.map(|()| None).map_err(|message| format!("tls: {message}")));
+            if !is_offline {
+                tried("admin", listens(*listen));
+            }
+        }
+        Admin::Unix(file) if !is_offline => {
+            let folder = file.path.parent().unwrap_or(Path::new("/"));
+            tried(
+                "admin",
+                match refuse_occupied(&file.path) {
+                    Err(occupied) => Ok(Some(occupied)),
+                    Ok(()) if !folder.is_dir() => Err(format!("there is no folder {}", folder.display())),
+                    Ok(()) => Ok(None),
+                },
+            );
+        }
+        Admin::Unix(_) | Admin::Suggested { .. } | Admin::Off => {}
+    }
+    if let Some(addr) = metrics.filter(|_| !is_offline) {
+        tried("metrics", listens(addr));
+    }
+    (problems.into_iter().next(), notes)
 }
 
 /// Tries an address: a remark where it is in use, as it is beside a host that runs, and an error where no host can have it.

@@ -3,7 +3,11 @@
 use serde::Deserialize;
 
 use super::{print, print_json};
-use crate::{cli::DrainArgs, commands::admin_client, error::Failure};
+use crate::{
+    cli::DrainArgs,
+    commands::admin_client::{Endpoint, part},
+    error::Failure,
+};
 
 /// Outcome of one drain.
 #[derive(Deserialize)]
@@ -16,8 +20,8 @@ struct Drained {
 
 /// Requests the drain, waits, and reports on stdout.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
-    let path = format!("/drain/{}", admin_client::part(&args.name));
-    let (drained, answer): (Vec<Drained>, _) = admin_client::post(&args.host.url()?, &path).await?;
+    let path = format!("/drain/{}", part(&args.name));
+    let (drained, answer): (Vec<Drained>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
     if args.json {
         return print_json(&answer);
     }

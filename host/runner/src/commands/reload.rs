@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json};
 use crate::{
     cli::ReloadArgs,
-    commands::admin_client,
+    commands::admin_client::{Endpoint, part},
     error::{Failure, shown},
 };
 
@@ -29,8 +29,8 @@ impl Reloaded {
 /// Requests the reload, waits, and reports on stdout. A service that was not reloaded is a failure, unless it is drained and
 /// was not named.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
-    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
-    let (all, answer): (Vec<Reloaded>, _) = admin_client::post(&args.host.url()?, &format!("/reload{path}")).await?;
+    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", part(name)));
+    let (all, answer): (Vec<Reloaded>, _) = Endpoint::of(&args.host).await?.post(&format!("/reload{path}")).await?;
     if args.json {
         print_json(&answer)?;
     } else {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json};
 use crate::{
     cli::ResumeArgs,
-    commands::admin_client,
+    commands::admin_client::{Endpoint, part},
     error::{Failure, shown},
 };
 
@@ -20,8 +20,8 @@ struct Resumed {
 
 /// Requests the start, waits, and reports on stdout. A service that does not start is a failure.
 pub(crate) async fn resume(args: ResumeArgs) -> Result<(), Failure> {
-    let path = format!("/resume/{}", admin_client::part(&args.name));
-    let (all, answer): (Vec<Resumed>, _) = admin_client::post(&args.host.url()?, &path).await?;
+    let path = format!("/resume/{}", part(&args.name));
+    let (all, answer): (Vec<Resumed>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
     if args.json {
         print_json(&answer)?;
     } else {

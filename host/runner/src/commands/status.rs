@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json, table};
 use crate::{
     cli::StatusArgs,
-    commands::admin_client,
+    commands::admin_client::{Endpoint, part},
     error::{Failure, shown},
 };
 
@@ -66,8 +66,8 @@ struct Registration {
 
 /// Reads the status and shows it on stdout.
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
-    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", admin_client::part(name)));
-    let (host, answer): (Host, _) = admin_client::get(&args.host.url()?, &format!("/status{path}")).await?;
+    let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", part(name)));
+    let (host, answer): (Host, _) = Endpoint::of(&args.host).await?.get(&format!("/status{path}")).await?;
     match (args.json, args.name) {
         (true, _) => print_json(&answer),
         (false, None) => print(&overview(&host)),

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{print, print_json};
 use crate::{
     cli::WeightArgs,
-    commands::admin_client,
+    commands::admin_client::{Endpoint, part},
     error::{Failure, shown},
 };
 
@@ -21,8 +21,8 @@ struct Weighed {
 /// Requests the weight, and reports on stdout. A registration that does not take it is a failure.
 pub(crate) async fn weight(args: WeightArgs) -> Result<(), Failure> {
     let value = args.weight.0.map_or_else(|| "auto".to_owned(), |weight| weight.to_string());
-    let path = format!("/weight/{}?value={value}", admin_client::part(&args.name));
-    let (all, answer): (Vec<Weighed>, _) = admin_client::post(&args.host.url()?, &path).await?;
+    let path = format!("/weight/{}?value={value}", part(&args.name));
+    let (all, answer): (Vec<Weighed>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
     if args.json {
         print_json(&answer)?;
     } else {

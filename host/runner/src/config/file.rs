@@ -14,8 +14,8 @@ use crate::config::{
     tree::{Content, Node},
     units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
     values::{
-        AccessFormat, Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen, Logged,
-        Pattern, Readable, Register, Suffix, Variables,
+        AccessFormat, AdminListen, Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen,
+        Logged, Mode, Pattern, Readable, Register, Suffix, Variables,
     },
 };
 
@@ -30,8 +30,10 @@ keys! {
         etcd: Part<Etcd> = Unset("");
         /// Registration, for all services.
         registry: Part<Registry> = Unset("");
-        /// The admin endpoint; absent, there is none. `/healthz`, `/readyz`, `/metrics` and `/services`, and the commands `drain` and `reload`.
-        admin: Part<Option<Admin>> = Unset("no endpoint");
+        /// The admin endpoint; absent, a socket. `/healthz`, `/readyz`, `/metrics`, `/status` and `/services`, and commands such as `drain`; see [admin](admin.md).
+        admin: Part<Option<Admin>> = Unset("a socket");
+        /// A listener for `/healthz`, `/readyz` and `/metrics` alone; absent, only the admin endpoint has them.
+        metrics: Part<Option<Metrics>> = Unset("no listener");
         /// Traces in OpenTelemetry's format; absent, there are none.
         traces: Part<Option<Traces>> = Unset("no traces");
         /// The services, one at least.
@@ -106,12 +108,28 @@ keys! {
 }
 
 keys! {
-    /// The admin endpoint. Its clients can drain services.
+    /// The admin endpoint, over which services are drained, resumed, weighed and reloaded.
     pub(crate) struct Admin {
-        /// The address of the endpoint.
-        listen: Listen = Required, example "127.0.0.1:9090";
+        /// A socket, an address, or `off`. Over TCP, commands need `token_file` or `tls.client_ca`; without both the endpoint is read-only.
+        listen: Option<AdminListen> = Unset("a socket in `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR/leasehold` or `/run/leasehold`"), example "unix:/run/leasehold/admin.sock";
+        /// Permissions of the socket, in octal. Any process that can write to the socket can drain services.
+        mode: Option<Mode> = Unset("`0660` with `group`, else `0600`"), example "0660";
+        /// The group of the socket, by its name or its number.
+        group: Option<Text> = Unset("the group of the host"), example "operators";
         /// Permits an address that other machines can reach.
         remote: Switch = Default("false");
+        /// A file with the token of commands over TCP, 16 characters or more; read again for each.
+        token_file: Option<Readable> = Unset("none"), example "/run/secrets/leasehold";
+        /// TLS on the address; with `client_ca`, every client needs a certificate, and may send commands.
+        tls: Option<ListenTls> = Unset("plain text");
+    }
+}
+
+keys! {
+    /// A listener for health and metrics alone. Its clients change nothing.
+    pub(crate) struct Metrics {
+        /// The address of the listener.
+        listen: Listen = Required, example "0.0.0.0:9100";
     }
 }
 

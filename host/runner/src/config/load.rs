@@ -8,12 +8,12 @@ use std::{
 
 use crate::{
     config::{
-        file::File,
+        file::{self, File},
         mistake::Mistakes,
         place::{Place, Source},
-        resolve::resolve,
+        resolve::{resolve, resolve_admin},
         rule::{Reading, Rule, Text},
-        spec::Config,
+        spec::{Admin, Config},
         tree::{self, Content, Node},
         variables::{self, Environment},
     },
@@ -42,6 +42,22 @@ impl Config {
         };
         let text = text.map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
         Self::parse(&file, &text, &folder).map_err(|mistakes| Failure::Usage(mistakes.into()))
+    }
+
+    /// Reads the admin endpoint of a file. The rest of the file is not checked: it may need variables and files that only the
+    /// host has.
+    pub(crate) fn load_admin(path: &Path) -> Result<Admin, Failure> {
+        let name = path.display().to_string();
+        let text = fs::File::open(path).and_then(read);
+        let text = text.map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
+        let folder = target(path.to_owned()).parent().unwrap_or(Path::new("")).to_owned();
+        let mut reading = Reading::default();
+        let admin = admin(name.clone(), text, folder, &mut reading);
+        match (Mistakes::of(reading.mistakes, &reading.sources), admin) {
+            (Some(mistakes), _) => Err(Failure::Usage(mistakes.into())),
+            (None, Some(admin)) => Ok(admin),
+            (None, None) => Err(Failure::usage(format!("cannot read {name}"))),
+        }
     }
 
     /// Parses and checks the text of a file whose relative paths begin in `folder`.
@@ -83,6 +99,20 @@ fn whole(file: &str, text: &str, folder: &Path, environment: Environment, readin
     merge_defaults(&mut root);
     let file = File::read(&root, reading)?;
     resolve(file, &root, environment, reading)
+}
+
+/// The admin endpoint of a source, whose other keys are ignored.
+fn admin(name: String, text: String, folder: PathBuf, reading: &mut Reading) -> Option<Admin> {
+    let mut source = Source { name, text, folder, ..Source::default() };
+    let mut root = tree::parse(&mut source, 0, &mut reading.mistakes)?;
+    reading.sources.push(source);
+    let Content::Map(entries) = &mut root.content else { return Some(Admin::default()) };
+    entries.retain(|(key, _)| key.text == "admin");
+    let environment: Environment = |name| std::env::var(name).ok();
+    variables::replace(&mut root, environment, reading);
+    let Some(node) = root.get("admin").filter(|node| !node.is_null()) else { return Some(Admin::default()) };
+    let written = reading.under("admin", |reading| file::Admin::read(node, reading))?;
+    resolve_admin(written, &root, environment, reading)
 }
 
 /// One source as a tree, without ignored keys, and with its variables replaced.

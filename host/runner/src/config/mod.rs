@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 pub(crate) mod destination;
 pub(crate) mod file;
+pub(crate) mod grants;
 mod load;
 pub(crate) mod mistake;
 mod place;
@@ -19,7 +20,8 @@ mod variables;
 pub(crate) use file::{AccessLog, Limits};
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
-    Admin, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces,
+    Admin, AdminAddress, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec,
+    TlsFiles, Traces,
 };
 pub(crate) use values::{AccessFormat, Logged, Register, Variables};
 

@@ -12,16 +12,19 @@ use crate::config::{
     connection,
     file::{self, File},
     rule::Reading,
-    spec::{Admin, Allow, Config, EtcdFiles, Health, Probe, Quarantine, Spec, TlsFiles, Traces},
+    spec::{
+        Admin, AdminAddress, Allow, Config, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec, TlsFiles, Traces,
+    },
     tree::{Content, Node},
-    values::{Register, names},
+    values::{AdminListen, Register, names},
     variables::Environment,
 };
 
 /// Checks the parts of a file together; `None` where something is wrong.
 pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading: &mut Reading) -> Option<Config> {
     let mut resolver = Resolver { root, environment, reading, notes: Vec::new() };
-    let admin = file.admin.flatten().map(|admin| resolver.admin(&admin));
+    let admin = file.admin.flatten().map_or(Some(Admin::default()), |admin| resolver.admin(admin));
+    let metrics = file.metrics.flatten().map(|metrics| metrics.listen);
     let traces = file.traces.flatten().map(|traces| resolver.traces(traces));
     let mut services = resolver.services(file.services, !file.include.is_empty());
     let etcd_required = file.etcd.as_ref().is_some_and(|etcd| etcd.required);
@@ -41,8 +44,28 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
             spec.layouts = Some(layouts.iter().map(Layout::with_tls).collect());
         }
     }
-    let (admin, traces, notes) = (admin.flatten(), traces.flatten(), resolver.notes);
-    Some(Config { registrar, etcd_files, etcd_required, dev: false, strict: false, admin, traces, services, notes })
+    Some(Config {
+        registrar,
+        etcd_files,
+        etcd_required,
+        dev: false,
+        strict: false,
+        admin: admin?,
+        metrics,
+        traces: traces.flatten(),
+        services,
+        notes: resolver.notes,
+    })
+}
+
+/// Checks the admin endpoint of a file alone.
+pub(crate) fn resolve_admin(
+    admin: file::Admin,
+    root: &Node,
+    environment: Environment,
+    reading: &mut Reading,
+) -> Option<Admin> {
+    Resolver { root, environment, reading, notes: Vec::new() }.admin(admin)
 }
 
 struct Resolver<'a> {
@@ -104,15 +127,61 @@ impl Resolver<'_> {
         metadata.map_err(|invalid: Invalid| self.wrong(&path, invalid.to_string())).ok()
     }
 
-    fn admin(&mut self, admin: &file::Admin) -> Option<Admin> {
-        let file::Admin { listen, remote } = *admin;
-        if !listen.ip().is_loopback() && !remote {
-            let message =
-                format!("whoever reaches {listen} could drain services; say admin.remote: true if other machines may");
+    fn admin(&mut self, admin: file::Admin) -> Option<Admin> {
+        let file::Admin { listen, mode, group, remote, token_file, tls } = admin;
+        let tls = tls.map(|file::ListenTls { cert, key, client_ca }| TlsFiles { cert, key, client_ca });
+        let addr = match listen {
+            Some(AdminListen::Tcp(addr)) => addr,
+            listen => {
+                for (key, has_key) in [("token_file", token_file.is_some()), ("tls", tls.is_some())] {
+                    if has_key {
+                        let message =
+                            "is for an address (listen: IP:PORT); who may use a socket, its mode and group say";
+                        self.wrong(&["admin", key], message);
+                        return None;
+                    }
+                }
+                return Some(match listen {
+                    None => Admin::Suggested { mode, group },
+                    Some(AdminListen::Unix(path)) => Admin::Unix(SocketFile { path, mode, group }),
+                    _ => Admin::Off,
+                });
+            }
+        };
+        for (key, has_key) in [("mode", mode.is_some()), ("group", group.is_some())] {
+            if has_key {
+                self.wrong(&["admin", key], "is for a socket (listen: unix:PATH)");
+                return None;
+            }
+        }
+        if !addr.ip().is_loopback() && !remote {
+            let message = format!("other machines can reach {addr}; say admin.remote: true if they may");
             self.wrong(&["admin", "listen"], message);
             return None;
         }
-        Some(Admin { listen, remote })
+        self.admin_address(AdminAddress { listen: addr, token: token_file.map(Source::from), tls })
+    }
+
+    fn admin_address(&mut self, address: AdminAddress) -> Option<Admin> {
+        if let Some(token) = &address.token
+            && let Err(message) = address.read_token()
+        {
+            self.wrong(&["admin", "token_file"], format!("{token} {message}"));
+            return None;
+        }
+        let has_certificates = address.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let listen = address.listen;
+        match (&address.token, has_certificates) {
+            (None, false) => self.notes.push(format!(
+                "admin: {listen} is read-only: admin.token_file or admin.tls.client_ca permits commands over TCP, and \
+                 listen: unix:PATH those of this machine"
+            )),
+            (Some(_), _) if address.tls.is_none() && !listen.ip().is_loopback() => {
+                self.notes.push(format!("admin: the token goes to {listen} in plain text; admin.tls encrypts it"))
+            }
+            _ => {}
+        }
+        Some(Admin::Tcp(address))
     }
 
     fn traces(&mut self, traces: file::Traces) -> Option<Traces> {
@@ -305,6 +374,25 @@ impl Resolver<'_> {
 impl From<&file::EtcdTls> for EtcdFiles {
     fn from(tls: &file::EtcdTls) -> Self {
         Self { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() }
+    }
+}
+
+/// Shortest token, in bytes.
+const MIN_TOKEN_BYTES: usize = 16;
+
+impl AdminAddress {
+    /// The token in its file, without space around it. The error is the rest of a sentence that begins with the file, and does
+    /// not show the token.
+    pub(crate) fn read_token(&self) -> Result<Vec<u8>, String> {
+        let Some(source) = &self.token else { return Err("is not configured".to_owned()) };
+        let token = source.read().map_err(|error| error.to_string())?.trim_ascii().to_vec();
+        let is_header = token.iter().all(|byte| byte.is_ascii_graphic());
+        match token.len() >= MIN_TOKEN_BYTES && is_header {
+            true => Ok(token),
+            false => Err(format!(
+                "holds no token of {MIN_TOKEN_BYTES} visible characters or more; `openssl rand -hex 32` makes one"
+            )),
+        }
     }
 }
 

@@ -291,13 +291,10 @@ fn file_with(path: &[String], value: &Value) -> Value {
             at = &mut at[0];
             continue;
         }
-        if at.get("listen").is_none() && path[0] == "admin" && key == "remote" {
-            at["listen"] = "127.0.0.1:1".into();
-        }
         if path.len() > 1 && key == &path[path.len() - 1] {
             for (table, required) in [
                 ("traces", json!({ "endpoint": "http://h:1" })),
-                ("admin", json!({ "listen": "127.0.0.1:1" })),
+                ("metrics", json!({ "listen": "127.0.0.1:1" })),
                 ("tls", json!({ "cert": "c", "key": "k" })),
             ] {
                 if path[path.len() - 2] == table && !path.contains(&"etcd".to_owned()) && at.is_null() {
@@ -329,6 +326,8 @@ fn the_schema_and_the_parser_agree_on_every_key() {
             "component",
             "headers_file",
             "password_file",
+            "token_file",
+            "mode",
             "endpoints",
             "endpoint",
             "path",

@@ -38,8 +38,10 @@ pub(crate) struct Config {
     pub(crate) dev: bool,
     /// Holds every component back until all services can listen.
     pub(crate) strict: bool,
-    /// The admin endpoint, if there is one.
-    pub(crate) admin: Option<Admin>,
+    /// The admin endpoint.
+    pub(crate) admin: Admin,
+    /// The listener for health and metrics alone, if there is one.
+    pub(crate) metrics: Option<SocketAddr>,
     /// The collector of traces, if there is one.
     pub(crate) traces: Option<Traces>,
     /// The services, in the file's order.
@@ -60,12 +62,58 @@ pub(crate) struct EtcdFiles {
 }
 
 /// The admin endpoint.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Admin {
-    /// Its address. Its clients can drain services.
+#[derive(Debug, Clone)]
+pub(crate) enum Admin {
+    /// A socket at a path that the system suggests. The host runs without it if it cannot be made.
+    Suggested {
+        mode: Option<u32>,
+        group: Option<String>,
+    },
+    Unix(SocketFile),
+    Tcp(AdminAddress),
+    Off,
+}
+
+/// A socket of this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct SocketFile {
+    pub(crate) path: PathBuf,
+    /// Its permissions, where they are configured.
+    pub(crate) mode: Option<u32>,
+    /// Its group, by name or number; the host's own otherwise.
+    pub(crate) group: Option<String>,
+}
+
+/// An address of the admin endpoint. Commands need the token, or a client certificate.
+#[derive(Debug, Clone)]
+pub(crate) struct AdminAddress {
     pub(crate) listen: SocketAddr,
-    /// Permits clients on other machines.
-    pub(crate) remote: bool,
+    /// The token of commands; read again for each.
+    pub(crate) token: Option<Source>,
+    pub(crate) tls: Option<TlsFiles>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self::Suggested { mode: None, group: None }
+    }
+}
+
+impl Admin {
+    /// The address of the endpoint, if it is at one.
+    pub(crate) fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.listen),
+            _ => None,
+        }
+    }
+}
+
+impl SocketFile {
+    /// Its permissions.
+    pub(crate) fn mode(&self) -> u32 {
+        self.mode.unwrap_or(if self.group.is_some() { 0o660 } else { 0o600 })
+    }
 }
 
 /// The collector of traces.
@@ -203,7 +251,8 @@ impl Config {
             etcd_required: false,
             dev: false,
             strict: false,
-            admin: None,
+            admin: Admin::default(),
+            metrics: None,
             traces: None,
             services: vec![spec],
             notes: Vec::new(),
@@ -248,6 +297,15 @@ impl Spec {
     /// Detects a component that has to pass its health check before it can register anything.
     pub(crate) fn is_probed_before_start(&self) -> bool {
         self.health.is_some() && self.register == Register::Component
+    }
+
+    /// Names that it may register; `None` if it is not registered.
+    pub(crate) fn registered_names(&self) -> Option<Names> {
+        match self.register {
+            Register::Off => None,
+            Register::Host => Some(Names::Only(vec![self.name.clone()])),
+            Register::Component => Some(self.allow.names.clone()),
+        }
     }
 
     /// The published address of a listener. Total: a wildcard was refused without `advertise`.

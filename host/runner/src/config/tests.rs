@@ -105,7 +105,8 @@ services:
     assert!(matches!(options.load, LoadSource::Fixed(weight) if weight.value() == 50));
     assert_eq!((options.damping.dead_band, options.damping.min_interval), (3, Duration::from_secs(20)));
     assert!(config.etcd_required);
-    assert_eq!(config.admin.unwrap().listen.to_string(), "10.0.0.9:9090");
+    let super::Admin::Tcp(admin) = config.admin else { panic!("an address") };
+    assert_eq!(admin.listen.to_string(), "10.0.0.9:9090");
     let spec = &config.services[0];
     assert_eq!(spec.component, Path::new("/abs/greeter.wasm"));
     assert_eq!(spec.advertised(spec.listen).unwrap().as_str(), "10.0.0.9:10002");
@@ -221,9 +222,26 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ),
         ("etcd: { tls: { ca: nope.pem } }\n", "c.yaml:5: ca: cannot read /conf/nope.pem"),
         ("etcd: { tls: { key: /dev/null } }\n", "c.yaml:5: key: needs etcd.tls.cert"),
-        ("admin: { listen: 0.0.0.0:9090 }\n", "c.yaml:5: listen: whoever reaches 0.0.0.0:9090 could drain services"),
+        (
+            "admin: { listen: 0.0.0.0:9090 }\n",
+            "c.yaml:5: listen: other machines can reach 0.0.0.0:9090; say admin.remote",
+        ),
+        ("admin: { listen: unix:run/a.sock }\n", "c.yaml:5: listen: must be unix: and the absolute path of a socket"),
+        ("admin: { listen: 127.0.0.1:9090, mode: 0600 }\n", "c.yaml:5: mode: is for a socket (listen: unix:PATH)"),
+        ("admin: { mode: 1777 }\n", "c.yaml:5: mode: must be permissions in octal such as 0660"),
+        ("admin: { mode: rw }\n", "c.yaml:5: mode: must be permissions in octal such as 0660"),
+        ("admin: { token_file: Cargo.toml }\n", "c.yaml:5: token_file: is for an address (listen: IP:PORT)"),
+        (
+            "admin: { listen: unix:/a, tls: { cert: a, key: b } }\n",
+            "c.yaml:5: tls: is for an address (listen: IP:PORT)",
+        ),
+        (
+            "admin: { listen: 127.0.0.1:1, token_file: /dev/null }\n",
+            "c.yaml:5: token_file: /dev/null holds no token of 16",
+        ),
+        ("admin: { listen: 127.0.0.1:1, token_file: no-such-file }\n", "c.yaml:5: token_file: cannot read "),
+        ("metrics: {}\n", "c.yaml:5: the key \"listen\" is missing"),
         ("admin: { listen: here }\n", "c.yaml:5: listen: must be an IP address and a port"),
-        ("admin: {}\n", "c.yaml:5: the key \"listen\" is missing"),
         ("traces: { endpoint: 127.0.0.1:4317 }\n", "c.yaml:5: endpoint: must be http://host:port"),
         ("    limits: { memory: 64 }\n", "c.yaml:5: memory: must be 64KiB or more, not \"64\""),
         ("    env: { C: null }\n", "c.yaml:5: C: must be text, in quotes if it looks like something else"),

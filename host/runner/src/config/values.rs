@@ -1,6 +1,13 @@
 //! Values of the configuration with rules of their own: addresses, names, paths and choices.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use leasehold::{Addr, Invalid, Layout, Ownership, ServiceName, Version, Weight};
 use leasehold_wasmtime::Names;
@@ -220,6 +227,45 @@ impl FromStr for Listen {
     }
 }
 
+/// The listener of the admin endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AdminListen {
+    /// A socket of this machine, by its path.
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+    /// There is no endpoint.
+    Off,
+}
+
+impl FromStr for AdminListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) if Path::new(path).is_absolute() && !path.ends_with('/') => Ok(Self::Unix(path.into())),
+            Some(_) => Err(format!("must be unix: and the absolute path of a socket, not {text:?}")),
+            None if text == "off" => Ok(Self::Off),
+            None => text.parse().map(|Listen(addr)| Self::Tcp(addr)),
+        }
+    }
+}
+
+/// Permissions of a file, in octal.
+pub(crate) struct Mode(u32);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("must be permissions in octal such as 0660, not {text:?}");
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        match (digits.len(), u32::from_str_radix(digits, 8)) {
+            (3..=4, Ok(mode)) if mode <= 0o777 && !digits.starts_with('+') => Ok(Self(mode)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 /// The domain after a service's name in the host of a request.
 pub(crate) struct Suffix(pub(crate) Arc<str>);
 
@@ -292,6 +338,12 @@ scalars! {
     Listen => SocketAddr, |listen| listen.0, secret if |_| false,
         "listener", "`IP:PORT`; IPv6 in brackets; port `0` takes a free one", "127.0.0.1:8080",
         json!({ "type": "string", "pattern": pattern(r"([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}") });
+    AdminListen => AdminListen, |listen| listen, secret if |_| false,
+        "listener", "`unix:` and an absolute path, `IP:PORT`, or `off`", "unix:/run/leasehold/admin.sock",
+        json!({ "type": "string", "pattern": pattern(r"off|unix:/.+|([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}") });
+    Mode => u32, |mode| mode.0, secret if |_| false,
+        "permissions", "`000` to `0777`", "0660",
+        json!({ "type": ["integer", "string"], "minimum": 0, "maximum": 777, "pattern": pattern("(0o?)?[0-7]{3,4}") });
     Suffix => Arc<str>, |suffix| suffix.0, secret if |_| false,
         "domain", "labels of letters, digits and `-`, with dots between them", "svc.local",
         json!({ "type": ["string", "number", "boolean"], "pattern": pattern(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*") });

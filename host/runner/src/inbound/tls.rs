@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::TlsFiles;
 
 /// Application protocols of a listener, the preferred first.
-const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+static PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Deadline of a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Polling interval of the files.
@@ -47,7 +47,7 @@ struct Contents {
 impl TlsFiles {
     /// Checks that a listener can be served with the files; the sentence names the file that is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
-        self.config(&self.read()?).map(drop)
+        self.config(&self.read()?, &PROTOCOLS).map(drop)
     }
 
     fn read(&self) -> Result<Contents, String> {
@@ -55,7 +55,7 @@ impl TlsFiles {
         Ok(Contents { cert: read(&self.cert)?, key: read(&self.key)?, client_ca })
     }
 
-    fn config(&self, contents: &Contents) -> Result<ServerConfig, String> {
+    fn config(&self, contents: &Contents, protocols: &[&[u8]]) -> Result<ServerConfig, String> {
         let provider = Arc::new(ring::default_provider());
         let chain = certificates(&self.cert, &contents.cert)?;
         let key = PrivateKeyDer::from_pem_slice(&contents.key)
@@ -75,7 +75,7 @@ impl TlsFiles {
             _ => builder.with_no_client_auth(),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| self.unusable(&error))?;
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(config)
     }
 
@@ -103,6 +103,7 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 /// The TLS of one listener.
 pub(crate) struct Tls {
     files: TlsFiles,
+    protocols: &'static [&'static [u8]],
     /// Fingerprint of the files as they were first read.
     opened: u64,
     current: ArcSwap<ServerConfig>,
@@ -113,10 +114,19 @@ pub(crate) struct Tls {
 impl Tls {
     /// Reads the files; the error is for the operator.
     pub(crate) fn open(files: TlsFiles) -> Result<Self, String> {
+        Self::speaking(&PROTOCOLS, files)
+    }
+
+    /// The same for a listener of HTTP/1.1 alone.
+    pub(crate) fn open_http1(files: TlsFiles) -> Result<Self, String> {
+        Self::speaking(&PROTOCOLS[1..], files)
+    }
+
+    fn speaking(protocols: &'static [&'static [u8]], files: TlsFiles) -> Result<Self, String> {
         let found = files.read();
         let opened = fingerprint(&found);
-        let current = ArcSwap::from_pointee(files.config(&found?)?);
-        Ok(Self { files, opened, current, reads: TaskTracker::new() })
+        let current = ArcSwap::from_pointee(files.config(&found?, protocols)?);
+        Ok(Self { files, protocols, opened, current, reads: TaskTracker::new() })
     }
 
     /// Makes the handshake on a connection.
@@ -136,7 +146,7 @@ impl Tls {
             // Several files are not written at once; only content that is unchanged for one interval is used.
             if now == before && now != seen {
                 seen = now;
-                match found.and_then(|contents| self.files.config(&contents)) {
+                match found.and_then(|contents| self.files.config(&contents, self.protocols)) {
                     Ok(config) => {
                         self.current.store(Arc::new(config));
                         tracing::info!(%service, "a new certificate is served: {}", self.files.cert.display());

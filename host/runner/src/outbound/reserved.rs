@@ -15,9 +15,9 @@ use tower::Service;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The admin endpoint, if there is one.
+/// Addresses of the admin endpoint and of the listener for metrics, as far as there are any.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Reserved(Option<SocketAddr>);
+pub(crate) struct Reserved([Option<SocketAddr>; 2]);
 
 /// The connection leads to the host's own admin endpoint.
 #[derive(Debug)]
@@ -32,22 +32,29 @@ impl fmt::Display for LeadsToAdmin {
 impl std::error::Error for LeadsToAdmin {}
 
 impl Reserved {
-    /// Reserves the address at which the admin endpoint listens.
-    pub(crate) fn new(admin: Option<SocketAddr>) -> Self {
-        Self(admin)
+    /// Reserves the addresses of the host's own listeners.
+    pub(crate) fn new(listeners: [Option<SocketAddr>; 2]) -> Self {
+        Self(listeners)
     }
 
     /// Detects an address at which such a listener is reached.
     pub(crate) fn covers(self, addr: SocketAddr) -> bool {
-        let Some(admin) = self.0.filter(|admin| admin.port() == addr.port()) else { return false };
-        let (admin, ip) = (admin.ip().to_canonical(), addr.ip().to_canonical());
-        match (admin.is_unspecified(), ip.is_unspecified()) {
-            // A connection to the unspecified address is one to this machine.
-            (true, true) => true,
-            (false, true) => admin.is_loopback() || is_own(admin),
-            (true, false) => ip.is_loopback() || is_own(ip),
-            (false, false) => admin == ip,
-        }
+        self.0.into_iter().flatten().any(|listener| leads_to(addr, listener))
+    }
+}
+
+/// Detects an address at which a listener of this machine is reached.
+fn leads_to(addr: SocketAddr, listener: SocketAddr) -> bool {
+    if addr.port() != listener.port() {
+        return false;
+    }
+    let (listener, ip) = (listener.ip().to_canonical(), addr.ip().to_canonical());
+    match (listener.is_unspecified(), ip.is_unspecified()) {
+        // A connection to the unspecified address is one to this machine.
+        (true, true) => true,
+        (false, true) => listener.is_loopback() || is_own(listener),
+        (true, false) => ip.is_loopback() || is_own(ip),
+        (false, false) => listener == ip,
     }
 }
 
@@ -124,7 +131,7 @@ mod tests {
                 ["127.0.0.1:9090", "192.0.2.2:9090", "192.0.2.1:80"],
             ),
         ] {
-            let reserved = Reserved::new(Some(admin.parse().unwrap()));
+            let reserved = Reserved::new([None, Some(admin.parse().unwrap())]);
             for addr in covered {
                 assert!(reserved.covers(addr.parse().unwrap()), "{admin}: {addr}");
             }

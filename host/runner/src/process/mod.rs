@@ -1,7 +1,8 @@
-//! The process and its surroundings: signals, systemd, file descriptors.
+//! The process and its surroundings: signals, systemd, file descriptors, the folder for sockets.
 
 pub(crate) mod cpus;
 pub(crate) mod dev_host;
 pub(crate) mod rlimit;
+pub(crate) mod runtime_folder;
 pub(crate) mod signals;
 pub(crate) mod systemd;

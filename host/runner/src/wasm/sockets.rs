@@ -151,7 +151,7 @@ mod tests {
             listen: "127.0.0.1:8080".parse().unwrap(),
             outbound: outbound.iter().map(|entry| entry.parse().unwrap()).collect(),
             local: false,
-            reserved: Reserved::new(Some("127.0.0.1:9090".parse().unwrap())),
+            reserved: Reserved::new([Some("127.0.0.1:9090".parse().unwrap()), None]),
             denials: Arc::new(Denials::new("a".parse().unwrap())),
             listens: Default::default(),
             ending: Default::default(),

@@ -10,17 +10,10 @@ use http::{Request, Uri, header, response::Parts};
 use http_body_util::Empty;
 use leasehold::{Options, Tls};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    },
-};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::Finding;
-use crate::commands::admin_client;
+use crate::commands::{admin_client, tls_client};
 
 /// Difference of the clocks from which on it is a finding, in seconds. etcd reports whole ones.
 const MAX_SKEW: u64 = 3;
@@ -43,34 +36,12 @@ async fn version(endpoint: &str, tls: &Tls) -> Option<Parts> {
     let answer = match uri.scheme_str()? {
         "https" => {
             let name = ServerName::try_from(tls.server_name.as_deref().unwrap_or(host).to_owned()).ok()?;
-            let connector = TlsConnector::from(Arc::new(client(tls)?));
+            let connector = TlsConnector::from(Arc::new(tls_client::config(tls).ok()?));
             admin_client::exchange(connector.connect(name, stream).await.ok()?, request).await
         }
         _ => admin_client::exchange(stream, request).await,
     };
     Some(answer.ok()?.0)
-}
-
-fn client(tls: &Tls) -> Option<ClientConfig> {
-    let mut authorities = RootCertStore::empty();
-    match &tls.ca_pem {
-        None => drop(authorities.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-        Some(ca) => {
-            for authority in CertificateDer::pem_slice_iter(&ca.read().ok()?) {
-                authorities.add(authority.ok()?).ok()?;
-            }
-        }
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let config = config.with_safe_default_protocol_versions().ok()?.with_root_certificates(authorities);
-    match &tls.identity_pem {
-        None => Some(config.with_no_client_auth()),
-        Some((certificate, key)) => {
-            let (certificate, key) = (certificate.read().ok()?, key.read().ok()?);
-            let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
-            config.with_client_auth_cert(chain.ok()?, PrivateKeyDer::from_pem_slice(&key).ok()?).ok()
-        }
-    }
 }
 
 /// Certain difference, given that etcd responded between `before` and `after`, within the second `reported`.

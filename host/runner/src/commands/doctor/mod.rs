@@ -5,7 +5,6 @@ mod etcd;
 mod fix;
 mod keys;
 mod leases;
-mod shell;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,12 +19,12 @@ use tokio::{
 use self::{
     fix::{Fix, Fixed, Outcome},
     leases::Leases,
-    shell::Etcdctl,
 };
 use super::{
     ls::{END_TIMEOUT, read},
     print, print_json,
     progress::Progress,
+    shell::Etcdctl,
 };
 use crate::{
     cli::DoctorArgs,
@@ -134,13 +133,15 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
         join4(dials, leases::examine(registrar, &held), clock::skew(&status.endpoint, options), registrar.health());
     let (unreachable, leases, skew, health) = progress.during(examined).await;
     let (leases, notes) = leases.map_err(unavailable)?.unzip();
+    let health = health.map_err(unavailable)?;
+    let releases = etcd::releases(&health);
     // Known only if the nodes were dialled.
     let answers = |addr: &Addr| unreachable.as_ref().is_some_and(|dead| !dead.contains_key(addr));
     let mut findings = keys::findings(&listed, &options.read_layouts(), etcdctl, answers);
     findings.extend(unreachable.into_iter().flatten().map(|(_, finding)| finding));
     findings.sort_by(|a, b| a.key.cmp(&b.key));
     findings.extend(etcd::slow(&status.endpoint, round_trip));
-    findings.extend(etcd::findings(&health.map_err(unavailable)?, etcdctl));
+    findings.extend(etcd::findings(&health, etcdctl));
     findings.extend(skew.and_then(|skew| clock::finding(skew, &status.endpoint)));
     Ok(Report {
         endpoint: status.endpoint,
@@ -151,7 +152,7 @@ async fn examine(registrar: &Registrar, options: &Options, etcdctl: &Etcdctl, di
         nodes: listed.iter().filter(|found| found.node.is_ok()).count(),
         leases,
         findings,
-        notes: notes.unwrap_or_default(),
+        notes: notes.into_iter().flatten().chain(releases).collect(),
         fixed: None,
     })
 }
@@ -197,9 +198,10 @@ fn text(report: &Report) -> String {
         report.etcd, report.endpoint, report.round_trip_ms, report.keys, report.nodes
     );
     if let Some(leases) = &report.leases {
+        let shown = report.notes.iter().filter(|note| note.kind != etcd::RELEASE).count();
         for (what, count) in [
             ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
-            ("that are renewed, beside those below", leases.renewed_without_keys - report.notes.len()),
+            ("that are renewed, beside those below", leases.renewed_without_keys - shown),
             ("or with some, too many to be looked at", leases.left_out),
         ] {
             if count > 0 {

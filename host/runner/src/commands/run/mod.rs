@@ -18,7 +18,7 @@ use crate::{
         status::HostInfo,
     },
     cli::RunArgs,
-    config::{Config, Register, Spec},
+    config::{self, Config, Register, Spec},
     connect,
     error::Failure,
     outbound::reserved::Reserved,
@@ -67,18 +67,22 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         tasks.spawn(progress::log_events(registrar.events(), done.clone()));
     }
     let services = Arc::new(Services::new(ending.clone()));
-    let admin = config.admin.as_ref().map(|admin| {
-        let events = Arc::<Events>::default();
-        tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
-        let services = Arc::clone(&services);
-        let host = HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone());
-        let (registrar, levels) = (registrar.clone(), levels.clone());
-        Admin::start(admin, AdminState { services, events, registrar, host, levels, remote: admin.remote })
-    });
-    let admin = admin.transpose()?;
-    if let (Some(configured), Some(admin)) = (&mut config.admin, &admin) {
-        configured.listen = admin.bound;
+    let events = Arc::<Events>::default();
+    tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
+    let host = HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone());
+    let state = AdminState {
+        services: Arc::clone(&services),
+        events,
+        registrar: registrar.clone(),
+        host,
+        levels: levels.clone(),
+    };
+    let admin = Admin::start(&config.admin, config.metrics, state)?;
+    // The system may have chosen the ports.
+    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, admin.addr) {
+        address.listen = bound;
     }
+    config.metrics = admin.metrics_addr;
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
     tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
@@ -112,9 +116,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     done.cancel();
-    if let Some(admin) = admin {
-        admin.close().await;
-    }
+    admin.close().await;
     if let Some(etcd) = etcd {
         etcd.stop().await;
     }
@@ -152,7 +154,7 @@ async fn live(
         let logs_failed_starts = config.services.len() > 1;
         let barrier = config.strict.then(|| Barrier::new(config.services.len()));
         let (registrar, traces) = (registrar.clone(), traces.cloned());
-        let reserved = Reserved::new(config.admin.map(|admin| admin.listen));
+        let reserved = Reserved::new([config.admin.addr(), config.metrics]);
         let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, logs_failed_starts });
         let new = |(index, spec): (usize, &Spec)| {
             let reports = Reports::new(index, reporting.clone());

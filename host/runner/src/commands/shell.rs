@@ -29,6 +29,11 @@ impl Etcdctl {
         format!("{} {words}", self.0)
     }
 
+    /// A command line with these words of an operator or of the configuration.
+    pub(super) fn words(&self, words: &[&str]) -> String {
+        self.line(&words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "))
+    }
+
     /// The command line that deletes a key; `None` for a key that a terminal may not show as it is.
     pub(super) fn delete(&self, key: &str) -> Option<String> {
         key.chars().all(is_plain).then(|| self.line(&format!("del -- {}", quoted(key))))
