@@ -483,7 +483,7 @@ async fn ls_filters_and_sorts() {
         world.put(&format!("/{name}/{version}{slash}{addr}"), &value, lease).await;
     }
     let listed = async |arguments: &[&str]| {
-        let all = ["ls", "--json", "--etcd", &etcd].iter().chain(arguments);
+        let all = ["ls", "--json", "--etcd", &etcd].into_iter().chain(arguments.iter().copied());
         let ended = Program::spawn(&paths::leasehold(), all, TempDir::new().unwrap().path()).ends().await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
         let rows: Value = serde_json::from_str(&ended.stdout).unwrap();
