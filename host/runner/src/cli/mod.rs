@@ -139,7 +139,7 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Show the nodes in etcd and their changes, until Ctrl-C
     #[command(
-        after_help = "Examples:\n  leasehold watch\n  leasehold watch 'user-*' --every 5s\n  leasehold watch --plain >> changes.log\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it fills the screen: changed rows come first, arrows, PgUp, PgDn, Home and End scroll, / filters, s sorts,\nq ends. While etcd does not respond it shows how old the rows are. Elsewhere, and with --plain, it writes a line for each\nchange: + came, ~ changed, - went."
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch 'user-*' --every 5s\n  leasehold watch --plain >> changes.log\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it fills the screen: changed rows come first, arrows, PgUp, PgDn, Home and End scroll, / filters, s sorts,\nq ends. While etcd does not respond it shows how old the rows are. Elsewhere, and with --plain, it writes a line\nfor each change: + came, ~ changed, - went."
     )]
     Watch(WatchArgs),
     /// Report problems of the registry in etcd, with their cures

@@ -56,6 +56,7 @@ impl Names {
         match (near.is_empty(), all.len()) {
             (_, 0) => format!("{start}; there is none at all under this layout"),
             (false, _) => format!("{start}; there is {}", near.join(", ")),
+            (true, 1) => format!("{start}; there is 1 other"),
             (true, count) => format!("{start}; there are {count} others"),
         }
     }
