@@ -1,4 +1,4 @@
-//! Who may change a running host: sockets by their permissions, addresses by a token or a certificate, and nobody else.
+//! Rights to change a running host: by the permissions of a socket, or by a token or a certificate at an address.
 
 use std::{
     fs,

@@ -203,7 +203,7 @@ impl Address {
 async fn the_only_one() -> Result<Address, Failure> {
     let mut found = Vec::new();
     for path in runtime_folder::sockets() {
-        // Nobody listens at the socket of a host that was killed.
+        // No process listens at the socket of a host that was killed.
         match UnixStream::connect(&path).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
             _ => found.push(path),

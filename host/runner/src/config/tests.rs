@@ -230,7 +230,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("admin: { listen: 127.0.0.1:9090, mode: 0600 }\n", "c.yaml:5: mode: is for a socket (listen: unix:PATH)"),
         ("admin: { mode: 1777 }\n", "c.yaml:5: mode: must be permissions in octal such as 0660"),
         ("admin: { mode: rw }\n", "c.yaml:5: mode: must be permissions in octal such as 0660"),
-        ("admin: { token_file: Cargo.toml }\n", "c.yaml:5: token_file: is for an address (listen: IP:PORT)"),
+        ("admin: { token_file: /dev/null }\n", "c.yaml:5: token_file: is for an address (listen: IP:PORT)"),
         (
             "admin: { listen: unix:/a, tls: { cert: a, key: b } }\n",
             "c.yaml:5: tls: is for an address (listen: IP:PORT)",
