@@ -109,6 +109,7 @@ impl fmt::Display for Route {
             Self::Weight(name, None) => write!(f, "weight {} auto", shown(name)),
             Self::Reload(Some(name)) => write!(f, "reload {}", shown(name)),
             Self::Reload(None) => write!(f, "reload"),
+            Self::LogLevel(level, _) => write!(f, "log {level}"),
             Self::Status(Some(name)) => write!(f, "status {}", shown(name)),
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(None) => {
                 write!(f, "status")

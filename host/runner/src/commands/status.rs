@@ -1,8 +1,13 @@
 //! `leasehold status`: what a running host runs, since when, and why something is not ready.
 
+use anstyle::Style;
 use serde::Deserialize;
 
-use super::{print, print_json, table};
+use super::{
+    print, print_json,
+    table::{self, Column},
+    terminal,
+};
 use crate::{
     cli::StatusArgs,
     commands::admin_client::{Endpoint, part},
@@ -64,6 +69,20 @@ struct Registration {
     recoveries: u64,
 }
 
+const COLUMNS: [Column; 11] = [
+    Column::cut("SERVICE", 3),
+    Column::cut("VERSION", 2),
+    Column::cut_in_the_middle("URL", 4),
+    Column::text("PHASE"),
+    Column::cut("SINCE", 2),
+    Column::text("READY"),
+    Column::number("WEIGHT"),
+    Column::number("REQUESTS"),
+    Column::number("FAILED"),
+    Column::number("KEYS"),
+    Column::cut("SHA-256", 1),
+];
+
 /// Reads the status and shows it on stdout.
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", part(name)));
@@ -88,9 +107,7 @@ fn overview(host: &Host) -> String {
         shown(&host.etcd.join(", ")),
     );
     let rows: Vec<_> = host.services.iter().map(row).collect();
-    let headings =
-        ["SERVICE", "VERSION", "URL", "PHASE", "SINCE", "READY", "WEIGHT", "REQUESTS", "FAILED", "KEYS", "SHA-256"];
-    text.push_str(&table(headings, &rows));
+    text.push_str(&table::text(&COLUMNS, &rows, terminal::width(), |_, _| Style::new()));
     for service in &host.services {
         if let Some(why) = &service.why {
             text.push_str(&format!("\n{}: {}", shown(&service.service), shown(why)));
@@ -105,10 +122,10 @@ fn overview(host: &Host) -> String {
     text
 }
 
-fn row(service: &Service) -> [String; 11] {
+fn row(service: &Service) -> Vec<String> {
     let weights: Vec<_> = service.registrations.iter().map(|registration| registration.weight.to_string()).collect();
     let digest = service.component_sha256.as_deref().unwrap_or_default();
-    [
+    vec![
         shown(&service.service),
         shown(&service.version),
         shown(if service.url.is_empty() { &service.listen } else { &service.url }),
