@@ -81,7 +81,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>) -> Result<(), Fai
         Command::Run(args) => commands::run(args, scheduler).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch::watch(args).await,
-        Command::Doctor(args) => commands::doctor(args).await,
+        Command::Doctor(args) => Box::pin(commands::doctor(args)).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),
         Command::Init(args) => commands::init(&args),
