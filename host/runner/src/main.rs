@@ -82,7 +82,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Run(args) => commands::run(args, scheduler, levels).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch::watch(args).await,
-        Command::Doctor(args) => commands::doctor(args).await,
+        Command::Doctor(args) => Box::pin(commands::doctor(args)).await,
         Command::EtcdUser(args) => commands::etcd_user(args).await,
         Command::Check(args) => commands::check(args).await,
         Command::Explain(args) => commands::explain(&args),

@@ -59,7 +59,7 @@ impl Column {
 /// Widths that the cells need, at least `known`.
 pub(super) fn widths<'a>(
     columns: &[Column],
-    known: Vec<usize>,
+    known: &[usize],
     rows: impl IntoIterator<Item = &'a Vec<String>>,
 ) -> Vec<usize> {
     let headings = columns.iter().map(|column| column.heading.len());
@@ -94,7 +94,7 @@ pub(super) fn text(
     limit: Option<usize>,
     paint: impl Fn(usize, usize) -> Style,
 ) -> String {
-    let mut widths = widths(columns, Vec::new(), rows);
+    let mut widths = widths(columns, &[], rows);
     if let Some(limit) = limit {
         widths = fitted(columns, &widths, limit);
     }
@@ -189,7 +189,7 @@ b             h:1                2  no-lease
         assert_eq!(fitted(&columns, &[40, 16, 10], 60), [30, 15, 10]);
         assert_eq!(fitted(&columns, &[4, 16, 10], 30), [4, 12, 10]);
         assert_eq!(fitted(&columns, &[4, 16, 10], 3), [2, 1, 10]);
-        assert_eq!(widths(&columns, vec![7], [&vec!["aa".to_owned(), "b".to_owned()]]), [7, 1, 1]);
+        assert_eq!(widths(&columns, &[7], [&vec!["aa".to_owned(), "b".to_owned()]]), [7, 1, 1]);
     }
 
     #[test]

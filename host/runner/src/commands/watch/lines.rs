@@ -118,7 +118,7 @@ impl Lines {
             return String::new();
         }
         let rows: Vec<_> = self.known.nodes().map(|row| self.cells("", ChangeKind::Present, row)).collect();
-        self.widths = table::widths(&self.columns, std::mem::take(&mut self.widths), &rows);
+        self.widths = table::widths(&self.columns, &self.widths, &rows);
         let headings: Vec<_> = self.columns.iter().map(|column| column.heading.to_owned()).collect();
         table::line(&self.columns, &self.widths, &headings, None, |_| Style::new())
     }
@@ -136,7 +136,7 @@ impl Lines {
             return Ok(lines.into_iter().map(|line| line + "\n").collect());
         }
         let rows: Vec<_> = changes.iter().map(|change| self.cells(&time, change.kind, &change.row)).collect();
-        self.widths = table::widths(&self.columns, std::mem::take(&mut self.widths), &rows);
+        self.widths = table::widths(&self.columns, &self.widths, &rows);
         let line = |row: &Vec<String>| table::line(&self.columns, &self.widths, row, None, |_| Style::new());
         Ok(rows.iter().map(line).collect())
     }

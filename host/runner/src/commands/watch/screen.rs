@@ -47,7 +47,7 @@ impl Drop for Screen {
 
 /// Shows the view until a key or a signal ends it.
 pub(super) async fn run(watch: &Watch, every: Duration, signals: &mut Signals) -> Result<(), Failure> {
-    let mut screen = Screen::open().map_err(unusable)?;
+    let mut screen = Screen::open().map_err(|error| unusable(&error))?;
     tokio::select! {
         outcome = show(watch, every, &mut screen.0) => outcome,
         () = signals.end() => Ok(()),
@@ -56,7 +56,7 @@ pub(super) async fn run(watch: &Watch, every: Duration, signals: &mut Signals) -
 
 async fn show(watch: &Watch, every: Duration, terminal: &mut DefaultTerminal) -> Result<(), Failure> {
     let Watch { registrar, options, names } = watch;
-    let lines = terminal.size().map_err(unusable)?.height;
+    let lines = terminal.size().map_err(|error| unusable(&error))?.height;
     let endpoint = options.endpoints.join(", ");
     let mut state = State::new(watch.known(), names.clone(), endpoint, TimeZone::system(), lines, now());
     let mut keys = EventStream::new();
@@ -73,7 +73,7 @@ async fn show(watch: &Watch, every: Duration, terminal: &mut DefaultTerminal) ->
             biased;
             () = sleep_until(drawn + DRAWING), if !is_drawn => {
                 state.arrange();
-                terminal.draw(|frame| draw(frame, &state)).map_err(unusable)?;
+                terminal.draw(|frame| draw(frame, &state)).map_err(|error| unusable(&error))?;
                 (drawn, is_drawn) = (tokio::time::Instant::now(), true);
                 continue;
             }
@@ -81,7 +81,7 @@ async fn show(watch: &Watch, every: Duration, terminal: &mut DefaultTerminal) ->
                 Some(Ok(Event::Key(key))) => Input::Key(key),
                 Some(Ok(Event::Resize(_, lines))) => Input::Resized(lines),
                 Some(Ok(_)) => continue,
-                Some(Err(error)) => return Err(unusable(error)),
+                Some(Err(error)) => return Err(unusable(&error)),
                 None => return Ok(()),
             },
             event = stream.next() => match event.map_err(|error| watch.failure(&error))? {
@@ -120,7 +120,7 @@ async fn show(watch: &Watch, every: Duration, terminal: &mut DefaultTerminal) ->
         };
         match state.on(input, now()) {
             Flow::Continue => {}
-            Flow::Clear => terminal.clear().map_err(unusable)?,
+            Flow::Clear => terminal.clear().map_err(|error| unusable(&error))?,
             Flow::Leave => return Ok(()),
         }
         is_drawn = false;
@@ -131,6 +131,6 @@ fn now() -> Now {
     Now { instant: Instant::now(), time: Timestamp::now() }
 }
 
-fn unusable(error: io::Error) -> Failure {
+fn unusable(error: &io::Error) -> Failure {
     Failure::other(format!("the terminal cannot be used ({error}); leasehold watch --plain needs none"))
 }

@@ -287,7 +287,7 @@ impl State {
         let order = recent.into_iter().map(|(key, ..)| key).chain(rest.into_iter().map(|row| &row.key));
         self.order = order.cloned().collect();
         let cells: Vec<_> = self.known.nodes().map(|row| self.cells(ChangeKind::Present, row)).collect();
-        self.widths = table::widths(&self.columns, std::mem::take(&mut self.widths), &cells);
+        self.widths = table::widths(&self.columns, &self.widths, &cells);
         self.clamp();
     }
 
