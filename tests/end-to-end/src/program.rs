@@ -66,7 +66,7 @@ impl Program {
             .env_remove("RUST_LOG")
             .env("XDG_CACHE_HOME", paths::cache())
             .env("TMPDIR", folder)
-            .env("XDG_RUNTIME_DIR", folder)
+            .env("XDG_RUNTIME_DIR", runtime())
             .env("LEASEHOLD_ADMIN_TOKEN_FILE", paths::admin_token())
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
@@ -147,6 +147,13 @@ impl Program {
         self.stderr.end().await;
         Ended { code: status.code(), stdout: self.stdout.text(), stderr: self.stderr.text() }
     }
+}
+
+/// Folder for the sockets of hosts, apart from that for temporary files; its path is short, as that of a socket has to be.
+fn runtime() -> std::path::PathBuf {
+    let folder = std::env::temp_dir().join("leasehold-tests");
+    std::fs::create_dir_all(&folder).expect("there is a folder for temporary files");
+    folder
 }
 
 /// Lines of one stream.

@@ -168,7 +168,7 @@ async fn all_mistakes_in_a_configuration_come_with_their_lines_and_64() {
         ("services: [\n".to_owned(), 1, ":"),
         ("".to_owned(), 1, ":1:1: the key \"services\" is missing"),
         (
-            format!("{smallest}    limits: {{ memory: lots, nodes: 0 }}\nadmin: {{}}\n"),
+            format!("{smallest}    limits: {{ memory: lots, nodes: 0 }}\nmetrics: {{}}\n"),
             3,
             ":5:23: memory: must be a size",
         ),

@@ -122,7 +122,11 @@ impl Admin {
         let shared = Arc::new(shared);
         for (listener, name) in [(listener, "admin"), (metrics, "metrics")] {
             let Some(listener) = listener else { continue };
-            tracing::info!(url = listener.url(), "{name}");
+            match (admin, name) {
+                // Commands find it without its name.
+                (config::Admin::Suggested { .. }, "admin") => tracing::debug!(url = listener.url(), "{name}"),
+                _ => tracing::info!(url = listener.url(), "{name}"),
+            }
             if let Some(tls) = listener.tls() {
                 let closing = started.closing.clone();
                 started.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });

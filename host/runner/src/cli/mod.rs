@@ -149,7 +149,7 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Print the etcdctl commands for the user and the role that a host needs, or create them
     #[command(
-        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it registers, read\non those that it looks up. A role and a user that are there keep what they have."
+        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it\nregisters, read on those that it looks up. A role and a user that are there keep what they have."
     )]
     EtcdUser(EtcdUserArgs),
     /// Check a configuration; starts nothing
@@ -175,7 +175,7 @@ pub(crate) enum Command {
     Drain(DrainArgs),
     /// Start a drained service of a running host again; it registers again
     #[command(
-        after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit code is 1.\nTo resume a service that is served is no error."
+        after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit\ncode is 1. To resume a service that is served is no error."
     )]
     Resume(ResumeArgs),
     /// Set the weight of a service of a running host
