@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     config::Register,
@@ -204,8 +204,7 @@ fn views(service: &Snapshot<'_>) -> Vec<ViewRow> {
 
 /// A time in UTC, in whole seconds, as RFC 3339 writes it.
 fn shown(time: SystemTime) -> String {
-    let time = OffsetDateTime::from(time).replace_nanosecond(0);
-    time.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    Timestamp::try_from(time).map(|time| format!("{time:.0}")).unwrap_or_default()
 }
 
 #[cfg(test)]
