@@ -581,7 +581,7 @@ async fn check_reports_mistakes_and_starts_nothing() {
 
     let busy = with(
         json!({ "services": [with(greeter(), json!({ "listen": taken }))] }),
-        json!({ "admin": { "listen": taken } }),
+        json!({ "admin": { "listen": taken, "token_file": paths::admin_token() } }),
     );
     let busy = File::of(&with(busy, json!({ "etcd": { "endpoints": [endpoint(&world)] } })).to_string());
     let ended = leasehold(["check", &busy.path()]).await;

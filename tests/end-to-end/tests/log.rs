@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 use leasehold_end_to_end::{
     Host, Program,
     config::{config, endpoint, plain, with},
-    http::{ask, get},
+    http::{get, post},
     paths,
 };
 use leasehold_scenarios::{
@@ -68,21 +68,21 @@ async fn a_signal_and_a_request_change_the_level_for_a_while() {
     assert_eq!(debug(&host), before);
 
     let log = format!("{}log/", host.admin());
-    let changed = ask("POST", &format!("{log}debug?for=600"), &[]).await;
+    let changed = post(&format!("{log}debug?for=600")).await;
     assert_eq!((changed.status, changed.json()), (200, json!({ "level": "debug", "for_seconds": 600 })));
     wait_for("there is more in the log", SOON, async || debug(&host) > before).await;
-    let restored = ask("POST", &format!("{log}debug?for=0"), &[]).await;
+    let restored = post(&format!("{log}debug?for=0")).await;
     assert_eq!(restored.json(), json!({ "level": null, "for_seconds": 0 }));
     let usual = |host: &Host| host.log().iter().filter(|line| line["event"] == "log_level").count();
     wait_for("the usual level is back", SOON, async || usual(&host) == 4).await;
-    assert_eq!(ask("POST", &format!("{log}trace?for=1"), &[]).await.status, 200);
+    assert_eq!(post(&format!("{log}trace?for=1")).await.status, 200);
     wait_for("it ends by itself", SOON, async || usual(&host) == 6).await;
 
     for (target, sentence) in [
         ("loud", "the level must be error, warn, info, debug or trace"),
         ("debug?for=90000", "the time must be for=0 to for=86400, in seconds"),
     ] {
-        let refused = ask("POST", &format!("{log}{target}"), &[]).await;
+        let refused = post(&format!("{log}{target}")).await;
         assert_eq!((refused.status, refused.json()["error"].as_str()), (400, Some(sentence)));
     }
     assert_eq!(get(&format!("{log}debug")).await.status, 405);

@@ -84,7 +84,7 @@ async fn processor_time_and_memory_of_a_component_are_measured() {
     let (cpu, memory) =
         ("leasehold_cpu_seconds_total{service=\"user\"", "leasehold_instances_memory_bytes{service=\"user\"");
     let before = page(&host).await;
-    let spinning = begin(&format!("{}spin", host.url("user"))).await;
+    let spinning = begin(&format!("{}act/spin", host.url("user"))).await;
     wait_for("the instance has memory", SOON, async || sample(&page(&host).await, memory) > sample(&before, memory))
         .await;
     assert_eq!(spinning.answer().await.unwrap().status, 504);

@@ -143,7 +143,7 @@ impl Collector for ProcessMetrics {
             ("process_max_fds", "Limit of open file descriptors", sample.max_fds),
             ("process_start_time_seconds", "Start of the host, in seconds since 1970", sample.start_time),
         ] {
-            page.gauge(name, help, [(vec![], value)])?;
+            ConstGauge::new(value).encode(page.0.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
         Ok(())
     }

@@ -16,7 +16,8 @@ const MODE: u32 = 0o666;
 pub(crate) async fn compile(args: CompileArgs) -> Result<(), Failure> {
     let progress = Progress::of(format!("compiling {}", args.file.display()));
     let output = args.output.unwrap_or_else(|| args.file.with_extension("cwasm"));
-    let compiling = TaskTracker::new().spawn_blocking(move || component::machine_code(&Engine::new(&[])?, &args.file));
+    let tasks = TaskTracker::new();
+    let compiling = tasks.spawn_blocking(move || component::machine_code(&Engine::new(&[])?, &args.file));
     let code = progress.during(compiling).await;
     let code =
         code.unwrap_or_else(|_| Err(Failure::other("the component could not be compiled: the compiler failed")))?;
