@@ -155,7 +155,7 @@ async fn a_password_that_changes_during_its_refusal_is_sent_at_once() {
     let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
     let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
     let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
-    let held = Duration::from_millis(500);
+    let held = Duration::from_millis(100);
     etcd.set_faults("host", FaultPlan { latency: held..=held, ..FaultPlan::none() });
     let rotate = async {
         sleep(held / 2).await;
