@@ -1,7 +1,5 @@
 //! What operators watch: the metrics of process and services, and the dashboards and alert rules that name them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{collections::BTreeSet, fs};
 
 use leasehold_end_to_end::{

@@ -115,7 +115,8 @@ services:
         }
         expected.extend(["read /user/", "read /microservices/user/", "read /rpcx/user/tcp@"].map(ToOwned::to_owned));
         let mut found = shown(&of_config(&config));
-        (expected.sort(), found.sort());
+        expected.sort();
+        found.sort();
         assert_eq!(found, expected);
     }
 }

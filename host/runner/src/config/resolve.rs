@@ -177,7 +177,7 @@ impl Resolver<'_> {
                  listen: unix:PATH those of this machine"
             )),
             (Some(_), _) if address.tls.is_none() && !listen.ip().is_loopback() => {
-                self.notes.push(format!("admin: the token goes to {listen} in plain text; admin.tls encrypts it"))
+                self.notes.push(format!("admin: the token goes to {listen} in plain text; admin.tls encrypts it"));
             }
             _ => {}
         }

@@ -33,7 +33,7 @@ enum Event {
     /// A resume command, of a service that is served already.
     ResumeRequested(Reply<Result<(), Failure>>),
     ReloadRequested(Option<Reply<Result<(), Failure>>>),
-    ReloadReady(Result<Built, Failure>),
+    ReloadReady(Result<Box<Built>, Failure>),
     Healthy,
     Unhealthy(String),
     /// The program has ended by itself, with this reason, and runs again after this pause.
@@ -58,7 +58,7 @@ impl Service {
             match self.next(resumes, reloads).await {
                 Event::ResumeRequested(reply) => drop(reply.send(Ok(()))), // The client may have gone away.
                 Event::ReloadRequested(reply) => self.on_reload_requested(reply),
-                Event::ReloadReady(built) => self.on_reload_ready(built).await,
+                Event::ReloadReady(built) => self.on_reload_ready(built.map(|built| *built)).await,
                 Event::Healthy => self.on_healthy().await,
                 Event::Unhealthy(why) => self.withdraw(&why).await,
                 Event::Exited(why, pause) => self.on_exit(&why, pause).await,
@@ -100,7 +100,7 @@ impl Service {
             Some(reply) = resumes.recv() => Event::ResumeRequested(reply),
             Some(reply) = reloads.recv(), if is_free => Event::ReloadRequested(Some(reply)),
             () = changed => Event::ReloadRequested(None),
-            built = built => Event::ReloadReady(built),
+            built = built => Event::ReloadReady(built.map(Box::new)),
             verdict = verdict => match verdict {
                 Verdict::Unhealthy(why) => Event::Unhealthy(why),
                 Verdict::Healthy => Event::Healthy,

@@ -29,7 +29,7 @@ impl LeaseCore {
                 if !failure.is_transient() {
                     self.fail_pending(&failure, now);
                 }
-                return self.back_off(failure, now);
+                return self.back_off(&failure, now);
             }
         };
         self.on_succeeded(Verb::Grant, now);
@@ -128,7 +128,7 @@ impl LeaseCore {
     pub(super) fn on_revoked(&mut self, lease: LeaseId, outcome: Result<(), Failure>, now: Instant) {
         if let Err(failure) = outcome {
             self.on_failed(Verb::Revoke, &failure, now);
-            return self.back_off(failure, now);
+            return self.back_off(&failure, now);
         }
         self.failures = 0;
         self.on_succeeded(Verb::Revoke, now);
@@ -169,7 +169,7 @@ impl LeaseCore {
     }
 
     /// Lets time pass before the next request.
-    pub(super) fn back_off(&mut self, failure: Failure, now: Instant) {
+    pub(super) fn back_off(&mut self, failure: &Failure, now: Instant) {
         self.failures += 1;
         let longest_pause = self.longest_pause();
         let pause = backoff(&mut self.rng, self.failures, longest_pause);

@@ -182,7 +182,7 @@ impl LeaseCore {
                 } else if !failure.is_transient() {
                     self.fail_pending(&failure, now);
                 }
-                self.back_off(failure, now);
+                self.back_off(&failure, now);
             }
         }
     }
