@@ -1,4 +1,4 @@
-//! What operators watch: the metrics of process and services, and the dashboards and alert rules that name them.
+//! Monitoring: the metrics of process and services, and the dashboards and alert rules that name them.
 
 use std::{collections::BTreeSet, fs};
 

@@ -230,10 +230,11 @@ pub(crate) fn refuse_occupied(path: &Path) -> Result<(), String> {
     match fs::symlink_metadata(path) {
         Err(_) => Ok(()),
         Ok(found) if !found.file_type().is_socket() => Err(format!("{} is there, and is no socket", path.display())),
-        Ok(_) if BlockingUnixStream::connect(path).is_ok() => {
-            Err(format!("cannot listen on {}: another process does", path.display()))
-        }
-        Ok(_) => Ok(()),
+        Ok(_) => match BlockingUnixStream::connect(path).map_err(|error| error.kind()) {
+            Err(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+            // Also where this user may not connect: the socket of another user's host stays.
+            Ok(_) | Err(_) => Err(format!("cannot listen on {}: another process does", path.display())),
+        },
     }
 }
 

@@ -62,6 +62,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Longest life of a connection, which has one request. A drain takes as long as its requests in flight.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Longest time for a read of the token.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lines of `/readyz` about etcd, at most.
 const MAX_FAULTS: usize = 20;
 /// Interval between two log lines about refused commands, at least.
@@ -95,7 +97,7 @@ struct Shared {
     address: Option<AdminAddress>,
     /// Log lines about commands that were refused.
     refusals: Throttle,
-    /// Reads of the token. No task waits for them: a file system may hang.
+    /// Reads of the token. The end of the endpoint does not wait for them: a file system may hang.
     reads: TaskTracker,
 }
 
@@ -367,8 +369,13 @@ impl Shared {
         if Token::of(headers, b"") == Token::Absent {
             return Ok(Token::Absent);
         }
+        // Reads that hang are bounded, too.
+        if self.reads.len() >= MAX_REQUESTS {
+            return Err(RouteError::unreadable_token());
+        }
         let read = self.reads.spawn_blocking(move || address.read_token().map_err(|message| (address.token, message)));
-        match read.await {
+        let Ok(read) = timeout(READ_TIMEOUT, read).await else { return Err(RouteError::unreadable_token()) };
+        match read {
             Ok(Ok(expected)) => Ok(Token::of(headers, &expected)),
             Ok(Err((source, message))) => {
                 let file = source.map_or_else(String::new, |source| source.to_string());

@@ -228,7 +228,9 @@ async fn running(file: &Path) -> Result<Address, Failure> {
     for path in runtime_folder::sockets() {
         let address = Address::Unix(path);
         let endpoint = Endpoint { address: address.clone(), token: None, tls: Tls::default() };
-        match endpoint.get::<Value>(STATUS).await {
+        // A host that hangs must not hide the others.
+        let Ok(answer) = timeout(CONNECT_TIMEOUT, endpoint.get::<Value>(STATUS)).await else { continue };
+        match answer {
             Ok((status, _)) if status["configuration"].as_str().is_some_and(|found| Path::new(found) == wanted) => {
                 return Ok(address);
             }

@@ -33,7 +33,7 @@ struct Filter {
     states: Vec<LeaseState>,
 }
 
-/// What etcd has under the layouts.
+/// Content of etcd under the layouts.
 struct Listed {
     /// Nodes with a name to show, in order.
     rows: Vec<NodeRow>,

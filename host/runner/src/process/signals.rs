@@ -1,4 +1,5 @@
-//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload, SIGUSR1 another level of the log. Only a second Ctrl-C ends the process at once.
+//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload, SIGUSR1 another level of the log. Only a second
+//! Ctrl-C ends the process at once.
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -117,7 +117,7 @@ impl Program {
         }
         // A run that did not get as far as to listen ends by itself, once it is interrupted.
         self.tasks.close();
-        self.tasks.wait().await;
+        let _ = timeout(spec.limits.stop_timeout, self.tasks.wait()).await;
         by_itself
     }
 }

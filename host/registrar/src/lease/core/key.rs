@@ -406,7 +406,9 @@ impl Key {
     pub(super) fn on_failed(&mut self, in_doubt: Option<LeaseId>) {
         let was_put = self.in_flight.take().is_some();
         let Some(lease) = in_doubt.filter(|_| was_put) else { return };
-        self.doubtful.push(lease);
+        if !self.doubtful.contains(&lease) {
+            self.doubtful.push(lease);
+        }
         if let KeyState::New { may_exist, .. } = &mut self.state {
             *may_exist = true;
         }
@@ -428,6 +430,14 @@ impl Key {
     /// Notes that the refused write is not needed any more.
     pub(super) fn resume(&mut self) {
         self.delivery = if self.is_batched() { Delivery::Batched } else { Delivery::Isolated };
+    }
+}
+
+#[cfg(test)]
+impl Key {
+    /// Leases under which a put without a response may have left the key.
+    pub(super) fn doubtful(&self) -> &[LeaseId] {
+        &self.doubtful
     }
 }
 

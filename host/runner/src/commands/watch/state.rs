@@ -366,7 +366,7 @@ impl State {
         }
     }
 
-    /// What is wrong with the keys; empty where nothing is.
+    /// Sentence about invalid keys and conflicts; empty without any.
     pub(super) fn warnings(&self) -> String {
         let (invalid, conflicts) = (self.known.invalid(), self.known.conflicts());
         let conflicts = (conflicts > 0).then(|| format!("{} under several leases", plural_address(conflicts)));
@@ -378,7 +378,7 @@ impl State {
         }
     }
 
-    /// Which of the rows are shown, such as `1-20 of 2,000`.
+    /// Numbers of the rows that are shown, such as `1-20 of 2,000`.
     pub(super) fn position(&self) -> String {
         let last = (self.offset + self.page).min(self.order.len());
         match self.order.len() {

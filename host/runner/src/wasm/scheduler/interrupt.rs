@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::dedicated::Dedicated;
 
-/// What became of the dedicated thread of an instance that was interrupted.
+/// Outcome of an interruption for the dedicated thread of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resumed {
     /// The instance has none, or computes on another thread.

@@ -287,6 +287,10 @@ impl Scene {
         self.handles[key].read().state
     }
 
+    fn doubtful(&self, key: &str) -> &[LeaseId] {
+        self.lease.keys.get(key).expect("it is registered").doubtful()
+    }
+
     fn recoveries(&self, key: &str) -> u32 {
         self.handles[key].read().recoveries
     }
