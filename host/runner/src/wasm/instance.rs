@@ -64,11 +64,9 @@ impl HandlerState for Instances {
         let state = timeout_at(deadline.into(), self.context.store_for_requests()).await.map_err(|_| late())?;
         let mut store = self.engine.store(state);
         let interrupt = Arc::clone(&store.data().usage.interrupt).exclusive();
-        // Of 0.2 an answer is there in one piece, or the component waits.
-        let comes_in_pieces = matches!(self.pre, ProxyPre::P3(_));
         store.call_hook(move |store, call| {
             let requests = &store.data().requests;
-            if comes_in_pieces && matches!(call, CallHook::CallingWasm) {
+            if matches!(call, CallHook::CallingWasm) {
                 requests.idle.on_run();
             }
             // All clients have left: further work is wasted, and writing the response would fail.
