@@ -100,15 +100,20 @@ async fn self_healing_once_the_password_file_holds_the_new_password() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_password_that_the_embedder_gives_is_used_from_then_on() {
+/// A simulated etcd on which the user has this password, a host that was given `one`, and the way to give it another.
+async fn simulated(password: &str) -> (SimEtcd, Registrar, watch::Sender<Vec<u8>>) {
     let etcd = SimEtcd::new(1);
-    etcd.require_user("alice", "one", Duration::from_secs(300));
+    etcd.require_user("alice", password, Duration::from_secs(300));
     let (give, latest) = watch::channel(b"one".to_vec());
     let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
     let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
-    let options = Options { credentials, ..options(["sim"]) };
-    let registrar = Registrar::start_over(options, dials).await.unwrap();
+    let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
+    (etcd, registrar, give)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_that_the_embedder_gives_is_used_from_then_on() {
+    let (etcd, registrar, give) = simulated("one").await;
     let registration = registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()).await.unwrap();
     etcd.set_password("alice", "two");
     registration.set_weight(Weight::try_from(9).unwrap()).await.unwrap();
@@ -128,12 +133,7 @@ async fn a_password_that_the_embedder_gives_is_used_from_then_on() {
 /// and is made again, so that its registration is never suspect.
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_forgotten_after_a_rotation_costs_no_call() {
-    let etcd = SimEtcd::new(1);
-    etcd.require_user("alice", "one", Duration::from_secs(300));
-    let (give, latest) = watch::channel(b"one".to_vec());
-    let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
-    let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
-    let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
+    let (etcd, registrar, give) = simulated("one").await;
     let registration = registrar.register(ServerNode::new("user", "127.0.0.1:1").unwrap()).await.unwrap();
     let mut events = registrar.events();
     etcd.set_password("alice", "two");
@@ -149,12 +149,7 @@ async fn a_token_that_is_forgotten_after_a_rotation_costs_no_call() {
 /// A password that is rotated while etcd is about to refuse the former one is sent at once.
 #[tokio::test(start_paused = true)]
 async fn a_password_that_changes_during_its_refusal_is_sent_at_once() {
-    let etcd = SimEtcd::new(1);
-    etcd.require_user("alice", "two", Duration::from_secs(300));
-    let (give, latest) = watch::channel(b"one".to_vec());
-    let credentials = Some(Credentials { user: "alice".to_owned(), password: Source::Given(latest) });
-    let dials = vec![(std::sync::Arc::from("sim"), etcd.dial("host"))];
-    let registrar = Registrar::start_over(Options { credentials, ..options(["sim"]) }, dials).await.unwrap();
+    let (etcd, registrar, give) = simulated("two").await;
     let held = Duration::from_millis(100);
     etcd.set_faults("host", FaultPlan { latency: held..=held, ..FaultPlan::none() });
     let rotate = async {

@@ -1,7 +1,11 @@
 //! The command line and its help.
 
+mod argument;
+mod etcd_args;
 pub(crate) mod help;
+mod host_args;
 pub(crate) mod lease_state;
+mod tls_args;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,17 +15,21 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use leasehold::{Credentials, Layout, Options, ServiceName, Source, Tls, Version, Weight};
+use leasehold::{ServiceName, Tls, Version};
 
-use self::lease_state::LeaseState;
+use self::{argument::pairs, lease_state::LeaseState};
+pub(crate) use self::{
+    argument::parse,
+    etcd_args::{ConnectionArgs, EtcdArgs},
+    host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, WeightArgs},
+};
 use crate::{
     config::{
-        Config, EtcdFiles, Logged, Register, Spec, Variables, connection,
+        Config, Logged, Register, Spec,
         units::Span,
         values::{Advertise, Listen},
     },
     error::Failure,
-    process::dev_host::DevHost,
     telemetry::log::LogArgs,
     wasm::compiler,
 };
@@ -172,12 +180,12 @@ pub(crate) enum Command {
     #[command(
         after_help = "Examples:\n  leasehold drain greeter\n  leasehold drain greeter --config services.yaml\n  leasehold drain greeter --admin unix:/run/leasehold/admin.sock --json\n\nThe service stays out, also across reloads, until `leasehold resume greeter` or the next start of the host."
     )]
-    Drain(DrainArgs),
+    Drain(ServiceArgs),
     /// Start a drained service of a running host again; it registers again
     #[command(
         after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit\ncode is 1. To resume a service that is served is no error."
     )]
-    Resume(ResumeArgs),
+    Resume(ServiceArgs),
     /// Set the weight of a service of a running host
     #[command(
         after_help = "Examples:\n  leasehold weight greeter 10      fewer requests than nodes with a greater weight get\n  leasehold weight greeter auto    as configured: from the load, or registry.weight.fixed, or the component's own\n\nThe weight is 1 to 100. It stays across reloads, drain and resume, until the next start of the host."
@@ -398,54 +406,6 @@ pub(crate) struct EtcdUserArgs {
     pub(crate) etcd: EtcdArgs,
 }
 
-/// Arguments that select an etcd and layouts.
-#[derive(Args, Debug)]
-pub(crate) struct EtcdArgs {
-    /// Layout of keys and values; repeat it for several [default: seed, or all of --config]
-    #[arg(long)]
-    layout: Vec<String>,
-
-    /// The prefix of the keys, where it is not the usual one of the layout
-    #[arg(long, conflicts_with = "config")]
-    prefix: Option<String>,
-
-    /// Take etcd's endpoints, user, TLS and the layouts from this configuration file
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    #[command(flatten)]
-    connection: ConnectionArgs,
-}
-
-/// The connection to etcd; it wins over a configuration file.
-#[derive(Args, Debug, Default)]
-#[command(next_help_heading = "Connection to etcd")]
-pub(crate) struct ConnectionArgs {
-    /// An endpoint, as host:port or URL; repeat it for each member [default: $LEASEHOLD_ETCD]
-    #[arg(long, value_name = "ENDPOINT", value_delimiter = ',')]
-    etcd: Vec<String>,
-
-    /// Certificates of etcd's authorities, as PEM [default: the system's]
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
-
-    /// The certificate to show to etcd, as PEM
-    #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
-
-    /// The private key of that certificate, as PEM
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    key: Option<PathBuf>,
-
-    /// The user; the password comes from a file, or from $LEASEHOLD_ETCD_PASSWORD
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-
-    /// A file with the password of that user
-    #[arg(long, value_name = "FILE", requires = "user")]
-    password_file: Option<PathBuf>,
-}
-
 /// The interval of `watch`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Every(pub(crate) Duration);
@@ -521,145 +481,6 @@ pub(crate) struct CompileArgs {
     /// File for the machine code [default: beside it, as .cwasm]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-}
-
-/// Arguments that select a running host.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "The running host")]
-pub(crate) struct AdminArgs {
-    /// Its admin endpoint, as unix:PATH or a URL [default: the socket of the host that runs here]
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "config")]
-    pub(crate) admin: Option<String>,
-
-    /// Its configuration file, which names the endpoint and the token
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-
-    /// A file with the token of commands over TCP [default: $LEASEHOLD_ADMIN_TOKEN_FILE]
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-
-    /// Certificates of the authorities of its certificate, as PEM [default: the system's]
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<PathBuf>,
-
-    /// The certificate to show to it, as PEM
-    #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
-
-    /// The private key of that certificate, as PEM
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    key: Option<PathBuf>,
-}
-
-/// Environment variable with a file that has the token of commands.
-const TOKEN_FILE: &str = "LEASEHOLD_ADMIN_TOKEN_FILE";
-
-impl AdminArgs {
-    /// The token of commands, where the arguments or the environment name its file.
-    pub(crate) fn token(&self) -> Result<Option<Source>, Failure> {
-        if let Some(file) = &self.token_file {
-            return readable("--token-file", file).map(Some);
-        }
-        let file = std::env::var_os(TOKEN_FILE).filter(|file| !file.is_empty());
-        file.map(|file| readable(TOKEN_FILE, Path::new(&file))).transpose()
-    }
-
-    /// Authorities, and the client's own certificate.
-    pub(crate) fn tls(&self) -> Result<Tls, Failure> {
-        let mut tls = Tls::default();
-        if let Some(ca) = &self.cacert {
-            tls.ca_pem = Some(readable("--cacert", ca)?);
-        }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            tls.identity_pem = Some((readable("--cert", cert)?, readable("--key", key)?));
-        }
-        Ok(tls)
-    }
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct DrainArgs {
-    /// The service
-    pub(crate) name: String,
-
-    /// One JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) host: AdminArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ResumeArgs {
-    /// The service
-    pub(crate) name: String,
-
-    /// One JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) host: AdminArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct WeightArgs {
-    /// The service
-    pub(crate) name: String,
-
-    /// The weight, 1 to 100; or auto
-    pub(crate) weight: NewWeight,
-
-    /// One JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) host: AdminArgs,
-}
-
-/// A weight to set; `None` for the weight as configured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewWeight(pub(crate) Option<Weight>);
-
-impl FromStr for NewWeight {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self(None));
-        }
-        let weight = text.parse::<u32>().ok().and_then(|weight| weight.try_into().ok());
-        weight.map(|weight| Self(Some(weight))).ok_or_else(|| format!("must be 1 to 100, or auto, not {text:?}"))
-    }
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct StatusArgs {
-    /// Only this service
-    pub(crate) name: Option<String>,
-
-    /// One JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) host: AdminArgs,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct ReloadArgs {
-    /// Only this service
-    pub(crate) name: Option<String>,
-
-    /// One JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) host: AdminArgs,
 }
 
 impl RunArgs {
@@ -740,184 +561,6 @@ impl SingleArgs {
         let (registrar, etcd_files) = connection.options()?;
         Ok(Config::of(registrar, etcd_files, spec))
     }
-}
-
-impl EtcdArgs {
-    /// Options of the registrar.
-    pub(crate) fn registrar(&self) -> Result<Options, Failure> {
-        self.examined().map(|(options, _)| options)
-    }
-
-    /// The configuration file, if the arguments name one.
-    pub(crate) fn config(&self) -> Result<Option<Config>, Failure> {
-        self.config.as_deref().map(|file| self.connection.load(file)).transpose()
-    }
-
-    /// Returns true if the arguments name no user.
-    pub(crate) fn has_no_user(&self) -> bool {
-        self.connection.user.is_none()
-    }
-
-    /// Options of the etcd to examine, and the files that they were read from.
-    pub(crate) fn examined(&self) -> Result<(Options, EtcdFiles), Failure> {
-        if let Some(file) = &self.config {
-            let mut config = self.connection.load(file)?;
-            self.choose_layouts(&mut config.registrar)?;
-            return Ok((config.registrar, config.etcd_files));
-        }
-        let (mut options, files) = self.connection.options()?;
-        if let Some(host) = self.connection.dev_host()? {
-            look_into(&host, &mut options);
-        }
-        self.choose_layouts(&mut options)?;
-        if let Some(prefix) = &self.prefix {
-            let moved = options.layouts.iter().map(|layout| layout.with_prefix(prefix));
-            options.layouts = moved.collect::<Result<_, _>>().map_err(|error| wrong("--prefix", error))?;
-        }
-        Layout::check_together(&options.layouts).map_err(|error| wrong("--layout", error))?;
-        Ok((options, files))
-    }
-}
-
-impl EtcdArgs {
-    /// Restricts the layouts to those of `--layout`, each as the configuration has it if it does.
-    fn choose_layouts(&self, options: &mut Options) -> Result<(), Failure> {
-        if self.layout.is_empty() {
-            return Ok(());
-        }
-        let known = options.read_layouts();
-        let chosen = |name: &String| {
-            let configured: Vec<_> = known.iter().filter(|layout| layout.to_string() == *name).cloned().collect();
-            if configured.is_empty() { Ok(vec![parse("--layout", name)?]) } else { Ok(configured) }
-        };
-        let chosen: Result<Vec<Vec<Layout>>, Failure> = self.layout.iter().map(chosen).collect();
-        options.layouts = chosen?.concat();
-        options.also_read.clear();
-        Ok(())
-    }
-}
-
-/// Replaces the endpoint and the layouts by those of a running `run --dev`.
-fn look_into(host: &DevHost, options: &mut Options) {
-    tracing::info!("using the private etcd of leasehold run --dev, process {}, at {}", host.pid, host.endpoint);
-    options.endpoints = vec![host.endpoint.clone()];
-    match host.file.as_deref().map(Config::load) {
-        None => {}
-        Some(Ok(config)) => {
-            options.layouts = config.registrar.layouts;
-            options.also_read = config.registrar.also_read;
-        }
-        Some(Err(failure)) => tracing::warn!("the layouts of that host are unknown: {}", failure.sentence()),
-    }
-}
-
-/// Environment variables with the password of `--user`; the first that is set counts.
-const PASSWORDS: [&str; 2] = ["LEASEHOLD_ETCD_PASSWORD", "ETCDCTL_PASSWORD"];
-
-impl ConnectionArgs {
-    /// A configuration file whose connection is replaced by what the arguments say.
-    pub(crate) fn load(&self, file: &Path) -> Result<Config, Failure> {
-        let mut config = Config::load(file)?;
-        self.apply(&mut config.registrar, &mut config.etcd_files)?;
-        Ok(config)
-    }
-
-    /// The connection that the arguments and the environment say.
-    fn options(&self) -> Result<(Options, EtcdFiles), Failure> {
-        let endpoints = match self.etcd.is_empty() {
-            true => connection::endpoints(|name| std::env::var(name).ok(), self.has_tls()).map_err(Failure::usage)?,
-            false => Vec::new(),
-        };
-        let (mut options, mut files) = (Options::new(endpoints), EtcdFiles::default());
-        self.apply(&mut options, &mut files)?;
-        Ok((options, files))
-    }
-
-    fn has_tls(&self) -> bool {
-        self.cacert.is_some() || self.cert.is_some()
-    }
-
-    /// The latest running `run --dev` of this user, unless the arguments or the environment say where etcd is.
-    fn dev_host(&self) -> Result<Option<DevHost>, Failure> {
-        let named = connection::named(|name| std::env::var(name).ok(), self.has_tls()).map_err(Failure::usage)?;
-        let is_elsewhere = !self.etcd.is_empty() || named.is_some() || self.has_tls() || self.user.is_some();
-        let mut running = if is_elsewhere { Vec::new() } else { DevHost::running() }.into_iter();
-        let latest = running.next();
-        if let Some(other) = running.next() {
-            tracing::warn!("several run --dev are running; --etcd {} selects another one", other.endpoint);
-        }
-        Ok(latest)
-    }
-
-    fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {
-        if !self.etcd.is_empty() {
-            let endpoints = self.etcd.iter().map(|text| connection::endpoint(text, self.has_tls()));
-            options.endpoints = endpoints.collect::<Result<_, _>>().map_err(|message| wrong("--etcd", message))?;
-        }
-        if let Some(ca) = &self.cacert {
-            options.tls.ca_pem = Some(readable("--cacert", ca)?);
-            files.ca = Some(ca.clone());
-        }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            options.tls.identity_pem = Some((readable("--cert", cert)?, readable("--key", key)?));
-            (files.cert, files.key) = (Some(cert.clone()), Some(key.clone()));
-        }
-        if let Some(user) = &self.user {
-            options.credentials = Some(Credentials { user: user.clone(), password: self.password(user)? });
-        }
-        Ok(())
-    }
-
-    fn password(&self, user: &str) -> Result<Source, Failure> {
-        if user.contains(':') {
-            // Not repeated: it may hold a password.
-            return Err(Failure::usage(
-                "--user: must be a name alone, as other users of this machine can read arguments; the password goes to \
-                 --password-file or LEASEHOLD_ETCD_PASSWORD",
-            ));
-        }
-        if let Some(file) = &self.password_file {
-            return readable("--password-file", file);
-        }
-        let password = PASSWORDS.iter().find_map(|name| std::env::var(name).ok());
-        password.map(Source::from).ok_or_else(|| {
-            Failure::usage("--user: needs --password-file, or LEASEHOLD_ETCD_PASSWORD in the environment")
-        })
-    }
-}
-
-/// A file that can be read now, and is read again for each use.
-fn readable(flag: &str, path: &Path) -> Result<Source, Failure> {
-    let source = Source::from(path.to_owned());
-    source.read().map_err(|error| wrong(flag, error))?;
-    Ok(source)
-}
-
-/// Parses an argument; the error names its flag.
-pub(crate) fn parse<T>(flag: &str, text: &str) -> Result<T, Failure>
-where
-    T: FromStr,
-    T::Err: std::fmt::Display,
-{
-    text.parse().map_err(|error| wrong(flag, error))
-}
-
-fn wrong(flag: &str, error: impl std::fmt::Display) -> Failure {
-    Failure::usage(format!("{flag}: {error}"))
-}
-
-fn pairs(flag: &str, given: &[String]) -> Result<Variables, Failure> {
-    let mut variables = Variables::default();
-    for pair in given {
-        match pair.split_once('=') {
-            Some((key, value)) if !key.is_empty() => {
-                variables.0.insert(key.to_owned(), value.to_owned());
-            }
-            // The text is not repeated: it may be half of a secret.
-            _ => return Err(Failure::usage(format!("{flag}: must be KEY=VALUE"))),
-        }
-    }
-    Ok(variables)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use crate::{
     admin::listener::Stream,
     cli::AdminArgs,
-    commands::tls_client,
+    commands::{print, print_json, tls_client},
     config::{Admin, AdminAddress, Config},
     error::{Failure, one_line},
     process::runtime_folder,
@@ -241,6 +241,27 @@ async fn running(file: &Path) -> Result<Address, Failure> {
     let refused = refused.map_or_else(String::new, |message| format!("; {message}"));
     let folders = runtime_folder::shown();
     Err(Failure::other(format!("no host runs {}: it has no socket in {folders}{refused}", wanted.display())))
+}
+
+/// Sends a command about services, and shows the outcome of each on stdout: a line each, or all as JSON. Fails after that if
+/// some have failed, with their number and what they have not done.
+pub(super) async fn command<T: DeserializeOwned>(
+    host: &AdminArgs,
+    path: &str,
+    json: bool,
+    line: impl Fn(&T) -> String,
+    has_failed: impl Fn(&T) -> bool,
+    failure: &str,
+) -> Result<(), Failure> {
+    let (all, answer): (Vec<T>, _) = Endpoint::of(host).await?.post(path).await?;
+    match json {
+        true => print_json(&answer)?,
+        false => print(&all.iter().map(line).collect::<String>())?,
+    }
+    match all.iter().filter(|one| has_failed(one)).count() {
+        0 => Ok(()),
+        failed => Err(Failure::other(format!("{failed} of {} services {failure}", all.len()))),
+    }
 }
 
 /// Sends one request on a connection of its own, and reads the response to the end.

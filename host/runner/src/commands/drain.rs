@@ -2,10 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{print, print_json};
 use crate::{
-    cli::DrainArgs,
-    commands::admin_client::{Endpoint, part},
+    cli::ServiceArgs,
+    commands::admin_client::{command, part},
     error::Failure,
 };
 
@@ -19,14 +18,9 @@ struct Drained {
 }
 
 /// Requests the drain, waits, and reports on stdout.
-pub(crate) async fn drain(args: DrainArgs) -> Result<(), Failure> {
+pub(crate) async fn drain(args: ServiceArgs) -> Result<(), Failure> {
     let path = format!("/drain/{}", part(&args.name));
-    let (drained, answer): (Vec<Drained>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
-    if args.json {
-        return print_json(&answer);
-    }
-    let lines: String = drained.iter().map(line).collect();
-    print(&lines)
+    command(&args.host, &path, args.json, line, |_| false, "are not drained").await
 }
 
 fn line(drained: &Drained) -> String {

@@ -2,10 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{print, print_json};
 use crate::{
     cli::ReloadArgs,
-    commands::admin_client::{Endpoint, part},
+    commands::admin_client::{command, part},
     error::{Failure, shown},
 };
 
@@ -30,17 +29,8 @@ impl Reloaded {
 /// was not named.
 pub(crate) async fn reload(args: ReloadArgs) -> Result<(), Failure> {
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", part(name)));
-    let (all, answer): (Vec<Reloaded>, _) = Endpoint::of(&args.host).await?.post(&format!("/reload{path}")).await?;
-    if args.json {
-        print_json(&answer)?;
-    } else {
-        print(&all.iter().map(line).collect::<String>())?;
-    }
-    let has_failed = |one: &&Reloaded| !one.reloaded && (args.name.is_some() || !one.is_drained());
-    match all.iter().filter(has_failed).count() {
-        0 => Ok(()),
-        failed => Err(Failure::other(format!("{failed} of {} services are not reloaded", all.len()))),
-    }
+    let has_failed = |one: &Reloaded| !one.reloaded && (args.name.is_some() || !one.is_drained());
+    command(&args.host, &format!("/reload{path}"), args.json, line, has_failed, "are not reloaded").await
 }
 
 fn line(one: &Reloaded) -> String {

@@ -2,10 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{print, print_json};
 use crate::{
-    cli::ResumeArgs,
-    commands::admin_client::{Endpoint, part},
+    cli::ServiceArgs,
+    commands::admin_client::{command, part},
     error::{Failure, shown},
 };
 
@@ -19,18 +18,9 @@ struct Resumed {
 }
 
 /// Requests the start, waits, and reports on stdout. A service that does not start is a failure.
-pub(crate) async fn resume(args: ResumeArgs) -> Result<(), Failure> {
+pub(crate) async fn resume(args: ServiceArgs) -> Result<(), Failure> {
     let path = format!("/resume/{}", part(&args.name));
-    let (all, answer): (Vec<Resumed>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
-    if args.json {
-        print_json(&answer)?;
-    } else {
-        print(&all.iter().map(line).collect::<String>())?;
-    }
-    match all.iter().filter(|one| !one.resumed).count() {
-        0 => Ok(()),
-        failed => Err(Failure::other(format!("{failed} of {} services do not start", all.len()))),
-    }
+    command(&args.host, &path, args.json, line, |one| !one.resumed, "do not start").await
 }
 
 fn line(one: &Resumed) -> String {

@@ -2,10 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{print, print_json};
 use crate::{
     cli::WeightArgs,
-    commands::admin_client::{Endpoint, part},
+    commands::admin_client::{command, part},
     error::{Failure, shown},
 };
 
@@ -22,16 +21,7 @@ struct Weighed {
 pub(crate) async fn weight(args: WeightArgs) -> Result<(), Failure> {
     let value = args.weight.0.map_or_else(|| "auto".to_owned(), |weight| weight.to_string());
     let path = format!("/weight/{}?value={value}", part(&args.name));
-    let (all, answer): (Vec<Weighed>, _) = Endpoint::of(&args.host).await?.post(&path).await?;
-    if args.json {
-        print_json(&answer)?;
-    } else {
-        print(&all.iter().map(line).collect::<String>())?;
-    }
-    match all.iter().filter(|one| one.why.is_some()).count() {
-        0 => Ok(()),
-        failed => Err(Failure::other(format!("{failed} of {} services have not taken it", all.len()))),
-    }
+    command(&args.host, &path, args.json, line, |one: &Weighed| one.why.is_some(), "have not taken it").await
 }
 
 fn line(one: &Weighed) -> String {
