@@ -39,6 +39,8 @@ const SWEEP: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone)]
 pub struct RegistryCtx {
     shared: Arc<Shared>,
+    /// Policy of this revision.
+    policy: Arc<Policy>,
     /// Revision of the component that this context is for, from 0.
     revision: u64,
 }
@@ -46,7 +48,6 @@ pub struct RegistryCtx {
 #[derive(Debug)]
 struct Shared {
     registrar: Registrar,
-    policy: Policy,
     registrations: OnceMap<Keys, Arc<ComponentRegistration>>,
     /// Weight in place of each registration's own, set by the embedder.
     weight: Mutex<Option<Weight>>,
@@ -99,7 +100,6 @@ impl RegistryCtx {
         let budget = Budget::new(burst, policy.registration_interval);
         let shared = Shared {
             registrar,
-            policy,
             registrations,
             weight: Mutex::default(),
             budget,
@@ -112,12 +112,12 @@ impl RegistryCtx {
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         };
-        Self { shared: Arc::new(shared), revision: 0 }
+        Self { shared: Arc::new(shared), policy: Arc::new(policy), revision: 0 }
     }
 
     /// Policy of the component.
     pub fn policy(&self) -> &Policy {
-        &self.shared.policy
+        &self.policy
     }
 
     /// The component's registrations that have not ended and are not withdrawn, in no particular order.
@@ -151,8 +151,8 @@ impl RegistryCtx {
     /// Errors: those of [`Registrar::register_on`]; `Quota` beyond the policy's limit; `Ended` after
     /// [`stop_all`](Self::stop_all). In each case nothing is registered that was not before.
     pub async fn register_node(&self, node: ServerNode) -> Result<Arc<Registration>, Error> {
-        let limit = self.shared.policy.max_registrations;
-        match self.register_once(node, self.shared.policy.terms.clone(), None).await {
+        let limit = self.policy.max_registrations;
+        match self.register_once(node, self.policy.terms.clone(), None).await {
             Ok(registration) => Ok(registration.registration()),
             Err(GetError::Full | GetError::Failed(RegisterError::TooOften)) => {
                 Err(Error::Quota { what: "the number of a component's registrations", limit })
@@ -225,8 +225,19 @@ impl RegistryCtx {
     /// it alone. Ends with [`take_over`](Self::take_over) or [`give_back`](Self::give_back) on the successor; one at a time.
     #[must_use]
     pub fn successor(&self) -> Self {
+        self.succeeded_by(Arc::clone(&self.policy))
+    }
+
+    /// The same, where the next revision has another policy. `max_registrations` and `registration_interval` stay those of
+    /// the first revision. Under other layouts, a key that both revisions have stays in etcd.
+    #[must_use]
+    pub fn successor_under(&self, policy: Policy) -> Self {
+        self.succeeded_by(Arc::new(policy))
+    }
+
+    fn succeeded_by(&self, policy: Arc<Policy>) -> Self {
         let revision = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
-        Self { shared: Arc::clone(&self.shared), revision }
+        Self { shared: Arc::clone(&self.shared), policy, revision }
     }
 
     /// Moves every registration to this revision, for an embedder that registers in the component's place.
@@ -254,7 +265,9 @@ impl RegistryCtx {
     /// Ok: they are gone. Otherwise the first error; the registrar goes on with the rest.
     pub async fn give_back(&self, predecessor: &Self) -> Result<(), Error> {
         let all = self.component_registrations();
-        let given = all.iter().map(|registration| registration.give_back(self.revision, predecessor.revision));
+        let given = all
+            .iter()
+            .map(|registration| registration.give_back(self.revision, predecessor.revision, &self.shared.registrar));
         join_all(given).await.into_iter().collect()
     }
 
@@ -264,15 +277,15 @@ impl RegistryCtx {
         node: types::ServerNode,
         ttl_seconds: u32,
     ) -> Result<Arc<ComponentRegistration>, CallRefusal> {
-        let node = self.shared.policy.admit(node)?;
-        let terms = self.shared.policy.terms_for(ttl_seconds)?;
+        let node = self.policy.admit(node)?;
+        let terms = self.policy.terms_for(ttl_seconds)?;
         if self.is_withdrawn() {
             return Err(CallRefusal::Withdrawn);
         }
         let budget = &self.shared.budget;
-        let registration = within(self.shared.policy.deadline, self.register_once(node, terms, Some(budget))).await?;
+        let registration = within(self.policy.deadline, self.register_once(node, terms, Some(budget))).await?;
         let registration = registration.map_err(|error| match error {
-            GetError::Full => CallRefusal::TooMany { max: self.shared.policy.max_registrations },
+            GetError::Full => CallRefusal::TooMany { max: self.policy.max_registrations },
             GetError::Closed | GetError::Failed(RegisterError::Registrar(Error::Ended)) => CallRefusal::Ending,
             GetError::Failed(RegisterError::Registrar(error)) => CallRefusal::Registrar(error),
             GetError::Failed(RegisterError::TooOften) => {
@@ -293,7 +306,7 @@ impl RegistryCtx {
 
     /// The component's `resolve`.
     pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, CallRefusal> {
-        let (name, version) = self.shared.policy.admit_lookup(name, version)?;
+        let (name, version) = self.policy.admit_lookup(name, version)?;
         let service = (name, version);
         let found = async {
             let view = self.watched(&service).await?.view;
@@ -301,7 +314,7 @@ impl RegistryCtx {
             Ok::<_, WatchError>(view.nodes())
         };
         let budget = &self.shared.lookups.budget;
-        within(self.shared.policy.deadline, found).await?.map_err(|error| match error {
+        within(self.policy.deadline, found).await?.map_err(|error| match error {
             WatchError::TooMany => CallRefusal::TooManyViews { max: MAX_VIEWS },
             WatchError::TooOften => CallRefusal::LookupRate { burst: budget.burst, interval: budget.interval },
             WatchError::Registrar(Error::Ended) => CallRefusal::Ending,
@@ -364,7 +377,7 @@ impl RegistryCtx {
 
     /// Waits for a call on one of the component's registrations, as long as its policy allows.
     pub(crate) async fn bounded<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, CallRefusal> {
-        Ok(within(self.shared.policy.deadline, call).await??)
+        Ok(within(self.policy.deadline, call).await??)
     }
 
     /// Returns the registration of the node's keys, and makes it if there is none. Without a budget, at any rate.
@@ -375,19 +388,26 @@ impl RegistryCtx {
         budget: Option<&Budget>,
     ) -> Result<Arc<ComponentRegistration>, GetError<RegisterError>> {
         let Shared { registrar, registrations, .. } = &*self.shared;
-        let keys = registrar.keys(&node, &terms);
+        let (keys, layouts) = (registrar.keys(&node, &terms), terms.layouts.clone());
         let make = || async {
             if budget.is_some_and(|budget| !budget.spend(Instant::now())) {
                 return Err(RegisterError::TooOften);
             }
             let weight = *self.shared.weight.lock();
             let published = with_weight(node.clone(), weight);
-            let registration = registrar.register_on(published, terms.clone()).await.inspect_err(|_| {
+            let former = self.former(&keys);
+            let registered = match former.is_empty() {
+                true => registrar.register_on(published, terms.clone()).await,
+                // Other layouts, some of which write the same keys.
+                false => register_beside(registrar, published, &terms, &former).await,
+            };
+            let registration = registered.inspect_err(|_| {
                 if let Some(budget) = budget {
                     budget.refund();
                 }
             })?;
-            Ok(Arc::new(ComponentRegistration::new(node.clone(), weight, terms, registration, self.revision)))
+            let (node, maker) = (node.clone(), self.revision);
+            Ok(Arc::new(ComponentRegistration::new(node, weight, terms, registration, maker, former)))
         };
         let failed = |error: Error| GetError::Failed(error.into());
         self.check_revision()?;
@@ -400,10 +420,10 @@ impl RegistryCtx {
             Outcome::Created(registration) => registration,
             Outcome::Existing(registration) => {
                 registration.claim(self.revision);
-                registration.replace(node).await.map_err(failed)?;
+                registration.replace(node, layouts, registrar).await.map_err(failed)?;
                 if !self.is_withdrawn() {
                     registration.restore(registrar).await.map_err(failed)?;
-                    let after = self.shared.policy.deadline;
+                    let after = self.policy.deadline;
                     let published = timeout(after, registration.published()).await;
                     published.unwrap_or(Err(Error::Timeout { what: "register", after, why: None })).map_err(failed)?;
                 }
@@ -423,6 +443,15 @@ impl RegistryCtx {
         Ok(registration)
     }
 
+    /// Published registrations with some of these keys, but not with all of them.
+    fn former(&self, keys: &Keys) -> Vec<Arc<ComponentRegistration>> {
+        let mut former = self.component_registrations();
+        former.retain(|one| {
+            !one.is_withdrawn() && one.registration().keys().any(|key| keys.iter().any(|own| **own == **key))
+        });
+        former
+    }
+
     /// Refuses an earlier revision once a later one has taken over.
     fn check_revision(&self) -> Result<(), GetError<RegisterError>> {
         match self.revision < self.shared.earliest.load(Ordering::SeqCst) {
@@ -430,6 +459,22 @@ impl RegistryCtx {
             false => Ok(()),
         }
     }
+}
+
+/// Registers a node in place of former registrations with some of its keys, which are written again if that fails.
+async fn register_beside(
+    registrar: &Registrar,
+    node: ServerNode,
+    terms: &Terms,
+    former: &[Arc<ComponentRegistration>],
+) -> Result<Registration, Error> {
+    let registrations: Vec<_> = former.iter().map(|former| former.registration()).collect();
+    let registered = registrar.register_beside(node, terms.clone(), &registrations).await;
+    if registered.is_err() {
+        // The first error is the reason.
+        drop(join_all(former.iter().map(|former| former.republish())).await);
+    }
+    registered
 }
 
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, CallRefusal> {

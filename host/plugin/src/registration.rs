@@ -3,7 +3,8 @@
 
 use std::{mem, sync::Arc, time::Duration};
 
-use leasehold::{Error, Registrar, Registration, ServerNode, State, Status, Terms, Weight};
+use futures::future::join_all;
+use leasehold::{Error, Layout, Registrar, Registration, ServerNode, State, Status, Terms, Weight};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -12,10 +13,11 @@ use crate::once_map::Ends;
 /// The node that the component has registered, and the registrar's registration of it.
 #[derive(Debug)]
 pub(crate) struct ComponentRegistration {
-    terms: Terms,
     state: Mutex<Inner>,
     /// Held during a change of presence: a `stop` must not overtake a `restore`.
     change: Semaphore,
+    /// Registrations of earlier revisions with which it shares keys, until its revision is served.
+    former: Mutex<Vec<Arc<ComponentRegistration>>>,
 }
 
 #[derive(Debug)]
@@ -23,12 +25,13 @@ struct Inner {
     /// The registrar's registration; the last one while the node is withdrawn.
     registration: Arc<Registration>,
     presence: Presence,
+    terms: Terms,
     /// The node as the component registered it, without a weight where the host computes it.
     node: ServerNode,
     /// Weight in place of the node's own, set by the embedder.
     weight: Option<Weight>,
-    /// The node before the latest revision registered it, while that revision is not served yet.
-    former: Option<ServerNode>,
+    /// The node and its layouts before the latest revision registered it, while that revision is not served yet.
+    former: Option<(ServerNode, Option<Vec<Layout>>)>,
     /// The revision of the component that made it.
     maker: u64,
     /// The latest revision that registered it.
@@ -78,11 +81,12 @@ impl ComponentRegistration {
         terms: Terms,
         registration: Registration,
         maker: u64,
+        former: Vec<Arc<Self>>,
     ) -> Self {
         let registration = Arc::new(registration);
         let presence = Presence::Published;
-        let state = Inner { registration, presence, node, weight, former: None, maker, owner: maker };
-        Self { terms, state: Mutex::new(state), change: Semaphore::new(1) }
+        let state = Inner { registration, presence, terms, node, weight, former: None, maker, owner: maker };
+        Self { state: Mutex::new(state), change: Semaphore::new(1), former: Mutex::new(former) }
     }
 
     pub(crate) fn registration(&self) -> Arc<Registration> {
@@ -136,17 +140,59 @@ impl ComponentRegistration {
         registration.replace(node).await
     }
 
-    /// Publishes the data of `node` under the same key from now on, or once it is restored. A weight that was set stays where
-    /// `node` has none.
-    pub(crate) async fn replace(&self, node: ServerNode) -> Result<(), Error> {
+    /// Publishes the data of `node` under the same keys from now on, or once it is restored, as these layouts write it. A
+    /// weight that was set stays where `node` has none.
+    pub(crate) async fn replace(
+        &self,
+        node: ServerNode,
+        layouts: Option<Vec<Layout>>,
+        registrar: &Registrar,
+    ) -> Result<(), Error> {
         let weight = node.weight.or(self.state().node.weight);
-        self.publish(ServerNode { weight, ..node }).await
+        self.publish(ServerNode { weight, ..node }, layouts, registrar).await
     }
 
-    async fn publish(&self, node: ServerNode) -> Result<(), Error> {
-        let (registration, node) = {
+    async fn publish(
+        &self,
+        node: ServerNode,
+        layouts: Option<Vec<Layout>>,
+        registrar: &Registrar,
+    ) -> Result<(), Error> {
+        let (has_same_layouts, registration, node) = {
             let mut state = self.state();
-            if mem::replace(&mut state.node, node.clone()) == node || state.presence == Presence::Withdrawn {
+            let is_same_node = mem::replace(&mut state.node, node.clone()) == node;
+            let has_same_layouts = mem::replace(&mut state.terms.layouts, layouts.clone()) == layouts;
+            if state.presence == Presence::Withdrawn || (has_same_layouts && is_same_node) {
+                return Ok(());
+            }
+            (has_same_layouts, Arc::clone(&state.registration), state.published())
+        };
+        match has_same_layouts {
+            true => registration.replace(node).await,
+            false => self.rewrite(registrar).await,
+        }
+    }
+
+    /// Writes its keys by its layouts, which have changed.
+    async fn rewrite(&self, registrar: &Registrar) -> Result<(), Error> {
+        let _permit = self.change().await;
+        let (former, node, terms) = {
+            let state = self.state();
+            if state.presence != Presence::Published {
+                return Ok(());
+            }
+            (Arc::clone(&state.registration), state.published(), state.terms.clone())
+        };
+        let next = registrar.register_beside(node, terms, std::slice::from_ref(&former)).await?;
+        self.state().registration = Arc::new(next);
+        former.stop().await
+    }
+
+    /// Publishes its node again, after another registration has written it for a node of its own.
+    pub(crate) async fn republish(&self) -> Result<(), Error> {
+        let (registration, node) = {
+            let state = self.state();
+            if state.presence != Presence::Published {
                 return Ok(());
             }
             (Arc::clone(&state.registration), state.published())
@@ -181,14 +227,14 @@ impl ComponentRegistration {
     /// Brings it back, unless it has ended meanwhile.
     pub(crate) async fn restore(&self, registrar: &Registrar) -> Result<(), Error> {
         let _permit = self.change().await;
-        let node = {
+        let (node, terms) = {
             let state = self.state();
             if state.presence != Presence::Withdrawn {
                 return Ok(());
             }
-            state.published()
+            (state.published(), state.terms.clone())
         };
-        let registration = Arc::new(registrar.register_on(node.clone(), self.terms.clone()).await?);
+        let registration = Arc::new(registrar.register_on(node.clone(), terms).await?);
         let changed = {
             let mut state = self.state();
             state.registration = Arc::clone(&registration);
@@ -205,7 +251,7 @@ impl ComponentRegistration {
     pub(crate) fn claim(&self, revision: u64) {
         let mut state = self.state();
         if revision > state.owner {
-            state.former = Some(state.node.clone());
+            state.former = Some((state.node.clone(), state.terms.layouts.clone()));
             state.owner = revision;
         }
     }
@@ -215,13 +261,14 @@ impl ComponentRegistration {
         self.state().owner
     }
 
-    /// Forgets the former node: the latest revision is served.
+    /// Forgets what was before the latest revision, which is served.
     pub(crate) fn settle(&self) {
         self.state().former = None;
+        self.former.lock().clear();
     }
 
     /// Gives it back to an earlier revision, as it was. Ends it if the later revision made it.
-    pub(crate) async fn give_back(&self, from: u64, to: u64) -> Result<(), Error> {
+    pub(crate) async fn give_back(&self, from: u64, to: u64, registrar: &Registrar) -> Result<(), Error> {
         let former = {
             let mut state = self.state();
             if state.owner == from && state.maker != from {
@@ -231,8 +278,13 @@ impl ComponentRegistration {
         };
         match former {
             Ok(None) => Ok(()),
-            Ok(Some(former)) => self.publish(former).await,
-            Err(()) => self.stop().await,
+            Ok(Some((node, layouts))) => self.publish(node, layouts, registrar).await,
+            Err(()) => {
+                let stopped = self.stop().await;
+                let former = mem::take(&mut *self.former.lock());
+                let republished = join_all(former.iter().map(|former| former.republish())).await;
+                republished.into_iter().fold(stopped, Result::and)
+            }
         }
     }
 

@@ -37,7 +37,7 @@ use crate::{
     },
     node::{ServiceName, Version},
     options::{LoadSource, Options, Ttl},
-    registration::Registration,
+    registration::KeyHandle,
     status::{Event, KeyStatus, LeaseMetrics, State, StatusCell},
     weight::load,
 };
@@ -102,7 +102,7 @@ pub(crate) type EtcdCall = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send
 pub(crate) type Scope = Option<(ServiceName, Version)>;
 
 /// A registration that is placed on a lease, and its confirmation by etcd.
-pub(crate) type Placement = (Registration, oneshot::Receiver<Result<(), Error>>);
+pub(crate) type Placement = (KeyHandle, oneshot::Receiver<Result<(), Error>>);
 
 type PlacementReply = oneshot::Sender<Result<Placement, Error>>;
 
@@ -309,23 +309,13 @@ impl RegistrarTask {
         let status = Arc::downgrade(&cell);
         let (confirm, confirmed) = oneshot::channel();
         let lease = &mut self.leases[index];
-        let registration = Registration {
-            key: key.clone(),
-            node: node.clone(),
-            renewals_before: lease.metrics.renewals(),
-            metrics: lease.metrics.clone(),
-            commands: lease.commands.clone(),
-            stop_timeout: self.options.stop_timeout,
-            status: Some(cell),
-            dropped: lease.dropped.clone(),
-            registrar: None,
-            others: Vec::new(),
-        };
+        let (metrics, commands, dropped) = (lease.metrics.clone(), lease.commands.clone(), lease.dropped.clone());
+        let handle = KeyHandle::new(key.clone(), cell, metrics, commands, dropped, self.options.stop_timeout);
         lease.names.insert(node.name.clone());
         self.keys.insert(key, PlacedKey { lease: lease.id, name: node.name.clone(), status: status.clone() });
         // A lease ends only by a command.
         let _ = lease.commands.send(Command::Register { request, status, reply: confirm }).await;
-        let _ = reply.send(Ok((registration, confirmed))); // Given up: the handle is dropped, which stops the key.
+        let _ = reply.send(Ok((handle, confirmed))); // Given up: the handle is dropped, which stops the key.
     }
 
     /// Lets a request wait until its key is out of etcd. Requests that were given up make room for others.

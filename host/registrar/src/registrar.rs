@@ -31,7 +31,7 @@ use crate::{
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
     placement::{Channels, RegistrarTask, Request},
-    registration::{RegistrarGuard, Registration},
+    registration::{KeyHandle, RegistrarGuard, Registration},
     status::Event,
 };
 
@@ -169,33 +169,81 @@ impl Registrar {
         self.register_all(Arc::new(node), terms).await
     }
 
+    /// Registers `node` like [`register_on`](Self::register_on), and shares the keys that it has in common with `former`, which
+    /// are written in place: for a node whose layouts change. Shared keys go on under their lease, with its time to live and
+    /// ownership.
+    ///
+    /// Ok: the next [`stop`](Registration::stop) or drop of the former registrations leaves shared keys alone. An error: no
+    /// further key stays registered, and some shared keys may have been written for `node`;
+    /// [`replace`](Registration::replace) on the former registrations undoes that.
+    pub async fn register_beside(
+        &self,
+        node: ServerNode,
+        terms: Terms,
+        former: &[Arc<Registration>],
+    ) -> Result<Registration, Error> {
+        let (node, layouts) = (Arc::new(node), self.layouts(&terms).to_vec());
+        self.check(&node, &layouts)?;
+        let shared = |layout: &Layout| {
+            let key = layout.key(&node);
+            former.iter().flat_map(|former| former.parts()).find(|part| **part.key() == *key).cloned()
+        };
+        let parts = layouts.into_iter().map(|layout| async {
+            match shared(&layout) {
+                Some(part) => Ok((part, layout)),
+                None => self.register_key(node.clone(), &layout, &terms).await.map(|part| (part, layout)),
+            }
+        });
+        let registration = Registration::new(node.clone(), try_join_all(parts).await?, self.guard.clone());
+        // In this order: a key is shared before anybody changes it.
+        let is_shared = |key: &str| former.iter().flat_map(|former| former.keys()).any(|other| **other == *key);
+        let replaced = registration.replace_where(&node, is_shared).await;
+        replaced.map(|()| registration)
+    }
+
     async fn register_all(&self, node: Arc<ServerNode>, terms: Terms) -> Result<Registration, Error> {
-        let layouts = terms.layouts.as_ref().unwrap_or(&self.options.layouts);
-        Layout::check_together(layouts)?;
-        for layout in layouts {
-            layout.accept_beside(&node, layouts.iter().chain(&self.options.layouts))?;
-        }
-        match layouts.as_slice() {
-            [layout] => self.register_key(node, layout, &terms).await,
+        let layouts = self.layouts(&terms);
+        self.check(&node, layouts)?;
+        let parts = match layouts {
+            [layout] => vec![(self.register_key(node.clone(), layout, &terms).await?, layout.clone())],
             // Boxed, so that the usual case does not pay for it.
-            layouts => Box::pin(self.register_keys(node, layouts, &terms)).await,
-        }
+            layouts => Box::pin(self.register_keys(&node, layouts, &terms)).await?,
+        };
+        Ok(Registration::new(node, parts, self.guard.clone()))
     }
 
     async fn register_keys(
         &self,
-        node: Arc<ServerNode>,
+        node: &Arc<ServerNode>,
         layouts: &[Layout],
         terms: &Terms,
-    ) -> Result<Registration, Error> {
-        let all = layouts.iter().map(|layout| self.register_key(node.clone(), layout, terms));
-        let mut all = try_join_all(all).await?.into_iter();
-        let mut registration = all.next().ok_or(Error::Ended)?;
-        registration.others = all.collect();
-        Ok(registration)
+    ) -> Result<Vec<(Arc<KeyHandle>, Layout)>, Error> {
+        let all = layouts.iter().map(|layout| async {
+            let part = self.register_key(node.clone(), layout, terms).await?;
+            Ok((part, layout.clone()))
+        });
+        try_join_all(all).await
     }
 
-    async fn register_key(&self, node: Arc<ServerNode>, layout: &Layout, terms: &Terms) -> Result<Registration, Error> {
+    fn layouts<'a>(&'a self, terms: &'a Terms) -> &'a [Layout] {
+        terms.layouts.as_ref().unwrap_or(&self.options.layouts)
+    }
+
+    /// Checks that a node can be registered under these layouts.
+    fn check(&self, node: &ServerNode, layouts: &[Layout]) -> Result<(), Error> {
+        Layout::check_together(layouts)?;
+        for layout in layouts {
+            layout.accept_beside(node, layouts.iter().chain(&self.options.layouts))?;
+        }
+        Ok(())
+    }
+
+    async fn register_key(
+        &self,
+        node: Arc<ServerNode>,
+        layout: &Layout,
+        terms: &Terms,
+    ) -> Result<Arc<KeyHandle>, Error> {
         let patience = self.options.register_timeout;
         let deadline = Instant::now() + patience;
         let placing = self.ask(|reply| {
@@ -210,18 +258,17 @@ impl Registrar {
             Request::Register { request: Box::new(request), reply }
         });
         let placed = timeout_at(deadline, placing).await;
-        let (mut registration, confirmed) =
+        let (part, confirmed) =
             placed.map_err(|_| Error::Timeout { what: "register", after: patience, why: None })???;
         // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
-        registration.registrar = Some(self.guard.clone());
-        Ok(registration)
+        Ok(Arc::new(part))
     }
 
     /// The keys that `node` has on these terms, one for each layout, in their order. Two nodes with the same keys are one
     /// instance, whatever else they say.
     pub fn keys(&self, node: &ServerNode, terms: &Terms) -> Vec<String> {
-        terms.layouts.as_ref().unwrap_or(&self.options.layouts).iter().map(|layout| layout.key(node)).collect()
+        self.layouts(terms).iter().map(|layout| layout.key(node)).collect()
     }
 
     /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.

@@ -1,8 +1,16 @@
 //! The handle of one registration.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use futures::future::{join_all, select_all};
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, timeout},
@@ -11,7 +19,8 @@ use tokio::{
 use crate::{
     error::Error,
     faults::Fault,
-    lease::core::messages::Command,
+    layout::Layout,
+    lease::core::messages::{Command, Reply},
     node::{ServerNode, Weight},
     status::{KeyStatus, LeaseMetrics, State, Status, StatusCell},
 };
@@ -24,51 +33,76 @@ pub(crate) type RegistrarGuard = Arc<dyn fmt::Debug + Send + Sync>;
 /// Dropping the handle deregisters the node in the background, without waiting.
 #[derive(Debug)]
 pub struct Registration {
-    pub(crate) key: Arc<str>,
-    pub(crate) node: Arc<ServerNode>,
-    /// Present until the drop, which the lease notices by its weak reference.
-    pub(crate) status: Option<Arc<StatusCell>>,
-    pub(crate) metrics: Arc<LeaseMetrics>,
-    pub(crate) renewals_before: u64,
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) stop_timeout: Duration,
-    pub(crate) dropped: Arc<Notify>,
-    /// Present once the key is confirmed.
-    pub(crate) registrar: Option<RegistrarGuard>,
-    /// Registrations of the same node under further layouts.
-    pub(crate) others: Vec<Registration>,
+    node: Arc<ServerNode>,
+    /// One key for each layout, one at least.
+    parts: Vec<(Arc<KeyHandle>, Layout)>,
+    /// Set by `stop`: keys that another registration has, too, are that one's alone.
+    is_released: AtomicBool,
+    /// Present once the keys are confirmed.
+    _registrar: RegistrarGuard,
 }
 
-impl Registration {
-    /// The key in etcd; with several layouts, that of the first.
-    pub fn key(&self) -> &Arc<str> {
+/// One key of a registration, or of several that succeed one another.
+#[derive(Debug)]
+pub(crate) struct KeyHandle {
+    key: Arc<str>,
+    /// Registrations that have not released the key.
+    owners: AtomicUsize,
+    /// Present until the last owner drops it, which the lease notices by its weak reference.
+    status: Mutex<Option<Arc<StatusCell>>>,
+    metrics: Arc<LeaseMetrics>,
+    renewals_before: u64,
+    commands: mpsc::Sender<Command>,
+    stop_timeout: Duration,
+    dropped: Arc<Notify>,
+}
+
+impl KeyHandle {
+    pub(crate) fn new(
+        key: Arc<str>,
+        status: Arc<StatusCell>,
+        metrics: Arc<LeaseMetrics>,
+        commands: mpsc::Sender<Command>,
+        dropped: Arc<Notify>,
+        stop_timeout: Duration,
+    ) -> Self {
+        let (owners, renewals_before) = (AtomicUsize::new(0), metrics.renewals());
+        Self {
+            key,
+            owners,
+            status: Mutex::new(Some(status)),
+            metrics,
+            renewals_before,
+            commands,
+            stop_timeout,
+            dropped,
+        }
+    }
+
+    pub(crate) fn key(&self) -> &Arc<str> {
         &self.key
     }
 
-    /// All keys in etcd: one per layout, in their order.
-    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.parts().map(|part| &part.key)
+    /// Waits for the reply to a command about the key.
+    pub(crate) async fn send(&self, command: impl FnOnce(Arc<str>, Reply) -> Command) -> Result<(), Error> {
+        let (reply, done) = oneshot::channel();
+        self.commands.send(command(self.key.clone(), reply)).await.map_err(|_| Error::Ended)?;
+        done.await.map_err(|_| Error::Ended)?
     }
 
-    fn parts(&self) -> impl Iterator<Item = &Self> {
-        std::iter::once(self).chain(&self.others)
+    /// Publishes another node under the key, as `layout` writes it.
+    pub(crate) async fn replace(&self, node: Arc<ServerNode>, layout: Layout) -> Result<(), Error> {
+        self.send(|key, reply| Command::Replace { key, node, layout, reply }).await
     }
 
-    /// The node as registered, without later changes by [`replace`](Self::replace); [`status`](Self::status) has the current
-    /// weight.
-    pub fn node(&self) -> &ServerNode {
-        &self.node
+    fn is_owned(&self) -> bool {
+        self.owners.load(SeqCst) > 0
     }
 
-    /// The current status. Never waits.
-    ///
-    /// With several layouts, the worst state, the shortest remaining time and the fewest renewals of their keys.
-    pub fn status(&self) -> Status {
-        self.others.iter().map(Self::status_of_key).fold(self.status_of_key(), Status::with)
-    }
-
-    fn status_of_key(&self) -> Status {
-        let KeyStatus { state, weight, recoveries } = self.status.as_ref().expect("present until the drop").read();
+    fn status(&self) -> Status {
+        let read = self.status.lock().as_ref().map(|status| status.read());
+        let over = KeyStatus { state: State::Stopped, weight: Weight::MIN, recoveries: 0 };
+        let KeyStatus { state, weight, recoveries } = read.unwrap_or(over);
         let is_over = matches!(state, State::Stopped | State::Pending);
         let now = Instant::now();
         let (ttl_remaining, lease_age) = match is_over {
@@ -79,6 +113,66 @@ impl Registration {
         let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
         let renewals = self.metrics.renewals() - self.renewals_before;
         Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
+    }
+
+    fn abandon(&self) {
+        drop(self.status.lock().take());
+        self.dropped.notify_one();
+    }
+}
+
+impl Drop for KeyHandle {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+impl Registration {
+    pub(crate) fn new(node: Arc<ServerNode>, parts: Vec<(Arc<KeyHandle>, Layout)>, registrar: RegistrarGuard) -> Self {
+        for (part, _) in &parts {
+            part.owners.fetch_add(1, SeqCst);
+        }
+        Self { node, parts, is_released: AtomicBool::new(false), _registrar: registrar }
+    }
+
+    /// The key in etcd; with several layouts, that of the first.
+    pub fn key(&self) -> &Arc<str> {
+        &self.parts[0].0.key
+    }
+
+    /// All keys in etcd: one per layout, in their order.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.parts().map(|part| &part.key)
+    }
+
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<KeyHandle>> {
+        self.parts.iter().map(|(part, _)| part)
+    }
+
+    /// The node as registered, without later changes by [`replace`](Self::replace); [`status`](Self::status) has the current
+    /// weight.
+    pub fn node(&self) -> &ServerNode {
+        &self.node
+    }
+
+    /// The current status. Never waits.
+    ///
+    /// With several layouts, the worst state, the shortest remaining time and the fewest renewals of their keys. Stopped, if
+    /// another registration has taken the keys over.
+    pub fn status(&self) -> Status {
+        let (first, others) = (self.parts[0].0.status(), self.parts().skip(1).map(|part| part.status()));
+        let status = others.fold(first, Status::with);
+        match self.has_given_up() {
+            true => {
+                Status { state: State::Stopped, ttl_remaining: Duration::ZERO, lease_age: Duration::ZERO, ..status }
+            }
+            false => status,
+        }
+    }
+
+    /// Returns true once a stopped registration has left keys to another one.
+    fn has_given_up(&self) -> bool {
+        self.is_released.load(SeqCst) && self.parts().any(|part| part.is_owned())
     }
 
     /// Reason why the registration is not as it should be, or cannot be taken out of etcd: an unresolved refusal, a missing
@@ -111,7 +205,9 @@ impl Registration {
     /// Returns once the change is accepted. It is written at least one second after the change before it; an equal weight is
     /// not written. Fails with [`Error::Ended`] when the registration has ended.
     pub async fn set_weight(&self, weight: Weight) -> Result<(), Error> {
-        self.send(|key, reply| Command::SetWeight { key, weight, reply }).await
+        self.check_owned()?;
+        let set = self.parts().map(|part| part.send(|key, reply| Command::SetWeight { key, weight, reply }));
+        join_all(set).await.into_iter().collect()
     }
 
     /// Publishes another node under the same keys from now on: other metadata, another weight, and another version under
@@ -122,31 +218,32 @@ impl Registration {
     /// [`Error::Invalid`] for a node that has another key under one of the layouts, in which case keys of other layouts may
     /// have been replaced, and with [`Error::Ended`] when the registration has ended.
     pub async fn replace(&self, node: ServerNode) -> Result<(), Error> {
-        let node = Arc::new(node);
-        self.send(|key, reply| Command::Replace { key, node: node.clone(), reply }).await
+        self.check_owned()?;
+        self.replace_where(&Arc::new(node), |_| true).await
     }
 
-    async fn send(
+    /// Publishes another node under some of the keys.
+    pub(crate) async fn replace_where(
         &self,
-        command: impl Fn(Arc<str>, oneshot::Sender<Result<(), Error>>) -> Command,
+        node: &Arc<ServerNode>,
+        is_meant: impl Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        let outcomes = self.parts().map(|part| {
-            let (reply, done) = oneshot::channel();
-            let command = command(part.key.clone(), reply);
-            async {
-                part.commands.send(command).await.map_err(|_| Error::Ended)?;
-                done.await.map_err(|_| Error::Ended)?
-            }
-        });
-        join_all(outcomes).await.into_iter().collect()
+        let meant = self.parts.iter().filter(|(part, _)| is_meant(&part.key));
+        let replaced = meant.map(|(part, layout)| part.replace(node.clone(), layout.clone()));
+        join_all(replaced).await.into_iter().collect()
+    }
+
+    fn check_owned(&self) -> Result<(), Error> {
+        if self.has_given_up() { Err(Error::Ended) } else { Ok(()) }
     }
 
     /// Deregisters the node. Returns once its keys are deleted, or held by another lease, and nothing of this host can bring
-    /// them back.
+    /// them back. Keys that a later registration has taken over stay.
     ///
     /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion continues in the background.
     pub async fn stop(&self) -> Result<(), Error> {
-        let stopped = self.parts().map(|part| async {
+        self.release();
+        let stopped = self.parts().filter(|part| !part.is_owned()).map(|part| async {
             let (reply, done) = oneshot::channel();
             let command = Command::Stop { key: part.key.clone(), reply };
             match part.commands.send(command).await {
@@ -155,7 +252,7 @@ impl Registration {
                 Ok(()) => done.await.unwrap_or(Ok(())),
             }
         });
-        let after = self.stop_timeout;
+        let after = self.parts[0].0.stop_timeout;
         let all = timeout(after, join_all(stopped)).await;
         let because = || match self.fault().map(|fault| fault.why) {
             Some(Error::Unavailable(why)) => Some(why),
@@ -163,11 +260,20 @@ impl Registration {
         };
         all.map_err(|_| Error::Timeout { what: "stop", after, why: because() })?.into_iter().collect()
     }
+
+    /// Gives up its part in the keys, once.
+    fn release(&self) {
+        if !self.is_released.swap(true, SeqCst) {
+            for part in self.parts() {
+                part.owners.fetch_sub(1, SeqCst);
+            }
+        }
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.status = None;
-        self.dropped.notify_one();
+        self.release();
+        self.parts().filter(|part| !part.is_owned()).for_each(|part| part.abandon());
     }
 }

@@ -212,13 +212,13 @@ impl Scrape {
 }
 
 /// The services at the moment of the scrape.
-struct ServiceSamples<'a> {
-    snapshots: Vec<Snapshot<'a>>,
+struct ServiceSamples {
+    snapshots: Vec<Snapshot>,
     /// Samples with the value zero are shown, too.
     is_full: bool,
 }
 
-impl ServiceSamples<'_> {
+impl ServiceSamples {
     fn phases(&self, page: &mut Page<'_>) -> fmt::Result {
         let names: Vec<_> = Phase::iter().map(|phase| (phase, phase.to_string())).collect();
         let phases = self.services().flat_map(|service| {
@@ -269,7 +269,7 @@ impl ServiceSamples<'_> {
         page.counter("outgoing_requests", "Requests sent by the component", outgoing)?;
         let help = "Time until the response begins";
         let mut family = page.0.encode_descriptor("request_duration_seconds", help, None, MetricType::Histogram)?;
-        let has_requests = |service: &&Snapshot<'_>| self.is_full || service.handle.stats.tally().all > 0;
+        let has_requests = |service: &&Snapshot| self.is_full || service.handle.stats.tally().all > 0;
         for service in self.services().filter(has_requests) {
             service.handle.stats.duration.encode(family.encode_family(&labels(service))?)?;
         }
@@ -292,7 +292,7 @@ impl ServiceSamples<'_> {
     }
 
     fn views(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Snapshot<'_>, Vec<View>)> = self.services().map(|service| (service, service.views())).collect();
+        let all: Vec<(&Snapshot, Vec<View>)> = self.services().map(|service| (service, service.views())).collect();
         let each = || {
             let each = all.iter().flat_map(|(service, views)| views.iter().map(move |view| (*service, view)));
             each.map(|(service, view)| {
@@ -309,7 +309,7 @@ impl ServiceSamples<'_> {
     }
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {
-        let all: Vec<(&Snapshot<'_>, Vec<Arc<Registration>>)> =
+        let all: Vec<(&Snapshot, Vec<Arc<Registration>>)> =
             self.services().map(|service| (service, service.registrations())).collect();
         let names = STATES.map(|state| (state, state.to_string()));
         let states = all.iter().flat_map(|(service, registrations)| {
@@ -337,12 +337,12 @@ impl ServiceSamples<'_> {
         page.counter("recoveries", "Times that the key was lost and written again", recoveries)
     }
 
-    fn services(&self) -> impl Iterator<Item = &Snapshot<'_>> {
+    fn services(&self) -> impl Iterator<Item = &Snapshot> {
         self.snapshots.iter()
     }
 }
 
-fn labels<'a>(service: &'a Snapshot<'_>) -> Labels<'a> {
+fn labels<'a>(service: &'a Snapshot) -> Labels<'a> {
     vec![("service", service.handle.name.as_str()), ("listen", &*service.status.listen)]
 }
 

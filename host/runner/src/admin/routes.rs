@@ -13,8 +13,8 @@ use crate::telemetry::log_level::Level;
 
 /// Paths and methods, for a request that has another path.
 const PATHS: &str = "GET /healthz, GET /readyz, GET /metrics, GET /services, GET /status, GET /status/NAME, \
-                     POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload, POST /reload/NAME, \
-                     POST /log/LEVEL?for=SECONDS";
+                     POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload?dry_run=true, \
+                     POST /reload/NAME, POST /log/LEVEL?for=SECONDS";
 /// Longest change of the log's level, and the usual one.
 const MAX_LOG_SECONDS: u32 = 24 * 3600;
 const LOG_SECONDS: u32 = 600;
@@ -35,8 +35,13 @@ pub(crate) enum Route {
     Resume(String),
     /// Sets the weight of a service; `None` for the weight as configured.
     Weight(String, Option<Weight>),
-    /// Reload of one service, or of all.
-    Reload(Option<String>),
+    /// Reload of one service from its component file.
+    Reload(String),
+    /// Reload of the configuration.
+    Reconfigure {
+        /// Changes nothing, and responds with the plan.
+        dry_run: bool,
+    },
     /// Another level of the log for a while; no time at all restores the usual one.
     LogLevel(Level, Duration),
 }
@@ -107,8 +112,9 @@ impl fmt::Display for Route {
             Self::Resume(name) => write!(f, "resume {}", shown(name)),
             Self::Weight(name, Some(weight)) => write!(f, "weight {} {weight}", shown(name)),
             Self::Weight(name, None) => write!(f, "weight {} auto", shown(name)),
-            Self::Reload(Some(name)) => write!(f, "reload {}", shown(name)),
-            Self::Reload(None) => write!(f, "reload"),
+            Self::Reload(name) => write!(f, "reload {}", shown(name)),
+            Self::Reconfigure { dry_run: true } => write!(f, "reload --dry-run"),
+            Self::Reconfigure { dry_run: false } => write!(f, "reload"),
             Self::LogLevel(level, _) => write!(f, "log {level}"),
             Self::Status(Some(name)) => write!(f, "status {}", shown(name)),
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(None) => {
@@ -130,13 +136,13 @@ impl Route {
             "/metrics" => Self::Metrics,
             "/services" => Self::Services,
             "/status" => Self::Status(None),
-            "/reload" => Self::Reload(None),
+            "/reload" => Self::Reconfigure { dry_run: dry_run(query)? },
             _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some(("status", name)) => Self::Status(Some(decoded(name)?)),
                 Some(("drain", name)) => Self::Drain(decoded(name)?),
                 Some(("resume", name)) => Self::Resume(decoded(name)?),
                 Some(("weight", name)) => Self::Weight(decoded(name)?, weight(query)?),
-                Some(("reload", name)) => Self::Reload(Some(decoded(name)?)),
+                Some(("reload", name)) => Self::Reload(decoded(name)?),
                 Some(("log", level)) => log_level(level, request.uri().query())?,
                 _ => {
                     return Err(RouteError::new(
@@ -158,7 +164,12 @@ impl Route {
     pub(crate) fn is_command(&self) -> bool {
         match self {
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(_) => false,
-            Self::Drain(_) | Self::Resume(_) | Self::Weight(..) | Self::Reload(_) | Self::LogLevel(..) => true,
+            Self::Drain(_)
+            | Self::Resume(_)
+            | Self::Weight(..)
+            | Self::Reload(_)
+            | Self::Reconfigure { .. }
+            | Self::LogLevel(..) => true,
         }
     }
 
@@ -205,6 +216,12 @@ fn without_etcd(query: &str) -> Result<bool, RouteError> {
         Some("optional") => Ok(true),
         Some(_) => Err(RouteError::new(StatusCode::BAD_REQUEST, "etcd must be optional or required")),
     }
+}
+
+/// Returns true if a reload is only planned.
+fn dry_run(query: &str) -> Result<bool, RouteError> {
+    let written = parameter(query, "dry_run").unwrap_or("false");
+    written.parse().map_err(|_| RouteError::new(StatusCode::BAD_REQUEST, "dry_run must be true or false"))
 }
 
 /// The weight in a query; `None` for the weight as configured.
@@ -278,8 +295,9 @@ mod tests {
             ("POST", "/weight/a?value=100", Route::Weight("a".to_owned(), Some(100.try_into().unwrap()))),
             ("POST", "/weight/a?value=auto", Route::Weight("a".to_owned(), None)),
             ("POST", "/drain/a%20b", Route::Drain("a b".to_owned())),
-            ("POST", "/reload", Route::Reload(None)),
-            ("POST", "/reload/a/b", Route::Reload(Some("a/b".to_owned()))),
+            ("POST", "/reload", Route::Reconfigure { dry_run: false }),
+            ("POST", "/reload?dry_run=true", Route::Reconfigure { dry_run: true }),
+            ("POST", "/reload/a/b", Route::Reload("a/b".to_owned())),
             ("POST", "/log/debug", Route::LogLevel(Level::Debug, Duration::from_secs(600))),
             ("POST", "/log/trace?for=0", Route::LogLevel(Level::Trace, Duration::ZERO)),
         ] {
@@ -300,6 +318,7 @@ mod tests {
             ("POST", "/weight/a?value=101"),
             ("POST", "/weight/a?value=-5"),
             ("GET", "/readyz?etcd=off"),
+            ("POST", "/reload?dry_run=perhaps"),
             ("POST", "/log/loud"),
             ("POST", "/log/"),
             ("POST", "/log/debug?for="),

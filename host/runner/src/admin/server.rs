@@ -20,11 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
-    sync::{
-        OwnedSemaphorePermit, Semaphore,
-        mpsc::{self, error::TrySendError},
-        oneshot,
-    },
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{sleep, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
@@ -41,7 +37,7 @@ use crate::{
     error::Failure,
     inbound::{server::bind, tls::Tls},
     process::runtime_folder,
-    service::handle::{Readiness, Reply, ServiceHandle, Services, Snapshot},
+    service::handle::{NotAccepted, Readiness, ReloadCommand, Reply, ServiceHandle, ServiceList, Services, Snapshot},
     telemetry::{
         log_level::{Level, Levels},
         throttle::Throttle,
@@ -410,7 +406,8 @@ impl AdminState {
             Route::Drain(name) => self.drain(&name).await,
             Route::Resume(name) => self.resume(&name).await,
             Route::Weight(name, weight) => self.weight(&name, weight).await,
-            Route::Reload(name) => self.reload(name.as_deref()).await,
+            Route::Reload(name) => self.reload(&name).await,
+            Route::Reconfigure { dry_run } => self.reconfigure(dry_run).await,
             Route::LogLevel(level, lasting) => self.log_level(level, lasting),
         }
     }
@@ -482,13 +479,13 @@ impl AdminState {
 
     fn status(&self, name: Option<&str>) -> AdminResponse {
         let services: Vec<_> = match name {
-            None => self.services.all().iter().collect(),
+            None => self.services.all().to_vec(),
             Some(name) => match self.named(name) {
                 Ok(services) => services,
                 Err((status, message)) => return error_json(status, &message),
             },
         };
-        let services: Vec<_> = services.into_iter().map(ServiceHandle::snapshot).collect();
+        let services: Vec<_> = services.iter().map(ServiceHandle::snapshot).collect();
         let faults = self.faults().lines().map(ToOwned::to_owned).collect();
         json_response(StatusCode::OK, &HostStatus::of(&self.host, &self.services, faults, &services))
     }
@@ -509,7 +506,7 @@ impl AdminState {
         };
         self.command(
             services,
-            |handle| &handle.drains,
+            |handle, reply| Ok(handle.drains.try_send(reply)?),
             |handle, drained| {
                 row(handle, json!({ "keys_gone": drained.keys_gone, "all_answered": drained.all_answered }))
             },
@@ -524,7 +521,7 @@ impl AdminState {
         };
         self.command(
             services,
-            |handle| &handle.resumes,
+            |handle, reply| Ok(handle.resumes.try_send(reply)?),
             |handle, outcome| {
                 let why = outcome.err().map(|failure| failure.sentence());
                 row(handle, json!({ "resumed": why.is_none(), "why": why }))
@@ -538,47 +535,51 @@ impl AdminState {
             Ok(services) => services,
             Err((status, message)) => return error_json(status, &message),
         };
-        if services.iter().all(|handle| handle.register == Register::Off) {
+        if services.iter().all(|handle| handle.spec().register == Register::Off) {
             return error_json(StatusCode::CONFLICT, &format!("{name} is not registered, and so has no weight"));
         }
         let set = services.into_iter().map(|handle| async move {
             // A registration that ends meanwhile has no weight any more.
             let why = handle.set_weight(weight).await.err().map(|error| error.to_string());
-            row(handle, json!({ "weight": weight.map(Weight::value), "why": why }))
+            row(&handle, json!({ "weight": weight.map(Weight::value), "why": why }))
         });
         json_response(StatusCode::OK, &join_all(set).await)
     }
 
-    /// Reloads the services of that name; without a name, all that are not drained.
-    async fn reload(&self, name: Option<&str>) -> AdminResponse {
-        let (services, drained) = match name {
-            Some(name) => match self.named(name) {
-                Ok(services) => (services, Vec::new()),
-                Err((status, message)) => return error_json(status, &message),
-            },
-            None => self.services.all().iter().partition(|handle| !handle.snapshot().is_out()),
-        };
-        let drained = drained.into_iter().map(|handle| {
-            let why =
-                format!("it is {}; leasehold resume {} starts it with its present file", handle.phase(), handle.name);
-            row(handle, json!({ "reloaded": false, "why": why }))
-        });
-        let show = |handle: &ServiceHandle, outcome: Result<(), Failure>| {
-            let why = outcome.err().map(|failure| failure.sentence());
-            row(handle, json!({ "reloaded": why.is_none(), "why": why }))
-        };
-        let replies = self.replies(services, |handle| &handle.reloads, show).await;
-        match replies {
-            Ok(replies) => json_response(StatusCode::OK, &replies.into_iter().chain(drained).collect::<Vec<_>>()),
-            Err((status, message)) => error_json(status, &message),
+    /// Reads the configuration again.
+    async fn reconfigure(&self, dry_run: bool) -> AdminResponse {
+        if let Err((status, message)) = self.is_open() {
+            return error_json(status, &message);
+        }
+        match self.services.reconfigure(dry_run).await {
+            Ok(outcome) => json_response(StatusCode::OK, &outcome),
+            Err(failure @ Failure::Usage(_)) => error_json(StatusCode::UNPROCESSABLE_ENTITY, &failure.sentence()),
+            Err(failure) => error_json(StatusCode::CONFLICT, &failure.sentence()),
         }
     }
 
+    /// Reloads the services of that name from their component files.
+    async fn reload(&self, name: &str) -> AdminResponse {
+        let services = match self.named(name) {
+            Ok(services) => services,
+            Err((status, message)) => return error_json(status, &message),
+        };
+        self.command(
+            services,
+            |handle, reply| Ok(handle.reloads.try_send(ReloadCommand { next: None, reply })?),
+            |handle, outcome: Result<(), Failure>| {
+                let why = outcome.err().map(|failure| failure.sentence());
+                row(handle, json!({ "reloaded": why.is_none(), "why": why }))
+            },
+        )
+        .await
+    }
+
     /// The services of that name.
-    fn named(&self, name: &str) -> Result<Vec<&ServiceHandle>, CommandError> {
+    fn named(&self, name: &str) -> Result<ServiceList, CommandError> {
         self.is_open()?;
         let all = self.services.all();
-        let named: Vec<_> = all.iter().filter(|handle| handle.name.as_str() == name).collect();
+        let named: ServiceList = all.iter().filter(|handle| handle.name.as_str() == name).cloned().collect();
         if named.is_empty() {
             let known: Vec<_> = all.iter().map(|handle| handle.name.as_str()).collect();
             let message = format!("no service is named {name}; there is {}", known.join(", "));
@@ -600,11 +601,11 @@ impl AdminState {
     /// Sends a command to these services, and responds once all have replied.
     async fn command<T>(
         &self,
-        services: Vec<&ServiceHandle>,
-        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
-        show: impl Fn(&ServiceHandle, T) -> Value,
+        services: ServiceList,
+        send: impl Fn(&ServiceHandle, Reply<T>) -> Result<(), NotAccepted>,
+        show: impl Fn(&Arc<ServiceHandle>, T) -> Value,
     ) -> AdminResponse {
-        match self.replies(services, queue, show).await {
+        match self.replies(services, send, show).await {
             Ok(replies) => json_response(StatusCode::OK, &replies),
             Err((status, message)) => error_json(status, &message),
         }
@@ -613,25 +614,25 @@ impl AdminState {
     /// Sends a command to these services, and waits for all replies, or until the host ends.
     async fn replies<T>(
         &self,
-        services: Vec<&ServiceHandle>,
-        queue: impl Fn(&ServiceHandle) -> &mpsc::Sender<Reply<T>>,
-        show: impl Fn(&ServiceHandle, T) -> Value,
+        services: ServiceList,
+        send: impl Fn(&ServiceHandle, Reply<T>) -> Result<(), NotAccepted>,
+        show: impl Fn(&Arc<ServiceHandle>, T) -> Value,
     ) -> Result<Vec<Value>, CommandError> {
         self.is_open()?;
-        let send = |handle| {
+        let begin = |handle: Arc<ServiceHandle>| {
             let (reply, outcome) = oneshot::channel();
-            match queue(handle).try_send(reply) {
+            match send(&handle, reply) {
                 Ok(()) => Ok((handle, outcome)),
-                Err(TrySendError::Full(_)) => {
+                Err(NotAccepted::Busy) => {
                     Err((StatusCode::CONFLICT, format!("{}: another command is in progress", handle.name)))
                 }
-                Err(TrySendError::Closed(_)) => Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned())),
+                Err(NotAccepted::Ending) => Err((StatusCode::SERVICE_UNAVAILABLE, "the host is ending".to_owned())),
             }
         };
-        let pending: Vec<_> = services.into_iter().map(send).collect::<Result<_, _>>()?;
+        let pending: Vec<_> = services.into_iter().map(begin).collect::<Result<_, _>>()?;
         let all = join_all(pending.into_iter().map(|(handle, outcome)| {
             let show = &show;
-            async move { outcome.await.map(|outcome| show(handle, outcome)) }
+            async move { outcome.await.map(|outcome| show(&handle, outcome)) }
         }));
         let replies: Result<Vec<_>, _> = tokio::select! {
             replies = all => replies.into_iter().collect(),
@@ -645,7 +646,7 @@ impl AdminState {
 }
 
 /// Outcome of a command for one service: the service, and what the command has to say.
-fn row(handle: &ServiceHandle, outcome: Value) -> Value {
+fn row(handle: &Arc<ServiceHandle>, outcome: Value) -> Value {
     let mut row = json!({
         "service": handle.name.as_str(),
         "listen": &*handle.snapshot().status.listen,

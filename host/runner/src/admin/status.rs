@@ -54,7 +54,7 @@ impl<'a> HostStatus<'a> {
         host: &'a HostInfo,
         all: &Services,
         faults: Vec<String>,
-        services: &'a [Snapshot<'_>],
+        services: &'a [Snapshot],
     ) -> HostStatus<'a> {
         let phase = match (all.ending.is_cancelled(), all.are_known()) {
             (true, _) => "ending",
@@ -72,7 +72,7 @@ pub(crate) struct ServiceRow<'a> {
     version: &'a str,
     listen: &'a str,
     url: &'a str,
-    component: &'a str,
+    component: String,
     /// SHA-256 of the component file as it was loaded; null before.
     component_sha256: Option<&'a str>,
     /// Begin of the service of that component.
@@ -131,8 +131,8 @@ struct RegistrationRow {
 }
 
 impl<'a> ServiceRow<'a> {
-    pub(crate) fn of(service: &'a Snapshot<'_>) -> Self {
-        let (handle, status) = (service.handle, &service.status);
+    pub(crate) fn of(service: &'a Snapshot) -> Self {
+        let (handle, status) = (&service.handle, &service.status);
         let (readiness, why) = match service.readiness() {
             Readiness::Ready => ("ready", None),
             Readiness::Unknown(message) => ("unknown", Some(message)),
@@ -142,10 +142,10 @@ impl<'a> ServiceRow<'a> {
         let weight = *handle.weight.borrow();
         Self {
             service: handle.name.as_str(),
-            version: handle.version.as_str(),
+            version: status.spec.version.as_str(),
             listen: &status.listen,
             url: &status.url,
-            component: &handle.component,
+            component: status.spec.component.display().to_string(),
             component_sha256: revision.map(|revision| &*revision.digest),
             component_since: revision.map(|revision| shown(revision.since)),
             phase: status.phase.to_string(),
@@ -154,7 +154,7 @@ impl<'a> ServiceRow<'a> {
             why,
             requests: Requests::of(service),
             instances: service.instances().0,
-            weight: weight.filter(|_| handle.register != Register::Off).map(|weight| weight.value()),
+            weight: weight.filter(|_| status.spec.register != Register::Off).map(|weight| weight.value()),
             registrations: registrations(service),
             views: views(service),
         }
@@ -162,7 +162,7 @@ impl<'a> ServiceRow<'a> {
 }
 
 impl Requests {
-    fn of(service: &Snapshot<'_>) -> Self {
+    fn of(service: &Snapshot) -> Self {
         let (stats, tally) = (&service.handle.stats, service.handle.stats.tally());
         Self {
             all: tally.all,
@@ -173,7 +173,7 @@ impl Requests {
     }
 }
 
-fn registrations(service: &Snapshot<'_>) -> Vec<RegistrationRow> {
+fn registrations(service: &Snapshot) -> Vec<RegistrationRow> {
     let rows = service.registrations().into_iter().map(|registration| {
         let status = registration.status();
         RegistrationRow {
@@ -190,7 +190,7 @@ fn registrations(service: &Snapshot<'_>) -> Vec<RegistrationRow> {
     rows.collect()
 }
 
-fn views(service: &Snapshot<'_>) -> Vec<ViewRow> {
+fn views(service: &Snapshot) -> Vec<ViewRow> {
     let rows = service.views().into_iter().map(|view| ViewRow {
         name: view.name().to_string(),
         version: view.version().to_string(),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Arguments that select an etcd and layouts.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Clone)]
 pub(crate) struct EtcdArgs {
     /// Layout of keys and values; repeat it for several [default: seed, or all of --config]
     #[arg(long)]
@@ -35,7 +35,7 @@ pub(crate) struct EtcdArgs {
 }
 
 /// The connection to etcd; it wins over a configuration file.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Connection to etcd")]
 pub(crate) struct ConnectionArgs {
     /// An endpoint, as host:port or URL; repeat it for each member [default: $LEASEHOLD_ETCD]

@@ -113,10 +113,14 @@ pub(crate) struct StatusArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ReloadArgs {
-    /// Only this service
+    /// Only this service, from its component file; the configuration is not read again
     pub(crate) name: Option<String>,
 
-    /// One JSON array
+    /// Show what would change, and change nothing
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) dry_run: bool,
+
+    /// One JSON object; with a name, one JSON array
     #[arg(long)]
     pub(crate) json: bool,
 

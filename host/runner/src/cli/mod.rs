@@ -51,6 +51,8 @@ Examples:
   leasehold drain greeter               take one service of a running host out, in order
   leasehold resume greeter              bring it back, with the present content of its component file
   leasehold weight greeter 10           fewer requests for it; auto for the weight as configured
+  leasehold reload --dry-run            what the present configuration file would change
+  leasehold reload                      go on with the present configuration and component files
   leasehold reload greeter              replace it by the present content of its component file
 
 Exit codes:
@@ -91,8 +93,8 @@ A configuration file (every key: docs/configuration.md, or an editor with `lease
 A service that does not start is tried again while the others run; --strict, or required: true, ends the host instead.
 
 The end (SIGTERM, SIGQUIT, Ctrl-C) has an order: keys leave etcd, requests in flight are answered, components are
-stopped, leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases. SIGHUP reloads every
-component.";
+stopped, leases are revoked. A second Ctrl-C quits at once; the keys then go with their leases. SIGHUP reads this file
+and the component files again, like `leasehold reload`.";
 
 const EXPLAIN_HELP: &str = "\
 Examples:
@@ -196,9 +198,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold status\n  leasehold status greeter\n  leasehold status --config services.yaml --json | jq '.services[] | select(.readiness != \"ready\")'"
     )]
     Status(StatusArgs),
-    /// Reload services of a running host from their component files; no request fails
+    /// Reload the configuration of a running host, or one service; no request fails
     #[command(
-        after_help = "Examples:\n  leasehold reload\n  leasehold reload greeter --config services.yaml --json\n\nA new version that does not start leaves the old one\nserving, and the exit code is 1. A drained service stays drained. The configuration file is not read again."
+        after_help = "Examples:\n  leasehold reload --dry-run                  what would change, as a diff\n  leasehold reload                            the configuration and the component files, like SIGHUP\n  leasehold reload greeter                    one service from its component file\n  leasehold reload --config services.yaml --json\n\nServices are added, removed in order, changed in place or moved to another address. A file with a mistake changes\nnothing, and the exit code is 64. A service whose new version does not start goes on with the former one, and the exit\ncode is 1. A drained service stays drained. Keys of etcd, admin, metrics, traces and registry need a restart, except\nfor registry.layout, suffix and prefer."
     )]
     Reload(ReloadArgs),
     /// Compile a component ahead of its start, for this release on this kind of machine
@@ -237,7 +239,7 @@ pub(crate) struct ManArgs {
     pub(crate) folder: PathBuf,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Clone)]
 #[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
     /// A configuration file (YAML; - for standard input), or one component (.wasm) with --name and --listen
@@ -263,7 +265,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Configuration of the one service of `run X.wasm`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "For one component (.wasm)")]
 pub(crate) struct SingleArgs {
     /// The service's name
@@ -495,9 +497,9 @@ impl RunArgs {
     }
 
     /// Configuration from the file or from the arguments.
-    pub(crate) fn config(self) -> Result<Config, Failure> {
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
         let mut config = if self.is_component() {
-            self.single.config(self.file, &self.connection)?
+            self.single.clone().config(self.file.clone(), &self.connection)?
         } else {
             if let Some(flag) = self.single.first_given() {
                 return Err(Failure::usage(format!(

@@ -9,7 +9,7 @@ use super::argument::readable;
 use crate::{config::EtcdFiles, error::Failure};
 
 /// Authorities to trust, and the client's own certificate.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Debug, Clone, Default)]
 pub(crate) struct TlsArgs {
     /// Certificates of the authorities of its certificate, as PEM [default: the system's]
     #[arg(long, value_name = "FILE")]

@@ -126,7 +126,9 @@ impl Endpoint {
                 Ok(read) => Ok((read, answer)),
                 Err(_) => Err(Failure::other("the response of the host is of another version")),
             },
-            (StatusCode::NOT_FOUND, Some(message)) => Err(Failure::usage(one_line(message))),
+            (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, Some(message)) => {
+                Err(Failure::usage(one_line(message)))
+            }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(message)) => {
                 Err(Failure::refused(format!("{}: {}", self.address.shown(), one_line(message))))
             }

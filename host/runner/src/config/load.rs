@@ -33,7 +33,7 @@ impl Config {
     /// Reads and checks a file, or standard input for `-`. Paths in a file are relative to it, or to the file that a symbolic
     /// link leads to.
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
-        let (file, text, folder) = if path == Path::new(STDIN) || path == Path::new("/dev/stdin") {
+        let (file, text, folder) = if is_standard_input(path) {
             ("standard input".to_owned(), read(io::stdin().lock()), PathBuf::new())
         } else {
             let target = target(path.to_owned());
@@ -75,6 +75,11 @@ impl Config {
             (None, None) => Err(Mistakes::whole(file, "cannot be read")),
         }
     }
+}
+
+/// True for a path that stands for standard input.
+pub(crate) fn is_standard_input(path: &Path) -> bool {
+    path == Path::new(STDIN) || path == Path::new("/dev/stdin")
 }
 
 fn read(from: impl Read) -> io::Result<String> {

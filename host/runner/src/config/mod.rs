@@ -7,6 +7,7 @@ pub(crate) mod grants;
 mod load;
 pub(crate) mod mistake;
 mod place;
+pub(crate) mod plan;
 pub(crate) mod reference;
 mod resolve;
 mod rule;
@@ -16,8 +17,10 @@ mod tree;
 pub(crate) mod units;
 pub(crate) mod values;
 mod variables;
+pub(crate) mod written;
 
 pub(crate) use file::{AccessLog, Limits};
+pub(crate) use load::is_standard_input;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
     Admin, AdminAddress, Allow, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec,

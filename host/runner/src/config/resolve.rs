@@ -18,7 +18,11 @@ use crate::config::{
     tree::{Content, Node},
     values::{AdminListen, Register, names},
     variables::Environment,
+    written::Written,
 };
+
+/// Keys outside of the services that are a part of each of them.
+const OF_SERVICES: [&str; 3] = ["registry.layout", "registry.suffix", "registry.prefer"];
 
 /// Checks the parts of a file together; `None` where something is wrong.
 pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading: &mut Reading) -> Option<Config> {
@@ -36,13 +40,18 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
     registrar.also_read = services.iter().flat_map(|spec| spec.layouts.iter().flatten().cloned()).collect();
     let prefer = prefer.map(|pairs| resolver.prefer(pairs, &registrar.read_layouts()));
     let prefer = prefer.flatten().unwrap_or_default();
+    let mut written = Written::of_host(root);
+    let for_services = written.split_off(&OF_SERVICES);
+    // The layouts of look-ups are those of the start.
+    written.extend_below(&for_services, "registry.layout");
     for spec in &mut services {
+        let own_layout = spec.layouts.is_some().then_some("registry.layout");
+        spec.written.extend_without(&for_services, own_layout);
         spec.suffix = suffix.clone();
         spec.prefer = prefer.clone();
-        if spec.tls.is_some() {
-            let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
-            spec.layouts = Some(layouts.iter().map(Layout::with_tls).collect());
-        }
+        let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
+        let published = |layout: &Layout| if spec.tls.is_some() { layout.with_tls() } else { layout.clone() };
+        spec.layouts = Some(layouts.iter().map(published).collect());
     }
     Some(Config {
         registrar,
@@ -54,6 +63,7 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
         metrics,
         traces: traces.flatten(),
         services,
+        written,
         notes: resolver.notes,
     })
 }
@@ -308,6 +318,7 @@ impl Resolver<'_> {
         let metadata = self.metadata(&written, node);
         let health = written.health.as_ref().map(|health| self.health(health, node));
         let mut spec = Spec::new(written.name, written.component, written.listen);
+        spec.written = Written::of_service(node);
         spec.precompiled = written.precompiled;
         spec.required = written.required;
         spec.advertise = written.advertise;

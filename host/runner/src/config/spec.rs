@@ -16,6 +16,7 @@ use crate::config::{
     file::{self, AccessLog, Limits},
     rule::Rule,
     values::{Advertise, Register, Variables},
+    written::Written,
 };
 
 /// The endpoint of etcd where none is configured.
@@ -46,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) traces: Option<Traces>,
     /// The services, in the file's order.
     pub(crate) services: Vec<Spec>,
+    /// What the file says beside the services, to compare it with its next reading.
+    pub(crate) written: Written,
     /// Advice about the file that does not keep it from running.
     pub(crate) notes: Vec<String>,
 }
@@ -176,6 +179,8 @@ pub(crate) struct Spec {
     pub(crate) quarantine: Quarantine,
     /// Replaces it whenever its file changes.
     pub(crate) follow: bool,
+    /// What the configuration says about it, to compare it with the next reading.
+    pub(crate) written: Written,
 }
 
 /// The files of a listener's certificate, as PEM.
@@ -255,6 +260,7 @@ impl Config {
             metrics: None,
             traces: None,
             services: vec![spec],
+            written: Written::default(),
             notes: Vec::new(),
         }
     }
@@ -291,6 +297,7 @@ impl Spec {
             health: None,
             quarantine: Quarantine::default(),
             follow: false,
+            written: Written::default(),
         }
     }
 

@@ -76,10 +76,10 @@ impl Dispatcher {
     pub(crate) fn new(name: ServiceName, instances: Instances, limits: &Limits) -> Self {
         Self {
             name,
-            admission: instances.context.admission.clone(),
+            admission: instances.context.admission().clone(),
             unanswered: TaskTracker::new(),
             access_log: Arc::clone(&instances.context.access_log),
-            stats: Arc::clone(&instances.context.stats),
+            stats: Arc::clone(instances.context.stats()),
             codes: Throttle::new(CODE_LOG_INTERVAL),
             reusable: Arc::clone(&instances.reusable),
             tracer: instances.context.tracer.clone(),
@@ -102,7 +102,7 @@ impl Dispatcher {
 
     /// Requests in the slots and in the queue, at most.
     pub(crate) fn max_requests(&self) -> u32 {
-        self.admission.capacity
+        self.admission.queue.total()
     }
 
     /// Returns the component's response to a request that arrived at this time on a connection with these timers and this
@@ -249,13 +249,13 @@ impl Dispatcher {
         let InFlightRequest { deadline, within, .. } = **in_flight;
         let by = |ours: Instant| deadline.map_or(ours, |callers| callers.min(ours));
 
-        let entered = Arc::clone(&admission.queue).try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
+        let entered = admission.queue.get().try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
         let counted = (self.stats.enter(), self.unanswered.token());
-        let (slot, begun) = match Arc::clone(&admission.slots).try_acquire_owned() {
+        let (slot, begun) = match admission.slots.get().try_acquire_owned() {
             Ok(slot) => (slot, arrived),
             Err(_) => {
                 let patience = by(arrived + MAX_QUEUE_WAIT.min(self.request_timeout));
-                let waited = timers.timeout_at(patience, Arc::clone(&admission.slots).acquire_owned()).await;
+                let waited = timers.timeout_at(patience, admission.slots.get().acquire_owned()).await;
                 let now = Instant::now();
                 in_flight.waited(now - arrived);
                 let Ok(Ok(slot)) = waited else {

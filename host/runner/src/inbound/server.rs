@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, select},
@@ -22,10 +23,11 @@ use http::{HeaderValue, Response, Version, header, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
+use leasehold::ServiceName;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_io_timeout::TimeoutStream;
@@ -43,6 +45,7 @@ use crate::{
     rejection::RejectReason,
     rt::{executor::Bounded, timers::Timers},
     telemetry::service_metrics::{Incident, Stats},
+    wasm::admission::Permits,
 };
 
 /// Connections that the kernel queues until they are accepted.
@@ -77,6 +80,9 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 
 /// A listener that is being served. Dropping it closes the listener and cuts the connections.
 pub(crate) struct Server {
+    settings: Arc<ArcSwap<Settings>>,
+    /// Permits for open connections.
+    permits: Permits,
     /// Set when clients are to use other hosts.
     leaving: Arc<AtomicBool>,
     /// Cancelled at `close`: no further connections.
@@ -85,6 +91,14 @@ pub(crate) struct Server {
     cut: CancellationToken,
     /// Connections of this listener, for which its drain waits alone.
     tasks: TaskTracker,
+}
+
+/// Settings of a listener that may change while it is served: they hold for connections from then on.
+struct Settings {
+    tls: Option<Arc<Tls>>,
+    limits: Limits,
+    /// Cancelled once other settings hold: the certificate is no longer followed.
+    replaced: CancellationToken,
 }
 
 impl Server {
@@ -96,21 +110,20 @@ impl Server {
         tls: Option<Arc<Tls>>,
         limits: &Limits,
     ) -> Self {
+        let settings = Settings { tls, limits: *limits, replaced: CancellationToken::new() };
         let server = Self {
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
+            permits: Permits::new(limits.connections),
             leaving: Arc::default(),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        if let Some(tls) = tls.clone() {
-            let (name, closing) = (current.load().name().clone(), server.closing.clone());
-            server.tasks.spawn(async move { closing.run_until_cancelled(tls.follow(name)).await });
-        }
+        server.follow_certificate(current.load().name().clone());
         let connections = Connections {
             current,
-            tls,
-            limits: *limits,
-            permits: Arc::new(Semaphore::new(limits.connections as usize)),
+            settings: Arc::clone(&server.settings),
+            permits: server.permits.clone(),
             leaving: Arc::clone(&server.leaving),
             closing: server.closing.clone(),
             cut: server.cut.clone(),
@@ -118,6 +131,26 @@ impl Server {
         };
         server.tasks.spawn(connections.accept(listener));
         server
+    }
+
+    /// Serves connections from now on with other settings. Open ones go on with their own.
+    pub(crate) fn change(&self, name: ServiceName, tls: Option<Arc<Tls>>, limits: &Limits) {
+        let settings = Settings { tls, limits: *limits, replaced: CancellationToken::new() };
+        self.settings.swap(Arc::new(settings)).replaced.cancel();
+        self.permits.resize(limits.connections);
+        self.follow_certificate(name);
+    }
+
+    /// Reads the files of the certificate again when they change.
+    fn follow_certificate(&self, name: ServiceName) {
+        let settings = self.settings.load_full();
+        if let Some(tls) = settings.tls.clone() {
+            let closing = self.closing.clone();
+            self.tasks.spawn(async move {
+                let followed = settings.replaced.run_until_cancelled(tls.follow(name));
+                closing.run_until_cancelled(followed).await
+            });
+        }
     }
 
     /// Serves on, and asks clients with each response to send their next request elsewhere.
@@ -153,9 +186,8 @@ impl Drop for Server {
 /// The accepting task.
 struct Connections {
     current: CurrentDispatcher,
-    tls: Option<Arc<Tls>>,
-    limits: Limits,
-    permits: Arc<Semaphore>,
+    settings: Arc<ArcSwap<Settings>>,
+    permits: Permits,
     leaving: Arc<AtomicBool>,
     closing: CancellationToken,
     cut: CancellationToken,
@@ -167,10 +199,11 @@ impl Connections {
         let mut last_warning: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {
-                if self.permits.available_permits() == 0 {
+                let permits = self.permits.get();
+                if permits.available_permits() == 0 {
                     self.current.load().stats().incident(Incident::ConnectionLimit);
                 }
-                let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the permits are never closed");
+                let permit = permits.acquire_owned().await.expect("the permits are never closed");
                 listener.accept().await.map(|(stream, peer)| (stream, peer, permit))
             };
             let accepted = tokio::select! {
@@ -196,14 +229,15 @@ impl Connections {
     fn connection(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         // Small pieces of a response are not held back for larger ones.
         let _ = stream.set_nodelay(true);
+        let settings = self.settings.load_full();
         let (current, leaving) = (self.current.clone(), Arc::clone(&self.leaving));
         let counts = self.current.clone();
         // Cancelled once the requests that the client has sent are its last on this connection.
         let last = self.closing.child_token();
         let progress = Arc::new(Progress::new());
         let timers = Timers::default();
-        let protocols = self.protocols(&timers);
-        let scheme = if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+        let protocols = self.protocols(&timers, &settings.limits);
+        let scheme = if settings.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let origin = Origin::new(scheme, stream.local_addr().ok(), Some(peer));
         let has_replaced = Arc::clone(&origin.has_replaced);
         let requests = service_fn({
@@ -229,10 +263,10 @@ impl Connections {
                 }
             }
         });
-        let (tls, cut, name) = (self.tls.clone(), self.cut.clone(), self.current.load().name().clone());
+        let (tls, cut, name) = (settings.tls.clone(), self.cut.clone(), self.current.load().name().clone());
         let stream = Lingering::new(stream, permit, self.tasks.clone(), self.closing.clone());
-        let (within, client_timeout) = (self.longest_request(), self.limits.client_timeout);
-        let header_block = HEADER_BLOCKS * self.limits.header_size + SMALLEST_BLOCK;
+        let (within, client_timeout) = (longest_request(&settings.limits), settings.limits.client_timeout);
+        let header_block = HEADER_BLOCKS * settings.limits.header_size + SMALLEST_BLOCK;
         self.tasks.spawn(async move {
             let stream = match tls {
                 None => Either::Left(stream),
@@ -279,18 +313,12 @@ impl Connections {
         });
     }
 
-    /// Longest life of a request, its time in the queue and its whole response included.
-    fn longest_request(&self) -> Duration {
-        let Limits { request_timeout, client_timeout, .. } = self.limits;
-        MAX_QUEUE_WAIT.min(request_timeout) + self.limits.longest_wait() + self.limits.stream_timeout() + client_timeout
-    }
-
     /// HTTP/1.1 and HTTP/2 on one port: the first bytes distinguish them, with TLS or without.
-    fn protocols(&self, timers: &Timers) -> auto::Builder<Bounded> {
-        let Limits { header_size, client_timeout, .. } = self.limits;
+    fn protocols(&self, timers: &Timers, limits: &Limits) -> auto::Builder<Bounded> {
+        let Limits { header_size, client_timeout, .. } = *limits;
         // Silence and the time for a pong add up to the client timeout.
         let ping_interval = PING_INTERVAL.min(client_timeout / 2);
-        let (tasks, within) = (self.tasks.clone(), self.longest_request());
+        let (tasks, within) = (self.tasks.clone(), longest_request(limits));
         let mut builder = auto::Builder::new(Bounded { tasks, timers: timers.clone(), within });
         builder
             .http1()
@@ -310,6 +338,12 @@ impl Connections {
             .max_concurrent_streams(self.current.load().max_requests());
         builder
     }
+}
+
+/// Longest life of a request, its time in the queue and its whole response included.
+fn longest_request(limits: &Limits) -> Duration {
+    let Limits { request_timeout, client_timeout, .. } = *limits;
+    MAX_QUEUE_WAIT.min(request_timeout) + limits.longest_wait() + limits.stream_timeout() + client_timeout
 }
 
 /// Event of a connection beside its requests.

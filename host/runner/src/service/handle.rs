@@ -1,18 +1,24 @@
 //! Handles to the services of this process: their status, and the commands that they accept.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::SystemTime,
-};
+use std::{sync::Arc, time::SystemTime};
 
-use futures::future::join_all;
-use leasehold::{Error, Registration, ServiceName, State, Verb, Version, View, Weight};
+use arc_swap::ArcSwapOption;
+use leasehold::{Error, Registration, ServiceName, State, Verb, View, Weight};
 use leasehold_wasmtime::RegistryCtx;
+use serde::Serialize;
 use strum::{Display, EnumIter};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot, watch,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Register, error::Failure, telemetry::service_metrics::Stats, wasm::context::ServiceContext};
+use crate::{
+    config::{Register, Spec, plan::Change, written::KeyChange},
+    error::Failure,
+    telemetry::service_metrics::Stats,
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
+};
 
 /// Commands that wait for one service, at most; of each kind.
 pub(crate) const MAX_PENDING_COMMANDS: usize = 4;
@@ -20,9 +26,14 @@ pub(crate) const MAX_PENDING_COMMANDS: usize = 4;
 /// Recipient of the outcome of a command.
 pub(crate) type Reply<T> = oneshot::Sender<T>;
 
+/// Handles to all services.
+pub(crate) type ServiceList = Vec<Arc<ServiceHandle>>;
+
 /// All services, once there is an engine to run them.
 pub(crate) struct Services {
-    services: OnceLock<Vec<ServiceHandle>>,
+    services: ArcSwapOption<ServiceList>,
+    /// Commands to read the configuration again.
+    pub(crate) reconfigure: mpsc::Sender<Reconfigure>,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
     /// Reason for which the start waits for etcd.
@@ -32,19 +43,80 @@ pub(crate) struct Services {
 /// Handle to one service.
 pub(crate) struct ServiceHandle {
     pub(crate) name: ServiceName,
-    pub(crate) version: Version,
-    pub(crate) component: String,
-    pub(crate) register: Register,
     pub(crate) stats: Arc<Stats>,
     pub(crate) status: watch::Receiver<ServiceStatus>,
     /// Drain commands: the service ends, and the others go on.
     pub(crate) drains: mpsc::Sender<Reply<Drained>>,
     /// Resume commands: a drained service starts again.
     pub(crate) resumes: mpsc::Sender<Reply<Result<(), Failure>>>,
-    /// Reload commands: the service goes on with the present content of its component file.
-    pub(crate) reloads: mpsc::Sender<Reply<Result<(), Failure>>>,
+    /// Reload commands.
+    pub(crate) reloads: mpsc::Sender<ReloadCommand>,
     /// Weight that an operator has set; `None` for the weight as configured.
     pub(crate) weight: watch::Sender<Option<Weight>>,
+    /// Cancelled to end the service for good.
+    pub(crate) ending: CancellationToken,
+}
+
+/// A command to go on with another revision.
+pub(crate) struct ReloadCommand {
+    /// The revision; `None` for the present configuration and the present content of the component file.
+    pub(crate) next: Option<Box<NextRevision>>,
+    pub(crate) reply: Reply<Result<(), Failure>>,
+}
+
+/// A revision that is prepared: its component is loaded and fits its configuration.
+pub(crate) struct NextRevision {
+    pub(crate) spec: Spec,
+    pub(crate) engine: Engine,
+    pub(crate) loaded: Loaded,
+}
+
+/// A command to read the configuration again, and to go on with what it says.
+pub(crate) struct Reconfigure {
+    /// Changes nothing: the reply is the plan.
+    pub(crate) dry_run: bool,
+    pub(crate) reply: Reply<Result<Reconfigured, Failure>>,
+}
+
+/// Outcome of a reload of the configuration, or its plan.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reconfigured {
+    pub(crate) dry_run: bool,
+    pub(crate) services: Vec<ServiceChange>,
+    /// Keys that differ and take effect with the next start of the host.
+    pub(crate) needs_restart: Vec<KeyChange>,
+}
+
+/// What a reload of the configuration means to one service.
+#[derive(Debug, Serialize)]
+pub(crate) struct ServiceChange {
+    pub(crate) service: String,
+    pub(crate) listen: String,
+    pub(crate) change: Change,
+    pub(crate) keys: Vec<KeyChange>,
+    /// The content of its component file has changed.
+    pub(crate) has_new_component: bool,
+    /// It is drained, and stays so: what has changed takes effect once it is resumed.
+    pub(crate) is_drained: bool,
+    /// Reason for which it is not as it should be.
+    pub(crate) why: Option<String>,
+}
+
+/// Reason for which a command was not accepted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotAccepted {
+    /// Another one is in progress.
+    Busy,
+    Ending,
+}
+
+impl<T> From<TrySendError<T>> for NotAccepted {
+    fn from(error: TrySendError<T>) -> Self {
+        match error {
+            TrySendError::Full(_) => Self::Busy,
+            TrySendError::Closed(_) => Self::Ending,
+        }
+    }
 }
 
 /// Status of a service at one moment.
@@ -55,6 +127,8 @@ pub(crate) struct ServiceStatus {
     pub(crate) why: Option<Arc<str>>,
     /// Begin of the phase.
     pub(crate) since: SystemTime,
+    /// Its configuration.
+    pub(crate) spec: Arc<Spec>,
     /// Address of the listener, as configured until it is bound.
     pub(crate) listen: Arc<str>,
     /// URL of the service; empty before it listens.
@@ -108,48 +182,45 @@ pub(crate) enum Readiness {
 }
 
 impl Services {
-    pub(crate) fn new(ending: CancellationToken) -> Self {
-        Self { services: OnceLock::new(), ending, etcd: watch::Sender::default() }
+    /// No services yet. Commands to read the configuration again are received by the other end of `reconfigure`.
+    pub(crate) fn new(ending: CancellationToken, reconfigure: mpsc::Sender<Reconfigure>) -> Self {
+        Self { services: ArcSwapOption::empty(), reconfigure, ending, etcd: watch::Sender::default() }
     }
 
-    /// Sets the list of services. Called once.
-    pub(crate) fn set(&self, services: Vec<ServiceHandle>) {
-        assert!(self.services.set(services).is_ok(), "there is one list of services");
+    /// Replaces the list of services.
+    pub(crate) fn set(&self, services: ServiceList) {
+        self.services.store(Some(Arc::new(services)));
     }
 
     /// Empty until there is an engine to run them.
-    pub(crate) fn all(&self) -> &[ServiceHandle] {
-        self.services.get().map_or(&[], Vec::as_slice)
+    pub(crate) fn all(&self) -> Arc<ServiceList> {
+        self.services.load_full().unwrap_or_default()
     }
 
-    /// Reloads every service that is not drained. Returns the services that failed, each with the reason.
-    pub(crate) async fn reload(&self) -> Vec<(&ServiceName, String)> {
-        let handles = self.all().iter().filter(|handle| !handle.snapshot().is_out());
-        let reloads = handles.map(|handle| async {
-            let (reply, outcome) = oneshot::channel();
-            let outcome = match handle.reloads.try_send(reply) {
-                Ok(()) => outcome.await.map_err(|_| "the host is ending".to_owned()),
-                Err(_) => Err("another reload is in progress".to_owned()),
-            };
-            let failed = outcome.and_then(|outcome| outcome.map_err(|failure| failure.sentence())).err();
-            failed.map(|why| (&handle.name, why))
-        });
-        join_all(reloads).await.into_iter().flatten().collect()
+    /// Reads the configuration again, and waits until every service is as it says. With `dry_run`, only makes the plan.
+    pub(crate) async fn reconfigure(&self, dry_run: bool) -> Result<Reconfigured, Failure> {
+        let (reply, outcome) = oneshot::channel();
+        match self.reconfigure.try_send(Reconfigure { dry_run, reply }).map_err(NotAccepted::from) {
+            Ok(()) => outcome.await.unwrap_or_else(|_| Err(Failure::other("the host is ending"))),
+            Err(NotAccepted::Busy) => Err(Failure::other("another reload of the configuration is in progress")),
+            Err(NotAccepted::Ending) => Err(Failure::other("the host is ending")),
+        }
     }
 
     pub(crate) fn are_known(&self) -> bool {
-        self.services.get().is_some()
+        self.services.load().is_some()
     }
 }
 
 impl ServiceStatus {
     /// Status before the first attempt to start.
-    pub(crate) fn new(listen: Arc<str>) -> Self {
+    pub(crate) fn new(spec: Arc<Spec>) -> Self {
         Self {
             phase: Phase::Starting,
             why: None,
             since: SystemTime::now(),
-            listen,
+            listen: spec.listen.to_string().into(),
+            spec,
             url: "".into(),
             context: None,
             revision: None,
@@ -193,8 +264,23 @@ impl ServiceHandle {
     }
 
     /// State of the service at this moment.
-    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
-        Snapshot { handle: self, status: self.status.borrow().clone() }
+    pub(crate) fn snapshot(self: &Arc<Self>) -> Snapshot {
+        Snapshot { handle: Arc::clone(self), status: self.status.borrow().clone() }
+    }
+
+    /// Commands the service to go on with another revision.
+    pub(crate) fn reload(
+        &self,
+        next: Option<Box<NextRevision>>,
+    ) -> Result<oneshot::Receiver<Result<(), Failure>>, NotAccepted> {
+        let (reply, outcome) = oneshot::channel();
+        self.reloads.try_send(ReloadCommand { next, reply })?;
+        Ok(outcome)
+    }
+
+    /// The present configuration of the service.
+    pub(crate) fn spec(&self) -> Arc<Spec> {
+        Arc::clone(&self.status.borrow().spec)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -203,12 +289,12 @@ impl ServiceHandle {
 }
 
 /// One service at one moment.
-pub(crate) struct Snapshot<'a> {
-    pub(crate) handle: &'a ServiceHandle,
+pub(crate) struct Snapshot {
+    pub(crate) handle: Arc<ServiceHandle>,
     pub(crate) status: ServiceStatus,
 }
 
-impl Snapshot<'_> {
+impl Snapshot {
     /// Returns true if the service was drained by command, on purpose.
     pub(crate) fn is_out(&self) -> bool {
         matches!(self.status.phase, Phase::Draining | Phase::Drained)
@@ -236,7 +322,7 @@ impl Snapshot<'_> {
                 phase => format!("it is {phase}{why}"),
             });
         }
-        if self.handle.register == Register::Off {
+        if self.status.spec.register == Register::Off {
             return Readiness::Ready;
         }
         let registrations = self.registrations();

@@ -38,8 +38,7 @@ pub(crate) struct Handler {
 impl Handler {
     /// Binds the listener. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
-        let tls = spec.tls.clone().map(Tls::open).transpose();
-        let tls = tls.map_err(|message| Failure::usage(format!("{}: tls: {message}", spec.name)))?.map(Arc::new);
+        let tls = open_tls(spec)?;
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
         let listener = server::bind(spec.listen).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
@@ -103,6 +102,13 @@ impl Handler {
         self.retiring.clone()
     }
 
+    /// Serves connections from now on under another configuration, with this certificate.
+    pub(crate) fn change(&self, spec: &Spec, tls: Option<Arc<Tls>>) {
+        if let Some(server) = &self.server {
+            server.change(spec.name.clone(), tls, &spec.limits);
+        }
+    }
+
     /// Moves the requests to another revision, which has been started beside the served one.
     pub(crate) fn replace(&mut self, revision: Revision, spec: &Spec) {
         if let Some(dispatcher) = &self.dispatcher {
@@ -142,4 +148,10 @@ impl Handler {
         self.server = None;
         all_answered
     }
+}
+
+/// The certificate of a listener, if it has one.
+pub(crate) fn open_tls(spec: &Spec) -> Result<Option<Arc<Tls>>, Failure> {
+    let tls = spec.tls.clone().map(Tls::open).transpose();
+    Ok(tls.map_err(|message| Failure::usage(format!("{}: tls: {message}", spec.name)))?.map(Arc::new))
 }

@@ -26,7 +26,7 @@ pub(crate) mod supervisor;
 
 use std::{fmt::Display, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use leasehold::{Registrar, ServerNode, Weight};
+use leasehold::{Addr, Registrar, ServerNode, Weight};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -38,13 +38,13 @@ use crate::{
     outbound::reserved::Reserved,
     service::{
         file_watcher::FileWatcher,
-        handle::{Drained, Phase, Reply, RevisionInfo, ServiceStatus},
+        handle::{Drained, Phase, ReloadCommand, Reply, RevisionInfo, ServiceStatus},
         health::{HealthMonitor, ProbeTarget, Verdict, panic_threshold::PanicThreshold},
         http::Handler,
         program::Program,
         reload::Reload,
     },
-    telemetry::{otlp::Traces, service_metrics::Stats},
+    telemetry::{otlp::Traces, service_metrics::Stats, span::Tracer},
     wasm::{
         component::{ComponentKind, Loaded},
         context::ServiceContext,
@@ -57,8 +57,8 @@ pub(crate) struct Service {
     spec: Spec,
     engine: Engine,
     registrar: Registrar,
-    /// The node that the host registers, if it does.
-    node: Option<ServerNode>,
+    traces: Option<Traces>,
+    identity: Identity,
     bound: SocketAddr,
     state: State,
     /// The state as others see it.
@@ -75,6 +75,33 @@ pub(crate) struct Service {
     reload: Option<Reload>,
     /// Time at which the keys were last withdrawn: clients may use them for a while.
     withdrawn_at: Option<Instant>,
+}
+
+/// A service as others know it.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    /// The node that the host registers, if it does.
+    node: Option<ServerNode>,
+    /// Addresses of the service, the published one first.
+    own: Vec<Addr>,
+    tracer: Option<Tracer>,
+}
+
+impl Identity {
+    fn new(spec: &Spec, bound: SocketAddr, traces: Option<&Traces>) -> Self {
+        let advertised = spec.advertised(bound);
+        let mut own: Vec<_> = advertised.iter().cloned().collect();
+        // The address of the listener is the service's own, too, unless that is a wildcard.
+        own.extend(bound.to_string().parse().ok());
+        let node = advertised.map(|addr| ServerNode {
+            name: spec.name.clone(),
+            addr,
+            version: spec.version.clone(),
+            weight: None,
+            metadata: spec.metadata.clone(),
+        });
+        Self { node, own, tracer: traces.map(|traces| traces.tracer(spec, bound)) }
+    }
 }
 
 /// State of a service between its bind and its end.
@@ -108,7 +135,7 @@ enum Workload {
 pub(crate) struct Commands {
     pub(crate) drains: mpsc::Receiver<Reply<Drained>>,
     pub(crate) resumes: mpsc::Receiver<Reply<Result<(), Failure>>>,
-    pub(crate) reloads: mpsc::Receiver<Reply<Result<(), Failure>>>,
+    pub(crate) reloads: mpsc::Receiver<ReloadCommand>,
 }
 
 /// State of a service that outlives each attempt to start it: its status, its metrics, and the operator's weight.
@@ -138,24 +165,15 @@ impl Service {
             }
             ComponentKind::Program(_) => (Workload::Program(Program::bind(&spec)?), spec.listen),
         };
-        let advertised = spec.advertised(bound);
-        let mut own: Vec<_> = advertised.iter().cloned().collect();
-        // The address of the listener is the service's own, too, unless that is a wildcard.
-        own.extend(bound.to_string().parse().ok());
-        let node = advertised.map(|addr| ServerNode {
-            name: spec.name.clone(),
-            addr,
-            version: spec.version.clone(),
-            weight: None,
-            metadata: spec.metadata.clone(),
-        });
-        let tracer = traces.map(|traces| traces.tracer(&spec, bound));
+        let identity = Identity::new(&spec, bound, traces);
+        let Identity { own, tracer, .. } = identity.clone();
         let context = Arc::new(ServiceContext::new(&spec, &own, registrar.clone(), tracer, reserved, cell.stats));
         let service = Self {
             spec,
             engine: engine.clone(),
             registrar: registrar.clone(),
-            node,
+            traces: traces.cloned(),
+            identity,
             bound,
             state: State::Bound,
             status: cell.status,
@@ -215,7 +233,7 @@ impl Service {
             _ => {}
         }
         if self.spec.register == Register::Host {
-            keys::register(&self.spec, self.node.clone(), &self.context.registry).await?;
+            keys::register(&self.spec, self.identity.node.clone(), &self.context.registry).await?;
         }
         self.enter(State::Serving, None);
         tracing::info!(event = "serving", service = %self.spec.name, url = self.url(), "serving");
@@ -237,7 +255,7 @@ impl Service {
         let trusted = self.spec.register == Register::Component && !self.is_probed_before_start();
         let registry = self.context.registry.clone();
         let threshold = PanicThreshold::new(self.spec.quarantine, self.registrar.clone(), registry);
-        let stats = Arc::clone(&self.context.stats);
+        let stats = Arc::clone(self.context.stats());
         let monitor = || HealthMonitor::new(self.spec.health.clone(), target, stats, threshold, trusted);
         (self.spec.register != Register::Off).then(monitor)
     }
@@ -291,6 +309,11 @@ impl Service {
         let all_answered = self.workload.stop(&self.spec, was_announced).await;
         self.context.ended.cancel();
         Drained { keys_gone, all_answered }
+    }
+
+    /// Configuration and engine of the service, which a reload may have changed.
+    pub(crate) fn configuration(&self) -> (Spec, Engine) {
+        (self.spec.clone(), self.engine.clone())
     }
 
     fn enter(&mut self, state: State, why: Option<&str>) {

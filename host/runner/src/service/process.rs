@@ -130,7 +130,7 @@ async fn run(mut store: Store<StoreState>, pre: ProgramPre, context: Arc<Service
         Err(error) => match error.downcast_ref::<I32Exit>() {
             Some(I32Exit(code)) => format!("the component exited with {code}"),
             None => {
-                context.stats.incident(Incident::Trap);
+                context.stats().incident(Incident::Trap);
                 format!("the component trapped: {}", store.data().cause(&error))
             }
         },

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::pending,
+    mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -10,29 +11,33 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    config::Register,
+    config::{Register, Spec},
     error::Failure,
     service::{
-        Commands, Service, State, Workload,
-        handle::{Drained, Reply, RevisionInfo},
+        Commands, Identity, Service, State, Workload,
+        file_watcher::FileWatcher,
+        handle::{Drained, NextRevision, ReloadCommand, Reply, RevisionInfo},
         health::Verdict,
-        keys,
+        http, keys,
         program::ProgramEvent,
-        reload::{Built, Reload, RevisionBuilder},
+        reload::{Built, Reconfiguration, Reload, RevisionBuilder},
         revision::Revision,
     },
     telemetry::service_metrics::Incident,
-    wasm::{component::Loaded, context::ServiceContext},
+    wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
 
-/// Queue of commands that succeed or fail.
-type Requests = mpsc::Receiver<Reply<Result<(), Failure>>>;
+/// Queue of resume commands.
+type Resumes = mpsc::Receiver<Reply<Result<(), Failure>>>;
+/// Queue of reload commands.
+type Reloads = mpsc::Receiver<ReloadCommand>;
 
 /// Everything that can happen to a service while it is served.
 enum Event {
     /// A resume command, of a service that is served already.
     ResumeRequested(Reply<Result<(), Failure>>),
-    ReloadRequested(Option<Reply<Result<(), Failure>>>),
+    /// A reload command; `None` for a change of the component file.
+    ReloadRequested(Option<ReloadCommand>),
     ReloadReady(Result<Box<Built>, Failure>),
     Healthy,
     Unhealthy(String),
@@ -53,11 +58,11 @@ impl Service {
         }
     }
 
-    async fn serve(&mut self, resumes: &mut Requests, reloads: &mut Requests) -> Infallible {
+    async fn serve(&mut self, resumes: &mut Resumes, reloads: &mut Reloads) -> Infallible {
         loop {
             match self.next(resumes, reloads).await {
                 Event::ResumeRequested(reply) => drop(reply.send(Ok(()))), // The client may have gone away.
-                Event::ReloadRequested(reply) => self.on_reload_requested(reply),
+                Event::ReloadRequested(command) => self.on_reload_requested(command),
                 Event::ReloadReady(built) => self.on_reload_ready(built.map(|built| *built)).await,
                 Event::Healthy => self.on_healthy().await,
                 Event::Unhealthy(why) => self.withdraw(&why).await,
@@ -68,7 +73,7 @@ impl Service {
     }
 
     /// Waits for the next event. Dropped halfway, it loses none.
-    async fn next(&mut self, resumes: &mut Requests, reloads: &mut Requests) -> Event {
+    async fn next(&mut self, resumes: &mut Resumes, reloads: &mut Reloads) -> Event {
         // A program that is down is not probed: another process may answer at its address.
         let is_up = !matches!(&self.workload, Workload::Program(program) if !program.is_up());
         let is_free = self.reload.is_none();
@@ -98,7 +103,7 @@ impl Service {
         };
         tokio::select! {
             Some(reply) = resumes.recv() => Event::ResumeRequested(reply),
-            Some(reply) = reloads.recv(), if is_free => Event::ReloadRequested(Some(reply)),
+            Some(command) = reloads.recv(), if is_free => Event::ReloadRequested(Some(command)),
             () = changed => Event::ReloadRequested(None),
             built = built => Event::ReloadReady(built.map(Box::new)),
             verdict = verdict => match verdict {
@@ -129,13 +134,14 @@ impl Service {
             self.announce().await;
         } else if self.reload.is_none() {
             // The component is started like a next revision, beside the answering one.
-            self.reload = Some(Reload::begin(None, self.builder(), Some(self.loaded.clone())));
+            self.reload =
+                Some(Reload::begin(None, RevisionBuilder { loaded: Some(self.loaded.clone()), ..self.builder() }));
         }
     }
 
     /// Brings back the keys that were withdrawn, or registers for the first time.
     async fn announce(&mut self) {
-        match keys::restore(&self.spec, self.node.clone(), &self.context.registry).await {
+        match keys::restore(&self.spec, self.identity.node.clone(), &self.context.registry).await {
             Ok(()) => {
                 self.enter(State::Serving, None);
                 tracing::info!(event = "announced", service = %self.spec.name, url = self.url(), "announced");
@@ -155,7 +161,7 @@ impl Service {
 
     /// The program has ended by itself. Its keys leave etcd before anything else happens.
     async fn on_exit(&mut self, why: &str, pause: Duration) {
-        self.context.stats.incident(Incident::ProgramExit);
+        self.context.stats().incident(Incident::ProgramExit);
         self.withdraw(&format!("{why}; it is run again in {pause:.1?}")).await;
         self.probe_again();
     }
@@ -163,16 +169,21 @@ impl Service {
     /// The pause after the program's end is over.
     async fn on_restart_due(&mut self) {
         let loaded = self.loaded.clone();
-        match self.run(&loaded).await {
+        match self.run(&loaded, false).await {
             Ok(()) => tracing::info!(service = %self.spec.name, "runs again"),
             Err(failure) => tracing::warn!("{}; it is tried again", failure.sentence()),
         }
     }
 
-    /// Runs a program as its own next revision. What the program registered itself ended with its former run.
-    async fn run(&mut self, loaded: &Loaded) -> Result<(), Failure> {
-        let context = Arc::new(self.context.successor());
-        if self.spec.register == Register::Host {
+    /// Runs a program as its own next revision. What the program registered itself ended with its former run, and so did
+    /// what the host registered under another configuration.
+    async fn run(&mut self, loaded: &Loaded, is_changed: bool) -> Result<(), Failure> {
+        let Identity { own, tracer, .. } = &self.identity;
+        let context = Arc::new(match is_changed {
+            false => self.context.successor(),
+            true => self.context.successor_under(&self.spec, own, tracer.clone()),
+        });
+        if self.spec.register == Register::Host && !is_changed {
             context.registry.inherit();
         }
         keys::take_over(&self.spec, &context.registry).await;
@@ -190,17 +201,21 @@ impl Service {
         Ok(())
     }
 
-    /// Reads the component's file again, to go on with its present content.
-    fn on_reload_requested(&mut self, reply: Option<Reply<Result<(), Failure>>>) {
-        let reload = Reload::begin(reply, self.builder(), None);
-        match self.state {
-            State::AwaitingHealth | State::Serving | State::Withdrawn => self.reload = Some(reload),
-            State::Bound | State::Ending { .. } | State::Drained => {
-                reload.end(Err(self.failed(format!("it is {}", self.phase()))));
-            }
+    /// Begins to build the next revision, beside the served one.
+    fn on_reload_requested(&mut self, command: Option<ReloadCommand>) {
+        let (next, reply) = command.map_or((None, None), |command| (command.next, Some(command.reply)));
+        if !matches!(self.state, State::AwaitingHealth | State::Serving | State::Withdrawn) {
+            let refused = self.failed(format!("it is {}", self.phase()));
+            reply.map(|reply| reply.send(Err(refused))); // The client may have gone away.
+            return;
+        }
+        match next.map_or_else(|| Ok(self.builder()), |next| self.builder_of(*next)) {
+            Ok(builder) => self.reload = Some(Reload::begin(reply, builder)),
+            Err(failure) => drop(reply.map(|reply| reply.send(Err(failure)))),
         }
     }
 
+    /// Everything for a revision of the present configuration, with the content of the component file.
     fn builder(&self) -> RevisionBuilder {
         let handler = match &self.workload {
             Workload::Handler(handler) => Some((self.bound.to_string(), handler.retiring())),
@@ -209,19 +224,39 @@ impl Service {
         RevisionBuilder {
             spec: self.spec.clone(),
             engine: self.engine.clone(),
+            loaded: None,
             former: Arc::clone(&self.context),
+            reconfigured: None,
             handler,
         }
+    }
+
+    /// Everything for a revision that is prepared.
+    fn builder_of(&self, next: NextRevision) -> Result<RevisionBuilder, Failure> {
+        let NextRevision { spec, engine, loaded } = next;
+        if spec.listen != self.spec.listen {
+            return Err(self.failed("it has begun to serve meanwhile, at its former address"));
+        }
+        let reconfigured = match self.spec.written.changes(&spec.written).is_empty() {
+            true => None,
+            false => Some(Reconfiguration {
+                identity: Identity::new(&spec, self.bound, self.traces.as_ref()),
+                tls: http::open_tls(&spec)?,
+            }),
+        };
+        Ok(RevisionBuilder { spec, engine, loaded: Some(loaded), reconfigured, ..self.builder() })
     }
 
     /// A new revision can be served, or could not be built.
     async fn on_reload_ready(&mut self, built: Result<Built, Failure>) {
         let outcome = match built {
-            Ok(Built { loaded, revision: Some(revision) }) => {
-                self.switch_to(loaded, revision).await;
+            Ok(Built { spec, engine, reconfigured, loaded, revision: Some(revision) }) => {
+                self.switch_to(spec, engine, reconfigured, loaded, revision).await;
                 Ok(())
             }
-            Ok(Built { loaded, revision: None }) => self.replace(loaded).await,
+            Ok(Built { spec, engine, reconfigured, loaded, revision: None }) => {
+                self.replace(spec, engine, reconfigured.map(|reconfigured| reconfigured.identity), loaded).await
+            }
             Err(failure) => Err(failure),
         };
         match &outcome {
@@ -242,37 +277,79 @@ impl Service {
         }
     }
 
-    /// Moves the requests to a new revision. The keys stay.
-    async fn switch_to(&mut self, loaded: Loaded, revision: Revision) {
+    /// Moves the requests to a new revision. The keys that it has stay.
+    async fn switch_to(
+        &mut self,
+        spec: Spec,
+        engine: Engine,
+        reconfigured: Option<Reconfiguration>,
+        loaded: Loaded,
+        revision: Revision,
+    ) {
         let context = Arc::clone(&revision.context);
+        let former = mem::replace(&mut self.spec, spec);
+        (self.engine, self.loaded) = (engine, loaded);
         if let Workload::Handler(handler) = &mut self.workload {
-            handler.replace(revision, &self.spec);
+            if let Some(Reconfiguration { tls, .. }) = &reconfigured {
+                handler.change(&self.spec, tls.clone());
+            }
+            handler.replace(revision, &former);
         }
-        self.loaded = loaded;
         if self.state == State::AwaitingHealth {
             self.state = State::Withdrawn;
         }
-        let (is_proven, digest) = (self.spec.health.is_some(), Arc::clone(&self.loaded.digest));
-        self.adopt(&context, &digest, is_proven);
-        if self.spec.register == Register::Host {
+        let (has_check, digest) = (self.spec.health.is_some(), Arc::clone(&self.loaded.digest));
+        let is_changed = reconfigured.is_some();
+        if let Some(Reconfiguration { identity, .. }) = reconfigured {
+            self.identity = identity;
+            self.on_changed().await;
+        }
+        self.adopt(&context, &digest, has_check);
+        if self.spec.register == Register::Host && !is_changed {
             context.registry.inherit();
         }
         keys::take_over(&self.spec, &context.registry).await;
-        if is_proven && self.state == State::Withdrawn {
+        if (has_check || is_changed) && self.state == State::Withdrawn {
             self.announce().await;
         }
     }
 
     /// Ends a program, out of etcd, and runs its new revision in its place: two cannot listen at one address. If the new
     /// revision does not start, the former one is run again.
-    async fn replace(&mut self, loaded: Loaded) -> Result<(), Failure> {
+    async fn replace(
+        &mut self,
+        spec: Spec,
+        engine: Engine,
+        reconfigured: Option<Identity>,
+        loaded: Loaded,
+    ) -> Result<(), Failure> {
         let was_announced = !self.context.registry.registrations().is_empty();
         self.withdraw("it is replaced").await;
         self.probe_again();
         self.workload.stop(&self.spec, was_announced).await;
-        self.run(&loaded).await?;
+        let former =
+            (mem::replace(&mut self.spec, spec), mem::replace(&mut self.engine, engine), self.identity.clone());
+        let is_changed = reconfigured.is_some();
+        self.identity = reconfigured.unwrap_or_else(|| self.identity.clone());
+        if let Err(failure) = self.run(&loaded, is_changed).await {
+            (self.spec, self.engine, self.identity) = former;
+            return Err(failure);
+        }
         self.loaded = loaded;
+        if is_changed {
+            self.on_changed().await;
+            self.probe_again();
+        }
         Ok(())
+    }
+
+    /// Applies a changed configuration to what is not of one revision.
+    async fn on_changed(&mut self) {
+        self.context.resize(&self.spec.limits);
+        self.file = if self.spec.follow { Some(FileWatcher::new(&self.spec.component).await) } else { None };
+        self.monitor = self.monitor();
+        let (spec, url) = (Arc::new(self.spec.clone()), Arc::from(self.url()));
+        self.status.send_modify(|status| (status.spec, status.url) = (spec, url));
     }
 
     /// Makes a revision the current one.

@@ -18,7 +18,9 @@ use crate::{
     service::{
         Commands, Service, StatusCell,
         file_watcher::FileWatcher,
-        handle::{Drained, MAX_PENDING_COMMANDS, Phase, Reply, ServiceHandle, ServiceStatus},
+        handle::{
+            Drained, MAX_PENDING_COMMANDS, NextRevision, Phase, ReloadCommand, Reply, ServiceHandle, ServiceStatus,
+        },
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
@@ -28,8 +30,8 @@ use crate::{
 const START_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Everything that all services are started with.
+#[derive(Clone)]
 pub(crate) struct StartContext {
-    pub(crate) engine: Engine,
     pub(crate) registrar: Registrar,
     pub(crate) traces: Option<Traces>,
     /// Addresses that no component reaches.
@@ -37,7 +39,7 @@ pub(crate) struct StartContext {
     /// True once etcd has answered.
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
-    pub(crate) barrier: Option<Barrier>,
+    pub(crate) barrier: Option<Arc<Barrier>>,
     /// Set where failed starts are logged here: the host has several services, and goes on without the failed one.
     pub(crate) logs_failed_starts: bool,
 }
@@ -63,6 +65,7 @@ pub(crate) struct Supervisor {
 /// The attempts to start one service.
 struct Attempts {
     spec: Spec,
+    engine: Engine,
     context: Arc<StartContext>,
     cell: StatusCell,
     /// The component as the start of the host loads it.
@@ -78,37 +81,45 @@ impl Supervisor {
     /// Prepares a service. Returns it with the handle through which others see and command it.
     pub(crate) fn new(
         spec: Spec,
+        engine: Engine,
         pending_component: Option<PendingComponent>,
         context: Arc<StartContext>,
         reports: Reports,
+        ending: CancellationToken,
     ) -> (Self, ServiceHandle) {
         let (drain, drains) = mpsc::channel(MAX_PENDING_COMMANDS);
         let (resume, resumes) = mpsc::channel(MAX_PENDING_COMMANDS);
         let (reload, reloads) = mpsc::channel(MAX_PENDING_COMMANDS);
         let weight = watch::Sender::default();
         let cell = StatusCell {
-            status: watch::Sender::new(ServiceStatus::new(spec.listen.to_string().into())),
+            status: watch::Sender::new(ServiceStatus::new(Arc::new(spec.clone()))),
             weight: weight.subscribe(),
             stats: Arc::new(Stats::new(spec.name.clone())),
         };
         let handle = ServiceHandle {
             name: spec.name.clone(),
-            version: spec.version.clone(),
-            component: spec.component.display().to_string(),
-            register: spec.register,
             stats: Arc::clone(&cell.stats),
             status: cell.status.subscribe(),
             drains: drain,
             resumes: resume,
             reloads: reload,
             weight,
+            ending,
         };
-        let attempts =
-            Attempts { spec, context, cell, pending_component, service: None, backoff: START_BACKOFF, arrived: false };
+        let attempts = Attempts {
+            spec,
+            engine,
+            context,
+            cell,
+            pending_component,
+            service: None,
+            backoff: START_BACKOFF,
+            arrived: false,
+        };
         (Self { attempts, commands: Commands { drains, resumes, reloads }, reports }, handle)
     }
 
-    /// Starts the service and serves it until the host ends; then drains it.
+    /// Starts the service and serves it until it is to end for good; then drains it.
     pub(crate) async fn run(mut self, ending: CancellationToken) {
         tokio::select! {
             biased;
@@ -143,6 +154,13 @@ impl Supervisor {
                     }
                     return reply;
                 }
+                // What is to be started has changed. Etcd may be awaited, so that the outcome is not.
+                Some(ReloadCommand { next, reply }) = commands.reloads.recv() => {
+                    attempts.undo().await;
+                    attempts.prepare(next);
+                    let _ = reply.send(Ok(())); // Its client may have gone away.
+                    continue;
+                }
                 outcome = attempts.attempt() => outcome,
             };
             if let Some(reply) = cause.take() {
@@ -175,8 +193,8 @@ enum Next {
 impl Attempts {
     async fn attempt(&mut self) -> Result<(), Failure> {
         self.enter(Phase::Starting, Some("its component is being loaded"));
-        let StartContext { engine, registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
-        let spec = &self.spec;
+        let StartContext { registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
+        let (spec, engine) = (&self.spec, &self.engine);
         // Before the file is read, so that no later change of it goes unnoticed.
         let file = if spec.follow { Some(FileWatcher::new(&spec.component).await) } else { None };
         initial_memory::check_aside(engine, spec).await?;
@@ -225,6 +243,16 @@ impl Attempts {
         self.forget();
     }
 
+    /// Takes over the configuration of a prepared revision, if there is one, for the next attempt.
+    fn prepare(&mut self, next: Option<Box<NextRevision>>) {
+        // The attempt may be much later, and goes by the component file.
+        self.pending_component = None;
+        let Some(NextRevision { spec, engine, .. }) = next.map(|next| *next) else { return };
+        let (status, listen) = (Arc::new(spec.clone()), spec.listen.to_string().into());
+        (self.spec, self.engine) = (spec, engine);
+        self.cell.status.send_modify(|cell| (cell.spec, cell.listen) = (status, listen));
+    }
+
     /// Drops a service that has ended. The next attempt begins anew.
     fn forget(&mut self) {
         self.service = None;
@@ -246,7 +274,10 @@ impl Attempts {
         let command = tokio::select! {
             Some(reply) = commands.drains.recv() => return Next::Drain(reply),
             Some(reply) = commands.resumes.recv() => Some(reply),
-            Some(reply) = commands.reloads.recv() => Some(reply),
+            Some(ReloadCommand { next, reply }) = commands.reloads.recv() => {
+                self.prepare(next);
+                Some(reply)
+            }
             () = changed => None,
             () = sleep(pause) => return Next::Attempt(None),
         };
@@ -257,7 +288,13 @@ impl Attempts {
 
     async fn drain(&mut self) -> Drained {
         let drained = match &mut self.service {
-            Some(service) => service.drain().await,
+            Some(service) => {
+                let drained = service.drain().await;
+                // A reload may have changed its configuration.
+                (self.spec, self.engine) = service.configuration();
+                self.service = None;
+                drained
+            }
             None => ALREADY_DRAINED,
         };
         self.enter(Phase::Drained, None);
@@ -277,8 +314,10 @@ impl Attempts {
             tokio::select! {
                 Some(reply) = commands.resumes.recv() => return reply,
                 Some(reply) = commands.drains.recv() => drop(reply.send(ALREADY_DRAINED)),
-                Some(reply) = commands.reloads.recv() => {
-                    drop(reply.send(Err(self.is_drained())));
+                Some(ReloadCommand { next, reply }) = commands.reloads.recv() => {
+                    let outcome = if next.is_some() { Ok(()) } else { Err(self.is_drained()) };
+                    self.prepare(next);
+                    drop(reply.send(outcome));
                 }
                 else => return pending().await,
             }
@@ -303,7 +342,7 @@ fn enter(cell: &StatusCell, phase: Phase, why: Option<&str>) {
 /// Channel of one service for its reports. The host is interested in the first start alone: what follows a resume command is
 /// no reason to end.
 pub(crate) struct Reports {
-    /// Index of the service among all.
+    /// Number of the service.
     index: usize,
     /// None once the service was started or drained.
     to: Option<mpsc::Sender<(usize, Report)>>,

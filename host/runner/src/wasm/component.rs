@@ -279,7 +279,7 @@ fn compile(engine: &Engine, path: &Path, binary: &Binary) -> Result<Component, F
     }
 }
 
-fn digest(bytes: &[u8]) -> Arc<str> {
+pub(crate) fn digest(bytes: &[u8]) -> Arc<str> {
     format!("{:x}", Sha256::digest(bytes)).into()
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use leasehold::{Addr, Registrar, ServiceName, Terms};
 use leasehold_wasmtime::{Policy, RegistryCtx};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder};
@@ -23,7 +23,7 @@ use crate::{
         span::Tracer,
     },
     wasm::{
-        admission::Admission,
+        admission::{Admission, Permits},
         error::cause,
         in_flight::InFlightRequests,
         scheduler::{Strides, Usage},
@@ -71,25 +71,30 @@ pub(crate) struct ServiceContext {
     env: Vec<(String, String)>,
     config: Arc<WasiConfigVariables>,
     outbound: Outbound,
-    reserved: Reserved,
-    denials: Arc<Denials>,
     memory: usize,
     http: WasiHttpCtx,
     /// The registrations of the service, which outlive its instances.
     pub(crate) registry: RegistryCtx,
     /// Cancelled at the end of the service: failures of remaining instances are not logged.
     pub(crate) ended: CancellationToken,
-    pub(crate) stats: Arc<Stats>,
     pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) access_log: Arc<AccessLog>,
-    pub(crate) admission: Admission,
     /// Cancelled when a later revision serves the requests: idle instances end.
     pub(crate) replaced: CancellationToken,
-    slots: Arc<Semaphore>,
-    max_instances: u32,
     resources: usize,
+    shared: Shared,
+}
+
+/// State that all revisions of a service share.
+#[derive(Clone)]
+struct Shared {
+    admission: Admission,
+    slots: Permits,
     strides: Strides,
+    reserved: Reserved,
+    denials: Arc<Denials>,
+    stats: Arc<Stats>,
 }
 
 /// State of the store of one instance.
@@ -161,6 +166,21 @@ fn resources(limits: &Limits) -> usize {
     (RESOURCES + RESOURCES_PER_REQUEST * requests).min(MAX_RESOURCES)
 }
 
+/// Rights and limits of a component's registrations and look-ups.
+fn policy(spec: &Spec, published: &[Addr]) -> Policy {
+    Policy {
+        names: spec.allow.names.clone(),
+        discover: spec.allow.discover.clone(),
+        addr: published.first().cloned(),
+        addrs: published.to_vec(),
+        max_registrations: MAX_REGISTRATIONS,
+        max_nodes: spec.limits.nodes as usize,
+        terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
+        max_ttl: MAX_TTL,
+        ..Policy::default()
+    }
+}
+
 impl ServiceContext {
     /// Makes the context of a service that clients find under the addresses `published`.
     pub(crate) fn new(
@@ -171,53 +191,17 @@ impl ServiceContext {
         reserved: Reserved,
         stats: Arc<Stats>,
     ) -> Self {
-        let policy = Policy {
-            names: spec.allow.names.clone(),
-            discover: spec.allow.discover.clone(),
-            addr: published.first().cloned(),
-            addrs: published.to_vec(),
-            max_registrations: MAX_REGISTRATIONS,
-            max_nodes: spec.limits.nodes as usize,
-            terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
-            max_ttl: MAX_TTL,
-            ..Policy::default()
-        };
-        let registry = RegistryCtx::new(registrar, policy);
-        let services =
-            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let registry = RegistryCtx::new(registrar, policy(spec, published));
         let denials = Arc::new(Denials::new(spec.name.clone()));
-        let mut http = WasiHttpCtx::new();
-        http.set_field_size_limit(spec.limits.header_size);
-        Self {
-            name: spec.name.clone(),
-            args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
-            env: spec.env.0.clone().into_iter().collect(),
-            config: Arc::new(spec.store().into_iter().collect()),
-            outbound: Outbound::new(
-                &spec.allow,
-                &spec.limits,
-                services,
-                (reserved, Arc::clone(&denials)),
-                Arc::clone(&stats),
-                tracer.clone(),
-            ),
+        let shared = Shared {
+            admission: Admission::new(spec.limits.concurrency),
+            slots: Permits::new(Self::slots(&spec.limits)),
+            strides: Strides::default(),
             reserved,
             denials,
-            memory: spec.limits.memory,
-            http,
-            registry,
-            ended: CancellationToken::new(),
-            output: OutputBudget::new(Arc::clone(&stats), spec.limits.output_lines),
             stats,
-            tracer,
-            access_log: Arc::new(AccessLog::new(spec.name.clone(), spec.access_log)),
-            admission: Admission::new(spec.limits.concurrency),
-            replaced: CancellationToken::new(),
-            slots: Arc::new(Semaphore::new(Self::slots(&spec.limits) as usize)),
-            max_instances: Self::slots(&spec.limits),
-            resources: resources(&spec.limits),
-            strides: Strides::default(),
-        }
+        };
+        Self::assemble(spec, registry, tracer, shared)
     }
 
     /// The context of the component's next revision. Both share the admission of requests and the slots for instances, so
@@ -229,22 +213,61 @@ impl ServiceContext {
             env: self.env.clone(),
             config: Arc::clone(&self.config),
             outbound: self.outbound.clone(),
-            reserved: self.reserved,
-            denials: Arc::clone(&self.denials),
             memory: self.memory,
             http: self.http.clone(),
             registry: self.registry.successor(),
             ended: CancellationToken::new(),
             output: Arc::clone(&self.output),
-            stats: Arc::clone(&self.stats),
             tracer: self.tracer.clone(),
             access_log: Arc::clone(&self.access_log),
-            admission: self.admission.clone(),
             replaced: CancellationToken::new(),
-            slots: Arc::clone(&self.slots),
-            max_instances: self.max_instances,
             resources: self.resources,
-            strides: self.strides.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+
+    /// The same under another configuration, of the same name. The limits of requests and instances stay as they are until
+    /// [`resize`](Self::resize).
+    pub(crate) fn successor_under(&self, spec: &Spec, published: &[Addr], tracer: Option<Tracer>) -> Self {
+        let registry = self.registry.successor_under(policy(spec, published));
+        Self::assemble(spec, registry, tracer, self.shared.clone())
+    }
+
+    /// Applies the limits of requests and instances, once the revision is served.
+    pub(crate) fn resize(&self, limits: &Limits) {
+        self.shared.admission.resize(limits.concurrency);
+        self.shared.slots.resize(Self::slots(limits));
+    }
+
+    fn assemble(spec: &Spec, registry: RegistryCtx, tracer: Option<Tracer>, shared: Shared) -> Self {
+        let (reserved, stats) = (shared.reserved, &shared.stats);
+        let services =
+            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(spec.limits.header_size);
+        Self {
+            name: spec.name.clone(),
+            args: [spec.name.to_string()].into_iter().chain(spec.args.iter().cloned()).collect(),
+            env: spec.env.0.clone().into_iter().collect(),
+            config: Arc::new(spec.store().into_iter().collect()),
+            outbound: Outbound::new(
+                &spec.allow,
+                &spec.limits,
+                services,
+                (reserved, Arc::clone(&shared.denials)),
+                Arc::clone(stats),
+                tracer.clone(),
+            ),
+            memory: spec.limits.memory,
+            http,
+            registry,
+            ended: CancellationToken::new(),
+            output: OutputBudget::new(Arc::clone(stats), spec.limits.output_lines),
+            tracer,
+            access_log: Arc::new(AccessLog::new(spec.name.clone(), spec.access_log)),
+            replaced: CancellationToken::new(),
+            resources: resources(&spec.limits),
+            shared,
         }
     }
 
@@ -254,18 +277,28 @@ impl ServiceContext {
         limits.concurrency.saturating_add(limits.concurrency / 4).saturating_add(1)
     }
 
+    /// Metrics of the service.
+    pub(crate) fn stats(&self) -> &Arc<Stats> {
+        &self.shared.stats
+    }
+
+    /// Admission of requests.
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.shared.admission
+    }
+
     /// Limit of instances.
     pub(crate) fn max_instances(&self) -> u32 {
-        self.max_instances
+        self.shared.slots.total()
     }
 
     pub(crate) fn instances(&self) -> usize {
-        (self.max_instances as usize).saturating_sub(self.slots.available_permits())
+        self.shared.slots.used()
     }
 
     /// Store state of an instance that serves requests, once there is a slot for it.
     pub(crate) async fn store_for_requests(&self) -> StoreState {
-        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the slots are never closed");
+        let slot = self.shared.slots.get().acquire_owned().await.expect("the slots are never closed");
         self.store(Some(slot), |_| ())
     }
 
@@ -283,8 +316,8 @@ impl ServiceContext {
             listen: spec.listen,
             outbound: spec.allow.outbound.clone().into(),
             local: spec.allow.local,
-            reserved: self.reserved,
-            denials: Arc::clone(&self.denials),
+            reserved: self.shared.reserved,
+            denials: Arc::clone(&self.shared.denials),
             listens: signals.listens.clone(),
             ending: signals.end.clone(),
             connections: permits.clone(),
@@ -321,10 +354,10 @@ impl ServiceContext {
             registry: self.registry.clone(),
             limits: Limiter {
                 limits: StoreLimitsBuilder::new().memory_size(self.memory).table_elements(MAX_TABLE_ELEMENTS).build(),
-                stats: Arc::clone(&self.stats),
+                stats: Arc::clone(self.stats()),
                 memory: 0,
             },
-            usage: Usage::new(self.strides.clone(), self.stats.cpu.clone()),
+            usage: Usage::new(self.shared.strides.clone(), self.stats().cpu.clone()),
             requests,
             panic,
             connections: None,

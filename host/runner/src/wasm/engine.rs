@@ -1,8 +1,9 @@
-//! The one wasmtime engine of the process, its instance pool, and the views of a store for WASI.
+//! A wasmtime engine, its instance pool with the room of each service, and the views of a store for WASI.
 
 use std::sync::Arc;
 
 use anyhow::Context;
+use parking_lot::Mutex;
 use wasmtime::{
     Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
     component::{Component, Linker, ResourceTable},
@@ -39,7 +40,8 @@ const CORES_PER_COMPONENT: u32 = 8;
 /// Bytes that a component may pass in one call of the host, at most; the host makes a copy.
 const MAX_HOSTCALL_BYTES: usize = 16 << 20;
 
-/// The engine with its linker.
+/// An engine with its linker. Each service has a clone of its own, with room in the pool as long as any part of the service
+/// has one.
 #[derive(Clone)]
 pub(crate) struct Engine {
     pub(crate) wasmtime: wasmtime::Engine,
@@ -49,6 +51,32 @@ pub(crate) struct Engine {
     scheduler: Arc<Scheduler>,
     pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) compiler: Arc<Compiler>,
+    pool: Arc<Pool>,
+    /// The room of a service.
+    _room: Option<Arc<Room>>,
+}
+
+/// The instance pool of an engine.
+struct Pool {
+    /// Largest linear memory.
+    memory: usize,
+    /// Instances in all, and those without a service.
+    slots: u64,
+    free: Mutex<u64>,
+    /// Instances are limited by the pool; without one, by memory alone.
+    is_limited: bool,
+}
+
+/// Slots of a pool that one service has.
+struct Room {
+    pool: Arc<Pool>,
+    slots: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *self.pool.free.lock() += self.slots;
+    }
 }
 
 impl Engine {
@@ -57,21 +85,59 @@ impl Engine {
         Self::with_scheduler(services, Scheduler::new(cpus::available()))
     }
 
-    /// An engine whose components this scheduler interrupts. A scheduler serves one engine.
+    /// An engine whose components this scheduler interrupts.
     pub(crate) fn with_scheduler(services: &[Spec], scheduler: Arc<Scheduler>) -> anyhow::Result<Self> {
         let pooled = pool(services).map(|pool| {
             let mut pooled = config();
             pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
             wasmtime::Engine::new(&pooled)
         });
+        let is_pooled = matches!(&pooled, Some(Ok(_)));
         let unpooled =
             pooled.as_ref().and_then(|pooled| pooled.as_ref().err()).map(|error| one_line(&format!("{error:#}")));
         let wasmtime = pooled.and_then(Result::ok).map_or_else(|| wasmtime::Engine::new(&config()), Ok);
         let wasmtime = wasmtime.map_err(into_anyhow).context("cannot start the component engine")?;
         let linker = linker(&wasmtime).map_err(into_anyhow).context("cannot link the host's interfaces")?;
         let cache = Cache::open().map(Arc::new);
-        scheduler.start(wasmtime.weak()).context("cannot start the thread that interrupts components")?;
-        Ok(Self { wasmtime, linker, unpooled, scheduler, cache, compiler: Arc::new(Compiler::new()) })
+        scheduler.start(&wasmtime.weak()).context("cannot start the thread that interrupts components")?;
+        let slots = Demand::of(services).instances;
+        let pool = Pool {
+            memory: services.iter().map(|spec| spec.limits.memory).max().unwrap_or_default(),
+            slots,
+            free: Mutex::new(slots),
+            is_limited: is_pooled,
+        };
+        let compiler = Arc::new(Compiler::new());
+        Ok(Self { wasmtime, linker, unpooled, scheduler, cache, compiler, pool: Arc::new(pool), _room: None })
+    }
+
+    /// A further engine for these services, with the scheduler, the cache and the compiler of this one.
+    fn further(&self, services: &[Spec]) -> anyhow::Result<Self> {
+        let engine = Self::with_scheduler(services, self.scheduler())?;
+        Ok(Self { cache: self.cache.clone(), compiler: Arc::clone(&self.compiler), ..engine })
+    }
+
+    /// A clone for a service, if its instances fit into what is free of the pool.
+    fn with_room(&self, spec: &Spec) -> Option<Self> {
+        let slots = Demand::slots(spec);
+        let mut free = self.pool.free.lock();
+        if self.pool.is_limited && (slots > *free || spec.limits.memory > self.pool.memory) {
+            return None;
+        }
+        *free = free.saturating_sub(slots);
+        let room = Room { pool: Arc::clone(&self.pool), slots };
+        drop(free);
+        Some(Self { _room: Some(Arc::new(room)), ..self.clone() })
+    }
+
+    /// True if no service has room in the pool.
+    fn is_unused(&self) -> bool {
+        *self.pool.free.lock() == self.pool.slots
+    }
+
+    /// True for two clones of one engine.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pool, &other.pool)
     }
 
     /// The component in these bytes, compiled in this process unless the cache has it.
@@ -127,16 +193,55 @@ pub(crate) struct Demand {
 
 impl Demand {
     pub(crate) fn of(services: &[Spec]) -> Self {
-        // Two more instances live as long as a revision; during a reload there are two revisions.
-        let slots = |spec: &Spec| u64::from(ServiceContext::slots(&spec.limits)) + 2;
-        let instances = services.iter().map(slots).sum();
-        let memory = services.iter().map(|spec| slots(spec).saturating_mul(spec.limits.memory as u64));
+        let instances = services.iter().map(Self::slots).sum();
+        let memory = services.iter().map(|spec| Self::slots(spec).saturating_mul(spec.limits.memory as u64));
         Self {
             instances,
             memory: memory.fold(0, u64::saturating_add),
             pooled: (1..=MAX_POOLED_SLOTS).contains(&instances),
             files: services.iter().map(|spec| files(&spec.limits)).sum(),
         }
+    }
+
+    /// Instances of one service at a time. Two more than serve requests live as long as a revision; during a reload there
+    /// are two revisions.
+    fn slots(spec: &Spec) -> u64 {
+        u64::from(ServiceContext::slots(&spec.limits)) + 2
+    }
+}
+
+/// The engines of the process: that of its start, and further ones for services that a reload of the configuration adds or
+/// enlarges beyond what is free of their pools. A pool does not grow.
+pub(crate) struct Engines {
+    first: Engine,
+    further: Vec<Engine>,
+}
+
+impl Engines {
+    pub(crate) fn new(first: Engine) -> Self {
+        Self { first, further: Vec::new() }
+    }
+
+    /// An engine with room for each of these services, in their order. Builds a further one for those that fit into none.
+    pub(crate) fn place(&mut self, services: &[Arc<Spec>]) -> anyhow::Result<Vec<Engine>> {
+        self.further.retain(|engine| !engine.is_unused());
+        let engines = || [&self.first].into_iter().chain(&self.further);
+        let mut placed: Vec<_> =
+            services.iter().map(|spec| engines().find_map(|engine| engine.with_room(spec))).collect();
+        let unplaced: Vec<Spec> = services
+            .iter()
+            .zip(&placed)
+            .filter(|(_, place)| place.is_none())
+            .map(|(spec, _)| (**spec).clone())
+            .collect();
+        if !unplaced.is_empty() {
+            let engine = self.first.further(&unplaced)?;
+            for (spec, place) in services.iter().zip(&mut placed).filter(|(_, place)| place.is_none()) {
+                *place = Some(engine.with_room(spec).unwrap_or_else(|| engine.clone()));
+            }
+            self.further.push(engine);
+        }
+        Ok(placed.into_iter().flatten().collect())
     }
 }
 

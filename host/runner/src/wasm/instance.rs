@@ -213,8 +213,8 @@ impl WorkerState for Worker {
             (Err(error), _) if self.context.ended.is_cancelled() => drop(store.data().cause(&error)),
             (Err(error), _) => {
                 if error.is::<Trap>() {
-                    self.context.stats.incident(Incident::Trap);
-                    self.context.stats.trapped(summary.open.max(1));
+                    self.context.stats().incident(Incident::Trap);
+                    self.context.stats().trapped(summary.open.max(1));
                 }
                 log_request!(warn, self.name, summary.latest, "an instance ended: {}", ended(&error, &store));
             }

@@ -170,16 +170,23 @@ impl Key {
         self.weight = weight;
     }
 
-    /// Publishes another node under the same key from now on; if it gives up a weight of its own, with the computed one.
-    pub(super) fn replace(&mut self, key: &str, node: Arc<ServerNode>, computed: Weight) -> Result<(), Error> {
-        self.layout.accept(&node)?;
-        let other = self.layout.key(&node);
+    /// Publishes another node under the same key from now on, as `layout` writes it; if the node gives up a weight of its own,
+    /// with the computed one.
+    pub(super) fn replace(
+        &mut self,
+        key: &str,
+        node: Arc<ServerNode>,
+        layout: Layout,
+        computed: Weight,
+    ) -> Result<(), Error> {
+        layout.accept(&node)?;
+        let other = layout.key(&node);
         if other != key {
             return Err(Invalid::new("node", format!("must have the key {key}, not {other}")).into());
         }
         let otherwise = if self.node.weight.is_some() { computed } else { self.weight };
         self.weight = node.weight.unwrap_or(otherwise);
-        self.node = node;
+        (self.node, self.layout) = (node, layout);
         self.edition = self.edition.wrapping_add(1);
         Ok(())
     }

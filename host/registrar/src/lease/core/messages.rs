@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Replace {
         key: Arc<str>,
         node: Arc<ServerNode>,
+        /// The layout that writes it.
+        layout: Layout,
         reply: Reply,
     },
     Stop {

@@ -148,7 +148,9 @@ impl LeaseCore {
             }
             Input::Command(Command::GrantAhead(until)) => self.grant_ahead(until),
             Input::Command(Command::SetWeight { key, weight, reply }) => self.set_weight(&key, weight, reply, now),
-            Input::Command(Command::Replace { key, node, reply }) => self.replace(&key, node, reply, now),
+            Input::Command(Command::Replace { key, node, layout, reply }) => {
+                self.replace(&key, node, layout, reply, now);
+            }
             Input::Command(Command::Stop { key, reply }) => self.stop(&key, reply, now),
             Input::Command(Command::End) => self.end(now),
             Input::HandleDropped => self.stop_abandoned(now),

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::{
     error::Error,
     faults::{FaultChange, Source},
+    layout::Layout,
     lease::core::{
         LeaseCore,
         key::Key,
@@ -52,9 +53,16 @@ impl LeaseCore {
         });
     }
 
-    pub(super) fn replace(&mut self, key: &Arc<str>, node: Arc<ServerNode>, reply: Reply, now: Instant) {
+    pub(super) fn replace(
+        &mut self,
+        key: &Arc<str>,
+        node: Arc<ServerNode>,
+        layout: Layout,
+        reply: Reply,
+        now: Instant,
+    ) {
         let computed = self.computed.weight;
-        self.change(key, reply, now, |entry| entry.replace(key, node, computed));
+        self.change(key, reply, now, |entry| entry.replace(key, node, layout, computed));
     }
 
     fn change(

@@ -2,6 +2,7 @@
 
 pub(crate) mod private_etcd;
 pub(crate) mod progress;
+mod reconfigure;
 mod status;
 
 use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
@@ -28,13 +29,18 @@ use crate::{
         systemd,
     },
     service::{
-        handle::{Phase, ServiceHandle, Services},
+        handle::{Phase, Reconfigure, Reconfigured, ServiceChange, ServiceHandle, ServiceList, Services},
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
     telemetry::{log_level::Levels, otlp::Traces},
-    wasm::{loader::Loading, scheduler::Scheduler},
+    wasm::{
+        engine::{Engine, Engines},
+        loader::Loading,
+        scheduler::Scheduler,
+    },
 };
 use private_etcd::PrivateEtcd;
+use reconfigure::Reconfigurer;
 
 /// Unread reports of services, at most.
 const MAX_REPORTS: usize = 64;
@@ -66,7 +72,8 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     if config.dev {
         tasks.spawn(progress::log_events(registrar.events(), done.clone()));
     }
-    let services = Arc::new(Services::new(ending.clone()));
+    let (reconfigure, commands) = mpsc::channel(1);
+    let services = Arc::new(Services::new(ending.clone(), reconfigure));
     let events = Arc::<Events>::default();
     tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
     let host = HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone());
@@ -91,11 +98,21 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
 
     let running = TaskTracker::new();
+    let host = Host {
+        args,
+        loading,
+        registrar: registrar.clone(),
+        traces: traces.clone(),
+        tasks: tasks.clone(),
+        services: Arc::clone(&services),
+        running: running.clone(),
+        commands,
+    };
     let outcome = tokio::select! {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
-        failure = live(&config, loading, &registrar, traces.as_ref(), &tasks, &services, &running) => Err(failure),
+        failure = live(&config, host) => Err(failure),
     };
 
     // The reason of the end does not matter from here on.
@@ -104,7 +121,7 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     running.close();
     running.wait().await;
     if config.dev && outcome.is_ok() {
-        progress::show_gone(&registrar, &config.services).await;
+        progress::show_gone(&registrar, &services.all()).await;
     }
     let flushed = async {
         if let Some(traces) = traces {
@@ -123,17 +140,24 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     outcome
 }
 
-/// Starts the services and serves them until the host ends; each of them is a task of `running`. Returns the failure
-/// that ends the host.
-async fn live(
-    config: &Config,
+/// Everything that services are started with, and started by.
+struct Host {
+    args: RunArgs,
     loading: Loading,
-    registrar: &Registrar,
-    traces: Option<&Traces>,
-    tasks: &TaskTracker,
-    services: &Services,
-    running: &TaskTracker,
-) -> Failure {
+    registrar: Registrar,
+    traces: Option<Traces>,
+    tasks: TaskTracker,
+    services: Arc<Services>,
+    /// Tasks of the services.
+    running: TaskTracker,
+    /// Commands to read the configuration again.
+    commands: mpsc::Receiver<Reconfigure>,
+}
+
+/// Starts the services and serves them until the host ends, as its configuration says, which may be read again. Returns the
+/// failure that ends the host.
+async fn live(config: &Config, host: Host) -> Failure {
+    let Host { args, loading, registrar, traces, tasks, services, running, commands } = host;
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
     // A component chooses the TTL when it registers itself.
     let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
@@ -143,7 +167,7 @@ async fn live(
     let (answers, etcd) = watch::channel(false);
     let reached = async {
         if registers || config.etcd_required {
-            connect::etcd(registrar, config, &services.etcd).await?;
+            connect::etcd(&registrar, config, &services.etcd).await?;
         }
         answers.send_replace(true);
         Ok(())
@@ -151,23 +175,33 @@ async fn live(
     let (reporting, reports) = mpsc::channel(MAX_REPORTS);
     let started = async {
         let (engine, components) = loading.engine().await?;
+        let mut engines = Engines::new(engine);
+        let specs: Vec<_> = config.services.iter().cloned().map(Arc::new).collect();
+        let places = engines.place(&specs)?;
         let logs_failed_starts = config.services.len() > 1;
-        let barrier = config.strict.then(|| Barrier::new(config.services.len()));
-        let (registrar, traces) = (registrar.clone(), traces.cloned());
+        let barrier = config.strict.then(|| Arc::new(Barrier::new(config.services.len())));
         let reserved = Reserved::new([config.admin.addr(), config.metrics]);
-        let context = Arc::new(StartContext { engine, registrar, traces, reserved, etcd, barrier, logs_failed_starts });
-        let new = |(index, spec): (usize, &Spec)| {
-            let reports = Reports::new(index, reporting.clone());
-            Supervisor::new(spec.clone(), components.of(spec), Arc::clone(&context), reports)
+        let (registrar, traces) = (registrar.clone(), traces.clone());
+        let context = StartContext { registrar, traces, reserved, etcd, barrier, logs_failed_starts };
+        let shared = Arc::new(context.clone());
+        let new = |((index, spec), engine): ((usize, &Arc<Spec>), Engine)| {
+            let (reports, ending) = (Reports::new(index, reporting.clone()), services.ending.child_token());
+            let component = components.of(spec);
+            Supervisor::new((**spec).clone(), engine, component, Arc::clone(&shared), reports, ending)
         };
-        let (supervisors, handles): (Vec<_>, Vec<_>) = config.services.iter().enumerate().map(new).unzip();
+        let (supervisors, handles): (Vec<_>, Vec<_>) = specs.iter().enumerate().zip(places).map(new).unzip();
+        let handles: ServiceList = handles.into_iter().map(Arc::new).collect();
+        let endings: Vec<_> = handles.iter().map(|handle| handle.ending.clone()).collect();
         services.set(handles);
-        for supervisor in supervisors {
-            running.spawn(supervisor.run(services.ending.clone()));
+        for (supervisor, ending) in supervisors.into_iter().zip(endings) {
+            running.spawn(supervisor.run(ending));
         }
-        Ok(context)
+        let context = Arc::new(StartContext { barrier: None, logs_failed_starts: true, ..context });
+        let (services, running, host) = (Arc::clone(&services), running.clone(), config.written.clone());
+        Ok(Reconfigurer { args, services, context, engines, running, host }.run(commands).await)
     };
-    let outcome = try_join3(reached, started, watch_starts(config, reports, registrar, tasks, services)).await;
+    let watched = watch_starts(config, reports, &registrar, &tasks, &services);
+    let outcome: Result<((), Infallible, Infallible), Failure> = try_join3(reached, started, watched).await;
     match outcome {
         Ok((.., never)) => match never {},
         Err(failure) => failure,
@@ -199,7 +233,7 @@ async fn watch_starts(
             _ => {}
         }
         if config.dev {
-            progress::show(registrar, services.all()).await;
+            progress::show(registrar, &services.all()).await;
         }
         ready(services);
         systemd::ready(tasks);
@@ -210,7 +244,7 @@ async fn watch_starts(
 /// Logs that the host is ready, and the services that are not.
 fn ready(services: &Services) {
     let services = services.all();
-    let is_down = |handle: &&ServiceHandle| handle.phase() != Phase::Serving;
+    let is_down = |handle: &&Arc<ServiceHandle>| handle.phase() != Phase::Serving;
     let down: Vec<_> = services.iter().filter(is_down).map(|handle| handle.name.as_str()).collect();
     match down.len() {
         0 => tracing::info!(event = "ready", services = services.len(), "ready"),
@@ -247,23 +281,30 @@ async fn change_level_on_signal(mut verbosity: mpsc::Receiver<()>, levels: Level
     }
 }
 
-/// Reloads every service at each SIGHUP.
+/// Reads the configuration again at each SIGHUP.
 async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Services>, tasks: TaskTracker) {
     while reloads.recv().await.is_some() {
         if !services.are_known() {
-            tracing::info!("SIGHUP: the host is starting, with what is in the component files now");
+            tracing::info!(
+                "SIGHUP: the host is starting, with its configuration and its component files as they are now"
+            );
             continue;
         }
-        tracing::info!("SIGHUP: every service goes on with what is in its component file now");
+        tracing::info!("SIGHUP: the configuration and the component files are read again");
         systemd::reloading(&tasks).await;
-        let failed = tokio::select! {
-            failed = services.reload() => failed,
+        let outcome = tokio::select! {
+            outcome = services.reconfigure(false) => outcome,
             () = services.ending.cancelled() => return,
         };
         systemd::ready(&tasks);
-        match failed.len() {
-            0 => tracing::info!("SIGHUP: all are reloaded"),
-            many => tracing::warn!("SIGHUP: {many} are not reloaded, such as {}: {}", failed[0].0, failed[0].1),
+        let failed = |change: &&ServiceChange| change.why.is_some();
+        match outcome {
+            Err(failure) => tracing::error!(event = "not_reconfigured", "SIGHUP: {}", failure.sentence()),
+            Ok(Reconfigured { services, .. }) => {
+                for ServiceChange { service, why, .. } in services.iter().filter(failed).take(MAX_NAMED) {
+                    tracing::warn!(%service, "SIGHUP: {}", why.as_deref().unwrap_or_default());
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use leasehold::{Event, Registrar, What};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Spec, error::shown, service::handle::ServiceHandle};
+use crate::{error::shown, service::handle::ServiceHandle};
 
 /// Logs renewals and weights, which the registrar does not log by itself, until it ends or `done`.
 pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationToken) {
@@ -40,7 +40,7 @@ fn log(event: &Event) {
 }
 
 /// Shows the keys and values of these services, read back from etcd.
-pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
+pub(crate) async fn show(registrar: &Registrar, services: &[Arc<ServiceHandle>]) {
     for handle in services {
         let url = Arc::clone(&handle.snapshot().status.url);
         if url.is_empty() {
@@ -60,11 +60,11 @@ pub(crate) async fn show(registrar: &Registrar, services: &[ServiceHandle]) {
 }
 
 /// Shows that etcd has no keys of these services any more.
-pub(crate) async fn show_gone(registrar: &Registrar, specs: &[Spec]) {
-    for spec in specs {
-        match registrar.list(Some(&spec.name)).await {
-            Ok(listed) if listed.is_empty() => tracing::info!("in etcd: no key of {}", spec.name),
-            Ok(listed) => tracing::warn!("in etcd: still {} of {}", listed.len(), spec.name),
+pub(crate) async fn show_gone(registrar: &Registrar, services: &[Arc<ServiceHandle>]) {
+    for ServiceHandle { name, .. } in services.iter().map(|handle| &**handle) {
+        match registrar.list(Some(name)).await {
+            Ok(listed) if listed.is_empty() => tracing::info!("in etcd: no key of {name}"),
+            Ok(listed) => tracing::warn!("in etcd: still {} of {name}", listed.len()),
             Err(error) => tracing::warn!("etcd cannot be read: {error}"),
         }
     }

@@ -51,7 +51,7 @@ struct Counts {
 impl Counts {
     fn of(services: &Services) -> Self {
         let mut counts = Self::default();
-        for service in services.all() {
+        for service in services.all().iter() {
             counts.all += 1;
             match service.phase() {
                 Phase::Draining => counts.draining += 1,

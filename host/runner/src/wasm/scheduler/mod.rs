@@ -27,13 +27,14 @@ mod usage;
 use std::{
     io,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use tokio::{sync::Semaphore, task::yield_now};
 use wasmtime::EngineWeak;
 
@@ -43,7 +44,7 @@ pub(crate) use self::{
 };
 use self::{interrupt::Resumed, tuning::TUNING, usage::Slice};
 
-/// The scheduler of one engine: its ticks, and the processors and threads for components that compute for long.
+/// The scheduler of all engines: its ticks, and the processors and threads for components that compute for long.
 pub(crate) struct Scheduler {
     begun: Instant,
     ticks: AtomicU64,
@@ -55,7 +56,9 @@ pub(crate) struct Scheduler {
     threads: Arc<Semaphore>,
     /// Number of instances on dedicated threads.
     long: AtomicUsize,
-    engine: OnceLock<EngineWeak>,
+    /// Engines whose components it interrupts.
+    engines: ArcSwap<Vec<EngineWeak>>,
+    is_ticking: AtomicBool,
 }
 
 impl Scheduler {
@@ -69,26 +72,44 @@ impl Scheduler {
             processors: Arc::new(Semaphore::new(most)),
             threads: Arc::new(Semaphore::new(most + TUNING.waiting_threads)),
             long: AtomicUsize::new(0),
-            engine: OnceLock::new(),
+            engines: ArcSwap::default(),
+            is_ticking: AtomicBool::new(false),
         })
     }
 
-    /// Starts the ticker, which interrupts the components of this engine until the engine is dropped. Fails where it was
-    /// started before: a scheduler has one engine.
-    pub(crate) fn start(self: &Arc<Self>, engine: EngineWeak) -> io::Result<()> {
-        if self.engine.set(engine.clone()).is_err() {
-            return Err(io::Error::other("the scheduler has an engine already"));
+    /// Interrupts the components of this engine, too, until the engine is dropped. The ticker runs from the first engine to the
+    /// end of the last one; a scheduler without engines is started no more.
+    pub(crate) fn start(self: &Arc<Self>, engine: &EngineWeak) -> io::Result<()> {
+        self.engines.rcu(|engines| engines.iter().chain([engine]).cloned().collect::<Vec<_>>());
+        if self.is_ticking.swap(true, Relaxed) {
+            return Ok(());
         }
         let scheduler = Arc::clone(self);
         let ticker = move || {
-            while let Some(engine) = engine.upgrade() {
-                scheduler.tick();
-                engine.increment_epoch();
-                drop(engine);
+            while scheduler.increment_epochs(Self::tick) {
                 scheduler.sleep();
             }
         };
         thread::Builder::new().name("epoch".to_owned()).spawn(ticker).map(drop)
+    }
+
+    /// Interrupts the components of every engine, after `before` if there is one. Forgets engines that were dropped. Returns
+    /// false if none is left.
+    fn increment_epochs(&self, before: impl FnOnce(&Self)) -> bool {
+        let engines = self.engines.load();
+        let (mut alive, mut before) = (0, Some(before));
+        for engine in engines.iter().filter_map(EngineWeak::upgrade) {
+            if let Some(before) = before.take() {
+                before(self);
+            }
+            engine.increment_epoch();
+            alive += 1;
+        }
+        if alive < engines.len() {
+            let is_alive = |engine: &&EngineWeak| engine.upgrade().is_some();
+            self.engines.rcu(|engines| engines.iter().filter(is_alive).cloned().collect::<Vec<_>>());
+        }
+        alive > 0
     }
 
     fn tick(&self) {
@@ -111,10 +132,8 @@ impl Scheduler {
 
     /// Makes dedicated threads offer their processors to other threads.
     pub(crate) fn preempt(&self) {
-        if self.long.load(Relaxed) > 0
-            && let Some(engine) = self.engine.get().and_then(EngineWeak::upgrade)
-        {
-            engine.increment_epoch();
+        if self.long.load(Relaxed) > 0 {
+            self.increment_epochs(|_| ());
         }
     }
 

@@ -58,7 +58,7 @@ impl Machine {
     async fn new(processors: usize) -> Arc<Self> {
         let _one = ONE.lock().await;
         let (scheduler, engine) = (Scheduler::new(processors), Engine::default());
-        scheduler.start(engine.weak()).unwrap();
+        scheduler.start(&engine.weak()).unwrap();
         let (at_work, most, end) = (AtomicUsize::new(0), AtomicUsize::new(0), CancellationToken::new());
         let free = (scheduler.processors.available_permits(), scheduler.threads.available_permits());
         Arc::new(Self { scheduler, _engine: engine, _one, at_work, most, free, end })

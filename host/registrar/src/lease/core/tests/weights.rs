@@ -56,7 +56,12 @@ fn another_node_is_published_under_the_same_key_only() {
     let mut replace = |addr| {
         let node = Arc::new(ServerNode::new("user", addr).unwrap());
         let (reply, mut outcome) = oneshot::channel();
-        scene.handle(Input::Command(Command::Replace { key: KEY.into(), node, reply }));
+        scene.handle(Input::Command(Command::Replace {
+            key: KEY.into(),
+            node,
+            layout: "seed".parse().unwrap(),
+            reply,
+        }));
         done(&mut outcome)
     };
     assert!(matches!(replace("10.0.0.9:80"), Err(Error::Invalid(_))));
