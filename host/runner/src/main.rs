@@ -98,5 +98,6 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Weight(args) => commands::weight(args).await,
         Command::Status(args) => commands::status(args).await,
         Command::Reload(args) => commands::reload(args).await,
+        Command::Upgrade(args) => commands::upgrade(args).await,
     }
 }

@@ -125,6 +125,14 @@ impl Host {
         self.ends().await
     }
 
+    /// Waits for the exit of the process, while its successor goes on with its files and its output.
+    ///
+    /// # Panics
+    /// If it does not exit.
+    pub async fn exits(&mut self) -> Option<i32> {
+        self.program.exits().await
+    }
+
     /// Waits for the end of the host, which must leave no temporary files.
     ///
     /// # Panics

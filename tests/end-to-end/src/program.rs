@@ -135,6 +135,16 @@ impl Program {
         found.expect("it was just found")
     }
 
+    /// Waits for the exit of the process; others may go on with its output.
+    ///
+    /// # Panics
+    /// If it does not exit.
+    pub async fn exits(&mut self) -> Option<i32> {
+        let status = timeout(END, self.child.wait()).await;
+        let Ok(status) = status else { panic!("it does not exit:\n{}", self.stderr().join("\n")) };
+        status.expect("a child can be waited for").code()
+    }
+
     /// Waits for the end of the program.
     ///
     /// # Panics

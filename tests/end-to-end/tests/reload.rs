@@ -300,7 +300,7 @@ async fn reload_by_sighup_is_one_of_every_service_and_ends_none() {
     one.becomes_component("hostile");
     other.becomes_component("plain-p3");
     // Those that are sent by habit, and would end a process that does not listen.
-    for signal in ["USR1", "USR2", "HUP"] {
+    for signal in ["USR1", "HUP"] {
         host.signal(signal);
     }
     host.says("the configuration is reloaded").await;

@@ -3,9 +3,12 @@
 use std::{
     fmt, fs, io,
     net::SocketAddr,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        net::UnixStream as BlockingUnixStream,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, PermissionsExt, chown},
+            net::UnixStream as BlockingUnixStream,
+        },
     },
     path::{Path, PathBuf},
     pin::Pin,
@@ -92,8 +95,11 @@ impl Listener {
         Ok(Self { kind: Kind::Tcp(listener, bound), rights, tls })
     }
 
-    /// A socket of this machine, whose permissions decide who connects.
-    pub(crate) fn unix(file: &SocketFile) -> Result<Self, String> {
+    /// A socket of this machine, whose permissions decide who connects. A successor takes the place of a former host's.
+    pub(crate) fn unix(file: &SocketFile, is_successor: bool) -> Result<Self, String> {
+        if !is_successor {
+            refuse_occupied(&file.path)?;
+        }
         let (listener, bound) = BoundSocket::bind(file)?;
         Ok(Self { kind: Kind::Unix(listener, bound), rights: Rights::All, tls: None })
     }
@@ -102,6 +108,14 @@ impl Listener {
     pub(crate) fn addr(&self) -> Option<SocketAddr> {
         match &self.kind {
             Kind::Tcp(_, bound) => Some(*bound),
+            Kind::Unix(..) => None,
+        }
+    }
+
+    /// A descriptor of a listener at an address.
+    pub(crate) fn descriptor(&self) -> Option<OwnedFd> {
+        match &self.kind {
+            Kind::Tcp(listener, _) => listener.as_fd().try_clone_to_owned().ok(),
             Kind::Unix(..) => None,
         }
     }
@@ -196,7 +210,6 @@ impl BoundSocket {
                 path.display()
             ));
         }
-        refuse_occupied(path)?;
         let failed = |error: io::Error| format!("cannot listen on {}: {error}", path.display());
         // It becomes visible with its permissions: until then it is in a folder of this user alone.
         let folder = path.parent().unwrap_or(Path::new("/"));
@@ -263,19 +276,19 @@ mod tests {
         let path = folder.path().join("a.sock");
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         let file = |mode| SocketFile { path: path.clone(), mode, group: None };
-        let first = Listener::unix(&file(None)).unwrap();
+        let first = Listener::unix(&file(None), false).unwrap();
         assert_eq!((mode(), first.url()), (0o600, format!("unix:{}", path.display())));
-        let refused = Listener::unix(&file(None)).err().unwrap();
+        let refused = Listener::unix(&file(None), false).err().unwrap();
         assert!(refused.ends_with("another process does"), "{refused}");
         drop(first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         // A socket that a killed host has left behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let second = Listener::unix(&file(Some(0o666))).unwrap();
+        let second = Listener::unix(&file(Some(0o666)), false).unwrap();
         assert_eq!(mode(), 0o666);
         drop(second);
         fs::write(&path, "precious").unwrap();
-        assert!(Listener::unix(&file(None)).err().unwrap().ends_with("is no socket"));
+        assert!(Listener::unix(&file(None), false).err().unwrap().ends_with("is no socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 

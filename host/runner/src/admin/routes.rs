@@ -14,7 +14,7 @@ use crate::telemetry::log_level::Level;
 /// Paths and methods, for a request that has another path.
 const PATHS: &str = "GET /healthz, GET /readyz, GET /metrics, GET /services, GET /status, GET /status/NAME, \
                      POST /drain/NAME, POST /resume/NAME, POST /weight/NAME?value=WEIGHT, POST /reload?dry_run=true, \
-                     POST /reload/NAME, POST /log/LEVEL?for=SECONDS";
+                     POST /reload/NAME, POST /upgrade, POST /log/LEVEL?for=SECONDS";
 /// Longest change of the log's level, and the usual one.
 const MAX_LOG_SECONDS: u32 = 24 * 3600;
 const LOG_SECONDS: u32 = 600;
@@ -42,6 +42,8 @@ pub(crate) enum Route {
         /// Changes nothing, and responds with the plan.
         dry_run: bool,
     },
+    /// Hand-over of the host to a new process.
+    Upgrade,
     /// Another level of the log for a while; no time at all restores the usual one.
     LogLevel(Level, Duration),
 }
@@ -115,6 +117,7 @@ impl fmt::Display for Route {
             Self::Reload(name) => write!(f, "reload {}", shown(name)),
             Self::Reconfigure { dry_run: true } => write!(f, "reload --dry-run"),
             Self::Reconfigure { dry_run: false } => write!(f, "reload"),
+            Self::Upgrade => write!(f, "upgrade"),
             Self::LogLevel(level, _) => write!(f, "log {level}"),
             Self::Status(Some(name)) => write!(f, "status {}", shown(name)),
             Self::Health | Self::Readiness { .. } | Self::Metrics | Self::Services | Self::Status(None) => {
@@ -136,6 +139,7 @@ impl Route {
             "/metrics" => Self::Metrics,
             "/services" => Self::Services,
             "/status" => Self::Status(None),
+            "/upgrade" => Self::Upgrade,
             "/reload" => Self::Reconfigure { dry_run: dry_run(query)? },
             _ => match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
                 Some(("status", name)) => Self::Status(Some(decoded(name)?)),
@@ -169,6 +173,7 @@ impl Route {
             | Self::Weight(..)
             | Self::Reload(_)
             | Self::Reconfigure { .. }
+            | Self::Upgrade
             | Self::LogLevel(..) => true,
         }
     }
@@ -296,6 +301,7 @@ mod tests {
             ("POST", "/weight/a?value=auto", Route::Weight("a".to_owned(), None)),
             ("POST", "/drain/a%20b", Route::Drain("a b".to_owned())),
             ("POST", "/reload", Route::Reconfigure { dry_run: false }),
+            ("POST", "/upgrade", Route::Upgrade),
             ("POST", "/reload?dry_run=true", Route::Reconfigure { dry_run: true }),
             ("POST", "/reload/a/b", Route::Reload("a/b".to_owned())),
             ("POST", "/log/debug", Route::LogLevel(Level::Debug, Duration::from_secs(600))),

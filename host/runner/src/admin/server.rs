@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    io,
     net::SocketAddr,
+    os::fd::OwnedFd,
     pin::Pin,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -20,6 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{sleep, timeout},
 };
@@ -36,7 +39,10 @@ use crate::{
     config::{self, AdminAddress, Register, SocketFile},
     error::Failure,
     inbound::{server::bind, tls::Tls},
-    process::runtime_folder,
+    process::{
+        handover::{Inheritance, Place},
+        runtime_folder,
+    },
     service::handle::{NotAccepted, Readiness, ReloadCommand, Reply, ServiceHandle, ServiceList, Services, Snapshot},
     telemetry::{
         log_level::{Level, Levels},
@@ -75,6 +81,8 @@ pub(crate) struct Admin {
     pub(crate) addr: Option<SocketAddr>,
     /// The address of the listener for health and metrics alone.
     pub(crate) metrics_addr: Option<SocketAddr>,
+    /// Descriptors of the listeners at addresses, to hand them over.
+    pub(crate) listeners: Vec<(Place, OwnedFd)>,
 }
 
 /// State behind the routes.
@@ -84,6 +92,20 @@ pub(crate) struct AdminState {
     pub(crate) registrar: Registrar,
     pub(crate) host: HostInfo,
     pub(crate) levels: Levels,
+}
+
+/// The endpoint before it listens.
+pub(crate) struct AdminStart {
+    pub(crate) admin: config::Admin,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) state: AdminState,
+}
+
+impl AdminStart {
+    /// Listens and responds, also while services start and while they drain.
+    pub(crate) fn start(self, inheritance: Option<&Inheritance>) -> Result<Admin, Failure> {
+        Admin::start(&self.admin, self.metrics, self.state, inheritance)
+    }
 }
 
 /// The routes with what their listeners share.
@@ -102,20 +124,24 @@ type AdminResponse = Response<Full<Bytes>>;
 type CommandError = (StatusCode, String);
 
 impl Admin {
-    /// Listens and responds, also while services start and while they drain.
-    pub(crate) fn start(
+    fn start(
         admin: &config::Admin,
         metrics: Option<SocketAddr>,
         state: AdminState,
+        inheritance: Option<&Inheritance>,
     ) -> Result<Self, Failure> {
-        let (listener, metrics) = (listener(admin)?, metrics.map(metrics_listener).transpose()?);
+        let listener = listener(admin, inheritance)?;
+        let metrics = metrics.map(|addr| metrics_listener(addr, inheritance)).transpose()?;
         let address = match admin {
             config::Admin::Tcp(address) => Some(address.clone()),
             _ => None,
         };
         let addr = listener.as_ref().and_then(Listener::addr);
         let metrics_addr = metrics.as_ref().and_then(Listener::addr);
-        let started = Self { closing: CancellationToken::new(), tasks: TaskTracker::new(), addr, metrics_addr };
+        let of = |place, listener: &Option<Listener>| Some((place, listener.as_ref()?.descriptor()?));
+        let listeners = [of(Place::Admin, &listener), of(Place::Metrics, &metrics)].into_iter().flatten().collect();
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let started = Self { closing, tasks, addr, metrics_addr, listeners };
         let shared = Shared { state, address, refusals: Throttle::new(REMINDER), reads: TaskTracker::new() };
         let shared = Arc::new(shared);
         for (listener, name) in [(listener, "admin"), (metrics, "metrics")] {
@@ -144,14 +170,15 @@ impl Admin {
 }
 
 /// The listener of the endpoint, as configured.
-fn listener(admin: &config::Admin) -> Result<Option<Listener>, Failure> {
+fn listener(admin: &config::Admin, inheritance: Option<&Inheritance>) -> Result<Option<Listener>, Failure> {
     let failed = |message: String| Failure::other(format!("admin: {message}"));
     match admin {
         config::Admin::Off => Ok(None),
-        config::Admin::Unix(file) => Listener::unix(file).map(Some).map_err(failed),
-        config::Admin::Tcp(address) => address_listener(address).map(Some),
+        config::Admin::Unix(file) => Listener::unix(file, inheritance.is_some()).map(Some).map_err(failed),
+        config::Admin::Tcp(address) => address_listener(address, inheritance).map(Some),
         config::Admin::Suggested { mode, group } => {
-            let listen = |path| Listener::unix(&SocketFile { path, mode: *mode, group: group.clone() });
+            let listen =
+                |path| Listener::unix(&SocketFile { path, mode: *mode, group: group.clone() }, inheritance.is_some());
             let listener = runtime_folder::socket().and_then(listen);
             // The services do not need it.
             let listener = listener.inspect_err(|message| {
@@ -162,17 +189,27 @@ fn listener(admin: &config::Admin) -> Result<Option<Listener>, Failure> {
     }
 }
 
-fn address_listener(address: &AdminAddress) -> Result<Listener, Failure> {
+fn address_listener(address: &AdminAddress, inheritance: Option<&Inheritance>) -> Result<Listener, Failure> {
     let tls = address.tls.clone().map(Tls::open_http1).transpose();
     let tls = tls.map_err(|message| Failure::usage(format!("admin: tls: {message}")))?;
     let rights = if address.token.is_some() { Rights::Token } else { Rights::Read };
-    let bound = bind(address.listen).and_then(|listener| Listener::tcp(listener, rights, tls.map(Arc::new)));
+    let bound = bind_or_take(address.listen, &Place::Admin, inheritance)
+        .and_then(|listener| Listener::tcp(listener, rights, tls.map(Arc::new)));
     bound.map_err(|error| Failure::other(format!("admin: cannot listen on {}: {error}", address.listen)))
 }
 
-fn metrics_listener(addr: SocketAddr) -> Result<Listener, Failure> {
-    let bound = bind(addr).and_then(|listener| Listener::tcp(listener, Rights::Probes, None));
+fn metrics_listener(addr: SocketAddr, inheritance: Option<&Inheritance>) -> Result<Listener, Failure> {
+    let bound = bind_or_take(addr, &Place::Metrics, inheritance)
+        .and_then(|listener| Listener::tcp(listener, Rights::Probes, None));
     bound.map_err(|error| Failure::other(format!("metrics: cannot listen on {addr}: {error}")))
+}
+
+/// Binds a listener, or takes the one that a former host has handed over.
+fn bind_or_take(addr: SocketAddr, place: &Place, inheritance: Option<&Inheritance>) -> io::Result<TcpListener> {
+    match inheritance.and_then(|inheritance| inheritance.take(place)) {
+        Some(listener) => TcpListener::from_std(listener),
+        None => bind(addr),
+    }
 }
 
 async fn accept(listener: Listener, shared: Arc<Shared>, closing: CancellationToken, tasks: TaskTracker) {
@@ -183,6 +220,8 @@ async fn accept(listener: Listener, shared: Arc<Shared>, closing: CancellationTo
         let accepted = tokio::select! {
             biased;
             () = closing.cancelled() => return,
+            // From here on its clients are those of another process.
+            () = shared.state.services.succeeded.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -408,6 +447,7 @@ impl AdminState {
             Route::Weight(name, weight) => self.weight(&name, weight).await,
             Route::Reload(name) => self.reload(&name).await,
             Route::Reconfigure { dry_run } => self.reconfigure(dry_run).await,
+            Route::Upgrade => self.upgrade().await,
             Route::LogLevel(level, lasting) => self.log_level(level, lasting),
         }
     }
@@ -554,6 +594,17 @@ impl AdminState {
         match self.services.reconfigure(dry_run).await {
             Ok(outcome) => json_response(StatusCode::OK, &outcome),
             Err(failure @ Failure::Usage(_)) => error_json(StatusCode::UNPROCESSABLE_ENTITY, &failure.sentence()),
+            Err(failure) => error_json(StatusCode::CONFLICT, &failure.sentence()),
+        }
+    }
+
+    /// Hands the host over to a new process.
+    async fn upgrade(&self) -> AdminResponse {
+        if let Err((status, message)) = self.is_open() {
+            return error_json(status, &message);
+        }
+        match self.services.upgrade().await {
+            Ok(pid) => json_response(StatusCode::OK, &json!({ "pid": pid })),
             Err(failure) => error_json(StatusCode::CONFLICT, &failure.sentence()),
         }
     }

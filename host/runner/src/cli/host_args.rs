@@ -127,3 +127,13 @@ pub(crate) struct ReloadArgs {
     #[command(flatten)]
     pub(crate) host: AdminArgs,
 }
+
+#[derive(Args, Debug)]
+pub(crate) struct UpgradeArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) host: AdminArgs,
+}

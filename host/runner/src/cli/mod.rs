@@ -21,7 +21,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
-    host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, WeightArgs},
+    host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
 };
 use crate::{
     config::{
@@ -54,6 +54,7 @@ Examples:
   leasehold reload --dry-run            what the present configuration file would change
   leasehold reload                      go on with the present configuration and component files
   leasehold reload greeter              replace it by the present content of its component file
+  leasehold upgrade                     replace the running host by the present binary
 
 Exit codes:
   0   clean
@@ -203,6 +204,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold reload --dry-run                  what would change, as a diff\n  leasehold reload                            the configuration and the component files, like SIGHUP\n  leasehold reload greeter                    one service from its component file\n  leasehold reload --config services.yaml --json\n\nServices are added, removed in order, changed in place or moved to another address. A file with a mistake changes\nnothing, and the exit code is 64. A service whose new version does not start goes on with the former one, and the exit\ncode is 1. A drained service stays drained. Keys of etcd, admin, metrics, traces and registry need a restart, except\nfor registry.layout, suffix and prefer."
     )]
     Reload(ReloadArgs),
+    /// Replace a running host by a new process of its binary; no request fails
+    #[command(
+        after_help = "Examples:\n  leasehold upgrade\n  leasehold upgrade --config services.yaml\n\nThe binary that stands at the path of the running one is started with the same arguments. It takes over the listeners,\nthe keys, and what operators have drained and weighed; then the former process drains and ends. If the new process does\nnot serve what the former one serves, the former one goes on, and the exit code is 1. SIGUSR2 does the same."
+    )]
+    Upgrade(UpgradeArgs),
     /// Compile a component ahead of its start, for this release on this kind of machine
     #[command(
         after_help = "Examples:\n  leasehold compile greeter.wasm\n  leasehold compile greeter.wasm -o /srv/greeter.cwasm\n\nThe result is machine code, which no sandbox holds: a configuration that runs it says precompiled: true."

@@ -25,6 +25,7 @@ mod status;
 mod table;
 mod terminal;
 mod tls_client;
+mod upgrade;
 pub(crate) mod watch;
 mod weight;
 
@@ -48,6 +49,7 @@ pub(crate) use resume::resume;
 pub(crate) use run::run;
 pub(crate) use schema::schema;
 pub(crate) use status::status;
+pub(crate) use upgrade::upgrade;
 pub(crate) use weight::weight;
 
 use crate::error::Failure;

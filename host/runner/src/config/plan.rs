@@ -116,7 +116,8 @@ mod tests {
     use crate::config::Config;
 
     fn config(text: &str) -> Config {
-        Config::parse_in("f.yaml", text, Path::new("/etc/leasehold"), |name| Some(format!("value of {name}"))).unwrap()
+        let environment = |name: &str| (name == "TOKEN").then(|| "secret".to_owned());
+        Config::parse_in("f.yaml", text, Path::new("/etc/leasehold"), environment).unwrap()
     }
 
     /// The plan as lines: change, name, listener, and the keys.

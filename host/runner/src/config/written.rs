@@ -1,6 +1,6 @@
 //! Keys of a configuration as they are written, flat: what one reading of a file says that the one before did not.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,11 +15,17 @@ const SECRET_OF_HOST: [&str; 1] = ["etcd.password"];
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Written(BTreeMap<String, Value>);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Value {
     text: String,
     /// The text for people; `None` for what may be a secret.
     shown: Option<String>,
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown.as_deref().unwrap_or("not shown"))
+    }
 }
 
 /// A key with another value than before.

@@ -105,7 +105,7 @@ impl Server {
     /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is current
     /// when it arrives.
     pub(crate) fn start(
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         current: CurrentDispatcher,
         tls: Option<Arc<Tls>>,
         limits: &Limits,
@@ -195,7 +195,7 @@ struct Connections {
 }
 
 impl Connections {
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: Arc<TcpListener>) {
         let mut last_warning: Option<(io::ErrorKind, Instant)> = None;
         loop {
             let next = async {

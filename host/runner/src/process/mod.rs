@@ -2,6 +2,7 @@
 
 pub(crate) mod cpus;
 pub(crate) mod dev_host;
+pub(crate) mod handover;
 pub(crate) mod rlimit;
 pub(crate) mod runtime_folder;
 pub(crate) mod signals;

@@ -1,5 +1,5 @@
-//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload, SIGUSR1 another level of the log. Only a second
-//! Ctrl-C ends the process at once.
+//! Signals: SIGTERM, SIGQUIT and Ctrl-C request the end, SIGHUP a reload, SIGUSR2 an upgrade, SIGUSR1 another level of the log.
+//! Only a second Ctrl-C ends the process at once.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub(crate) struct Signals {
     pub(crate) ending: CancellationToken,
     /// One message for each SIGHUP; several at a time are one.
     pub(crate) reloads: mpsc::Receiver<()>,
+    /// One message for each SIGUSR2; several at a time are one.
+    pub(crate) upgrades: mpsc::Receiver<()>,
     /// One message for each SIGUSR1.
     pub(crate) verbosity: mpsc::Receiver<()>,
 }
@@ -29,6 +31,7 @@ pub(crate) struct Signals {
 struct Requests {
     ending: CancellationToken,
     reloads: mpsc::Sender<()>,
+    upgrades: mpsc::Sender<()>,
     verbosity: mpsc::Sender<()>,
 }
 
@@ -54,15 +57,16 @@ pub(crate) fn listen(tasks: &TaskTracker) -> anyhow::Result<Signals> {
         user2: listen(SignalKind::user_defined2())?,
     };
     let (reload, reloads) = mpsc::channel(1);
+    let (upgrade, upgrades) = mpsc::channel(1);
     let (change_level, verbosity) = mpsc::channel(1);
     let ending = CancellationToken::new();
-    let requests = Requests { ending: ending.clone(), reloads: reload, verbosity: change_level };
+    let requests = Requests { ending: ending.clone(), reloads: reload, upgrades: upgrade, verbosity: change_level };
     tasks.spawn(watch(listeners, requests));
-    Ok(Signals { ending, reloads, verbosity })
+    Ok(Signals { ending, reloads, upgrades, verbosity })
 }
 
 async fn watch(mut signals: Listeners, requests: Requests) {
-    let Requests { ending, reloads, verbosity } = requests;
+    let Requests { ending, reloads, upgrades, verbosity } = requests;
     let mut interrupted: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -83,7 +87,7 @@ async fn watch(mut signals: Listeners, requests: Requests) {
                 continue;
             }
             _ = signals.user2.recv() => {
-                tracing::info!("SIGUSR2 has no meaning here");
+                let _ = upgrades.try_send(()); // Full: the next upgrade has yet to begin.
                 continue;
             }
         }

@@ -28,6 +28,11 @@ pub(crate) fn stopping(tasks: &TaskTracker) {
     drop(notify(tasks, NotifyState::Stopping));
 }
 
+/// Reports that another process is the main one of the unit.
+pub(crate) async fn main_process(tasks: &TaskTracker, pid: u32) {
+    let _ = timeout(NOTIFY_TIMEOUT, notify(tasks, NotifyState::MainPid(pid))).await; // As for `reloading`.
+}
+
 /// Returns true if systemd listens.
 pub(crate) fn is_there() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()

@@ -1,15 +1,21 @@
 //! Handles to the services of this process: their status, and the commands that they accept.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, Weak},
+    time::SystemTime,
+};
 
 use arc_swap::ArcSwapOption;
 use leasehold::{Error, Registration, ServiceName, State, Verb, View, Weight};
 use leasehold_wasmtime::RegistryCtx;
 use serde::Serialize;
 use strum::{Display, EnumIter};
-use tokio::sync::{
-    mpsc::{self, error::TrySendError},
-    oneshot, watch,
+use tokio::{
+    net::TcpListener,
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -32,8 +38,10 @@ pub(crate) type ServiceList = Vec<Arc<ServiceHandle>>;
 /// All services, once there is an engine to run them.
 pub(crate) struct Services {
     services: ArcSwapOption<ServiceList>,
-    /// Commands to read the configuration again.
-    pub(crate) reconfigure: mpsc::Sender<Reconfigure>,
+    /// Commands to the host as a whole.
+    pub(crate) commands: mpsc::Sender<HostCommand>,
+    /// Cancelled once another process is the host: its listeners are no longer accepted from here.
+    pub(crate) succeeded: CancellationToken,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
     /// Reason for which the start waits for etcd.
@@ -71,11 +79,16 @@ pub(crate) struct NextRevision {
     pub(crate) loaded: Loaded,
 }
 
-/// A command to read the configuration again, and to go on with what it says.
-pub(crate) struct Reconfigure {
-    /// Changes nothing: the reply is the plan.
-    pub(crate) dry_run: bool,
-    pub(crate) reply: Reply<Result<Reconfigured, Failure>>,
+/// A command to the host as a whole.
+pub(crate) enum HostCommand {
+    /// Reads the configuration again, and goes on with what it says.
+    Reconfigure {
+        /// Changes nothing: the reply is the plan.
+        dry_run: bool,
+        reply: Reply<Result<Reconfigured, Failure>>,
+    },
+    /// Hands the host over to a new process of its binary, with that process's number as the reply.
+    Upgrade(Reply<Result<u32, Failure>>),
 }
 
 /// Outcome of a reload of the configuration, or its plan.
@@ -133,6 +146,8 @@ pub(crate) struct ServiceStatus {
     pub(crate) listen: Arc<str>,
     /// URL of the service; empty before it listens.
     pub(crate) url: Arc<str>,
+    /// The listener, where it is the host's.
+    pub(crate) listener: Option<Weak<TcpListener>>,
     /// Context of the current revision; none before the service listens.
     pub(crate) context: Option<Arc<ServiceContext>>,
     /// The component of that revision.
@@ -182,9 +197,15 @@ pub(crate) enum Readiness {
 }
 
 impl Services {
-    /// No services yet. Commands to read the configuration again are received by the other end of `reconfigure`.
-    pub(crate) fn new(ending: CancellationToken, reconfigure: mpsc::Sender<Reconfigure>) -> Self {
-        Self { services: ArcSwapOption::empty(), reconfigure, ending, etcd: watch::Sender::default() }
+    /// No services yet. The other end of `commands` receives those to the host as a whole.
+    pub(crate) fn new(ending: CancellationToken, commands: mpsc::Sender<HostCommand>) -> Self {
+        Self {
+            services: ArcSwapOption::empty(),
+            commands,
+            succeeded: CancellationToken::new(),
+            ending,
+            etcd: watch::Sender::default(),
+        }
     }
 
     /// Replaces the list of services.
@@ -199,10 +220,19 @@ impl Services {
 
     /// Reads the configuration again, and waits until every service is as it says. With `dry_run`, only makes the plan.
     pub(crate) async fn reconfigure(&self, dry_run: bool) -> Result<Reconfigured, Failure> {
+        self.command(|reply| HostCommand::Reconfigure { dry_run, reply }).await
+    }
+
+    /// Hands the host over to a new process. Returns the number of that process, which serves.
+    pub(crate) async fn upgrade(&self) -> Result<u32, Failure> {
+        self.command(HostCommand::Upgrade).await
+    }
+
+    async fn command<T>(&self, command: impl FnOnce(Reply<Result<T, Failure>>) -> HostCommand) -> Result<T, Failure> {
         let (reply, outcome) = oneshot::channel();
-        match self.reconfigure.try_send(Reconfigure { dry_run, reply }).map_err(NotAccepted::from) {
+        match self.commands.try_send(command(reply)).map_err(NotAccepted::from) {
             Ok(()) => outcome.await.unwrap_or_else(|_| Err(Failure::other("the host is ending"))),
-            Err(NotAccepted::Busy) => Err(Failure::other("another reload of the configuration is in progress")),
+            Err(NotAccepted::Busy) => Err(Failure::other("a reload or an upgrade of the host is in progress")),
             Err(NotAccepted::Ending) => Err(Failure::other("the host is ending")),
         }
     }
@@ -222,6 +252,7 @@ impl ServiceStatus {
             listen: spec.listen.to_string().into(),
             spec,
             url: "".into(),
+            listener: None,
             context: None,
             revision: None,
         }

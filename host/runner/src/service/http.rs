@@ -1,6 +1,9 @@
 //! A service whose listener is the host's, in the order it is lived: bound, started, replaced, drained.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+};
 
 use arc_swap::ArcSwap;
 use tokio::{
@@ -17,6 +20,7 @@ use crate::{
         server::{self, Server},
         tls::Tls,
     },
+    process::handover::{Inheritance, Place},
     service::revision::Revision,
     wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
@@ -24,7 +28,8 @@ use crate::{
 /// The component of a service, its listener and its dispatcher.
 pub(crate) struct Handler {
     bound: SocketAddr,
-    listener: Option<TcpListener>,
+    /// The listener until its end, also while the server accepts its connections.
+    listener: Option<Arc<TcpListener>>,
     tls: Option<Arc<Tls>>,
     /// The revision that serves requests.
     revision: Option<Revision>,
@@ -36,21 +41,31 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    /// Binds the listener. Nothing of the component runs yet.
-    pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
+    /// Binds the listener, or takes the one that a former host has handed over. Nothing of the component runs yet.
+    pub(crate) fn bind(spec: &Spec, inheritance: Option<&Inheritance>) -> Result<Self, Failure> {
         let tls = open_tls(spec)?;
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
-        let listener = server::bind(spec.listen).map_err(failed)?;
+        let place = Place::Service(spec.name.to_string(), spec.listen);
+        let listener = match inheritance.and_then(|inheritance| inheritance.take(&place)) {
+            Some(listener) => TcpListener::from_std(listener),
+            None => server::bind(spec.listen),
+        };
+        let listener = listener.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         Ok(Self {
             bound,
-            listener: Some(listener),
+            listener: Some(Arc::new(listener)),
             tls,
             revision: None,
             dispatcher: None,
             retiring: TaskTracker::new(),
             server: None,
         })
+    }
+
+    /// The listener.
+    pub(crate) fn listener(&self) -> Option<Weak<TcpListener>> {
+        self.listener.as_ref().map(Arc::downgrade)
     }
 
     /// Address of the listener.
@@ -73,8 +88,10 @@ impl Handler {
         }
         let dispatcher = Arc::new(ArcSwap::new(Arc::clone(&revision.dispatcher)));
         let tls = self.tls.clone();
-        self.server =
-            self.listener.take().map(|listener| Server::start(listener, Arc::clone(&dispatcher), tls, &spec.limits));
+        let serve = |listener: &Arc<TcpListener>| {
+            Server::start(Arc::clone(listener), Arc::clone(&dispatcher), tls, &spec.limits)
+        };
+        self.server = self.listener.as_ref().map(serve);
         (self.revision, self.dispatcher) = (Some(revision), Some(dispatcher));
         Ok(())
     }
@@ -125,20 +142,21 @@ impl Handler {
     /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec, announced: bool) -> bool {
         let mut all_answered = true;
-        // A listener without a server is closed.
-        self.listener = None;
         if let Some(server) = &self.server {
             if announced {
                 // Clients that watch etcd learn of the end now, and are answered until then.
                 server.leave();
                 sleep(spec.limits.settle_time).await;
             }
+            self.listener = None;
             let deadline = spec.limits.drain_timeout;
             all_answered = server.close(deadline).await;
             if !all_answered {
                 tracing::warn!(service = %spec.name, "requests were cut off after {deadline:?}");
             }
         }
+        // Without a server it was not closed yet.
+        self.listener = None;
         self.retiring.close();
         // Requests of retiring revisions ended with the server; only `lifecycle.stop` is left.
         let _ = timeout(spec.limits.stop_timeout, self.retiring.wait()).await;

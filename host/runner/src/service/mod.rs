@@ -36,6 +36,7 @@ use crate::{
     config::{Register, Spec},
     error::Failure,
     outbound::reserved::Reserved,
+    process::handover::Inheritance,
     service::{
         file_watcher::FileWatcher,
         handle::{Drained, Phase, ReloadCommand, Reply, RevisionInfo, ServiceStatus},
@@ -154,12 +155,12 @@ impl Service {
         engine: &Engine,
         registrar: &Registrar,
         traces: Option<&Traces>,
-        reserved: Reserved,
+        (reserved, inheritance): (Reserved, Option<&Inheritance>),
         cell: StatusCell,
     ) -> Result<Self, Failure> {
         let (workload, bound) = match loaded.kind(&spec.component)? {
             ComponentKind::Handler(_) => {
-                let handler = Handler::bind(&spec)?;
+                let handler = Handler::bind(&spec, inheritance)?;
                 let bound = handler.bound();
                 (Workload::Handler(handler), bound)
             }
@@ -188,8 +189,12 @@ impl Service {
         };
         let (listen, url) = (Arc::from(bound.to_string()), Arc::from(service.url()));
         let revision = RevisionInfo { digest: Arc::clone(&service.loaded.digest), since: SystemTime::now() };
+        let listener = match &service.workload {
+            Workload::Handler(handler) => handler.listener(),
+            Workload::Program(_) => None,
+        };
         service.status.send_modify(|status| {
-            (status.listen, status.url) = (listen, url);
+            (status.listen, status.url, status.listener) = (listen, url, listener);
             (status.context, status.revision) = (Some(Arc::clone(&service.context)), Some(revision));
         });
         Ok(service)

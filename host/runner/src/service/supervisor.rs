@@ -3,7 +3,7 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
-use leasehold::Registrar;
+use leasehold::{Registrar, Weight};
 use tokio::{
     sync::{Barrier, mpsc, watch},
     time::sleep,
@@ -14,6 +14,7 @@ use crate::{
     config::{Register, Spec},
     error::Failure,
     outbound::reserved::Reserved,
+    process::handover::Inheritance,
     rt::backoff::Backoff,
     service::{
         Commands, Service, StatusCell,
@@ -40,6 +41,8 @@ pub(crate) struct StartContext {
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
     pub(crate) barrier: Option<Arc<Barrier>>,
+    /// What a former host has handed over.
+    pub(crate) inheritance: Option<Arc<Inheritance>>,
     /// Set where failed starts are logged here: the host has several services, and goes on without the failed one.
     pub(crate) logs_failed_starts: bool,
 }
@@ -90,7 +93,9 @@ impl Supervisor {
         let (drain, drains) = mpsc::channel(MAX_PENDING_COMMANDS);
         let (resume, resumes) = mpsc::channel(MAX_PENDING_COMMANDS);
         let (reload, reloads) = mpsc::channel(MAX_PENDING_COMMANDS);
-        let weight = watch::Sender::default();
+        let former = context.inheritance.as_ref().and_then(|former| former.service(spec.name.as_str(), spec.listen));
+        let weight = former.and_then(|former| former.weight).and_then(|weight| Weight::try_from(weight).ok());
+        let weight = watch::Sender::new(weight);
         let cell = StatusCell {
             status: watch::Sender::new(ServiceStatus::new(Arc::new(spec.clone()))),
             weight: weight.subscribe(),
@@ -132,6 +137,12 @@ impl Supervisor {
     async fn live(&mut self) -> Infallible {
         // Reply to the command that caused the current attempt.
         let mut cause = None;
+        if self.attempts.was_drained() {
+            self.attempts.enter(Phase::Drained, None);
+            self.reports.send(Report::Drained).await;
+            cause = Some(self.attempts.stay_drained(&mut self.commands).await);
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
+        }
         loop {
             let reply = self.until_drain(cause).await;
             tracing::info!(event = "draining", service = %self.attempts.spec.name, "draining on request");
@@ -193,7 +204,7 @@ enum Next {
 impl Attempts {
     async fn attempt(&mut self) -> Result<(), Failure> {
         self.enter(Phase::Starting, Some("its component is being loaded"));
-        let StartContext { registrar, traces, reserved, etcd, barrier, .. } = &*self.context;
+        let StartContext { registrar, traces, reserved, inheritance, etcd, barrier, .. } = &*self.context;
         let (spec, engine) = (&self.spec, &self.engine);
         // Before the file is read, so that no later change of it goes unnoticed.
         let file = if spec.follow { Some(FileWatcher::new(&spec.component).await) } else { None };
@@ -204,7 +215,8 @@ impl Attempts {
         };
         loaded.check(spec)?;
         let (traces, cell) = (traces.as_ref(), self.cell.clone());
-        let mut service = Service::bind(spec.clone(), loaded, engine, registrar, traces, *reserved, cell)?;
+        let mut service =
+            Service::bind(spec.clone(), loaded, engine, registrar, traces, (*reserved, inheritance.as_deref()), cell)?;
         service.file = file;
         let service = self.service.insert(service);
         enter(&self.cell, Phase::Starting, None);
@@ -220,6 +232,13 @@ impl Attempts {
         Box::pin(service.start()).await?;
         self.backoff.reset();
         Ok(())
+    }
+
+    /// True for a service that was drained when a former host handed it over.
+    fn was_drained(&self) -> bool {
+        let Spec { name, listen, .. } = &self.spec;
+        let former = self.context.inheritance.as_ref().and_then(|former| former.service(name.as_str(), *listen));
+        former.is_some_and(|former| former.is_drained)
     }
 
     /// Publishes and logs a failure. Returns the pause before the next attempt.

@@ -4,6 +4,7 @@ pub(crate) mod private_etcd;
 pub(crate) mod progress;
 mod reconfigure;
 mod status;
+mod upgrade;
 
 use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{
         metrics::Events,
-        server::{Admin, AdminState},
+        server::{Admin, AdminStart, AdminState},
         status::HostInfo,
     },
     cli::RunArgs,
@@ -24,12 +25,13 @@ use crate::{
     error::Failure,
     outbound::reserved::Reserved,
     process::{
+        handover::{Inheritance, Place},
         rlimit,
         signals::{self, Signals},
         systemd,
     },
     service::{
-        handle::{Phase, Reconfigure, Reconfigured, ServiceChange, ServiceHandle, ServiceList, Services},
+        handle::{HostCommand, Phase, Reconfigured, ServiceChange, ServiceHandle, ServiceList, Services},
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
     telemetry::{log_level::Levels, otlp::Traces},
@@ -41,6 +43,7 @@ use crate::{
 };
 use private_etcd::PrivateEtcd;
 use reconfigure::Reconfigurer;
+use upgrade::{AdminListeners, Upgrader};
 
 /// Unread reports of services, at most.
 const MAX_REPORTS: usize = 64;
@@ -52,13 +55,16 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything from the configuration to the last revoked lease.
 pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
     rlimit::raise();
+    // Before anything else can replace it.
+    let binary = std::env::current_exe();
+    let inheritance = Inheritance::receive().map_err(Failure::other)?.map(Arc::new);
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
     let mut config = args.config()?;
     log_start(&path, &config);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let tasks = TaskTracker::new();
-    let Signals { ending, reloads, verbosity } = signals::listen(&tasks)?;
+    let Signals { ending, reloads, upgrades, verbosity } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
@@ -84,18 +90,31 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         host,
         levels: levels.clone(),
     };
-    let admin = Admin::start(&config.admin, config.metrics, state)?;
+    let start = AdminStart { admin: config.admin.clone(), metrics: config.metrics, state };
+    // A successor has the admin endpoint once it is the host.
+    let (mut admin, start) = match inheritance {
+        None => (Some(start.start(None)?), None),
+        Some(_) => (None, Some(start)),
+    };
+    let listeners = AdminListeners::default();
+    keep_listeners(&mut admin, &listeners);
+    let inherited = |place| inheritance.as_ref().and_then(|inheritance: &Arc<Inheritance>| inheritance.addr(place));
+    let (addr, metrics) = match &admin {
+        Some(admin) => (admin.addr, admin.metrics_addr),
+        None => (inherited(&Place::Admin), inherited(&Place::Metrics).or(config.metrics)),
+    };
     // The system may have chosen the ports.
-    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, admin.addr) {
+    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, addr) {
         address.listen = bound;
     }
-    config.metrics = admin.metrics_addr;
+    config.metrics = metrics;
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
     tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
     tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
     tasks.spawn(levels.clone().follow(done.clone()));
     tasks.spawn(change_level_on_signal(verbosity, levels));
     tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
+    tasks.spawn(upgrade_on_signal(upgrades, Arc::clone(&services)));
 
     let running = TaskTracker::new();
     let host = Host {
@@ -107,14 +126,41 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         services: Arc::clone(&services),
         running: running.clone(),
         commands,
+        upgrader: Upgrader {
+            binary,
+            ownership: config.registrar.ownership,
+            is_trial: config.dev,
+            configuration: path.clone(),
+            registrar: registrar.clone(),
+            listeners: Arc::clone(&listeners),
+            tasks: tasks.clone(),
+            ending: ending.clone(),
+        },
+        inheritance: inheritance.clone(),
+        tried: CancellationToken::new(),
+    };
+    let tried = host.tried.clone();
+    let mut is_host = inheritance.is_none();
+    let succeeded = async {
+        if let (Some(inheritance), Some(start)) = (&inheritance, start) {
+            upgrade::succeed(inheritance, &tried, &services, &tasks).await;
+            is_host = true;
+            admin = upgrade::start_admin(start, inheritance);
+            keep_listeners(&mut admin, &listeners);
+        }
+        pending::<Infallible>().await
     };
     let outcome = tokio::select! {
         biased;
         failure = ended(etcd.as_mut()) => Err(failure),
         () = ending.cancelled() => Ok(()),
         failure = live(&config, host) => Err(failure),
+        never = succeeded => match never {},
     };
 
+    if !is_host {
+        upgrade::give_up(&outcome);
+    }
     // The reason of the end does not matter from here on.
     services.ending.cancel();
     systemd::stopping(&tasks);
@@ -133,11 +179,20 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
     done.cancel();
-    admin.close().await;
+    if let Some(admin) = admin {
+        admin.close().await;
+    }
     if let Some(etcd) = etcd {
         etcd.stop().await;
     }
     outcome
+}
+
+/// Keeps the listeners of the admin endpoint for a successor.
+fn keep_listeners(admin: &mut Option<Admin>, listeners: &AdminListeners) {
+    if let Some(admin) = admin {
+        let _ = listeners.set(std::mem::take(&mut admin.listeners)); // There is one endpoint.
+    }
 }
 
 /// Everything that services are started with, and started by.
@@ -150,14 +205,19 @@ struct Host {
     services: Arc<Services>,
     /// Tasks of the services.
     running: TaskTracker,
-    /// Commands to read the configuration again.
-    commands: mpsc::Receiver<Reconfigure>,
+    /// Commands to the host as a whole.
+    commands: mpsc::Receiver<HostCommand>,
+    upgrader: Upgrader,
+    inheritance: Option<Arc<Inheritance>>,
+    /// Cancelled once every service has been tried.
+    tried: CancellationToken,
 }
 
 /// Starts the services and serves them until the host ends, as its configuration says, which may be read again. Returns the
 /// failure that ends the host.
 async fn live(config: &Config, host: Host) -> Failure {
-    let Host { args, loading, registrar, traces, tasks, services, running, commands } = host;
+    let Host { args, loading, registrar, traces, tasks, services, running, commands, upgrader, inheritance, tried } =
+        host;
     let registers = config.services.iter().any(|spec| spec.register != Register::Off);
     // A component chooses the TTL when it registers itself.
     let registered_here = config.services.iter().filter(|spec| spec.register == Register::Host);
@@ -182,7 +242,7 @@ async fn live(config: &Config, host: Host) -> Failure {
         let barrier = config.strict.then(|| Arc::new(Barrier::new(config.services.len())));
         let reserved = Reserved::new([config.admin.addr(), config.metrics]);
         let (registrar, traces) = (registrar.clone(), traces.clone());
-        let context = StartContext { registrar, traces, reserved, etcd, barrier, logs_failed_starts };
+        let context = StartContext { registrar, traces, reserved, etcd, barrier, inheritance, logs_failed_starts };
         let shared = Arc::new(context.clone());
         let new = |((index, spec), engine): ((usize, &Arc<Spec>), Engine)| {
             let (reports, ending) = (Reports::new(index, reporting.clone()), services.ending.child_token());
@@ -196,11 +256,12 @@ async fn live(config: &Config, host: Host) -> Failure {
         for (supervisor, ending) in supervisors.into_iter().zip(endings) {
             running.spawn(supervisor.run(ending));
         }
-        let context = Arc::new(StartContext { barrier: None, logs_failed_starts: true, ..context });
+        let context = StartContext { barrier: None, inheritance: None, logs_failed_starts: true, ..context };
+        let context = Arc::new(context);
         let (services, running, host) = (Arc::clone(&services), running.clone(), config.written.clone());
-        Ok(Reconfigurer { args, services, context, engines, running, host }.run(commands).await)
+        Ok(Reconfigurer { args, services, context, engines, running, host, upgrader }.run(commands).await)
     };
-    let watched = watch_starts(config, reports, &registrar, &tasks, &services);
+    let watched = watch_starts(config, reports, &registrar, &tasks, &services, &tried);
     let outcome: Result<((), Infallible, Infallible), Failure> = try_join3(reached, started, watched).await;
     match outcome {
         Ok((.., never)) => match never {},
@@ -216,6 +277,7 @@ async fn watch_starts(
     registrar: &Registrar,
     tasks: &TaskTracker,
     services: &Services,
+    tried: &CancellationToken,
 ) -> Result<Infallible, Failure> {
     let mut untried: BTreeSet<usize> = (0..config.services.len()).collect();
     let (mut first, mut none_is_up) = (None, true);
@@ -237,6 +299,7 @@ async fn watch_starts(
         }
         ready(services);
         systemd::ready(tasks);
+        tried.cancel();
     }
     pending().await
 }
@@ -305,6 +368,16 @@ async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Service
                     tracing::warn!(%service, "SIGHUP: {}", why.as_deref().unwrap_or_default());
                 }
             }
+        }
+    }
+}
+
+/// Hands the host over at each SIGUSR2.
+async fn upgrade_on_signal(mut upgrades: mpsc::Receiver<()>, services: Arc<Services>) {
+    while upgrades.recv().await.is_some() {
+        // Its outcome is logged, except for what is refused at once.
+        if let Err(failure) = services.upgrade().await {
+            tracing::warn!("SIGUSR2: {}", failure.sentence());
         }
     }
 }

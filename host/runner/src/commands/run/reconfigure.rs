@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     cli::RunArgs,
+    commands::run::upgrade::Upgrader,
     config::{
         self, Spec,
         plan::{Change, Next, Plan, Planned},
@@ -29,7 +30,7 @@ use crate::{
     process::rlimit,
     service::{
         handle::{
-            NextRevision, NotAccepted, Phase, Reconfigure, Reconfigured, ServiceChange, ServiceHandle, ServiceList,
+            HostCommand, NextRevision, NotAccepted, Phase, Reconfigured, ServiceChange, ServiceHandle, ServiceList,
             Services,
         },
         http::open_tls,
@@ -58,6 +59,8 @@ pub(super) struct Reconfigurer {
     pub(super) running: TaskTracker,
     /// Keys of the configuration beside the services, as they hold since the start.
     pub(super) host: Written,
+    /// What an upgrade hands over besides the services.
+    pub(super) upgrader: Upgrader,
 }
 
 /// A service of the plan, ready for its change.
@@ -76,10 +79,13 @@ type Outcome = (Option<Arc<ServiceHandle>>, ServiceChange);
 
 impl Reconfigurer {
     /// Executes one command after the other.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Reconfigure>) -> Infallible {
-        while let Some(Reconfigure { dry_run, reply }) = commands.recv().await {
-            let outcome = self.reconfigure(dry_run).await;
-            let _ = reply.send(outcome); // Its client may have gone away.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<HostCommand>) -> Infallible {
+        while let Some(command) = commands.recv().await {
+            // The clients may have gone away.
+            match command {
+                HostCommand::Reconfigure { dry_run, reply } => drop(reply.send(self.reconfigure(dry_run).await)),
+                HostCommand::Upgrade(reply) => drop(reply.send(self.upgrader.upgrade(&self.services).await)),
+            }
         }
         pending().await
     }

@@ -1,0 +1,290 @@
+//! Upgrade of a running host: a new process of its binary takes over its listeners and its keys, and the former one drains.
+//!
+//! The keys are written anew under the leases of the successor, and none is deleted: a lease fences the writes of one process,
+//! so that it is not handed over. Where the successor does not serve what this host serves, it is killed, and this host takes
+//! its keys back.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    env,
+    ffi::OsString,
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::{StreamExt, future::join_all, stream};
+use leasehold::{LeaseId, Ownership, Registrar};
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin::server::{Admin, AdminStart},
+    config,
+    error::Failure,
+    process::{
+        handover::{Inheritance, Manifest, NotServed, Place, SUCCEEDS, ServiceState, Successor},
+        systemd,
+    },
+    service::handle::{Phase, ServiceHandle, Services},
+};
+
+/// Longest wait for the successor: a component may have to be compiled anew.
+const START_TIMEOUT: Duration = Duration::from_secs(9 * 60);
+/// Longest wait for the keys of a service, and the services that are listed at a time.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_LISTS: usize = 16;
+/// Longest time in which a service takes its keys back.
+const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Listeners of the admin endpoint, which a successor has only once it is the host.
+pub(super) type AdminListeners = Arc<OnceLock<Vec<(Place, OwnedFd)>>>;
+
+/// Everything that an upgrade needs besides the services.
+pub(super) struct Upgrader {
+    /// Path of the binary, as it was at the start.
+    pub(super) binary: io::Result<PathBuf>,
+    pub(super) ownership: Ownership,
+    pub(super) is_trial: bool,
+    pub(super) configuration: PathBuf,
+    pub(super) registrar: Registrar,
+    /// Listeners of the admin endpoint, once there is one.
+    pub(super) listeners: AdminListeners,
+    pub(super) tasks: TaskTracker,
+    /// Requests the end of this host.
+    pub(super) ending: CancellationToken,
+}
+
+/// A service of this host, as it is handed over.
+struct Handed {
+    handle: Arc<ServiceHandle>,
+    state: ServiceState,
+    is_served: bool,
+}
+
+impl Upgrader {
+    /// Hands the host over. Returns the number of the process that serves from now on; this one drains. After a failure this
+    /// host goes on.
+    pub(super) async fn upgrade(&self, services: &Services) -> Result<u32, Failure> {
+        let handed: Vec<_> = services.all().iter().map(Handed::new).collect();
+        self.check(&handed)?;
+        let (manifest, descriptors) = self.manifest(&handed)?;
+        let holders = self.holders(&handed).await;
+        let failed = |error: io::Error| Failure::other(format!("the new process cannot be started: {error}"));
+        let (successor, stdin) = Successor::connect().map_err(failed)?;
+        let mut child = self.spawn(stdin).map_err(failed)?;
+        let pid = child.id().unwrap_or_default();
+        tracing::info!(event = "upgrading", pid, "a new process takes over");
+        let successor = Arc::new(successor);
+        let handing = {
+            let successor = Arc::clone(&successor);
+            self.tasks.spawn_blocking(move || successor.hand_over(&manifest, &descriptors, START_TIMEOUT))
+        };
+        let reported = handing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let outcome = match reported {
+            Ok(not_served) => missing(&handed, &not_served),
+            Err(error) => Err(ended(&mut child, &error).await),
+        };
+        let committed = outcome.and_then(|()| successor.commit().map_err(failed));
+        if let Err(failure) = committed {
+            drop(child.kill().await); // It may have ended already.
+            self.take_back(&handed, &holders).await;
+            tracing::error!(event = "not_upgraded", "not upgraded, this process serves on: {}", failure.sentence());
+            return Err(failure);
+        }
+        services.succeeded.cancel();
+        systemd::main_process(&self.tasks, pid).await;
+        tracing::info!(event = "upgraded", pid, "another process serves from now on, and this one ends");
+        self.ending.cancel();
+        Ok(pid)
+    }
+
+    /// Refuses what cannot be handed over.
+    fn check(&self, handed: &[Handed]) -> Result<(), Failure> {
+        let refused = |message: &str| Err(Failure::usage(message));
+        if self.is_trial {
+            return refused("a host of run --dev cannot be upgraded: its etcd ends with it");
+        }
+        if config::is_standard_input(&self.configuration) {
+            return refused("the configuration came from standard input, which a new process cannot read again");
+        }
+        if self.ownership != Ownership::TakeOver {
+            return refused(
+                "with registry.ownership refuse or wait, a new process cannot take the keys of this one over",
+            );
+        }
+        let program = handed.iter().find(|one| one.is_served && one.descriptor().is_none());
+        match program {
+            Some(one) => Err(Failure::usage(format!(
+                "{name}: a program holds its own listener, which cannot be handed over; leasehold drain {name} ends it before, \
+                 and leasehold resume {name} starts it after",
+                name = one.state.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// What is handed over, and the descriptors of the listeners.
+    fn manifest(&self, handed: &[Handed]) -> Result<(Manifest, Vec<OwnedFd>), Failure> {
+        let (mut manifest, mut descriptors) = (Manifest::default(), Vec::new());
+        let failed = |error: io::Error| Failure::other(format!("a listener cannot be handed over: {error}"));
+        for (place, listener) in self.listeners.get().into_iter().flatten() {
+            manifest.listeners.push(place.clone());
+            descriptors.push(listener.try_clone().map_err(failed)?);
+        }
+        for one in handed {
+            if let Some(descriptor) = one.descriptor() {
+                manifest.listeners.push(Place::Service(one.state.name.clone(), one.state.listen));
+                descriptors.push(descriptor);
+            }
+            manifest.services.push(one.state.clone());
+        }
+        Ok((manifest, descriptors))
+    }
+
+    /// Starts a process of the binary that stands at the path now, with the arguments of this one.
+    fn spawn(&self, stdin: OwnedFd) -> io::Result<Child> {
+        let binary = self.binary.as_ref().map_err(|error| io::Error::other(error.to_string()))?;
+        let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+        Command::new(binary)
+            .args(arguments)
+            .env(SUCCEEDS, std::process::id().to_string())
+            .stdin(Stdio::from(stdin))
+            .spawn()
+    }
+}
+
+/// The lease of each key.
+type Holders = HashMap<String, LeaseId>;
+
+impl Upgrader {
+    /// The leases that hold the keys of these services, as far as etcd answers.
+    async fn holders(&self, handed: &[Handed]) -> Holders {
+        let served = handed.iter().filter(|one| one.is_served);
+        let registrations = served.flat_map(|one| one.handle.snapshot().registrations());
+        // A component may have registered other names than that of its service.
+        let names: BTreeSet<_> = registrations.map(|registration| registration.node().name.clone()).collect();
+        let listed = names.into_iter().map(|name| async move {
+            let listed = timeout(LIST_TIMEOUT, self.registrar.list(Some(&name))).await;
+            listed.ok().and_then(Result::ok).unwrap_or_default()
+        });
+        let listed = stream::iter(listed).buffer_unordered(MAX_LISTS).collect::<Vec<_>>().await;
+        listed.into_iter().flatten().filter_map(|entry| Some((entry.key, entry.lease?))).collect()
+    }
+
+    /// Writes the keys again that the successor has taken over. None is deleted: the successor's lease holds them.
+    async fn take_back(&self, handed: &[Handed], before: &Holders) {
+        let now = self.holders(handed).await;
+        let is_taken =
+            |key: &str| now.get(key).is_some_and(|lease| before.get(key).is_some_and(|before| before != lease));
+        let taken = handed.iter().filter_map(|one| {
+            let context = one.handle.snapshot().status.context.filter(|_| one.is_served)?;
+            let registrations = context.registry.registrations();
+            registrations.iter().flat_map(|one| one.keys()).any(|key| is_taken(key)).then_some((one, context))
+        });
+        let taken_back = taken.map(|(one, context)| async move {
+            let again = async {
+                context.registry.withdraw().await?;
+                context.registry.restore().await
+            };
+            let failed = |why: &dyn fmt::Display| {
+                tracing::warn!(service = %one.handle.name, "its keys are not taken back yet: {why}");
+            };
+            match timeout(TAKE_BACK_TIMEOUT, again).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed(&error),
+                Err(_) => failed(&"etcd does not answer"),
+            }
+        });
+        join_all(taken_back).await;
+    }
+}
+
+impl Handed {
+    fn new(handle: &Arc<ServiceHandle>) -> Self {
+        let (snapshot, spec) = (handle.snapshot(), handle.spec());
+        let weight = handle.weight.borrow().map(leasehold::Weight::value);
+        let (name, listen) = (spec.name.to_string(), spec.listen);
+        Self {
+            handle: Arc::clone(handle),
+            state: ServiceState { name, listen, is_drained: snapshot.is_out(), weight },
+            is_served: snapshot.status.phase == Phase::Serving,
+        }
+    }
+
+    fn descriptor(&self) -> Option<OwnedFd> {
+        let listener = self.handle.snapshot().status.listener?.upgrade()?;
+        listener.as_fd().try_clone_to_owned().ok()
+    }
+}
+
+/// Fails if the successor does not serve a service that this host serves.
+fn missing(handed: &[Handed], not_served: &[NotServed]) -> Result<(), Failure> {
+    let served = handed.iter().filter(|one| one.is_served);
+    let missing = served.filter_map(|one| {
+        let found = not_served.iter().find(|other| other.name == one.state.name && other.listen == one.state.listen)?;
+        Some(format!("{}: {}", found.name, found.why))
+    });
+    match missing.collect::<Vec<_>>() {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(Failure::other(format!("the new process does not serve {}", missing.join("; ")))),
+    }
+}
+
+/// The reason for which the successor has reported nothing.
+async fn ended(child: &mut Child, error: &io::Error) -> Failure {
+    let status = match timeout(Duration::from_secs(1), child.wait()).await {
+        Ok(Ok(status)) => format!("it has ended ({status}), and its log says why"),
+        _ => error.to_string(),
+    };
+    Failure::other(format!("the new process does not come up: {status}"))
+}
+
+/// Waits until every service has been tried once, reports to the former host, and waits until this process is the host.
+pub(super) async fn succeed(
+    inheritance: &Arc<Inheritance>,
+    tried: &CancellationToken,
+    services: &Services,
+    tasks: &TaskTracker,
+) {
+    tried.cancelled().await;
+    let all = services.all();
+    let down = all.iter().filter_map(|handle| {
+        let (status, spec) = (handle.snapshot().status, handle.spec());
+        (status.phase != Phase::Serving).then(|| NotServed {
+            name: spec.name.to_string(),
+            listen: spec.listen,
+            why: status.why.map_or_else(|| format!("it is {}", status.phase), |why| why.to_string()),
+        })
+    });
+    let down: Vec<_> = down.collect();
+    let reporting = Arc::clone(inheritance);
+    drop(tasks.spawn_blocking(move || reporting.report(&down)).await);
+    tracing::info!(event = "succeeded", "this process is the host from now on");
+}
+
+/// Begins the admin endpoint of a successor, which serves without one if that fails.
+pub(super) fn start_admin(start: AdminStart, inheritance: &Inheritance) -> Option<Admin> {
+    let admin = start.start(Some(inheritance));
+    inheritance.close_rest();
+    admin.map_err(|failure| tracing::error!("{}", failure.sentence())).ok()
+}
+
+/// Ends a successor that is not the host yet, at once: the keys that it has written are those of the former host, which takes
+/// them back, and an end in order would delete them.
+pub(super) fn give_up(outcome: &Result<(), Failure>) -> ! {
+    let code = match outcome {
+        Ok(()) => 0,
+        Err(failure) => {
+            tracing::error!("{}", failure.sentence());
+            failure.code()
+        }
+    };
+    std::process::exit(code.into())
+}
