@@ -56,3 +56,37 @@ async fn systemd_is_notified_of_the_start_the_life_and_the_end() {
     shows("ending; 0 services ready; draining 1").await;
     assert_eq!(host.ends().await.code, Some(0));
 }
+
+#[tokio::test]
+async fn systemd_is_told_the_successor_of_a_host() {
+    let world = World::real().await;
+    let folder = TempDir::with_prefix("leasehold-systemd-").expect("a temporary directory");
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("the directory is our own");
+    let hear = async || {
+        let mut bytes = [0; 256];
+        let heard = timeout(SOON, socket.recv(&mut bytes)).await.expect("it says something");
+        String::from_utf8_lossy(&bytes[..heard.expect("a socket can be read")]).trim_end().to_owned()
+    };
+    let interval = INTERVAL.as_micros().to_string();
+    let path = path.to_str().expect("a temporary directory has a plain name");
+    let variables = [("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", interval.as_str())];
+    let mut host = Host::spawn_with(&config(&world, [plain("plain")]), &[], &variables);
+    host.says("ready").await;
+    host.signal("USR2");
+    let successor = loop {
+        if let Some(pid) = hear().await.strip_prefix("MAINPID=") {
+            break pid.to_owned();
+        }
+    };
+    assert_eq!(host.exits().await, Some(0));
+    // What the former host says is over by now, and the watchdog is fed by its successor.
+    let mut said = Vec::new();
+    while said.iter().filter(|heard| *heard == "WATCHDOG=1").count() < 8 {
+        said.push(hear().await);
+    }
+    assert!(!said.iter().any(|heard| heard == "STOPPING=1"), "the unit goes on: {said:?}");
+    let killed = std::process::Command::new("kill").arg(&successor).status().expect("kill can be started");
+    assert!(killed.success());
+    while hear().await != "STOPPING=1" {}
+}

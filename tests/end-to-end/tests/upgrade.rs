@@ -13,7 +13,7 @@ use std::{
 use etcd_client::{EventType, WatchOptions};
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{config, free_address, greeter, plain, program, with},
+    config::{config, free_address, greeter, hostile, plain, program, with},
     follower::{Call, Follower},
     http::get,
     paths,
@@ -156,6 +156,62 @@ async fn upgrade_that_does_not_come_up_leaves_the_host_as_it_was() {
     assert_eq!(deleted.load(SeqCst), 0, "a key was deleted");
     watching.abort();
     assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn upgrade_whose_component_registers_and_then_fails_takes_no_key_away() {
+    let world = World::real().await;
+    let started = |act: &str| json!({ "config": { "start": act }, "limits": { "start_timeout": "3s" } });
+    let addr = free_address();
+    let service = with(with(hostile("hostile"), started("register")), json!({ "listen": addr }));
+    let host = host(&world, [service, plain("plain")]).await;
+    let (admin, key) = (host.admin(), format!("/hostile/{addr}"));
+    let before = world.stands(&key).await;
+    let (watching, deleted) = deletions(&world).await;
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(host.file()).expect("it was written")).expect("it is JSON");
+    for act in ["register-and-fail", "register-and-trap"] {
+        config["services"][0] = with(config["services"][0].clone(), started(act));
+        fs::write(host.file(), config.to_string()).expect("the directory is our own");
+        let failed = leasehold(&["upgrade", "--admin", &admin]).await;
+        assert_eq!(failed.code, Some(1), "{failed:?}");
+        assert!(failed.stderr.contains("the new process does not serve hostile: lifecycle.start"), "{failed:?}");
+        wait_for("every key is held again", SOON, async || get(&format!("{admin}readyz")).await.body == "ready\n")
+            .await;
+    }
+    assert_eq!(world.stands(&key).await.created, before.created);
+    assert_eq!(get(&host.url("hostile")).await.status, 200);
+    assert_eq!(deleted.load(SeqCst), 0, "a key was deleted");
+    watching.abort();
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn upgrade_ends_with_a_host_that_is_stopped_meanwhile() {
+    let world = World::real().await;
+    let addr = free_address();
+    let service = with(hostile("hostile"), json!({ "listen": addr, "register": "host" }));
+    let mut host = host(&world, [service]).await;
+    let admin = host.admin();
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(host.file()).expect("it was written")).expect("it is JSON");
+    config["services"][0]["config"]["start"] = json!("sleep");
+    fs::write(host.file(), config.to_string()).expect("the directory is our own");
+    let upgrading = tokio::spawn({
+        let admin = admin.clone();
+        async move { leasehold(&["upgrade", "--admin", &admin]).await }
+    });
+    // The new process says it: both have one log.
+    host.says("sleeping").await;
+    let refused = leasehold(&["drain", "hostile", "--admin", &admin]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("the host is being upgraded"), "{refused:?}");
+    assert_eq!(get(&format!("http://{addr}/")).await.body, "hostile\n");
+    // The output ends, so the successor has ended as well.
+    assert_eq!(host.stop().await.code, Some(0));
+    assert_ne!(upgrading.await.expect("it does not panic").code, Some(0));
     assert_eq!(world.count().await, 0);
 }
 

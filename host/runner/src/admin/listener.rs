@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
-            fs::{MetadataExt, PermissionsExt, chown},
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
             net::UnixStream as BlockingUnixStream,
         },
     },
@@ -20,6 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
 };
+use tokio_util::sync::CancellationToken;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use crate::{admin::routes::Rights, config::SocketFile, inbound::tls::Tls};
@@ -95,12 +96,14 @@ impl Listener {
         Ok(Self { kind: Kind::Tcp(listener, bound), rights, tls })
     }
 
-    /// A socket of this machine, whose permissions decide who connects. A successor takes the place of a former host's.
-    pub(crate) fn unix(file: &SocketFile, is_successor: bool) -> Result<Self, String> {
-        if !is_successor {
-            refuse_occupied(&file.path)?;
+    /// A socket of this machine, whose permissions decide who connects. A successor takes the place of a former host's, which
+    /// leaves the file alone once it has `succeeded`.
+    pub(crate) fn unix(file: &SocketFile, is_successor: bool, succeeded: CancellationToken) -> Result<Self, String> {
+        match is_successor {
+            true => refuse_other_files(&file.path)?,
+            false => refuse_occupied(&file.path)?,
         }
-        let (listener, bound) = BoundSocket::bind(file)?;
+        let (listener, bound) = BoundSocket::bind(file, succeeded)?;
         Ok(Self { kind: Kind::Unix(listener, bound), rights: Rights::All, tls: None })
     }
 
@@ -199,10 +202,12 @@ struct BoundSocket {
     path: PathBuf,
     /// Inode of the file; another host may have replaced it.
     inode: u64,
+    /// Cancelled once a successor replaces it.
+    succeeded: CancellationToken,
 }
 
 impl BoundSocket {
-    fn bind(file: &SocketFile) -> Result<(UnixListener, Self), String> {
+    fn bind(file: &SocketFile, succeeded: CancellationToken) -> Result<(UnixListener, Self), String> {
         let path = &file.path;
         if path.as_os_str().len() > MAX_PATH_BYTES {
             return Err(format!(
@@ -225,13 +230,14 @@ impl BoundSocket {
         fs::set_permissions(&fresh, fs::Permissions::from_mode(file.mode())).map_err(failed)?;
         let inode = fs::symlink_metadata(&fresh).map_err(failed)?.ino();
         fs::rename(&fresh, path).map_err(failed)?;
-        Ok((listener, Self { path: path.clone(), inode }))
+        Ok((listener, Self { path: path.clone(), inode, succeeded }))
     }
 }
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        let is_own = || fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode);
+        if !self.succeeded.is_cancelled() && is_own() {
             let _ = fs::remove_file(&self.path); // The folder may have become read-only; the next start replaces it.
         }
     }
@@ -239,15 +245,22 @@ impl Drop for BoundSocket {
 
 /// Refuses a path at which a process listens, or which is no socket. A socket that was left behind is replaced.
 pub(crate) fn refuse_occupied(path: &Path) -> Result<(), String> {
-    use std::os::unix::fs::FileTypeExt;
+    refuse_other_files(path)?;
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    match BlockingUnixStream::connect(path).map_err(|error| error.kind()) {
+        Err(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+        // Also where this user may not connect: the socket of another user's host stays.
+        Ok(_) | Err(_) => Err(format!("cannot listen on {}: another process does", path.display())),
+    }
+}
+
+/// Refuses a path that is there and is no socket.
+fn refuse_other_files(path: &Path) -> Result<(), String> {
     match fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
         Ok(found) if !found.file_type().is_socket() => Err(format!("{} is there, and is no socket", path.display())),
-        Ok(_) => match BlockingUnixStream::connect(path).map_err(|error| error.kind()) {
-            Err(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
-            // Also where this user may not connect: the socket of another user's host stays.
-            Ok(_) | Err(_) => Err(format!("cannot listen on {}: another process does", path.display())),
-        },
+        _ => Ok(()),
     }
 }
 
@@ -267,6 +280,7 @@ mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use tempfile::TempDir;
+    use tokio_util::sync::CancellationToken;
 
     use super::{Caller, Listener, SocketFile, gid};
 
@@ -276,19 +290,30 @@ mod tests {
         let path = folder.path().join("a.sock");
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         let file = |mode| SocketFile { path: path.clone(), mode, group: None };
-        let first = Listener::unix(&file(None), false).unwrap();
+        let first = Listener::unix(&file(None), false, CancellationToken::new()).unwrap();
         assert_eq!((mode(), first.url()), (0o600, format!("unix:{}", path.display())));
-        let refused = Listener::unix(&file(None), false).err().unwrap();
+        let refused = Listener::unix(&file(None), false, CancellationToken::new()).err().unwrap();
         assert!(refused.ends_with("another process does"), "{refused}");
         drop(first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         // A socket that a killed host has left behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let second = Listener::unix(&file(Some(0o666)), false).unwrap();
+        let second = Listener::unix(&file(Some(0o666)), false, CancellationToken::new()).unwrap();
         assert_eq!(mode(), 0o666);
         drop(second);
+        // A successor takes its place while it listens, and it leaves the successor's socket alone.
+        let succeeded = CancellationToken::new();
+        let former = Listener::unix(&file(None), false, succeeded.clone()).unwrap();
+        let successor = Listener::unix(&file(None), true, CancellationToken::new()).unwrap();
+        succeeded.cancel();
+        drop(former);
+        assert_eq!(mode(), 0o600);
+        drop(successor);
         fs::write(&path, "precious").unwrap();
-        assert!(Listener::unix(&file(None), false).err().unwrap().ends_with("is no socket"));
+        for is_successor in [false, true] {
+            let refused = Listener::unix(&file(None), is_successor, CancellationToken::new()).err().unwrap();
+            assert!(refused.ends_with("is no socket"), "{refused}");
+        }
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -130,7 +130,8 @@ impl Admin {
         state: AdminState,
         inheritance: Option<&Inheritance>,
     ) -> Result<Self, Failure> {
-        let listener = listener(admin, inheritance)?;
+        let metrics_configured = metrics;
+        let listener = listener(admin, inheritance, &state.services.succeeded)?;
         let metrics = metrics.map(|addr| metrics_listener(addr, inheritance)).transpose()?;
         let address = match admin {
             config::Admin::Tcp(address) => Some(address.clone()),
@@ -138,8 +139,10 @@ impl Admin {
         };
         let addr = listener.as_ref().and_then(Listener::addr);
         let metrics_addr = metrics.as_ref().and_then(Listener::addr);
-        let of = |place, listener: &Option<Listener>| Some((place, listener.as_ref()?.descriptor()?));
-        let listeners = [of(Place::Admin, &listener), of(Place::Metrics, &metrics)].into_iter().flatten().collect();
+        let descriptor = |listener: &Option<Listener>| listener.as_ref()?.descriptor();
+        let admin_place = admin.addr().map(Place::Admin).zip(descriptor(&listener));
+        let metrics_place = metrics_configured.map(Place::Metrics).zip(descriptor(&metrics));
+        let listeners = admin_place.into_iter().chain(metrics_place).collect();
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         let started = Self { closing, tasks, addr, metrics_addr, listeners };
         let shared = Shared { state, address, refusals: Throttle::new(REMINDER), reads: TaskTracker::new() };
@@ -170,15 +173,23 @@ impl Admin {
 }
 
 /// The listener of the endpoint, as configured.
-fn listener(admin: &config::Admin, inheritance: Option<&Inheritance>) -> Result<Option<Listener>, Failure> {
+fn listener(
+    admin: &config::Admin,
+    inheritance: Option<&Inheritance>,
+    succeeded: &CancellationToken,
+) -> Result<Option<Listener>, Failure> {
     let failed = |message: String| Failure::other(format!("admin: {message}"));
     match admin {
         config::Admin::Off => Ok(None),
-        config::Admin::Unix(file) => Listener::unix(file, inheritance.is_some()).map(Some).map_err(failed),
+        config::Admin::Unix(file) => {
+            Listener::unix(file, inheritance.is_some(), succeeded.clone()).map(Some).map_err(failed)
+        }
         config::Admin::Tcp(address) => address_listener(address, inheritance).map(Some),
         config::Admin::Suggested { mode, group } => {
-            let listen =
-                |path| Listener::unix(&SocketFile { path, mode: *mode, group: group.clone() }, inheritance.is_some());
+            let listen = |path| {
+                let file = SocketFile { path, mode: *mode, group: group.clone() };
+                Listener::unix(&file, inheritance.is_some(), succeeded.clone())
+            };
             let listener = runtime_folder::socket().and_then(listen);
             // The services do not need it.
             let listener = listener.inspect_err(|message| {
@@ -193,13 +204,13 @@ fn address_listener(address: &AdminAddress, inheritance: Option<&Inheritance>) -
     let tls = address.tls.clone().map(Tls::open_http1).transpose();
     let tls = tls.map_err(|message| Failure::usage(format!("admin: tls: {message}")))?;
     let rights = if address.token.is_some() { Rights::Token } else { Rights::Read };
-    let bound = bind_or_take(address.listen, &Place::Admin, inheritance)
+    let bound = bind_or_take(address.listen, &Place::Admin(address.listen), inheritance)
         .and_then(|listener| Listener::tcp(listener, rights, tls.map(Arc::new)));
     bound.map_err(|error| Failure::other(format!("admin: cannot listen on {}: {error}", address.listen)))
 }
 
 fn metrics_listener(addr: SocketAddr, inheritance: Option<&Inheritance>) -> Result<Listener, Failure> {
-    let bound = bind_or_take(addr, &Place::Metrics, inheritance)
+    let bound = bind_or_take(addr, &Place::Metrics(addr), inheritance)
         .and_then(|listener| Listener::tcp(listener, Rights::Probes, None));
     bound.map_err(|error| Failure::other(format!("metrics: cannot listen on {addr}: {error}")))
 }
@@ -575,6 +586,9 @@ impl AdminState {
             Ok(services) => services,
             Err((status, message)) => return error_json(status, &message),
         };
+        if let Err((status, message)) = self.refuse_during_upgrade() {
+            return error_json(status, &message);
+        }
         if services.iter().all(|handle| handle.spec().register == Register::Off) {
             return error_json(StatusCode::CONFLICT, &format!("{name} is not registered, and so has no weight"));
         }
@@ -649,6 +663,14 @@ impl AdminState {
         Err((StatusCode::SERVICE_UNAVAILABLE, message.to_owned()))
     }
 
+    /// Refuses commands whose effect the successor would not know.
+    fn refuse_during_upgrade(&self) -> Result<(), CommandError> {
+        match self.services.is_upgrading.load(Relaxed) {
+            true => Err((StatusCode::CONFLICT, "the host is being upgraded; try again after that".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Sends a command to these services, and responds once all have replied.
     async fn command<T>(
         &self,
@@ -670,6 +692,7 @@ impl AdminState {
         show: impl Fn(&Arc<ServiceHandle>, T) -> Value,
     ) -> Result<Vec<Value>, CommandError> {
         self.is_open()?;
+        self.refuse_during_upgrade()?;
         let begin = |handle: Arc<ServiceHandle>| {
             let (reply, outcome) = oneshot::channel();
             match send(&handle, reply) {

@@ -190,7 +190,7 @@ services:
             plan(&file("one", "5"), &file("two", "6")).0,
             ["changed a 127.0.0.1:1; config.token; limits.concurrency 5 -> 6"]
         );
-        assert_eq!(plan(&file("one", "5"), &file("${TOKEN}", "5")).0, ["changed a 127.0.0.1:1; config.token"]);
+        assert_eq!(plan(&file("one", "5"), &file("'${TOKEN}'", "5")).0, ["changed a 127.0.0.1:1; config.token"]);
         assert_eq!(plan(&file("one", "5"), &file("one", "5")).0, ["unchanged a 127.0.0.1:1"]);
     }
 

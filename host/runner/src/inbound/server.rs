@@ -102,13 +102,14 @@ struct Settings {
 }
 
 impl Server {
-    /// Serves `listener` until `close`, in plain text or with `tls`, each request through the dispatcher that is current
-    /// when it arrives.
+    /// Serves `listener` from `open` until `close`, in plain text or with `tls`, each request through the dispatcher that is
+    /// current when it arrives.
     pub(crate) fn start(
         listener: Arc<TcpListener>,
         current: CurrentDispatcher,
         tls: Option<Arc<Tls>>,
         limits: &Limits,
+        open: CancellationToken,
     ) -> Self {
         let settings = Settings { tls, limits: *limits, replaced: CancellationToken::new() };
         let server = Self {
@@ -129,7 +130,11 @@ impl Server {
             cut: server.cut.clone(),
             tasks: server.tasks.clone(),
         };
-        server.tasks.spawn(connections.accept(listener));
+        server.tasks.spawn(async move {
+            if connections.closing.run_until_cancelled(open.cancelled()).await.is_some() {
+                connections.accept(listener).await;
+            }
+        });
         server
     }
 

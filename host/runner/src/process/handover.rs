@@ -4,7 +4,7 @@
 //! | from | message |
 //! |---|---|
 //! | the former host | the manifest, then one byte with one descriptor for each listener |
-//! | the successor | the services that it does not serve, once it has tried all |
+//! | the successor | its services, and why some are not served, once it has tried all |
 //! | the former host | one byte: the successor is the host from now on. A former host that is gone means the same |
 
 use std::{
@@ -28,6 +28,7 @@ use rustix::{
     process::getppid,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio_util::sync::CancellationToken;
 
 /// Environment variable of a successor, with the number of the process that it succeeds.
 pub(crate) const SUCCEEDS: &str = "LEASEHOLD_SUCCEEDS";
@@ -47,8 +48,10 @@ pub(crate) struct Manifest {
 /// The place of a listener in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Place {
-    Admin,
-    Metrics,
+    /// The admin endpoint at an address, as configured.
+    Admin(SocketAddr),
+    /// The listener for health and metrics alone, as configured.
+    Metrics(SocketAddr),
     /// A service with its name and its `listen`.
     Service(String, SocketAddr),
 }
@@ -62,12 +65,13 @@ pub(crate) struct ServiceState {
     pub(crate) weight: Option<u32>,
 }
 
-/// A service that a successor does not serve.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct NotServed {
+/// A service of a successor, which has tried to start it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tried {
     pub(crate) name: String,
     pub(crate) listen: SocketAddr,
-    pub(crate) why: String,
+    /// Reason for which it is not served.
+    pub(crate) failure: Option<String>,
 }
 
 /// The successor's end: what it was handed.
@@ -76,6 +80,9 @@ pub(crate) struct Inheritance {
     listeners: Mutex<HashMap<Place, TcpListener>>,
     services: Vec<ServiceState>,
     stream: UnixStream,
+    /// Cancelled once this process is the host. Until then it accepts no connection, and deletes no key: both are those of the
+    /// former host.
+    pub(crate) is_host: CancellationToken,
 }
 
 impl Inheritance {
@@ -99,7 +106,7 @@ impl Inheritance {
             listener.set_nonblocking(true)?;
             listeners.insert(place, listener);
         }
-        Ok(Self { listeners: Mutex::new(listeners), services, stream })
+        Ok(Self { listeners: Mutex::new(listeners), services, stream, is_host: CancellationToken::new() })
     }
 
     /// The listener for a place, once.
@@ -122,13 +129,14 @@ impl Inheritance {
         self.services.iter().find(|service| service.name == name && service.listen == listen)
     }
 
-    /// Reports the services that are not served, and waits until this process is the host. Blocks.
-    pub(crate) fn report(&self, not_served: &[NotServed]) {
+    /// Reports on the services, and waits until this process is the host. Blocks.
+    pub(crate) fn report(&self, tried: &[Tried]) {
         let mut stream = &self.stream;
-        if write(&mut stream, &not_served).is_ok() && stream.set_read_timeout(None).is_ok() {
+        if write(&mut stream, &tried).is_ok() && stream.set_read_timeout(None).is_ok() {
             // A former host that is gone has ended, or was killed: somebody has to serve.
             drop(stream.read(&mut [0]));
         }
+        self.is_host.cancel();
     }
 }
 
@@ -151,7 +159,7 @@ impl Successor {
         manifest: &Manifest,
         listeners: &[OwnedFd],
         within: Duration,
-    ) -> io::Result<Vec<NotServed>> {
+    ) -> io::Result<Vec<Tried>> {
         let mut stream = &self.stream;
         stream.set_write_timeout(Some(RECEIVE_TIMEOUT))?;
         write(&mut stream, manifest)?;
@@ -220,7 +228,7 @@ mod tests {
         time::Duration,
     };
 
-    use super::{Inheritance, Manifest, NotServed, Place, ServiceState, Successor};
+    use super::{Inheritance, Manifest, Place, ServiceState, Successor, Tried};
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -231,24 +239,25 @@ mod tests {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let (addr, admin_addr) = (service.local_addr().unwrap(), admin.local_addr().unwrap());
         let listen = "127.0.0.1:0".parse().unwrap();
-        let places = [Place::Service("user".to_owned(), listen), Place::Admin];
+        let places = [Place::Service("user".to_owned(), listen), Place::Admin(admin_addr)];
         let state = ServiceState { name: "user".to_owned(), listen, is_drained: true, weight: Some(9) };
-        let not_served = NotServed { name: "user".to_owned(), listen, why: "it is drained".to_owned() };
-        let expected = vec![not_served.clone()];
+        let tried = Tried { name: "user".to_owned(), listen, failure: Some("it is drained".to_owned()) };
+        let expected = vec![tried.clone()];
         let successor = thread::spawn(move || {
             let inherited = Inheritance::from_stream(theirs.into()).unwrap();
-            assert_eq!(inherited.addr(&Place::Admin), Some(admin_addr));
+            assert_eq!(inherited.addr(&Place::Admin(admin_addr)), Some(admin_addr));
             let listener = inherited.take(&places[0]).unwrap();
-            assert!(inherited.take(&places[0]).is_none() && inherited.take(&Place::Metrics).is_none());
+            assert!(inherited.take(&places[0]).is_none() && inherited.take(&Place::Metrics(admin_addr)).is_none());
             let state = inherited.service("user", listen).unwrap();
             assert_eq!((state.is_drained, state.weight), (true, Some(9)));
             assert!(inherited.service("order", listen).is_none());
-            inherited.report(&[not_served]);
+            inherited.report(&[tried]);
+            assert!(inherited.is_host.is_cancelled());
             listener.set_nonblocking(false).unwrap();
             listener.accept().unwrap();
         });
         let manifest = Manifest {
-            listeners: vec![Place::Service("user".to_owned(), listen), Place::Admin],
+            listeners: vec![Place::Service("user".to_owned(), listen), Place::Admin(admin_addr)],
             services: vec![state],
         };
         let listeners = [OwnedFd::from(service), OwnedFd::from(admin)];

@@ -1,7 +1,7 @@
 //! Handles to the services of this process: their status, and the commands that they accept.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::SystemTime,
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Services {
     pub(crate) commands: mpsc::Sender<HostCommand>,
     /// Cancelled once another process is the host: its listeners are no longer accepted from here.
     pub(crate) succeeded: CancellationToken,
+    /// True while a successor starts: it has the state of the services as it was before.
+    pub(crate) is_upgrading: AtomicBool,
     /// Cancelled when the whole process ends.
     pub(crate) ending: CancellationToken,
     /// Reason for which the start waits for etcd.
@@ -203,6 +205,7 @@ impl Services {
             services: ArcSwapOption::empty(),
             commands,
             succeeded: CancellationToken::new(),
+            is_upgrading: AtomicBool::new(false),
             ending,
             etcd: watch::Sender::default(),
         }

@@ -10,7 +10,7 @@ use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Spec,
@@ -31,6 +31,8 @@ pub(crate) struct Handler {
     /// The listener until its end, also while the server accepts its connections.
     listener: Option<Arc<TcpListener>>,
     tls: Option<Arc<Tls>>,
+    /// Cancelled once connections may be accepted.
+    open: CancellationToken,
     /// The revision that serves requests.
     revision: Option<Revision>,
     /// The dispatcher of that revision, as the connections share it.
@@ -56,6 +58,7 @@ impl Handler {
             bound,
             listener: Some(Arc::new(listener)),
             tls,
+            open: is_host(inheritance),
             revision: None,
             dispatcher: None,
             retiring: TaskTracker::new(),
@@ -89,7 +92,7 @@ impl Handler {
         let dispatcher = Arc::new(ArcSwap::new(Arc::clone(&revision.dispatcher)));
         let tls = self.tls.clone();
         let serve = |listener: &Arc<TcpListener>| {
-            Server::start(Arc::clone(listener), Arc::clone(&dispatcher), tls, &spec.limits)
+            Server::start(Arc::clone(listener), Arc::clone(&dispatcher), tls, &spec.limits, self.open.clone())
         };
         self.server = self.listener.as_ref().map(serve);
         (self.revision, self.dispatcher) = (Some(revision), Some(dispatcher));
@@ -166,6 +169,18 @@ impl Handler {
         self.server = None;
         all_answered
     }
+}
+
+/// Token that is cancelled once this process is the host, which it is at once where it succeeds nobody.
+pub(crate) fn is_host(inheritance: Option<&Inheritance>) -> CancellationToken {
+    inheritance.map_or_else(
+        || {
+            let token = CancellationToken::new();
+            token.cancel();
+            token
+        },
+        |inheritance| inheritance.is_host.clone(),
+    )
 }
 
 /// The certificate of a listener, if it has one.

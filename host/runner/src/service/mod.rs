@@ -31,6 +31,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Register, Spec},
@@ -59,6 +60,8 @@ pub(crate) struct Service {
     engine: Engine,
     registrar: Registrar,
     traces: Option<Traces>,
+    /// Cancelled once this process is the host.
+    is_host: CancellationToken,
     identity: Identity,
     bound: SocketAddr,
     state: State,
@@ -174,6 +177,7 @@ impl Service {
             engine: engine.clone(),
             registrar: registrar.clone(),
             traces: traces.cloned(),
+            is_host: http::is_host(inheritance),
             identity,
             bound,
             state: State::Bound,

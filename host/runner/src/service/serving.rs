@@ -65,6 +65,8 @@ impl Service {
                 Event::ReloadRequested(command) => self.on_reload_requested(command),
                 Event::ReloadReady(built) => self.on_reload_ready(built.map(|built| *built)).await,
                 Event::Healthy => self.on_healthy().await,
+                // The keys are those of a former host, which serves until this process is the host.
+                Event::Unhealthy(_) if !self.is_host.is_cancelled() => self.probe_again(),
                 Event::Unhealthy(why) => self.withdraw(&why).await,
                 Event::Exited(why, pause) => self.on_exit(&why, pause).await,
                 Event::RestartDue => self.on_restart_due().await,
@@ -195,7 +197,7 @@ impl Service {
             return Err(failure);
         }
         self.adopt(&context, &loaded.digest, false);
-        if self.monitor.is_none() {
+        if self.monitor.is_none() && !is_changed {
             self.announce().await;
         }
         Ok(())
@@ -338,7 +340,10 @@ impl Service {
         self.loaded = loaded;
         if is_changed {
             self.on_changed().await;
-            self.probe_again();
+            match &mut self.monitor {
+                Some(monitor) => monitor.again(),
+                None => self.announce().await,
+            }
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::{
         handle::{
             Drained, MAX_PENDING_COMMANDS, NextRevision, Phase, ReloadCommand, Reply, ServiceHandle, ServiceStatus,
         },
+        http,
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
@@ -138,6 +139,8 @@ impl Supervisor {
         // Reply to the command that caused the current attempt.
         let mut cause = None;
         if self.attempts.was_drained() {
+            // It is resumed with the content of its file then.
+            self.attempts.pending_component = None;
             self.attempts.enter(Phase::Drained, None);
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
@@ -186,6 +189,8 @@ impl Supervisor {
             };
             let pause = attempts.failed(&failure);
             reports.send(Report::Failed(failure)).await;
+            // A key that it has written is a former host's, until this process is the host.
+            http::is_host(attempts.context.inheritance.as_deref()).cancelled().await;
             attempts.undo().await;
             match attempts.next(commands, pause).await {
                 Next::Drain(reply) => return reply,

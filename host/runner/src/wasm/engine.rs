@@ -124,7 +124,9 @@ impl Engine {
         if self.pool.is_limited && (slots > *free || spec.limits.memory > self.pool.memory) {
             return None;
         }
-        *free = free.saturating_sub(slots);
+        // Without a pool there is no limit, and no more than there was is given back.
+        let slots = slots.min(*free);
+        *free -= slots;
         let room = Room { pool: Arc::clone(&self.pool), slots };
         drop(free);
         Some(Self { _room: Some(Arc::new(room)), ..self.clone() })

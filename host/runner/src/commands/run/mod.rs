@@ -98,10 +98,13 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     };
     let listeners = AdminListeners::default();
     keep_listeners(&mut admin, &listeners);
-    let inherited = |place| inheritance.as_ref().and_then(|inheritance: &Arc<Inheritance>| inheritance.addr(place));
+    let inherited = |place: &_| inheritance.as_ref().and_then(|inheritance: &Arc<Inheritance>| inheritance.addr(place));
     let (addr, metrics) = match &admin {
         Some(admin) => (admin.addr, admin.metrics_addr),
-        None => (inherited(&Place::Admin), inherited(&Place::Metrics).or(config.metrics)),
+        None => (
+            config.admin.addr().and_then(|addr| inherited(&Place::Admin(addr))),
+            config.metrics.and_then(|addr| inherited(&Place::Metrics(addr))).or(config.metrics),
+        ),
     };
     // The system may have chosen the ports.
     if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, addr) {
@@ -163,7 +166,9 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     }
     // The reason of the end does not matter from here on.
     services.ending.cancel();
-    systemd::stopping(&tasks);
+    if !services.succeeded.is_cancelled() {
+        systemd::stopping(&tasks);
+    }
     running.close();
     running.wait().await;
     if config.dev && outcome.is_ok() {

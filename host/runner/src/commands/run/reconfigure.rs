@@ -10,11 +10,14 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, future::join_all, stream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -45,6 +48,8 @@ use crate::{
 
 /// Services that go on with another revision at a time: each starts an instance.
 const MAX_CHANGES: usize = 32;
+/// Longest time for the read of the configuration, and of one component file.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Mistakes that one failure lists.
 const MAX_MISTAKES: usize = 20;
 
@@ -128,8 +133,13 @@ impl Reconfigurer {
             return Ok(Next { services, host: self.host.clone(), notes: Vec::new() });
         }
         let args = self.args.clone();
-        let read = self.running.spawn_blocking(move || args.config()).await;
-        read.unwrap_or_else(|_| Err(Failure::other("the configuration could not be read"))).map(Next::from)
+        // Nothing waits for this task at the end: a file system may hang.
+        let reading = self.upgrader.tasks.spawn_blocking(move || args.config());
+        match timeout(READ_TIMEOUT, reading).await {
+            Ok(Ok(config)) => config.map(Next::from),
+            Ok(Err(_)) => Err(Failure::other("the configuration could not be read")),
+            Err(_) => Err(Failure::other(format!("the configuration could not be read within {READ_TIMEOUT:?}"))),
+        }
     }
 
     /// Loads the components of what is new, and looks for everything that can be wrong. Nothing has changed yet.
@@ -340,8 +350,9 @@ async fn reload(service: &ServiceHandle, next: Option<NextRevision>) -> Option<S
 
 /// Addresses of services that begin, as far as another process has them.
 fn occupied(prepared: &[Prepared], present: &ServiceList) -> Vec<Failure> {
-    let own: HashSet<_> = present.iter().map(|handle| handle.spec().listen).collect();
-    let binds = prepared.iter().filter(|one| one.begins_anew() && !own.contains(&one.planned.spec.listen));
+    // A wildcard of this host's own may have the port as well.
+    let own: HashSet<_> = present.iter().map(|handle| handle.spec().listen.port()).collect();
+    let binds = prepared.iter().filter(|one| one.begins_anew() && !own.contains(&one.planned.spec.listen.port()));
     let failures = binds.filter_map(|one| {
         let Spec { name, listen, .. } = &*one.planned.spec;
         let error = server::bind(*listen).err()?;
@@ -386,7 +397,7 @@ impl Digests {
     /// None for a file that cannot be read.
     async fn of(&mut self, path: &PathBuf) -> Option<Arc<str>> {
         if !self.0.contains_key(path) {
-            let bytes = tokio::fs::read(path).await.ok();
+            let bytes = timeout(READ_TIMEOUT, tokio::fs::read(path)).await.ok().and_then(Result::ok);
             self.0.insert(path.clone(), bytes.map(|bytes| digest(&bytes)));
         }
         self.0.get(path).cloned().flatten()

@@ -26,6 +26,8 @@ pub(crate) async fn report(services: Arc<Services>, tasks: TaskTracker, done: Ca
         tokio::select! {
             biased;
             () = done.cancelled() => return,
+            // From here on another process reports the state of the unit.
+            () = services.succeeded.cancelled() => return,
             _ = ticks.tick() => {}
         }
         if services.ending.is_cancelled() {

@@ -8,19 +8,23 @@ use std::{
     collections::{BTreeSet, HashMap},
     env,
     ffi::OsString,
-    fmt, io,
+    io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::Stdio,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use futures::{StreamExt, future::join_all, stream};
-use leasehold::{LeaseId, Ownership, Registrar};
+use futures::{StreamExt, stream};
+use leasehold::{LeaseId, Ownership, Registrar, ServiceName};
+use leasehold_wasmtime::RegistryCtx;
 use tokio::{
     process::{Child, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -29,7 +33,7 @@ use crate::{
     config,
     error::Failure,
     process::{
-        handover::{Inheritance, Manifest, NotServed, Place, SUCCEEDS, ServiceState, Successor},
+        handover::{Inheritance, Manifest, Place, SUCCEEDS, ServiceState, Successor, Tried},
         systemd,
     },
     service::handle::{Phase, ServiceHandle, Services},
@@ -40,8 +44,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(9 * 60);
 /// Longest wait for the keys of a service, and the services that are listed at a time.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_LISTS: usize = 16;
-/// Longest time in which a service takes its keys back.
+/// Longest time in which a service takes its keys back before it is tried again, and the pause before that.
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
+const TAKE_BACK_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the exit of a successor that has closed its socket.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Listeners of the admin endpoint, which a successor has only once it is the host.
 pub(super) type AdminListeners = Arc<OnceLock<Vec<(Place, OwnedFd)>>>;
@@ -72,14 +79,15 @@ impl Upgrader {
     /// Hands the host over. Returns the number of the process that serves from now on; this one drains. After a failure this
     /// host goes on.
     pub(super) async fn upgrade(&self, services: &Services) -> Result<u32, Failure> {
+        let _upgrading = Upgrading::begin(&services.is_upgrading);
         let handed: Vec<_> = services.all().iter().map(Handed::new).collect();
         self.check(&handed)?;
         let (manifest, descriptors) = self.manifest(&handed)?;
         let holders = self.holders(&handed).await;
         let failed = |error: io::Error| Failure::other(format!("the new process cannot be started: {error}"));
         let (successor, stdin) = Successor::connect().map_err(failed)?;
-        let mut child = self.spawn(stdin).map_err(failed)?;
-        let pid = child.id().unwrap_or_default();
+        let mut child = KilledOnDrop(Some(self.spawn(stdin).map_err(failed)?));
+        let pid = child.id();
         tracing::info!(event = "upgrading", pid, "a new process takes over");
         let successor = Arc::new(successor);
         let handing = {
@@ -88,16 +96,17 @@ impl Upgrader {
         };
         let reported = handing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let outcome = match reported {
-            Ok(not_served) => missing(&handed, &not_served),
-            Err(error) => Err(ended(&mut child, &error).await),
+            Ok(tried) => missing(&handed, &tried),
+            Err(error) => Err(child.ended(&error).await),
         };
         let committed = outcome.and_then(|()| successor.commit().map_err(failed));
         if let Err(failure) = committed {
-            drop(child.kill().await); // It may have ended already.
+            child.kill().await;
             self.take_back(&handed, &holders).await;
             tracing::error!(event = "not_upgraded", "not upgraded, this process serves on: {}", failure.sentence());
             return Err(failure);
         }
+        child.0 = None;
         services.succeeded.cancel();
         systemd::main_process(&self.tasks, pid).await;
         tracing::info!(event = "upgraded", pid, "another process serves from now on, and this one ends");
@@ -155,6 +164,8 @@ impl Upgrader {
         Command::new(binary)
             .args(arguments)
             .env(SUCCEEDS, std::process::id().to_string())
+            // systemd's watchdog is that of the unit, whatever its main process.
+            .env_remove("WATCHDOG_PID")
             .stdin(Stdio::from(stdin))
             .spawn()
     }
@@ -164,45 +175,55 @@ impl Upgrader {
 type Holders = HashMap<String, LeaseId>;
 
 impl Upgrader {
-    /// The leases that hold the keys of these services, as far as etcd answers.
-    async fn holders(&self, handed: &[Handed]) -> Holders {
+    /// The leases that hold the keys of these services; `None` where etcd does not answer for all.
+    async fn holders(&self, handed: &[Handed]) -> Option<Holders> {
         let served = handed.iter().filter(|one| one.is_served);
         let registrations = served.flat_map(|one| one.handle.snapshot().registrations());
         // A component may have registered other names than that of its service.
         let names: BTreeSet<_> = registrations.map(|registration| registration.node().name.clone()).collect();
         let listed = names.into_iter().map(|name| async move {
-            let listed = timeout(LIST_TIMEOUT, self.registrar.list(Some(&name))).await;
-            listed.ok().and_then(Result::ok).unwrap_or_default()
+            timeout(LIST_TIMEOUT, self.registrar.list(Some(&name))).await.ok().and_then(Result::ok)
         });
         let listed = stream::iter(listed).buffer_unordered(MAX_LISTS).collect::<Vec<_>>().await;
-        listed.into_iter().flatten().filter_map(|entry| Some((entry.key, entry.lease?))).collect()
+        let listed = listed.into_iter().collect::<Option<Vec<_>>>()?;
+        Some(listed.into_iter().flatten().filter_map(|entry| Some((entry.key, entry.lease?))).collect())
     }
 
-    /// Writes the keys again that the successor has taken over. None is deleted: the successor's lease holds them.
-    async fn take_back(&self, handed: &[Handed], before: &Holders) {
+    /// Writes the keys of each service again of which the successor has taken one over. What it holds is not deleted.
+    async fn take_back(&self, handed: &[Handed], before: &Option<Holders>) {
         let now = self.holders(handed).await;
-        let is_taken =
-            |key: &str| now.get(key).is_some_and(|lease| before.get(key).is_some_and(|before| before != lease));
+        let is_taken = |key: &str| match (before, &now) {
+            (Some(before), Some(now)) => before.get(key).is_some_and(|before| now.get(key) != Some(before)),
+            // A key that is not taken is written again as well.
+            _ => true,
+        };
         let taken = handed.iter().filter_map(|one| {
             let context = one.handle.snapshot().status.context.filter(|_| one.is_served)?;
             let registrations = context.registry.registrations();
-            registrations.iter().flat_map(|one| one.keys()).any(|key| is_taken(key)).then_some((one, context))
+            let is_taken = registrations.iter().flat_map(|one| one.keys()).any(|key| is_taken(key));
+            is_taken.then(|| (one.handle.name.clone(), context))
         });
-        let taken_back = taken.map(|(one, context)| async move {
-            let again = async {
-                context.registry.withdraw().await?;
-                context.registry.restore().await
-            };
-            let failed = |why: &dyn fmt::Display| {
-                tracing::warn!(service = %one.handle.name, "its keys are not taken back yet: {why}");
-            };
-            match timeout(TAKE_BACK_TIMEOUT, again).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failed(&error),
-                Err(_) => failed(&"etcd does not answer"),
-            }
-        });
-        join_all(taken_back).await;
+        for (service, context) in taken {
+            let ending = self.ending.clone();
+            self.tasks.spawn(async move {
+                ending.run_until_cancelled(take_back(&service, &context.registry)).await;
+            });
+        }
+    }
+}
+
+/// Writes the keys of a service again, until that has succeeded.
+async fn take_back(service: &ServiceName, registry: &RegistryCtx) {
+    loop {
+        let again = async {
+            // Keys that another lease holds are not deleted; what cannot be withdrawn is restored all the same.
+            drop(registry.withdraw().await);
+            registry.restore().await.map_err(|error| error.to_string())
+        };
+        let outcome = timeout(TAKE_BACK_TIMEOUT, again).await;
+        let Err(why) = outcome.unwrap_or_else(|_| Err("etcd does not answer".to_owned())) else { return };
+        tracing::warn!(%service, "its keys are not taken back yet: {why}");
+        sleep(TAKE_BACK_PAUSE).await;
     }
 }
 
@@ -224,12 +245,17 @@ impl Handed {
     }
 }
 
-/// Fails if the successor does not serve a service that this host serves.
-fn missing(handed: &[Handed], not_served: &[NotServed]) -> Result<(), Failure> {
-    let served = handed.iter().filter(|one| one.is_served);
-    let missing = served.filter_map(|one| {
-        let found = not_served.iter().find(|other| other.name == one.state.name && other.listen == one.state.listen)?;
-        Some(format!("{}: {}", found.name, found.why))
+/// Fails if the successor does not serve a service that this host serves, at its address or at another one. A service that is not
+/// configured any more is not missed.
+fn missing(handed: &[Handed], tried: &[Tried]) -> Result<(), Failure> {
+    let served = handed.iter().map(|one| &one.state).zip(handed).filter(|(_, one)| one.is_served);
+    let missing = served.filter_map(|(state, _)| {
+        let mut named: Vec<_> = tried.iter().filter(|tried| tried.name == state.name).collect();
+        if let Some(same) = named.iter().find(|tried| tried.listen == state.listen) {
+            named = vec![*same];
+        }
+        let failure = named.iter().map(|tried| tried.failure.as_deref()).reduce(|one, other| one.and(other))??;
+        Some(format!("{}: {failure}", state.name))
     });
     match missing.collect::<Vec<_>>() {
         missing if missing.is_empty() => Ok(()),
@@ -237,13 +263,55 @@ fn missing(handed: &[Handed], not_served: &[NotServed]) -> Result<(), Failure> {
     }
 }
 
-/// The reason for which the successor has reported nothing.
-async fn ended(child: &mut Child, error: &io::Error) -> Failure {
-    let status = match timeout(Duration::from_secs(1), child.wait()).await {
-        Ok(Ok(status)) => format!("it has ended ({status}), and its log says why"),
-        _ => error.to_string(),
-    };
-    Failure::other(format!("the new process does not come up: {status}"))
+/// The time in which a successor starts.
+struct Upgrading<'a>(&'a AtomicBool);
+
+impl<'a> Upgrading<'a> {
+    fn begin(is_upgrading: &'a AtomicBool) -> Self {
+        is_upgrading.store(true, Relaxed);
+        Self(is_upgrading)
+    }
+}
+
+impl Drop for Upgrading<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+    }
+}
+
+/// A successor that is not the host yet: it does not outlive the upgrade.
+struct KilledOnDrop(Option<Child>);
+
+impl KilledOnDrop {
+    fn id(&self) -> u32 {
+        self.0.as_ref().and_then(Child::id).unwrap_or_default()
+    }
+
+    async fn kill(&mut self) {
+        if let Some(child) = &mut self.0 {
+            drop(child.kill().await); // It may have ended already.
+        }
+    }
+
+    /// The reason for which it has reported nothing.
+    async fn ended(&mut self, error: &io::Error) -> Failure {
+        let exit = async {
+            match &mut self.0 {
+                Some(child) => timeout(EXIT_TIMEOUT, child.wait()).await.ok()?.ok(),
+                None => None,
+            }
+        };
+        let why = exit.await.map(|status| format!("it has ended ({status}), and its log says why"));
+        Failure::other(format!("the new process does not come up: {}", why.unwrap_or_else(|| error.to_string())))
+    }
+}
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            drop(child.start_kill()); // It may have ended already.
+        }
+    }
 }
 
 /// Waits until every service has been tried once, reports to the former host, and waits until this process is the host.
@@ -255,17 +323,15 @@ pub(super) async fn succeed(
 ) {
     tried.cancelled().await;
     let all = services.all();
-    let down = all.iter().filter_map(|handle| {
+    let tried = all.iter().map(|handle| {
         let (status, spec) = (handle.snapshot().status, handle.spec());
-        (status.phase != Phase::Serving).then(|| NotServed {
-            name: spec.name.to_string(),
-            listen: spec.listen,
-            why: status.why.map_or_else(|| format!("it is {}", status.phase), |why| why.to_string()),
-        })
+        let why = status.why.map_or_else(|| format!("it is {}", status.phase), |why| why.to_string());
+        let failure = (status.phase != Phase::Serving).then_some(why);
+        Tried { name: spec.name.to_string(), listen: spec.listen, failure }
     });
-    let down: Vec<_> = down.collect();
+    let services: Vec<_> = tried.collect();
     let reporting = Arc::clone(inheritance);
-    drop(tasks.spawn_blocking(move || reporting.report(&down)).await);
+    drop(tasks.spawn_blocking(move || reporting.report(&services)).await);
     tracing::info!(event = "succeeded", "this process is the host from now on");
 }
 
