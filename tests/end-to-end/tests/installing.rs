@@ -93,11 +93,21 @@ fn make_install_puts_every_file_in_place() {
     there("usr/share/bash-completion/completions/leasehold");
     there("usr/share/zsh/site-functions/_leasehold");
     there("usr/share/fish/vendor_completions.d/leasehold.fish");
+    there("usr/share/doc/leasehold/examples/greeter.wasm");
     if cfg!(target_os = "linux") {
         there("usr/lib/systemd/system/leasehold.service");
         there("usr/lib/systemd/system/leasehold@.service");
         there("usr/lib/sysusers.d/leasehold.conf");
     }
+}
+
+#[tokio::test]
+async fn the_installed_example_runs_as_it_is() {
+    let stage = TempDir::new().unwrap();
+    install(stage.path());
+    let example = stage.path().join("usr/share/doc/leasehold/examples/services.yaml");
+    let ended = leasehold(["check", "--offline", &example.display().to_string()]).await;
+    assert!(ended.code == Some(0) && ended.stdout.contains("over wasi:http"), "{ended:?}");
 }
 
 #[cfg(target_os = "linux")]
