@@ -148,6 +148,16 @@ fn an_access_log_is_a_word_or_a_map() {
     ));
     let merged = defaults.unwrap().services[0].access_log;
     assert_eq!((merged.log, merged.sample, merged.lines), (Logged::All, 0.0, 5));
+    let merged = |default: &str, own: &str| {
+        let text = format!("defaults: {{ access_log: {default} }}\n{}", with(&format!("    access_log: {own}\n")));
+        parse(&text).unwrap().services[0].access_log
+    };
+    let word_first = merged("all", "{ format: json }");
+    assert_eq!((word_first.log, word_first.format), (Logged::All, AccessFormat::Json));
+    let map_first = merged("{ log: all, format: json }", "off");
+    assert_eq!((map_first.log, map_first.format), (Logged::Off, AccessFormat::Json));
+    assert_eq!(merged("all", "off").log, Logged::Off);
+    assert_eq!(merged("all", "").log, Logged::Errors);
     assert_eq!(
         error(&with("    access_log: true\n")),
         "c.yaml:5: access_log: must be one of: off, errors, all; not \"true\""
