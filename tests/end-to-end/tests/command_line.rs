@@ -541,9 +541,10 @@ async fn check_reports_mistakes_and_starts_nothing() {
     assert!(ended.stdout.contains(said), "{ended:?}");
 
     // The number of instances fits, but not the address space that wasmtime reserves for each memory.
-    let wide = with(plain("plain"), json!({ "limits": { "memory": "16GiB", "connections": 100_000 } }));
+    let wide = with(plain("plain"), json!({ "limits": { "memory": "4GiB", "connections": 100_000 } }));
     let wide = File::of(&config(&world, [wide]).to_string());
-    let (binary, few) = (paths::leasehold().display().to_string(), "ulimit -n 4096 && exec \"$0\" check \"$1\"");
+    let few = "ulimit -n 4096 && ulimit -v 50000000 && exec \"$0\" check \"$1\"";
+    let binary = paths::leasehold().display().to_string();
     let ended = Program::spawn(Path::new("/bin/sh"), ["-c", few, &binary, &wide.path()], wide.folder.path());
     let ended = ended.ends().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
