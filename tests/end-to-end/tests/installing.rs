@@ -16,7 +16,8 @@ async fn leasehold<const N: usize>(arguments: [&str; N]) -> Ended {
 async fn commands() -> Vec<String> {
     let help = leasehold(["--help"]).await.stdout;
     let (_, listed) = help.split_once("Commands:\n").unwrap();
-    let lines = listed.lines().take_while(|line| !line.is_empty());
+    // A long line goes on in the next one, further to the right.
+    let lines = listed.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   "));
     lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
