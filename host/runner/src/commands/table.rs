@@ -16,14 +16,21 @@ pub(super) struct Column {
     pub(super) is_number: bool,
     /// Part of the width that this column gets where not all fit; 0 for one that is never cut.
     share: usize,
-    /// Set where the end of a cell says as much as its beginning.
-    keeps_end: bool,
+    /// The part of a cell that stays where it is cut.
+    kept: Kept,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Start,
+    Ends,
+    End,
 }
 
 impl Column {
     /// Text that is never cut.
     pub(super) const fn text(heading: &'static str) -> Self {
-        Self { heading, is_number: false, share: 0, keeps_end: false }
+        Self { heading, is_number: false, share: 0, kept: Kept::Start }
     }
 
     /// A number, aligned at its last digit and never cut.
@@ -38,7 +45,17 @@ impl Column {
 
     /// Text that loses its middle where the table is too wide.
     pub(super) const fn cut_in_the_middle(heading: &'static str, share: usize) -> Self {
-        Self { keeps_end: true, ..Self::cut(heading, share) }
+        Self { kept: Kept::Ends, ..Self::cut(heading, share) }
+    }
+
+    /// Text that loses its beginning where the table is too wide.
+    pub(super) const fn cut_at_the_start(heading: &'static str, share: usize) -> Self {
+        Self { kept: Kept::End, ..Self::cut(heading, share) }
+    }
+
+    /// The column of the heading, which is known by its beginning.
+    pub(super) const fn heading(&self) -> Self {
+        Self { kept: Kept::Start, ..*self }
     }
 
     /// A cell without padding, of at most this width.
@@ -48,7 +65,11 @@ impl Column {
             return text.into();
         }
         let kept = width.saturating_sub(1);
-        let end = if self.keeps_end { kept.div_ceil(2) } else { 0 };
+        let end = match self.kept {
+            Kept::Start => 0,
+            Kept::Ends => kept.div_ceil(2),
+            Kept::End => kept,
+        };
         let mut cut: String = text.chars().take(kept - end).collect();
         cut.extend((width > 0).then_some(ELLIPSIS));
         cut.extend(text.chars().skip(length - end));
@@ -99,7 +120,8 @@ pub(super) fn text(
         widths = fitted(columns, &widths, limit);
     }
     let headings: Vec<String> = columns.iter().map(|column| column.heading.to_owned()).collect();
-    let mut text = line(columns, &widths, &headings, limit, |_| Style::new());
+    let of_headings: Vec<_> = columns.iter().map(Column::heading).collect();
+    let mut text = line(&of_headings, &widths, &headings, limit, |_| Style::new());
     for (number, row) in rows.iter().enumerate() {
         text.push_str(&line(columns, &widths, row, limit, |column| paint(number, column)));
     }
@@ -180,6 +202,15 @@ b             h:1                2  no-lease
                 assert!(line.chars().count() <= limit, "{limit}: {line}");
             }
         }
+    }
+
+    #[test]
+    fn what_tells_cells_apart_stays() {
+        let cut = |column: Column| column.fit("0123456789", 6).into_owned();
+        assert_eq!(cut(Column::cut("A", 1)), "01234…");
+        assert_eq!(cut(Column::cut_in_the_middle("A", 1)), "01…789");
+        assert_eq!(cut(Column::cut_at_the_start("A", 1)), "…56789");
+        assert_eq!(Column::cut_at_the_start("A", 1).fit("0123", 0), "");
     }
 
     #[test]
