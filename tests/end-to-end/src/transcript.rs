@@ -99,6 +99,8 @@ fn general(line: &str) -> String {
     for (pattern, general) in [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
         (r"\b[0-9a-f]{16}\b", "LEASE"),
+        // A build outside of a repository has none.
+        (r#" commit="[0-9a-f]+""#, ""),
         (r"\b[0-9a-f]{12}\b|\bnot recorded\b", "DIGEST"),
         (r"\bprocess \d+", "process N"),
         (r"\bpid=\d+", "pid=N"),
