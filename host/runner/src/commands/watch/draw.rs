@@ -46,17 +46,19 @@ fn table(state: &State, width: u16) -> Table<'static> {
         let style = if is_sorted { Style::new().add_modifier(Modifier::UNDERLINED) } else { Style::new() };
         Cell::new(aligned(columns[index].heading(), widths[index], heading)).style(style)
     };
-    let header = Row::new((0..columns.len()).map(heading)).style(Modifier::BOLD);
+    let shown = || (0..columns.len()).filter(|index| widths[*index] > 0);
+    let header = Row::new(shown().map(heading)).style(Modifier::BOLD);
     let row = |row: state::Row| {
-        let cell = |(index, text): (usize, &String)| {
+        let cell = |index: usize| {
+            let text = &row.cells[index];
             let is_state = columns[index].heading == STATE && !is_stale;
             let style = if is_state { painted(color(row.state)) } else { Style::new() };
             Cell::new(aligned(columns[index], widths[index], text)).style(style)
         };
-        Row::new(row.cells.iter().enumerate().map(cell)).style(row_style(row.kind, is_stale))
+        Row::new(shown().map(cell)).style(row_style(row.kind, is_stale))
     };
     let rows: Vec<_> = state.rows().map(row).collect();
-    Table::new(rows, widths.iter().map(|width| Constraint::Length(cells(*width))))
+    Table::new(rows, shown().map(|index| Constraint::Length(cells(widths[index]))))
         .header(header)
         .column_spacing(cells(GAP.len()))
 }
@@ -193,10 +195,10 @@ mod tests {
         let mut state = view(LINES);
         let lines = lines(&drawn(&mut state, 80, LINES));
         assert_eq!(lines[0], "2,000 nodes of 2 services: 1,999 ok, 1 expiring");
-        assert_eq!(lines[1], "   NAME                VERSION  ADDR             WEIGHT  STATE     LEASE   TTL");
-        assert_eq!(lines[2], "   a-servic…thers-are  -        10.0.4.0:8000        50  expiring  …003e8   1s");
-        assert_eq!(lines[3], "   a-servic…thers-are  -        10.0.4.1:8000        50  ok        …003e9   8s");
-        assert_eq!(lines[12], "   a-servic…thers-are  -        10.0.4.10:8000       50  ok        …003f2   8s");
+        assert_eq!(lines[1], "   NAME                 VERSION  ADDR             WEIGHT  STATE     LEASE    TTL");
+        assert_eq!(lines[2], "   a-service…thers-are  -        10.0.4.0:8000        50  expiring  …0003e8   1s");
+        assert_eq!(lines[3], "   a-service…thers-are  -        10.0.4.1:8000        50  ok        …0003e9   8s");
+        assert_eq!(lines[12], "   a-service…thers-are  -        10.0.4.10:8000       50  ok        …0003f2   8s");
         assert_eq!(lines[22], "etcd at http://127.0.0.1:2379 responds  1 invalid key: leasehold doctor");
         assert!(lines[23].starts_with("q quit  / filter  s sort") && lines[23].ends_with(" 1-20 of 2,000"));
     }
@@ -209,6 +211,17 @@ mod tests {
                    694d000003e8   1s";
         assert_eq!(lines[2], row);
         assert!(lines[22].ends_with("1 key is not a node; leasehold doctor says why"));
+    }
+
+    #[test]
+    fn sixty_columns_have_no_room_for_leases() {
+        let mut state = view(LINES);
+        let lines = lines(&drawn(&mut state, 60, LINES));
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>(),
+            ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "TTL"]
+        );
+        assert!(lines[2].ends_with("  50  expiring   1s") && lines[2].chars().count() <= 60, "{}", lines[2]);
     }
 
     #[test]
