@@ -203,7 +203,9 @@ fn script(steps: &[&Step]) -> String {
             script.push_str(&format!("{} >~/run.log 2>&1 & host=$!\n", step.command));
             script.push_str("for _ in $(seq 300); do grep -q 'event=\"ready\"' ~/run.log && break; sleep 0.1; done; cat ~/run.log\n");
         } else {
-            script.push_str(&format!("{{ {}; }} 2>&1 || echo \"{EXIT_CODE}$?\"\n", step.command));
+            // The log and the output are two streams, whose order on a terminal may differ.
+            let shown = format!("code=$?; cat ~/log ~/out; [ $code = 0 ] || echo \"{EXIT_CODE}$code\"");
+            script.push_str(&format!("{{ {}; }} 2>~/log >~/out; {shown}\n", step.command));
         }
     }
     script
