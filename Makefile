@@ -21,7 +21,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install run test etcd lint monitoring simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test run test etcd lint monitoring simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -43,9 +43,24 @@ examples: setup ## the plugin in an embedder, and the registrar in a plain servi
 	cargo build --locked --release --examples
 
 # The commit stands in the installed binary; a binary for tests does not depend on it.
-install: setup ## the binary, man pages, completions and systemd units; PREFIX=/usr/local DESTDIR=
+install: guests ## the binary, man pages, completions, an example and systemd units; PREFIX=/usr/local DESTDIR=
 	LEASEHOLD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo "not recorded") cargo build --locked --release
 	PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" sh scripts/install.sh
+
+# The files are those of `make install`.
+deb: guests ## target/deb/leasehold_*.deb: the Debian package
+	@command -v cargo-deb >/dev/null || { echo "deb: needs cargo-deb: cargo install cargo-deb --locked" >&2; exit 1; }
+	@command -v dpkg-shlibdeps >/dev/null || { echo "deb: needs dpkg-shlibdeps: apt-get install dpkg-dev" >&2; exit 1; }
+	LEASEHOLD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo "not recorded") cargo build --locked --release
+	rm -rf target/deb/stage target/deb/*.deb
+	PREFIX=/usr DESTDIR=target/deb/stage sh scripts/install.sh
+	cargo deb --no-build --locked -p leasehold-cli --output target/deb/
+
+deb-test: deb ## the package in an empty Debian, as root: installed, docs/first-service.md as printed, removed
+	@command -v debootstrap >/dev/null || { echo "deb-test: needs debootstrap: apt-get install debootstrap" >&2; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "deb-test: needs root: an empty Debian is mounted, and the package installed there" >&2; exit 1; }
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin package
+	unshare --mount --pid --fork --kill-child target/release/package
 
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml

@@ -11,6 +11,7 @@ pub mod raw;
 pub mod sources;
 pub mod startup;
 pub mod terminal;
+pub mod transcript;
 
 pub use host::Host;
 pub use program::{Ended, Program};

@@ -16,7 +16,8 @@ async fn leasehold<const N: usize>(arguments: [&str; N]) -> Ended {
 async fn commands() -> Vec<String> {
     let help = leasehold(["--help"]).await.stdout;
     let (_, listed) = help.split_once("Commands:\n").unwrap();
-    let lines = listed.lines().take_while(|line| !line.is_empty());
+    // A long line goes on in the next one, further to the right.
+    let lines = listed.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   "));
     lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
@@ -93,11 +94,21 @@ fn make_install_puts_every_file_in_place() {
     there("usr/share/bash-completion/completions/leasehold");
     there("usr/share/zsh/site-functions/_leasehold");
     there("usr/share/fish/vendor_completions.d/leasehold.fish");
+    there("usr/share/doc/leasehold/examples/greeter.wasm");
     if cfg!(target_os = "linux") {
         there("usr/lib/systemd/system/leasehold.service");
         there("usr/lib/systemd/system/leasehold@.service");
         there("usr/lib/sysusers.d/leasehold.conf");
     }
+}
+
+#[tokio::test]
+async fn the_installed_example_runs_as_it_is() {
+    let stage = TempDir::new().unwrap();
+    install(stage.path());
+    let example = stage.path().join("usr/share/doc/leasehold/examples/services.yaml");
+    let ended = leasehold(["check", "--offline", &example.display().to_string()]).await;
+    assert!(ended.code == Some(0) && ended.stdout.contains("over wasi:http"), "{ended:?}");
 }
 
 #[cfg(target_os = "linux")]

@@ -180,6 +180,7 @@ async fn a_denial_is_logged_once_with_the_entry_that_would_permit_it() {
         let said = line["message"].as_str().unwrap();
         assert!(said.ends_with(&format!("to permit it: allow: {{ {cure} }}")), "{said}");
         assert_eq!(line["service"], "caller", "{line}");
+        assert_eq!(line["request_id"].as_str().map(str::len), Some(32), "{line}");
         let starts = format!("denied a request to {authority}");
         let told = host
             .log()

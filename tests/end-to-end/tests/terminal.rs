@@ -2,8 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use leasehold_end_to_end::{config::endpoint, paths, terminal::Terminal};
-use leasehold_scenarios::world::World;
+use leasehold_end_to_end::{
+    Host,
+    config::{config, endpoint, hostile, with},
+    http::get,
+    paths,
+    terminal::Terminal,
+};
+use leasehold_scenarios::{
+    wait_for,
+    world::{SOON, World},
+};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Columns and lines.
@@ -113,7 +123,7 @@ async fn ls_fits_the_terminal_and_has_colors() {
         let (ls, _folder) = leasehold(["ls", "--etcd", &etcd], (columns, 24), &[]);
         let (code, left) = ls.ends().await;
         assert_eq!((code, left.lines.len()), (Some(0), 4), "{left:?}");
-        assert!(left.lines[1].contains('…') && left.lines[2].starts_with("us"), "{left:?}");
+        assert!(left.lines[1].contains('…') && left.lines[2].starts_with("u"), "{left:?}");
         assert_eq!(left.lines[3], "2 nodes of 2 services: 1 ok, 1 no-lease", "{left:?}");
         assert!(left.bytes.contains("\x1b[32mok\x1b[0m"), "{left:?}");
     }
@@ -121,4 +131,33 @@ async fn ls_fits_the_terminal_and_has_colors() {
     let (_, left) = ls.ends().await;
     assert!(left.lines[1].contains(addr) && left.lines[1].contains(name), "{left:?}");
     assert!(!left.bytes.contains('\x1b'), "{left:?}");
+}
+
+#[tokio::test]
+async fn drain_counts_the_requests_that_it_waits_for() {
+    let world = World::real().await;
+    let slow = json!({ "register": "host", "limits": { "drain_timeout": "4s", "request_timeout": "60s" } });
+    let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
+    let host = Host::ready(&with(config(&world, [with(hostile("hostile"), slow)]), admin)).await;
+    let url = format!("{}act/sleep", host.url("hostile"));
+    let requests = [0, 1].map(|_| {
+        tokio::spawn({
+            let url = url.clone();
+            async move { get(&url).await }
+        })
+    });
+    let is_asleep = |line: &Value| line["message"] == "sleeping";
+    wait_for("both are served", SOON, async || host.log().iter().filter(|line| is_asleep(line)).count() == 2).await;
+    let (admin, token) = (host.admin(), paths::admin_token().display().to_string());
+    let drain = ["drain", "hostile", "--admin", &admin, "--token-file", &token];
+    let (drain, _folder) = leasehold(drain, SIZE, &[]);
+    drain.shows("the requests", has("draining hostile: 2 requests in flight")).await;
+    let (code, left) = drain.ends().await;
+    assert_eq!(code, Some(0), "{left:?}");
+    let shown: Vec<_> = left.lines.iter().filter(|line| !line.is_empty()).collect();
+    assert_eq!(shown.len(), 1, "{left:?}");
+    assert!(shown[0].ends_with("is drained; requests were cut off"), "{left:?}");
+    for request in requests {
+        assert!(request.await.is_err(), "it was cut off");
+    }
 }

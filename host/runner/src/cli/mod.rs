@@ -49,7 +49,7 @@ Examples:
   leasehold compile greeter.wasm        machine code, for a start without a compiler
   leasehold status                      what a running host runs, and why something is not ready
   leasehold drain greeter               take one service of a running host out, in order
-  leasehold resume greeter              bring it back, with the present content of its component file
+  leasehold resume greeter              bring it back, from the present component file
   leasehold weight greeter 10           fewer requests for it; auto for the weight as configured
   leasehold reload --dry-run            what the present configuration file would change
   leasehold reload                      go on with the present configuration and component files
@@ -70,21 +70,24 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   leasehold run --dev greeter.yaml
   leasehold run greeter.wasm --name greeter --listen 127.0.0.1:8080 --etcd http://127.0.0.1:2379
-  leasehold run hello.wasm --name hello --listen 0.0.0.0:8080 --advertise 10.0.0.7:8080 --register host
+  leasehold run hello.wasm --name hello --listen 0.0.0.0:80 --advertise 10.0.0.7:80 --register host
   leasehold run cache.wasm --name cache --listen 127.0.0.1:6379 --register host -- 127.0.0.1:6379
+
+Without a configuration file everything that has no option here is as by default: the layout, the TTL, what the component may \
+call, limits, health, TLS. `leasehold init` writes a file that sets them.
 
 A configuration file (every key: docs/configuration.md, or an editor with `leasehold schema`):
   etcd: { endpoints: [http://127.0.0.1:2379] }
   registry: { layout: seed, ttl: 10s, ownership: take-over }    # layouts: leasehold explain --help
-  metrics: { listen: 127.0.0.1:9100 }    # /healthz, /readyz and /metrics; commands such as drain use a socket
+  metrics: { listen: 127.0.0.1:9100 }    # /healthz, /readyz and /metrics
   traces: { endpoint: http://127.0.0.1:4317, sample: 0.1 }      # OpenTelemetry; see docs/traces.md
   services:
     - name: greeter
       component: greeter.wasm            # relative to this file
-      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port; or the listener of a program
+      listen: 127.0.0.1:10002            # HTTP/1.1 and HTTP/2 (h2c) on one port
       advertise: 127.0.0.1:10002         # the published address; by default that of listen
       version: v1
-      register: component                # or host: for a component without Leasehold's imports; or off
+      register: component                # or host, for any other component; or off
       config: { greeting: hello }        # values for wasi:config/store
       args: []                           # its arguments, and env: {...}; see docs/programs.md
       allow: { names: [greeter], discover: [], outbound: [] }
@@ -112,8 +115,8 @@ How a node becomes a key and a value is its layout; in the configuration, for al
       value: '{\"addr\":\"{addr}\",\"weight\":\"{weight:number}\",\"tags\":\"{metadata|null}\"}'
 
 Built in: seed, grpc-todolist, kratos, go-zero, kitex, hertz, go-micro, rpcx, goframe, etcd-naming.
-Placeholders: {name}, {addr}, {version}, {weight}, {id} (a number, the same at every start of one instance);
-{version|latest} has a word for no version, {version/} takes its slash with it. In a value, \"{weight:number}\" is a
+Placeholders: {name}, {addr}, {version}, {weight}, {id} (a number, the same at every start of one instance); \
+{version|latest} has a word for no version, {version/} takes its slash with it. In a value, \"{weight:number}\" is a \
 number, \"{metadata}\" an object, \"{metadata|null}\" null when there is none.";
 
 /// Text of `--version`; `-V` prints its first line.
@@ -130,7 +133,7 @@ const LONG_VERSION: &str = concat!(
 
 /// Runs WebAssembly service components and keeps them findable in etcd.
 #[derive(Parser, Debug)]
-#[command(name = "leasehold", version, long_version = LONG_VERSION, after_help = EXAMPLES)]
+#[command(name = "leasehold", max_term_width = 120, version, long_version = LONG_VERSION, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -150,17 +153,17 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Show the nodes in etcd and their changes, until Ctrl-C
     #[command(
-        after_help = "Examples:\n  leasehold watch\n  leasehold watch 'user-*' --every 5s\n  leasehold watch --plain >> changes.log\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it fills the screen: changed rows come first, arrows, PgUp, PgDn, Home and End scroll, / filters, s sorts,\nq ends. While etcd does not respond it shows how old the rows are. Elsewhere, and with --plain, it writes a line\nfor each change: + came, ~ changed, - went."
+        after_help = "Examples:\n  leasehold watch\n  leasehold watch 'user-*' --every 5s\n  leasehold watch --plain >> changes.log\n  leasehold watch --json | jq -c 'select(.change == \"left\")'\n\nOn a terminal it fills the screen: changed rows come first, arrows, PgUp, PgDn, Home and End scroll, / filters, s sorts, q ends. While etcd does not respond it shows how old the rows are. Elsewhere, and with --plain, it writes a line for each change: + came, ~ changed, - went."
     )]
     Watch(WatchArgs),
     /// Report problems of the registry in etcd, with their cures
     #[command(
-        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services\npublish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1\nwhen it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be\nidle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was\nexamined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
+        after_help = "Examples:\n  leasehold doctor\n  leasehold doctor --layout kratos --json\n  leasehold doctor --config services.yaml\n  leasehold doctor --fix            delete what is left over, key by key\n  leasehold doctor --fix --yes      the same without a question\n\nIt finds keys without a lease, values that are not nodes, keys and values that disagree, addresses that several services publish, nodes that take no connection from here, an etcd that is slow, and a clock that differs from etcd's. The exit code is 1 when it finds something. Leases that are renewed and hold no key are noted, and leave the exit code alone: they may be idle locks. Where there are leases without keys it watches them for up to 10s.\n\nIt changes nothing without --fix. With --fix it deletes keys without a lease, and never a key that was written after it was examined. Keys that are not nodes, and those whose address takes connections, it deletes only after a question."
     )]
     Doctor(DoctorArgs),
     /// Print the etcdctl commands for the user and the role that a host needs, or create them
     #[command(
-        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it\nregisters, read on those that it looks up. A role and a user that are there keep what they have."
+        after_help = "Examples:\n  leasehold etcd-user host-a --config services.yaml\n  leasehold etcd-user host-a --names greeter,user --discover order --layout kratos\n  leasehold etcd-user host-a --names greeter --apply --new-password-file pw --user root --password-file root-pw\n\nThe role has the rights that such a host needs, and no others: readwrite on the keys of the services that it registers, read on those that it looks up. A role and a user that are there keep what they have."
     )]
     EtcdUser(EtcdUserArgs),
     /// Check a configuration; starts nothing
@@ -186,7 +189,7 @@ pub(crate) enum Command {
     Drain(ServiceArgs),
     /// Start a drained service of a running host again; it registers again
     #[command(
-        after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit\ncode is 1. To resume a service that is served is no error."
+        after_help = "Examples:\n  leasehold resume greeter\n  leasehold resume greeter --config services.yaml --json\n\nIt starts with the present content of its component file. A service that does not start is tried again, and the exit code is 1. To resume a service that is served is no error."
     )]
     Resume(ServiceArgs),
     /// Set the weight of a service of a running host
@@ -291,7 +294,7 @@ pub(crate) struct SingleArgs {
     advertise: Option<String>,
 
     /// A pair that wasi:config/store shows the component
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long = "config-var", value_name = "KEY=VALUE")]
     config: Vec<String>,
 
     /// An environment variable of the component
@@ -537,7 +540,7 @@ impl SingleArgs {
             ("--listen", self.listen.is_some()),
             ("--version", self.version.is_some()),
             ("--advertise", self.advertise.is_some()),
-            ("--config", !self.config.is_empty()),
+            ("--config-var", !self.config.is_empty()),
             ("--env", !self.env.is_empty()),
             ("--register", self.register.is_some()),
             ("--access-log", self.access_log.is_some()),
@@ -563,7 +566,7 @@ impl SingleArgs {
             spec.access_log.log = parse::<Logged>("--access-log", &text)?;
         }
         spec.args = self.args;
-        spec.config = pairs("--config", &self.config)?;
+        spec.config = pairs("--config-var", &self.config)?;
         spec.env = pairs("--env", &self.env)?;
         spec.check_advertise().map_err(|message| Failure::usage(format!("--listen: {message}")))?;
         let (registrar, etcd_files) = connection.options()?;
@@ -604,7 +607,7 @@ mod tests {
             "http://a:1",
             "--etcd",
             "http://b:2",
-            "--config",
+            "--config-var",
             "greeting=a=b",
             "--version",
             "v1",

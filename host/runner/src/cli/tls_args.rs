@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use leasehold::Tls;
 
-use super::argument::readable;
-use crate::{config::EtcdFiles, error::Failure};
+use super::argument::{readable, wrong};
+use crate::{
+    config::{EtcdFiles, values::has_certificate},
+    error::Failure,
+};
 
 /// Authorities to trust, and the client's own certificate.
 #[derive(Args, Debug, Clone, Default)]
@@ -33,7 +36,11 @@ impl TlsArgs {
     /// Replaces what the arguments name. Fails for a file that cannot be read.
     pub(super) fn apply(&self, tls: &mut Tls, files: &mut EtcdFiles) -> Result<(), Failure> {
         if let Some(ca) = &self.cacert {
-            tls.ca_pem = Some(readable("--cacert", ca)?);
+            let pem = readable("--cacert", ca)?;
+            if pem.read().is_ok_and(|pem| !has_certificate(&pem)) {
+                return Err(wrong("--cacert", format!("{} has no certificate as PEM", ca.display())));
+            }
+            tls.ca_pem = Some(pem);
             files.ca = Some(ca.clone());
         }
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {

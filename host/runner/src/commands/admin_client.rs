@@ -256,8 +256,20 @@ pub(super) async fn command<T: DeserializeOwned>(
     failure: &str,
 ) -> Result<(), Failure> {
     let (all, answer): (Vec<T>, _) = Endpoint::of(host).await?.post(path).await?;
+    outcome(&all, &answer, json, line, has_failed, failure)
+}
+
+/// Shows what a command has done to services, in the same way.
+pub(super) fn outcome<T>(
+    all: &[T],
+    answer: &Value,
+    json: bool,
+    line: impl Fn(&T) -> String,
+    has_failed: impl Fn(&T) -> bool,
+    failure: &str,
+) -> Result<(), Failure> {
     match json {
-        true => print_json(&answer)?,
+        true => print_json(answer)?,
         false => print(&all.iter().map(line).collect::<String>())?,
     }
     match all.iter().filter(|one| has_failed(one)).count() {

@@ -40,12 +40,13 @@ pub(super) struct NodeRow {
 pub(super) const STATE: &str = "STATE";
 /// Columns of every node.
 const COLUMNS: [Column; 7] = [
-    Column::cut("NAME", 3),
+    // Names of one team often begin alike, and all leases of one etcd do.
+    Column::cut_in_the_middle("NAME", 3),
     Column::cut("VERSION", 2),
     Column::cut_in_the_middle("ADDR", 3),
     Column::number("WEIGHT"),
     Column::text(STATE),
-    Column::cut("LEASE", 1),
+    Column::cut_at_the_start("LEASE", 1),
     Column::number("TTL"),
 ];
 /// Column after the others, where several layouts are read.
@@ -192,6 +193,11 @@ pub(super) fn grouped(number: usize) -> String {
 pub(super) fn not_nodes(count: usize) -> String {
     let are = if count == 1 { "is" } else { "are" };
     format!("{} {are} not a node; leasehold doctor says why", plural(count, "key"))
+}
+
+/// The same in few words.
+pub(super) fn invalid_keys(count: usize) -> String {
+    plural(count, "invalid key")
 }
 
 fn hexadecimal<S: Serializer>(lease: &Option<LeaseId>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -31,6 +31,11 @@ impl Progress {
         Self(bar.with_style(style).with_message(what))
     }
 
+    /// Describes the work anew.
+    pub(super) fn describe(&self, what: String) {
+        self.0.set_message(what);
+    }
+
     /// Counts one more item.
     pub(super) fn advance(&self) {
         self.0.inc(1);

@@ -6,6 +6,8 @@ use anstyle::Style;
 
 /// Space between two columns.
 pub(super) const GAP: &str = "  ";
+/// Shortest end of a cell that says something.
+const MIN_END: usize = 5;
 /// End of a cell that was cut.
 const ELLIPSIS: char = '…';
 
@@ -16,14 +18,21 @@ pub(super) struct Column {
     pub(super) is_number: bool,
     /// Part of the width that this column gets where not all fit; 0 for one that is never cut.
     share: usize,
-    /// Set where the end of a cell says as much as its beginning.
-    keeps_end: bool,
+    /// The part of a cell that stays where it is cut.
+    kept: Kept,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Start,
+    Ends,
+    End,
 }
 
 impl Column {
     /// Text that is never cut.
     pub(super) const fn text(heading: &'static str) -> Self {
-        Self { heading, is_number: false, share: 0, keeps_end: false }
+        Self { heading, is_number: false, share: 0, kept: Kept::Start }
     }
 
     /// A number, aligned at its last digit and never cut.
@@ -38,7 +47,17 @@ impl Column {
 
     /// Text that loses its middle where the table is too wide.
     pub(super) const fn cut_in_the_middle(heading: &'static str, share: usize) -> Self {
-        Self { keeps_end: true, ..Self::cut(heading, share) }
+        Self { kept: Kept::Ends, ..Self::cut(heading, share) }
+    }
+
+    /// Text that loses its beginning where the table is too wide, and is left out where hardly anything of it would remain.
+    pub(super) const fn cut_at_the_start(heading: &'static str, share: usize) -> Self {
+        Self { kept: Kept::End, ..Self::cut(heading, share) }
+    }
+
+    /// The column of the heading, which is known by its beginning.
+    pub(super) const fn heading(&self) -> Self {
+        Self { kept: Kept::Start, ..*self }
     }
 
     /// A cell without padding, of at most this width.
@@ -48,7 +67,11 @@ impl Column {
             return text.into();
         }
         let kept = width.saturating_sub(1);
-        let end = if self.keeps_end { kept.div_ceil(2) } else { 0 };
+        let end = match self.kept {
+            Kept::Start => 0,
+            Kept::Ends => kept.div_ceil(2),
+            Kept::End => kept,
+        };
         let mut cut: String = text.chars().take(kept - end).collect();
         cut.extend((width > 0).then_some(ELLIPSIS));
         cut.extend(text.chars().skip(length - end));
@@ -71,7 +94,7 @@ pub(super) fn widths<'a>(
     widths
 }
 
-/// Widths with which a line fits into `limit`, as far as columns may be cut.
+/// Widths with which a line fits into `limit`, as far as columns may be cut; 0 for one that is left out, with its gap.
 pub(super) fn fitted(columns: &[Column], widths: &[usize], limit: usize) -> Vec<usize> {
     let room = limit.saturating_sub(GAP.len() * columns.len().saturating_sub(1));
     let at = |unit: usize| -> Vec<usize> {
@@ -83,7 +106,23 @@ pub(super) fn fitted(columns: &[Column], widths: &[usize], limit: usize) -> Vec<
     };
     let widest = widths.iter().copied().max().unwrap_or(0).max(1);
     let fits = |unit: &usize| at(*unit).iter().sum::<usize>() <= room;
-    at((1..=widest).rev().find(fits).unwrap_or(1))
+    let mut found = at((1..=widest).rev().find(fits).unwrap_or(1));
+    let says_nothing = |index: &usize| columns[*index].kept == Kept::End && found[*index] < MIN_END.min(widths[*index]);
+    if let Some(index) = (0..columns.len()).find(says_nothing) {
+        let mut others = widths.to_vec();
+        others[index] = 0;
+        return fitted(columns, &others, limit + GAP.len());
+    }
+    // What is left over is less than one more share of each column.
+    let mut left = room.saturating_sub(found.iter().sum());
+    while left > 0 && found.iter().zip(widths).any(|(found, width)| found < width) {
+        for (found, width) in found.iter_mut().zip(widths) {
+            let more = usize::from(*found < *width && left > 0);
+            *found += more;
+            left -= more;
+        }
+    }
+    found
 }
 
 /// The headings and the rows, a line each; `limit` is the width of the terminal, if it is one. `paint` has the style of a cell
@@ -99,7 +138,8 @@ pub(super) fn text(
         widths = fitted(columns, &widths, limit);
     }
     let headings: Vec<String> = columns.iter().map(|column| column.heading.to_owned()).collect();
-    let mut text = line(columns, &widths, &headings, limit, |_| Style::new());
+    let of_headings: Vec<_> = columns.iter().map(Column::heading).collect();
+    let mut text = line(&of_headings, &widths, &headings, limit, |_| Style::new());
     for (number, row) in rows.iter().enumerate() {
         text.push_str(&line(columns, &widths, row, limit, |column| paint(number, column)));
     }
@@ -116,6 +156,9 @@ pub(super) fn line(
 ) -> String {
     let (mut line, mut used, mut owed) = (String::new(), 0, 0);
     for (index, ((column, width), cell)) in columns.iter().zip(widths).zip(cells).enumerate() {
+        if *width == 0 && !column.heading.is_empty() {
+            continue;
+        }
         let start = used + owed;
         let width = limit.map_or(*width, |limit| (*width).min(limit.saturating_sub(start)));
         let cell = column.fit(cell, width);
@@ -183,13 +226,33 @@ b             h:1                2  no-lease
     }
 
     #[test]
+    fn what_tells_cells_apart_stays() {
+        let cut = |column: Column| column.fit("0123456789", 6).into_owned();
+        assert_eq!(cut(Column::cut("A", 1)), "01234…");
+        assert_eq!(cut(Column::cut_in_the_middle("A", 1)), "01…789");
+        assert_eq!(cut(Column::cut_at_the_start("A", 1)), "…56789");
+        assert_eq!(Column::cut_at_the_start("A", 1).fit("0123", 0), "");
+    }
+
+    #[test]
     fn columns_shrink_by_their_shares() {
         let columns = [Column::cut("A", 2), Column::cut("B", 1), Column::text("C")];
         assert_eq!(fitted(&columns, &[40, 16, 10], 80), [40, 16, 10]);
-        assert_eq!(fitted(&columns, &[40, 16, 10], 60), [30, 15, 10]);
+        assert_eq!(fitted(&columns, &[40, 16, 10], 60), [31, 15, 10]);
         assert_eq!(fitted(&columns, &[4, 16, 10], 30), [4, 12, 10]);
         assert_eq!(fitted(&columns, &[4, 16, 10], 3), [2, 1, 10]);
         assert_eq!(widths(&columns, &[7], [&vec!["aa".to_owned(), "b".to_owned()]]), [7, 1, 1]);
+    }
+
+    #[test]
+    fn a_column_of_which_nothing_remains_is_left_out() {
+        let columns = [Column::cut("NAME", 3), Column::cut_at_the_start("LEASE", 1), Column::text("C")];
+        assert_eq!(fitted(&columns, &[20, 16, 5], 45), [20, 16, 5]);
+        assert_eq!(fitted(&columns, &[20, 16, 5], 35), [19, 7, 5]);
+        assert_eq!(fitted(&columns, &[20, 16, 5], 28), [20, 0, 5]);
+        assert_eq!(fitted(&columns, &[20, 16, 5], 17), [10, 0, 5]);
+        let rows = [vec!["a-name".to_owned(), "694d93a3f8a1b20c".to_owned(), "ok".to_owned()]];
+        assert_eq!(text(&columns, &rows, Some(12), |_, _| Style::new()), "NAME    C\na-name  ok\n");
     }
 
     #[test]

@@ -26,6 +26,8 @@ const STDIN: &str = "-";
 const MAX_BYTES: u64 = 64 << 20;
 /// Symbolic links that lead to a file, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// Keys whose word is short for a map, with the key of the word in that map.
+const SHORT: [(&str, &str); 1] = [("access_log", "log")];
 /// Keys that are ignored begin with this.
 pub(crate) const IGNORED: &str = "x-";
 
@@ -238,10 +240,29 @@ fn merge(defaults: &Node, own: &mut Node) {
     for (key, default) in defaults {
         match entries.iter_mut().find(|(own, _)| own.text == key.text) {
             // A layout is one thing, whether it is a name or a map.
-            Some((_, own)) if key.text != "layout" => merge(default, own),
-            Some(_) => {}
+            Some((_, _)) if key.text == "layout" => {}
+            Some((_, own)) => match SHORT.iter().find(|(short, _)| *short == key.text) {
+                Some((_, word)) if is_word(default) != is_word(own) => {
+                    *own = long(own, word);
+                    merge(&long(default, word), own);
+                }
+                _ => merge(default, own),
+            },
             None if key.text == "name" => {}
             None => entries.push((key.clone(), default.clone())),
         }
     }
+}
+
+fn is_word(node: &Node) -> bool {
+    matches!(node.content, Content::Scalar(_)) && !node.is_null()
+}
+
+/// The map that a word is short for; any other value as it is.
+fn long(node: &Node, key: &str) -> Node {
+    if !is_word(node) {
+        return node.clone();
+    }
+    let key = tree::Key { text: key.to_owned(), place: node.place, has_colon: true };
+    Node { place: node.place, content: Content::Map(vec![(key, node.clone())]) }
 }

@@ -16,13 +16,15 @@ use crate::config::{
         Admin, AdminAddress, Allow, Config, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec, TlsFiles, Traces,
     },
     tree::{Content, Node},
-    values::{AdminListen, Register, names},
+    values::{AdminListen, Register, has_certificate, names},
     variables::Environment,
     written::Written,
 };
 
 /// Keys outside of the services that are a part of each of them.
 const OF_SERVICES: [&str; 3] = ["registry.layout", "registry.suffix", "registry.prefer"];
+/// A longer time to live is accepted with a remark.
+const LONG_TTL_SECONDS: u64 = 2 * 3600 - 1;
 
 /// Checks the parts of a file together; `None` where something is wrong.
 pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading: &mut Reading) -> Option<Config> {
@@ -117,6 +119,10 @@ impl Resolver<'_> {
         options.request_timeout = etcd.request_timeout;
         options.layouts = registry.layout;
         options.ttl = registry.ttl;
+        if options.ttl.seconds() > LONG_TTL_SECONDS {
+            let hours = options.ttl.seconds() / 3600;
+            self.notes.push(format!("registry.ttl: the keys of a host that dies stay for up to {hours} hours"));
+        }
         options.ownership = registry.ownership;
         if let Some(weight) = registry.weight.fixed {
             options.load = LoadSource::Fixed(weight);
@@ -261,6 +267,13 @@ impl Resolver<'_> {
     }
 
     fn tls(&mut self, tls: file::EtcdTls) -> Tls {
+        for (key, file) in [("ca", &tls.ca), ("cert", &tls.cert)] {
+            // One that cannot be read is a mistake already.
+            let pem = file.as_ref().and_then(|file| std::fs::read(file).ok());
+            if pem.is_some_and(|pem| !has_certificate(&pem)) {
+                self.wrong(&["etcd", "tls", key], "the file has no certificate as PEM");
+            }
+        }
         let identity_pem = match (tls.cert, tls.key) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some((cert.into(), key.into())),

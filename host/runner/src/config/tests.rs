@@ -148,6 +148,16 @@ fn an_access_log_is_a_word_or_a_map() {
     ));
     let merged = defaults.unwrap().services[0].access_log;
     assert_eq!((merged.log, merged.sample, merged.lines), (Logged::All, 0.0, 5));
+    let merged = |default: &str, own: &str| {
+        let text = format!("defaults: {{ access_log: {default} }}\n{}", with(&format!("    access_log: {own}\n")));
+        parse(&text).unwrap().services[0].access_log
+    };
+    let word_first = merged("all", "{ format: json }");
+    assert_eq!((word_first.log, word_first.format), (Logged::All, AccessFormat::Json));
+    let map_first = merged("{ log: all, format: json }", "off");
+    assert_eq!((map_first.log, map_first.format), (Logged::Off, AccessFormat::Json));
+    assert_eq!(merged("all", "off").log, Logged::Off);
+    assert_eq!(merged("all", "").log, Logged::Errors);
     assert_eq!(
         error(&with("    access_log: true\n")),
         "c.yaml:5: access_log: must be one of: off, errors, all; not \"true\""
@@ -243,7 +253,8 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("metrics: {}\n", "c.yaml:5: the key \"listen\" is missing"),
         ("admin: { listen: here }\n", "c.yaml:5: listen: must be an IP address and a port"),
         ("traces: { endpoint: 127.0.0.1:4317 }\n", "c.yaml:5: endpoint: must be http://host:port"),
-        ("    limits: { memory: 64 }\n", "c.yaml:5: memory: must be 64KiB or more, not \"64\""),
+        ("    limits: { memory: 64 }\n", "c.yaml:5: memory: must be 64KiB to 4GiB, not \"64\""),
+        ("    limits: { memory: 9GiB }\n", "c.yaml:5: memory: must be 64KiB to 4GiB, not \"9GiB\""),
         ("    env: { C: null }\n", "c.yaml:5: C: must be text, in quotes if it looks like something else"),
         ("    config: { a: { b: c } }\n", "c.yaml:5: a: must be text"),
         ("    args: --foo\n", "c.yaml:5: args: must be a list such as [a, b]"),

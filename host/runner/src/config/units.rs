@@ -69,6 +69,9 @@ impl FromStr for Size {
     }
 }
 
+/// Largest memory of an instance, whose addresses have 32 bits.
+const MAX_MEMORY: u64 = 4 << 30;
+
 /// The memory of an instance: at least one page of WebAssembly.
 pub(crate) struct Memory(pub(crate) usize);
 
@@ -77,9 +80,9 @@ impl FromStr for Memory {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let Size(size) = text.parse()?;
-        match size >= 64 << 10 {
+        match (64 << 10..=MAX_MEMORY).contains(&(size as u64)) {
             true => Ok(Self(size)),
-            false => Err(format!("must be 64KiB or more, not {text:?}")),
+            false => Err(format!("must be 64KiB to 4GiB, not {text:?}")),
         }
     }
 }
@@ -186,7 +189,7 @@ scalars! {
     Size => usize, |size| size.0, secret if |_| false,
         "size", "bytes, or `KiB`, `MiB`, `GiB`, `KB`, `MB`, `GB`", "64MiB", size(0, None);
     Memory => usize, |size| size.0, secret if |_| false,
-        "size", "from `64KiB`", "64MiB", size(64 << 10, None);
+        "size", "`64KiB` to `4GiB`", "64MiB", size(64 << 10, Some(MAX_MEMORY));
     HeaderSize => usize, |size| size.0, secret if |_| false,
         "size", "`8KiB` to `16MiB`", "64KiB", size(8 << 10, Some(16 << 20));
     Percentage => u32, |share| share.0, secret if |_| false,

@@ -12,6 +12,7 @@ use std::{
 use leasehold::{Addr, Invalid, Layout, Ownership, ServiceName, Version, Weight};
 use leasehold_wasmtime::Names;
 use serde_json::{Value, json};
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::config::{
     destination::Destination,
@@ -365,6 +366,11 @@ pub(crate) enum FilePath {}
 
 /// The path of a file that can be read now.
 pub(crate) enum Readable {}
+
+/// True if the content of a file begins with certificates as PEM, whatever stands around them.
+pub(crate) fn has_certificate(pem: &[u8]) -> bool {
+    CertificateDer::pem_slice_iter(pem).next().is_some_and(|first| first.is_ok())
+}
 
 fn file(example: &'static str) -> Shape {
     let schema = json!({ "type": ["string", "number", "boolean"] });

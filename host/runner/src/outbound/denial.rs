@@ -6,6 +6,8 @@ use leasehold::ServiceName;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::telemetry::request_id::RequestId;
+
 /// Targets that are reported within [`WINDOW`], at most.
 const MAX_TARGETS: usize = 32;
 /// The time after which a target is reported again.
@@ -43,20 +45,31 @@ impl Denials {
 
     /// Reports a denied target: the reason, and the entry of `allow` that would permit it, if there is one.
     pub(crate) fn report(&self, target: &str, why: impl fmt::Display, cure: Option<&str>) {
+        self.report_request(target, why, cure, None);
+    }
+
+    /// The same with the identifier of the denied request.
+    pub(crate) fn report_request(
+        &self,
+        target: &str,
+        why: impl fmt::Display,
+        cure: Option<&str>,
+        id: Option<&RequestId>,
+    ) {
         let shown = target.get(..MAX_SHOWN).unwrap_or(target);
         let level = self.reported.lock().level(shown, Instant::now());
-        let service = &self.service;
+        let (service, request_id) = (&self.service, id.map(RequestId::as_str));
         match level {
             Level::First => match cure {
                 Some(cure) if shown == target => {
-                    tracing::warn!(%service, "denied a request to {shown}: {why}; to permit it: allow: {{ {cure} }}");
+                    tracing::warn!(%service, request_id, "denied a request to {shown}: {why}; to permit it: allow: {{ {cure} }}");
                 }
-                _ => tracing::warn!(%service, "denied a request to {shown}: {why}"),
+                _ => tracing::warn!(%service, request_id, "denied a request to {shown}: {why}"),
             },
             Level::Last => {
                 tracing::warn!(%service, "requests to more than {MAX_TARGETS} targets were denied; the log at debug level has the rest");
             }
-            Level::Debug => tracing::debug!(%service, "denied a request to {shown}: {why}"),
+            Level::Debug => tracing::debug!(%service, request_id, "denied a request to {shown}: {why}"),
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::{
         reserved::{Guarded, LeadsToAdmin, Reserved},
     },
     rt::executor::Pooled,
+    telemetry::request_id::RequestId,
 };
 
 /// Time for which an idle connection is kept, and number of idle connections to one host.
@@ -91,13 +92,15 @@ impl ExternalClient {
         mut request: Request<RequestBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>, Error> {
-        let to = request.uri().authority().cloned();
+        let (to, id) = (request.uri().authority().cloned(), RequestId::sent(request.headers()));
         let failed = |error: ClientError| {
             let to = to.as_ref().map_or("", Authority::as_str);
             tracing::debug!(to, "a request failed: {}", one_line(&chain(&error)));
             match denied(&error) {
-                Some(Denied::Local) => self.denials.report(to, ResolveError::Local, Some("local: true")),
-                Some(Denied::Admin) => self.denials.report(to, LeadsToAdmin, None),
+                Some(Denied::Local) => {
+                    self.denials.report_request(to, ResolveError::Local, Some("local: true"), id.as_ref());
+                }
+                Some(Denied::Admin) => self.denials.report_request(to, LeadsToAdmin, None, id.as_ref()),
                 None => return wasi_error(&error),
             }
             Error::DestinationIpProhibited

@@ -9,10 +9,7 @@ pub(crate) mod service;
 
 use std::{future::ready, sync::Arc, time::Duration};
 
-use http::{
-    Response,
-    uri::{Authority, Scheme},
-};
+use http::{Response, uri::Scheme};
 use tokio::{sync::Semaphore, time::timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
@@ -30,7 +27,7 @@ use crate::{
         service::ServiceClient,
     },
     telemetry::{
-        request_id::REQUEST_ID,
+        request_id::{REQUEST_ID, RequestId},
         service_metrics::{Incident, Stats},
         span::{Span, Tracer},
     },
@@ -87,11 +84,14 @@ impl Outbound {
     }
 
     /// Returns the entry of `allow.outbound` that permits a request to a host; otherwise reports the denial.
-    fn permit(&self, authority: Option<&Authority>, scheme: Option<&Scheme>) -> Result<String, Error> {
+    fn permit<B>(&self, request: &http::Request<B>) -> Result<String, Error> {
+        let (authority, scheme) = (request.uri().authority(), request.uri().scheme());
+        let id = RequestId::sent(request.headers());
+        let report = |target: &str, why, cure| self.denials.report_request(target, why, cure, id.as_ref());
         let Some(authority) = authority else { return Err(Error::HttpRequestUriInvalid) };
         // A user in the authority would be parsed by others in other ways.
         if authority.as_str().contains('@') {
-            self.denials.report("a host behind a user", "no user is sent; headers can carry credentials", None);
+            report("a host behind a user", "no user is sent; headers can carry credentials", None);
             return Err(Error::HttpRequestDenied);
         }
         let Some(target) = Target::of(authority, scheme) else { return Err(Error::HttpRequestUriInvalid) };
@@ -100,19 +100,19 @@ impl Outbound {
             Ok(destination) => Ok(destination.to_string()),
             Err(Unlisted::Local) => {
                 let why = "it is local, which only an entry for it permits";
-                self.denials.report(authority.as_str(), why, Some(&entry));
+                report(authority.as_str(), why, Some(&entry));
                 Err(Error::DestinationIpProhibited)
             }
             Err(Unlisted::Absent) => {
                 match self.services.named(authority) {
                     Some(name) if scheme.is_none_or(|scheme| *scheme == Scheme::HTTP) => {
                         let entry = format!("discover: [{name:?}]");
-                        self.denials.report(authority.as_str(), "allow.discover does not list it", Some(&entry));
+                        report(authority.as_str(), "allow.discover does not list it", Some(&entry));
                     }
                     Some(_) => {
-                        self.denials.report(authority.as_str(), "services are called by name over http alone", None);
+                        report(authority.as_str(), "services are called by name over http alone", None);
                     }
-                    None => self.denials.report(authority.as_str(), "allow.outbound does not list it", Some(&entry)),
+                    None => report(authority.as_str(), "allow.outbound does not list it", Some(&entry)),
                 }
                 Err(Error::HttpRequestDenied)
             }
@@ -158,7 +158,7 @@ impl WasiHttpHooks for Outbound {
         let target = uri.authority().and_then(|authority| self.services.target(authority, uri.scheme()));
         let to = match &target {
             Some(target) => Ok(target.name().to_string()),
-            None => self.permit(uri.authority(), uri.scheme()),
+            None => self.permit(&request),
         };
         let to = match to {
             Ok(to) => to,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::commands::{
     node_row::{STATE, color},
-    table::{GAP, fitted},
+    table::{Column, GAP, fitted},
 };
 
 /// Keys of the view.
@@ -26,7 +26,7 @@ const EDITING: &str = "Enter keeps the filter, Esc drops it";
 pub(super) fn draw(frame: &mut Frame, state: &State) {
     let lines = [Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1), Constraint::Length(1)];
     let [title, rows, contact, keys] = Layout::vertical(lines).areas(frame.area());
-    frame.render_widget(Line::styled(state.title(), Modifier::BOLD), title);
+    frame.render_widget(Line::styled(cut(&state.title(), title.width), Modifier::BOLD), title);
     frame.render_widget(table(state, rows.width), rows);
     draw_contact(frame, state, contact);
     draw_keys(frame, state, keys);
@@ -36,8 +36,7 @@ fn table(state: &State, width: u16) -> Table<'static> {
     let columns = state.columns();
     let widths = fitted(columns, state.widths(), usize::from(width));
     let is_stale = state.silence().is_some();
-    let aligned = |index: usize, text: &str| {
-        let (column, width) = (&columns[index], widths[index]);
+    let aligned = |column: Column, width: usize, text: &str| {
         let line = Line::raw(column.fit(text, width).into_owned());
         line.alignment(if column.is_number { Alignment::Right } else { Alignment::Left })
     };
@@ -45,21 +44,28 @@ fn table(state: &State, width: u16) -> Table<'static> {
         let heading = columns[index].heading;
         let is_sorted = heading == state.sort().heading();
         let style = if is_sorted { Style::new().add_modifier(Modifier::UNDERLINED) } else { Style::new() };
-        Cell::new(aligned(index, heading)).style(style)
+        Cell::new(aligned(columns[index].heading(), widths[index], heading)).style(style)
     };
-    let header = Row::new((0..columns.len()).map(heading)).style(Modifier::BOLD);
+    let shown = || (0..columns.len()).filter(|index| widths[*index] > 0);
+    let header = Row::new(shown().map(heading)).style(Modifier::BOLD);
     let row = |row: state::Row| {
-        let cell = |(index, text): (usize, &String)| {
+        let cell = |index: usize| {
+            let text = &row.cells[index];
             let is_state = columns[index].heading == STATE && !is_stale;
             let style = if is_state { painted(color(row.state)) } else { Style::new() };
-            Cell::new(aligned(index, text)).style(style)
+            Cell::new(aligned(columns[index], widths[index], text)).style(style)
         };
-        Row::new(row.cells.iter().enumerate().map(cell)).style(row_style(row.kind, is_stale))
+        Row::new(shown().map(cell)).style(row_style(row.kind, is_stale))
     };
     let rows: Vec<_> = state.rows().map(row).collect();
-    Table::new(rows, widths.iter().map(|width| Constraint::Length(cells(*width))))
+    Table::new(rows, shown().map(|index| Constraint::Length(cells(widths[index]))))
         .header(header)
         .column_spacing(cells(GAP.len()))
+}
+
+/// A line that shows where it was cut.
+fn cut(text: &str, width: u16) -> String {
+    Column::cut("", 1).fit(text, usize::from(width)).into_owned()
 }
 
 /// A width as the terminal counts it.
@@ -81,13 +87,10 @@ fn draw_contact(frame: &mut Frame, state: &State, area: Rect) {
         Some(_) => Style::new().fg(Color::Red).add_modifier(Modifier::BOLD),
         None => Style::new().add_modifier(Modifier::DIM),
     };
-    let warnings = state.warnings();
+    let said = state.contact();
+    let warnings = state.warnings(usize::from(area.width).saturating_sub(said.chars().count() + GAP.len()));
     let gap = if warnings.is_empty() { "" } else { GAP };
-    let spans = [
-        Span::styled(state.contact(), contact),
-        Span::raw(gap),
-        Span::styled(warnings, Style::new().fg(Color::Yellow)),
-    ];
+    let spans = [Span::styled(said, contact), Span::raw(gap), Span::styled(warnings, Style::new().fg(Color::Yellow))];
     frame.render_widget(Line::from_iter(spans), area);
 }
 
@@ -192,11 +195,11 @@ mod tests {
         let mut state = view(LINES);
         let lines = lines(&drawn(&mut state, 80, LINES));
         assert_eq!(lines[0], "2,000 nodes of 2 services: 1,999 ok, 1 expiring");
-        assert_eq!(lines[1], "   NAME                VERSION  ADDR             WEIGHT  STATE     LEASE   TTL");
-        assert_eq!(lines[2], "   a-service-with-a-…  -        10.0.4.0:8000        50  expiring  694d0…   1s");
-        assert_eq!(lines[3], "   a-service-with-a-…  -        10.0.4.1:8000        50  ok        694d0…   8s");
-        assert_eq!(lines[12], "   a-service-with-a-…  -        10.0.4.10:8000       50  ok        694d0…   8s");
-        assert_eq!(lines[22], "etcd at http://127.0.0.1:2379 responds  1 key is not a node; leasehold doctor sa");
+        assert_eq!(lines[1], "   NAME                 VERSION  ADDR             WEIGHT  STATE     LEASE    TTL");
+        assert_eq!(lines[2], "   a-service…thers-are  -        10.0.4.0:8000        50  expiring  …0003e8   1s");
+        assert_eq!(lines[3], "   a-service…thers-are  -        10.0.4.1:8000        50  ok        …0003e9   8s");
+        assert_eq!(lines[12], "   a-service…thers-are  -        10.0.4.10:8000       50  ok        …0003f2   8s");
+        assert_eq!(lines[22], "etcd at http://127.0.0.1:2379 responds  1 invalid key: leasehold doctor");
         assert!(lines[23].starts_with("q quit  / filter  s sort") && lines[23].ends_with(" 1-20 of 2,000"));
     }
 
@@ -208,6 +211,17 @@ mod tests {
                    694d000003e8   1s";
         assert_eq!(lines[2], row);
         assert!(lines[22].ends_with("1 key is not a node; leasehold doctor says why"));
+    }
+
+    #[test]
+    fn sixty_columns_have_no_room_for_leases() {
+        let mut state = view(LINES);
+        let lines = lines(&drawn(&mut state, 60, LINES));
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>(),
+            ["NAME", "VERSION", "ADDR", "WEIGHT", "STATE", "TTL"]
+        );
+        assert!(lines[2].ends_with("  50  expiring   1s") && lines[2].chars().count() <= 60, "{}", lines[2]);
     }
 
     #[test]
@@ -242,7 +256,7 @@ mod tests {
         state.on(Input::Tick, now(17));
         let buffer = drawn(&mut state, 80, LINES);
         let said = &lines(&buffer)[22];
-        assert!(said.starts_with("etcd has not responded for 17 s; this is from 20:54:55  1 key"), "{said}");
+        assert!(said.starts_with("etcd has not responded for 17 s; this is from 20:54:55  1 invalid key"), "{said}");
         assert_eq!(buffer[(0, 22)].fg, Color::Red);
         assert!(buffer[(3, 2)].modifier.contains(Modifier::DIM));
         assert!(lines(&buffer)[3].ends_with(" 0s"));
@@ -255,7 +269,7 @@ mod tests {
             state.on(Input::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE)), now(1));
         }
         let lines = lines(&drawn(&mut state, 80, LINES));
-        assert!(lines[0].ends_with("; 11 with \"10.0.7.24\""), "{}", lines[0]);
+        assert!(lines[0].starts_with("11 with \"10.0.7.24\" of 2,000 nodes of"), "{}", lines[0]);
         assert!(lines[23].starts_with("/10.0.7.24   Enter keeps the filter, Esc drops it"), "{}", lines[23]);
         assert!(lines[23].ends_with("1-11 of 11"));
     }

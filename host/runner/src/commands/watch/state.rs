@@ -16,7 +16,7 @@ use crate::{
     cli::lease_state::LeaseState,
     commands::{
         filter::Names,
-        node_row::{self, NodeRow, grouped, not_nodes, plural, totals},
+        node_row::{self, NodeRow, grouped, invalid_keys, not_nodes, plural, totals},
         order::AddressOrder,
         table::{self, Column},
     },
@@ -342,16 +342,16 @@ impl State {
         self.is_editing.then_some(self.filter.as_str())
     }
 
-    /// The first line: what is registered, and the filter.
+    /// The first line: what is registered, behind the number that the filter leaves.
     pub(super) fn title(&self) -> String {
         if !self.known.is_complete {
             return format!("reading the keys in {}", self.endpoint);
         }
         let filter = match self.filter.as_str() {
             "" => String::new(),
-            filter => format!("; {} with {filter:?}", grouped(self.order.len())),
+            filter => format!("{} with {filter:?} of ", grouped(self.order.len())),
         };
-        format!("{}{filter}", totals(self.known.nodes()))
+        format!("{filter}{}", totals(self.known.nodes()))
     }
 
     /// The line about etcd, or the age of what is shown.
@@ -366,8 +366,21 @@ impl State {
         }
     }
 
-    /// Sentence about invalid keys and conflicts; empty without any.
-    pub(super) fn warnings(&self) -> String {
+    /// Sentence about invalid keys and conflicts that fits into so many columns, or the shortest; empty without any.
+    pub(super) fn warnings(&self, room: usize) -> String {
+        let (invalid, conflicts) = (self.known.invalid(), self.known.conflicts());
+        if invalid + conflicts == 0 {
+            return String::new();
+        }
+        let counted =
+            [(conflicts > 0).then(|| plural(conflicts, "conflict")), (invalid > 0).then(|| invalid_keys(invalid))];
+        let counted = counted.into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let hinted = format!("{counted}: leasehold doctor");
+        let fits = |text: &String| text.chars().count() <= room;
+        [self.sentence(), hinted].into_iter().find(fits).unwrap_or(counted)
+    }
+
+    fn sentence(&self) -> String {
         let (invalid, conflicts) = (self.known.invalid(), self.known.conflicts());
         let conflicts = (conflicts > 0).then(|| format!("{} under several leases", plural_address(conflicts)));
         match (invalid, conflicts) {
@@ -533,7 +546,7 @@ mod tests {
         assert_eq!(view.rows(), ["s90", "s91", "s92", "s93", "s94", "s95", "s96", "s97", "s98", "s99"]);
         view.press(KeyCode::Enter);
         assert_eq!(view.state.editing(), None);
-        assert_eq!(view.state.title(), "100 nodes of 100 services: 100 no-lease; 10 with \"S9\"");
+        assert_eq!(view.state.title(), "10 with \"S9\" of 100 nodes of 100 services: 100 no-lease");
         view.press(KeyCode::Down);
         assert_eq!(view.rows().len(), 10);
         view.write("/");
@@ -623,14 +636,16 @@ mod tests {
     #[test]
     fn invalid_keys_and_conflicts_are_counted() {
         let mut view = View::of(vec![put("a", 1, 7)]);
-        assert_eq!(view.state.warnings(), "");
+        assert_eq!(view.state.warnings(200), "");
         view.changes(vec![garbage("x"), garbage("y")]);
-        assert_eq!(view.state.warnings(), "2 keys are not a node; leasehold doctor says why");
+        assert_eq!(view.state.warnings(200), "2 keys are not a node; leasehold doctor says why");
         view.changes(vec![put("b", 1, 8)]);
         let both = "1 address under several leases; 2 keys are not a node; leasehold doctor says why";
-        assert_eq!(view.state.warnings(), both);
+        assert_eq!(view.state.warnings(200), both);
+        assert_eq!(view.state.warnings(50), "1 conflict, 2 invalid keys: leasehold doctor");
+        assert_eq!(view.state.warnings(26), "1 conflict, 2 invalid keys");
         view.changes(vec![gone("x"), gone("y")]);
-        assert_eq!(view.state.warnings(), "1 address under several leases; leasehold doctor says why");
+        assert_eq!(view.state.warnings(200), "1 address under several leases; leasehold doctor says why");
     }
 
     #[test]
