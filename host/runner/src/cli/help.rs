@@ -22,8 +22,8 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, status, drain, resume, weight or \
-             reload"
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, wit, status, \
+             drain, resume, weight or reload"
                 .to_owned()
         }
         _ => error.to_string(),

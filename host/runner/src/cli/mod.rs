@@ -2,6 +2,7 @@
 
 mod argument;
 mod etcd_args;
+mod guest_args;
 pub(crate) mod help;
 mod host_args;
 pub(crate) mod lease_state;
@@ -21,6 +22,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
+    guest_args::{HttpVersion, WitArgs},
     host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, WeightArgs},
 };
 use crate::{
@@ -47,6 +49,7 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold wit wit                     the interfaces that a component can use, as WIT
   leasehold status                      what a running host runs, and why something is not ready
   leasehold drain greeter               take one service of a running host out, in order
   leasehold resume greeter              bring it back, with the present content of its component file
@@ -212,6 +215,11 @@ pub(crate) enum Command {
     /// Show the imports, exports and missing imports of a component
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
+    /// Print or write the interfaces that components can use, as WIT, or check a component against them
+    #[command(
+        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
+    )]
+    Wit(WitArgs),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  leasehold completions bash > /usr/share/bash-completion/completions/leasehold\n  leasehold completions zsh > \"${fpath[1]}/_leasehold\"\n  leasehold completions fish > ~/.config/fish/completions/leasehold.fish"

@@ -27,6 +27,7 @@ mod terminal;
 mod tls_client;
 pub(crate) mod watch;
 mod weight;
+mod wit;
 
 use std::io::{self, Write, stdout};
 
@@ -49,6 +50,7 @@ pub(crate) use run::run;
 pub(crate) use schema::schema;
 pub(crate) use status::status;
 pub(crate) use weight::weight;
+pub(crate) use wit::wit;
 
 use crate::error::Failure;
 
