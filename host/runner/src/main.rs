@@ -91,6 +91,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Inspect(args) => commands::inspect(&args),
         Command::Compile(args) => commands::compile(args).await,
         Command::Wit(args) => commands::wit(&args),
+        Command::Componentize(args) => commands::componentize(&args),
         Command::Completions(args) => commands::completions(&args),
         Command::Man(args) => commands::man(&args),
         Command::CompileForParent => Err(Failure::usage("this is for the host alone")),

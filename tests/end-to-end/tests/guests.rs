@@ -1,4 +1,4 @@
-//! The command for authors of components: `wit`.
+//! The commands for authors of components: `wit` and `componentize`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -133,4 +133,51 @@ fn importing(interfaces: &[&str]) -> Vec<u8> {
         component.extend(section(10, &import));
     }
     component
+}
+
+#[tokio::test]
+async fn a_file_that_componentize_cannot_use_is_one_sentence_and_64() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, content: &[u8]| fs::write(folder.path().join(name), content).unwrap();
+    write("text.wasm", b"hello");
+    write("core.wasm", b"\0asm\x01\0\0\0");
+    write("broken.wasm", b"\0asm\x01\0\0\0\x01\xff");
+    write("component.wasm", &importing(&[]));
+    write("main.wasm", b"\0asm\x01\0\0\0\x05\x03\x01\0\x01\x07\x0a\x01\x06_start\x02\0");
+    write("with-wit.wasm", b"\0asm\x01\0\0\0\x00\x11\x10component-type:x");
+    for (arguments, part) in [
+        (&["missing.wasm"][..], "cannot read missing.wasm: No such file"),
+        (&["text.wasm"], "text.wasm: not WebAssembly"),
+        (&["broken.wasm"], "broken.wasm: not a valid module: "),
+        (&["component.wasm"], "component.wasm: a component already"),
+        (
+            &["core.wasm"],
+            "core.wasm: no WIT is in it, which says what it imports and exports; name the folder of its WIT",
+        ),
+        (
+            &["main.wasm", "--wit", "wit"],
+            "main.wasm: it has a main that runs, and a service is a library; build it with -bui",
+        ),
+        (&["with-wit.wasm", "--wit", "wit"], "with-wit.wasm: it has WIT in it already; leave --wit out"),
+        (&["core.wasm", "--wit", "nowhere"], "--wit nowhere: "),
+    ] {
+        let arguments: Vec<_> = ["componentize"].iter().chain(arguments).copied().collect();
+        refused(&leasehold(folder.path(), &arguments).await, part);
+    }
+    assert_eq!(files(folder.path()).len(), 6);
+}
+
+#[tokio::test]
+async fn a_module_without_an_export_of_its_world_names_the_export() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("core.wasm"), b"\0asm\x01\0\0\0").unwrap();
+    assert_eq!(leasehold(folder.path(), &["wit", "wit"]).await.code, Some(0));
+    let ended = leasehold(folder.path(), &["componentize", "core.wasm", "--wit", "wit"]).await;
+    refused(&ended, "core.wasm: ");
+    assert!(ended.stderr.contains("handle") || ended.stderr.contains("lifecycle"), "{ended:?}");
+    fs::write(folder.path().join("wit/world.wit"), "package acme:empty;\nworld empty {}\n").unwrap();
+    let ended = leasehold(folder.path(), &["componentize", "core.wasm", "--wit", "wit"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let made = fs::read(folder.path().join("core.component.wasm")).unwrap();
+    assert!(made.starts_with(b"\0asm\x0d\0\x01\0"), "{:?}", &made[..8]);
 }

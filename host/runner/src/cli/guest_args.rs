@@ -46,3 +46,21 @@ pub(crate) struct WitArgs {
     #[arg(long, requires = "subject")]
     pub(crate) json: bool,
 }
+
+#[derive(Args, Debug)]
+pub(crate) struct ComponentizeArgs {
+    /// A core module (.wasm)
+    pub(crate) file: PathBuf,
+
+    /// File for the component [default: beside it, as .component.wasm]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Folder of WIT, for a module without WIT in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) wit: Option<PathBuf>,
+
+    /// The world of that folder, if it has several
+    #[arg(long, value_name = "NAME", requires = "wit")]
+    pub(crate) world: Option<String>,
+}

@@ -22,7 +22,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
-    guest_args::{HttpVersion, WitArgs},
+    guest_args::{ComponentizeArgs, HttpVersion, WitArgs},
     host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, WeightArgs},
 };
 use crate::{
@@ -50,6 +50,7 @@ Examples:
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
   leasehold wit wit                     the interfaces that a component can use, as WIT
+  leasehold componentize core.wasm      a component of a core module, as Go and C build it
   leasehold status                      what a running host runs, and why something is not ready
   leasehold drain greeter               take one service of a running host out, in order
   leasehold resume greeter              bring it back, with the present content of its component file
@@ -220,6 +221,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
     )]
     Wit(WitArgs),
+    /// Make a component of a core module, as Go and C build it
+    #[command(
+        after_help = "Examples:\n  leasehold componentize core.wasm --wit wit -o user.wasm\n  leasehold componentize core.wasm     for a module with its WIT in it, as the generators of bindings for C leave it\n\nIt holds the adapter of wasmtime that gives WASI 0.1 to the module. The module must be a library (a reactor, c-shared)."
+    )]
+    Componentize(ComponentizeArgs),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  leasehold completions bash > /usr/share/bash-completion/completions/leasehold\n  leasehold completions zsh > \"${fpath[1]}/_leasehold\"\n  leasehold completions fish > ~/.config/fish/completions/leasehold.fish"

@@ -261,7 +261,7 @@ impl Binary {
         match bytes.get(..8) {
             // The binary format's version, then its layer: 0 for a core module, 1 for a component.
             Some(b"\0asm\x01\0\0\0") => Err(message(
-                "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
+                "a core module, not a component; build it for wasm32-wasip2, or make a component of it: `leasehold componentize`",
             )),
             Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
             Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),

@@ -128,7 +128,7 @@ pub(crate) fn wanted(path: &Path) -> Result<Vec<Wanted>, Failure> {
         std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
     let message = |message: &str| Failure::usage(format!("{}: {message}", path.display()));
     if Parser::is_core_wasm(&bytes) {
-        return Err(message("a core module, not a component"));
+        return Err(message("a core module, not a component; leasehold componentize makes one of it"));
     }
     if !Parser::is_component(&bytes) {
         return Err(message("not WebAssembly"));
