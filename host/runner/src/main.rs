@@ -90,6 +90,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Schema(args) => commands::schema(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Compile(args) => commands::compile(args).await,
+        Command::New(args) => commands::new(&args),
         Command::Wit(args) => commands::wit(&args),
         Command::Componentize(args) => commands::componentize(&args),
         Command::Completions(args) => commands::completions(&args),

@@ -212,7 +212,7 @@ async fn bad_arguments_are_one_sentence_and_64() {
     for (arguments, start) in [
         (
             vec![],
-            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, wit, componentize, status, drain, resume, weight or reload; see leasehold --help",
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, new, wit, componentize, status, drain, resume, weight or reload; see leasehold --help",
         ),
         (vec!["fly"], "unrecognized subcommand 'fly'"),
         (vec!["run"], "the following required arguments were not provided: <FILE>"),

@@ -1,10 +1,14 @@
-//! The commands for authors of components: `wit` and `componentize`.
+//! The commands for authors of components: `new`, `wit` and `componentize`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use leasehold_end_to_end::{Ended, Program, paths};
+use leasehold_end_to_end::{
+    Ended, Program, paths,
+    template::{Guest, meets_expectations},
+};
+use leasehold_scenarios::world::World;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -180,4 +184,59 @@ async fn a_module_without_an_export_of_its_world_names_the_export() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let made = fs::read(folder.path().join("core.component.wasm")).unwrap();
     assert!(made.starts_with(b"\0asm\x0d\0\x01\0"), "{:?}", &made[..8]);
+}
+
+#[tokio::test]
+async fn new_lists_its_languages_and_refuses_names_and_folders() {
+    let folder = TempDir::new().unwrap();
+    let list = leasehold(folder.path(), &["new", "--list"]).await;
+    let languages: Vec<_> = list.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(languages, ["rust", "go", "c", "js", "python"]);
+    for name in ["User", "us/er", "..", "user_1", "-x", "9lives"] {
+        refused(&leasehold(folder.path(), &["new", "--lang", "c", "--", name]).await, "lower-case letters");
+    }
+    refused(&leasehold(folder.path(), &["new", "user"]).await, "--lang");
+    refused(&leasehold(folder.path(), &["new", "user", "--lang", "cobol"]).await, "cobol");
+    assert!(files(folder.path()).is_empty());
+
+    fs::create_dir(folder.path().join("user")).unwrap();
+    assert_eq!(leasehold(folder.path(), &["new", "user", "--lang", "c"]).await.code, Some(0), "an empty folder");
+    let before = files(folder.path());
+    refused(
+        &leasehold(folder.path(), &["new", "user", "--lang", "go"]).await,
+        "user exists and is not an empty folder",
+    );
+    assert_eq!(files(folder.path()), before);
+}
+
+#[tokio::test]
+async fn every_new_service_has_a_valid_configuration() {
+    let folder = TempDir::new().unwrap();
+    for language in ["rust", "go", "c", "js", "python"] {
+        let written = leasehold(folder.path(), &["new", &format!("hello-{language}"), "--lang", language]).await;
+        assert_eq!(written.code, Some(0), "{written:?}");
+        let made = folder.path().join(format!("hello-{language}"));
+        // The component stands in for the one that would be built.
+        fs::copy(paths::component("greeter"), made.join(format!("hello-{language}.wasm"))).unwrap();
+        let checked = leasehold(&made, &["check", "--offline", "services.yaml"]).await;
+        assert_eq!(checked.code, Some(0), "{language}: {checked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_service_in_rust_meets_the_expectations() {
+    let folder = TempDir::new().unwrap();
+    let written = leasehold(folder.path(), &["new", "hello-rust", "--lang", "rust"]).await;
+    assert_eq!(written.code, Some(0), "{written:?}");
+    let component = folder.path().join("hello-rust/hello-rust.wasm");
+    let built = Command::new("sh")
+        .args(["scripts/guests.sh", "folder"])
+        .args([folder.path().join("hello-rust"), component.clone()])
+        .current_dir(paths::workspace())
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let guest = Guest { name: "hello-rust".to_owned(), language: "rust".to_owned(), component };
+    let cache = paths::cache();
+    meets_expectations(&World::real().await, &[guest], cache.to_str().unwrap()).await;
 }

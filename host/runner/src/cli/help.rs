@@ -22,7 +22,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let text = match error.kind() {
         // clap would show all of its help.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, wit, componentize, status, \
+            "a command is missing: run, ls, watch, doctor, check, explain, inspect, compile, new, wit, componentize, status, \
              drain, resume, weight or reload"
                 .to_owned()
         }

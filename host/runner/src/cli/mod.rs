@@ -22,7 +22,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
-    guest_args::{ComponentizeArgs, HttpVersion, WitArgs},
+    guest_args::{ComponentizeArgs, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, WeightArgs},
 };
 use crate::{
@@ -49,6 +49,7 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, python
   leasehold wit wit                     the interfaces that a component can use, as WIT
   leasehold componentize core.wasm      a component of a core module, as Go and C build it
   leasehold status                      what a running host runs, and why something is not ready
@@ -216,6 +217,11 @@ pub(crate) enum Command {
     /// Show the imports, exports and missing imports of a component
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
+    /// Write a folder with a service in the language of your choice
+    #[command(
+        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n\nThe folder has the component, services.yaml, the WIT, pinned tools, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
+    )]
+    New(NewArgs),
     /// Print or write the interfaces that components can use, as WIT, or check a component against them
     #[command(
         after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
