@@ -21,7 +21,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test run test etcd lint monitoring simulate fuzz interop bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test run test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -109,6 +109,11 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	target/interop/python/bin/pip install --quiet --disable-pip-version-check -r tests/interop/python/requirements.txt
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop
 	target/release/interop $(LIBRARIES)
+
+guests-all: build ## every template of `leasehold new`, built by its real toolchain and held to one table; LANGUAGES="go c" takes these alone
+	sh scripts/guests-all.sh $(LANGUAGES)
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin guests
+	target/release/guests target/guests $(or $(LANGUAGES),rust go c js python)
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the components in the arguments into target/components.
-# `check` returns by its exit code if this machine can build them; `lint` lints them.
+# `check` returns by its exit code if this machine can build them; `lint` lints them. `folder DIR FILE` builds the crate
+# that `leasehold new` has written to DIR, with the versions of this workspace, and copies its component to FILE.
 #
 # Two toolchains work: a toolchain with the wasm32-wasip2 target (rustup), or Debian's, which compiles the target's
 # standard library along with the components and uses the linkers of the first.
@@ -51,19 +52,33 @@ lint)
     ;;
 esac
 
-if ours; then
-    built=target/$target/guest
-    # shellcheck disable=SC2046
-    cargo build --locked --profile guest --target "$target" $(names "$@")
-else
-    # A separate directory, so that one compiler does not discard the other's results.
-    built=target/debian/$target/guest
-    # shellcheck disable=SC2046
-    PATH="$PATH:$(linkers)" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
-        RUSTFLAGS="-L /usr/lib/wasm32-wasi -C link-self-contained=no" \
-        /usr/bin/cargo build --locked --profile guest --target "$target" --target-dir target/debian \
-        -Z build-std=std,panic_abort $(names "$@")
+# Builds into the folder in the first argument, with the arguments of cargo behind it.
+build() {
+    directory=$1
+    shift
+    if ours; then
+        cargo build --target "$target" --target-dir "$directory" "$@"
+    else
+        PATH="$PATH:$(linkers)" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
+            RUSTFLAGS="-L /usr/lib/wasm32-wasi -C link-self-contained=no" \
+            /usr/bin/cargo build --target "$target" --target-dir "$directory" -Z build-std=std,panic_abort "$@"
+    fi
+}
+
+# A separate directory, so that one compiler does not discard the other's results.
+into=target
+ours || into=target/debian
+
+if [ "${1-}" = folder ]; then
+    cp Cargo.lock "$2/"
+    build "$into/templates" --release --manifest-path "$2/Cargo.toml"
+    cp "$into/templates/$target/release/service.wasm" "$3"
+    exit
 fi
+
+built=$into/$target/guest
+# shellcheck disable=SC2046
+build "$into" --locked --profile guest $(names "$@")
 
 mkdir -p target/components
 for name in "$@"; do

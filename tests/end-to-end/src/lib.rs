@@ -10,6 +10,7 @@ mod program;
 pub mod raw;
 pub mod sources;
 pub mod startup;
+pub mod template;
 pub mod terminal;
 pub mod transcript;
 

@@ -2,6 +2,7 @@
 
 mod argument;
 mod etcd_args;
+mod guest_args;
 pub(crate) mod help;
 mod host_args;
 pub(crate) mod lease_state;
@@ -21,6 +22,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
+    guest_args::{ComponentizeArgs, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
 };
 use crate::{
@@ -47,6 +49,9 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, python
+  leasehold wit wit                     the interfaces that a component can use, as WIT
+  leasehold componentize core.wasm      a component of a core module, as Go and C build it
   leasehold status                      what a running host runs, and why something is not ready
   leasehold drain greeter               take one service of a running host out, in order
   leasehold resume greeter              bring it back, from the present component file
@@ -223,6 +228,21 @@ pub(crate) enum Command {
     /// Show the imports, exports and missing imports of a component
     #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
     Inspect(InspectArgs),
+    /// Write a folder with a service in the language of your choice
+    #[command(
+        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n\nThe folder has the component, services.yaml, the WIT, pinned tools, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
+    )]
+    New(NewArgs),
+    /// Print or write the interfaces that components can use, as WIT, or check a component against them
+    #[command(
+        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
+    )]
+    Wit(WitArgs),
+    /// Make a component of a core module, as Go and C build it
+    #[command(
+        after_help = "Examples:\n  leasehold componentize core.wasm --wit wit -o user.wasm\n  leasehold componentize core.wasm     for a module with its WIT in it, as the generators of bindings for C leave it\n\nIt holds the adapter of wasmtime that gives WASI 0.1 to the module. The module must be a library (a reactor, c-shared)."
+    )]
+    Componentize(ComponentizeArgs),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  leasehold completions bash > /usr/share/bash-completion/completions/leasehold\n  leasehold completions zsh > \"${fpath[1]}/_leasehold\"\n  leasehold completions fish > ~/.config/fish/completions/leasehold.fish"

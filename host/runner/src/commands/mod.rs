@@ -4,6 +4,7 @@ pub(crate) mod admin_client;
 mod check;
 mod compile;
 mod completions;
+mod componentize;
 mod doctor;
 mod drain;
 mod etcd_user;
@@ -13,6 +14,7 @@ pub(crate) mod init;
 mod inspect;
 mod ls;
 mod man;
+mod new;
 mod node_row;
 mod order;
 mod progress;
@@ -28,6 +30,7 @@ mod tls_client;
 mod upgrade;
 pub(crate) mod watch;
 mod weight;
+mod wit;
 
 use std::io::{self, Write, stdout};
 
@@ -36,6 +39,7 @@ use serde::Serialize;
 pub(crate) use check::check;
 pub(crate) use compile::compile;
 pub(crate) use completions::completions;
+pub(crate) use componentize::componentize;
 pub(crate) use doctor::doctor;
 pub(crate) use drain::drain;
 pub(crate) use etcd_user::etcd_user;
@@ -44,6 +48,7 @@ pub(crate) use init::init;
 pub(crate) use inspect::inspect;
 pub(crate) use ls::ls;
 pub(crate) use man::man;
+pub(crate) use new::new;
 pub(crate) use reload::reload;
 pub(crate) use resume::resume;
 pub(crate) use run::run;
@@ -51,6 +56,7 @@ pub(crate) use schema::schema;
 pub(crate) use status::status;
 pub(crate) use upgrade::upgrade;
 pub(crate) use weight::weight;
+pub(crate) use wit::wit;
 
 use crate::error::Failure;
 

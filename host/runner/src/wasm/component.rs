@@ -19,6 +19,7 @@ use crate::{
         cache,
         compiler::{self, NotCompiled},
         context::StoreState,
+        contract::unavailable,
         engine::Engine,
         error::cause,
         reuse::Reuse,
@@ -260,7 +261,7 @@ impl Binary {
         match bytes.get(..8) {
             // The binary format's version, then its layer: 0 for a core module, 1 for a component.
             Some(b"\0asm\x01\0\0\0") => Err(message(
-                "a core module, not a component; build it for wasm32-wasip2, or wrap it with `wasm-tools component new`",
+                "a core module, not a component; build it for wasm32-wasip2, or make a component of it: `leasehold componentize`",
             )),
             Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
             Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),
@@ -348,19 +349,6 @@ fn info(engine: &Engine, component: &Component, pre: Option<&InstancePre<StoreSt
     }
 }
 
-/// Packages that components can import, in the versions that this host has.
-const PACKAGES: [(&str, &[&str]); 9] = [
-    ("wasi:cli", &["0.2", "0.3"]),
-    ("wasi:clocks", &["0.2", "0.3"]),
-    ("wasi:filesystem", &["0.2", "0.3"]),
-    ("wasi:http", &["0.2", "0.3"]),
-    ("wasi:io", &["0.2"]),
-    ("wasi:random", &["0.2", "0.3"]),
-    ("wasi:sockets", &["0.2", "0.3"]),
-    ("wasi:config", &["0.2.0-rc.1"]),
-    ("leasehold:registry", &["0.1"]),
-];
-
 /// Sentence about an import that is missing here.
 fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Error) -> String {
     let kind = component.component_type();
@@ -368,48 +356,4 @@ fn missing_import(engine: &Engine, component: &Component, error: &wasmtime::Erro
     // wasmtime names the import first, and the mismatch in the causes.
     let message = message.unwrap_or_else(|| one_line(&format!("{error:#}")));
     format!("missing import: {message}")
-}
-
-/// Cure for an import of an unknown package, or of another version.
-fn unavailable(import: &str) -> Option<String> {
-    let (path, version) = import.split_once('@').unwrap_or((import, ""));
-    let package = path.split('/').next().unwrap_or(path);
-    let Some((_, versions)) = PACKAGES.iter().find(|(known, _)| *known == package) else {
-        return Some(format!(
-            "{import}; another component can bring it: `wac plug --plug THAT.wasm THIS.wasm -o BOTH.wasm`"
-        ));
-    };
-    let is_here = |here: &&str| version.strip_prefix(*here).is_some_and(|rest| rest.is_empty() || is_patch(rest));
-    if versions.iter().any(is_here) {
-        return None;
-    }
-    Some(format!("{import}; this host has {package} {}: build the component for that", versions.join(" and ")))
-}
-
-/// Returns true for the rest of a version after two numbers, without a pre-release.
-fn is_patch(rest: &str) -> bool {
-    rest.strip_prefix('.').is_some_and(|patch| !patch.is_empty() && patch.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::unavailable;
-
-    #[test]
-    fn a_missing_import_is_reported_with_its_cure() {
-        for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
-            assert_eq!(unavailable(here), None, "{here}");
-        }
-        assert_eq!(unavailable("leasehold:registry/registrar@0.1.0"), None);
-        for (other, cure) in [
-            ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build"),
-            ("wasi:io/streams@0.3.0", "this host has wasi:io 0.2: build"),
-            ("leasehold:registry/registrar@0.2.0", "this host has leasehold:registry 0.1: build"),
-            ("wasi:nn/graph@0.2.0", "`wac plug "),
-            ("logger", "`wac plug "),
-        ] {
-            let message = unavailable(other).unwrap();
-            assert!(message.starts_with(&format!("{other}; ")) && message.contains(cure), "{message}");
-        }
-    }
 }

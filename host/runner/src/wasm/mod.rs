@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod compiler;
 pub(crate) mod component;
 pub(crate) mod context;
+pub(crate) mod contract;
 pub(crate) mod engine;
 pub(crate) mod error;
 mod idle;

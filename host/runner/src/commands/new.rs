@@ -1,0 +1,209 @@
+//! `leasehold new`: a folder with a service in the language of the user's choice.
+
+use std::{fs, path::Path};
+
+use clap::ValueEnum;
+use include_dir::{Dir, include_dir};
+
+use super::{
+    print,
+    wit::{self, CONTRACT, CONTRACT_PATH, Text, create, gather},
+};
+use crate::{
+    cli::{HttpVersion, Language, NewArgs},
+    error::Failure,
+};
+
+/// A folder for each language, `all` for the files that are the same in each, and the WIT.
+static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
+/// Word in the files that stands for the service's name.
+const NAME: &str = "{{name}}";
+
+/// What is known of a language.
+struct Template {
+    folder: &'static str,
+    /// The WASI packages of its world; `None` where a library brings its own.
+    http: Option<HttpVersion>,
+    /// Tools that its user installs.
+    needs: &'static str,
+    /// Command that builds and runs the service.
+    run: &'static str,
+}
+
+impl Template {
+    fn of(language: Language) -> Self {
+        let (folder, http, needs, run) = match language {
+            Language::Rust => ("rust", None, "rustup, with the wasm32-wasip2 target", "make run"),
+            Language::Go => ("go", Some(HttpVersion::P2), "Go 1.25 or newer", "make run"),
+            Language::C => ("c", Some(HttpVersion::P2), "clang, lld, wasi-libc and libclang-rt-dev-wasm32", "make run"),
+            Language::Js => ("js", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
+            Language::Python => ("python", Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
+        };
+        Self { folder, http, needs, run }
+    }
+
+    /// Files of a new folder, by their final names and with the service's name in them.
+    fn files(&self, name: &str) -> Vec<Text> {
+        let mut files = Vec::new();
+        for folder in ["all", self.folder] {
+            let folder = TEMPLATES.get_dir(folder).expect("there is a folder for each language");
+            gather(folder, folder.path(), &mut files);
+        }
+        for file in &mut files {
+            *file = finished(file, name);
+        }
+        let wit = match self.http {
+            Some(http) => wit::files(http),
+            None => vec![Text { path: CONTRACT_PATH.into(), content: CONTRACT.into() }],
+        };
+        files.extend(wit.into_iter().map(|file| Text { path: Path::new("wit").join(file.path), ..file }));
+        files
+    }
+}
+
+/// A template's file under its final name. Files that would have a meaning for this repository's own tools have `.in`
+/// behind their names there.
+fn finished(file: &Text, name: &str) -> Text {
+    let path = match file.path.to_str() {
+        Some("gitignore.in") => ".gitignore".into(),
+        Some(path) => path.strip_suffix(".in").unwrap_or(path).into(),
+        None => file.path.clone(),
+    };
+    let content = match str::from_utf8(&file.content) {
+        Ok(text) => text.replace(NAME, name).into_bytes(),
+        Err(_) => file.content.clone(),
+    };
+    Text { path, content }
+}
+
+/// Writes the folder, or lists the languages.
+pub(crate) fn new(args: &NewArgs) -> Result<(), Failure> {
+    let (Some(name), Some(language)) = (&args.name, args.lang) else { return print(&list()) };
+    let template = Template::of(language);
+    let folder = Path::new(name.as_str());
+    let is_taken = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => folder.symlink_metadata().is_ok(),
+    };
+    if is_taken {
+        return Err(Failure::usage(format!("{} exists and is not an empty folder", folder.display())));
+    }
+    let files = template.files(name.as_str());
+    for file in &files {
+        create(&folder.join(&file.path), &file.content)?;
+    }
+    print(&format!(
+        "{name} is written, {} files; it needs {}\nthen: cd {name} && {}\n",
+        files.len(),
+        template.needs,
+        template.run,
+        name = folder.display()
+    ))
+}
+
+fn list() -> String {
+    let line = |language: &Language| {
+        let name = language.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let template = Template::of(*language);
+        let http = template.http.unwrap_or(HttpVersion::P2).name();
+        format!("{name:<8}wasi:http {http}  needs {}\n", template.needs)
+    };
+    Language::value_variants().iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path};
+
+    use clap::ValueEnum;
+    use tempfile::TempDir;
+    use wit_parser::{Resolve, TypeDefKind, WorldItem};
+
+    use super::{Template, create};
+    use crate::{cli::Language, config::Config};
+
+    #[test]
+    fn every_template_is_complete_and_has_the_name_in_it() {
+        for language in Language::value_variants() {
+            let files = Template::of(*language).files("some-name");
+            let paths: BTreeSet<_> = files.iter().map(|file| file.path.display().to_string()).collect();
+            assert_eq!(paths.len(), files.len(), "{language:?}: a file occurs twice");
+            for path in [
+                "README.md",
+                ".gitignore",
+                "services.yaml",
+                "wit/world.wit",
+                "wit/deps/leasehold-registry/registry.wit",
+            ] {
+                assert!(paths.contains(path), "{language:?}: {path} is not in {paths:?}");
+            }
+            for file in &files {
+                let text = String::from_utf8_lossy(&file.content);
+                assert!(!text.contains("{{name}}"), "{}", file.path.display());
+            }
+            let text = |path: &str| {
+                let file = files.iter().find(|file| file.path == Path::new(path)).unwrap();
+                String::from_utf8(file.content.clone()).unwrap()
+            };
+            assert!(text("README.md").contains("some-name"), "{language:?}");
+            let config = Config::parse("services.yaml", &text("services.yaml"), Path::new("")).unwrap();
+            assert_eq!(config.services[0].name.as_str(), "some-name");
+        }
+    }
+
+    /// Imported functions of a template's world, as module and name, and the names of its fields and cases.
+    fn imports(language: Language) -> (Vec<(String, String)>, BTreeSet<String>) {
+        let folder = TempDir::new().unwrap();
+        for file in Template::of(language).files("some-name") {
+            create(&folder.path().join(&file.path), &file.content).unwrap();
+        }
+        let mut resolve = Resolve::default();
+        let (package, _) = resolve.push_dir(folder.path().join("wit")).unwrap();
+        let world = resolve.select_world(&[package], None).unwrap();
+        let (mut functions, mut names) = (Vec::new(), BTreeSet::new());
+        for (key, item) in &resolve.worlds[world].imports {
+            let WorldItem::Interface { id, .. } = item else { continue };
+            let module = resolve.name_world_key(key);
+            let interface = &resolve.interfaces[*id];
+            functions.extend(interface.functions.keys().map(|name| (module.clone(), name.clone())));
+            for id in interface.types.values() {
+                match &resolve.types[*id].kind {
+                    TypeDefKind::Record(record) => names.extend(record.fields.iter().map(|field| field.name.clone())),
+                    TypeDefKind::Enum(cases) => names.extend(cases.cases.iter().map(|case| case.name.clone())),
+                    TypeDefKind::Variant(cases) => names.extend(cases.cases.iter().map(|case| case.name.clone())),
+                    _ => {}
+                }
+            }
+        }
+        (functions, names)
+    }
+
+    /// Text of all files of a template below a folder.
+    fn text_below(language: Language, folder: &str) -> String {
+        let files = Template::of(language).files("some-name");
+        let below = files.into_iter().filter(|file| file.path.starts_with(folder));
+        below.map(|file| String::from_utf8(file.content).unwrap()).collect()
+    }
+
+    #[test]
+    fn bindings_in_a_template_are_of_its_wit() {
+        let line = |language: Language, module: &str, name: &str| match language {
+            Language::Go => format!("//go:wasmimport {module} {name}\n"),
+            _ => format!("__import_module__(\"{module}\"), __import_name__(\"{name}\")"),
+        };
+        for language in [Language::Go, Language::C] {
+            let text = text_below(language, "bindings");
+            let (functions, names) = imports(language);
+            assert!(functions.len() > 50 && names.len() > 50, "{language:?}: {functions:?}");
+            for (module, name) in functions {
+                let line = line(language, &module, &name);
+                assert!(text.contains(&line), "{language:?}: make bindings, since {line} is missing");
+            }
+            let letters = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+            let text = letters(&text);
+            for name in names {
+                assert!(text.contains(&letters(&name)), "{language:?}: make bindings, since {name} is missing");
+            }
+        }
+    }
+}

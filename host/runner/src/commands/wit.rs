@@ -1,0 +1,217 @@
+//! `leasehold wit`: the contract and the WASI packages that components need, and a check of a component against them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use include_dir::{Dir, include_dir};
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::{
+    cli::{HttpVersion, WitArgs},
+    error::Failure,
+    wasm::{
+        cache,
+        contract::{self, Direction, Wanted},
+    },
+};
+
+/// The contract with components.
+pub(super) const CONTRACT: &str = include_str!("../../wit/registry.wit");
+/// Place of the contract in a folder of WIT.
+pub(super) const CONTRACT_PATH: &str = "deps/leasehold-registry/registry.wit";
+/// A world for each version of `wasi:http`, and the WASI packages that it needs.
+static WASI: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/wit");
+/// File of the world, which belongs to the component's author.
+const WORLD: &str = "world.wit";
+/// Mode of an ordinary file, readable beyond its owner.
+const MODE: u32 = 0o666;
+
+/// A file that is to be written, by its path in the folder.
+pub(super) struct Text {
+    pub(super) path: PathBuf,
+    pub(super) content: Vec<u8>,
+}
+
+/// Prints the contract, writes the packages, or checks a component.
+pub(crate) fn wit(args: &WitArgs) -> Result<(), Failure> {
+    match (&args.check, &args.folder) {
+        (Some(file), _) => check(file, args.json),
+        (None, Some(folder)) => write(folder, args),
+        (None, None) => print(CONTRACT),
+    }
+}
+
+/// Files of a folder of WIT: the world, the contract, and the WASI packages.
+pub(super) fn files(http: HttpVersion) -> Vec<Text> {
+    let root = WASI.get_dir(http.name()).expect("there is a folder for each version");
+    let mut files = vec![Text { path: CONTRACT_PATH.into(), content: CONTRACT.into() }];
+    gather(root, root.path(), &mut files);
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files
+}
+
+/// Adds the files of an embedded folder, and of those in it, by their paths below `root`.
+pub(super) fn gather(folder: &Dir<'_>, root: &Path, files: &mut Vec<Text>) {
+    for file in folder.files() {
+        let path = file.path().strip_prefix(root).expect("a file lies below its root").to_owned();
+        files.push(Text { path, content: file.contents().to_vec() });
+    }
+    for folder in folder.dirs() {
+        gather(folder, root, files);
+    }
+}
+
+/// Outcome for one file.
+#[derive(Serialize)]
+struct Written {
+    file: PathBuf,
+    written: bool,
+}
+
+/// Writes the files. All of them are compared first, so that a refusal leaves the folder as it was.
+fn write(folder: &Path, args: &WitArgs) -> Result<(), Failure> {
+    let mut files = files(args.http);
+    if has_world(folder) {
+        files.retain(|file| file.path != Path::new(WORLD));
+    }
+    let same = |file: &Text| fs::read(folder.join(&file.path)).ok().map(|found| found == file.content);
+    let states: Vec<_> = files.iter().map(same).collect();
+    let differing: Vec<_> = files.iter().zip(&states).filter(|(_, same)| **same == Some(false)).collect();
+    if let Some((file, _)) = differing.first().filter(|_| !args.force) {
+        let others = match differing.len() - 1 {
+            0 => String::new(),
+            count => format!(" and {count} more"),
+        };
+        return Err(Failure::usage(format!(
+            "{}{others} would be overwritten with other content; --force does it",
+            folder.join(&file.path).display()
+        )));
+    }
+    let mut outcome = Vec::new();
+    for (file, same) in files.iter().zip(states) {
+        let path = folder.join(&file.path);
+        if same != Some(true) {
+            create(&path, &file.content)?;
+        }
+        outcome.push(Written { file: path, written: same != Some(true) });
+    }
+    if args.json {
+        return print_json(&outcome);
+    }
+    let line =
+        |file: &Written| format!("{}  {}\n", if file.written { "written  " } else { "unchanged" }, file.file.display());
+    print(&outcome.iter().map(line).collect::<String>())
+}
+
+/// Writes a file as a whole, and makes its folder.
+pub(super) fn create(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = folder.and_then(|()| cache::write_whole(path, content, MODE));
+    written.map_err(|error| Failure::other(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Returns true if the folder has WIT of its author, which stands beside `deps`.
+fn has_world(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    let is_wit = |path: &Path| path.extension().is_some_and(|extension| extension == "wit");
+    entries.flatten().any(|entry| is_wit(&entry.path()))
+}
+
+/// Verdict on a component.
+#[derive(Serialize)]
+struct Report<'a> {
+    file: &'a Path,
+    /// True if the host has everything.
+    complete: bool,
+    interfaces: &'a [Wanted],
+}
+
+fn check(file: &Path, json: bool) -> Result<(), Failure> {
+    let wanted = contract::wanted(file)?;
+    let missing: Vec<_> = wanted.iter().filter_map(|wanted| wanted.missing.as_deref()).collect();
+    if json {
+        print_json(&Report { file, complete: missing.is_empty(), interfaces: &wanted })?;
+    } else {
+        print(&text(&wanted))?;
+    }
+    match missing.as_slice() {
+        [] => Ok(()),
+        [one] => Err(Failure::usage(format!("{}: missing in this host: {one}", file.display()))),
+        [first, others @ ..] => Err(Failure::usage(format!(
+            "{}: {} interfaces are missing in this host, the first: {first}",
+            file.display(),
+            others.len() + 1
+        ))),
+    }
+}
+
+/// One line for each package and version, with its interfaces.
+fn text(wanted: &[Wanted]) -> String {
+    let mut packages: Vec<(&str, &str, Vec<&Wanted>)> = Vec::new();
+    for item in wanted {
+        match packages.iter_mut().find(|(name, version, _)| *name == item.package && *version == item.version) {
+            Some((_, _, items)) => items.push(item),
+            None => packages.push((&item.package, &item.version, vec![item])),
+        }
+    }
+    packages.sort_unstable_by_key(|(name, version, _)| (*name, *version));
+    let mut text = String::new();
+    for (name, version, items) in packages {
+        let verdict = if items.iter().all(|item| item.missing.is_none()) { "served " } else { "missing" };
+        let host = if items[0].host.is_empty() { "nothing".to_owned() } else { items[0].host.join(" and ") };
+        let version = if version.is_empty() { "no version" } else { version };
+        text.push_str(&format!("{verdict}  {name} {version}; the host has {host}\n"));
+        for (heading, direction) in [("imports", Direction::Import), ("exports", Direction::Export)] {
+            let names: Vec<_> =
+                items.iter().filter(|item| item.direction == direction).map(|item| short(item)).collect();
+            if !names.is_empty() {
+                text.push_str(&format!("         {heading} {}\n", names.join(", ")));
+            }
+        }
+    }
+    if text.is_empty() { "the component wants nothing of its host\n".to_owned() } else { text }
+}
+
+/// Name of an interface without its package and version.
+fn short(item: &Wanted) -> &str {
+    let path = item.interface.split('@').next().unwrap_or_default();
+    path.split_once('/').map_or(path, |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+    use wit_parser::Resolve;
+
+    use super::{CONTRACT, create, files};
+    use crate::{cli::HttpVersion, wasm::contract::unavailable};
+
+    #[test]
+    fn the_written_files_are_a_world_whose_imports_this_host_has() {
+        for http in [HttpVersion::P2, HttpVersion::P3] {
+            let folder = TempDir::new().unwrap();
+            for file in files(http) {
+                create(&folder.path().join(&file.path), &file.content).unwrap();
+            }
+            let mut resolve = Resolve::default();
+            let (package, _) = resolve.push_dir(folder.path()).unwrap();
+            let world = resolve.select_world(&[package], Some("service")).unwrap();
+            let imports: Vec<_> = resolve.worlds[world].imports.keys().map(|key| resolve.name_world_key(key)).collect();
+            assert!(imports.iter().any(|name| name.starts_with("leasehold:registry/registrar@")), "{imports:?}");
+            for import in &imports {
+                assert_eq!(unavailable(import), None);
+            }
+        }
+    }
+
+    #[test]
+    fn the_contract_is_that_of_the_plugin() {
+        assert!(CONTRACT.contains(&format!("package {};", leasehold_wasmtime::CONTRACT)));
+        assert!(files(HttpVersion::P2).iter().any(|file| file.path == Path::new("world.wit")));
+    }
+}

@@ -1,0 +1,85 @@
+#!/bin/sh
+# Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, the languages in
+# the arguments alone if there are any. Installs what is missing, by name.
+set -eu
+cd "$(dirname "$0")/.."
+
+LEASEHOLD=$(pwd)/target/release/leasehold
+export LEASEHOLD
+into=target/guests
+CLANG="clang lld wasi-libc libclang-rt-dev-wasm32"
+
+say() {
+    echo "guests-all: $*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+have() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# True if a library for WebAssembly can be linked.
+have_clang() {
+    have clang || return 1
+    probe=$(mktemp -d)
+    echo '#include <stdio.h>' >"$probe/probe.c"
+    found=0
+    clang --target=wasm32-wasi -mexec-model=reactor -o "$probe/probe.wasm" "$probe/probe.c" 2>/dev/null || found=1
+    rm -r "$probe"
+    return $found
+}
+
+apt_install() {
+    have apt-get || fail "please install these, then run this again: $*"
+    say "installing $*"
+    if [ "$(id -u)" = 0 ]; then
+        set -- env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@"
+    else
+        set -- sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@"
+    fi
+    "$@" >/dev/null || fail "apt-get could not install them; read the package lists anew: apt-get update"
+}
+
+# Installs the usual tools of a language.
+tools() {
+    case $1 in
+    rust)
+        sh scripts/guests.sh check || fail "rust needs the target wasm32-wasip2: rustup target add wasm32-wasip2"
+        ;;
+    go) have go || fail "go needs Go 1.25 or newer: https://go.dev/dl" ;;
+    c)
+        # shellcheck disable=SC2086 # packages are words
+        have_clang || apt_install $CLANG
+        ;;
+    js) have npm || apt_install nodejs npm ;;
+    python) python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv ;;
+    *) fail "unknown language: $1" ;;
+    esac
+}
+
+# Builds the service as its README says.
+build() {
+    case $1 in
+    rust) sh scripts/guests.sh folder "$2" "$2/hello-rust.wasm" ;;
+    js) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
+    *) make --no-print-directory -C "$2" build ;;
+    esac
+}
+
+[ $# -gt 0 ] || set -- rust go c js python
+[ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
+mkdir -p "$into"
+for language in "$@"; do
+    tools "$language"
+    folder=$into/hello-$language
+    rm -rf "$folder"
+    (cd "$into" && "$LEASEHOLD" new "hello-$language" --lang "$language" >/dev/null)
+    begun=$(date +%s)
+    build "$language" "$folder"
+    (cd "$folder" && "$LEASEHOLD" wit --check "hello-$language.wasm" >/dev/null && "$LEASEHOLD" --quiet check --offline services.yaml >/dev/null)
+    say "hello-$language.wasm: $(($(wc -c <"$folder/hello-$language.wasm") / 1024)) KiB, built in $(($(date +%s) - begun)) s"
+done
