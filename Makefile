@@ -144,7 +144,7 @@ bench-serving: build guests ## requests served, beside `wasmtime serve` and a se
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
 	cargo run --locked --release -p leasehold-end-to-end --bin startup
 
-bench-many: build guests ## a thousand services in one process: the start, the memory, the end
+bench-many: build guests ## a thousand services in one process: the start, the memory, a reload, an upgrade, the end
 	cargo run --locked --release -p leasehold-end-to-end --bin many
 
 isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
