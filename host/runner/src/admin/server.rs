@@ -215,7 +215,7 @@ fn metrics_listener(addr: SocketAddr, inheritance: Option<&Inheritance>) -> Resu
     bound.map_err(|error| Failure::other(format!("metrics: cannot listen on {addr}: {error}")))
 }
 
-/// Binds a listener, or takes the one that a former host has handed over.
+/// Binds a listener, or takes the listener that a former host has handed over.
 fn bind_or_take(addr: SocketAddr, place: &Place, inheritance: Option<&Inheritance>) -> io::Result<TcpListener> {
     match inheritance.and_then(|inheritance| inheritance.take(place)) {
         Some(listener) => TcpListener::from_std(listener),

@@ -16,7 +16,7 @@ const ELLIPSIS: char = '…';
 pub(super) struct Column {
     pub(super) heading: &'static str,
     pub(super) is_number: bool,
-    /// Part of the width that this column gets where not all fit; 0 for one that is never cut.
+    /// Part of the width that this column gets where not all fit; 0 for a column that is never cut.
     share: usize,
     /// The part of a cell that stays where it is cut.
     kept: Kept,
@@ -94,7 +94,7 @@ pub(super) fn widths<'a>(
     widths
 }
 
-/// Widths with which a line fits into `limit`, as far as columns may be cut; 0 for one that is left out, with its gap.
+/// Widths with which a line fits into `limit`, as far as columns may be cut; 0 for a column that is left out, with its gap.
 pub(super) fn fitted(columns: &[Column], widths: &[usize], limit: usize) -> Vec<usize> {
     let room = limit.saturating_sub(GAP.len() * columns.len().saturating_sub(1));
     let at = |unit: usize| -> Vec<usize> {

@@ -40,7 +40,7 @@ pub(crate) struct Planned {
     pub(crate) change: Change,
     /// Index of the service among the present ones.
     pub(crate) present: Option<usize>,
-    /// The service as it is to be; as it is, for one that goes.
+    /// The service as it is to be; a service that goes as it is.
     pub(crate) spec: Arc<Spec>,
     pub(crate) keys: Vec<KeyChange>,
 }

@@ -268,7 +268,7 @@ impl Resolver<'_> {
 
     fn tls(&mut self, tls: file::EtcdTls) -> Tls {
         for (key, file) in [("ca", &tls.ca), ("cert", &tls.cert)] {
-            // One that cannot be read is a mistake already.
+            // A file that cannot be read is a mistake already.
             let pem = file.as_ref().and_then(|file| std::fs::read(file).ok());
             if pem.is_some_and(|pem| !has_certificate(&pem)) {
                 self.wrong(&["etcd", "tls", key], "the file has no certificate as PEM");

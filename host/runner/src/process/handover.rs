@@ -86,7 +86,7 @@ pub(crate) struct Inheritance {
 }
 
 impl Inheritance {
-    /// Receives what the parent hands over; `None` for a process that succeeds nobody.
+    /// Receives what the parent hands over; `None` for a process that succeeds no other.
     pub(crate) fn receive() -> Result<Option<Self>, String> {
         let parent = getppid().map(|parent| parent.as_raw_nonzero().to_string());
         if std::env::var(SUCCEEDS).ok().is_none_or(|succeeds| Some(succeeds) != parent) {
@@ -119,7 +119,7 @@ impl Inheritance {
         self.listeners.lock().get(place)?.local_addr().ok()
     }
 
-    /// Closes the listeners that nobody has taken.
+    /// Closes the listeners that were not taken.
     pub(crate) fn close_rest(&self) {
         self.listeners.lock().clear();
     }
@@ -133,7 +133,7 @@ impl Inheritance {
     pub(crate) fn report(&self, tried: &[Tried]) {
         let mut stream = &self.stream;
         if write(&mut stream, &tried).is_ok() && stream.set_read_timeout(None).is_ok() {
-            // A former host that is gone has ended, or was killed: somebody has to serve.
+            // A former host that is gone was killed: its successor serves.
             drop(stream.read(&mut [0]));
         }
         self.is_host.cancel();

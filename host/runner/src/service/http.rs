@@ -43,7 +43,7 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    /// Binds the listener, or takes the one that a former host has handed over. Nothing of the component runs yet.
+    /// Binds the listener, or takes the listener that a former host has handed over. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec, inheritance: Option<&Inheritance>) -> Result<Self, Failure> {
         let tls = open_tls(spec)?;
         let failed = |error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen));
@@ -171,7 +171,7 @@ impl Handler {
     }
 }
 
-/// Token that is cancelled once this process is the host, which it is at once where it succeeds nobody.
+/// Token that is cancelled once this process is the host: at once, unless it succeeds another process.
 pub(crate) fn is_host(inheritance: Option<&Inheritance>) -> CancellationToken {
     inheritance.map_or_else(
         || {

@@ -15,6 +15,7 @@ pub(crate) mod file_watcher;
 pub(crate) mod handle;
 pub(crate) mod health;
 pub(crate) mod http;
+mod identity;
 mod keys;
 pub(crate) mod lifecycle;
 pub(crate) mod process;
@@ -26,7 +27,7 @@ pub(crate) mod supervisor;
 
 use std::{fmt::Display, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use leasehold::{Addr, Registrar, ServerNode, Weight};
+use leasehold::{Registrar, Weight};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -43,10 +44,11 @@ use crate::{
         handle::{Drained, Phase, ReloadCommand, Reply, RevisionInfo, ServiceStatus},
         health::{HealthMonitor, ProbeTarget, Verdict, panic_threshold::PanicThreshold},
         http::Handler,
+        identity::Identity,
         program::Program,
         reload::Reload,
     },
-    telemetry::{otlp::Traces, service_metrics::Stats, span::Tracer},
+    telemetry::{otlp::Traces, service_metrics::Stats},
     wasm::{
         component::{ComponentKind, Loaded},
         context::ServiceContext,
@@ -79,33 +81,6 @@ pub(crate) struct Service {
     reload: Option<Reload>,
     /// Time at which the keys were last withdrawn: clients may use them for a while.
     withdrawn_at: Option<Instant>,
-}
-
-/// A service as others know it.
-#[derive(Clone)]
-pub(crate) struct Identity {
-    /// The node that the host registers, if it does.
-    node: Option<ServerNode>,
-    /// Addresses of the service, the published one first.
-    own: Vec<Addr>,
-    tracer: Option<Tracer>,
-}
-
-impl Identity {
-    fn new(spec: &Spec, bound: SocketAddr, traces: Option<&Traces>) -> Self {
-        let advertised = spec.advertised(bound);
-        let mut own: Vec<_> = advertised.iter().cloned().collect();
-        // The address of the listener is the service's own, too, unless that is a wildcard.
-        own.extend(bound.to_string().parse().ok());
-        let node = advertised.map(|addr| ServerNode {
-            name: spec.name.clone(),
-            addr,
-            version: spec.version.clone(),
-            weight: None,
-            metadata: spec.metadata.clone(),
-        });
-        Self { node, own, tracer: traces.map(|traces| traces.tracer(spec, bound)) }
-    }
 }
 
 /// State of a service between its bind and its end.

@@ -9,7 +9,7 @@ use crate::{
     config::{Register, Spec},
     error::Failure,
     inbound::tls::Tls,
-    service::{Identity, handle::Reply, keys, revision::Revision},
+    service::{handle::Reply, identity::Identity, keys, revision::Revision},
     wasm::{component::Loaded, context::ServiceContext, engine::Engine, initial_memory},
 };
 

@@ -72,7 +72,7 @@ pub(super) struct Reconfigurer {
 struct Prepared {
     planned: Planned,
     present: Option<Arc<ServiceHandle>>,
-    /// What it is to go on with; `None` for one that goes, and for one whose configuration stays as it is.
+    /// What it is to go on with; `None` for a service that goes, or whose configuration stays as it is.
     next: Option<NextRevision>,
     has_new_component: bool,
     /// It is drained before the change.
@@ -125,7 +125,7 @@ impl Reconfigurer {
         Ok(Reconfigured { dry_run, services, needs_restart })
     }
 
-    /// Reads the configuration once more, with the arguments of the command line. One that came from standard input stays as
+    /// Reads the configuration once more, with the arguments of the command line. What came from standard input stays as
     /// it is.
     async fn read(&self, present: &[Arc<Spec>]) -> Result<Next, Failure> {
         if config::is_standard_input(&self.args.file) {
@@ -250,7 +250,7 @@ impl Prepared {
         Self { planned, present, next, has_new_component, is_drained }
     }
 
-    /// True for a service that binds an address: one that comes, or that moves while it is served.
+    /// True for a service that binds an address, since it comes, or moves while it is served.
     fn begins_anew(&self) -> bool {
         match (self.planned.change, &self.present) {
             (Change::Added, _) => true,
