@@ -5,7 +5,7 @@ GUESTS = greeter grpc-greeter hostile nothing plain plain-p3 program program-p3 
 HOSTS = --workspace $(GUESTS:%=--exclude %)
 # The runner takes minutes to optimise, and its unit tests need none of it.
 UNITS = --config profile.release.package.leasehold-cli.opt-level=0
-SEEDS ?= 250
+SEEDS ?= 500
 ROUNDS ?= 5
 SECONDS ?= 60
 FUZZ = $(notdir $(basename $(wildcard fuzz/targets/*.rs)))

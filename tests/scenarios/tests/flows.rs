@@ -125,6 +125,7 @@ async fn written_again_when_flows_die(ttl: u64, endpoints: usize) {
     let mut fleet = Fleet::start(way.options(ttl), etcd.client().await).await;
     way.dial_each(&fleet.registrar).await;
     fleet.is_renewed(1).await;
+    let mut events = fleet.registrar.events();
     let begun = Instant::now();
     way.forget();
     for registration in &fleet.registrations {
@@ -147,6 +148,15 @@ async fn written_again_when_flows_die(ttl: u64, endpoints: usize) {
         }
     };
     assert!(timeout(interval(ttl) + SLACK, written).await.is_ok(), "TTL {ttl} s: not every weight is written");
+    let (mut lost, mut recovered) = (0, 0);
+    while let Ok(event) = events.try_recv() {
+        match event.what {
+            What::Recovering => lost += 1,
+            What::Recovered => recovered += 1,
+            _ => {}
+        }
+    }
+    assert!((1..=LEASES).contains(&lost) && lost == recovered, "TTL {ttl} s: {recovered} of {lost} recovered");
     let unready = begun.elapsed();
     report(&format!("TTL {ttl} s, {endpoints} endpoints, with a write: ready again after"), unready);
     assert!(unready <= interval(ttl) + SLACK, "TTL {ttl} s: ready only after {unready:?}");

@@ -19,7 +19,7 @@ static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
 /// Word in the files that stands for the service's name.
 const NAME: &str = "{{name}}";
 
-/// What is known of a language.
+/// Folder, tools and commands of a language.
 struct Template {
     folder: &'static str,
     /// The WASI packages of its world; `None` where a library brings its own.

@@ -45,7 +45,7 @@ pub(crate) struct Planned {
     pub(crate) keys: Vec<KeyChange>,
 }
 
-/// What becomes of a service.
+/// Change of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Display, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]

@@ -47,7 +47,7 @@ pub(crate) struct Config {
     pub(crate) traces: Option<Traces>,
     /// The services, in the file's order.
     pub(crate) services: Vec<Spec>,
-    /// What the file says beside the services, to compare it with its next reading.
+    /// Keys of the file beside the services, to compare them with its next reading.
     pub(crate) written: Written,
     /// Advice about the file that does not keep it from running.
     pub(crate) notes: Vec<String>,
@@ -179,7 +179,7 @@ pub(crate) struct Spec {
     pub(crate) quarantine: Quarantine,
     /// Replaces it whenever its file changes.
     pub(crate) follow: bool,
-    /// What the configuration says about it, to compare it with the next reading.
+    /// Keys of its configuration, to compare them with the next reading.
     pub(crate) written: Written,
 }
 

@@ -37,7 +37,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest message, in bytes.
 const MAX_BYTES: u32 = 16 << 20;
 
-/// What a host hands over.
+/// Everything that a host hands over besides the descriptors.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     /// The listeners, in the order of their descriptors.
@@ -56,7 +56,7 @@ pub(crate) enum Place {
     Service(String, SocketAddr),
 }
 
-/// What an operator has done to a service.
+/// State of a service by the commands of operators.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ServiceState {
     pub(crate) name: String,
@@ -124,7 +124,7 @@ impl Inheritance {
         self.listeners.lock().clear();
     }
 
-    /// What an operator has done to a service.
+    /// State of a service by the commands of operators.
     pub(crate) fn service(&self, name: &str, listen: SocketAddr) -> Option<&ServiceState> {
         self.services.iter().find(|service| service.name == name && service.listen == listen)
     }

@@ -102,7 +102,7 @@ pub(crate) struct Reconfigured {
     pub(crate) needs_restart: Vec<KeyChange>,
 }
 
-/// What a reload of the configuration means to one service.
+/// Effect of a reload of the configuration on one service.
 #[derive(Debug, Serialize)]
 pub(crate) struct ServiceChange {
     pub(crate) service: String,

@@ -1,4 +1,4 @@
-//! What a service is to others: its node, its addresses, and its name in traces. All of it follows from the configuration.
+//! Identity of a service: its node, its addresses, and its name in traces. All of it follows from the configuration.
 
 use std::net::SocketAddr;
 

@@ -42,7 +42,7 @@ pub(crate) struct StartContext {
     pub(crate) etcd: watch::Receiver<bool>,
     /// Barrier in front of the first component that runs, where one failure ends all services.
     pub(crate) barrier: Option<Arc<Barrier>>,
-    /// What a former host has handed over.
+    /// Listeners and states that a former host has handed over.
     pub(crate) inheritance: Option<Arc<Inheritance>>,
     /// Set where failed starts are logged here: the host has several services, and goes on without the failed one.
     pub(crate) logs_failed_starts: bool,

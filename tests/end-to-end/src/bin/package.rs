@@ -212,7 +212,7 @@ fn script(steps: &[&Step]) -> String {
 }
 
 fn upgrades(system: &System, _: &Path) {
-    system.run("leasehold init /etc/leasehold/services.yaml && dpkg -i /root/leasehold_*.deb");
+    system.run("leasehold init /etc/leasehold/services.yaml && dpkg -i ~/leasehold_*.deb");
     assert!(system.has("etc/leasehold/services.yaml"));
 }
 

@@ -57,14 +57,14 @@ const MAX_MISTAKES: usize = 20;
 pub(super) struct Reconfigurer {
     pub(super) args: RunArgs,
     pub(super) services: Arc<Services>,
-    /// What further services are started with.
+    /// Context of further services.
     pub(super) context: Arc<StartContext>,
     pub(super) engines: Engines,
     /// Tasks of the services.
     pub(super) running: TaskTracker,
     /// Keys of the configuration beside the services, as they hold since the start.
     pub(super) host: Written,
-    /// What an upgrade hands over besides the services.
+    /// Everything that an upgrade hands over besides the services.
     pub(super) upgrader: Upgrader,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Reconfigurer {
 struct Prepared {
     planned: Planned,
     present: Option<Arc<ServiceHandle>>,
-    /// What it is to go on with; `None` for a service that goes, or whose configuration stays as it is.
+    /// Revision to go on with; `None` for a service that goes, or whose configuration stays as it is.
     next: Option<NextRevision>,
     has_new_component: bool,
     /// It is drained before the change.

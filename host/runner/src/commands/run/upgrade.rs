@@ -20,7 +20,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use leasehold::{LeaseId, Ownership, Registrar, ServiceName};
+use leasehold::{LeaseId, Ownership, Registrar};
 use leasehold_wasmtime::RegistryCtx;
 use tokio::{
     process::{Child, Command},
@@ -83,7 +83,9 @@ impl Upgrader {
         let handed: Vec<_> = services.all().iter().map(Handed::new).collect();
         self.check(&handed)?;
         let (manifest, descriptors) = self.manifest(&handed)?;
-        let holders = self.holders(&handed).await;
+        let Some(holders) = self.holders(&handed).await else {
+            return Err(Failure::other("etcd does not answer, and a new process could not register anything"));
+        };
         let failed = |error: io::Error| Failure::other(format!("the new process cannot be started: {error}"));
         let (successor, stdin) = Successor::connect().map_err(failed)?;
         let mut child = KilledOnDrop(Some(self.spawn(stdin).map_err(failed)?));
@@ -139,7 +141,7 @@ impl Upgrader {
         }
     }
 
-    /// What is handed over, and the descriptors of the listeners.
+    /// The manifest of the hand-over, and the descriptors of the listeners.
     fn manifest(&self, handed: &[Handed]) -> Result<(Manifest, Vec<OwnedFd>), Failure> {
         let (mut manifest, mut descriptors) = (Manifest::default(), Vec::new());
         let failed = |error: io::Error| Failure::other(format!("a listener cannot be handed over: {error}"));
@@ -190,18 +192,18 @@ impl Upgrader {
     }
 
     /// Writes the keys of each service again of which the successor has taken one over. What it holds is not deleted.
-    async fn take_back(&self, handed: &[Handed], before: &Option<Holders>) {
+    async fn take_back(&self, handed: &[Handed], before: &Holders) {
         let now = self.holders(handed).await;
-        let is_taken = |key: &str| match (before, &now) {
-            (Some(before), Some(now)) => before.get(key).is_some_and(|before| now.get(key) != Some(before)),
-            // A key that is not taken is written again as well.
-            _ => true,
+        // Where etcd does not answer, every key is written again.
+        let is_taken = |key: &str| match &now {
+            Some(now) => before.get(key).is_some_and(|before| now.get(key) != Some(before)),
+            None => true,
         };
         let taken = handed.iter().filter_map(|one| {
             let context = one.handle.snapshot().status.context.filter(|_| one.is_served)?;
             let registrations = context.registry.registrations();
             let is_taken = registrations.iter().flat_map(|one| one.keys()).any(|key| is_taken(key));
-            is_taken.then(|| (one.handle.name.clone(), context))
+            is_taken.then(|| (Arc::clone(&one.handle), context))
         });
         for (service, context) in taken {
             let ending = self.ending.clone();
@@ -212,9 +214,10 @@ impl Upgrader {
     }
 }
 
-/// Writes the keys of a service again, until that has succeeded.
-async fn take_back(service: &ServiceName, registry: &RegistryCtx) {
-    loop {
+/// Writes the keys of a service again, until that has succeeded. A service that is drained or withdrawn meanwhile has its keys
+/// out of etcd for that reason.
+async fn take_back(service: &ServiceHandle, registry: &RegistryCtx) {
+    while service.phase() == Phase::Serving {
         let again = async {
             // Keys that another lease holds are not deleted; what cannot be withdrawn is restored all the same.
             drop(registry.withdraw().await);
@@ -222,7 +225,7 @@ async fn take_back(service: &ServiceName, registry: &RegistryCtx) {
         };
         let outcome = timeout(TAKE_BACK_TIMEOUT, again).await;
         let Err(why) = outcome.unwrap_or_else(|_| Err("etcd does not answer".to_owned())) else { return };
-        tracing::warn!(%service, "its keys are not taken back yet: {why}");
+        tracing::warn!(service = %service.name, "its keys are not taken back yet: {why}");
         sleep(TAKE_BACK_PAUSE).await;
     }
 }
@@ -248,8 +251,8 @@ impl Handed {
 /// Fails if the successor does not serve a service that this host serves, at its address or at another one. A service that is not
 /// configured any more is not missed.
 fn missing(handed: &[Handed], tried: &[Tried]) -> Result<(), Failure> {
-    let served = handed.iter().map(|one| &one.state).zip(handed).filter(|(_, one)| one.is_served);
-    let missing = served.filter_map(|(state, _)| {
+    let served = handed.iter().filter(|one| one.is_served).map(|one| &one.state);
+    let missing = served.filter_map(|state| {
         let mut named: Vec<_> = tried.iter().filter(|tried| tried.name == state.name).collect();
         if let Some(same) = named.iter().find(|tried| tried.listen == state.listen) {
             named = vec![*same];
