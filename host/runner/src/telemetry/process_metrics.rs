@@ -21,6 +21,7 @@ impl ProcessSample {
             WithCurrentSystemInfo,
             process::{LimitValue, Process},
         };
+        use rustix::time::{ClockId, clock_gettime};
         let process = Process::myself().ok()?;
         let stat = process.stat().ok()?;
         let ticks = procfs::ticks_per_second() as f64;
@@ -28,8 +29,10 @@ impl ProcessSample {
             LimitValue::Unlimited => f64::INFINITY,
             LimitValue::Value(files) => files as f64,
         };
+        // `/proc` counts in ticks of 10 ms.
+        let cpu = clock_gettime(ClockId::ProcessCPUTime);
         Some(Self {
-            cpu_seconds: (stat.utime + stat.stime) as f64 / ticks,
+            cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
             resident_bytes: stat.rss_bytes().get() as f64,
             open_fds: process.fd_count().ok()? as f64,
             max_fds,
@@ -58,7 +61,7 @@ mod tests {
         let files: Vec<File> = (0..10).map(|_| File::open("/proc/self/stat").unwrap()).collect();
         let memory = vec![1_u8; 64 << 20];
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_millis(100) {}
+        while begun.elapsed() < Duration::from_millis(1) {}
         let after = ProcessSample::read().unwrap();
         assert!(after.open_fds >= before.open_fds + files.len() as f64 && after.open_fds < after.max_fds);
         assert!(after.resident_bytes >= before.resident_bytes + memory.len() as f64 / 2.0);
