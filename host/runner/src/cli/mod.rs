@@ -462,6 +462,10 @@ pub(crate) struct CheckArgs {
     #[arg(long)]
     pub(crate) offline: bool,
 
+    /// A row for every service; by default, of more than 20 only for those with a problem or a remark
+    #[arg(long)]
+    pub(crate) all: bool,
+
     /// One JSON object
     #[arg(long)]
     pub(crate) json: bool,

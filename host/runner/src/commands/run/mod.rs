@@ -25,6 +25,7 @@ use crate::{
     error::Failure,
     outbound::reserved::Reserved,
     process::{
+        activation,
         handover::{Inheritance, Place},
         rlimit,
         signals::{self, Signals},
@@ -58,11 +59,21 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     // Before anything else can replace it.
     let binary = std::env::current_exe();
     let inheritance = Inheritance::receive().map_err(Failure::other)?.map(Arc::new);
+    let unfit = match &inheritance {
+        Some(inheritance) => {
+            activation::inherit(inheritance.take_activated());
+            Vec::new()
+        }
+        None => activation::receive(),
+    };
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
     let mut config = args.config()?;
     log_start(&path, &config);
-    config.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    let listens = config.services.iter().map(|spec| spec.listen);
+    let listens: Vec<_> = listens.chain(config.admin.addr()).chain(config.metrics).collect();
+    let remarks = config.notes.iter().cloned().chain(unfit).chain(activation::unused(&listens));
+    remarks.for_each(|remark| tracing::warn!("{remark}"));
     let tasks = TaskTracker::new();
     let Signals { ending, reloads, upgrades, verbosity } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.
