@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Refused(anyhow::Error),
     /// Anything else: a port in use, a component that fails to start.
     Other(anyhow::Error),
+    /// A command has ended, with this exit code.
+    Command(anyhow::Error, u8),
 }
 
 impl Clone for Failure {
@@ -26,6 +28,7 @@ impl Clone for Failure {
             Self::Unavailable(_) => Self::unavailable(sentence),
             Self::Refused(_) => Self::refused(sentence),
             Self::Other(_) => Self::other(sentence),
+            Self::Command(_, code) => Self::command(sentence, *code),
         }
     }
 }
@@ -47,6 +50,10 @@ impl Failure {
         Self::Other(anyhow!("{sentence}"))
     }
 
+    pub(crate) fn command(sentence: impl Display, code: u8) -> Self {
+        Self::Command(anyhow!("{sentence}"), code)
+    }
+
     /// The process's exit code; 64, 69 and 77 as in sysexits.h.
     pub(crate) fn code(&self) -> u8 {
         match self {
@@ -54,12 +61,17 @@ impl Failure {
             Self::Unavailable(_) => 69,
             Self::Refused(_) => 77,
             Self::Other(_) => 1,
+            Self::Command(_, code) => *code,
         }
     }
 
     /// The whole chain of causes on one line.
     pub(crate) fn sentence(&self) -> String {
-        let (Self::Usage(error) | Self::Unavailable(error) | Self::Refused(error) | Self::Other(error)) = self;
+        let (Self::Usage(error)
+        | Self::Unavailable(error)
+        | Self::Refused(error)
+        | Self::Other(error)
+        | Self::Command(error, _)) = self;
         one_line(&format!("{error:#}"))
     }
 }

@@ -81,6 +81,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
     match command {
         Command::Run(args) => commands::run(args, None, scheduler, levels).await,
         Command::Dev(args) => Box::pin(commands::dev(args, scheduler, levels)).await,
+        Command::Keep(args) => Box::pin(commands::keep(args)).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch::watch(args).await,
         Command::Doctor(args) => Box::pin(commands::doctor(args)).await,

@@ -5,6 +5,7 @@ mod etcd_args;
 mod guest_args;
 pub(crate) mod help;
 mod host_args;
+mod keep_args;
 pub(crate) mod lease_state;
 mod tls_args;
 
@@ -24,6 +25,7 @@ pub(crate) use self::{
     etcd_args::{ConnectionArgs, EtcdArgs},
     guest_args::{ComponentizeArgs, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
+    keep_args::{CheckOptions, KeepArgs},
 };
 use crate::{
     config::{
@@ -218,6 +220,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold upgrade\n  leasehold upgrade --config services.yaml\n\nThe binary that stands at the path of the running one is started with the same arguments. It takes over the listeners,\nthe keys, and what operators have drained and weighed; then the former process drains and ends. If the new process does\nnot serve what the former one serves, the former one goes on, and the exit code is 1. SIGUSR2 does the same."
     )]
     Upgrade(UpgradeArgs),
+    /// Keep any process in etcd: registered while its check succeeds, taken back in order with its command
+    #[command(
+        after_help = "Examples:\n  leasehold keep --name user --addr 10.0.0.7:8080 --health http://127.0.0.1:8080/healthz -- ./user-server\n  leasehold keep --name mail --addr 10.0.0.7:25 --health tcp://127.0.0.1:25        beside a process that runs already\n  leasehold keep --name user --addr 10.0.0.7:9000 --health grpc://127.0.0.1:9000 --layout kratos --etcd etcd-1:2379 -- spin up\n\nThe node is registered once the check succeeds, withdrawn while it fails, and registered again. SIGTERM, SIGQUIT and Ctrl-C delete the key, wait for --settle-time, and are passed on to the command with everything that it has started; other signals are passed on at once. The exit code is that of the command, and 128 plus the signal where one has ended it."
+    )]
+    Keep(KeepArgs),
     /// Compile a component ahead of its start, for this release on this kind of machine
     #[command(
         after_help = "Examples:\n  leasehold compile greeter.wasm\n  leasehold compile greeter.wasm -o /srv/greeter.cwasm\n\nThe result is machine code, which no sandbox holds: a configuration that runs it says precompiled: true."
