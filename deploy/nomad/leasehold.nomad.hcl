@@ -118,6 +118,7 @@ job "leasehold" {
       kill_signal  = "SIGTERM"
       kill_timeout = "60s"
 
+      # `memory_max`, where Nomad's scheduler permits it, is what `leasehold check` adds up for all instances, and some for the host.
       resources {
         cpu        = 500
         memory     = 256

@@ -33,7 +33,7 @@ var chartChecks = []check{
 	{"the manifests are rendered from the present chart", isRendered},
 	{"wrong values are refused, and the error names them", refusesValues},
 	{"the grace period is longer than a drain", gracePeriodSuffices},
-	{"leasehold accepts the configuration", configurationIsAccepted},
+	{"leasehold accepts the configuration, and a pod has the memory for it", configurationIsAccepted},
 	{"the manifests fit the schemas of the oldest and the newest Kubernetes", fitsSchemas},
 	{"the ServiceMonitor is of the Prometheus operator's type", serviceMonitorFits},
 }
@@ -305,28 +305,50 @@ func configurationIsAccepted(w *world) error {
 		if strings.Contains(values, "IPv6") {
 			address = "fd00::7"
 		}
-		if err := leaseholdCheck(w, text, "POD_IP="+address, "POD_NAME=greeter-1", "NODE_NAME=node-1"); err != nil {
+		memory, err := leaseholdCheck(w, text, "POD_IP="+address, "POD_NAME=greeter-1", "NODE_NAME=node-1")
+		if err != nil {
 			return fmt.Errorf("%s: %w", values, err)
 		}
-		if err := refused(leaseholdCheck(w, strings.Replace(text, "advertise:", "advertize:", 1), "POD_IP="+address), "advertize"); err != nil {
+		if values == "{}" {
+			workload, err := find(all, "Deployment")
+			if err != nil {
+				return err
+			}
+			limit := workload.at("spec", "template", "spec", "containers", 0, "resources", "limits", "memory")
+			if limit != "1Gi" || memory > 0.9 {
+				return fmt.Errorf("instances may use %v GiB, and the pod has %v", memory, limit)
+			}
+		}
+		_, err = leaseholdCheck(w, strings.Replace(text, "advertise:", "advertize:", 1), "POD_IP="+address)
+		if err := refused(err, "advertize"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// leaseholdCheck is `leasehold check --offline` of a configuration whose components are those of the workspace.
-func leaseholdCheck(w *world, text string, environment ...string) error {
+// leaseholdCheck is `leasehold check --offline` of a configuration whose components are those of the workspace. It returns the memory
+// that all instances may use, in GiB.
+func leaseholdCheck(w *world, text string, environment ...string) (float64, error) {
 	components := w.path("target/components") + "/"
 	text = strings.NewReplacer("/usr/share/doc/leasehold/examples/", components, "/components/", components).Replace(text)
 	file, err := w.write("services.yaml", text)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	command := exec.Command(w.leasehold(), "check", "--offline", file)
 	command.Env = append(os.Environ(), environment...)
-	_, err = outputOf(command)
-	return err
+	checked, err := outputOf(command)
+	if err != nil {
+		return 0, err
+	}
+	var memory float64
+	found := regexp.MustCompile(`with ([0-9.]+) GiB of memory`).FindStringSubmatch(checked)
+	if found == nil {
+		return 0, errors.New("no memory in GiB:\n" + checked)
+	}
+	_, err = fmt.Sscan(found[1], &memory)
+	return memory, err
 }
 
 func fitsSchemas(w *world) error {

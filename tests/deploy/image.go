@@ -104,6 +104,8 @@ func serves(w *world, name string, arguments ...string) error {
 	if err != nil {
 		return err
 	}
+	// Looked up by the libraries of the image.
+	etcd = strings.Replace(etcd, "127.0.0.1", "localhost", 1)
 	port, err := freePort()
 	if err != nil {
 		return err
@@ -114,7 +116,7 @@ services:
   - name: greeter
     component: /usr/share/doc/leasehold/examples/greeter.wasm
     listen: 127.0.0.1:%d
-    limits: { settle_time: 1s }
+    limits: { settle_time: 1s, memory: 16MiB, concurrency: 40 }
 `, etcd, port))
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ var nomadChecks = []check{
 	{"the job has only fields that Nomad knows, with values of their types", jobFits},
 	{"a misspelt field and a wrong value are refused", refusesJobs},
 	{"a task has the time for a drain", killTimeoutSuffices},
-	{"leasehold accepts the configuration of the job", jobConfigurationIsAccepted},
+	{"leasehold accepts the configuration of the job, and a task has the memory for it", jobConfigurationIsAccepted},
 }
 
 func jobFile(w *world) (string, string, error) {
@@ -254,5 +254,13 @@ func jobConfigurationIsAccepted(w *world) error {
 		return err
 	}
 	configuration := strings.Replace(string(text), "/secrets/etcd-password", secret, 1)
-	return leaseholdCheck(w, configuration, "NOMAD_HOST_ADDR_greeter=10.0.0.7:23456")
+	memory, err := leaseholdCheck(w, configuration, "NOMAD_HOST_ADDR_greeter=10.0.0.7:23456")
+	if err != nil {
+		return err
+	}
+	_, job, err := jobFile(w)
+	if err == nil && (memory > 0.9 || !strings.Contains(job, "memory_max = 1024")) {
+		err = fmt.Errorf("instances may use %v GiB, and the task has another limit than 1 GiB", memory)
+	}
+	return err
 }
