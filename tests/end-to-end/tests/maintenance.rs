@@ -216,3 +216,28 @@ async fn maintenance_commands_find_the_host_by_its_configuration() {
     assert!(nowhere.code == Some(64) && nowhere.stderr.contains("cannot read /does/not/exist.yaml"), "{nowhere:?}");
     assert_eq!(host.stop().await.code, Some(0));
 }
+
+#[tokio::test]
+async fn a_probe_is_an_exit_code_and_one_line() {
+    let world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let admin = host.admin();
+    let probe = async |condition: &str| leasehold(&["status", "--probe", condition, "--admin", &admin]).await;
+    for (condition, line) in [("live", "ok\n"), ("serving", "ready\n"), ("ready", "ready\n")] {
+        let ended = probe(condition).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), line), "{condition}: {ended:?}");
+    }
+    assert_eq!(leasehold(&["drain", "plain", "--admin", &admin]).await.code, Some(0));
+    assert_eq!(probe("live").await.code, Some(0));
+    for condition in ["serving", "ready"] {
+        let ended = probe(condition).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{condition}: {ended:?}");
+        assert!(ended.stderr.starts_with("leasehold: not ready plain: "), "{condition}: {ended:?}");
+    }
+    assert_eq!(probe("well").await.code, Some(64));
+    let both = leasehold(&["status", "--probe", "live", "--json", "--admin", &admin]).await;
+    assert_eq!(both.code, Some(64), "{both:?}");
+    assert_eq!(host.stop().await.code, Some(0));
+    let silent = probe("live").await;
+    assert!(silent.code == Some(1) && silent.stderr.contains("no host answers at "), "{silent:?}");
+}
