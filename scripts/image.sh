@@ -24,6 +24,7 @@ install -m 644 deploy/container/Containerfile "$image"
 install -m 755 "$binary" "$root/usr/bin/leasehold"
 
 # The libraries that the binary was linked with, under the names that it looks for: `name => /path (address)`, and the loader alone.
+# glibc 2.34 and newer looks names up without further files.
 ldd "$binary" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p' | while read -r library; do
     install -D -m 755 "$library" "$root$library"
 done
