@@ -69,7 +69,7 @@ image: guests ## the container image leasehold:VERSION, by podman or docker (ENG
 	LEASEHOLD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo "not recorded") cargo build --locked --release
 	sh scripts/image.sh
 	version=$$(target/release/leasehold -V | cut -d' ' -f2) && BUILDAH_FORMAT=docker $(ENGINE) build --tag "leasehold:$$version" \
-		--build-arg VERSION="$$version" --build-arg COMMIT="$$(git rev-parse HEAD 2>/dev/null)" target/image
+		--file target/image/Containerfile --build-arg VERSION="$$version" --build-arg COMMIT="$$(git rev-parse HEAD 2>/dev/null)" target/image
 
 # The programs of Kubernetes stand in a module of their own; their version is not in their sources.
 deploy-tools:
