@@ -121,7 +121,7 @@ services:
 	if err != nil {
 		return err
 	}
-	container := append([]string{"run", "--detach", "--name", name}, restricted...)
+	container := append([]string{"run", "--detach", "--replace", "--name", name}, restricted...)
 	container = append(container, "--tmpfs", "/run/leasehold", "--tmpfs", "/var/cache/leasehold",
 		"--volume", configuration+":/etc/leasehold/services.yaml:ro")
 	if _, err := w.podman(append(append(container, arguments...), imageName)...); err != nil {

@@ -241,3 +241,19 @@ async fn a_probe_is_an_exit_code_and_one_line() {
     let silent = probe("live").await;
     assert!(silent.code == Some(1) && silent.stderr.contains("no host answers at "), "{silent:?}");
 }
+
+#[tokio::test]
+async fn a_host_that_starts_without_etcd_is_live_and_not_ready_until_etcd_responds() {
+    let mut world = World::real().await;
+    world.kill();
+    let site = with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
+    let mut host = Host::spawn(&site, &[]);
+    host.says("waiting for etcd").await;
+    host.says("admin").await;
+    let page = async |path: &str| get(&format!("{}{path}", host.admin())).await.status;
+    // A probe that restarts a host must not restart this one, and a rollout waits for it.
+    assert_eq!((page("healthz").await, page("readyz?etcd=optional").await), (200, 503));
+    world.restart(true).await;
+    wait_for("it is ready", SOON, async || page("readyz?etcd=optional").await == 200).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}
