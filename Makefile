@@ -21,7 +21,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test run test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test run test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -61,6 +61,31 @@ deb-test: deb ## the package in an empty Debian, as root: installed, docs/first-
 	@test "$$(id -u)" = 0 || { echo "deb-test: needs root: an empty Debian is mounted, and the package installed there" >&2; exit 1; }
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin package
 	unshare --mount --pid --fork --kill-child target/release/package
+
+# podman writes the health check in Docker's format only.
+ENGINE ?= $(firstword $(foreach engine,podman docker,$(shell command -v $(engine))))
+image: guests ## the container image leasehold:VERSION, by podman or docker (ENGINE=)
+	@test -n "$(ENGINE)" || { echo "image: needs podman or docker: apt-get install podman" >&2; exit 1; }
+	LEASEHOLD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo "not recorded") cargo build --locked --release
+	sh scripts/image.sh
+	version=$$(target/release/leasehold -V | cut -d' ' -f2) && BUILDAH_FORMAT=docker $(ENGINE) build --tag "leasehold:$$version" \
+		--file target/image/Containerfile --build-arg VERSION="$$version" --build-arg COMMIT="$$(git rev-parse HEAD 2>/dev/null)" target/image
+
+# The programs of Kubernetes stand in a module of their own; their version is not in their sources.
+deploy-tools:
+	@command -v go >/dev/null || { echo "deploy: needs Go 1.26 or newer, which builds helm, kubectl and kube-apiserver: https://go.dev/dl" >&2; exit 1; }
+	cd tests/deploy/kubernetes && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+		go build -trimpath -ldflags "-X k8s.io/component-base/version.gitVersion=$$version" -o ../../../target/deploy/bin/ tool
+	cd tests/deploy && go build -trimpath -o ../../target/deploy/bin/ .
+
+manifests: deploy-tools ## deploy/kubernetes/manifests, rendered from the chart
+	target/deploy/bin/deploy manifests
+
+deploy-test: build guests deploy-tools ## the chart on a real API server, the Nomad job, the image in podman; PARTS="kubernetes nomad image"
+	python3 -m venv target/deploy/python
+	target/deploy/python/bin/pip install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
+	sh scripts/image.sh
+	target/deploy/bin/deploy $(PARTS)
 
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml

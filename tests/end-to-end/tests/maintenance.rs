@@ -216,3 +216,44 @@ async fn maintenance_commands_find_the_host_by_its_configuration() {
     assert!(nowhere.code == Some(64) && nowhere.stderr.contains("cannot read /does/not/exist.yaml"), "{nowhere:?}");
     assert_eq!(host.stop().await.code, Some(0));
 }
+
+#[tokio::test]
+async fn a_probe_is_an_exit_code_and_one_line() {
+    let world = World::real().await;
+    let host = host(&world, [plain("plain")]).await;
+    let admin = host.admin();
+    let probe = async |condition: &str| leasehold(&["status", "--probe", condition, "--admin", &admin]).await;
+    for (condition, line) in [("live", "ok\n"), ("serving", "ready\n"), ("ready", "ready\n")] {
+        let ended = probe(condition).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), line), "{condition}: {ended:?}");
+    }
+    assert_eq!(leasehold(&["drain", "plain", "--admin", &admin]).await.code, Some(0));
+    assert_eq!(probe("live").await.code, Some(0));
+    for condition in ["serving", "ready"] {
+        let ended = probe(condition).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{condition}: {ended:?}");
+        assert!(ended.stderr.starts_with("leasehold: not ready plain: "), "{condition}: {ended:?}");
+    }
+    assert_eq!(probe("well").await.code, Some(64));
+    let both = leasehold(&["status", "--probe", "live", "--json", "--admin", &admin]).await;
+    assert_eq!(both.code, Some(64), "{both:?}");
+    assert_eq!(host.stop().await.code, Some(0));
+    let silent = probe("live").await;
+    assert!(silent.code == Some(1) && silent.stderr.contains("no host answers at "), "{silent:?}");
+}
+
+#[tokio::test]
+async fn a_host_that_starts_without_etcd_is_live_and_not_ready_until_etcd_responds() {
+    let mut world = World::real().await;
+    world.kill();
+    let site = with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
+    let mut host = Host::spawn(&site, &[]);
+    host.says("waiting for etcd").await;
+    host.says("admin").await;
+    let page = async |path: &str| get(&format!("{}{path}", host.admin())).await.status;
+    // A probe that restarts a host must not restart this one, and a rollout waits for it.
+    assert_eq!((page("healthz").await, page("readyz?etcd=optional").await), (200, 503));
+    world.restart(true).await;
+    wait_for("it is ready", SOON, async || page("readyz?etcd=optional").await == 200).await;
+    assert_eq!(host.stop().await.code, Some(0));
+}

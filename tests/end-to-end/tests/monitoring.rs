@@ -48,6 +48,8 @@ async fn every_metric_of_dashboard_alerts_and_documentation_exists() {
         ("deploy/prometheus/alerts.yaml", 10),
         ("docs/operating.md", 10),
         ("docs/admin.md", 20),
+        ("deploy/kubernetes/manifests/deployment.yaml", 1),
+        ("docs/deploying.md", 1),
     ] {
         let names = named(&fs::read_to_string(paths::workspace().join(file)).unwrap());
         assert!(names.len() >= least, "{file} names {names:?}");

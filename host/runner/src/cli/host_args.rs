@@ -5,7 +5,7 @@ use std::{
     str::FromStr,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use leasehold::{Source, Tls, Weight};
 
 use super::{argument::readable, tls_args::TlsArgs};
@@ -107,8 +107,34 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// One line alone, and exit code 1 unless the host is in this condition
+    #[arg(long, value_name = "CONDITION", conflicts_with_all = ["name", "json"])]
+    pub(crate) probe: Option<Probe>,
+
     #[command(flatten)]
     pub(crate) host: AdminArgs,
+}
+
+/// A condition of a host, as probes of orchestrators check it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Probe {
+    /// The process is sound: a restart would not help
+    Live,
+    /// Every service is being served, whatever the state of etcd
+    Serving,
+    /// Every service is being served, and its keys are in etcd
+    Ready,
+}
+
+impl Probe {
+    /// The page of the admin endpoint that responds with 200 in this condition.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Live => "/healthz",
+            Self::Serving => "/readyz?etcd=optional",
+            Self::Ready => "/readyz",
+        }
+    }
 }
 
 #[derive(Args, Debug)]

@@ -24,7 +24,7 @@ pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
     guest_args::{ComponentizeArgs, HttpVersion, Language, NewArgs, WitArgs},
-    host_args::{AdminArgs, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
+    host_args::{AdminArgs, Probe, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
     keep_args::{CheckOptions, KeepArgs},
 };
 use crate::{
@@ -207,7 +207,7 @@ pub(crate) enum Command {
     Weight(WeightArgs),
     /// Show what a running host runs, since when, and why something is not ready
     #[command(
-        after_help = "Examples:\n  leasehold status\n  leasehold status greeter\n  leasehold status --config services.yaml --json | jq '.services[] | select(.readiness != \"ready\")'"
+        after_help = "Examples:\n  leasehold status\n  leasehold status greeter\n  leasehold status --config services.yaml --json | jq '.services[] | select(.readiness != \"ready\")'\n  leasehold status --probe serving     for the health check of a container: exit code 0 or 1"
     )]
     Status(StatusArgs),
     /// Reload the configuration of a running host, or one service; no request fails

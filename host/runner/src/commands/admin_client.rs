@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt::Display,
     io,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -104,23 +105,15 @@ impl Endpoint {
         self.send(Method::GET, path).await
     }
 
+    /// Sends a request for a page in words: its status, and its text on one line.
+    pub(super) async fn probe(&self, path: &str) -> Result<(StatusCode, String), Failure> {
+        let (status, body) = self.response(Method::GET, path).await?;
+        Ok((status, one_line(&String::from_utf8_lossy(&body))))
+    }
+
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<(T, Value), Failure> {
-        let silent = |message: String| {
-            Failure::other(format!(
-                "no host answers at {} ({message}); --admin or --config says where one does",
-                self.address.shown()
-            ))
-        };
-        let request = self.request(method, path)?;
-        let connecting = timeout(CONNECT_TIMEOUT, self.address.connect(&self.tls)).await;
-        let stream = connecting
-            .map_err(|_| silent(format!("no connection within {CONNECT_TIMEOUT:?}")))?
-            .map_err(|error| silent(error.to_string()))?;
-        let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
-        let answered = answered.map_err(|_| silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
-        let (Parts { status, .. }, body) = answered.map_err(|error| silent(error.to_string()))?;
-        let answer: Value =
-            serde_json::from_slice(&body).map_err(|_| silent("not a leasehold admin endpoint".to_owned()))?;
+        let (status, body) = self.response(method, path).await?;
+        let answer: Value = serde_json::from_slice(&body).map_err(|_| self.silent("not a leasehold admin endpoint"))?;
         match (status, answer["error"].as_str()) {
             (StatusCode::OK, _) => match T::deserialize(&answer) {
                 Ok(read) => Ok((read, answer)),
@@ -133,8 +126,28 @@ impl Endpoint {
                 Err(Failure::refused(format!("{}: {}", self.address.shown(), one_line(message))))
             }
             (_, Some(message)) => Err(Failure::other(one_line(message))),
-            (status, None) => Err(silent(format!("it answers {status}"))),
+            (status, None) => Err(self.silent(format!("it answers {status}"))),
         }
+    }
+
+    /// The status and the body of a response, whatever they are.
+    async fn response(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failure> {
+        let request = self.request(method, path)?;
+        let connecting = timeout(CONNECT_TIMEOUT, self.address.connect(&self.tls)).await;
+        let stream = connecting
+            .map_err(|_| self.silent(format!("no connection within {CONNECT_TIMEOUT:?}")))?
+            .map_err(|error| self.silent(error))?;
+        let answered = timeout(ANSWER_TIMEOUT, exchange(stream, request)).await;
+        let answered = answered.map_err(|_| self.silent(format!("no answer within {ANSWER_TIMEOUT:?}")))?;
+        let (Parts { status, .. }, body) = answered.map_err(|error| self.silent(error))?;
+        Ok((status, body))
+    }
+
+    fn silent(&self, message: impl Display) -> Failure {
+        Failure::other(format!(
+            "no host answers at {} ({message}); --admin or --config says where one does",
+            self.address.shown()
+        ))
     }
 
     fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, Failure> {

@@ -1,6 +1,7 @@
 //! `leasehold status`: what a running host runs, since when, and why something is not ready.
 
 use anstyle::Style;
+use http::StatusCode;
 use serde::Deserialize;
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     terminal,
 };
 use crate::{
-    cli::StatusArgs,
+    cli::{AdminArgs, Probe, StatusArgs},
     commands::admin_client::{Endpoint, part},
     error::{Failure, shown},
 };
@@ -85,12 +86,23 @@ const COLUMNS: [Column; 11] = [
 
 /// Reads the status and shows it on stdout.
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
+    if let Some(condition) = args.probe {
+        return probe(&args.host, condition).await;
+    }
     let path = args.name.as_deref().map_or_else(String::new, |name| format!("/{}", part(name)));
     let (host, answer): (Host, _) = Endpoint::of(&args.host).await?.get(&format!("/status{path}")).await?;
     match (args.json, args.name) {
         (true, _) => print_json(&answer),
         (false, None) => print(&overview(&host)),
         (false, Some(_)) => print(&host.services.iter().map(details).collect::<String>()),
+    }
+}
+
+/// Shows the page of a probe as one line. Fails unless the host is in the condition.
+async fn probe(host: &AdminArgs, condition: Probe) -> Result<(), Failure> {
+    match Endpoint::of(host).await?.probe(condition.path()).await? {
+        (StatusCode::OK, page) => print(&format!("{page}\n")),
+        (_, page) => Err(Failure::other(page)),
     }
 }
 
