@@ -1,7 +1,7 @@
 # What is built, run and tested here. `make` lists it.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile nothing plain plain-p3 program program-p3 raw
+GUESTS = greeter grpc-greeter hostile lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
 HOSTS = --workspace $(GUESTS:%=--exclude %)
 # The runner takes minutes to optimise, and its unit tests need none of it.
 UNITS = --config profile.release.package.leasehold-cli.opt-level=0

@@ -67,9 +67,10 @@ mod lookups;
 mod once_map;
 mod policy;
 mod registration;
+mod watch;
 
-/// Package of the contract that this crate links, with its version.
-pub const CONTRACT: &str = "leasehold:registry@0.1.0";
+/// Packages of the contract that this crate links, with their versions, the latest one first.
+pub const CONTRACTS: [&str; 2] = ["leasehold:registry@0.2.0", "leasehold:registry@0.1.0"];
 
 pub use context::RegistryCtx;
 pub use error::CallError;
@@ -80,10 +81,17 @@ pub use policy::{Names, Policy};
 
 #[cfg(test)]
 mod tests {
-    use super::CONTRACT;
+    use super::CONTRACTS;
 
     #[test]
-    fn the_contract_is_that_of_the_wit() {
-        assert!(include_str!("../wit/registry.wit").contains(&format!("package {CONTRACT};")));
+    fn the_contracts_are_those_of_the_wit() {
+        let files = [
+            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/registry.wit")),
+            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/async.wit")),
+            ("leasehold:registry@0.1.0", include_str!("../wit/0.1/registry.wit")),
+        ];
+        for (contract, wit) in files {
+            assert!(CONTRACTS.contains(&contract) && wit.contains(&format!("package {contract};")));
+        }
     }
 }

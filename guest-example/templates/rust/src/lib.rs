@@ -9,7 +9,7 @@ mod bindings {
 
 use bindings::{
     exports::leasehold::registry::lifecycle,
-    leasehold::registry::{discovery, registrar, types::ServerNode},
+    leasehold::registry::{discovery, registrar, registry_types::ServerNode},
 };
 use serde_json::json;
 use wstd::http::{Body, Client, Error, Request, Response, StatusCode};

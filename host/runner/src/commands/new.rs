@@ -7,10 +7,10 @@ use include_dir::{Dir, include_dir};
 
 use super::{
     print,
-    wit::{self, CONTRACT, CONTRACT_PATH, Text, create, gather},
+    wit::{self, Text, contract_file, create, gather},
 };
 use crate::{
-    cli::{HttpVersion, Language, NewArgs},
+    cli::{ContractVersion, HttpVersion, Language, NewArgs},
     error::Failure,
 };
 
@@ -22,6 +22,8 @@ const NAME: &str = "{{name}}";
 /// Folder, tools and commands of a language.
 struct Template {
     folder: &'static str,
+    /// The contract of its world.
+    contract: ContractVersion,
     /// The WASI packages of its world; `None` where a library brings its own.
     http: Option<HttpVersion>,
     /// Tools that its user installs.
@@ -39,7 +41,12 @@ impl Template {
             Language::Js => ("js", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
             Language::Python => ("python", Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
         };
-        Self { folder, http, needs, run }
+        // Bindings that are part of a template are made anew before it moves to another version.
+        let contract = match language {
+            Language::Rust => ContractVersion::V0_2,
+            Language::Go | Language::C | Language::Js | Language::Python => ContractVersion::V0_1,
+        };
+        Self { folder, contract, http, needs, run }
     }
 
     /// Files of a new folder, by their final names and with the service's name in them.
@@ -53,8 +60,8 @@ impl Template {
             *file = finished(file, name);
         }
         let wit = match self.http {
-            Some(http) => wit::files(http),
-            None => vec![Text { path: CONTRACT_PATH.into(), content: CONTRACT.into() }],
+            Some(http) => wit::files(self.contract, http),
+            None => vec![contract_file(self.contract, HttpVersion::P2)],
         };
         files.extend(wit.into_iter().map(|file| Text { path: Path::new("wit").join(file.path), ..file }));
         files
