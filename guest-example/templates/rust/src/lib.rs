@@ -67,13 +67,13 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
 
 /// The registration that `start` made, maybe on another instance.
 fn status() -> Result<String, String> {
-    let registration = registrar::current()
+    let registration = registrar::describe()
         .into_iter()
         .next()
         .ok_or("not registered")?;
-    let (node, status) = (registration.node(), registration.status());
+    let (node, status) = (registration.node, registration.status);
     let body = json!({
-        "key": registration.key(),
+        "key": registration.key,
         "addr": node.addr,
         "version": node.version,
         "weight": status.weight,

@@ -16,14 +16,14 @@ use crate::{
 
 /// A folder for each language, `all` for the files that are the same in each, and the WIT.
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
+/// The contract of every template, whose bindings are made of it.
+const CONTRACT: ContractVersion = ContractVersion::V0_2;
 /// Word in the files that stands for the service's name.
 const NAME: &str = "{{name}}";
 
 /// Folder, tools and commands of a language.
 struct Template {
     folder: &'static str,
-    /// The contract of its world.
-    contract: ContractVersion,
     /// The WASI packages of its world; `None` where a library brings its own.
     http: Option<HttpVersion>,
     /// Tools that its user installs.
@@ -41,12 +41,7 @@ impl Template {
             Language::Js => ("js", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
             Language::Python => ("python", Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
         };
-        // Bindings that are part of a template are made anew before it moves to another version.
-        let contract = match language {
-            Language::Rust => ContractVersion::V0_2,
-            Language::Go | Language::C | Language::Js | Language::Python => ContractVersion::V0_1,
-        };
-        Self { folder, contract, http, needs, run }
+        Self { folder, http, needs, run }
     }
 
     /// Files of a new folder, by their final names and with the service's name in them.
@@ -60,8 +55,8 @@ impl Template {
             *file = finished(file, name);
         }
         let wit = match self.http {
-            Some(http) => wit::files(self.contract, http),
-            None => vec![contract_file(self.contract, HttpVersion::P2)],
+            Some(http) => wit::files(CONTRACT, http),
+            None => vec![contract_file(CONTRACT, HttpVersion::P2)],
         };
         files.extend(wit.into_iter().map(|file| Text { path: Path::new("wit").join(file.path), ..file }));
         files
