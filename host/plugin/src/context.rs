@@ -357,7 +357,8 @@ impl RegistryCtx {
         let permit = Arc::clone(&self.shared.watches).try_acquire_owned();
         let permit = permit.map_err(|_| CallRefusal::TooManyWatches { max: self.policy.max_watches })?;
         let view = self.looked_up(self.ready_view(&service)).await?;
-        Ok(Watch::new(self.clone(), view, self.watches_end.clone().cancelled_owned(), permit))
+        let subset = (self.policy.max_nodes, self.shared.subset_offset);
+        Ok(Watch::new(view, subset, self.watches_end.clone().cancelled_owned(), permit))
     }
 
     /// Waits for a look-up of the component, as long as its policy allows.

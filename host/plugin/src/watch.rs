@@ -16,12 +16,13 @@ use wasmtime::{
     component::{Destination, StreamProducer, StreamResult},
 };
 
-use crate::{bindings::v0_2::leasehold::registry::async_discovery::Snapshot, context::RegistryCtx};
+use crate::bindings::v0_2::leasehold::registry::async_discovery::Snapshot;
 
 /// Source of a component's stream. It reads the view when the component reads it, so that nothing is queued.
 pub(crate) struct Watch {
-    ctx: RegistryCtx,
     view: View,
+    /// Limit and offset of the nodes in one state.
+    subset: (usize, u32),
     /// Changes of the view, until the component ends.
     changes: BoxStream<'static, ()>,
     /// The component has not read the state since the last change.
@@ -33,14 +34,14 @@ pub(crate) struct Watch {
 impl Watch {
     /// A watch of a view that has been read, until `ended`.
     pub(crate) fn new(
-        ctx: RegistryCtx,
         view: View,
+        subset: (usize, u32),
         ended: impl Future<Output = ()> + Send + 'static,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let changed = |mut view: View| async move { view.changed().await.ok().map(|()| ((), view)) };
         let changes = stream::unfold(view.fresh(), changed).take_until(ended).boxed();
-        Self { ctx, view, changes, is_due: true, _permit: permit }
+        Self { view, subset, changes, is_due: true, _permit: permit }
     }
 
     /// Waits until there is something to read; false at the end.
@@ -58,9 +59,9 @@ impl Watch {
     fn read(&mut self) -> Snapshot {
         self.is_due = false;
         let is_current = self.view.error().is_none();
-        let nodes = self.view.nodes();
+        let (nodes, (limit, offset)) = (self.view.nodes(), self.subset);
         Snapshot {
-            nodes: self.ctx.subset(&nodes).map(Into::into).collect(),
+            nodes: nodes.subset(limit, offset).map(Into::into).collect(),
             total: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
             is_current,
         }

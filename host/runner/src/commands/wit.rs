@@ -61,15 +61,10 @@ fn contract(version: ContractVersion, http: HttpVersion) -> String {
     }
 }
 
-/// The contract as a file of a folder of WIT.
-pub(super) fn contract_file(version: ContractVersion, http: HttpVersion) -> Text {
-    Text { path: CONTRACT_PATH.into(), content: contract(version, http).into() }
-}
-
 /// Files of a folder of WIT: the world, the contract, and the WASI packages.
 pub(super) fn files(version: ContractVersion, http: HttpVersion) -> Vec<Text> {
     let root = WASI.get_dir(http.name()).expect("there is a folder for each version");
-    let mut files = vec![contract_file(version, http)];
+    let mut files = vec![Text { path: CONTRACT_PATH.into(), content: contract(version, http).into() }];
     gather(root, root.path(), &mut files);
     if let Some(world) = files.iter_mut().find(|file| file.path == Path::new(WORLD)) {
         let text = str::from_utf8(&world.content).expect("WIT is text");
