@@ -119,7 +119,7 @@ impl RegistryCtx {
             weight: Mutex::default(),
             budget,
             lookups: Lookups::new(),
-            watches: Arc::new(Semaphore::new(policy.max_watches)),
+            watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sweeps: AtomicBool::new(false),
             stopped: CancellationToken::new(),

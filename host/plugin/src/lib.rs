@@ -50,6 +50,9 @@
 //! }
 //! ```
 //!
+//! Both versions of the contract are linked. An embedder that serves requests of components of WASI 0.3 calls
+//! [`RegistryCtx::end_watches`] once it accepts none any more, so that requests which follow a watch end.
+//!
 //! `examples/embed.rs` is the same as a program, with deadlines for components that do not return.
 
 pub mod bindings;

@@ -113,7 +113,10 @@ impl Lines {
 fn a_published_contract_is_frozen() {
     let contract = fs::read(paths::workspace().join("wit/0.1/registry.wit")).unwrap();
     let digest = format!("{:x}", Sha256::digest(contract));
-    assert_eq!(digest, "f31b1a9c75f01204ab47b09a89e56da61860ada8070fe5e04a4acb6f96bab6d1", "components are built for it: a change belongs into a later version");
+    assert_eq!(
+        digest, "f31b1a9c75f01204ab47b09a89e56da61860ada8070fe5e04a4acb6f96bab6d1",
+        "components are built for it: a change belongs into a later version"
+    );
 }
 
 #[tokio::test]

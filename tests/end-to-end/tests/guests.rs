@@ -104,9 +104,11 @@ async fn wit_checks_the_versions_of_a_component() {
     let greeter = paths::component("greeter").display().to_string();
     let ended = leasehold(folder.path(), &["wit", "--check", &greeter]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for line in
-        ["served   leasehold:registry 0.1.0; the host has 0.1 and 0.2\n", "exports lifecycle\n", "exports incoming-handler\n"]
-    {
+    for line in [
+        "served   leasehold:registry 0.1.0; the host has 0.1 and 0.2\n",
+        "exports lifecycle\n",
+        "exports incoming-handler\n",
+    ] {
         assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
     }
 

@@ -51,7 +51,7 @@ macro_rules! service {
                 }
             }
 
-            $crate::bindings::export!(Lifecycle with_types_in $crate::bindings);
+            $crate::bindings::export! { Lifecycle with_types_in $crate::bindings }
         };
     };
 }

@@ -44,7 +44,9 @@ pub fn add_to_linker<T: Send + 'static>(
         discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
     }
     {
-        use bindings_0_2::leasehold::registry::{async_discovery, async_registrar, discovery, registrar, registry_types};
+        use bindings_0_2::leasehold::registry::{
+            async_discovery, async_registrar, discovery, registrar, registry_types,
+        };
 
         registry_types::add_to_linker::<T, HasRegistry>(linker, view)?;
         registrar::add_to_linker::<T, HasRegistry>(linker, view)?;

@@ -55,7 +55,8 @@ fn contract(version: ContractVersion, http: HttpVersion) -> String {
         HttpVersion::P2 => plain.to_owned(),
         HttpVersion::P3 => {
             // The package has its name from the first file.
-            let (_, asynchronous) = include_str!("../../wit/0.2/async.wit").split_once(";\n").expect("a package's name");
+            let (_, asynchronous) =
+                include_str!("../../wit/0.2/async.wit").split_once(";\n").expect("a package's name");
             format!("{plain}{asynchronous}")
         }
     }
@@ -233,7 +234,8 @@ mod tests {
                 assert_eq!(unavailable(import), None);
             }
             // Compilers of 0.2 never meet a function that is async.
-            let contract = resolve.packages.iter().find(|(_, package)| package.name.namespace == "leasehold").unwrap().0;
+            let contract =
+                resolve.packages.iter().find(|(_, package)| package.name.namespace == "leasehold").unwrap().0;
             let has_async = resolve.packages[contract].interfaces.contains_key("async-discovery");
             assert_eq!(has_async, version == ContractVersion::V0_2 && http == HttpVersion::P3);
         }

@@ -129,12 +129,7 @@ impl Target {
 }
 
 impl ServiceClient {
-    pub(crate) fn new(
-        registry: RegistryCtx,
-        names: Names,
-        suffix: &str,
-        reserved: Reserved,
-    ) -> Self {
+    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, reserved: Reserved) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -367,12 +362,7 @@ mod tests {
     fn client(names: Names) -> ServiceClient {
         // The endpoint refuses connections, and is not used.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        ServiceClient::new(
-            RegistryCtx::new(registrar, Policy::default()),
-            names,
-            "leasehold",
-            Reserved::default(),
-        )
+        ServiceClient::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", Reserved::default())
     }
 
     #[tokio::test]

@@ -242,8 +242,7 @@ impl ServiceContext {
 
     fn assemble(spec: &Spec, registry: RegistryCtx, tracer: Option<Tracer>, shared: Shared) -> Self {
         let (reserved, stats) = (shared.reserved, &shared.stats);
-        let services =
-            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, reserved);
+        let services = ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, reserved);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
         Self {
