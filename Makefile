@@ -1,8 +1,10 @@
 # What is built, run and tested here. `make` lists it.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile nothing plain plain-p3 program program-p3 raw
-HOSTS = --workspace $(GUESTS:%=--exclude %)
+GUESTS = greeter grpc-greeter hostile lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
+# The library for components is a crate of the host for its unit tests alone.
+LIBRARY = leasehold-guest
+HOSTS = --workspace $(GUESTS:%=--exclude %) --exclude $(LIBRARY)
 # The runner takes minutes to optimise, and its unit tests need none of it.
 UNITS = --config profile.release.package.leasehold-cli.opt-level=0
 SEEDS ?= 500
@@ -93,6 +95,7 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-cli
+	cargo test --locked --release -p $(LIBRARY) --no-default-features
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
 
@@ -105,7 +108,7 @@ etcd: ## target/etcd/etcd: the current release, for `make test ETCD=target/etcd/
 lint: setup ## formatting, clippy, documentation; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --release $(HOSTS) --all-targets -- -D warnings
-	sh scripts/guests.sh lint $(GUESTS)
+	sh scripts/guests.sh lint $(GUESTS) $(LIBRARY)
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
 
 monitoring: ## the alert rules and their tests, with promtool

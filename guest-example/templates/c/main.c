@@ -30,12 +30,12 @@ static service_string_t borrowed(const char *text) {
 }
 
 // The text of an error of the host; the bindings number its cases in the order of the contract.
-static void append_error(const char *subject, const leasehold_registry_types_error_t *error) {
+static void append_error(const char *subject, const leasehold_registry_registry_types_error_t *error) {
     static const char *const cases[] = {"invalid argument", "access denied", "quota exceeded", "conflict",
                                         "unavailable",      "timeout",       "not registered", "other"};
     append("%s: %s", subject, cases[error->tag]);
     // Timeout and not-registered have no text.
-    if (error->tag != LEASEHOLD_REGISTRY_TYPES_ERROR_TIMEOUT && error->tag != LEASEHOLD_REGISTRY_TYPES_ERROR_NOT_REGISTERED)
+    if (error->tag != LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_TIMEOUT && error->tag != LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_NOT_REGISTERED)
         append(": %.*s", (int)error->val.other.len, error->val.other.ptr);
     append("\n");
 }
@@ -43,7 +43,7 @@ static void append_error(const char *subject, const leasehold_registry_types_err
 // Called once, when the listener is open. The host keeps the registration until `stop`.
 bool exports_leasehold_registry_lifecycle_start(service_string_t *message) {
     service_tuple2_string_string_t language = {borrowed("language"), borrowed("c")};
-    leasehold_registry_types_server_node_t node = {
+    leasehold_registry_registry_types_server_node_t node = {
         .name = borrowed(NAME),
         // Empty: the address at which the host serves this component.
         .addr = borrowed(""),
@@ -90,19 +90,14 @@ void exports_leasehold_registry_lifecycle_stop(void) {
 static int status(void) {
     static const char *const states[] = {"pending",  "registered", "suspect", "recovering",
                                          "conflict", "draining",   "stopped"};
-    leasehold_registry_registrar_list_own_registration_t all;
-    leasehold_registry_registrar_current(&all);
+    leasehold_registry_registrar_list_registration_info_t all;
+    leasehold_registry_registrar_describe(&all);
     int code = 502;
     if (all.len == 0) append("not registered\n");
     else {
-        leasehold_registry_registrar_borrow_registration_t registration =
-            leasehold_registry_registrar_borrow_registration(all.ptr[0]);
-        service_string_t key;
-        leasehold_registry_registrar_server_node_t node;
-        leasehold_registry_registrar_status_t now;
-        leasehold_registry_registrar_method_registration_key(registration, &key);
-        leasehold_registry_registrar_method_registration_node(registration, &node);
-        leasehold_registry_registrar_method_registration_status(registration, &now);
+        const service_string_t key = all.ptr[0].key;
+        const leasehold_registry_registrar_server_node_t node = all.ptr[0].node;
+        const leasehold_registry_registrar_status_t now = all.ptr[0].status;
         append("{\"key\":\"%.*s\",\"addr\":\"%.*s\",\"version\":\"%.*s\",\"weight\":%u,\"state\":\"%s\",\"metadata\":[",
                (int)key.len, key.ptr, (int)node.addr.len, node.addr.ptr, (int)node.version.len, node.version.ptr,
                (unsigned)now.weight, states[now.state]);
@@ -110,11 +105,9 @@ static int status(void) {
             append("%s[\"%.*s\",\"%.*s\"]", i ? "," : "", (int)node.metadata.ptr[i].f0.len, node.metadata.ptr[i].f0.ptr,
                    (int)node.metadata.ptr[i].f1.len, node.metadata.ptr[i].f1.ptr);
         append("]}\n");
-        service_string_free(&key);
-        leasehold_registry_registrar_server_node_free(&node);
         code = 200;
     }
-    leasehold_registry_registrar_list_own_registration_free(&all);
+    leasehold_registry_registrar_list_registration_info_free(&all);
     return code;
 }
 

@@ -61,18 +61,18 @@ func handle(path string) (int, string) {
 
 // status reports the registration that start made, maybe on another instance.
 func status() (int, string) {
-	all := leasehold.Current()
+	all := leasehold.Describe()
 	if len(all) == 0 {
 		return 502, "not registered\n"
 	}
-	node, now := all[0].Node(), all[0].Status()
+	one := all[0]
 	return inJSON(map[string]any{
-		"key":      all[0].Key(),
-		"addr":     node.Addr,
-		"version":  node.Version,
-		"weight":   now.Weight,
-		"state":    now.State,
-		"metadata": node.Metadata,
+		"key":      one.Key,
+		"addr":     one.Node.Addr,
+		"version":  one.Node.Version,
+		"weight":   one.Weight,
+		"state":    one.State,
+		"metadata": one.Node.Metadata,
 	})
 }
 

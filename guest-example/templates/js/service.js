@@ -1,7 +1,7 @@
 // A service that registers itself, greets, reports its registration, and calls other services by name.
 
-import { resolve } from "leasehold:registry/discovery@0.1.0";
-import { current, register } from "leasehold:registry/registrar@0.1.0";
+import { resolve } from "leasehold:registry/discovery@0.2.0";
+import { current, describe, register } from "leasehold:registry/registrar@0.2.0";
 
 const NAME = "{{name}}";
 // Time that the key in etcd outlives a dead host.
@@ -62,10 +62,10 @@ async function answer(path) {
 
 // The registration that `start` made on another instance: each request has one of its own.
 function status() {
-  const [registration] = current();
-  const { addr, version, metadata } = registration.node();
-  const { weight, state } = registration.status();
-  return { key: registration.key(), addr, version, weight, state, metadata };
+  const [{ key, node, status }] = describe();
+  const { addr, version, metadata } = node;
+  const { weight, state } = status;
+  return { key, addr, version, weight, state, metadata };
 }
 
 // Calls a service by name; the host picks one of its nodes.

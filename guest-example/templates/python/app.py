@@ -8,7 +8,7 @@ import wit_world
 from componentize_py_types import Err, Ok
 from wit_world import exports
 from wit_world.imports import client, discovery, registrar
-from wit_world.imports.leasehold_registry_types import ServerNode
+from wit_world.imports.registry_types import ServerNode
 from wit_world.imports.wasi_http_types import Fields, Method_Get, Request, Response, Scheme_Http
 
 NAME = "{{name}}"
@@ -75,10 +75,10 @@ async def answer(path: str) -> tuple[int, str]:
 
 def status() -> dict:
     """The registration that `start` made, maybe on another instance."""
-    registration = registrar.current()[0]
-    node, now = registration.node(), registration.status()
+    registration = registrar.describe()[0]
+    node, now = registration.node, registration.status
     return {
-        "key": registration.key(),
+        "key": registration.key,
         "addr": node.addr,
         "version": node.version,
         "weight": now.weight,

@@ -10,24 +10,34 @@ use std::{
 
 use futures::future::join_all;
 use leasehold::{
-    Balancer, Error, Nodes, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
+    Balancer, Error, Nodes, Pick, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
 };
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    bindings::leasehold::registry::types,
+    bindings::v0_2::leasehold::registry::registry_types as types,
     budget::Budget,
     error::CallRefusal,
     lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
     policy::Policy,
     registration::{ComponentRegistration, with_weight},
+    watch::Watch,
 };
 
 /// Pause between two sweeps of the services that the component watches.
 const SWEEP: Duration = Duration::from_secs(15);
+
+/// Asynchronous calls of one component in progress, at most: an instance can begin any number of them.
+const MAX_CALLS: usize = 256;
+
+/// A place among the asynchronous calls in progress, given back when it is dropped.
+pub(crate) type RunningCall = OwnedSemaphorePermit;
 
 /// Registrations and views of one component. Clones share them; give one to every store that runs the component.
 ///
@@ -43,6 +53,8 @@ pub struct RegistryCtx {
     policy: Arc<Policy>,
     /// Revision of the component that this context is for, from 0.
     revision: u64,
+    /// Cancelled when the watches of this revision end.
+    watches_end: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -54,6 +66,9 @@ struct Shared {
     /// Registrations that the component may make within a time.
     budget: Budget,
     lookups: Lookups<WatchedService>,
+    /// Permits of further watches, and of further asynchronous calls.
+    watches: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
     /// True while a task sweeps `lookups`.
     sweeps: AtomicBool,
     /// Cancelled by `stop_all`: the sweeps end.
@@ -104,6 +119,8 @@ impl RegistryCtx {
             weight: Mutex::default(),
             budget,
             lookups: Lookups::new(),
+            watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sweeps: AtomicBool::new(false),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -112,7 +129,7 @@ impl RegistryCtx {
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         };
-        Self { shared: Arc::new(shared), policy: Arc::new(policy), revision: 0 }
+        Self { shared: Arc::new(shared), policy: Arc::new(policy), revision: 0, watches_end: CancellationToken::new() }
     }
 
     /// Policy of the component.
@@ -192,6 +209,14 @@ impl RegistryCtx {
         stopped
     }
 
+    /// Ends the watches that this revision has open, and refuses further ones, so that requests which follow them end.
+    ///
+    /// Belongs where the revision is to complete its requests: when the service accepts none any more, or when its successor
+    /// serves. Idempotent.
+    pub fn end_watches(&self) {
+        self.watches_end.cancel();
+    }
+
     /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
     /// does not work. Its handles stay valid; `register` meanwhile returns `unavailable`.
     ///
@@ -228,8 +253,8 @@ impl RegistryCtx {
         self.succeeded_by(Arc::clone(&self.policy))
     }
 
-    /// The same, where the next revision has another policy. `max_registrations` and `registration_interval` stay those of
-    /// the first revision. Under other layouts, a key that both revisions have stays in etcd.
+    /// The same, where the next revision has another policy. `max_registrations`, `registration_interval` and `max_watches`
+    /// stay those of the first revision, and `prefer` holds for services that are picked from for the first time. Under other layouts, a key that both revisions have stays in etcd.
     #[must_use]
     pub fn successor_under(&self, policy: Policy) -> Self {
         self.succeeded_by(Arc::new(policy))
@@ -237,7 +262,7 @@ impl RegistryCtx {
 
     fn succeeded_by(&self, policy: Arc<Policy>) -> Self {
         let revision = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
-        Self { shared: Arc::clone(&self.shared), policy, revision }
+        Self { shared: Arc::clone(&self.shared), policy, revision, watches_end: CancellationToken::new() }
     }
 
     /// Moves every registration to this revision, for an embedder that registers in the component's place.
@@ -300,19 +325,44 @@ impl RegistryCtx {
         if registration.owner() <= self.revision { registration.stop().await } else { Ok(()) }
     }
 
-    pub(crate) fn subset_offset(&self) -> u32 {
-        self.shared.subset_offset
+    /// The nodes that a component gets of all of these, as `resolve` returns them.
+    pub(crate) fn subset<'a>(&self, nodes: &'a Nodes) -> impl Iterator<Item = &'a ServerNode> {
+        nodes.subset(self.policy.max_nodes, self.shared.subset_offset)
+    }
+
+    /// Begins an asynchronous call of the component.
+    pub(crate) fn begin_call(&self) -> Result<RunningCall, CallRefusal> {
+        let permit = Arc::clone(&self.shared.calls).try_acquire_owned();
+        permit.map_err(|_| CallRefusal::TooManyCalls { max: MAX_CALLS })
     }
 
     /// The component's `resolve`.
     pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, CallRefusal> {
-        let (name, version) = self.policy.admit_lookup(name, version)?;
-        let service = (name, version);
-        let found = async {
-            let view = self.watched(&service).await?.view;
-            view.ready().await.map_err(WatchError::Registrar)?;
-            Ok::<_, WatchError>(view.nodes())
-        };
+        let service = self.policy.admit_lookup(name, version)?;
+        Ok(self.looked_up(self.ready_view(&service)).await?.nodes())
+    }
+
+    /// The component's `pick`.
+    pub(crate) async fn pick(&self, name: &str, version: &str) -> Result<Option<Pick>, CallRefusal> {
+        let service = self.policy.admit_lookup(name, version)?;
+        Ok(self.looked_up(self.balancer_of(&service)).await?.pick(&[]))
+    }
+
+    /// The component's `watch`.
+    pub(crate) async fn open_watch(&self, name: &str, version: &str) -> Result<Watch, CallRefusal> {
+        let service = self.policy.admit_lookup(name, version)?;
+        if self.watches_end.is_cancelled() {
+            return Err(CallRefusal::Ending);
+        }
+        let permit = Arc::clone(&self.shared.watches).try_acquire_owned();
+        let permit = permit.map_err(|_| CallRefusal::TooManyWatches { max: self.policy.max_watches })?;
+        let view = self.looked_up(self.ready_view(&service)).await?;
+        let subset = (self.policy.max_nodes, self.shared.subset_offset);
+        Ok(Watch::new(view, subset, self.watches_end.clone().cancelled_owned(), permit))
+    }
+
+    /// Waits for a look-up of the component, as long as its policy allows.
+    async fn looked_up<T>(&self, found: impl Future<Output = Result<T, WatchError>>) -> Result<T, CallRefusal> {
         let budget = &self.shared.lookups.budget;
         within(self.policy.deadline, found).await?.map_err(|error| match error {
             WatchError::TooMany => CallRefusal::TooManyViews { max: MAX_VIEWS },
@@ -323,37 +373,42 @@ impl RegistryCtx {
         })
     }
 
+    /// The view of a service, once etcd has been read.
+    async fn ready_view(&self, service: &Service) -> Result<View, WatchError> {
+        let view = self.watched(service).await?.view;
+        view.ready().await.map_err(WatchError::Registrar)?;
+        Ok(view)
+    }
+
     /// The component's view of a service. The service is watched from the first call until the component ends; a service
     /// without nodes, until it is no longer used.
     ///
     /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 services with nodes of one
     /// component, and for a component that looks up further services faster than ten a second. The caller checks the policy.
     pub async fn view(&self, name: ServiceName, version: Version) -> Result<View, Error> {
-        let view = self.watched(&(name, version)).await.map_err(Error::from)?.view;
-        view.ready().await?;
-        Ok(view)
+        Ok(self.ready_view(&(name, version)).await?)
     }
 
-    /// The component's balancer over its view of a service, made by `make` when it has none.
+    /// The component's balancer over its view of a service: by weight, preferring the nodes that the policy prefers, and
+    /// without nodes that use TLS. The component's `pick` is a pick of this balancer.
     ///
-    /// Errors: those of [`view`](Self::view).
-    pub async fn balancer(
-        &self,
-        name: ServiceName,
-        version: Version,
-        make: impl FnOnce(View) -> Balancer,
-    ) -> Result<Arc<Balancer>, Error> {
-        let service = (name, version);
-        let WatchedService { view, balancer } = self.watched(&service).await.map_err(Error::from)?;
+    /// Errors: those of [`view`](Self::view). The caller checks the policy.
+    pub async fn balancer(&self, name: ServiceName, version: Version) -> Result<Arc<Balancer>, Error> {
+        Ok(self.balancer_of(&(name, version)).await?)
+    }
+
+    async fn balancer_of(&self, service: &Service) -> Result<Arc<Balancer>, WatchError> {
+        let WatchedService { view, balancer } = self.watched(service).await?;
         if let Some(balancer) = balancer {
             return Ok(balancer);
         }
-        view.ready().await?;
-        let made = Arc::new(make(view));
+        view.ready().await.map_err(WatchError::Registrar)?;
+        let preferred = self.policy.prefer.pairs().to_vec();
+        let made = Arc::new(Balancer::new(view).without_tls().with_preferred(preferred));
         let set = |watched: &mut WatchedService| {
             watched.balancer.get_or_insert_with(|| Arc::clone(&made));
         };
-        let balancer = self.shared.lookups.change(&service, set).and_then(|watched| watched.balancer);
+        let balancer = self.shared.lookups.change(service, set).and_then(|watched| watched.balancer);
         Ok(balancer.unwrap_or(made))
     }
 

@@ -2,7 +2,11 @@
 
 use leasehold::{ServerNode, State, Status, Weight};
 
-use crate::{bindings::leasehold::registry::types, error::CallRefusal};
+use crate::{
+    bindings::v0_2::leasehold::registry::{registrar::RegistrationInfo, registry_types as types},
+    error::CallRefusal,
+    registration::ComponentRegistration,
+};
 
 impl From<&ServerNode> for types::ServerNode {
     fn from(node: &ServerNode) -> Self {
@@ -13,6 +17,22 @@ impl From<&ServerNode> for types::ServerNode {
             weight: node.weight.map(Weight::value),
             metadata: node.metadata.pairs().to_vec(),
         }
+    }
+}
+
+/// The node that a registration publishes, with its current weight.
+pub(crate) fn published(registration: &ComponentRegistration) -> types::ServerNode {
+    types::ServerNode { weight: Some(registration.status().weight.value()), ..(&registration.node()).into() }
+}
+
+/// A registration without its handle.
+pub(crate) fn described(registration: &ComponentRegistration) -> RegistrationInfo {
+    let publication = registration.registration();
+    RegistrationInfo {
+        key: publication.key().to_string(),
+        node: published(registration),
+        status: registration.status().into(),
+        publishes_metadata: publication.publishes_metadata(),
     }
 }
 
@@ -61,6 +81,8 @@ impl From<CallRefusal> for types::Error {
             | CallRefusal::RegisterRate { .. }
             | CallRefusal::TooManyViews { .. }
             | CallRefusal::LookupRate { .. }
+            | CallRefusal::TooManyWatches { .. }
+            | CallRefusal::TooManyCalls { .. }
             | CallRefusal::HostViewsFull
             | CallRefusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
             CallRefusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
@@ -104,6 +126,8 @@ mod tests {
             (CallRefusal::RegisterRate { burst, interval }, "may register 3 times at once, and once in 1s"),
             (CallRefusal::TooManyViews { max: 3 }, "may look up 3 services"),
             (CallRefusal::LookupRate { burst, interval }, "may look up 3 other services at once, and one in 1s"),
+            (CallRefusal::TooManyWatches { max: 3 }, "may watch 3 services"),
+            (CallRefusal::TooManyCalls { max: 3 }, "may have 3 asynchronous calls"),
             (CallRefusal::HostViewsFull, "the host follows as many services as it may"),
             (
                 CallRefusal::from(Error::Quota { what: "registrations", limit: 3 }),

@@ -41,6 +41,12 @@ pub(crate) enum CallRefusal {
     /// The component looks up services that it does not follow more often than it may.
     #[error("this component may look up {burst} other services at once, and one in {interval:?} after that")]
     LookupRate { burst: u32, interval: Duration },
+    /// The component has as many open watches as its policy allows.
+    #[error("this component may watch {max} services at a time, over all of its instances")]
+    TooManyWatches { max: usize },
+    /// The component has as many asynchronous calls in progress as it may.
+    #[error("this component may have {max} asynchronous calls of the registry in progress")]
+    TooManyCalls { max: usize },
     /// The host follows as many services as it may, for all of its components.
     #[error("the host follows as many services as it may; those that are followed already can be looked up")]
     HostViewsFull,
@@ -104,6 +110,13 @@ impl CallError {
             CallEnd::Refused(refusal) => Ok(refusal),
             CallEnd::Trapped(error) => Err(error),
         }
+    }
+}
+
+impl CallError {
+    /// A call whose component or host cannot go on.
+    pub(crate) fn trap(error: wasmtime::Error) -> Self {
+        Self(CallEnd::Trapped(error))
     }
 }
 

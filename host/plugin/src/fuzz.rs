@@ -3,7 +3,7 @@
 
 use leasehold::{Addr, ServiceName};
 
-use crate::{Policy, bindings::leasehold::registry::types};
+use crate::{Policy, bindings::v0_2::leasehold::registry::registry_types as types};
 
 /// Longest text of a refusal, which repeats a short piece of an argument at most.
 const MAX_TEXT_BYTES: usize = 1024;

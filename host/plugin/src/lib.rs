@@ -50,6 +50,9 @@
 //! }
 //! ```
 //!
+//! Both versions of the contract are linked. An embedder that serves requests of components of WASI 0.3 calls
+//! [`RegistryCtx::end_watches`] once it accepts none any more, so that requests which follow a watch end.
+//!
 //! `examples/embed.rs` is the same as a program, with deadlines for components that do not return.
 
 pub mod bindings;
@@ -67,9 +70,10 @@ mod lookups;
 mod once_map;
 mod policy;
 mod registration;
+mod watch;
 
-/// Package of the contract that this crate links, with its version.
-pub const CONTRACT: &str = "leasehold:registry@0.1.0";
+/// Packages of the contract that this crate links, with their versions, the latest one first.
+pub const CONTRACTS: [&str; 2] = ["leasehold:registry@0.2.0", "leasehold:registry@0.1.0"];
 
 pub use context::RegistryCtx;
 pub use error::CallError;
@@ -80,10 +84,17 @@ pub use policy::{Names, Policy};
 
 #[cfg(test)]
 mod tests {
-    use super::CONTRACT;
+    use super::CONTRACTS;
 
     #[test]
-    fn the_contract_is_that_of_the_wit() {
-        assert!(include_str!("../wit/registry.wit").contains(&format!("package {CONTRACT};")));
+    fn the_contracts_are_those_of_the_wit() {
+        let files = [
+            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/registry.wit")),
+            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/async.wit")),
+            ("leasehold:registry@0.1.0", include_str!("../wit/0.1/registry.wit")),
+        ];
+        for (contract, wit) in files {
+            assert!(CONTRACTS.contains(&contract) && wit.contains(&format!("package {contract};")));
+        }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) type Service = (ServiceName, Version);
 #[derive(Debug, Clone)]
 pub(crate) struct WatchedService {
     pub(crate) view: View,
-    /// Present once the component has called it by name.
+    /// Present once the component has picked a node of it, or called it by name.
     pub(crate) balancer: Option<Arc<Balancer>>,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold::{Addr, Metadata, ServerNode, ServiceName, Terms, Ttl, Version, Weight};
 
-use crate::{bindings::leasehold::registry::types, error::CallRefusal};
+use crate::{bindings::v0_2::leasehold::registry::registry_types as types, error::CallRefusal};
 
 /// Service names that a component may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +49,15 @@ pub struct Policy {
     /// at a time; an earlier one is `quota-exceeded`. It bounds the writes to etcd of a component that registers and stops in
     /// a loop; registering an existing registration costs nothing.
     pub registration_interval: Duration,
-    /// Nodes that `resolve` returns, at most: the same subset each time, of a service that has more. Most of the duration of
+    /// Nodes that `resolve` and a watch return, at most: the same subset each time, of a service that has more. Most of the duration of
     /// such a call is the copy of the nodes into the component.
     pub max_nodes: usize,
+    /// Watches of services that the component may have open at a time; one more is `quota-exceeded`.
+    pub max_watches: usize,
+    /// Metadata of the nodes that `pick` and calls by name prefer, as [`Balancer::with_preferred`] has it.
+    ///
+    /// [`Balancer::with_preferred`]: leasehold::Balancer::with_preferred
+    pub prefer: Metadata,
     /// Longest time to live that the component may request; a longer one is `invalid-argument`.
     /// It bounds how long the keys of a dead host stay.
     pub max_ttl: Duration,
@@ -72,6 +78,8 @@ impl Default for Policy {
             max_registrations: 16,
             registration_interval: Duration::from_secs(1),
             max_nodes: 1000,
+            max_watches: 256,
+            prefer: Metadata::default(),
             max_ttl: Duration::from_secs(60 * 60),
             deadline: Duration::from_secs(30),
             terms: Terms::default(),

@@ -135,6 +135,11 @@ impl Registration {
         Self { node, parts, is_released: AtomicBool::new(false), _registrar: registrar }
     }
 
+    /// Returns true if one of its values has a place for metadata.
+    pub fn publishes_metadata(&self) -> bool {
+        self.parts.iter().any(|(_, layout)| layout.carries_metadata())
+    }
+
     /// The key in etcd; with several layouts, that of the first.
     pub fn key(&self) -> &Arc<str> {
         &self.parts[0].0.key

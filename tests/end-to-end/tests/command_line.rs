@@ -123,7 +123,10 @@ async fn a_missing_import_is_reported_with_its_remedy() {
         ("acme:things/store@1.0.0", "another component can bring it: `wac plug --plug"),
         ("wasi:nn/graph@0.2.0", "another component can bring it: `wac plug --plug"),
         ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build the component for that"),
-        ("leasehold:registry/registrar@9.0.0", "this host has leasehold:registry 0.1: build the component for that"),
+        (
+            "leasehold:registry/registrar@9.0.0",
+            "this host has leasehold:registry 0.1 and 0.2: build the component for that",
+        ),
     ] {
         fs::write(&file, importing(interface)).unwrap();
         let start = format!("{file}: missing import: {interface}; {cure}");

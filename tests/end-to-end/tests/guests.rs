@@ -48,7 +48,7 @@ async fn wit_without_a_folder_prints_the_contract() {
     let folder = TempDir::new().unwrap();
     let ended = leasehold(folder.path(), &["wit"]).await;
     assert_eq!(ended.code, Some(0));
-    assert_eq!(ended.stdout, fs::read_to_string(paths::workspace().join("wit/registry.wit")).unwrap());
+    assert_eq!(ended.stdout, fs::read_to_string(paths::workspace().join("wit/0.2/registry.wit")).unwrap());
     assert!(files(folder.path()).is_empty());
 }
 
@@ -104,9 +104,11 @@ async fn wit_checks_the_versions_of_a_component() {
     let greeter = paths::component("greeter").display().to_string();
     let ended = leasehold(folder.path(), &["wit", "--check", &greeter]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for line in
-        ["served   leasehold:registry 0.1.0; the host has 0.1\n", "exports lifecycle\n", "exports incoming-handler\n"]
-    {
+    for line in [
+        "served   leasehold:registry 0.1.0; the host has 0.1 and 0.2\n",
+        "exports lifecycle\n",
+        "exports incoming-handler\n",
+    ] {
         assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
     }
 

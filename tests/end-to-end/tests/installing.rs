@@ -25,7 +25,7 @@ async fn commands() -> Vec<String> {
 async fn the_version_names_everything_that_compiled_components_depend_on() {
     let ended = leasehold(["--version"]).await;
     assert_eq!(ended.code, Some(0));
-    for part in ["leasehold 0.1.0\n", "commit ", "target ", "wasmtime   48.", "leasehold:registry@0.1.0"] {
+    for part in ["leasehold 0.1.0\n", "commit ", "target ", "wasmtime   48.", "leasehold:registry@0.1.0 and @0.2.0"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
     }
     assert_eq!(leasehold(["-V"]).await.stdout, "leasehold 0.1.0\n");

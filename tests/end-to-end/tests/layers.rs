@@ -39,6 +39,7 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "host",
             "convert",
             "context",
+            "watch",
             "lookups",
             "policy",
             "bindings",

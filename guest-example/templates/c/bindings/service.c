@@ -240,40 +240,46 @@ extern void __wasm_import_wasi_http_types_http_error_code(int32_t, uint8_t *);
 __attribute__((__import_module__("wasi:http/outgoing-handler@0.2.10"), __import_name__("handle")))
 extern void __wasm_import_wasi_http_outgoing_handler_handle(int32_t, int32_t, int32_t, uint8_t *);
 
-// Imported Functions from `leasehold:registry/registrar@0.1.0`
+// Imported Functions from `leasehold:registry/registrar@0.2.0`
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[method]registration.key")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[method]registration.key")))
 extern void __wasm_import_leasehold_registry_registrar_method_registration_key(int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[method]registration.node")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[method]registration.node")))
 extern void __wasm_import_leasehold_registry_registrar_method_registration_node(int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[method]registration.status")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[method]registration.status")))
 extern void __wasm_import_leasehold_registry_registrar_method_registration_status(int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[method]registration.set-weight")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[method]registration.set-weight")))
 extern void __wasm_import_leasehold_registry_registrar_method_registration_set_weight(int32_t, int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[method]registration.stop")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[method]registration.stop")))
 extern void __wasm_import_leasehold_registry_registrar_method_registration_stop(int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("register")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("register")))
 extern void __wasm_import_leasehold_registry_registrar_register(uint8_t *, size_t, uint8_t *, size_t, uint8_t *, size_t, int32_t, int32_t, uint8_t *, size_t, int32_t, uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("current")))
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("current")))
 extern void __wasm_import_leasehold_registry_registrar_current(uint8_t *);
 
-// Imported Functions from `leasehold:registry/discovery@0.1.0`
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("describe")))
+extern void __wasm_import_leasehold_registry_registrar_describe(uint8_t *);
 
-__attribute__((__import_module__("leasehold:registry/discovery@0.1.0"), __import_name__("resolve")))
+// Imported Functions from `leasehold:registry/discovery@0.2.0`
+
+__attribute__((__import_module__("leasehold:registry/discovery@0.2.0"), __import_name__("resolve")))
 extern void __wasm_import_leasehold_registry_discovery_resolve(uint8_t *, size_t, uint8_t *, size_t, uint8_t *);
+
+__attribute__((__import_module__("leasehold:registry/discovery@0.2.0"), __import_name__("pick")))
+extern void __wasm_import_leasehold_registry_discovery_pick(uint8_t *, size_t, uint8_t *, size_t, uint8_t *);
 
 // Exported Functions from `wasi:http/incoming-handler@0.2.10`
 
 
-// Exported Functions from `leasehold:registry/lifecycle@0.1.0`
+// Exported Functions from `leasehold:registry/lifecycle@0.2.0`
 
-__attribute__((__weak__, __export_name__("cabi_post_leasehold:registry/lifecycle@0.1.0#start")))
+__attribute__((__weak__, __export_name__("cabi_post_leasehold:registry/lifecycle@0.2.0#start")))
 void __wasm_export_exports_leasehold_registry_lifecycle_start_post_return(uint8_t * arg0) {
   switch ((int32_t) (int32_t) *((uint8_t*) (arg0 + 0))) {
     case 0: {
@@ -916,14 +922,14 @@ void service_list_tuple2_string_string_free(service_list_tuple2_string_string_t 
   }
 }
 
-void leasehold_registry_types_server_node_free(leasehold_registry_types_server_node_t *ptr) {
+void leasehold_registry_registry_types_server_node_free(leasehold_registry_registry_types_server_node_t *ptr) {
   service_string_free(&ptr->name);
   service_string_free(&ptr->addr);
   service_string_free(&ptr->version);
   service_list_tuple2_string_string_free(&ptr->metadata);
 }
 
-void leasehold_registry_types_error_free(leasehold_registry_types_error_t *ptr) {
+void leasehold_registry_registry_types_error_free(leasehold_registry_registry_types_error_t *ptr) {
   switch ((int32_t) ptr->tag) {
     case 0: {
       service_string_free(&ptr->val.invalid_argument);
@@ -953,14 +959,19 @@ void leasehold_registry_types_error_free(leasehold_registry_types_error_t *ptr) 
 }
 
 void leasehold_registry_registrar_server_node_free(leasehold_registry_registrar_server_node_t *ptr) {
-  leasehold_registry_types_server_node_free(ptr);
+  leasehold_registry_registry_types_server_node_free(ptr);
 }
 
 void leasehold_registry_registrar_error_free(leasehold_registry_registrar_error_t *ptr) {
-  leasehold_registry_types_error_free(ptr);
+  leasehold_registry_registry_types_error_free(ptr);
 }
 
-__attribute__((__import_module__("leasehold:registry/registrar@0.1.0"), __import_name__("[resource-drop]registration")))
+void leasehold_registry_registrar_registration_info_free(leasehold_registry_registrar_registration_info_t *ptr) {
+  service_string_free(&ptr->key);
+  leasehold_registry_registrar_server_node_free(&ptr->node);
+}
+
+__attribute__((__import_module__("leasehold:registry/registrar@0.2.0"), __import_name__("[resource-drop]registration")))
 extern void __wasm_import_leasehold_registry_registrar_registration_drop(int32_t handle);
 
 void leasehold_registry_registrar_registration_drop_own(leasehold_registry_registrar_own_registration_t handle) {
@@ -999,12 +1010,23 @@ void leasehold_registry_registrar_list_own_registration_free(leasehold_registry_
   }
 }
 
+void leasehold_registry_registrar_list_registration_info_free(leasehold_registry_registrar_list_registration_info_t *ptr) {
+  size_t list_len = ptr->len;
+  if (list_len > 0) {
+    leasehold_registry_registrar_registration_info_t *list_ptr = ptr->ptr;
+    for (size_t i = 0; i < list_len; i++) {
+      leasehold_registry_registrar_registration_info_free(&list_ptr[i]);
+    }
+    free(list_ptr);
+  }
+}
+
 void leasehold_registry_discovery_server_node_free(leasehold_registry_discovery_server_node_t *ptr) {
-  leasehold_registry_types_server_node_free(ptr);
+  leasehold_registry_registry_types_server_node_free(ptr);
 }
 
 void leasehold_registry_discovery_error_free(leasehold_registry_discovery_error_t *ptr) {
-  leasehold_registry_types_error_free(ptr);
+  leasehold_registry_registry_types_error_free(ptr);
 }
 
 void leasehold_registry_discovery_list_server_node_free(leasehold_registry_discovery_list_server_node_t *ptr) {
@@ -1021,6 +1043,20 @@ void leasehold_registry_discovery_list_server_node_free(leasehold_registry_disco
 void leasehold_registry_discovery_result_list_server_node_error_free(leasehold_registry_discovery_result_list_server_node_error_t *ptr) {
   if (!ptr->is_err) {
     leasehold_registry_discovery_list_server_node_free(&ptr->val.ok);
+  } else {
+    leasehold_registry_discovery_error_free(&ptr->val.err);
+  }
+}
+
+void leasehold_registry_discovery_option_server_node_free(leasehold_registry_discovery_option_server_node_t *ptr) {
+  if (ptr->is_some) {
+    leasehold_registry_discovery_server_node_free(&ptr->val);
+  }
+}
+
+void leasehold_registry_discovery_result_option_server_node_error_free(leasehold_registry_discovery_result_option_server_node_error_t *ptr) {
+  if (!ptr->is_err) {
+    leasehold_registry_discovery_option_server_node_free(&ptr->val.ok);
   } else {
     leasehold_registry_discovery_error_free(&ptr->val.err);
   }
@@ -5699,7 +5735,7 @@ void leasehold_registry_registrar_method_registration_node(leasehold_registry_re
       break;
     }
   }
-  *ret = (leasehold_registry_types_server_node_t) {
+  *ret = (leasehold_registry_registry_types_server_node_t) {
     (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + 0))), (*((size_t*) (ptr + sizeof(void*)))) },
     (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) },
     (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (4*sizeof(void*))))), (*((size_t*) (ptr + (5*sizeof(void*))))) },
@@ -5713,8 +5749,8 @@ void leasehold_registry_registrar_method_registration_status(leasehold_registry_
   uint8_t ret_area[32];
   uint8_t *ptr = (uint8_t *) &ret_area;
   __wasm_import_leasehold_registry_registrar_method_registration_status((self).__handle, ptr);
-  *ret = (leasehold_registry_types_status_t) {
-    (leasehold_registry_types_state_t) (int32_t) *((uint8_t*) (ptr + 0)),
+  *ret = (leasehold_registry_registry_types_status_t) {
+    (leasehold_registry_registry_types_state_t) (int32_t) *((uint8_t*) (ptr + 0)),
     (uint32_t) (uint32_t) (*((int32_t*) (ptr + 4))),
     (uint64_t) (uint64_t) (*((int64_t*) (ptr + 8))),
     (uint64_t) (uint64_t) (*((int64_t*) (ptr + 16))),
@@ -5735,7 +5771,7 @@ bool leasehold_registry_registrar_method_registration_set_weight(leasehold_regis
     }
     case 1: {
       result.is_err = true;
-      leasehold_registry_types_error_t variant;
+      leasehold_registry_registry_types_error_t variant;
       variant.tag = (int32_t) *((uint8_t*) (ptr + sizeof(void*)));
       switch ((int32_t) variant.tag) {
         case 0: {
@@ -5795,7 +5831,7 @@ bool leasehold_registry_registrar_method_registration_stop(leasehold_registry_re
     }
     case 1: {
       result.is_err = true;
-      leasehold_registry_types_error_t variant;
+      leasehold_registry_registry_types_error_t variant;
       variant.tag = (int32_t) *((uint8_t*) (ptr + sizeof(void*)));
       switch ((int32_t) variant.tag) {
         case 0: {
@@ -5866,7 +5902,7 @@ bool leasehold_registry_registrar_register(leasehold_registry_registrar_server_n
     }
     case 1: {
       result.is_err = true;
-      leasehold_registry_types_error_t variant;
+      leasehold_registry_registry_types_error_t variant;
       variant.tag = (int32_t) *((uint8_t*) (ptr + sizeof(void*)));
       switch ((int32_t) variant.tag) {
         case 0: {
@@ -5922,6 +5958,14 @@ void leasehold_registry_registrar_current(leasehold_registry_registrar_list_own_
   *ret = (leasehold_registry_registrar_list_own_registration_t) { (leasehold_registry_registrar_own_registration_t*)(*((uint8_t **) (ptr + 0))), (*((size_t*) (ptr + sizeof(void*)))) };
 }
 
+void leasehold_registry_registrar_describe(leasehold_registry_registrar_list_registration_info_t *ret) {
+  __attribute__((__aligned__(sizeof(void*))))
+  uint8_t ret_area[(2*sizeof(void*))];
+  uint8_t *ptr = (uint8_t *) &ret_area;
+  __wasm_import_leasehold_registry_registrar_describe(ptr);
+  *ret = (leasehold_registry_registrar_list_registration_info_t) { (leasehold_registry_registrar_registration_info_t*)(*((uint8_t **) (ptr + 0))), (*((size_t*) (ptr + sizeof(void*)))) };
+}
+
 bool leasehold_registry_discovery_resolve(service_string_t *name, service_string_t *version, leasehold_registry_discovery_list_server_node_t *ret, leasehold_registry_discovery_error_t *err) {
   __attribute__((__aligned__(sizeof(void*))))
   uint8_t ret_area[(4*sizeof(void*))];
@@ -5936,7 +5980,101 @@ bool leasehold_registry_discovery_resolve(service_string_t *name, service_string
     }
     case 1: {
       result.is_err = true;
-      leasehold_registry_types_error_t variant;
+      leasehold_registry_registry_types_error_t variant;
+      variant.tag = (int32_t) *((uint8_t*) (ptr + sizeof(void*)));
+      switch ((int32_t) variant.tag) {
+        case 0: {
+          variant.val.invalid_argument = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+        case 1: {
+          variant.val.access_denied = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+        case 2: {
+          variant.val.quota_exceeded = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+        case 3: {
+          variant.val.conflict = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+        case 4: {
+          variant.val.unavailable = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+        case 5: {
+          break;
+        }
+        case 6: {
+          break;
+        }
+        case 7: {
+          variant.val.other = (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) };
+          break;
+        }
+      }
+
+      result.val.err = variant;
+      break;
+    }
+  }
+  if (!result.is_err) {
+    *ret = result.val.ok;
+    return 1;
+  } else {
+    *err = result.val.err;
+    return 0;
+  }
+}
+
+bool leasehold_registry_discovery_pick(service_string_t *name, service_string_t *version, leasehold_registry_discovery_option_server_node_t *ret, leasehold_registry_discovery_error_t *err) {
+  __attribute__((__aligned__(sizeof(void*))))
+  uint8_t ret_area[(8+10*sizeof(void*))];
+  uint8_t *ptr = (uint8_t *) &ret_area;
+  __wasm_import_leasehold_registry_discovery_pick((uint8_t *) (*name).ptr, (*name).len, (uint8_t *) (*version).ptr, (*version).len, ptr);
+  leasehold_registry_discovery_result_option_server_node_error_t result;
+  switch ((int32_t) *((uint8_t*) (ptr + 0))) {
+    case 0: {
+      result.is_err = false;
+      leasehold_registry_discovery_option_server_node_t option0;
+      switch ((int32_t) *((uint8_t*) (ptr + sizeof(void*)))) {
+        case 0: {
+          option0.is_some = false;
+          break;
+        }
+        case 1: {
+          option0.is_some = true;
+          service_option_u32_t option;
+          switch ((int32_t) *((uint8_t*) (ptr + (8*sizeof(void*))))) {
+            case 0: {
+              option.is_some = false;
+              break;
+            }
+            case 1: {
+              option.is_some = true;
+              option.val = (uint32_t) (*((int32_t*) (ptr + (4+8*sizeof(void*)))));
+              break;
+            }
+          }
+
+          option0.val = (leasehold_registry_registry_types_server_node_t) {
+            (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (2*sizeof(void*))))), (*((size_t*) (ptr + (3*sizeof(void*))))) },
+            (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (4*sizeof(void*))))), (*((size_t*) (ptr + (5*sizeof(void*))))) },
+            (service_string_t) (service_string_t) { (uint8_t*)(*((uint8_t **) (ptr + (6*sizeof(void*))))), (*((size_t*) (ptr + (7*sizeof(void*))))) },
+            (service_option_u32_t) option,
+            (service_list_tuple2_string_string_t) (service_list_tuple2_string_string_t) { (service_tuple2_string_string_t*)(*((uint8_t **) (ptr + (8+8*sizeof(void*))))), (*((size_t*) (ptr + (8+9*sizeof(void*))))) },
+          };
+          break;
+        }
+      }
+
+      result.val.ok = option0;
+      break;
+    }
+    case 1: {
+      result.is_err = true;
+      leasehold_registry_registry_types_error_t variant;
       variant.tag = (int32_t) *((uint8_t*) (ptr + sizeof(void*)));
       switch ((int32_t) variant.tag) {
         case 0: {
@@ -5989,7 +6127,7 @@ void __wasm_export_exports_wasi_http_incoming_handler_handle(int32_t arg, int32_
   exports_wasi_http_incoming_handler_handle((exports_wasi_http_incoming_handler_own_incoming_request_t) { arg }, (exports_wasi_http_incoming_handler_own_response_outparam_t) { arg0 });
 }
 
-__attribute__((__export_name__("leasehold:registry/lifecycle@0.1.0#start")))
+__attribute__((__export_name__("leasehold:registry/lifecycle@0.2.0#start")))
 uint8_t * __wasm_export_exports_leasehold_registry_lifecycle_start(void) {
   exports_leasehold_registry_lifecycle_result_void_string_t ret;
   service_string_t err;
@@ -6008,7 +6146,7 @@ uint8_t * __wasm_export_exports_leasehold_registry_lifecycle_start(void) {
   return ptr;
 }
 
-__attribute__((__export_name__("leasehold:registry/lifecycle@0.1.0#stop")))
+__attribute__((__export_name__("leasehold:registry/lifecycle@0.2.0#stop")))
 void __wasm_export_exports_leasehold_registry_lifecycle_stop(void) {
   exports_leasehold_registry_lifecycle_stop();
 }

@@ -580,7 +580,7 @@ typedef struct {
 } service_list_tuple2_string_string_t;
 
 // One instance of a service, as its clients find it.
-typedef struct leasehold_registry_types_server_node_t {
+typedef struct leasehold_registry_registry_types_server_node_t {
   // The service's name: 1 to 253 bytes of visible ASCII characters without `/`.
   // The component's policy lists the names that it may use.
   service_string_t   name;
@@ -596,32 +596,32 @@ typedef struct leasehold_registry_types_server_node_t {
   // Pairs of key and value, at most 64 of them and 16 KiB together. A layout without a place for
   // metadata does not publish them.
   service_list_tuple2_string_string_t   metadata;
-} leasehold_registry_types_server_node_t;
+} leasehold_registry_registry_types_server_node_t;
 
 // The state of a registration.
-typedef uint8_t leasehold_registry_types_state_t;
+typedef uint8_t leasehold_registry_registry_types_state_t;
 
 // Not in etcd yet.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_PENDING 0
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_PENDING 0
 // In etcd, under a lease that etcd confirmed within its time to live.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_REGISTERED 1
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_REGISTERED 1
 // The last renewal was not confirmed. The key may still be in etcd; the host is checking.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_SUSPECT 2
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_SUSPECT 2
 // Lost, about to be lost, or withdrawn by the host because the component is unhealthy. The host retries until
 // the node is registered again.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_RECOVERING 3
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_RECOVERING 3
 // The live lease of another host holds the key. This host does not take the key back by force;
 // the registration returns by itself when the key is free.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_CONFLICT 4
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_CONFLICT 4
 // Being deleted from etcd, because of `stop` or because the service ends.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_DRAINING 5
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_DRAINING 5
 // Out of etcd, for good.
-#define LEASEHOLD_REGISTRY_TYPES_STATE_STOPPED 6
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_STATE_STOPPED 6
 
 // A snapshot of a registration at the moment of the call.
-typedef struct leasehold_registry_types_status_t {
+typedef struct leasehold_registry_registry_types_status_t {
   // The state.
-  leasehold_registry_types_state_t   state;
+  leasehold_registry_registry_types_state_t   state;
   // The published weight, or the weight that is about to be written.
   uint32_t   weight;
   // Milliseconds until the lease ends if etcd confirms no further renewal;
@@ -631,10 +631,10 @@ typedef struct leasehold_registry_types_status_t {
   uint64_t   renewals;
   // Number of times that the registration was lost and written again.
   uint64_t   recoveries;
-} leasehold_registry_types_status_t;
+} leasehold_registry_registry_types_status_t;
 
 // The reason why a call failed. The text is for people; a program decides by the case alone.
-typedef struct leasehold_registry_types_error_t {
+typedef struct leasehold_registry_registry_types_error_t {
   uint8_t tag;
   union {
     service_string_t     invalid_argument;
@@ -644,32 +644,45 @@ typedef struct leasehold_registry_types_error_t {
     service_string_t     unavailable;
     service_string_t     other;
   } val;
-} leasehold_registry_types_error_t;
+} leasehold_registry_registry_types_error_t;
 
 // A field breaks its rule; the text names the field and the rule. Repeating the call does not help.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_INVALID_ARGUMENT 0
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_INVALID_ARGUMENT 0
 // The component's policy does not allow it. Repeating the call does not help.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_ACCESS_DENIED 1
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_ACCESS_DENIED 1
 // A limit of this component or of the host is reached.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_QUOTA_EXCEEDED 2
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_QUOTA_EXCEEDED 2
 // The live lease of another host holds the key, and the ownership policy does not allow a take-over.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_CONFLICT 3
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_CONFLICT 3
 // etcd is unreachable or refused the request, or the host has withdrawn the component. Nothing is registered.
 // The call may succeed later.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_UNAVAILABLE 4
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_UNAVAILABLE 4
 // The deadline expired. After `register`: nothing stays registered.
 // After `stop`: the host goes on until the key is gone.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_TIMEOUT 5
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_TIMEOUT 5
 // The registration has ended already.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_NOT_REGISTERED 6
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_NOT_REGISTERED 6
 // Any other failure.
-#define LEASEHOLD_REGISTRY_TYPES_ERROR_OTHER 7
+#define LEASEHOLD_REGISTRY_REGISTRY_TYPES_ERROR_OTHER 7
 
-typedef leasehold_registry_types_server_node_t leasehold_registry_registrar_server_node_t;
+typedef leasehold_registry_registry_types_server_node_t leasehold_registry_registrar_server_node_t;
 
-typedef leasehold_registry_types_status_t leasehold_registry_registrar_status_t;
+typedef leasehold_registry_registry_types_status_t leasehold_registry_registrar_status_t;
 
-typedef leasehold_registry_types_error_t leasehold_registry_registrar_error_t;
+typedef leasehold_registry_registry_types_error_t leasehold_registry_registrar_error_t;
+
+// A registration as it is at the moment of the call, without a handle.
+typedef struct leasehold_registry_registrar_registration_info_t {
+  // The key in etcd.
+  service_string_t   key;
+  // The published node: an empty address is filled in, and the weight is the current weight.
+  leasehold_registry_registrar_server_node_t   node;
+  // The status.
+  leasehold_registry_registrar_status_t   status;
+  // True if a layout of the host has a place for metadata. Otherwise the metadata of the node is not in etcd, and
+  // its clients do not see it.
+  bool   publishes_metadata;
+} leasehold_registry_registrar_registration_info_t;
 
 typedef struct leasehold_registry_registrar_own_registration_t {
   int32_t __handle;
@@ -699,9 +712,14 @@ typedef struct {
   size_t len;
 } leasehold_registry_registrar_list_own_registration_t;
 
-typedef leasehold_registry_types_server_node_t leasehold_registry_discovery_server_node_t;
+typedef struct {
+  leasehold_registry_registrar_registration_info_t *ptr;
+  size_t len;
+} leasehold_registry_registrar_list_registration_info_t;
 
-typedef leasehold_registry_types_error_t leasehold_registry_discovery_error_t;
+typedef leasehold_registry_registry_types_server_node_t leasehold_registry_discovery_server_node_t;
+
+typedef leasehold_registry_registry_types_error_t leasehold_registry_discovery_error_t;
 
 typedef struct {
   leasehold_registry_discovery_server_node_t *ptr;
@@ -715,6 +733,19 @@ typedef struct {
     leasehold_registry_discovery_error_t err;
   } val;
 } leasehold_registry_discovery_result_list_server_node_error_t;
+
+typedef struct {
+  bool is_some;
+  leasehold_registry_discovery_server_node_t val;
+} leasehold_registry_discovery_option_server_node_t;
+
+typedef struct {
+  bool is_err;
+  union {
+    leasehold_registry_discovery_option_server_node_t ok;
+    leasehold_registry_discovery_error_t err;
+  } val;
+} leasehold_registry_discovery_result_option_server_node_error_t;
 
 typedef wasi_http_types_own_incoming_request_t exports_wasi_http_incoming_handler_own_incoming_request_t;
 
@@ -1247,7 +1278,7 @@ extern bool wasi_http_types_http_error_code(wasi_http_types_borrow_io_error_t er
 // through the `future-incoming-response`.
 extern bool wasi_http_outgoing_handler_handle(wasi_http_outgoing_handler_own_outgoing_request_t request, wasi_http_outgoing_handler_own_request_options_t *maybe_options, wasi_http_outgoing_handler_own_future_incoming_response_t *ret, wasi_http_outgoing_handler_error_code_t *err);
 
-// Imported Functions from `leasehold:registry/registrar@0.1.0`
+// Imported Functions from `leasehold:registry/registrar@0.2.0`
 // The key in etcd.
 extern void leasehold_registry_registrar_method_registration_key(leasehold_registry_registrar_borrow_registration_t self, service_string_t *ret);
 // The published node: an empty address is filled in, and the weight is the current weight.
@@ -1287,9 +1318,14 @@ extern bool leasehold_registry_registrar_method_registration_stop(leasehold_regi
 extern bool leasehold_registry_registrar_register(leasehold_registry_registrar_server_node_t *node, uint32_t ttl_seconds, leasehold_registry_registrar_own_registration_t *ret, leasehold_registry_registrar_error_t *err);
 // The registrations of this component that have not ended, in no particular order.
 // Never another component's.
+// 
+// Each call makes new handles, and the host keeps a limited number of them for an instance: a component in a language
+// with garbage collection drops them by hand, or calls `describe`.
 extern void leasehold_registry_registrar_current(leasehold_registry_registrar_list_own_registration_t *ret);
+// The same registrations as data. Makes no handles, never waits, never fails.
+extern void leasehold_registry_registrar_describe(leasehold_registry_registrar_list_registration_info_t *ret);
 
-// Imported Functions from `leasehold:registry/discovery@0.1.0`
+// Imported Functions from `leasehold:registry/discovery@0.2.0`
 // The nodes that are registered under `name`, and under `version` unless it is empty.
 // 
 // With the first call the host starts to watch the service in etcd. Later calls use this view, without a round
@@ -1303,11 +1339,21 @@ extern void leasehold_registry_registrar_current(leasehold_registry_registrar_li
 // that the policy does not let this component call; `quota-exceeded` beyond 1000 services;
 // `unavailable` and `timeout` while etcd has never been read.
 extern bool leasehold_registry_discovery_resolve(service_string_t *name, service_string_t *version, leasehold_registry_discovery_list_server_node_t *ret, leasehold_registry_discovery_error_t *err);
+// One of the nodes that are registered under `name`, and under `version` unless it is empty; none if there is no node.
+// 
+// The host's balancer picks the node, as it does for a request to `http://NAME.leasehold/`, and both share one
+// schedule: in proportion to the weights, evenly spread, nodes that the host is configured to prefer first, and
+// without nodes at which such requests failed just now. Nodes that say they use TLS are left out, since the result
+// does not tell. One node is copied, however many there are. The host does not learn the outcome of what the
+// component does with the node; requests by name also go on to the next node when one takes no connection.
+// 
+// The result is a node of the host's view of the service, as that of `resolve` is. Errors: those of `resolve`.
+extern bool leasehold_registry_discovery_pick(service_string_t *name, service_string_t *version, leasehold_registry_discovery_option_server_node_t *ret, leasehold_registry_discovery_error_t *err);
 
 // Exported Functions from `wasi:http/incoming-handler@0.2.10`
 void exports_wasi_http_incoming_handler_handle(exports_wasi_http_incoming_handler_own_incoming_request_t request, exports_wasi_http_incoming_handler_own_response_outparam_t response_out);
 
-// Exported Functions from `leasehold:registry/lifecycle@0.1.0`
+// Exported Functions from `leasehold:registry/lifecycle@0.2.0`
 bool exports_leasehold_registry_lifecycle_start(service_string_t *err);
 void exports_leasehold_registry_lifecycle_stop(void);
 
@@ -1503,13 +1549,15 @@ void service_tuple2_string_string_free(service_tuple2_string_string_t *ptr);
 
 void service_list_tuple2_string_string_free(service_list_tuple2_string_string_t *ptr);
 
-void leasehold_registry_types_server_node_free(leasehold_registry_types_server_node_t *ptr);
+void leasehold_registry_registry_types_server_node_free(leasehold_registry_registry_types_server_node_t *ptr);
 
-void leasehold_registry_types_error_free(leasehold_registry_types_error_t *ptr);
+void leasehold_registry_registry_types_error_free(leasehold_registry_registry_types_error_t *ptr);
 
 void leasehold_registry_registrar_server_node_free(leasehold_registry_registrar_server_node_t *ptr);
 
 void leasehold_registry_registrar_error_free(leasehold_registry_registrar_error_t *ptr);
+
+void leasehold_registry_registrar_registration_info_free(leasehold_registry_registrar_registration_info_t *ptr);
 
 extern void leasehold_registry_registrar_registration_drop_own(leasehold_registry_registrar_own_registration_t handle);
 
@@ -1523,6 +1571,8 @@ void leasehold_registry_registrar_result_own_registration_error_free(leasehold_r
 
 void leasehold_registry_registrar_list_own_registration_free(leasehold_registry_registrar_list_own_registration_t *ptr);
 
+void leasehold_registry_registrar_list_registration_info_free(leasehold_registry_registrar_list_registration_info_t *ptr);
+
 void leasehold_registry_discovery_server_node_free(leasehold_registry_discovery_server_node_t *ptr);
 
 void leasehold_registry_discovery_error_free(leasehold_registry_discovery_error_t *ptr);
@@ -1530,6 +1580,10 @@ void leasehold_registry_discovery_error_free(leasehold_registry_discovery_error_
 void leasehold_registry_discovery_list_server_node_free(leasehold_registry_discovery_list_server_node_t *ptr);
 
 void leasehold_registry_discovery_result_list_server_node_error_free(leasehold_registry_discovery_result_list_server_node_error_t *ptr);
+
+void leasehold_registry_discovery_option_server_node_free(leasehold_registry_discovery_option_server_node_t *ptr);
+
+void leasehold_registry_discovery_result_option_server_node_error_free(leasehold_registry_discovery_result_option_server_node_error_t *ptr);
 
 void exports_leasehold_registry_lifecycle_result_void_string_free(exports_leasehold_registry_lifecycle_result_void_string_t *ptr);
 

@@ -14,7 +14,7 @@ import (
 	_ "service/bindings/exports/wit_exports" // What the host calls.
 	"service/bindings/imports/leasehold_registry_discovery"
 	"service/bindings/imports/leasehold_registry_registrar"
-	"service/bindings/imports/leasehold_registry_types"
+	"service/bindings/imports/leasehold_registry_registry_types"
 	"service/bindings/imports/wasi_http_outgoing_handler"
 	"service/bindings/imports/wasi_http_types"
 	"service/bindings/imports/wasi_io_streams"
@@ -46,6 +46,14 @@ type Status struct {
 	Recoveries     uint64
 }
 
+// Description is a registration at one moment, without a handle that the host keeps.
+type Description struct {
+	Key  string
+	Node Node
+	Status
+	PublishesMetadata bool // False: no layout of the host has a place for metadata.
+}
+
 // Service holds the functions that the host calls.
 type Service struct {
 	Start  func() error                                // Once, when the listener is open.
@@ -68,7 +76,7 @@ func Serve(service Service) {
 
 // Register publishes a node. The key in etcd outlives a dead host by the TTL.
 func Register(node Node, ttlSeconds uint32) (Registration, error) {
-	given := leasehold_registry_types.ServerNode{Name: node.Name, Addr: node.Addr, Version: node.Version}
+	given := leasehold_registry_registry_types.ServerNode{Name: node.Name, Addr: node.Addr, Version: node.Version}
 	given.Weight = wit.None[uint32]()
 	if node.Weight != 0 {
 		given.Weight = wit.Some(node.Weight)
@@ -92,6 +100,15 @@ func Current() []Registration {
 	return all
 }
 
+// Describe returns the same registrations as data. It never waits.
+func Describe() []Description {
+	var all []Description
+	for _, one := range leasehold_registry_registrar.Describe() {
+		all = append(all, Description{one.Key, nodeOf(one.Node), statusOf(one.Status), one.PublishesMetadata})
+	}
+	return all
+}
+
 // Key is the key in etcd.
 func (r Registration) Key() string { return r.handle.Key() }
 
@@ -99,11 +116,7 @@ func (r Registration) Key() string { return r.handle.Key() }
 func (r Registration) Node() Node { return nodeOf(r.handle.Node()) }
 
 // Status never waits.
-func (r Registration) Status() Status {
-	states := [...]string{"pending", "registered", "suspect", "recovering", "conflict", "draining", "stopped"}
-	now := r.handle.Status()
-	return Status{states[now.State], now.Weight, now.TtlRemainingMs, now.Renewals, now.Recoveries}
-}
+func (r Registration) Status() Status { return statusOf(r.handle.Status()) }
 
 // SetWeight publishes this weight, 1 to 100.
 func (r Registration) SetWeight(weight uint32) error {
@@ -132,6 +145,19 @@ func Resolve(name, version string) ([]Node, error) {
 		nodes = append(nodes, nodeOf(node))
 	}
 	return nodes, nil
+}
+
+// Pick returns one node of a service, chosen by the host's balancer, and false if there is none.
+func Pick(name, version string) (Node, bool, error) {
+	picked := leasehold_registry_discovery.Pick(name, version)
+	if picked.IsErr() {
+		return Node{}, false, failure("pick "+name, picked.Err())
+	}
+	node := picked.Ok()
+	if node.IsNone() {
+		return Node{}, false, nil
+	}
+	return nodeOf(node.Some()), true, nil
 }
 
 // Get calls a service by name; the host picks one of its nodes.
@@ -176,12 +202,17 @@ func Get(name, path string) (status int, body []byte, err error) {
 	}
 }
 
-func nodeOf(found leasehold_registry_types.ServerNode) Node {
+func nodeOf(found leasehold_registry_registry_types.ServerNode) Node {
 	node := Node{Name: found.Name, Addr: found.Addr, Version: found.Version, Weight: found.Weight.SomeOr(0)}
 	for _, pair := range found.Metadata {
 		node.Metadata = append(node.Metadata, [2]string{pair.F0, pair.F1})
 	}
 	return node
+}
+
+func statusOf(now leasehold_registry_registry_types.Status) Status {
+	states := [...]string{"pending", "registered", "suspect", "recovering", "conflict", "draining", "stopped"}
+	return Status{states[now.State], now.Weight, now.TtlRemainingMs, now.Renewals, now.Recoveries}
 }
 
 func respond(out *wasi_http_types.ResponseOutparam, status int, body string) {
@@ -203,21 +234,21 @@ func respond(out *wasi_http_types.ResponseOutparam, status int, body string) {
 }
 
 // failure makes an error of the host's, whose text is for people.
-func failure(call string, why leasehold_registry_types.Error) error {
+func failure(call string, why leasehold_registry_registry_types.Error) error {
 	switch why.Tag() {
-	case leasehold_registry_types.Error_InvalidArgument:
+	case leasehold_registry_registry_types.Error_InvalidArgument:
 		return fmt.Errorf("%s: invalid argument: %s", call, why.InvalidArgument())
-	case leasehold_registry_types.Error_AccessDenied:
+	case leasehold_registry_registry_types.Error_AccessDenied:
 		return fmt.Errorf("%s: access denied: %s", call, why.AccessDenied())
-	case leasehold_registry_types.Error_QuotaExceeded:
+	case leasehold_registry_registry_types.Error_QuotaExceeded:
 		return fmt.Errorf("%s: quota exceeded: %s", call, why.QuotaExceeded())
-	case leasehold_registry_types.Error_Conflict:
+	case leasehold_registry_registry_types.Error_Conflict:
 		return fmt.Errorf("%s: conflict: %s", call, why.Conflict())
-	case leasehold_registry_types.Error_Unavailable:
+	case leasehold_registry_registry_types.Error_Unavailable:
 		return fmt.Errorf("%s: unavailable: %s", call, why.Unavailable())
-	case leasehold_registry_types.Error_Timeout:
+	case leasehold_registry_registry_types.Error_Timeout:
 		return fmt.Errorf("%s: timeout", call)
-	case leasehold_registry_types.Error_NotRegistered:
+	case leasehold_registry_registry_types.Error_NotRegistered:
 		return fmt.Errorf("%s: not registered", call)
 	default:
 		return fmt.Errorf("%s: %s", call, why.Other())

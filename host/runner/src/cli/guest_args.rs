@@ -24,6 +24,25 @@ impl HttpVersion {
     }
 }
 
+/// A version of `leasehold:registry`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ContractVersion {
+    #[value(name = "0.1")]
+    V0_1,
+    #[value(name = "0.2")]
+    V0_2,
+}
+
+impl ContractVersion {
+    /// The version as names of interfaces have it.
+    pub(crate) fn full(self) -> &'static str {
+        match self {
+            Self::V0_1 => "0.1.0",
+            Self::V0_2 => "0.2.0",
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("subject").args(["folder", "check"]))]
 pub(crate) struct WitArgs {
@@ -34,6 +53,12 @@ pub(crate) struct WitArgs {
     /// Version of wasi:http, and of the packages that go with it
     #[arg(long, value_enum, value_name = "VERSION", default_value = "0.2")]
     pub(crate) http: HttpVersion,
+
+    /// Version of the contract, leasehold:registry
+    ///
+    /// That of 0.2 has the asynchronous functions only with `--http 0.3`: compilers of 0.2 do not know such functions.
+    #[arg(long, value_enum, value_name = "VERSION", default_value = "0.2", conflicts_with = "check")]
+    pub(crate) contract: ContractVersion,
 
     /// Overwrite files that have other content
     #[arg(long, requires = "folder")]

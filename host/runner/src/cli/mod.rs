@@ -23,7 +23,7 @@ use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
     etcd_args::{ConnectionArgs, EtcdArgs},
-    guest_args::{ComponentizeArgs, HttpVersion, Language, NewArgs, WitArgs},
+    guest_args::{ComponentizeArgs, ContractVersion, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, Probe, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
     keep_args::{CheckOptions, KeepArgs},
 };
@@ -136,7 +136,7 @@ const LONG_VERSION: &str = concat!(
     env!("LEASEHOLD_TARGET"),
     "\nwasmtime   ",
     env!("LEASEHOLD_WASMTIME"),
-    "\ncontracts  leasehold:registry@0.1.0, wasi:http@0.2 and @0.3, wasi:cli@0.2 and @0.3"
+    "\ncontracts  leasehold:registry@0.1.0 and @0.2.0, wasi:http@0.2 and @0.3, wasi:cli@0.2 and @0.3"
 );
 
 /// Runs WebAssembly service components and keeps them findable in etcd.
@@ -718,7 +718,10 @@ mod tests {
     }
 
     #[test]
-    fn the_version_names_the_contract_that_is_linked() {
-        assert!(LONG_VERSION.contains(leasehold_wasmtime::CONTRACT), "{LONG_VERSION}");
+    fn the_version_names_the_contracts_that_are_linked() {
+        for contract in leasehold_wasmtime::CONTRACTS {
+            let (package, version) = contract.split_once('@').unwrap();
+            assert!(LONG_VERSION.contains(package) && LONG_VERSION.contains(&format!("@{version}")), "{LONG_VERSION}");
+        }
     }
 }

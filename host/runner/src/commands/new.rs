@@ -7,22 +7,27 @@ use include_dir::{Dir, include_dir};
 
 use super::{
     print,
-    wit::{self, CONTRACT, CONTRACT_PATH, Text, create, gather},
+    wit::{self, Text, create, gather},
 };
 use crate::{
-    cli::{HttpVersion, Language, NewArgs},
+    cli::{ContractVersion, HttpVersion, Language, NewArgs},
     error::Failure,
 };
 
 /// A folder for each language, `all` for the files that are the same in each, and the WIT.
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
+/// The library of the templates for Rust, with the contract in it, and its folder in a service.
+static RUST_LIBRARY: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/lib/rust");
+const RUST_LIBRARY_FOLDER: &str = "leasehold-guest";
+/// The contract of every template, whose bindings are made of it.
+const CONTRACT: ContractVersion = ContractVersion::V0_2;
 /// Word in the files that stands for the service's name.
 const NAME: &str = "{{name}}";
 
 /// Folder, tools and commands of a language.
 struct Template {
     folder: &'static str,
-    /// The WASI packages of its world; `None` where a library brings its own.
+    /// The WASI packages of its world; `None` where libraries bring all of their WIT.
     http: Option<HttpVersion>,
     /// Tools that its user installs.
     needs: &'static str,
@@ -52,11 +57,15 @@ impl Template {
         for file in &mut files {
             *file = finished(file, name);
         }
-        let wit = match self.http {
-            Some(http) => wit::files(http),
-            None => vec![Text { path: CONTRACT_PATH.into(), content: CONTRACT.into() }],
+        let (below, more) = match self.http {
+            Some(http) => ("wit", wit::files(CONTRACT, http)),
+            None => {
+                let mut library = Vec::new();
+                gather(&RUST_LIBRARY, RUST_LIBRARY.path(), &mut library);
+                (RUST_LIBRARY_FOLDER, library)
+            }
         };
-        files.extend(wit.into_iter().map(|file| Text { path: Path::new("wit").join(file.path), ..file }));
+        files.extend(more.into_iter().map(|file| Text { path: Path::new(below).join(file.path), ..file }));
         files
     }
 }
@@ -128,13 +137,11 @@ mod tests {
             let files = Template::of(*language).files("some-name");
             let paths: BTreeSet<_> = files.iter().map(|file| file.path.display().to_string()).collect();
             assert_eq!(paths.len(), files.len(), "{language:?}: a file occurs twice");
-            for path in [
-                "README.md",
-                ".gitignore",
-                "services.yaml",
-                "wit/world.wit",
-                "wit/deps/leasehold-registry/registry.wit",
-            ] {
+            let wit = match language {
+                Language::Rust => ["leasehold-guest/wit/registry.wit", "leasehold-guest/src/bindings.rs"],
+                _ => ["wit/world.wit", "wit/deps/leasehold-registry/registry.wit"],
+            };
+            for path in ["README.md", ".gitignore", "services.yaml"].into_iter().chain(wit) {
                 assert!(paths.contains(path), "{language:?}: {path} is not in {paths:?}");
             }
             for file in &files {

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{print, print_json};
 use crate::{
-    cli::{HttpVersion, WitArgs},
+    cli::{ContractVersion, HttpVersion, WitArgs},
     error::Failure,
     wasm::{
         cache,
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// The contract with components.
-pub(super) const CONTRACT: &str = include_str!("../../wit/registry.wit");
 /// Place of the contract in a folder of WIT.
-pub(super) const CONTRACT_PATH: &str = "deps/leasehold-registry/registry.wit";
+const CONTRACT_PATH: &str = "deps/leasehold-registry/registry.wit";
 /// A world for each version of `wasi:http`, and the WASI packages that it needs.
 static WASI: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/wit");
 /// File of the world, which belongs to the component's author.
 const WORLD: &str = "world.wit";
+/// Word in a world that stands for the version of the contract.
+const VERSION: &str = "{{contract}}";
 /// Mode of an ordinary file, readable beyond its owner.
 const MODE: u32 = 0o666;
 
@@ -40,15 +40,37 @@ pub(crate) fn wit(args: &WitArgs) -> Result<(), Failure> {
     match (&args.check, &args.folder) {
         (Some(file), _) => check(file, args.json),
         (None, Some(folder)) => write(folder, args),
-        (None, None) => print(CONTRACT),
+        (None, None) => print(&contract(args.contract, args.http)),
+    }
+}
+
+/// The contract as one file, for components of this version of `wasi:http`: those of 0.2 get no asynchronous functions, which
+/// many of their compilers do not know.
+fn contract(version: ContractVersion, http: HttpVersion) -> String {
+    let plain = match version {
+        ContractVersion::V0_1 => return include_str!("../../wit/0.1/registry.wit").to_owned(),
+        ContractVersion::V0_2 => include_str!("../../wit/0.2/registry.wit"),
+    };
+    match http {
+        HttpVersion::P2 => plain.to_owned(),
+        HttpVersion::P3 => {
+            // The package has its name from the first file.
+            let (_, asynchronous) =
+                include_str!("../../wit/0.2/async.wit").split_once(";\n").expect("a package's name");
+            format!("{plain}{asynchronous}")
+        }
     }
 }
 
 /// Files of a folder of WIT: the world, the contract, and the WASI packages.
-pub(super) fn files(http: HttpVersion) -> Vec<Text> {
+pub(super) fn files(version: ContractVersion, http: HttpVersion) -> Vec<Text> {
     let root = WASI.get_dir(http.name()).expect("there is a folder for each version");
-    let mut files = vec![Text { path: CONTRACT_PATH.into(), content: CONTRACT.into() }];
+    let mut files = vec![Text { path: CONTRACT_PATH.into(), content: contract(version, http).into() }];
     gather(root, root.path(), &mut files);
+    if let Some(world) = files.iter_mut().find(|file| file.path == Path::new(WORLD)) {
+        let text = str::from_utf8(&world.content).expect("WIT is text");
+        world.content = text.replace(VERSION, version.full()).into();
+    }
     files.sort_by(|a, b| a.path.cmp(&b.path));
     files
 }
@@ -73,7 +95,7 @@ struct Written {
 
 /// Writes the files. All of them are compared first, so that a refusal leaves the folder as it was.
 fn write(folder: &Path, args: &WitArgs) -> Result<(), Failure> {
-    let mut files = files(args.http);
+    let mut files = files(args.contract, args.http);
     if has_world(folder) {
         files.retain(|file| file.path != Path::new(WORLD));
     }
@@ -188,30 +210,46 @@ mod tests {
     use tempfile::TempDir;
     use wit_parser::Resolve;
 
-    use super::{CONTRACT, create, files};
-    use crate::{cli::HttpVersion, wasm::contract::unavailable};
+    use super::{create, files};
+    use crate::{
+        cli::{ContractVersion, HttpVersion},
+        wasm::contract::unavailable,
+    };
 
     #[test]
     fn the_written_files_are_a_world_whose_imports_this_host_has() {
-        for http in [HttpVersion::P2, HttpVersion::P3] {
+        let versions = [ContractVersion::V0_1, ContractVersion::V0_2];
+        for (version, http) in versions.iter().flat_map(|v| [(*v, HttpVersion::P2), (*v, HttpVersion::P3)]) {
             let folder = TempDir::new().unwrap();
-            for file in files(http) {
+            for file in files(version, http) {
                 create(&folder.path().join(&file.path), &file.content).unwrap();
             }
             let mut resolve = Resolve::default();
             let (package, _) = resolve.push_dir(folder.path()).unwrap();
             let world = resolve.select_world(&[package], Some("service")).unwrap();
             let imports: Vec<_> = resolve.worlds[world].imports.keys().map(|key| resolve.name_world_key(key)).collect();
-            assert!(imports.iter().any(|name| name.starts_with("leasehold:registry/registrar@")), "{imports:?}");
+            let registrar = format!("leasehold:registry/registrar@{}", version.full());
+            assert!(imports.contains(&registrar), "{imports:?}");
             for import in &imports {
                 assert_eq!(unavailable(import), None);
             }
+            // Compilers of 0.2 never meet a function that is async.
+            let contract =
+                resolve.packages.iter().find(|(_, package)| package.name.namespace == "leasehold").unwrap().0;
+            let has_async = resolve.packages[contract].interfaces.contains_key("async-discovery");
+            assert_eq!(has_async, version == ContractVersion::V0_2 && http == HttpVersion::P3);
         }
     }
 
     #[test]
-    fn the_contract_is_that_of_the_plugin() {
-        assert!(CONTRACT.contains(&format!("package {};", leasehold_wasmtime::CONTRACT)));
-        assert!(files(HttpVersion::P2).iter().any(|file| file.path == Path::new("world.wit")));
+    fn the_latest_contract_is_that_of_the_plugin() {
+        let files = files(ContractVersion::V0_2, HttpVersion::P2);
+        let text = |path: &str| {
+            let file = files.iter().find(|file| file.path == Path::new(path)).unwrap();
+            str::from_utf8(&file.content).unwrap()
+        };
+        let latest = leasehold_wasmtime::CONTRACTS[0];
+        assert!(text("deps/leasehold-registry/registry.wit").contains(&format!("package {latest};")));
+        assert!(text("world.wit").contains("leasehold:registry/service@0.2.0;"));
     }
 }

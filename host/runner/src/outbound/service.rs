@@ -20,7 +20,7 @@ use hyper_util::{
     },
     rt::TokioTimer,
 };
-use leasehold::{Addr, Balancer, Metadata, Pick, ServiceName, Version, View};
+use leasehold::{Addr, Balancer, Pick, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
@@ -60,8 +60,6 @@ pub(crate) struct ServiceClient {
     http1: Client<Connector, RequestBody>,
     /// For gRPC, which exists over HTTP/2 only.
     http2: Client<Connector, RequestBody>,
-    /// Metadata of nodes that are picked first.
-    prefer: Metadata,
 }
 
 /// Service and version that a request names.
@@ -131,13 +129,7 @@ impl Target {
 }
 
 impl ServiceClient {
-    pub(crate) fn new(
-        registry: RegistryCtx,
-        names: Names,
-        suffix: &str,
-        prefer: &Metadata,
-        reserved: Reserved,
-    ) -> Self {
+    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, reserved: Reserved) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -148,8 +140,7 @@ impl ServiceClient {
         let http1 = builder.build(connector.clone());
         builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_INTERVAL);
         let http2 = builder.http2_only(true).build(connector);
-        let (suffix, prefer) = (format!(".{suffix}"), prefer.clone());
-        Self { registry, names, suffix, http1, http2, prefer }
+        Self { registry, names, suffix: format!(".{suffix}"), http1, http2 }
     }
 
     /// The host without the suffix, if it has the suffix.
@@ -294,8 +285,7 @@ impl ServiceClient {
     }
 
     async fn balancer(&self, target: &Target) -> Result<Arc<Balancer>, Error> {
-        let make = |view| Balancer::new(view).without_tls().with_preferred(self.prefer.pairs().to_vec());
-        let balancer = self.registry.balancer(target.name.clone(), target.version.clone(), make).await;
+        let balancer = self.registry.balancer(target.name.clone(), target.version.clone()).await;
         balancer.map_err(|error| {
             match error {
                 // The component causes this, as often as it likes.
@@ -364,7 +354,7 @@ fn not_found(message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use http::uri::Scheme;
-    use leasehold::{Metadata, Options, Registrar};
+    use leasehold::{Options, Registrar};
     use leasehold_wasmtime::{Names, Policy, RegistryCtx};
 
     use super::{Reserved, ServiceClient};
@@ -372,13 +362,7 @@ mod tests {
     fn client(names: Names) -> ServiceClient {
         // The endpoint refuses connections, and is not used.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        ServiceClient::new(
-            RegistryCtx::new(registrar, Policy::default()),
-            names,
-            "leasehold",
-            &Metadata::default(),
-            Reserved::default(),
-        )
+        ServiceClient::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", Reserved::default())
     }
 
     #[tokio::test]

@@ -152,6 +152,10 @@ impl Handler {
                 sleep(spec.limits.settle_time).await;
             }
             self.listener = None;
+            // Responses that follow a watch end now.
+            if let Some(revision) = &self.revision {
+                revision.context.registry.end_watches();
+            }
             let deadline = spec.limits.drain_timeout;
             all_answered = server.close(deadline).await;
             if !all_answered {

@@ -89,6 +89,7 @@ impl Run {
     /// May be called again if it was broken off.
     pub(crate) async fn stop(&mut self, spec: &Spec) -> bool {
         self.signals.end.cancel();
+        self.context.registry.end_watches();
         let mut by_itself = true;
         if self.running.is_some() {
             let deadline = spec.limits.drain_timeout;

@@ -96,6 +96,7 @@ impl Revision {
     /// Ends a replaced revision once its requests are answered, or `drain_timeout` has passed.
     pub(crate) async fn retire(mut self, spec: Spec) {
         self.context.replaced.cancel();
+        self.context.registry.end_watches();
         let deadline = spec.limits.drain_timeout;
         if timeout(deadline, self.dispatcher.drained()).await.is_err() {
             tracing::warn!(service = %spec.name, "the former version still answers after {deadline:?}");

@@ -175,6 +175,7 @@ fn policy(spec: &Spec, published: &[Addr]) -> Policy {
         addrs: published.to_vec(),
         max_registrations: MAX_REGISTRATIONS,
         max_nodes: spec.limits.nodes as usize,
+        prefer: spec.prefer.clone(),
         terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
         max_ttl: MAX_TTL,
         ..Policy::default()
@@ -241,8 +242,7 @@ impl ServiceContext {
 
     fn assemble(spec: &Spec, registry: RegistryCtx, tracer: Option<Tracer>, shared: Shared) -> Self {
         let (reserved, stats) = (shared.reserved, &shared.stats);
-        let services =
-            ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, &spec.prefer, reserved);
+        let services = ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, reserved);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
         Self {

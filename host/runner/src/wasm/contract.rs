@@ -18,12 +18,18 @@ struct Package {
 }
 
 /// Every package that this host has.
-const PACKAGES: [Package; 15] = [
+const PACKAGES: [Package; 16] = [
     Package {
         name: "leasehold:registry",
         version: "0.1",
         imports: &["types", "registrar", "discovery"],
         exports: &["lifecycle"],
+    },
+    Package {
+        name: "leasehold:registry",
+        version: "0.2",
+        imports: &["registry-types", "registrar", "discovery", "async-registrar", "async-discovery"],
+        exports: &["lifecycle", "async-lifecycle"],
     },
     Package {
         name: "wasi:cli",
@@ -245,11 +251,14 @@ mod tests {
         for here in ["wasi:http/types@0.2.0", "wasi:http/types@0.3.12", "wasi:config/store@0.2.0-rc.1"] {
             assert_eq!(unavailable(here), None, "{here}");
         }
-        assert_eq!(unavailable("leasehold:registry/registrar@0.1.0"), None);
+        for here in ["registrar@0.1.0", "registrar@0.2.0", "async-discovery@0.2.0"] {
+            assert_eq!(unavailable(&format!("leasehold:registry/{here}")), None);
+        }
         for (other, cure) in [
             ("wasi:http/types@0.3.0-rc-2025-09-16", "this host has wasi:http 0.2 and 0.3: build"),
             ("wasi:io/streams@0.3.0", "this host has wasi:io 0.2: build"),
-            ("leasehold:registry/registrar@0.2.0", "this host has leasehold:registry 0.1: build"),
+            ("leasehold:registry/registrar@0.3.0", "this host has leasehold:registry 0.1 and 0.2: build"),
+            ("leasehold:registry/types@0.2.0", "leasehold:registry 0.2 has no such import in this host"),
             ("wasi:http/cache@0.2.0", "wasi:http 0.2 has no such import in this host"),
             ("wasi:nn/graph@0.2.0", "`wac plug "),
             ("logger", "`wac plug "),
@@ -264,8 +273,9 @@ mod tests {
         let export = |name: &str| Wanted::of(Direction::Export, name.to_owned());
         assert!(export("wasi:http/incoming-handler@0.2.3").unwrap().missing.is_none());
         assert!(export("leasehold:registry/lifecycle@0.1.0").unwrap().missing.is_none());
-        let missing = export("leasehold:registry/lifecycle@0.2.0").unwrap().missing.unwrap();
-        assert!(missing.contains("this host has leasehold:registry 0.1: build"), "{missing}");
+        assert!(export("leasehold:registry/async-lifecycle@0.2.1").unwrap().missing.is_none());
+        let missing = export("leasehold:registry/lifecycle@0.3.0").unwrap().missing.unwrap();
+        assert!(missing.contains("this host has leasehold:registry 0.1 and 0.2: build"), "{missing}");
         assert!(export("acme:things/store@1.0.0").is_none() && export("wasi:http/types@0.2.0").is_none());
     }
 

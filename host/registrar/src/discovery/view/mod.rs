@@ -36,6 +36,13 @@ impl View {
         Some(Self { state: state.clone(), changes })
     }
 
+    /// A handle of the same view for which nothing has changed yet.
+    pub fn fresh(&self) -> Self {
+        let mut changes = self.changes.clone();
+        changes.mark_unchanged();
+        Self { state: Arc::clone(&self.state), changes }
+    }
+
     /// The name of the service.
     pub fn name(&self) -> &ServiceName {
         &self.state.name

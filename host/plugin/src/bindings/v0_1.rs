@@ -1,13 +1,7 @@
-//! Bindings that `bindgen!` generates for `leasehold:registry`, for embedders that need more than
-//! [`add_to_linker`](crate::add_to_linker).
-//!
-//! One world covers both directions: its imports are the host's traits, its export is the component's `lifecycle`.
-//! [`Lifecycle`](crate::Lifecycle) wraps the latter, because a component need not export it.
-
-#![expect(missing_docs, reason = "generated; the WIT is the documentation")]
+//! Bindings of `leasehold:registry@0.1.0`, whose types are those of 0.2.
 
 wasmtime::component::bindgen!({
-    path: "wit",
+    path: "wit/0.1",
     world: "leasehold:registry/service",
     imports: {
         "leasehold:registry/registrar.register": async | trappable,
@@ -17,6 +11,9 @@ wasmtime::component::bindgen!({
         default: trappable,
     },
     exports: { default: async },
-    with: { "leasehold:registry/registrar.registration": crate::handle::Handle },
+    with: {
+        "leasehold:registry/types": crate::bindings::v0_2::leasehold::registry::registry_types,
+        "leasehold:registry/registrar.registration": crate::handle::Handle,
+    },
     trappable_error_type: { "leasehold:registry/types.error" => crate::error::CallError },
 });

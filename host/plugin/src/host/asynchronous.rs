@@ -1,0 +1,79 @@
+//! The traits of the asynchronous functions of `leasehold:registry@0.2.0`: none of them holds the store while it waits.
+
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, Resource, StreamReader};
+
+use crate::{
+    bindings::v0_2::leasehold::registry::{
+        async_discovery::{self, Snapshot},
+        async_registrar,
+        registry_types::ServerNode,
+    },
+    context::{RegistryCtx, RunningCall},
+    error::CallError,
+    handle::Handle,
+    host::{HasRegistry, RegistryView, pick, resolve, set_weight, stop},
+    registration::ComponentRegistration,
+};
+
+impl async_registrar::Host for RegistryView<'_> {}
+impl async_discovery::Host for RegistryView<'_> {}
+
+/// Begins a call: the component's registry, and its place among the calls in progress.
+fn begin<T: 'static>(store: &Accessor<T, HasRegistry>) -> Result<(RegistryCtx, RunningCall), CallError> {
+    let ctx = store.with(|mut access| access.get().ctx.clone());
+    let call = ctx.begin_call()?;
+    Ok((ctx, call))
+}
+
+fn registration<T: 'static>(
+    store: &Accessor<T, HasRegistry>,
+    handle: &Resource<Handle>,
+) -> Result<Arc<ComponentRegistration>, CallError> {
+    store.with(|mut access| access.get().registration(handle))
+}
+
+impl<T: 'static> async_registrar::HostWithStore<T> for HasRegistry {
+    async fn register(
+        store: &Accessor<T, Self>,
+        node: ServerNode,
+        ttl_seconds: u32,
+    ) -> Result<Resource<Handle>, CallError> {
+        let (ctx, _call) = begin(store)?;
+        let registration = ctx.register(node, ttl_seconds).await?;
+        store.with(|mut access| access.get().handle(registration))
+    }
+
+    async fn set_weight(store: &Accessor<T, Self>, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
+        let (ctx, _call) = begin(store)?;
+        set_weight(&ctx, &*registration(store, &handle)?, weight).await
+    }
+
+    async fn stop(store: &Accessor<T, Self>, handle: Resource<Handle>) -> Result<(), CallError> {
+        let (ctx, _call) = begin(store)?;
+        stop(&ctx, &*registration(store, &handle)?).await
+    }
+}
+
+impl<T: 'static> async_discovery::HostWithStore<T> for HasRegistry {
+    async fn resolve(store: &Accessor<T, Self>, name: String, version: String) -> Result<Vec<ServerNode>, CallError> {
+        let (ctx, _call) = begin(store)?;
+        resolve(&ctx, &name, &version).await
+    }
+
+    async fn pick(store: &Accessor<T, Self>, name: String, version: String) -> Result<Option<ServerNode>, CallError> {
+        let (ctx, _call) = begin(store)?;
+        pick(&ctx, &name, &version).await
+    }
+
+    async fn watch(
+        store: &Accessor<T, Self>,
+        name: String,
+        version: String,
+    ) -> Result<StreamReader<Snapshot>, CallError> {
+        let (ctx, _call) = begin(store)?;
+        let watch = ctx.open_watch(&name, &version).await?;
+        store.with(|access| StreamReader::new(access, watch)).map_err(CallError::trap)
+    }
+}
