@@ -49,6 +49,12 @@ async fn wit_without_a_folder_prints_the_contract() {
     let ended = leasehold(folder.path(), &["wit"]).await;
     assert_eq!(ended.code, Some(0));
     assert_eq!(ended.stdout, fs::read_to_string(paths::workspace().join("wit/0.2/registry.wit")).unwrap());
+    let former = leasehold(folder.path(), &["wit", "--contract", "0.1"]).await;
+    assert_eq!(former.stdout, fs::read_to_string(paths::workspace().join("wit/0.1/registry.wit")).unwrap());
+    let asynchronous = leasehold(folder.path(), &["wit", "--http", "0.3"]).await;
+    assert!(asynchronous.stdout.starts_with(&ended.stdout), "{asynchronous:?}");
+    assert!(asynchronous.stdout.contains("\ninterface async-discovery {") && !ended.stdout.contains("async func("));
+    refused(&leasehold(folder.path(), &["wit", "--contract", "0.3"]).await, "0.3");
     assert!(files(folder.path()).is_empty());
 }
 
