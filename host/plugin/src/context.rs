@@ -1,6 +1,7 @@
 //! A component's side of the registrar: its policy and its registrations, shared by all of its instances.
 
 use std::{
+    panic::resume_unwind,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,17 +18,20 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     bindings::v0_2::leasehold::registry::registry_types as types,
     budget::Budget,
-    error::CallRefusal,
+    error::{CallError, CallRefusal},
     lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
     policy::Policy,
     registration::{ComponentRegistration, with_weight},
-    watch::Watch,
+    watch::{Pace, Watch},
 };
 
 /// Pause between two sweeps of the services that the component watches.
@@ -55,6 +59,11 @@ pub struct RegistryCtx {
     revision: u64,
     /// Cancelled when the watches of this revision end.
     watches_end: CancellationToken,
+    /// Permits of further watches, and of further asynchronous calls. Of this revision, so that an earlier one that holds them
+    /// all can be replaced.
+    watches: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+    pace: Arc<Pace>,
 }
 
 #[derive(Debug)]
@@ -66,9 +75,6 @@ struct Shared {
     /// Registrations that the component may make within a time.
     budget: Budget,
     lookups: Lookups<WatchedService>,
-    /// Permits of further watches, and of further asynchronous calls.
-    watches: Arc<Semaphore>,
-    calls: Arc<Semaphore>,
     /// True while a task sweeps `lookups`.
     sweeps: AtomicBool,
     /// Cancelled by `stop_all`: the sweeps end.
@@ -119,8 +125,6 @@ impl RegistryCtx {
             weight: Mutex::default(),
             budget,
             lookups: Lookups::new(),
-            watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
-            calls: Arc::new(Semaphore::new(MAX_CALLS)),
             sweeps: AtomicBool::new(false),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -129,7 +133,7 @@ impl RegistryCtx {
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         };
-        Self { shared: Arc::new(shared), policy: Arc::new(policy), revision: 0, watches_end: CancellationToken::new() }
+        Self::revision(Arc::new(shared), Arc::new(policy), 0)
     }
 
     /// Policy of the component.
@@ -253,16 +257,29 @@ impl RegistryCtx {
         self.succeeded_by(Arc::clone(&self.policy))
     }
 
-    /// The same, where the next revision has another policy. `max_registrations`, `registration_interval` and `max_watches`
-    /// stay those of the first revision, and `prefer` holds for services that are picked from for the first time. Under other layouts, a key that both revisions have stays in etcd.
+    /// The same, where the next revision has another policy. `max_registrations` and `registration_interval` stay those of the
+    /// first revision, and `prefer` holds for services that are picked from for the first time. Under other layouts, a key that
+    /// both revisions have stays in etcd.
     #[must_use]
     pub fn successor_under(&self, policy: Policy) -> Self {
         self.succeeded_by(Arc::new(policy))
     }
 
+    fn revision(shared: Arc<Shared>, policy: Arc<Policy>, revision: u64) -> Self {
+        Self {
+            watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
+            calls: Arc::new(Semaphore::new(MAX_CALLS)),
+            pace: Arc::default(),
+            watches_end: CancellationToken::new(),
+            shared,
+            policy,
+            revision,
+        }
+    }
+
     fn succeeded_by(&self, policy: Arc<Policy>) -> Self {
         let revision = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
-        Self { shared: Arc::clone(&self.shared), policy, revision, watches_end: CancellationToken::new() }
+        Self::revision(Arc::clone(&self.shared), policy, revision)
     }
 
     /// Moves every registration to this revision, for an embedder that registers in the component's place.
@@ -332,8 +349,21 @@ impl RegistryCtx {
 
     /// Begins an asynchronous call of the component.
     pub(crate) fn begin_call(&self) -> Result<RunningCall, CallRefusal> {
-        let permit = Arc::clone(&self.shared.calls).try_acquire_owned();
+        let permit = Arc::clone(&self.calls).try_acquire_owned();
         permit.map_err(|_| CallRefusal::TooManyCalls { max: MAX_CALLS })
+    }
+
+    /// Drives a call on the host's side: it goes on while the component's store stands still, and ends when this future is dropped.
+    pub(crate) async fn driven<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, CallError>> + Send + 'static,
+    ) -> Result<T, CallError> {
+        match AbortOnDropHandle::new(self.shared.tasks.spawn(call)).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            // The runtime ends.
+            Err(_) => Err(CallRefusal::Ending.into()),
+        }
     }
 
     /// The component's `resolve`.
@@ -354,11 +384,11 @@ impl RegistryCtx {
         if self.watches_end.is_cancelled() {
             return Err(CallRefusal::Ending);
         }
-        let permit = Arc::clone(&self.shared.watches).try_acquire_owned();
+        let permit = Arc::clone(&self.watches).try_acquire_owned();
         let permit = permit.map_err(|_| CallRefusal::TooManyWatches { max: self.policy.max_watches })?;
         let view = self.looked_up(self.ready_view(&service)).await?;
         let subset = (self.policy.max_nodes, self.shared.subset_offset);
-        Ok(Watch::new(view, subset, self.watches_end.clone().cancelled_owned(), permit))
+        Ok(Watch::new(view, subset, self.watches_end.clone().cancelled_owned(), permit, Arc::clone(&self.pace)))
     }
 
     /// Waits for a look-up of the component, as long as its policy allows.
@@ -421,6 +451,11 @@ impl RegistryCtx {
             return Err(WatchError::TooOften);
         }
         let view = self.shared.registrar.watch(&service.0, &service.1).await.map_err(WatchError::Registrar)?;
+        if let Some(watched) = lookups.get(service, Instant::now()) {
+            // Another call has looked it up meanwhile.
+            lookups.budget.refund();
+            return Ok(watched);
+        }
         let watched = WatchedService { view, balancer: None };
         let kept = lookups.keep(service.clone(), watched, Instant::now());
         if !self.shared.sweeps.swap(true, Ordering::SeqCst) {
@@ -471,6 +506,11 @@ impl RegistryCtx {
                 // The withdrawal has not seen it, and the caller is refused.
                 registration.stop().await.map_err(failed)?;
                 registration
+            }
+            Outcome::Created(registration) if registrations.is_closed() => {
+                // `stop_all` may not have waited for it.
+                registration.stop().await.map_err(failed)?;
+                return Err(GetError::Closed);
             }
             Outcome::Created(registration) => registration,
             Outcome::Existing(registration) => {

@@ -92,6 +92,10 @@ impl<K: Clone + Eq + Hash, V: Ends> OnceMap<K, V> {
         table.entries.values().filter_map(|entry| entry.cell.get().cloned()).collect()
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.table().closed
+    }
+
     /// Refuses further creations, and returns the value of each key; a creation in progress is waited for.
     pub(crate) fn close(&self) -> Vec<impl Future<Output = Option<V>> + use<K, V>> {
         let mut table = self.table();

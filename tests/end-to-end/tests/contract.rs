@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{config, greeter, service, with},
+    config::{config, free_address, greeter, service, with},
     http::get,
     paths,
 };
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// Watches that a component may have open.
@@ -207,8 +207,30 @@ async fn names_that_a_component_may_not_look_up_are_denied_in_every_function() {
         let error = ask(&host, service, path).await["error"].as_str().unwrap().to_owned();
         assert!(error.contains("AccessDenied") && error.contains("name must be one"), "{path}: {error}");
     }
-    let error = ask(&host, "lookup-p3", "watch/sh%20op").await["error"].as_str().unwrap().to_owned();
-    assert!(error.contains("AccessDenied") || error.contains("InvalidArgument"), "{error}");
+    let long = format!("watch/{}", "x".repeat(254));
+    let error = ask(&host, "lookup-p3", &long).await["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("InvalidArgument"), "{error}");
+}
+
+#[tokio::test]
+async fn a_call_that_a_component_leaves_behind_is_ended_by_the_host() {
+    let world = World::real().await;
+    let left = json!({ "config": { "name": "lookup-p3", "leave": "yes" }, "listen": free_address() });
+    let services = [with(lookup("lookup-p3", &[]), left)];
+    let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": free_address() } }))).await;
+    let key = format!("/lookup-p3/v3/{}", host.addr("lookup-p3"));
+    world.stands(&key).await;
+    let (admin, begun) = (host.admin(), Instant::now());
+    for command in ["reload", "drain"] {
+        let ended = leasehold(&[command, "lookup-p3", "--admin", &admin]).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(world.get(&key).await.is_some(), command == "reload", "{command}");
+    }
+    assert!(begun.elapsed() < SOON / 2, "nothing waited for it: {:?}", begun.elapsed());
+    // Nothing brings it back.
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.count().await, 0);
+    assert_eq!(host.stop().await.code, Some(0));
 }
 
 #[tokio::test]

@@ -59,10 +59,11 @@ impl Service {
         self
     }
 
-    /// Sets the time that the key outlives a dead host, in whole seconds; without it, that of the host applies.
+    /// Sets the time that the key outlives a dead host, in whole seconds, rounded up; without it, that of the host applies.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl_seconds = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        self.ttl_seconds = u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
         self
     }
 

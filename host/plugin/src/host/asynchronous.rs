@@ -1,4 +1,7 @@
 //! The traits of the asynchronous functions of `leasehold:registry@0.2.0`: none of them holds the store while it waits.
+//!
+//! A component may leave a call behind and let its store stand still, by mistake or on purpose. What changes a registration is
+//! therefore driven by the host, so that its deadline is kept, and reloads and drains do not wait for it.
 
 use std::sync::Arc;
 
@@ -41,18 +44,21 @@ impl<T: 'static> async_registrar::HostWithStore<T> for HasRegistry {
         ttl_seconds: u32,
     ) -> Result<Resource<Handle>, CallError> {
         let (ctx, _call) = begin(store)?;
-        let registration = ctx.register(node, ttl_seconds).await?;
+        let registering = ctx.clone();
+        let registration = ctx.driven(async move { Ok(registering.register(node, ttl_seconds).await?) }).await?;
         store.with(|mut access| access.get().handle(registration))
     }
 
     async fn set_weight(store: &Accessor<T, Self>, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
         let (ctx, _call) = begin(store)?;
-        set_weight(&ctx, &*registration(store, &handle)?, weight).await
+        let (weighing, registration) = (ctx.clone(), registration(store, &handle)?);
+        ctx.driven(async move { set_weight(&weighing, &registration, weight).await }).await
     }
 
     async fn stop(store: &Accessor<T, Self>, handle: Resource<Handle>) -> Result<(), CallError> {
         let (ctx, _call) = begin(store)?;
-        stop(&ctx, &*registration(store, &handle)?).await
+        let (stopping, registration) = (ctx.clone(), registration(store, &handle)?);
+        ctx.driven(async move { stop(&stopping, &registration).await }).await
     }
 }
 

@@ -107,6 +107,7 @@ impl Revision {
 
     /// Stops the component within its deadline. A second call does nothing.
     pub(crate) async fn stop(&mut self, spec: &Spec) {
+        self.context.registry.end_watches();
         if let Some(lifecycle) = self.lifecycle.take() {
             lifecycle.stop(spec).await;
         }

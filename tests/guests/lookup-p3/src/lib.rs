@@ -5,11 +5,12 @@
 //! responds with the number of those that it got, and the reason for which it got no more. `/crowd/COUNT/NAME` begins so many
 //! look-ups at a time, and responds with the number that were refused, and one reason. `/resolve/NAME` and `/pick/NAME`
 //! respond with addresses, and `/busy/NAME` also with the number of ticks of a clock while it looked the service up.
+//! With `leave` in its configuration it begins to register at its start, and leaves the call behind.
 //! `/describe` responds with its registrations, and `/weight/N` sets their weight first. An error is its case and text.
 
 mod bindings;
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, future::poll_fn, mem::forget, rc::Rc, task::Poll};
 
 use bindings::{
     exports::{leasehold::registry::async_lifecycle, wasi::http::handler},
@@ -42,7 +43,15 @@ impl async_lifecycle::Guest for Lookup {
             weight: Some(40),
             metadata: Vec::new(),
         };
-        async_registrar::register(node, 0).await.map(drop).map_err(|error| error.to_string())
+        let register = async_registrar::register(node, 0);
+        if store::get("leave").ok().flatten().is_some() {
+            // Begun, and never looked after again.
+            let mut register = Box::pin(register);
+            poll_fn(|cx| Poll::Ready(drop(register.as_mut().poll(cx)))).await;
+            forget(register);
+            return Ok(());
+        }
+        register.await.map(drop).map_err(|error| error.to_string())
     }
 
     async fn stop() {
