@@ -47,7 +47,7 @@ impl async_lifecycle::Guest for Lookup {
         if store::get("leave").ok().flatten().is_some() {
             // Begun, and never looked after again.
             let mut register = Box::pin(register);
-            poll_fn(|cx| Poll::Ready(drop(register.as_mut().poll(cx)))).await;
+            poll_fn(|cx| Poll::Ready(register.as_mut().poll(cx).is_ready())).await;
             forget(register);
             return Ok(());
         }

@@ -3,7 +3,7 @@
 mod build;
 mod sources;
 
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
+use std::{convert::Infallible, path::Path, sync::Arc};
 
 use futures::{FutureExt, pin_mut};
 use tokio::sync::mpsc;
@@ -56,7 +56,7 @@ struct Workshop {
 
 impl Workshop {
     /// Runs the services, and has them reloaded after each build, until a signal ends them. Fails where none starts.
-    async fn run(&mut self, file: &PathBuf, scheduler: &Arc<Scheduler>, levels: &Levels) -> Result<(), Failure> {
+    async fn run(&mut self, file: &Path, scheduler: &Arc<Scheduler>, levels: &Levels) -> Result<(), Failure> {
         let (built, reloads) = mpsc::channel(1);
         let run = run(RunArgs::dev(file), Some(reloads), Arc::clone(scheduler), levels.clone()).fuse();
         let rebuild = self.rebuild(built).fuse();

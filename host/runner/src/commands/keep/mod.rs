@@ -139,7 +139,7 @@ impl Kept {
             match registration.stop().await {
                 Ok(()) => tracing::info!(event = "stopped", service = %self.node.name, "the key is deleted"),
                 Err(error) => {
-                    tracing::warn!(service = %self.node.name, "the key may stay until its lease ends: {error}")
+                    tracing::warn!(service = %self.node.name, "the key may stay until its lease ends: {error}");
                 }
             }
         }
