@@ -79,7 +79,8 @@ fn runtime(scheduler: &Arc<Scheduler>) -> Result<Runtime, Failure> {
 
 async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
     match command {
-        Command::Run(args) => commands::run(args, scheduler, levels).await,
+        Command::Run(args) => commands::run(args, None, scheduler, levels).await,
+        Command::Dev(args) => Box::pin(commands::dev(args, scheduler, levels)).await,
         Command::Ls(args) => commands::ls(args).await,
         Command::Watch(args) => commands::watch::watch(args).await,
         Command::Doctor(args) => Box::pin(commands::doctor(args)).await,

@@ -28,6 +28,8 @@ pub(crate) enum RejectReason {
     BodyTooLarge,
     /// The headers are larger than `header_size`. The HTTP server responds.
     HeadersTooLarge,
+    /// The bytes are no request of HTTP. The HTTP server responds.
+    Malformed,
     /// The component took longer than `request_timeout`, or than the client waits.
     Timeout,
     /// The component trapped, or ended without a response.
@@ -61,6 +63,7 @@ impl From<RejectReason> for Rejection {
             RejectReason::TransferCoding => {
                 (StatusCode::NOT_IMPLEMENTED, Status::Unimplemented, "the transfer coding is not supported")
             }
+            RejectReason::Malformed => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request is malformed"),
             RejectReason::ClientAborted => (StatusCode::BAD_REQUEST, Status::Cancelled, "the request broke off"),
             RejectReason::BodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, Status::ResourceExhausted, "the request is too large")

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -43,6 +44,21 @@ impl Host {
     /// Runs a configuration with further arguments and environment variables. An admin endpoint at an address gets the token
     /// that the commands of the tests have, unless the configuration says something else.
     pub fn spawn_with(config: &Value, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn_passing(config, arguments, variables, Vec::new())
+    }
+
+    /// Runs a configuration with sockets that were opened before, as systemd passes them.
+    pub fn spawn_activated(config: &Value, sockets: Vec<OwnedFd>) -> Self {
+        let number = sockets.len().to_string();
+        Self::spawn_passing(config, &[], &[("LISTEN_FDS", &number)], sockets)
+    }
+
+    fn spawn_passing(
+        config: &Value,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        descriptors: Vec<OwnedFd>,
+    ) -> Self {
         let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
         let file = file(folder.path());
         fs::write(&file, with_token(config.clone()).to_string()).expect("the directory is our own");
@@ -52,7 +68,8 @@ impl Host {
         // Its socket lies outside of the folder that it has to leave empty.
         let runtime = folder.path().to_str().expect("a temporary directory has a plain name");
         let variables: Vec<_> = [("XDG_RUNTIME_DIR", runtime)].into_iter().chain(variables.iter().copied()).collect();
-        let program = Program::spawn_with(&paths::leasehold(), run, &temporary(folder.path()), &variables);
+        let temporary = temporary(folder.path());
+        let program = Program::spawn_passing(&paths::leasehold(), run, &temporary, &variables, descriptors);
         Self { program, folder }
     }
 

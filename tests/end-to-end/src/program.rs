@@ -2,12 +2,14 @@
 
 use std::{
     ffi::OsStr,
+    os::fd::OwnedFd,
     path::Path,
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use command_fds::{CommandFdExt, FdMapping};
 use leasehold_scenarios::{wait_for, world::SOON};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -61,7 +63,21 @@ impl Program {
         folder: &Path,
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(path)
+        Self::spawn_passing(path, arguments, folder, variables, Vec::new())
+    }
+
+    /// Starts it with these descriptors, from the number 3 on.
+    pub fn spawn_passing<A: AsRef<OsStr>>(
+        path: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        folder: &Path,
+        variables: &[(&str, &str)],
+        descriptors: Vec<OwnedFd>,
+    ) -> Self {
+        let mappings = (3..).zip(descriptors).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        let mut command = Command::new(path);
+        command.fd_mappings(mappings.collect()).expect("each has a number of its own");
+        let mut child = command
             .args(arguments)
             .env_remove("RUST_LOG")
             .env("XDG_CACHE_HOME", paths::cache())

@@ -7,7 +7,7 @@ use leasehold_end_to_end::{
     config::{config, hostile, plain, service, with},
     http::{ask, get},
     paths,
-    raw::{Connection, field},
+    raw::{Connection, exchange, field},
 };
 use leasehold_scenarios::{
     wait_for,
@@ -167,6 +167,33 @@ async fn without_an_access_log_nothing_is_logged_and_no_identifier_is_made() {
     assert_eq!(ask("GET", &trap, &[("x-request-id", ID)]).await.status, 500);
     assert_eq!(host.says("an instance ended: wasm trap: ").await["request_id"], ID);
     assert!(lines(&host, "hostile").is_empty() && lines(&host, "raw").is_empty());
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_have_a_line() {
+    let world = World::real().await;
+    let small = with(plain("plain"), json!({ "limits": { "header_size": "8KiB" } }));
+    let host = Host::of(&world, [logged(small, "all")]).await;
+    let addr = host.addr("plain");
+    let large = format!("GET / HTTP/1.1\r\nhost: here\r\nx-large: {}\r\n\r\n", "x".repeat(9 << 10));
+    let no_request = "220 mail.example ready\r\n\r\n";
+    let second = format!("GET / HTTP/1.1\r\nhost: here\r\n\r\n{no_request}");
+    for (sent, lines, status, reason) in [
+        (no_request, 1, 400, "malformed"),
+        (second.as_str(), 3, 400, "malformed"),
+        (large.as_str(), 4, 431, "headers_too_large"),
+    ] {
+        let received = exchange(&addr, sent.as_bytes(), false).await;
+        assert!(received.contains(&format!("HTTP/1.1 {status}")), "{received}");
+        let logged = has(&host, "plain", lines).await;
+        let line = &logged[lines - 1];
+        assert_eq!((&line["status"], &line["reason"]), (&json!(status), &json!(reason)), "{line}");
+        assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+        for absent in ["method", "path", "request_id", "duration"] {
+            assert!(line.get(absent).is_none(), "{absent}: {line}");
+        }
+    }
     assert_eq!(host.stop().await.code, Some(0));
 }
 

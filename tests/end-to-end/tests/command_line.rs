@@ -543,6 +543,26 @@ async fn ls_filters_and_sorts() {
 }
 
 #[tokio::test]
+async fn check_of_many_services_lists_those_with_a_remark() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let mut services: Vec<_> = (0..29).map(|number| plain(&format!("plain-{number}"))).collect();
+    services.push(with(plain("taken"), json!({ "listen": taken })));
+    let file = File::of(&json!({ "services": services }).to_string());
+    let rows = |text: &str| text.lines().filter(|line| line.contains(" over wasi:http 0.2")).count();
+    let few = leasehold(["check", "--offline", &file.path()]).await;
+    assert!(few.code == Some(0) && few.stdout.starts_with("30 services: ok (--all lists them)\n\n"), "{few:?}");
+    let all = leasehold(["check", "--offline", "--all", &file.path()]).await;
+    assert!(all.code == Some(0) && !all.stdout.contains("--all"), "{all:?}");
+    assert_eq!(rows(&all.stdout), 30, "{all:?}");
+    // A port in use is a remark where the network is used; no etcd is there.
+    let noted = leasehold(["check", "--etcd", "127.0.0.1:9", &file.path()]).await;
+    assert!(noted.stdout.contains("29 other services: ok (--all lists them)\n"), "{noted:?}");
+    let row = noted.stdout.lines().find(|line| line.starts_with("taken"));
+    assert!(row.is_some_and(|row| row.contains("ok; note: ")) && rows(&noted.stdout) == 1, "{noted:?}");
+}
+
+#[tokio::test]
 async fn check_reports_mistakes_and_starts_nothing() {
     let world = World::real().await;
     let good = File::of(&config(&world, [greeter(), plain("plain")]).to_string());

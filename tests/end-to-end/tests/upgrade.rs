@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    net::{TcpListener, TcpStream},
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc,
@@ -252,4 +254,82 @@ async fn upgrade_keeps_the_socket_of_the_admin_endpoint() {
     assert_eq!(status["pid"], upgraded["pid"]);
     end(status["pid"].as_u64().expect("it has a number")).await;
     assert_eq!(fs::read_dir(folder.path()).expect("it is there").count(), 0, "the socket is removed");
+}
+
+/// Sockets as systemd holds them: open before the first host, and after the last.
+fn sockets(number: usize) -> Vec<TcpListener> {
+    (0..number).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect()
+}
+
+/// A host with duplicates of these sockets.
+async fn activated(config: &Value, sockets: &[TcpListener]) -> Host {
+    let passed = sockets.iter().map(|socket| OwnedFd::from(socket.try_clone().expect("a socket can be duplicated")));
+    Host::spawn_activated(config, passed.collect())
+}
+
+#[tokio::test]
+async fn sockets_of_systemd_are_served_by_one_host_after_the_other() {
+    let world = World::real().await;
+    let held = sockets(3);
+    let [addr, admin, unused] = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().to_string());
+    let config = with(
+        config(&world, [with(plain("plain"), json!({ "listen": addr })), plain("other")]),
+        json!({ "admin": { "listen": admin } }),
+    );
+    let mut host = activated(&config, &held).await;
+    host.says(&format!("systemd has opened a socket at {unused}, and no `listen` says {unused}")).await;
+    host.says("ready").await;
+    let (url, admin) = (format!("http://{addr}/"), format!("http://{admin}/"));
+    assert_eq!(get(&url).await.status, 200);
+    assert_eq!(pid(&admin).await, u64::from(host.pid()));
+    assert_eq!(host.stop().await.code, Some(0));
+
+    // Between two hosts a client waits, and is not refused.
+    let waiting = tokio::spawn({
+        let url = url.clone();
+        async move { get(&url).await.status }
+    });
+    let mut host = activated(&config, &held).await;
+    host.says("ready").await;
+    assert_eq!(waiting.await.unwrap(), 200);
+
+    // A service that goes and comes again has the socket again, also in a successor.
+    let written: Value = serde_json::from_slice(&fs::read(host.file()).expect("it was written")).expect("it is JSON");
+    let mut without = written.clone();
+    without["services"].as_array_mut().unwrap().remove(0);
+    let goes_and_comes = async |file: &Path| {
+        for config in [&without, &written] {
+            fs::write(file, config.to_string()).expect("the directory is our own");
+            let reloaded = leasehold(&["reload", "--admin", &admin]).await;
+            assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+        }
+        assert_eq!(get(&url).await.status, 200);
+    };
+    goes_and_comes(&host.file()).await;
+    let upgraded = leasehold(&["upgrade", "--admin", &admin]).await;
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+    wait_for("the successor answers", SOON, async || ![u64::from(host.pid()), 0].contains(&pid(&admin).await)).await;
+    goes_and_comes(&host.file()).await;
+    end(pid(&admin).await).await;
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_socket_of_systemd_that_is_no_listener_is_not_used() {
+    let world = World::real().await;
+    let held = sockets(1);
+    let addr = held[0].local_addr().unwrap();
+    let client = TcpStream::connect(addr).expect("it listens");
+    let (connection, _) = held[0].accept().expect("a client has connected");
+    let file = fs::File::open("/dev/null").expect("it is there");
+    let passed = vec![OwnedFd::from(file), OwnedFd::from(connection), OwnedFd::from(held[0].try_clone().unwrap())];
+    let config = config(&world, [with(plain("plain"), json!({ "listen": addr.to_string() }))]);
+    let mut host = Host::spawn_activated(&config, passed);
+    for index in [0, 1] {
+        host.says(&format!("socket {index} of systemd is no TCP listener, and is not used")).await;
+    }
+    host.says("ready").await;
+    assert_eq!(get(&host.url("plain")).await.status, 200);
+    drop(client);
+    assert_eq!(host.stop().await.code, Some(0));
 }

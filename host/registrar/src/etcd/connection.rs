@@ -164,16 +164,21 @@ impl Connections {
             sleep(head_start).await;
             let earliest = self.0.state.lock().dialled_at.map(|at| at + REDIAL);
             sleep_until(earliest.unwrap_or(begun)).await;
+            // Whatever else was open on it may have been answered.
+            if used.life.was_heard_since(begun) {
+                return None;
+            }
             self.0.state.lock().dialled_at = Some(Instant::now());
             let fresh = Connection::new((self.0.dial)());
             Box::pin(fresh.answers()).await;
-            fresh
+            Some(fresh)
         };
         let fresh = tokio::select! {
             biased;
-            () = &mut is_alive => return,
+            () = &mut is_alive => None,
             fresh = redial => fresh,
         };
+        let Some(fresh) = fresh else { return };
         let grace = begun.elapsed().clamp(MIN_GRACE, MAX_SILENCE);
         if timeout(grace, is_alive).await.is_ok() || used.life.was_heard_since(begun) {
             return;

@@ -50,6 +50,7 @@ Examples:
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
   leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, python
+  leasehold dev user                    build and run that folder, again with each change
   leasehold wit wit                     the interfaces that a component can use, as WIT
   leasehold componentize core.wasm      a component of a core module, as Go and C build it
   leasehold status                      what a running host runs, and why something is not ready
@@ -233,6 +234,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n\nThe folder has the component, services.yaml, the WIT, pinned tools, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
     )]
     New(NewArgs),
+    /// Build and run the service in a folder, again with each change of its sources, until Ctrl-C
+    #[command(
+        after_help = "Examples:\n  leasehold new user --lang go && leasehold dev user\n  leasehold dev --build 'cargo build --release --target wasm32-wasip2'\n\nIt builds by `make build` where there is a Makefile, and by `npm run build` where there is a package.json. The services run on a private etcd, as with `leasehold run --dev`. After each build they are reloaded, and no request fails. After a build that fails, and after a mistake in the services file, they go on as they were.\n\nSources are all files but those of .gitignore, hidden ones, components, and the folders target and node_modules."
+    )]
+    Dev(DevArgs),
     /// Print or write the interfaces that components can use, as WIT, or check a component against them
     #[command(
         after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
@@ -294,7 +300,7 @@ pub(crate) struct RunArgs {
 }
 
 /// Configuration of the one service of `run X.wasm`.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "For one component (.wasm)")]
 pub(crate) struct SingleArgs {
     /// The service's name
@@ -332,6 +338,39 @@ pub(crate) struct SingleArgs {
     /// Arguments of the component
     #[arg(last = true)]
     args: Vec<String>,
+}
+
+impl RunArgs {
+    /// Arguments of `run --dev FILE`.
+    pub(crate) fn dev(file: &Path) -> Self {
+        Self {
+            file: file.to_owned(),
+            dev: true,
+            strict: false,
+            watch: false,
+            single: SingleArgs::default(),
+            connection: ConnectionArgs::default(),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DevArgs {
+    /// The folder with the sources
+    #[arg(default_value = ".")]
+    pub(crate) folder: PathBuf,
+
+    /// The configuration of the services, in that folder
+    #[arg(long, value_name = "FILE", default_value = "services.yaml")]
+    pub(crate) services: PathBuf,
+
+    /// The command that builds the component, run by sh in that folder [default: make build, or npm run build]
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) build: Option<String>,
+
+    /// A pattern as in .gitignore for files that are no sources; repeat it for several
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) ignore: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -461,6 +500,10 @@ pub(crate) struct CheckArgs {
     /// Neither connect to etcd nor try the ports
     #[arg(long)]
     pub(crate) offline: bool,
+
+    /// A row for every service; by default, of more than 20 only for those with a problem or a remark
+    #[arg(long)]
+    pub(crate) all: bool,
 
     /// One JSON object
     #[arg(long)]

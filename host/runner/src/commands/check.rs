@@ -28,6 +28,9 @@ use crate::{
 /// Time for the registrar's thread to end; it holds no lease.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Services up to which each has a row. Of more, those with a problem or a remark have one.
+const MAX_ROWS: usize = 20;
+
 #[derive(Serialize)]
 struct Report {
     ok: bool,
@@ -99,7 +102,7 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&text(&report))?;
+        print(&text(&report, args.all))?;
     }
     failure.map_or(Ok(()), Err)
 }
@@ -210,10 +213,14 @@ fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &Report, all: bool) -> String {
+    let is_listed = |service: &&Checked| {
+        all || report.services.len() <= MAX_ROWS || !service.problems.is_empty() || !service.notes.is_empty()
+    };
     let rows: Vec<Vec<String>> = report
         .services
         .iter()
+        .filter(is_listed)
         .map(|service| {
             let served = service.inspected.as_ref().map_or_else(String::new, ComponentInfo::served);
             let message = match (service.problems.is_empty(), service.notes.is_empty()) {
@@ -233,9 +240,17 @@ fn text(report: &Report) -> String {
     let notes: String = report.notes.iter().map(|note| format!("note: {note}\n")).collect();
     let admin = report.admin.as_ref().map_or_else(String::new, |problem| format!("{problem}\n"));
     let columns = ["NAME", "COMPONENT", "LISTEN", "SERVED", ""].map(Column::text);
-    let table = table::text(&columns, &rows, None, |_, _| Style::new());
+    let table = match rows.is_empty() {
+        true => String::new(),
+        false => table::text(&columns, &rows, None, |_, _| Style::new()),
+    };
+    let rest = match report.services.len() - rows.len() {
+        0 => String::new(),
+        number if rows.is_empty() => format!("{number} services: ok (--all lists them)\n"),
+        number => format!("{number} other services: ok (--all lists them)\n"),
+    };
     let demand = demanded(report);
-    format!("{table}\n{demand}\n{notes}{etcd}\n{admin}")
+    format!("{table}{rest}\n{demand}\n{notes}{etcd}\n{admin}")
 }
 
 fn demanded(report: &Report) -> String {

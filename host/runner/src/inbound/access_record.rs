@@ -116,16 +116,17 @@ impl Drop for AccessRecord {
         };
         let ending = self.ending();
         self.log.write(ending, self.status, self.grpc_status, || AccessLine {
-            request: &self.request.identity,
+            request: Some(&self.request.identity),
+            peer: self.request.identity.peer,
             status: self.status.map(|status| status.as_u16()),
             grpc_status: self.grpc_status,
             ending,
             reason: self.reason.map(Into::into),
             bytes: self.bytes,
-            duration: self.arrived.elapsed(),
+            duration: Some(self.arrived.elapsed()),
             queued: self.request.queued(),
             is_reuse: self.request.is_reuse(),
-            version: client.as_ref().map_or(Version::HTTP_11, |client| client.version),
+            version: client.as_ref().map(|client| client.version),
             referer: client.as_ref().and_then(|client| text(&client.referer)),
             user_agent: client.as_ref().and_then(|client| text(&client.user_agent)),
         });

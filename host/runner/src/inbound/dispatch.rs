@@ -1,6 +1,6 @@
 //! Dispatch of a request to the component: admission queue, deadline, and error responses.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -98,6 +98,12 @@ impl Dispatcher {
     /// Metrics of the service.
     pub(crate) fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Counts and logs bytes of a client that the HTTP server refused, before there was a request.
+    pub(crate) fn refused(&self, reason: RejectReason, peer: SocketAddr) {
+        self.stats.reject(reason, None);
+        self.access_log.write_refused(peer, reason);
     }
 
     /// Requests in the slots and in the queue, at most.

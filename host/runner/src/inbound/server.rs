@@ -37,14 +37,15 @@ use crate::{
     config::Limits,
     inbound::{
         authority::Frames,
-        dispatch::{CurrentDispatcher, MAX_QUEUE_WAIT},
+        dispatch::{CurrentDispatcher, Dispatcher, MAX_QUEUE_WAIT},
         lingering_close::Lingering,
         target::Origin,
         tls::Tls,
     },
+    process::activation,
     rejection::RejectReason,
     rt::{executor::Bounded, timers::Timers},
-    telemetry::service_metrics::{Incident, Stats},
+    telemetry::service_metrics::Incident,
     wasm::admission::Permits,
 };
 
@@ -64,8 +65,11 @@ const SMALLEST_BLOCK: usize = 16 << 10;
 /// Longest wait for connections that were cut.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Binds a listener; the error is for the operator.
+/// Binds a listener, or takes the socket of systemd with this address; the error is for the operator.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    if let Some(listener) = activation::listener(addr) {
+        return TcpListener::from_std(listener?);
+    }
     let socket = if addr.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     // A port whose last owner just ended is free; a port in use is still refused.
     socket.set_reuseaddr(true)?;
@@ -312,7 +316,7 @@ impl Connections {
                 }
             };
             if let Err(error) = ended {
-                count(error.as_ref(), counts.load().stats());
+                count(error.as_ref(), &counts.load(), peer);
                 tracing::debug!(service = %name, %peer, error, "a connection broke");
             }
         });
@@ -443,14 +447,16 @@ impl Progress {
     }
 }
 
-/// Counts a connection that ended because of a limit, as far as hyper tells.
-fn count(error: &(dyn Error + 'static), stats: &Stats) {
+/// Counts a connection that ended because of a limit or a malformed request, as far as hyper reports either.
+fn count(error: &(dyn Error + 'static), dispatcher: &Dispatcher, peer: SocketAddr) {
     let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     if error.is_parse_too_large() {
-        stats.reject(RejectReason::HeadersTooLarge, None);
+        dispatcher.refused(RejectReason::HeadersTooLarge, peer);
+    } else if error.is_parse() {
+        dispatcher.refused(RejectReason::Malformed, peer);
     } else if error.is_timeout() || cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut) {
-        stats.incident(Incident::SlowClient);
+        dispatcher.stats().incident(Incident::SlowClient);
     }
 }
 

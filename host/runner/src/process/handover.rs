@@ -54,6 +54,8 @@ pub(crate) enum Place {
     Metrics(SocketAddr),
     /// A service with its name and its `listen`.
     Service(String, SocketAddr),
+    /// A socket that systemd has opened, by its number.
+    Activated(usize),
 }
 
 /// State of a service by the commands of operators.
@@ -117,6 +119,11 @@ impl Inheritance {
     /// The address of a listener that was not taken yet.
     pub(crate) fn addr(&self, place: &Place) -> Option<SocketAddr> {
         self.listeners.lock().get(place)?.local_addr().ok()
+    }
+
+    /// The sockets that systemd has opened, in their order.
+    pub(crate) fn take_activated(&self) -> Vec<TcpListener> {
+        (0..).map_while(|number| self.take(&Place::Activated(number))).collect()
     }
 
     /// Closes the listeners that were not taken.

@@ -1,5 +1,6 @@
-//! The process and its surroundings: signals, systemd, file descriptors, the folder for sockets.
+//! The process and its surroundings: signals, systemd and its sockets, file descriptors, the folder for sockets.
 
+pub(crate) mod activation;
 pub(crate) mod cpus;
 pub(crate) mod dev_host;
 pub(crate) mod handover;

@@ -65,6 +65,24 @@ pub(crate) fn listen(tasks: &TaskTracker) -> anyhow::Result<Signals> {
     Ok(Signals { ending, reloads, upgrades, verbosity })
 }
 
+/// Cancelled by the first signal that requests the end, for a process that has nothing to end in order.
+pub(crate) fn ending(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut quit = listen(SignalKind::quit())?;
+    let ending = CancellationToken::new();
+    let cancelled = ending.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = quit.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(ending)
+}
+
 async fn watch(mut signals: Listeners, requests: Requests) {
     let Requests { ending, reloads, upgrades, verbosity } = requests;
     let mut interrupted: Option<Instant> = None;

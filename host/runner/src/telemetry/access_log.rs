@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{Write, stdout},
+    net::SocketAddr,
     sync::OnceLock,
     time::{Duration, Instant, SystemTime},
 };
@@ -18,6 +19,7 @@ use crate::{
     config::{self, AccessFormat, Logged},
     error::shown,
     grpc,
+    rejection::{RejectReason, Rejection},
     telemetry::{
         line_budget::{LineBudget, LineFate},
         log::{MAX_LINES, now},
@@ -61,7 +63,9 @@ pub(crate) enum Ending {
 
 /// Content of one line.
 pub(crate) struct AccessLine<'a> {
-    pub(crate) request: &'a RequestIdentity,
+    /// `None` for bytes that are no request, and for a head that is too large.
+    pub(crate) request: Option<&'a RequestIdentity>,
+    pub(crate) peer: Option<SocketAddr>,
     pub(crate) status: Option<u16>,
     pub(crate) grpc_status: Option<u16>,
     pub(crate) ending: Ending,
@@ -70,12 +74,12 @@ pub(crate) struct AccessLine<'a> {
     /// Bytes of the response's body.
     pub(crate) bytes: u64,
     /// Time from the arrival to the end of the response.
-    pub(crate) duration: Duration,
+    pub(crate) duration: Option<Duration>,
     /// Part of it in the admission queue.
     pub(crate) queued: Duration,
     /// Its instance had served requests before.
     pub(crate) is_reuse: bool,
-    pub(crate) version: Version,
+    pub(crate) version: Option<Version>,
     pub(crate) referer: Option<String>,
     pub(crate) user_agent: Option<String>,
 }
@@ -141,6 +145,26 @@ impl AccessLog {
         }
     }
 
+    /// Writes the line of what the HTTP server refused, before there was a request.
+    pub(crate) fn write_refused(&self, peer: SocketAddr, refused: RejectReason) {
+        let status = Rejection::from(refused).status;
+        self.write(Ending::Complete, Some(status), None, || AccessLine {
+            request: None,
+            peer: Some(peer),
+            status: Some(status.as_u16()),
+            grpc_status: None,
+            ending: Ending::Complete,
+            reason: Some(refused.into()),
+            bytes: 0,
+            duration: None,
+            queued: Duration::ZERO,
+            is_reuse: false,
+            version: None,
+            referer: None,
+            user_agent: None,
+        });
+    }
+
     /// Takes a line out of the budget. Reports lines that were left out.
     fn has_budget(&self) -> bool {
         let fate = self.budget.lock().take(Instant::now(), self.settings.lines);
@@ -171,24 +195,24 @@ impl AccessLog {
 
     /// Writes a line of the log.
     fn event(&self, line: &AccessLine<'_>) {
-        let AccessLine { request, status, grpc_status, reason, bytes, .. } = *line;
+        let AccessLine { request, peer, status, grpc_status, reason, bytes, .. } = *line;
         tracing::info!(
             event = "request",
             service = %self.service,
-            method = %request.method,
-            path = request.path(),
-            query = self.settings.query.then(|| request.query()),
+            method = request.map(|request| request.method.as_str()),
+            path = request.map(RequestIdentity::path),
+            query = request.filter(|_| self.settings.query).map(RequestIdentity::query),
             status,
             grpc_status,
             outcome = <&str>::from(line.ending),
             reason,
             bytes,
-            duration = seconds(line.duration),
+            duration = line.duration.map(seconds),
             queued = seconds(line.queued),
             reused = line.is_reuse,
-            peer = request.peer_field(),
-            request_id = request.id_field(),
-            trace_id = request.trace_field(),
+            peer = peer.map(display),
+            request_id = request.and_then(RequestIdentity::id_field),
+            trace_id = request.and_then(RequestIdentity::trace_field),
             "request"
         );
     }
@@ -209,21 +233,21 @@ impl AccessLine<'_> {
             "timestamp": now(),
             "event": "request",
             "service": service.as_str(),
-            "method": request.method.as_str(),
-            "path": request.path(),
-            "query": with_query.then(|| request.query()),
-            "protocol": format!("{:?}", self.version),
+            "method": request.map(|request| request.method.as_str()),
+            "path": request.map(RequestIdentity::path),
+            "query": request.filter(|_| with_query).map(RequestIdentity::query),
+            "protocol": self.version.map(|version| format!("{version:?}")),
             "status": self.status,
             "grpc_status": self.grpc_status,
             "outcome": <&str>::from(self.ending),
             "reason": self.reason,
             "bytes": self.bytes,
-            "duration": seconds(self.duration),
+            "duration": self.duration.map(seconds),
             "queued": seconds(self.queued),
             "reused": self.is_reuse,
-            "peer": request.peer.map(|peer| peer.to_string()),
-            "request_id": request.id_field(),
-            "trace_id": request.trace_id().map(|id| id.to_string()),
+            "peer": self.peer.map(|peer| peer.to_string()),
+            "request_id": request.and_then(RequestIdentity::id_field),
+            "trace_id": request.and_then(RequestIdentity::trace_id).map(|id| id.to_string()),
             "referer": self.referer(with_query),
             "user_agent": self.user_agent.as_deref().map(cut),
         });
@@ -234,26 +258,28 @@ impl AccessLine<'_> {
 
     /// The line in the Combined Log Format. Its status for a client that has left is that of nginx.
     fn combined(&self, with_query: bool) -> String {
-        let request = self.request;
-        let peer = request.peer.map_or_else(|| "-".to_owned(), |peer| peer.ip().to_string());
-        let query = match request.query() {
-            query if with_query && !query.is_empty() => format!("?{query}"),
-            _ => String::new(),
-        };
+        let peer = self.peer.map_or_else(|| "-".to_owned(), |peer| peer.ip().to_string());
+        let head = self.request.map_or_else(|| "-".to_owned(), |request| self.head(request, with_query));
         let mut line = format!("{peer} - - [{}] ", clf_time());
         let _ = writeln!(
             line,
-            "\"{} {}{} {:?}\" {} {} \"{}\" \"{}\"",
-            request.method,
-            quoted(&request.path()),
-            quoted(&query),
-            self.version,
+            "\"{head}\" {} {} \"{}\" \"{}\"",
             self.status.unwrap_or(499),
             self.bytes,
             quoted(self.referer(with_query).as_deref().unwrap_or("-")),
             quoted(&self.user_agent.as_deref().map_or_else(|| "-".to_owned(), cut)),
         );
         line
+    }
+
+    /// The line of the request itself.
+    fn head(&self, request: &RequestIdentity, with_query: bool) -> String {
+        let query = match request.query() {
+            query if with_query && !query.is_empty() => format!("?{query}"),
+            _ => String::new(),
+        };
+        let version = self.version.unwrap_or_default();
+        format!("{} {}{} {version:?}", request.method, quoted(&request.path()), quoted(&query))
     }
 
     /// The referer, by default without its query.
@@ -299,16 +325,17 @@ mod tests {
 
     fn line(request: &RequestIdentity) -> AccessLine<'_> {
         AccessLine {
-            request,
+            request: Some(request),
+            peer: request.peer,
             status: Some(200),
             grpc_status: None,
             ending: Ending::Complete,
             reason: None,
             bytes: 6,
-            duration: Duration::from_nanos(1_234_567),
+            duration: Some(Duration::from_nanos(1_234_567)),
             queued: Duration::ZERO,
             is_reuse: false,
-            version: Version::HTTP_11,
+            version: Some(Version::HTTP_11),
             referer: Some("https://there/?secret=1".to_owned()),
             user_agent: Some("curl \"8\"\u{1b}".to_owned()),
         }
@@ -325,6 +352,8 @@ mod tests {
         assert!(line(&identity).combined(true).contains("?token=1 HTTP/1.1"));
         let left = AccessLine { status: None, referer: None, user_agent: None, ..line(&identity) };
         assert!(left.combined(false).ends_with(" 499 6 \"-\" \"-\"\n"), "{}", left.combined(false));
+        let unread = AccessLine { request: None, version: None, status: Some(400), ..left };
+        assert!(unread.combined(true).ends_with("] \"-\" 400 6 \"-\" \"-\"\n"), "{}", unread.combined(true));
     }
 
     #[test]

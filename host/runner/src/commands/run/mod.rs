@@ -25,6 +25,7 @@ use crate::{
     error::Failure,
     outbound::reserved::Reserved,
     process::{
+        activation,
         handover::{Inheritance, Place},
         rlimit,
         signals::{self, Signals},
@@ -52,19 +53,35 @@ const MAX_NAMED: usize = 5;
 /// Longest wait for the revocation of leases at the end; the others end with their time to live.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything from the configuration to the last revoked lease.
-pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels) -> Result<(), Failure> {
+/// Everything from the configuration to the last revoked lease. Each message of `reloads` has the configuration and the component
+/// files read again, like SIGHUP.
+pub(crate) async fn run(
+    args: RunArgs,
+    reloads: Option<mpsc::Receiver<()>>,
+    scheduler: Arc<Scheduler>,
+    levels: Levels,
+) -> Result<(), Failure> {
     rlimit::raise();
     // Before anything else can replace it.
     let binary = std::env::current_exe();
     let inheritance = Inheritance::receive().map_err(Failure::other)?.map(Arc::new);
+    let unfit = match &inheritance {
+        Some(inheritance) => {
+            activation::inherit(inheritance.take_activated());
+            Vec::new()
+        }
+        None => activation::receive(),
+    };
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
     let mut config = args.config()?;
     log_start(&path, &config);
-    config.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    let listens = config.services.iter().map(|spec| spec.listen);
+    let listens: Vec<_> = listens.chain(config.admin.addr()).chain(config.metrics).collect();
+    let remarks = config.notes.iter().cloned().chain(unfit).chain(activation::unused(&listens));
+    remarks.for_each(|remark| tracing::warn!("{remark}"));
     let tasks = TaskTracker::new();
-    let Signals { ending, reloads, upgrades, verbosity } = signals::listen(&tasks)?;
+    let Signals { ending, reloads: hangups, upgrades, verbosity } = signals::listen(&tasks)?;
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
@@ -116,7 +133,10 @@ pub(crate) async fn run(args: RunArgs, scheduler: Arc<Scheduler>, levels: Levels
     tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
     tasks.spawn(levels.clone().follow(done.clone()));
     tasks.spawn(change_level_on_signal(verbosity, levels));
-    tasks.spawn(reload_on_signal(reloads, Arc::clone(&services), tasks.clone()));
+    tasks.spawn(reload_on_request("SIGHUP", hangups, Arc::clone(&services), tasks.clone()));
+    if let Some(reloads) = reloads {
+        tasks.spawn(reload_on_request("reload", reloads, Arc::clone(&services), tasks.clone()));
+    }
     tasks.spawn(upgrade_on_signal(upgrades, Arc::clone(&services)));
 
     let running = TaskTracker::new();
@@ -349,16 +369,21 @@ async fn change_level_on_signal(mut verbosity: mpsc::Receiver<()>, levels: Level
     }
 }
 
-/// Reads the configuration again at each SIGHUP.
-async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Services>, tasks: TaskTracker) {
+/// Reads the configuration again at each request, whose name stands in the log.
+async fn reload_on_request(
+    name: &'static str,
+    mut reloads: mpsc::Receiver<()>,
+    services: Arc<Services>,
+    tasks: TaskTracker,
+) {
     while reloads.recv().await.is_some() {
         if !services.are_known() {
             tracing::info!(
-                "SIGHUP: the host is starting, with its configuration and its component files as they are now"
+                "{name}: the host is starting, with its configuration and its component files as they are now"
             );
             continue;
         }
-        tracing::info!("SIGHUP: the configuration and the component files are read again");
+        tracing::info!("{name}: the configuration and the component files are read again");
         systemd::reloading(&tasks).await;
         let outcome = tokio::select! {
             outcome = services.reconfigure(false) => outcome,
@@ -367,10 +392,10 @@ async fn reload_on_signal(mut reloads: mpsc::Receiver<()>, services: Arc<Service
         systemd::ready(&tasks);
         let failed = |change: &&ServiceChange| change.why.is_some();
         match outcome {
-            Err(failure) => tracing::error!(event = "not_reconfigured", "SIGHUP: {}", failure.sentence()),
+            Err(failure) => tracing::error!(event = "not_reconfigured", "{name}: {}", failure.sentence()),
             Ok(Reconfigured { services, .. }) => {
                 for ServiceChange { service, why, .. } in services.iter().filter(failed).take(MAX_NAMED) {
-                    tracing::warn!(%service, "SIGHUP: {}", why.as_deref().unwrap_or_default());
+                    tracing::warn!(%service, "{name}: {}", why.as_deref().unwrap_or_default());
                 }
             }
         }

@@ -33,6 +33,7 @@ use crate::{
     config,
     error::Failure,
     process::{
+        activation,
         handover::{Inheritance, Manifest, Place, SUCCEEDS, ServiceState, Successor, Tried},
         systemd,
     },
@@ -149,6 +150,10 @@ impl Upgrader {
             manifest.listeners.push(place.clone());
             descriptors.push(listener.try_clone().map_err(failed)?);
         }
+        for (number, socket) in activation::duplicates().map_err(failed)?.into_iter().enumerate() {
+            manifest.listeners.push(Place::Activated(number));
+            descriptors.push(socket);
+        }
         for one in handed {
             if let Some(descriptor) = one.descriptor() {
                 manifest.listeners.push(Place::Service(one.state.name.clone(), one.state.listen));
@@ -168,6 +173,10 @@ impl Upgrader {
             .env(SUCCEEDS, std::process::id().to_string())
             // systemd's watchdog is that of the unit, whatever its main process.
             .env_remove("WATCHDOG_PID")
+            // The sockets of systemd are handed over as well.
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDNAMES")
             .stdin(Stdio::from(stdin))
             .spawn()
     }
