@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, the languages in
-# the arguments alone if there are any. Installs what is missing, by name.
+# Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, and runs its
+# test, the languages in the arguments alone if there are any. Installs what is missing, by name.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -70,8 +70,17 @@ build() {
     esac
 }
 
+# Runs the service's own test, with the component that is built.
+run_test() {
+    case $1 in
+    js) (cd "$2" && npm run --silent --ignore-scripts test) ;;
+    *) make --no-print-directory -C "$2" -o build test ;;
+    esac
+}
+
 [ $# -gt 0 ] || set -- rust go c js python
 [ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
+have curl || apt_install curl
 mkdir -p "$into"
 for language in "$@"; do
     tools "$language"
@@ -82,4 +91,5 @@ for language in "$@"; do
     build "$language" "$folder"
     (cd "$folder" && "$LEASEHOLD" wit --check "hello-$language.wasm" >/dev/null && "$LEASEHOLD" --quiet check --offline services.yaml >/dev/null)
     say "hello-$language.wasm: $(($(wc -c <"$folder/hello-$language.wasm") / 1024)) KiB, built in $(($(date +%s) - begun)) s"
+    run_test "$language" "$folder"
 done

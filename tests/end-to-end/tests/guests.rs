@@ -2,10 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use leasehold_end_to_end::{
-    Ended, Program, paths,
+    Ended, Program,
+    config::free_address,
+    paths,
     template::{Guest, meets_expectations},
 };
 use leasehold_scenarios::world::World;
@@ -236,7 +242,44 @@ async fn a_new_service_in_rust_meets_the_expectations() {
         .output()
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let tested = tested(&folder.path().join("hello-rust"));
+    assert!(tested.status.success(), "{tested:?}");
+    let checks = String::from_utf8_lossy(&tested.stdout).lines().filter(|line| line.starts_with("ok: ")).count();
+    assert_eq!(checks, 5, "{tested:?}");
     let guest = Guest { name: "hello-rust".to_owned(), language: "rust".to_owned(), component };
     let cache = paths::cache();
     meets_expectations(&World::real().await, &[guest], cache.to_str().unwrap()).await;
+}
+
+/// Runs the test of a new service, which listens at a free address for it.
+fn tested(folder: &Path) -> Output {
+    let services = folder.join("services.yaml");
+    let text = fs::read_to_string(&services).unwrap();
+    fs::write(&services, text.replace("127.0.0.1:10002", &free_address())).unwrap();
+    Command::new("make")
+        .args(["--no-print-directory", "-o", "build", "test"])
+        .current_dir(folder)
+        .env("LEASEHOLD", paths::leasehold())
+        .env("XDG_CACHE_HOME", paths::cache())
+        .output()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_test_of_a_new_service_fails_where_the_service_does() {
+    for (component, sentence) in [
+        ("greeter", "test: GET /: expected \"200 hello from user\", got \"200 hello\"\n"),
+        ("plain", "test: expected a running service, the host ended with 64\n"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        assert_eq!(leasehold(folder.path(), &["new", "user", "--lang", "rust"]).await.code, Some(0));
+        let made = folder.path().join("user");
+        fs::copy(paths::component(component), made.join("user.wasm")).unwrap();
+        let services = made.join("services.yaml");
+        let text = fs::read_to_string(&services).unwrap();
+        fs::write(&services, text.replace("    listen:", "    config: { name: user }\n    listen:")).unwrap();
+        let tested = tested(&made);
+        let stderr = String::from_utf8_lossy(&tested.stderr);
+        assert!(!tested.status.success() && stderr.contains(sentence), "{component}: {tested:?}");
+    }
 }

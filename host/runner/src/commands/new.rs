@@ -141,7 +141,7 @@ mod tests {
                 Language::Rust => ["leasehold-guest/wit/registry.wit", "leasehold-guest/src/bindings.rs"],
                 _ => ["wit/world.wit", "wit/deps/leasehold-registry/registry.wit"],
             };
-            for path in ["README.md", ".gitignore", "services.yaml"].into_iter().chain(wit) {
+            for path in ["README.md", ".gitignore", "services.yaml", "test.sh"].into_iter().chain(wit) {
                 assert!(paths.contains(path), "{language:?}: {path} is not in {paths:?}");
             }
             for file in &files {
