@@ -55,7 +55,7 @@ tools() {
         # shellcheck disable=SC2086 # packages are words
         have_clang || apt_install $CLANG
         ;;
-    js) have npm || apt_install nodejs npm ;;
+    js | ts) have npm || apt_install nodejs npm ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv ;;
     *) fail "unknown language: $1" ;;
     esac
@@ -65,7 +65,7 @@ tools() {
 build() {
     case $1 in
     rust) sh scripts/guests.sh folder "$2" "$2/hello-rust.wasm" ;;
-    js) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
+    js | ts) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
     *) make --no-print-directory -C "$2" build ;;
     esac
 }
@@ -73,12 +73,12 @@ build() {
 # Runs the service's own test, with the component that is built.
 run_test() {
     case $1 in
-    js) (cd "$2" && npm run --silent --ignore-scripts test) ;;
+    js | ts) (cd "$2" && npm run --silent --ignore-scripts test) ;;
     *) make --no-print-directory -C "$2" -o build test ;;
     esac
 }
 
-[ $# -gt 0 ] || set -- rust go c js python
+[ $# -gt 0 ] || set -- rust go c js ts python
 [ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
 have curl || apt_install curl
 mkdir -p "$into"

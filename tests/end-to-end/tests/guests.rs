@@ -197,7 +197,7 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
     let folder = TempDir::new().unwrap();
     let list = leasehold(folder.path(), &["new", "--list"]).await;
     let languages: Vec<_> = list.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(languages, ["rust", "go", "c", "js", "python"]);
+    assert_eq!(languages, ["rust", "go", "c", "js", "ts", "python"]);
     for name in ["User", "us/er", "..", "user_1", "-x", "9lives"] {
         refused(&leasehold(folder.path(), &["new", "--lang", "c", "--", name]).await, "lower-case letters");
     }
@@ -218,7 +218,7 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
 #[tokio::test]
 async fn every_new_service_has_a_valid_configuration() {
     let folder = TempDir::new().unwrap();
-    for language in ["rust", "go", "c", "js", "python"] {
+    for language in ["rust", "go", "c", "js", "ts", "python"] {
         let written = leasehold(folder.path(), &["new", &format!("hello-{language}"), "--lang", language]).await;
         assert_eq!(written.code, Some(0), "{written:?}");
         let made = folder.path().join(format!("hello-{language}"));

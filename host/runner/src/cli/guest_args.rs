@@ -98,6 +98,7 @@ pub(crate) enum Language {
     Go,
     C,
     Js,
+    Ts,
     Python,
 }
 

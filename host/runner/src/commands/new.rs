@@ -42,6 +42,7 @@ impl Template {
             Language::Go => ("go", Some(HttpVersion::P2), "Go 1.25 or newer", "make run"),
             Language::C => ("c", Some(HttpVersion::P2), "clang, lld, wasi-libc and libclang-rt-dev-wasm32", "make run"),
             Language::Js => ("js", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
+            Language::Ts => ("ts", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
             Language::Python => ("python", Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
         };
         Self { folder, http, needs, run }
