@@ -51,13 +51,6 @@ get() {
     echo "$status $(cat "$work/body")"
 }
 
-# Fails unless a path is answered like this.
-answers() {
-    came=$(get "$1") || came="no response"
-    [ "$came" = "$2" ] || fail "GET $1: expected \"$2\", got \"$came\""
-    echo "ok: GET $1"
-}
-
 # Fails unless a JSON text has these members; spaces do not matter.
 has() {
     subject=$1
@@ -95,9 +88,7 @@ until get / >/dev/null; do
     sleep 1
 done
 
-answers / "200 hello from $name"
-answers "/call/$name" "200 $name answered 200: hello from $name"
-has "GET /status" "$(get /status)" '"state":"registered"' '"weight":50' "\"addr\":\"$address\""
+{{checks}}
 
 etcd=$(sed -n 's/.*private etcd: \(http[^,]*\),.*/\1/p' "$work/log")
 listed=$("$leasehold" --quiet ls "$name" --json --config services.yaml --etcd "$etcd" 2>&1)

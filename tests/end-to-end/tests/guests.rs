@@ -110,9 +110,11 @@ async fn wit_checks_the_versions_of_a_component() {
     let greeter = paths::component("greeter").display().to_string();
     let ended = leasehold(folder.path(), &["wit", "--check", &greeter]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for line in
-        ["served   leasehold:registry 0.1.0; the host has 0.1 and 0.2\n", "exports lifecycle\n", "exports incoming-handler\n"]
-    {
+    for line in [
+        "served   leasehold:registry 0.1.0; the host has 0.1 and 0.2\n",
+        "exports lifecycle\n",
+        "exports incoming-handler\n",
+    ] {
         assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
     }
 
@@ -203,6 +205,10 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
     }
     refused(&leasehold(folder.path(), &["new", "user"]).await, "--lang");
     refused(&leasehold(folder.path(), &["new", "user", "--lang", "cobol"]).await, "cobol");
+    for language in ["go", "c", "js", "ts", "python"] {
+        let sentence = format!("--grpc: there is no such template for {language}; there is one for rust\n");
+        refused(&leasehold(folder.path(), &["new", "user", "--lang", language, "--grpc"]).await, &sentence);
+    }
     assert!(files(folder.path()).is_empty());
 
     fs::create_dir(folder.path().join("user")).unwrap();
@@ -218,14 +224,17 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
 #[tokio::test]
 async fn every_new_service_has_a_valid_configuration() {
     let folder = TempDir::new().unwrap();
-    for language in ["rust", "go", "c", "js", "ts", "python"] {
-        let written = leasehold(folder.path(), &["new", &format!("hello-{language}"), "--lang", language]).await;
+    let plain = ["rust", "go", "c", "js", "ts", "python"].map(|language| (language, language, None));
+    for (name, language, grpc) in plain.into_iter().chain([("rust-grpc", "rust", Some("--grpc"))]) {
+        let name = format!("hello-{name}");
+        let arguments: Vec<_> = ["new", &name, "--lang", language].into_iter().chain(grpc).collect();
+        let written = leasehold(folder.path(), &arguments).await;
         assert_eq!(written.code, Some(0), "{written:?}");
-        let made = folder.path().join(format!("hello-{language}"));
+        let made = folder.path().join(&name);
         // The component stands in for the one that would be built.
-        fs::copy(paths::component("greeter"), made.join(format!("hello-{language}.wasm"))).unwrap();
+        fs::copy(paths::component("greeter"), made.join(format!("{name}.wasm"))).unwrap();
         let checked = leasehold(&made, &["check", "--offline", "services.yaml"]).await;
-        assert_eq!(checked.code, Some(0), "{language}: {checked:?}");
+        assert_eq!(checked.code, Some(0), "{name}: {checked:?}");
     }
 }
 

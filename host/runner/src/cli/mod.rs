@@ -231,7 +231,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Write a folder with a service in the language of your choice
     #[command(
-        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
+        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n  leasehold new user --lang rust --grpc\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
     )]
     New(NewArgs),
     /// Build and run the service in a folder, again with each change of its sources, until Ctrl-C
