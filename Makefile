@@ -138,10 +138,12 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop
 	target/release/interop $(LIBRARIES)
 
+HTTP_LANGUAGES = $(filter-out rust-grpc,$(or $(LANGUAGES),rust go c js ts python))
 guests-all: build ## every template of `leasehold new`, built by its real toolchain and held to one table; LANGUAGES="go c" takes these alone
 	sh scripts/guests-all.sh $(LANGUAGES)
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin guests
-	target/release/guests target/guests $(or $(LANGUAGES),rust go c js python)
+	# The table is about HTTP; the service in gRPC has its test alone.
+	$(if $(HTTP_LANGUAGES),target/release/guests target/guests $(HTTP_LANGUAGES))
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys

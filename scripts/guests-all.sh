@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, the languages in
-# the arguments alone if there are any. Installs what is missing, by name.
+# Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, and runs its
+# test, the languages in the arguments alone if there are any; rust-grpc is the service in gRPC. Installs what is missing, by name.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -50,12 +50,16 @@ tools() {
     rust)
         sh scripts/guests.sh check || fail "rust needs the target wasm32-wasip2: rustup target add wasm32-wasip2"
         ;;
+    rust-grpc)
+        tools rust
+        have protoc || apt_install protobuf-compiler libprotobuf-dev
+        ;;
     go) have go || fail "go needs Go 1.25 or newer: https://go.dev/dl" ;;
     c)
         # shellcheck disable=SC2086 # packages are words
         have_clang || apt_install $CLANG
         ;;
-    js) have npm || apt_install nodejs npm ;;
+    js | ts) have npm || apt_install nodejs npm ;;
     python) python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv ;;
     *) fail "unknown language: $1" ;;
     esac
@@ -64,22 +68,33 @@ tools() {
 # Builds the service as its README says.
 build() {
     case $1 in
-    rust) sh scripts/guests.sh folder "$2" "$2/hello-rust.wasm" ;;
-    js) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
+    rust | rust-grpc) sh scripts/guests.sh folder "$2" "$2/hello-$1.wasm" ;;
+    js | ts) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
     *) make --no-print-directory -C "$2" build ;;
     esac
 }
 
-[ $# -gt 0 ] || set -- rust go c js python
+# Runs the service's own test, with the component that is built.
+run_test() {
+    case $1 in
+    js | ts) (cd "$2" && npm run --silent --ignore-scripts test) ;;
+    *) make --no-print-directory -C "$2" -o build test ;;
+    esac
+}
+
+[ $# -gt 0 ] || set -- rust rust-grpc go c js ts python
 [ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
+have curl || apt_install curl
 mkdir -p "$into"
 for language in "$@"; do
     tools "$language"
     folder=$into/hello-$language
     rm -rf "$folder"
-    (cd "$into" && "$LEASEHOLD" new "hello-$language" --lang "$language" >/dev/null)
+    # shellcheck disable=SC2046 # --grpc is a word of its own
+    (cd "$into" && "$LEASEHOLD" new "hello-$language" --lang $(echo "$language" | sed 's/-grpc/ --grpc/') >/dev/null)
     begun=$(date +%s)
     build "$language" "$folder"
     (cd "$folder" && "$LEASEHOLD" wit --check "hello-$language.wasm" >/dev/null && "$LEASEHOLD" --quiet check --offline services.yaml >/dev/null)
     say "hello-$language.wasm: $(($(wc -c <"$folder/hello-$language.wasm") / 1024)) KiB, built in $(($(date +%s) - begun)) s"
+    run_test "$language" "$folder"
 done

@@ -2,10 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use leasehold_end_to_end::{
-    Ended, Program, paths,
+    Ended, Program,
+    config::free_address,
+    paths,
     template::{Guest, meets_expectations},
 };
 use leasehold_scenarios::world::World;
@@ -199,12 +205,16 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
     let folder = TempDir::new().unwrap();
     let list = leasehold(folder.path(), &["new", "--list"]).await;
     let languages: Vec<_> = list.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(languages, ["rust", "go", "c", "js", "python"]);
+    assert_eq!(languages, ["rust", "go", "c", "js", "ts", "python"]);
     for name in ["User", "us/er", "..", "user_1", "-x", "9lives"] {
         refused(&leasehold(folder.path(), &["new", "--lang", "c", "--", name]).await, "lower-case letters");
     }
     refused(&leasehold(folder.path(), &["new", "user"]).await, "--lang");
     refused(&leasehold(folder.path(), &["new", "user", "--lang", "cobol"]).await, "cobol");
+    for language in ["go", "c", "js", "ts", "python"] {
+        let sentence = format!("--grpc: there is no such template for {language}; there is one for rust\n");
+        refused(&leasehold(folder.path(), &["new", "user", "--lang", language, "--grpc"]).await, &sentence);
+    }
     assert!(files(folder.path()).is_empty());
 
     fs::create_dir(folder.path().join("user")).unwrap();
@@ -220,14 +230,17 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
 #[tokio::test]
 async fn every_new_service_has_a_valid_configuration() {
     let folder = TempDir::new().unwrap();
-    for language in ["rust", "go", "c", "js", "python"] {
-        let written = leasehold(folder.path(), &["new", &format!("hello-{language}"), "--lang", language]).await;
+    let plain = ["rust", "go", "c", "js", "ts", "python"].map(|language| (language, language, None));
+    for (name, language, grpc) in plain.into_iter().chain([("rust-grpc", "rust", Some("--grpc"))]) {
+        let name = format!("hello-{name}");
+        let arguments: Vec<_> = ["new", &name, "--lang", language].into_iter().chain(grpc).collect();
+        let written = leasehold(folder.path(), &arguments).await;
         assert_eq!(written.code, Some(0), "{written:?}");
-        let made = folder.path().join(format!("hello-{language}"));
+        let made = folder.path().join(&name);
         // The component stands in for the one that would be built.
-        fs::copy(paths::component("greeter"), made.join(format!("hello-{language}.wasm"))).unwrap();
+        fs::copy(paths::component("greeter"), made.join(format!("{name}.wasm"))).unwrap();
         let checked = leasehold(&made, &["check", "--offline", "services.yaml"]).await;
-        assert_eq!(checked.code, Some(0), "{language}: {checked:?}");
+        assert_eq!(checked.code, Some(0), "{name}: {checked:?}");
     }
 }
 
@@ -244,7 +257,44 @@ async fn a_new_service_in_rust_meets_the_expectations() {
         .output()
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let tested = tested(&folder.path().join("hello-rust"));
+    assert!(tested.status.success(), "{tested:?}");
+    let checks = String::from_utf8_lossy(&tested.stdout).lines().filter(|line| line.starts_with("ok: ")).count();
+    assert_eq!(checks, 5, "{tested:?}");
     let guest = Guest { name: "hello-rust".to_owned(), language: "rust".to_owned(), component };
     let cache = paths::cache();
     meets_expectations(&World::real().await, &[guest], cache.to_str().unwrap()).await;
+}
+
+/// Runs the test of a new service, which listens at a free address for it.
+fn tested(folder: &Path) -> Output {
+    let services = folder.join("services.yaml");
+    let text = fs::read_to_string(&services).unwrap();
+    fs::write(&services, text.replace("127.0.0.1:10002", &free_address())).unwrap();
+    Command::new("make")
+        .args(["--no-print-directory", "-o", "build", "test"])
+        .current_dir(folder)
+        .env("LEASEHOLD", paths::leasehold())
+        .env("XDG_CACHE_HOME", paths::cache())
+        .output()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_test_of_a_new_service_fails_where_the_service_does() {
+    for (component, sentence) in [
+        ("greeter", "test: GET /: expected \"200 hello from user\", got \"200 hello\"\n"),
+        ("plain", "test: expected a running service, the host ended with 64\n"),
+    ] {
+        let folder = TempDir::new().unwrap();
+        assert_eq!(leasehold(folder.path(), &["new", "user", "--lang", "rust"]).await.code, Some(0));
+        let made = folder.path().join("user");
+        fs::copy(paths::component(component), made.join("user.wasm")).unwrap();
+        let services = made.join("services.yaml");
+        let text = fs::read_to_string(&services).unwrap();
+        fs::write(&services, text.replace("    listen:", "    config: { name: user }\n    listen:")).unwrap();
+        let tested = tested(&made);
+        let stderr = String::from_utf8_lossy(&tested.stderr);
+        assert!(!tested.status.success() && stderr.contains(sentence), "{component}: {tested:?}");
+    }
 }

@@ -98,6 +98,7 @@ pub(crate) enum Language {
     Go,
     C,
     Js,
+    Ts,
     Python,
 }
 
@@ -111,8 +112,12 @@ pub(crate) struct NewArgs {
     #[arg(long, value_enum, value_name = "LANGUAGE", required_unless_present = "list")]
     pub(crate) lang: Option<Language>,
 
+    /// A service in gRPC instead, for rust alone
+    #[arg(long, requires = "lang")]
+    pub(crate) grpc: bool,
+
     /// List the languages, and what each needs
-    #[arg(long, conflicts_with_all = ["name", "lang"])]
+    #[arg(long, conflicts_with_all = ["name", "lang", "grpc"])]
     pub(crate) list: bool,
 }
 

@@ -51,7 +51,7 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
-  leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, python
+  leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, ts, python
   leasehold dev user                    build and run that folder, again with each change
   leasehold wit wit                     the interfaces that a component can use, as WIT
   leasehold componentize core.wasm      a component of a core module, as Go and C build it
@@ -238,7 +238,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Write a folder with a service in the language of your choice
     #[command(
-        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n\nThe folder has the component, services.yaml, the WIT, pinned tools, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
+        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n  leasehold new user --lang rust --grpc\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
     )]
     New(NewArgs),
     /// Build and run the service in a folder, again with each change of its sources, until Ctrl-C

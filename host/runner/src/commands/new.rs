@@ -1,6 +1,6 @@
 //! `leasehold new`: a folder with a service in the language of the user's choice.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use clap::ValueEnum;
 use include_dir::{Dir, include_dir};
@@ -23,10 +23,17 @@ const RUST_LIBRARY_FOLDER: &str = "leasehold-guest";
 const CONTRACT: ContractVersion = ContractVersion::V0_2;
 /// Word in the files that stands for the service's name.
 const NAME: &str = "{{name}}";
+/// Word in the test that stands for its checks, and the file with them.
+const CHECKS: &str = "{{checks}}\n";
+const CHECKS_FILE: &str = "checks.sh";
+
+const CLANG: &str = "clang, lld, wasi-libc and libclang-rt-dev-wasm32";
+const NODE: &str = "Node.js 20 or newer, with npm";
 
 /// Folder, tools and commands of a language.
 struct Template {
-    folder: &'static str,
+    /// Folders with its files, beside `all`; a file in a later one replaces that of an earlier one.
+    folders: &'static [&'static str],
     /// The WASI packages of its world; `None` where libraries bring all of their WIT.
     http: Option<HttpVersion>,
     /// Tools that its user installs.
@@ -37,26 +44,36 @@ struct Template {
 
 impl Template {
     fn of(language: Language) -> Self {
-        let (folder, http, needs, run) = match language {
-            Language::Rust => ("rust", None, "rustup, with the wasm32-wasip2 target", "make run"),
-            Language::Go => ("go", Some(HttpVersion::P2), "Go 1.25 or newer", "make run"),
-            Language::C => ("c", Some(HttpVersion::P2), "clang, lld, wasi-libc and libclang-rt-dev-wasm32", "make run"),
-            Language::Js => ("js", Some(HttpVersion::P2), "Node.js 20 or newer, with npm", "npm install && npm start"),
-            Language::Python => ("python", Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
+        let (folders, http, needs, run): (&[_], _, _, _) = match language {
+            Language::Rust => (&["rust"], None, "rustup, with the wasm32-wasip2 target", "make run"),
+            Language::Go => (&["go"], Some(HttpVersion::P2), "Go 1.25 or newer", "make run"),
+            Language::C => (&["c"], Some(HttpVersion::P2), CLANG, "make run"),
+            Language::Js => (&["js"], Some(HttpVersion::P2), NODE, "npm install && npm start"),
+            Language::Ts => (&["ts"], Some(HttpVersion::P2), NODE, "npm install && npm start"),
+            Language::Python => (&["python"], Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
         };
-        Self { folder, http, needs, run }
+        Self { folders, http, needs, run }
+    }
+
+    /// Template of a service in gRPC; `None` for a language that has no such template.
+    fn grpc(language: Language) -> Option<Self> {
+        let Language::Rust = language else { return None };
+        let needs = "rustup, with the wasm32-wasip2 target, and protoc";
+        Some(Self { folders: &["rust", "rust-grpc"], needs, ..Self::of(language) })
     }
 
     /// Files of a new folder, by their final names and with the service's name in them.
     fn files(&self, name: &str) -> Vec<Text> {
-        let mut files = Vec::new();
-        for folder in ["all", self.folder] {
+        let mut found = Vec::new();
+        for folder in ["all"].iter().chain(self.folders) {
             let folder = TEMPLATES.get_dir(folder).expect("there is a folder for each language");
-            gather(folder, folder.path(), &mut files);
+            gather(folder, folder.path(), &mut found);
         }
-        for file in &mut files {
-            *file = finished(file, name);
-        }
+        let mut found: BTreeMap<_, _> = found.into_iter().map(|file| (file.path, file.content)).collect();
+        let checks = found.remove(Path::new(CHECKS_FILE)).expect("each template has checks");
+        let checks = String::from_utf8(checks).expect("a script is text");
+        let mut files: Vec<_> =
+            found.into_iter().map(|(path, content)| finished(&Text { path, content }, name, &checks)).collect();
         let (below, more) = match self.http {
             Some(http) => ("wit", wit::files(CONTRACT, http)),
             None => {
@@ -72,14 +89,14 @@ impl Template {
 
 /// A template's file under its final name. Files that would have a meaning for this repository's own tools have `.in`
 /// behind their names there.
-fn finished(file: &Text, name: &str) -> Text {
+fn finished(file: &Text, name: &str, checks: &str) -> Text {
     let path = match file.path.to_str() {
         Some("gitignore.in") => ".gitignore".into(),
         Some(path) => path.strip_suffix(".in").unwrap_or(path).into(),
         None => file.path.clone(),
     };
     let content = match str::from_utf8(&file.content) {
-        Ok(text) => text.replace(NAME, name).into_bytes(),
+        Ok(text) => text.replace(CHECKS, checks).replace(NAME, name).into_bytes(),
         Err(_) => file.content.clone(),
     };
     Text { path, content }
@@ -88,7 +105,14 @@ fn finished(file: &Text, name: &str) -> Text {
 /// Writes the folder, or lists the languages.
 pub(crate) fn new(args: &NewArgs) -> Result<(), Failure> {
     let (Some(name), Some(language)) = (&args.name, args.lang) else { return print(&list()) };
-    let template = Template::of(language);
+    let template = if args.grpc { Template::grpc(language) } else { Some(Template::of(language)) };
+    let template = template.ok_or_else(|| {
+        Failure::usage(format!(
+            "--grpc: there is no such template for {}; there is one for {}",
+            shown(language),
+            in_grpc()
+        ))
+    })?;
     let folder = Path::new(name.as_str());
     let is_taken = match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
@@ -112,12 +136,23 @@ pub(crate) fn new(args: &NewArgs) -> Result<(), Failure> {
 
 fn list() -> String {
     let line = |language: &Language| {
-        let name = language.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         let template = Template::of(*language);
         let http = template.http.unwrap_or(HttpVersion::P2).name();
-        format!("{name:<8}wasi:http {http}  needs {}\n", template.needs)
+        let grpc = if Template::grpc(*language).is_some() { "; --grpc" } else { "" };
+        format!("{:<8}wasi:http {http}{grpc}  needs {}\n", shown(*language), template.needs)
     };
     Language::value_variants().iter().map(line).collect()
+}
+
+/// Languages with a template of a service in gRPC.
+fn in_grpc() -> String {
+    let languages = Language::value_variants().iter().filter(|language| Template::grpc(**language).is_some());
+    languages.map(|language| shown(*language)).collect::<Vec<_>>().join(", ")
+}
+
+/// The language as the argument has it.
+fn shown(language: Language) -> String {
+    language.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -133,20 +168,25 @@ mod tests {
 
     #[test]
     fn every_template_is_complete_and_has_the_name_in_it() {
-        for language in Language::value_variants() {
-            let files = Template::of(*language).files("some-name");
+        let grpc =
+            Language::value_variants().iter().filter_map(|language| Some((language, Template::grpc(*language)?)));
+        let plain = Language::value_variants().iter().map(|language| (language, Template::of(*language)));
+        for (language, template) in plain.chain(grpc) {
+            let files = template.files("some-name");
             let paths: BTreeSet<_> = files.iter().map(|file| file.path.display().to_string()).collect();
             assert_eq!(paths.len(), files.len(), "{language:?}: a file occurs twice");
             let wit = match language {
                 Language::Rust => ["leasehold-guest/wit/registry.wit", "leasehold-guest/src/bindings.rs"],
                 _ => ["wit/world.wit", "wit/deps/leasehold-registry/registry.wit"],
             };
-            for path in ["README.md", ".gitignore", "services.yaml"].into_iter().chain(wit) {
+            for path in ["README.md", ".gitignore", "services.yaml", "test.sh"].into_iter().chain(wit) {
                 assert!(paths.contains(path), "{language:?}: {path} is not in {paths:?}");
             }
             for file in &files {
                 let text = String::from_utf8_lossy(&file.content);
-                assert!(!text.contains("{{name}}"), "{}", file.path.display());
+                for word in ["{{name}}", "{{checks}}"] {
+                    assert!(!text.contains(word), "{}", file.path.display());
+                }
             }
             let text = |path: &str| {
                 let file = files.iter().find(|file| file.path == Path::new(path)).unwrap();

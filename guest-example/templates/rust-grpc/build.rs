@@ -1,0 +1,1 @@
+../../grpc-greeter/build.rs
