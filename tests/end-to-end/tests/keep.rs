@@ -4,7 +4,7 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use leasehold_end_to_end::{
@@ -102,9 +102,34 @@ async fn keep_ends_in_order_with_its_command() {
 }
 
 #[tokio::test]
+async fn keep_passes_other_signals_on_while_it_ends() {
+    let world = World::real().await;
+    let script = "trap 'echo hup >> $FOLDER/got' HUP; trap 'echo term >> $FOLDER/got; exit 0' TERM; echo up > $FOLDER/got; \
+                  while :; do sleep 0.05; done";
+    let keeper = Keeper::start(&world, &["--settle-time", "3s", "--", "sh", "-c", script]);
+    world.stands(KEY).await;
+    keeper.has("got", "up").await;
+    keeper.program.signal("TERM");
+    wait_for("the key is gone", SOON, async || world.count().await == 0).await;
+    keeper.program.signal("HUP");
+    keeper.has("got", "hup").await;
+    let got = fs::read_to_string(keeper.file("got")).expect("it was written");
+    assert_eq!(got, "up\nhup\n", "another signal does not cut the settle time short");
+    // The same signal again does, unless it is the echo of the first.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = Instant::now();
+    keeper.program.signal("TERM");
+    let Keeper { program, folder } = keeper;
+    let ended = program.ends().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(fs::read_to_string(folder.path().join("got")).expect("it was written"), "up\nhup\nterm\n");
+}
+
+#[tokio::test]
 async fn keep_ends_with_a_command_that_ends() {
     let world = World::real().await;
-    for (script, code) in [("sleep 1", 0), ("sleep 1; exit 3", 3), ("sleep 1; kill -s KILL $$", 137)] {
+    for (script, code) in [("sleep 3", 0), ("sleep 3; exit 3", 3), ("sleep 3; kill -s KILL $$", 137)] {
         let keeper = Keeper::start(&world, &["--", "sh", "-c", script]);
         world.stands(KEY).await;
         let ended = keeper.program.ends().await;
@@ -115,15 +140,20 @@ async fn keep_ends_with_a_command_that_ends() {
 #[tokio::test]
 async fn keep_kills_a_command_that_does_not_end_with_its_children() {
     let world = World::real().await;
-    let script = "trap '' TERM; sleep 1000 & echo $! > $FOLDER/child; while :; do sleep 0.05; done";
-    let keeper = Keeper::start(&world, &["--settle-time", "1ms", "--stop-timeout", "500ms", "--", "sh", "-c", script]);
-    world.stands(KEY).await;
-    keeper.has("child", "\n").await;
-    let child = fs::read_to_string(keeper.file("child")).expect("it was written").trim().to_owned();
-    let ended = keeper.stop().await;
-    assert_eq!(ended.code, Some(137), "{ended:?}");
-    assert!(ended.stderr.contains("sh has not ended within 500ms after its signal, and is killed"), "{ended:?}");
-    wait_for("its child is gone", SOON, async || !Path::new("/proc").join(&child).exists()).await;
+    // The command does not end, or it does, and leaves a child that does not.
+    for (script, code) in [
+        ("trap '' TERM; sleep 1000 & echo $! > $FOLDER/child; while :; do sleep 0.05; done", 137),
+        ("(trap '' TERM; exec sleep 1000) & echo $! > $FOLDER/child; trap 'exit 4' TERM; wait", 4),
+    ] {
+        let keeper = Keeper::start(&world, &["--settle-time", "1ms", "--stop-timeout", "1s", "--", "sh", "-c", script]);
+        world.stands(KEY).await;
+        keeper.has("child", "\n").await;
+        let child = fs::read_to_string(keeper.file("child")).expect("it was written").trim().to_owned();
+        let ended = keeper.stop().await;
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(ended.stderr.contains("sh has not ended within 1s after its signal, and is killed"), "{ended:?}");
+        wait_for("its child is gone", SOON, async || !Path::new("/proc").join(&child).exists()).await;
+    }
 }
 
 #[tokio::test]
@@ -189,6 +219,7 @@ async fn keep_refuses_mistakes_before_it_starts_anything() {
         (vec!["--name", "user", "--addr", ADDR, "--metadata", "zone"], "--metadata: must be KEY=VALUE"),
         (vec!["--name", "user", "--addr", ADDR, "--health", "https://db:1/"], "--health: the scheme is unknown"),
         (vec!["--name", "user", "--addr", ADDR, "--ttl", "ten"], "--ttl: must be a duration"),
+        (vec!["--name", "user", "--addr", ADDR, "--ttl", "1500ms"], "--ttl: "),
         (vec!["--name", "user", "--addr", ADDR, "--ownership", "steal"], "--ownership: "),
         (vec!["--addr", ADDR], "--name"),
     ] {

@@ -306,12 +306,25 @@ async fn sockets_of_systemd_are_served_by_one_host_after_the_other() {
         assert_eq!(get(&url).await.status, 200);
     };
     goes_and_comes(&host.file()).await;
+    host.says(&format!("systemd has opened a socket at {addr}, and no `listen` says {addr}")).await;
     let upgraded = leasehold(&["upgrade", "--admin", &admin]).await;
     assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
     wait_for("the successor answers", SOON, async || ![u64::from(host.pid()), 0].contains(&pid(&admin).await)).await;
     goes_and_comes(&host.file()).await;
     end(pid(&admin).await).await;
     assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_program_is_refused_a_socket_of_systemd() {
+    let world = World::real().await;
+    let held = sockets(1);
+    let addr = held[0].local_addr().unwrap().to_string();
+    let program = with(program("serve"), json!({ "listen": addr, "args": [addr, "serve"] }));
+    let host = activated(&config(&world, [program]), &held).await;
+    let ended = host.ends().await;
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    assert!(ended.stderr.contains("and a program opens its own listener"), "{ended:?}");
 }
 
 #[tokio::test]

@@ -114,6 +114,22 @@ async fn dev_waits_for_a_first_component_that_starts() {
 }
 
 #[tokio::test]
+async fn dev_builds_a_source_that_is_mended_while_its_build_fails() {
+    let folder = Folder::new("plain");
+    let slow = "build:\n\tcp which seen.wasm\n\ttouch begun.wasm\n\tsleep 2\n\tcp \"$$(cat seen.wasm)\" user.wasm\n";
+    folder.write("Makefile", slow);
+    folder.write("which", "nowhere");
+    let dev = folder.dev(&[]);
+    let begun = folder.folder.path().join("begun.wasm");
+    wait_for("the build has begun", SOON, async || begun.exists()).await;
+    folder.write("which", paths::component("plain").to_str().unwrap());
+    says(&dev, "ready", 1).await;
+    assert!(!dev.stderr().iter().any(|line| line.contains("has changed")), "{:?}", dev.stderr());
+    dev.signal("INT");
+    assert_eq!(dev.ends().await.code, Some(0));
+}
+
+#[tokio::test]
 async fn dev_ends_a_build_with_everything_that_it_started() {
     let folder = Folder::new("plain");
     folder.write("Makefile", "build:\n\tsh -c 'echo $$$$ > pid; exec sleep 1000'\n");

@@ -3,14 +3,17 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use leasehold::{Options, Ownership, ServerNode, Ttl};
+use leasehold::{Options, Ownership, ServerNode};
 
 use super::{
     argument::{pairs, parse, wrong},
     etcd_args::EtcdArgs,
     host_args::NewWeight,
 };
-use crate::{config::units::Span, error::Failure};
+use crate::{
+    config::units::{Span, WholeSeconds},
+    error::Failure,
+};
 
 /// A process that is kept in etcd.
 #[derive(Args, Debug)]
@@ -106,8 +109,7 @@ impl KeepArgs {
     pub(crate) fn registrar(&self) -> Result<Options, Failure> {
         let mut options = self.etcd.registrar()?;
         if let Some(ttl) = &self.ttl {
-            let Span(time) = parse("--ttl", ttl)?;
-            options.ttl = Ttl::try_from(time.as_secs()).map_err(|error| wrong("--ttl", error))?;
+            options.ttl = parse::<WholeSeconds>("--ttl", ttl)?.0;
         }
         if let Some(ownership) = &self.ownership {
             options.ownership = parse::<Ownership>("--ownership", ownership)?;

@@ -62,7 +62,7 @@ impl Run {
         let listens = started.signals.listens.clone();
         let listening = async {
             listens.cancelled().await;
-            while probe::probe_at(spec.reachable(), None).await.is_err() {
+            while probe::probe_at(spec.reachable(), None, None).await.is_err() {
                 sleep(KNOCK_PAUSE).await;
             }
         };

@@ -9,6 +9,7 @@ use crate::{
     config::Spec,
     error::Failure,
     inbound::server,
+    process::activation,
     rt::backoff::Backoff,
     service::process::Run,
     wasm::{component::Loaded, context::ServiceContext, engine::Engine},
@@ -41,6 +42,12 @@ pub(crate) enum ProgramEvent {
 impl Program {
     /// Checks that the address is free, so that the error is a clear one. Nothing of the component runs yet.
     pub(crate) fn bind(spec: &Spec) -> Result<Self, Failure> {
+        if activation::listener(spec.listen).is_some() {
+            return Err(Failure::usage(format!(
+                "{}: systemd has opened {}, and a program opens its own listener: the socket unit must not have it",
+                spec.name, spec.listen
+            )));
+        }
         server::bind(spec.listen)
             .map_err(|error| Failure::other(format!("{}: cannot listen on {}: {error}", spec.name, spec.listen)))?;
         let (backoff, tasks) = (RESTART_BACKOFF, TaskTracker::new());

@@ -3,7 +3,7 @@
 mod build;
 mod sources;
 
-use std::{convert::Infallible, path::Path, sync::Arc};
+use std::{convert::Infallible, future::pending, path::Path, sync::Arc};
 
 use futures::{FutureExt, pin_mut};
 use tokio::sync::mpsc;
@@ -59,7 +59,13 @@ impl Workshop {
     async fn run(&mut self, file: &Path, scheduler: &Arc<Scheduler>, levels: &Levels) -> Result<(), Failure> {
         let (built, reloads) = mpsc::channel(1);
         let run = run(RunArgs::dev(file), Some(reloads), Arc::clone(scheduler), levels.clone()).fuse();
-        let rebuild = self.rebuild(built).fuse();
+        let ending = self.ending.clone();
+        // The end of the services may take a while, and a second Ctrl-C ends it without a word.
+        let rebuild = async {
+            ending.run_until_cancelled(self.rebuild(built)).await;
+            pending::<Infallible>().await
+        };
+        let rebuild = rebuild.fuse();
         pin_mut!(run, rebuild);
         futures::select_biased! {
             outcome = run => outcome,
@@ -99,20 +105,23 @@ impl Workshop {
         tracing::info!(event = "changed", "{changed} has changed");
     }
 
-    /// Builds the sources as they are, and once more if they change meanwhile: by their author, or by the build, which may write a
-    /// file such as a lock file.
+    /// Builds the sources as they are, and once more if they change meanwhile: by their author, who may have mended what fails, or
+    /// by the build, which may write a file such as a lock file.
     async fn build_once(&mut self) -> bool {
+        let (mut built, mut is_latest) = (Ok(()), false);
         for _ in 0..MAX_REPEATS {
-            if let Err(why) = self.build.run().await {
-                self.sources.look().await;
-                tracing::error!(event = "not_built", "{why}; the next change builds again");
-                return false;
-            }
-            if self.sources.look().await.is_none() {
-                return true;
+            built = self.build.run().await;
+            is_latest = self.sources.look().await.is_none();
+            if is_latest {
+                break;
             }
         }
-        tracing::warn!("the build changes the sources each time; --ignore leaves out what it writes");
-        true
+        if !is_latest {
+            tracing::warn!("the build changes the sources each time; --ignore leaves out what it writes");
+        }
+        if let Err(why) = &built {
+            tracing::error!(event = "not_built", "{why}; the next change builds again");
+        }
+        built.is_ok()
     }
 }

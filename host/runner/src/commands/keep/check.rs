@@ -1,6 +1,6 @@
 //! The health check of `leasehold keep`: its address and rule, and the rounds of it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use http::{Uri, uri::Authority};
 use tokio::{
@@ -97,17 +97,19 @@ impl Check {
 
     async fn once(&self) -> Result<(), String> {
         let probed = async {
-            let addr = self.addr().await?;
-            probe_at(addr, self.health.as_ref()).await
+            let addrs = lookup_host(self.authority.as_str()).await.map_err(|error| error.to_string())?;
+            let mut outcome = Err("the name has no address".to_owned());
+            for addr in addrs {
+                outcome = probe_at(addr, Some(self.authority.as_str()), self.health.as_ref()).await;
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome
         };
         let probed = timeout(self.timeout, probed).await;
         let probed = probed.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.timeout)));
         probed.map_err(|why| format!("{}: {why}", self.authority))
-    }
-
-    async fn addr(&self) -> Result<SocketAddr, String> {
-        let mut found = lookup_host(self.authority.as_str()).await.map_err(|error| error.to_string())?;
-        found.next().ok_or_else(|| "the name has no address".to_owned())
     }
 }
 

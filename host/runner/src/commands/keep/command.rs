@@ -9,19 +9,45 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, test_kill_process_group, waitpgid};
 use tokio::{
     process::{Child, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::error::Failure;
+
+/// Interval at which the end of a group of processes is looked for.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A running command with the processes that it has started: signals reach all of them.
 pub(super) struct Running {
     child: Child,
     group: Pid,
     shown: String,
+}
+
+/// The command and the processes that it has started.
+#[derive(Clone, Copy)]
+pub(super) struct Group(Pid);
+
+impl Group {
+    pub(super) fn signal(self, signal: Signal) {
+        // It may be ending at this moment.
+        let _ = kill_process_group(self.0, signal);
+    }
+
+    /// Waits until none of them is left. The command itself has ended.
+    async fn is_gone(self) {
+        loop {
+            // Orphans of the first process of a container are its own to reap.
+            while matches!(waitpgid(self.0, WaitOptions::NOHANG), Ok(Some(_))) {}
+            if test_kill_process_group(self.0).is_err() {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+    }
 }
 
 impl Running {
@@ -35,6 +61,12 @@ impl Running {
             // Of its own: Ctrl-C reaches the command after its key has left etcd, and not before.
             .process_group(0)
             .stdin(Stdio::null())
+            .env_remove("LEASEHOLD_ETCD_PASSWORD")
+            .env_remove("ETCDCTL_PASSWORD")
+            // Readiness is that of the registration.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
@@ -48,20 +80,28 @@ impl Running {
         self.child.wait().await
     }
 
-    pub(super) fn signal(&self, signal: Signal) {
-        // It may be ending at this moment.
-        let _ = kill_process_group(self.group, signal);
+    /// The processes that signals reach.
+    pub(super) fn group(&self) -> Group {
+        Group(self.group)
     }
 
-    /// Signals it, and waits for its end; kills it if it takes longer than `within`.
+    /// Signals it, and waits for its end, and that of every process that it has started; kills those that take longer than
+    /// `within`. Returns the status of the command itself.
     pub(super) async fn end(&mut self, signal: Signal, within: Duration) -> io::Result<ExitStatus> {
-        self.signal(signal);
-        if let Ok(ended) = timeout(within, self.ends()).await {
-            return ended;
+        let (group, mut status) = (self.group(), None);
+        group.signal(signal);
+        let all_end = async {
+            status = Some(self.child.wait().await);
+            group.is_gone().await;
+        };
+        if timeout(within, all_end).await.is_err() {
+            tracing::warn!("{} has not ended within {within:?} after its signal, and is killed", self.shown);
+            group.signal(Signal::KILL);
         }
-        tracing::warn!("{} has not ended within {within:?} after its signal, and is killed", self.shown);
-        self.signal(Signal::KILL);
-        self.ends().await
+        match status {
+            Some(status) => status,
+            None => self.ends().await,
+        }
     }
 
     /// The end as that of this process: with the exit code of the command, or that of a shell for a signal.

@@ -25,6 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Time after which the same failure is logged again.
 const REMIND: Duration = Duration::from_secs(60);
+/// One Ctrl-C may arrive twice: from the terminal, and from a parent that passes it on.
+const ECHO: Duration = Duration::from_millis(50);
 /// Longest wait for the revocation of the lease; it ends with its time to live otherwise.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,7 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
     let tasks = TaskTracker::new();
     let mut kept = Kept { registrar: registrar.clone(), node, check, registration: None, tasks: tasks.clone() };
 
+    let group = running.as_ref().map(Running::group);
     let mut request = None;
     let outcome = {
         let life = kept.live();
@@ -45,13 +48,13 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
             tokio::select! {
                 biased;
                 status = ended(&mut running) => break Ok(Some(status)),
-                signal = signals.next() => match (Signals::ends(signal), &running) {
-                    (true, _) => {
-                        request = Some(signal);
+                signal = signals.next() => match group {
+                    _ if Signals::ends(signal) => {
+                        request = Some((signal, Instant::now()));
                         break Ok(None);
                     }
-                    (false, Some(running)) => running.signal(signal),
-                    (false, None) => tracing::info!("{signal:?} is for a command, and there is none"),
+                    Some(group) => group.signal(signal),
+                    None => tracing::info!("{signal:?} is for a command, and there is none"),
                 },
                 failure = life.as_mut() => break Err(failure),
             }
@@ -62,13 +65,18 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
     let outcome = match (outcome, &mut running) {
         (Ok(Some(status)), Some(running)) => running.outcome(status),
         (outcome, Some(running)) => {
-            tokio::select! {
-                () = sleep(args.settle_time.0) => {}
-                // A second signal does not wait.
-                signal = signals.next() => request = Some(signal),
-            }
-            let ending = running.end(request.unwrap_or(Signal::TERM), args.stop_timeout.0);
-            let status = ending.await;
+            let signal = signals.settle(request, args.settle_time.0, running).await;
+            let group = running.group();
+            let status = {
+                let ending = running.end(signal, args.stop_timeout.0);
+                tokio::pin!(ending);
+                loop {
+                    tokio::select! {
+                        status = ending.as_mut() => break status,
+                        signal = signals.next() => group.signal(signal),
+                    }
+                }
+            };
             outcome.and_then(|_| running.outcome(status))
         }
         (outcome, None) => outcome.map(drop),
@@ -95,17 +103,29 @@ impl Kept {
             if let Some(check) = &self.check {
                 check.is_well().await;
             }
-            match self.register().await {
+            let registered = tokio::select! {
+                registered = self.register() => registered,
+                why = self.fails() => {
+                    tracing::warn!(service = %self.node.name, "not registered: {why}");
+                    continue;
+                }
+            };
+            match registered {
                 Ok(registration) => self.registration = Some(registration),
                 Err(failure) => return failure,
             }
             systemd::ready(&self.tasks);
-            let why = match &self.check {
-                Some(check) => check.has_failed().await,
-                None => pending().await,
-            };
+            let why = self.fails().await;
             tracing::warn!(event = "withdrawn", service = %self.node.name, "withdrawn: {why}");
             self.take_back().await;
+        }
+    }
+
+    /// Waits until the check fails; without one, for good.
+    async fn fails(&self) -> String {
+        match &self.check {
+            Some(check) => check.has_failed().await,
+            None => pending().await,
         }
     }
 
@@ -165,6 +185,26 @@ impl Signals {
     /// Returns true for a signal that requests the end; the others are the command's.
     fn ends(signal: Signal) -> bool {
         matches!(signal, Signal::TERM | Signal::INT | Signal::QUIT)
+    }
+
+    /// Waits until clients have noticed the end, or a second signal requests it. Returns the signal for the command.
+    async fn settle(&mut self, request: Option<(Signal, Instant)>, time: Duration, running: &Running) -> Signal {
+        let settled = sleep(time);
+        tokio::pin!(settled);
+        let first = request.map_or(Signal::TERM, |(signal, _)| signal);
+        loop {
+            tokio::select! {
+                () = settled.as_mut() => return first,
+                signal = self.next() => {
+                    let is_echo = request.is_some_and(|(first, at)| first == signal && at.elapsed() < ECHO);
+                    if !Self::ends(signal) {
+                        running.group().signal(signal);
+                    } else if !is_echo {
+                        return signal;
+                    }
+                }
+            }
+        }
     }
 
     async fn next(&mut self) -> Signal {

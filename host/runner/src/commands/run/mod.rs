@@ -284,7 +284,8 @@ async fn live(config: &Config, host: Host) -> Failure {
         let context = StartContext { barrier: None, inheritance: None, logs_failed_starts: true, ..context };
         let context = Arc::new(context);
         let (services, running, host) = (Arc::clone(&services), running.clone(), config.written.clone());
-        Ok(Reconfigurer { args, services, context, engines, running, host, upgrader }.run(commands).await)
+        let own_listens = config.admin.addr().into_iter().chain(config.metrics).collect();
+        Ok(Reconfigurer { args, services, context, engines, running, host, own_listens, upgrader }.run(commands).await)
     };
     let watched = watch_starts(config, reports, &registrar, &tasks, &services, &tried);
     let outcome: Result<((), Infallible, Infallible), Failure> = try_join3(reached, started, watched).await;

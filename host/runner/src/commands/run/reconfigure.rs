@@ -30,7 +30,7 @@ use crate::{
     },
     error::Failure,
     inbound::server,
-    process::rlimit,
+    process::{activation, rlimit},
     service::{
         handle::{
             HostCommand, NextRevision, NotAccepted, Phase, Reconfigured, ServiceChange, ServiceHandle, ServiceList,
@@ -64,6 +64,8 @@ pub(super) struct Reconfigurer {
     pub(super) running: TaskTracker,
     /// Keys of the configuration beside the services, as they hold since the start.
     pub(super) host: Written,
+    /// Addresses of the admin endpoint and of the metrics.
+    pub(super) own_listens: Vec<SocketAddr>,
     /// Everything that an upgrade hands over besides the services.
     pub(super) upgrader: Upgrader,
 }
@@ -112,6 +114,9 @@ impl Reconfigurer {
             tracing::warn!("these keys take effect with the next start of the host: {}", keys.join(", "));
         }
         let services = self.apply(prepared).await;
+        let all = self.services.all();
+        let listens = all.iter().map(|handle| handle.spec().listen).chain(self.own_listens.iter().copied());
+        activation::unused(&listens.collect::<Vec<_>>()).iter().for_each(|remark| tracing::warn!("{remark}"));
         let count = |change| services.iter().filter(|service| service.change == change).count();
         tracing::info!(
             event = "reconfigured",
@@ -283,7 +288,7 @@ impl Prepared {
                     }
                 }
             }
-            (Change::Unchanged, Some(present), _) if !self.has_new_component && present.phase() != Phase::Failed => {
+            (Change::Unchanged, Some(present), _) if !self.has_new_component && !is_in_doubt(&present) => {
                 (Some(present), self.report(None))
             }
             (Change::Unchanged, Some(present), _) if self.is_drained => (Some(present), self.report(None)),
@@ -308,6 +313,15 @@ impl Prepared {
             is_drained: *change != Change::Removed && self.is_drained,
             why,
         }
+    }
+}
+
+/// True for a service whose start has failed, or is still loading the component: from a file that may have changed since.
+fn is_in_doubt(present: &Arc<ServiceHandle>) -> bool {
+    match present.phase() {
+        Phase::Failed => true,
+        Phase::Starting => present.snapshot().status.revision.is_none(),
+        _ => false,
     }
 }
 

@@ -239,7 +239,7 @@ impl HealthMonitor {
                 let dispatcher = current.load_full();
                 probe(&dispatcher, &dispatcher.admission, self.health.as_ref(), authority).await
             }
-            ProbeTarget::Address(addr) => probe_at(*addr, self.health.as_ref()).await,
+            ProbeTarget::Address(addr) => probe_at(*addr, None, self.health.as_ref()).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{error::Error, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
@@ -47,8 +47,8 @@ pub(crate) async fn probe(
     timeout(patience, response).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
 }
 
-/// Probes an address. Without a health check a connection passes.
-pub(crate) async fn probe_at(addr: SocketAddr, health: Option<&Health>) -> Result<(), String> {
+/// Probes an address. Without a health check a connection passes. Over HTTP the header `host` is `host`, or the address.
+pub(crate) async fn probe_at(addr: SocketAddr, host: Option<&str>, health: Option<&Health>) -> Result<(), String> {
     let patience = health.map_or(CONNECT_TIMEOUT, |health| health.timeout);
     let response = async {
         let Some(Health { probe, .. }) = health else {
@@ -56,7 +56,11 @@ pub(crate) async fn probe_at(addr: SocketAddr, health: Option<&Health>) -> Resul
         };
         let mut client = Client::builder(Pooled);
         let client = client.http2_only(matches!(probe, Probe::Grpc)).build_http();
-        let response = client.request(request(Some(probe), &addr.to_string())).await;
+        let mut request = request(Some(probe), &addr.to_string());
+        if let (Probe::Http(_), Some(Ok(host))) = (probe, host.map(HeaderValue::from_str)) {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        let response = client.request(request).await;
         let response = response
             .map_err(|error| one_line(&error.source().map_or_else(|| error.to_string(), ToString::to_string)))?;
         judge(Some(probe), response).await
