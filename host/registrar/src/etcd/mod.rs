@@ -257,8 +257,9 @@ impl Etcd {
             })
             .await?;
         let revision = answer.header().map_or(0, ResponseHeader::revision);
+        let outcome = |(op, answer): (&Op, TxnOpResponse)| op.outcome(&answer, revision);
         let outcomes: Option<Vec<_>> =
-            ops.iter().zip(answer.op_responses()).map(|(op, answer)| op.outcome(&answer, revision)).collect();
+            txn::responses(&answer).and_then(|answers| ops.iter().zip(answers).map(outcome).collect());
         match outcomes {
             Some(outcomes) if outcomes.len() == ops.len() => Ok(outcomes),
             // It was applied, and we do not know how.
@@ -318,14 +319,21 @@ impl Etcd {
             if all.await?.succeeded() {
                 continue;
             }
-            let each = self.call(Verb::Look, deadline, |mut client| {
+            let each = self.ask(Verb::Look, deadline, |mut client| {
                 let each = some.iter().map(|one| TxnOp::txn(Txn::new().when([stands(one)])));
                 let txn = Txn::new().and_then(each.collect::<Vec<_>>());
                 async move { client.txn(txn).await }
             });
             let stood = |answer| matches!(answer, TxnOpResponse::Txn(answer) if answer.succeeded());
-            let each = each.await?.op_responses().into_iter().map(stood);
-            altered.extend(some.iter().zip(each).filter(|(_, stood)| !stood).map(|((key, _), _)| key.clone()));
+            let (route, answer) = each.await?;
+            let each = txn::responses(&answer).filter(|each| each.len() == some.len());
+            let each = each.ok_or_else(|| self.unanswered(&route, "its answer does not fit the request"))?;
+            altered.extend(
+                some.iter()
+                    .zip(each.into_iter().map(stood))
+                    .filter(|(_, stood)| !stood)
+                    .map(|((key, _), _)| key.clone()),
+            );
         }
         Ok(altered)
     }

@@ -1,6 +1,9 @@
 //! One conditional write: its request to etcd, and the outcome in the response.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
@@ -78,7 +81,7 @@ impl Op {
         let TxnOpResponse::Txn(response) = response else { return None };
         match self {
             Self::Put { held, .. } => written(response, *held, revision),
-            Self::Delete { .. } => match response.op_responses().first()? {
+            Self::Delete { .. } => match responses(response)?.first()? {
                 TxnOpResponse::Delete(delete) => {
                     Some(if delete.deleted() > 0 { Outcome::Deleted } else { Outcome::Absent })
                 }
@@ -95,8 +98,14 @@ pub(super) fn authorized(key: &str) -> TxnOp {
     TxnOp::delete(key, Some(DeleteOptions::new().with_prev_key()))
 }
 
+/// The responses to the operations of a transaction; `None` if one of them is empty, as a bit that flipped on the wire leaves it.
+pub(super) fn responses(response: &TxnResponse) -> Option<Vec<TxnOpResponse>> {
+    // The client panics at an empty one, and has no other way to it.
+    catch_unwind(AssertUnwindSafe(|| response.op_responses())).ok()
+}
+
 fn written(response: &TxnResponse, held: Option<LeaseId>, revision: i64) -> Option<Outcome> {
-    match response.op_responses().first()? {
+    match responses(response)?.first()? {
         TxnOpResponse::Put(_) => Some(Outcome::Written { over: held, revision }),
         TxnOpResponse::Txn(free) => written(free, None, revision),
         found => holder(found),
