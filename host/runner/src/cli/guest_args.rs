@@ -56,7 +56,7 @@ pub(crate) struct WitArgs {
 
     /// Version of the contract, leasehold:registry
     ///
-    /// That of 0.2 has the asynchronous functions only with `--http 0.3`: compilers of 0.2 do not know such functions.
+    /// Version 0.2 has the asynchronous functions only with `--http 0.3`: compilers of 0.2 do not know such functions.
     #[arg(long, value_enum, value_name = "VERSION", default_value = "0.2", conflicts_with = "check")]
     pub(crate) contract: ContractVersion,
 

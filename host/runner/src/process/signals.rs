@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Exit code that a shell reports for a process that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 /// One Ctrl-C may arrive twice: from the terminal, and from a parent that passes it on.
-const ECHO: Duration = Duration::from_millis(50);
+pub(crate) const ECHO: Duration = Duration::from_millis(50);
 
 /// Requests that arrive as signals.
 pub(crate) struct Signals {

@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(300);
 const MAX_LOOKS: usize = 10;
 /// Files, at most: a folder with more of them is the wrong one.
 const MAX_FILES: usize = 20_000;
-/// What is no source, wherever it lies, beside what `.gitignore` has.
+/// Patterns of files and folders that are no sources, beside those of `.gitignore`.
 const NO_SOURCES: [&str; 5] = ["*.wasm", "target", "node_modules", "__pycache__", "*~"];
 
 /// The sources of a folder as they were last seen.

@@ -18,15 +18,18 @@ use self::{
     check::Check,
     command::{Running, ended},
 };
-use crate::{cli::KeepArgs, connect, error::Failure, process::systemd};
+use crate::{
+    cli::KeepArgs,
+    connect,
+    error::Failure,
+    process::{signals::ECHO, systemd},
+};
 
 /// First pause between two attempts to register; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Time after which the same failure is logged again.
 const REMIND: Duration = Duration::from_secs(60);
-/// One Ctrl-C may arrive twice: from the terminal, and from a parent that passes it on.
-const ECHO: Duration = Duration::from_millis(50);
 /// Longest wait for the revocation of the lease; it ends with its time to live otherwise.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
