@@ -6,10 +6,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::{future::join_all, poll};
 use leasehold::{
     Balancer, Error, Nodes, Pick, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
 };
@@ -354,10 +355,17 @@ impl RegistryCtx {
     }
 
     /// Drives a call on the host's side: it goes on while the component's store stands still, and ends when this future is dropped.
+    ///
+    /// Its first steps are taken in place, so that a registration that the component begins and leaves behind belongs to its
+    /// revision before the component does anything else, and a reload that follows leaves the key as it is.
     pub(crate) async fn driven<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, CallError>> + Send + 'static,
     ) -> Result<T, CallError> {
+        let mut call = Box::pin(call);
+        if let Poll::Ready(outcome) = poll!(&mut call) {
+            return outcome;
+        }
         match AbortOnDropHandle::new(self.shared.tasks.spawn(call)).await {
             Ok(outcome) => outcome,
             Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
