@@ -9,7 +9,7 @@ use leasehold::{
     Error, Layout, LeaseId, LoadSource, Options, Ownership, Registration, ServerNode, State, Terms, Verb, Weight, What,
 };
 use leasehold_scenarios::{
-    sim::{Call, FaultPlan, SimEtcd},
+    sim::{self, Call, FaultPlan, SimEtcd},
     wait_for,
     world::{SOON, Standing, World},
 };
@@ -313,6 +313,35 @@ async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() 
     registrar.simulate_suspension(Duration::from_secs(180));
     assert_eq!(events.recv().await.unwrap().what, What::Recovering);
     registration.wait_for(|status| status.state == State::Registered && status.recoveries == 1).await.unwrap();
+}
+
+/// On the simulated etcd only: a bit that flips where it matters cannot be made to flip on a wire.
+#[tokio::test(start_paused = true)]
+async fn no_gap_while_answers_lack_their_content() {
+    for seed in 1..=20 {
+        let etcd = SimEtcd::new(seed);
+        let world = World::Simulated(etcd.clone());
+        let registrar = world.registrar("host").await;
+        let kept = registrar.register(user()).await.unwrap();
+        etcd.set_faults("host", FaultPlan { damaged: 1.0, ..FaultPlan::none() });
+        let (registering, ()) = tokio::join!(
+            timeout(SOON / 4, registrar.register(ServerNode::new("order", "127.0.0.1:81").unwrap())),
+            async {
+                kept.set_weight(7.try_into().unwrap()).await.unwrap();
+                sleep(SOON / 4).await;
+            }
+        );
+        assert!(!matches!(registering, Ok(Ok(_))), "nothing confirms it");
+        assert!(!registrar.has_ended());
+        etcd.set_faults("host", FaultPlan::none());
+        kept.wait_for(|status| status.state == State::Registered).await.unwrap();
+        world.key_is(KEY, "of that weight", |key| key.is_some_and(|key| key.value.contains("\"7\""))).await;
+        let is_delete = |event: &sim::Event| matches!(&event.what, sim::What::Delete { key, .. } if key == KEY);
+        assert_eq!(etcd.history().iter().find(|event| is_delete(event)), None, "seed {seed}");
+        assert!(registrar.forbidden(vec![KEY.to_owned()]).await.unwrap().is_empty());
+        kept.stop().await.unwrap();
+        assert!(world.get(KEY).await.is_none());
+    }
 }
 
 async fn self_healing_after_etcd_restarts_with_its_data(mut world: World) {

@@ -27,6 +27,8 @@ pub struct FaultPlan {
     pub late_for: RangeInclusive<Duration>,
     /// A message on an open stream breaks the stream, before or after it was applied.
     pub stream_broken: f64,
+    /// A transaction is applied, and its response lacks the content of one operation, as after a flipped bit.
+    pub damaged: f64,
 }
 
 impl FaultPlan {
@@ -42,10 +44,11 @@ impl FaultPlan {
             late: 0.0,
             late_for: Duration::ZERO..=Duration::from_secs(40),
             stream_broken: 0.0,
+            damaged: 0.0,
         }
     }
 
-    /// Every fault, each with this probability.
+    /// Every fault, each with this probability, `damaged` with a quarter of it.
     pub fn all(probability: f64) -> Self {
         Self {
             slow: probability,
@@ -54,6 +57,7 @@ impl FaultPlan {
             answer_lost: probability,
             late: probability,
             stream_broken: probability,
+            damaged: probability / 4.0,
             ..Self::none()
         }
     }
@@ -80,6 +84,10 @@ impl FaultPlan {
 
     pub(crate) fn stream_breaks(&self, rng: &mut Rng) -> bool {
         rng.f64() < self.stream_broken
+    }
+
+    pub(crate) fn is_damaged(&self, rng: &mut Rng) -> bool {
+        self.damaged > 0.0 && rng.f64() < self.damaged
     }
 
     /// Latency of one message in one direction.

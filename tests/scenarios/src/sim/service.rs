@@ -8,9 +8,10 @@ use etcd_client::proto::{
     PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
     PbKvServer, PbKvService, PbLeaseServer, PbMaintenanceServer, PbMaintenanceService, PbMoveLeaderRequest,
     PbMoveLeaderResponse, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
-    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest, PbTxnResponse,
-    PbWatchServer,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnOpResponse, PbTxnRequest,
+    PbTxnResponse, PbWatchServer,
 };
+use fastrand::Rng;
 use tokio_stream::Empty;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -88,6 +89,19 @@ impl Services {
             async move { response.map(Response::new).map_err(Status::from) }
         });
         Grpc::new(ProstCodec::default()).unary(service, request).await
+    }
+}
+
+/// Empties one operation of a response, or of a transaction within it.
+fn damage(response: &mut PbTxnResponse, rng: &mut Rng) {
+    let count = response.responses.len();
+    if count == 0 {
+        return;
+    }
+    let operation = &mut response.responses[rng.usize(..count)];
+    match &mut operation.response {
+        Some(PbTxnOpResponse::ResponseTxn(nested)) if rng.bool() => damage(nested, rng),
+        content => *content = None,
     }
 }
 
@@ -197,6 +211,9 @@ impl PbKvService for Member {
         let branches = apply::decide(&state.store, &state.lessor, &request)?;
         let mut response = state.write(&session.cause(), |writer| apply::txn(writer, &request, &branches))?;
         response.header = Some(state.header());
+        if session.caller.connection.link.plan().is_damaged(&mut state.rng) {
+            damage(&mut response, &mut state.rng);
+        }
         Ok(Response::new(response))
     }
 
