@@ -1,9 +1,11 @@
 //! The task behind the handles: which lease a registration is placed on, and when there is another one.
 
 use std::{
+    borrow::Borrow,
     collections::{HashMap, HashSet},
+    hash::{Hash, Hasher},
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -11,7 +13,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -38,7 +40,7 @@ use crate::{
     node::{ServiceName, Version},
     options::{LoadSource, Options, Ttl},
     registration::KeyHandle,
-    status::{Event, KeyStatus, LeaseMetrics, State, StatusCell},
+    status::{Event, KeyStatus, LeaseMetrics, SharedKey, State},
     weight::load,
 };
 
@@ -114,7 +116,7 @@ pub(crate) struct RegistrarTask {
     ended: watch::Sender<bool>,
     leases: Vec<LeaseHandle>,
     next_lease: u64,
-    keys: HashMap<Arc<str>, PlacedKey>,
+    keys: HashSet<PlacedKey>,
     /// Requests for keys that are being deleted.
     waiting: HashMap<Arc<str>, Vec<(Box<RegisterRequest>, PlacementReply)>>,
     /// Views that have a handle, or had one until recently.
@@ -134,14 +136,12 @@ pub(crate) struct RegistrarTask {
 
 /// A lease with room on it.
 struct LeaseHandle {
-    id: u64,
     ttl: Ttl,
     /// No lease carries two instances of one service: losing it must not take the whole service away, and a reader of
     /// the seed layout freezes on two events of one service in one response.
     names: HashSet<ServiceName>,
     commands: mpsc::Sender<Command>,
     metrics: Arc<LeaseMetrics>,
-    dropped: Arc<Notify>,
 }
 
 /// Handles of which each lease gets a clone.
@@ -152,17 +152,33 @@ struct Shared {
     released: mpsc::UnboundedSender<Arc<str>>,
 }
 
-/// A key that is placed on a lease.
-struct PlacedKey {
-    lease: u64,
-    name: ServiceName,
-    status: Weak<StatusCell>,
-}
+/// A key that is placed on a lease, found by its name.
+struct PlacedKey(Arc<SharedKey>);
 
 impl PlacedKey {
     /// Returns true if the key is being deleted, or is about to be since its handle was dropped.
     fn is_leaving(&self) -> bool {
-        self.status.upgrade().is_none_or(|status| matches!(status.read().state, State::Draining | State::Stopped))
+        !self.0.is_owned() || matches!(self.0.read().state, State::Draining | State::Stopped)
+    }
+}
+
+impl Borrow<str> for PlacedKey {
+    fn borrow(&self) -> &str {
+        self.0.key()
+    }
+}
+
+impl PartialEq for PlacedKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key() == other.0.key()
+    }
+}
+
+impl Eq for PlacedKey {}
+
+impl Hash for PlacedKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self.0.key()).hash(state);
     }
 }
 
@@ -190,7 +206,7 @@ impl RegistrarTask {
             ended,
             leases: Vec::new(),
             next_lease: 0,
-            keys: HashMap::new(),
+            keys: HashSet::new(),
             waiting: HashMap::new(),
             views: HashMap::new(),
             views_until_pruning: MIN_VIEWS,
@@ -287,12 +303,12 @@ impl RegistrarTask {
             return;
         }
         let key = request.key.clone();
-        if self.keys.get(&key).is_some_and(PlacedKey::is_leaving) {
+        if self.keys.get(&*key).is_some_and(PlacedKey::is_leaving) {
             return self.wait(request, reply);
         }
         let refusal = match request.layout.accept(&request.node) {
             Err(invalid) => Some(invalid.into()),
-            Ok(()) if self.keys.contains_key(&key) => Some(Error::Duplicate(key.clone())),
+            Ok(()) if self.keys.contains(&*key) => Some(Error::Duplicate(key.clone())),
             Ok(()) if self.keys.len() >= self.options.max_registrations => {
                 Some(Error::Quota { what: "the number of registrations", limit: self.options.max_registrations })
             }
@@ -305,16 +321,15 @@ impl RegistrarTask {
         let node = request.node.clone();
         let index = self.lease_with_room(request.ttl, Some(&node.name), shared);
         let weight = node.weight.unwrap_or(*shared.load.weight.borrow());
-        let cell = Arc::new(StatusCell::new(KeyStatus { state: State::Pending, weight, recoveries: 0 }));
-        let status = Arc::downgrade(&cell);
+        let status = KeyStatus { state: State::Pending, weight, recoveries: 0 };
         let (confirm, confirmed) = oneshot::channel();
         let lease = &mut self.leases[index];
-        let (metrics, commands, dropped) = (lease.metrics.clone(), lease.commands.clone(), lease.dropped.clone());
-        let handle = KeyHandle::new(key.clone(), cell, metrics, commands, dropped, self.options.stop_timeout);
-        lease.names.insert(node.name.clone());
-        self.keys.insert(key, PlacedKey { lease: lease.id, name: node.name.clone(), status: status.clone() });
+        let shared = Arc::new(SharedKey::new(key, node, status, lease.metrics.clone()));
+        let handle = KeyHandle::new(shared.clone(), lease.commands.clone());
+        lease.names.insert(shared.service().clone());
+        self.keys.insert(PlacedKey(shared.clone()));
         // A lease ends only by a command.
-        let _ = lease.commands.send(Command::Register { request, status, reply: confirm }).await;
+        let _ = lease.commands.send(Command::Register { request, shared, reply: confirm }).await;
         let _ = reply.send(Ok((handle, confirmed))); // Given up: the handle is dropped, which stops the key.
     }
 
@@ -339,7 +354,6 @@ impl RegistrarTask {
         }
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let metrics = Arc::new(LeaseMetrics::new(Instant::now(), self.next_lease, self.faults.clone()));
-        let dropped = Arc::new(Notify::new());
         let Options { request_timeout, register_timeout, damping, .. } = *self.options;
         let config = Config { ttl, request_timeout, register_timeout, damping };
         let task = LeaseTask::new(
@@ -351,23 +365,22 @@ impl RegistrarTask {
                 metrics: metrics.clone(),
                 events: self.events.clone(),
                 released: shared.released.clone(),
-                dropped: dropped.clone(),
                 suspended_for: self.suspended_for.subscribe(),
             },
         );
         self.spawn(task.run(inbox));
         self.next_lease += 1;
-        self.leases.push(LeaseHandle { id: self.next_lease, ttl, names: HashSet::new(), commands, metrics, dropped });
+        self.leases.push(LeaseHandle { ttl, names: HashSet::new(), commands, metrics });
         self.leases.len() - 1
     }
 
     /// Frees a key for others. Returns the requests that waited for it.
     fn release(&mut self, key: &Arc<str>) -> Vec<(Box<RegisterRequest>, PlacementReply)> {
-        if let Some(placed) = self.keys.remove(key)
-            && let Some(index) = self.leases.iter().position(|lease| lease.id == placed.lease)
+        if let Some(PlacedKey(placed)) = self.keys.take(&**key)
+            && let Some(index) = self.leases.iter().position(|lease| lease.metrics.id() == placed.metrics().id())
         {
             let lease = &mut self.leases[index];
-            lease.names.remove(&placed.name);
+            lease.names.remove(placed.service());
             if lease.names.is_empty() && lease.commands.try_send(Command::End).is_ok() {
                 self.leases.swap_remove(index);
             }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::try_join_all};
+use smallvec::smallvec;
 use tokio::{
     sync::{broadcast, oneshot},
     time::{Instant, timeout, timeout_at},
@@ -31,7 +32,7 @@ use crate::{
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
     placement::{Channels, RegistrarTask, Request},
-    registration::{KeyHandle, RegistrarGuard, Registration},
+    registration::{KeyHandle, Parts, RegistrarGuard, Registration},
     status::Event,
 };
 
@@ -45,7 +46,7 @@ const MAX_AHEAD: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone)]
 pub struct Registrar {
     channels: Channels,
-    guard: RegistrarGuard,
+    guard: Arc<RegistrarGuard>,
     options: Arc<Options>,
 }
 
@@ -99,7 +100,7 @@ impl Registrar {
             })
             .map_err(no_thread)?;
         outcome.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
+        Ok(Self::over(channels, options))
     }
 
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
@@ -112,7 +113,12 @@ impl Registrar {
         let etcd = Etcd::over(&options, dials, channels.latencies.clone()).await?;
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
         tokio::spawn(channels.suspension.clone().hold(task.run(etcd)));
-        Ok(Self { guard: Arc::new(channels.requests.clone()), channels, options })
+        Ok(Self::over(channels, options))
+    }
+
+    fn over(channels: Channels, options: Arc<Options>) -> Self {
+        let guard = Arc::new(RegistrarGuard::new(channels.requests.clone(), options.stop_timeout));
+        Self { channels, guard, options }
     }
 
     /// Stops everything that goes on in this registrar, while time goes on, or lets it go on.
@@ -186,7 +192,7 @@ impl Registrar {
         self.check(&node, &layouts)?;
         let shared = |layout: &Layout| {
             let key = layout.key(&node);
-            former.iter().flat_map(|former| former.parts()).find(|part| **part.key() == *key).cloned()
+            former.iter().flat_map(|former| former.parts()).find(|part| **part.key() == *key).map(KeyHandle::share)
         };
         let parts = layouts.into_iter().map(|layout| async {
             match shared(&layout) {
@@ -194,7 +200,8 @@ impl Registrar {
                 None => self.register_key(node.clone(), &layout, &terms).await.map(|part| (part, layout)),
             }
         });
-        let registration = Registration::new(node.clone(), try_join_all(parts).await?, self.guard.clone());
+        let parts = try_join_all(parts).await?.into();
+        let registration = Registration::new(node.clone(), parts, self.guard.clone());
         // In this order: a key is shared before anybody changes it.
         let is_shared = |key: &str| former.iter().flat_map(|former| former.keys()).any(|other| **other == *key);
         let replaced = registration.replace_where(&node, is_shared).await;
@@ -205,24 +212,19 @@ impl Registrar {
         let layouts = self.layouts(&terms);
         self.check(&node, layouts)?;
         let parts = match layouts {
-            [layout] => vec![(self.register_key(node.clone(), layout, &terms).await?, layout.clone())],
+            [layout] => smallvec![(self.register_key(node.clone(), layout, &terms).await?, layout.clone())],
             // Boxed, so that the usual case does not pay for it.
             layouts => Box::pin(self.register_keys(&node, layouts, &terms)).await?,
         };
         Ok(Registration::new(node, parts, self.guard.clone()))
     }
 
-    async fn register_keys(
-        &self,
-        node: &Arc<ServerNode>,
-        layouts: &[Layout],
-        terms: &Terms,
-    ) -> Result<Vec<(Arc<KeyHandle>, Layout)>, Error> {
+    async fn register_keys(&self, node: &Arc<ServerNode>, layouts: &[Layout], terms: &Terms) -> Result<Parts, Error> {
         let all = layouts.iter().map(|layout| async {
             let part = self.register_key(node.clone(), layout, terms).await?;
             Ok((part, layout.clone()))
         });
-        try_join_all(all).await
+        try_join_all(all).await.map(Parts::from)
     }
 
     fn layouts<'a>(&'a self, terms: &'a Terms) -> &'a [Layout] {
@@ -238,12 +240,7 @@ impl Registrar {
         Ok(())
     }
 
-    async fn register_key(
-        &self,
-        node: Arc<ServerNode>,
-        layout: &Layout,
-        terms: &Terms,
-    ) -> Result<Arc<KeyHandle>, Error> {
+    async fn register_key(&self, node: Arc<ServerNode>, layout: &Layout, terms: &Terms) -> Result<KeyHandle, Error> {
         let patience = self.options.register_timeout;
         let deadline = Instant::now() + patience;
         let placing = self.ask(|reply| {
@@ -262,7 +259,7 @@ impl Registrar {
             placed.map_err(|_| Error::Timeout { what: "register", after: patience, why: None })???;
         // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
-        Ok(Arc::new(part))
+        Ok(part)
     }
 
     /// The keys that `node` has on these terms, one for each layout, in their order. Two nodes with the same keys are one
@@ -335,7 +332,7 @@ impl Registrar {
         let patience = self.options.request_timeout;
         self.call_etcd(move |etcd| async move {
             match etcd.look_at(lease, true, patience).await {
-                Ok(LeaseView { ttl, remaining, keys }) => {
+                Ok(LeaseView { ttl, remaining, keys, .. }) => {
                     Ok(Some(LeaseStatus { ttl, ttl_remaining: remaining, keys: keys.len() }))
                 }
                 Err(Failure::LeaseGone) => Ok(None),

@@ -4,16 +4,19 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use futures::future::{join_all, select_all};
-use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    time::{Instant, timeout},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+    time::timeout,
 };
 
 use crate::{
@@ -22,11 +25,22 @@ use crate::{
     layout::Layout,
     lease::core::messages::{Command, Reply},
     node::{ServerNode, Weight},
-    status::{KeyStatus, LeaseMetrics, State, Status, StatusCell},
+    status::{SharedKey, State, Status},
 };
 
 /// Guard that all handles of a registrar share: the registrar runs until the last one is dropped.
-pub(crate) type RegistrarGuard = Arc<dyn fmt::Debug + Send + Sync>;
+#[derive(Debug)]
+pub(crate) struct RegistrarGuard {
+    _requests: Box<dyn fmt::Debug + Send + Sync>,
+    stop_timeout: Duration,
+}
+
+impl RegistrarGuard {
+    /// A guard that holds the channel of requests open.
+    pub(crate) fn new(requests: impl fmt::Debug + Send + Sync + 'static, stop_timeout: Duration) -> Self {
+        Self { _requests: Box::new(requests), stop_timeout }
+    }
+}
 
 /// A node that is kept in etcd until [`Registration::stop`].
 ///
@@ -35,58 +49,44 @@ pub(crate) type RegistrarGuard = Arc<dyn fmt::Debug + Send + Sync>;
 pub struct Registration {
     node: Arc<ServerNode>,
     /// One key for each layout, one at least.
-    parts: Vec<(Arc<KeyHandle>, Layout)>,
-    /// Set by `stop`: keys that another registration has, too, are that one's alone.
-    is_released: AtomicBool,
+    parts: Parts,
     /// Present once the keys are confirmed.
-    _registrar: RegistrarGuard,
+    registrar: Arc<RegistrarGuard>,
 }
 
-/// One key of a registration, or of several that succeed one another.
+/// Keys with the layouts that write them: one, as a rule.
+pub(crate) type Parts = SmallVec<[(KeyHandle, Layout); 1]>;
+
+/// An owner's handle of one key. Several registrations that succeed one another may own a key; the last one that drops or
+/// releases it deregisters it.
 #[derive(Debug)]
 pub(crate) struct KeyHandle {
-    key: Arc<str>,
-    /// Registrations that have not released the key.
-    owners: AtomicUsize,
-    /// Present until the last owner drops it, which the lease notices by its weak reference.
-    status: Mutex<Option<Arc<StatusCell>>>,
-    metrics: Arc<LeaseMetrics>,
-    renewals_before: u64,
+    shared: Arc<SharedKey>,
     commands: mpsc::Sender<Command>,
-    stop_timeout: Duration,
-    dropped: Arc<Notify>,
+    /// Set by `stop`: a key that another registration has, too, is that one's alone.
+    is_released: AtomicBool,
 }
 
 impl KeyHandle {
-    pub(crate) fn new(
-        key: Arc<str>,
-        status: Arc<StatusCell>,
-        metrics: Arc<LeaseMetrics>,
-        commands: mpsc::Sender<Command>,
-        dropped: Arc<Notify>,
-        stop_timeout: Duration,
-    ) -> Self {
-        let (owners, renewals_before) = (AtomicUsize::new(0), metrics.renewals());
-        Self {
-            key,
-            owners,
-            status: Mutex::new(Some(status)),
-            metrics,
-            renewals_before,
-            commands,
-            stop_timeout,
-            dropped,
-        }
+    /// The handle of the first owner.
+    pub(crate) fn new(shared: Arc<SharedKey>, commands: mpsc::Sender<Command>) -> Self {
+        Self { shared, commands, is_released: AtomicBool::new(false) }
+    }
+
+    /// The handle of another owner.
+    pub(crate) fn share(&self) -> Self {
+        self.shared.add_owner();
+        Self::new(self.shared.clone(), self.commands.clone())
     }
 
     pub(crate) fn key(&self) -> &Arc<str> {
-        &self.key
+        self.shared.key()
     }
 
     /// Waits for the reply to a command about the key.
     pub(crate) async fn send(&self, command: impl FnOnce(Arc<str>, Reply) -> Command) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
-        self.commands.send(command(self.key.clone(), reply)).await.map_err(|_| Error::Ended)?;
+        self.commands.send(command(self.key().clone(), reply)).await.map_err(|_| Error::Ended)?;
         done.await.map_err(|_| Error::Ended)?
     }
 
@@ -95,44 +95,52 @@ impl KeyHandle {
         self.send(|key, reply| Command::Replace { key, node, layout, reply }).await
     }
 
-    fn is_owned(&self) -> bool {
-        self.owners.load(SeqCst) > 0
+    /// Deletes the key, unless another registration owns it. A lease that has ended has deleted its keys.
+    async fn stop(&self) -> Result<(), Error> {
+        self.release();
+        if self.shared.is_owned() {
+            return Ok(());
+        }
+        let (reply, done) = oneshot::channel();
+        match self.commands.try_send(Command::Stop { key: self.key().clone(), reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(_)) => return Ok(()),
+            Err(TrySendError::Full(command)) => {
+                // The caller may give up before there is room.
+                self.shared.metrics().dropped.notify_one();
+                if self.commands.send(command).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        done.await.unwrap_or(Ok(()))
     }
 
-    fn status(&self) -> Status {
-        let read = self.status.lock().as_ref().map(|status| status.read());
-        let over = KeyStatus { state: State::Stopped, weight: Weight::MIN, recoveries: 0 };
-        let KeyStatus { state, weight, recoveries } = read.unwrap_or(over);
-        let is_over = matches!(state, State::Stopped | State::Pending);
-        let now = Instant::now();
-        let (ttl_remaining, lease_age) = match is_over {
-            true => (Duration::ZERO, Duration::ZERO),
-            false => (self.metrics.remaining(now), self.metrics.age(now)),
-        };
-        // After a suspension of the process, the lease may have expired unnoticed.
-        let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
-        let renewals = self.metrics.renewals() - self.renewals_before;
-        Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
+    /// Gives up the part in the key, once.
+    fn release(&self) {
+        if !self.is_released.swap(true, SeqCst) {
+            self.shared.remove_owner();
+        }
     }
 
-    fn abandon(&self) {
-        drop(self.status.lock().take());
-        self.dropped.notify_one();
+    /// Returns true once the key is left to another registration.
+    fn is_given_up(&self) -> bool {
+        self.is_released.load(SeqCst) && self.shared.is_owned()
     }
 }
 
 impl Drop for KeyHandle {
     fn drop(&mut self) {
-        self.abandon();
+        self.release();
+        if !self.shared.is_owned() {
+            self.shared.metrics().dropped.notify_one();
+        }
     }
 }
 
 impl Registration {
-    pub(crate) fn new(node: Arc<ServerNode>, parts: Vec<(Arc<KeyHandle>, Layout)>, registrar: RegistrarGuard) -> Self {
-        for (part, _) in &parts {
-            part.owners.fetch_add(1, SeqCst);
-        }
-        Self { node, parts, is_released: AtomicBool::new(false), _registrar: registrar }
+    pub(crate) fn new(node: Arc<ServerNode>, parts: Parts, registrar: Arc<RegistrarGuard>) -> Self {
+        Self { node, parts, registrar }
     }
 
     /// Returns true if one of its values has a place for metadata.
@@ -142,15 +150,15 @@ impl Registration {
 
     /// The key in etcd; with several layouts, that of the first.
     pub fn key(&self) -> &Arc<str> {
-        &self.parts[0].0.key
+        self.parts[0].0.key()
     }
 
     /// All keys in etcd: one per layout, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.parts().map(|part| &part.key)
+        self.parts().map(KeyHandle::key)
     }
 
-    pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<KeyHandle>> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &KeyHandle> {
         self.parts.iter().map(|(part, _)| part)
     }
 
@@ -165,8 +173,9 @@ impl Registration {
     /// With several layouts, the worst state, the shortest remaining time and the fewest renewals of their keys. Stopped, if
     /// another registration has taken the keys over.
     pub fn status(&self) -> Status {
-        let (first, others) = (self.parts[0].0.status(), self.parts().skip(1).map(|part| part.status()));
-        let status = others.fold(first, Status::with);
+        let mut keys = self.parts().map(|part| part.shared.status());
+        let first = keys.next().expect("one at least");
+        let status = keys.fold(first, Status::with);
         match self.has_given_up() {
             true => {
                 Status { state: State::Stopped, ttl_remaining: Duration::ZERO, lease_age: Duration::ZERO, ..status }
@@ -177,20 +186,21 @@ impl Registration {
 
     /// Returns true once a stopped registration has left keys to another one.
     fn has_given_up(&self) -> bool {
-        self.is_released.load(SeqCst) && self.parts().any(|part| part.is_owned())
+        self.parts().any(KeyHandle::is_given_up)
     }
 
     /// Reason why the registration is not as it should be, or cannot be taken out of etcd: an unresolved refusal, a missing
     /// response, or the holder of the key; `None` while all is well. With several layouts the first that there is.
     pub fn fault(&self) -> Option<Fault> {
-        self.parts().find_map(|part| part.metrics.fault(&part.key))
+        self.parts().find_map(|part| part.shared.metrics().fault(part.key()))
     }
 
     /// Waits until the status satisfies `is_met`. Fails with [`Error::Ended`] once the registration has stopped, unless
     /// `is_met` accepts that status.
     pub async fn wait_for(&self, mut is_met: impl FnMut(&Status) -> bool) -> Result<Status, Error> {
         loop {
-            let mut changes: Vec<_> = self.parts().map(|part| Box::pin(part.metrics.changed.notified())).collect();
+            let mut changes: Vec<_> =
+                self.parts().map(|part| Box::pin(part.shared.metrics().changed.notified())).collect();
             for change in &mut changes {
                 change.as_mut().enable();
             }
@@ -233,7 +243,7 @@ impl Registration {
         node: &Arc<ServerNode>,
         is_meant: impl Fn(&str) -> bool,
     ) -> Result<(), Error> {
-        let meant = self.parts.iter().filter(|(part, _)| is_meant(&part.key));
+        let meant = self.parts.iter().filter(|(part, _)| is_meant(part.key()));
         let replaced = meant.map(|(part, layout)| part.replace(node.clone(), layout.clone()));
         join_all(replaced).await.into_iter().collect()
     }
@@ -247,38 +257,25 @@ impl Registration {
     ///
     /// Idempotent. After [`Error::Timeout`], and when this future is dropped, the deletion continues in the background.
     pub async fn stop(&self) -> Result<(), Error> {
-        self.release();
-        let stopped = self.parts().filter(|part| !part.is_owned()).map(|part| async {
-            let (reply, done) = oneshot::channel();
-            let command = Command::Stop { key: part.key.clone(), reply };
-            match part.commands.send(command).await {
-                // A lease that has ended has deleted its keys.
-                Err(_) => Ok(()),
-                Ok(()) => done.await.unwrap_or(Ok(())),
+        // All at once: a part of the keys is no registration.
+        self.parts().for_each(KeyHandle::release);
+        let after = self.registrar.stop_timeout;
+        let stopped = async {
+            match &*self.parts {
+                [(part, _)] => part.stop().await,
+                // Boxed, so that the usual case does not pay for it.
+                parts => {
+                    let all = Box::pin(join_all(parts.iter().map(|(part, _)| part.stop())));
+                    all.await.into_iter().collect()
+                }
             }
-        });
-        let after = self.parts[0].0.stop_timeout;
-        let all = timeout(after, join_all(stopped)).await;
-        let because = || match self.fault().map(|fault| fault.why) {
-            Some(Error::Unavailable(why)) => Some(why),
-            _ => None,
         };
-        all.map_err(|_| Error::Timeout { what: "stop", after, why: because() })?.into_iter().collect()
-    }
-
-    /// Gives up its part in the keys, once.
-    fn release(&self) {
-        if !self.is_released.swap(true, SeqCst) {
-            for part in self.parts() {
-                part.owners.fetch_sub(1, SeqCst);
-            }
-        }
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.release();
-        self.parts().filter(|part| !part.is_owned()).for_each(|part| part.abandon());
+        timeout(after, stopped).await.unwrap_or_else(|_| {
+            let why = match self.fault().map(|fault| fault.why) {
+                Some(Error::Unavailable(why)) => Some(why),
+                _ => None,
+            };
+            Err(Error::Timeout { what: "stop", after, why })
+        })
     }
 }

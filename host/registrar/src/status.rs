@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     etcd::{LeaseId, latency::Verb},
     faults::{Fault, Faults, Source},
-    node::{ServiceName, Weight},
+    node::{ServerNode, ServiceName, Weight},
 };
 
 /// State of a registration.
@@ -189,30 +189,83 @@ pub(crate) struct KeyStatus {
     pub(crate) recoveries: u32,
 }
 
-/// Where a lease writes a registration's standing and its handle reads it: eight bytes, since there may be many. As long
-/// as it lives, so does the handle.
+/// A key as its lease, its handles and its registrar share it: the lease writes the status, the handles read it. One
+/// allocation of 80 bytes, since there may be many.
 #[derive(Debug)]
-pub(crate) struct StatusCell(AtomicU64);
+pub(crate) struct SharedKey {
+    key: Arc<str>,
+    /// The node that was registered first under the key.
+    node: Arc<ServerNode>,
+    status: AtomicU64,
+    /// Registrations that have not released the key.
+    owners: AtomicU32,
+    /// Of the lease, at the registration.
+    renewals_before: u64,
+    metrics: Arc<LeaseMetrics>,
+}
 
-impl StatusCell {
-    pub(crate) fn new(standing: KeyStatus) -> Self {
-        Self(AtomicU64::new(packed(standing)))
+impl SharedKey {
+    /// A key that has one owner.
+    pub(crate) fn new(key: Arc<str>, node: Arc<ServerNode>, status: KeyStatus, metrics: Arc<LeaseMetrics>) -> Self {
+        let (status, owners, renewals_before) = (AtomicU64::new(packed(status)), AtomicU32::new(1), metrics.renewals());
+        Self { key, node, status, owners, renewals_before, metrics }
     }
 
-    /// Writes; tells whether that changed anything.
-    pub(crate) fn write(&self, standing: KeyStatus) -> bool {
-        let next = packed(standing);
-        self.0.swap(next, Ordering::Relaxed) != next
+    pub(crate) fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    pub(crate) fn service(&self) -> &ServiceName {
+        &self.node.name
+    }
+
+    pub(crate) fn metrics(&self) -> &LeaseMetrics {
+        &self.metrics
+    }
+
+    pub(crate) fn add_owner(&self) {
+        self.owners.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn remove_owner(&self) {
+        self.owners.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_owned(&self) -> bool {
+        self.owners.load(Ordering::SeqCst) > 0
+    }
+
+    /// Writes the status, and notifies those who wait for another one.
+    pub(crate) fn write(&self, status: KeyStatus) {
+        let next = packed(status);
+        if self.status.swap(next, Ordering::Relaxed) != next {
+            self.metrics.changed.notify_waiters();
+        }
     }
 
     pub(crate) fn read(&self) -> KeyStatus {
-        let bits = self.0.load(Ordering::Relaxed);
+        let bits = self.status.load(Ordering::Relaxed);
         let [state, weight, ..] = bits.to_le_bytes();
         KeyStatus {
             state: STATES[usize::from(state)],
             weight: Weight::try_from(u32::from(weight)).unwrap_or(Weight::MIN),
             recoveries: (bits >> 32) as u32,
         }
+    }
+
+    /// The status with that of the lease.
+    pub(crate) fn status(&self) -> Status {
+        let KeyStatus { state, weight, recoveries } = self.read();
+        let is_over = matches!(state, State::Stopped | State::Pending);
+        let now = Instant::now();
+        let (ttl_remaining, lease_age) = match is_over {
+            true => (Duration::ZERO, Duration::ZERO),
+            false => (self.metrics.remaining(now), self.metrics.age(now)),
+        };
+        // After a suspension of the process, the lease may have expired unnoticed.
+        let state = if state == State::Registered && ttl_remaining.is_zero() { State::Suspect } else { state };
+        let renewals = self.metrics.renewals() - self.renewals_before;
+        Status { state, weight, ttl_remaining, lease_age, renewals, recoveries: recoveries.into() }
     }
 }
 
@@ -247,6 +300,8 @@ pub(crate) struct LeaseMetrics {
     faults: Arc<Faults>,
     /// Notified when the standing of a registration changes.
     pub(crate) changed: Notify,
+    /// Notified when the last owner of a key has dropped its handle.
+    pub(crate) dropped: Notify,
 }
 
 impl LeaseMetrics {
@@ -259,7 +314,13 @@ impl LeaseMetrics {
             granted: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
             changed: Notify::new(),
+            dropped: Notify::new(),
         }
+    }
+
+    /// Number of the lease among those of its registrar.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     pub(crate) fn faults(&self) -> &Faults {
@@ -314,16 +375,44 @@ impl LeaseMetrics {
 
 #[cfg(test)]
 mod tests {
-    use super::{KeyStatus, STATES, StatusCell};
+    use std::{mem::size_of, sync::Arc, time::Duration};
+
+    use tokio::time::Instant;
+
+    use super::{KeyStatus, LeaseMetrics, STATES, SharedKey};
+    use crate::node::ServerNode;
 
     #[test]
-    fn a_status_cell_shows_what_was_written() {
+    fn a_status_is_read_as_it_was_written() {
+        let node = Arc::new(ServerNode::new("user", "10.0.0.1:80").unwrap());
+        let metrics = Arc::new(LeaseMetrics::new(Instant::now(), 0, Arc::default()));
         for (number, state) in STATES.into_iter().enumerate() {
-            let standing = KeyStatus { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
-            let status = StatusCell::new(KeyStatus { recoveries: 0, ..standing });
-            assert!(status.write(standing));
-            assert!(!status.write(standing));
-            assert_eq!(status.read(), standing);
+            let status = KeyStatus { state, weight: 100.try_into().unwrap(), recoveries: u32::MAX - number as u32 };
+            let initial = KeyStatus { recoveries: 0, ..status };
+            let key = SharedKey::new("/user/10.0.0.1:80".into(), node.clone(), initial, metrics.clone());
+            key.write(status);
+            assert_eq!(key.read(), status);
         }
+    }
+
+    #[tokio::test]
+    async fn a_change_of_a_status_is_notified_once() {
+        let node = Arc::new(ServerNode::new("user", "10.0.0.1:80").unwrap());
+        let metrics = Arc::new(LeaseMetrics::new(Instant::now(), 0, Arc::default()));
+        let status = KeyStatus { state: STATES[0], weight: 1.try_into().unwrap(), recoveries: 0 };
+        let key = SharedKey::new("/user/10.0.0.1:80".into(), node, status, metrics.clone());
+        for (next, is_notified) in [(status, false), (KeyStatus { state: STATES[1], ..status }, true)] {
+            let changed = metrics.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            key.write(next);
+            assert_eq!(tokio::time::timeout(Duration::ZERO, changed).await.is_ok(), is_notified);
+        }
+    }
+
+    #[test]
+    fn a_shared_key_is_small() {
+        // With the two counters of its `Arc`, within an allocation of 72 bytes.
+        assert!(size_of::<SharedKey>() <= 56, "{}", size_of::<SharedKey>());
     }
 }

@@ -105,7 +105,21 @@ pub(crate) struct Granted {
 pub(crate) struct LeaseView {
     pub(crate) ttl: Duration,
     pub(crate) remaining: Duration,
+    /// Empty if they were not to be read.
     pub(crate) keys: Vec<Vec<u8>>,
+    /// Revision of etcd; 0 if it is unknown.
+    pub(crate) revision: i64,
+}
+
+/// Comparison of keys with the revisions that they should have.
+#[derive(Debug, Default)]
+pub(crate) struct Comparison {
+    /// Number of keys that were compared.
+    pub(crate) compared: usize,
+    /// Keys among them that were written over, or deleted.
+    pub(crate) altered: Vec<Arc<str>>,
+    /// Revision of etcd as the first of them was compared; `None` without any.
+    pub(crate) revision: Option<i64>,
 }
 
 /// A cluster of etcd, spoken to through one endpoint at a time. Cloning clones the handle.
@@ -229,6 +243,7 @@ impl Etcd {
                 ttl: Duration::from_secs(u64::try_from(answer.granted_ttl()).unwrap_or_default()),
                 remaining: Duration::from_secs(seconds),
                 keys: answer.keys().to_vec(),
+                revision: answer.header().map_or(0, ResponseHeader::revision),
             }),
             Err(_) => Err(Failure::LeaseGone),
         }
@@ -300,23 +315,27 @@ impl Etcd {
         asked.await.map(drop)
     }
 
-    /// Those of the keys whose last write is not the one of that revision: they were written over, or deleted.
+    /// Compares the revisions of the last writes of keys with those that they should have.
     ///
     /// Reads only, so that nothing goes through etcd's log, unless a key is found.
-    pub(crate) async fn altered(
+    pub(crate) async fn compare(
         &self,
         expected: &[(Arc<str>, i64)],
         deadline: Duration,
-    ) -> Result<Vec<Arc<str>>, Failure> {
+    ) -> Result<Comparison, Failure> {
         let stands =
             |(key, revision): &(Arc<str>, i64)| Compare::mod_revision(key.as_bytes(), CompareOp::Equal, *revision);
-        let mut altered = Vec::new();
+        let mut found = Comparison { compared: expected.len(), ..Comparison::default() };
         for some in expected.chunks(MAX_OPS) {
             let all = self.call(Verb::Look, deadline, |mut client| {
                 let txn = Txn::new().when(some.iter().map(stands).collect::<Vec<_>>());
                 async move { client.txn(txn).await }
             });
-            if all.await?.succeeded() {
+            let all = all.await?;
+            // Those of other members may be behind.
+            let revision = all.header().map_or(0, ResponseHeader::revision);
+            found.revision = Some(found.revision.map_or(revision, |first| first.min(revision)));
+            if all.succeeded() {
                 continue;
             }
             let each = self.ask(Verb::Look, deadline, |mut client| {
@@ -328,14 +347,14 @@ impl Etcd {
             let (route, answer) = each.await?;
             let each = txn::responses(&answer).filter(|each| each.len() == some.len());
             let each = each.ok_or_else(|| self.unanswered(&route, "its answer does not fit the request"))?;
-            altered.extend(
+            found.altered.extend(
                 some.iter()
                     .zip(each.into_iter().map(stood))
                     .filter(|(_, stood)| !stood)
                     .map(|((key, _), _)| key.clone()),
             );
         }
-        Ok(altered)
+        Ok(found)
     }
 
     /// The revision that had created the key that stood at `revision`; refused when that is compacted.

@@ -11,12 +11,12 @@ use std::{
 
 use futures::future::join;
 use tokio::{
-    sync::{Notify, broadcast, mpsc, watch},
+    sync::{broadcast, mpsc, watch},
     time::{Instant, sleep_until},
 };
 
 use crate::{
-    etcd::{Call, Etcd},
+    etcd::{Call, Comparison, Etcd, LeaseId, LeaseView},
     lease::{
         core::{
             ComputedWeight, Config, LeaseCore,
@@ -39,8 +39,6 @@ pub(crate) struct Surroundings {
     pub(crate) events: broadcast::Sender<Event>,
     /// Keys that are out of etcd for good.
     pub(crate) released: mpsc::UnboundedSender<Arc<str>>,
-    /// Notified when a handle is dropped.
-    pub(crate) dropped: Arc<Notify>,
     /// Total time that timers did not see.
     pub(crate) suspended_for: watch::Receiver<Duration>,
 }
@@ -109,7 +107,7 @@ impl LeaseTask {
             renewal = renewals.next() => Some(Input::Renewal(renewal)),
             () = sleep_until(wake_at) => None,
             command = commands.recv(), if !core.is_ending() => Some(Input::Command(command.unwrap_or(Command::End))),
-            () = around.dropped.notified() => Some(Input::HandleDropped),
+            () = around.metrics.dropped.notified() => Some(Input::HandleDropped),
             () = around.etcd.is_back() => Some(Input::EtcdIsBack),
             Ok(()) = around.suspended_for.changed() => {
                 let total = *around.suspended_for.borrow();
@@ -161,10 +159,29 @@ async fn make(etcd: Etcd, request: Request, deadline: Duration) -> Response {
             Response::Committed { lease, ops, outcome }
         }
         Request::Revoke { lease } => Response::Revoked { lease, outcome: etcd.revoke(lease, deadline).await },
-        Request::Audit { lease, revisions } => {
-            let keys = etcd.look_at(lease, true, deadline);
-            let (keys, altered) = join(keys, etcd.altered(&revisions, deadline)).await;
-            Response::Audited { lease, keys, altered }
+        Request::Audit { lease, revisions, intact_at } => audit(&etcd, lease, &revisions, intact_at, deadline).await,
+    }
+}
+
+/// Reads only the revision of etcd if that is enough.
+async fn audit(
+    etcd: &Etcd,
+    lease: LeaseId,
+    revisions: &[(Arc<str>, i64)],
+    intact_at: Option<i64>,
+    deadline: Duration,
+) -> Response {
+    if intact_at.is_some() {
+        let unchanged = |view: &LeaseView| Some(view.revision) == intact_at;
+        match etcd.look_at(lease, false, deadline).await {
+            Ok(view) if !unchanged(&view) => {}
+            known => {
+                let (keys, revisions) = (known.map(|_| None), Ok(Comparison::default()));
+                return Response::Audited { lease, keys, revisions };
+            }
         }
     }
+    let keys = etcd.look_at(lease, true, deadline);
+    let (keys, revisions) = join(keys, etcd.compare(revisions, deadline)).await;
+    Response::Audited { lease, keys: keys.map(Some), revisions }
 }

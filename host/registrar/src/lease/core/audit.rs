@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    etcd::{Failure, LeaseId, LeaseView, MAX_OPS, latency::Verb},
+    etcd::{Comparison, Failure, LeaseId, LeaseView, MAX_OPS, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL,
@@ -16,14 +16,30 @@ use crate::{
     },
 };
 
+/// Revision of etcd at which audits in a row have found keys as they should be. A change of any key in etcd ends it, so that
+/// an etcd in which nothing is written is asked for little more than its revision.
+#[derive(Debug, Default)]
+pub(super) struct Intact {
+    revision: i64,
+    /// Keys whose revisions were compared. They are different ones, as long as nothing is written.
+    compared: usize,
+}
+
 impl LeaseCore {
     /// Makes an audit: one is due every third of the TTL, and every ten seconds at most. The load is read with it.
     pub(super) fn next_audit(&mut self, lease: LeaseId, now: Instant) -> Request {
         let interval = self.interval().min(MAX_AUDIT_INTERVAL);
         self.audit_at = now + interval;
+        let published = self.published(lease);
+        let intact_at = Some(self.intact.revision).filter(|_| self.intact.compared >= published.max(1));
         let revisions = self.revisions_to_audit(lease, interval);
         self.follow_load(now);
-        Request::Audit { lease, revisions }
+        Request::Audit { lease, revisions, intact_at }
+    }
+
+    /// Number of keys that should be under the lease.
+    fn published(&self, lease: LeaseId) -> usize {
+        self.keys.iter().filter(|(_, entry)| entry.revision_under(lease).is_some()).count()
     }
 
     /// Keys whose revision this audit compares. Each key has its turn within the longest interval between two audits,
@@ -60,14 +76,14 @@ impl LeaseCore {
     pub(super) fn on_audited(
         &mut self,
         lease: LeaseId,
-        keys: Result<LeaseView, Failure>,
-        altered: Result<Vec<Arc<str>>, Failure>,
+        keys: Result<Option<LeaseView>, Failure>,
+        revisions: Result<Comparison, Failure>,
         now: Instant,
     ) {
         if let Err(Failure::LeaseGone) = keys {
             return self.on_lost(lease, now);
         }
-        match keys.as_ref().err().or(altered.as_ref().err()) {
+        match keys.as_ref().err().or(revisions.as_ref().err()) {
             None => {
                 self.on_succeeded(Verb::Look, now);
                 self.resume_refused(now);
@@ -77,15 +93,29 @@ impl LeaseCore {
                 self.on_failed(Verb::Look, failure, now);
             }
         }
-        if let Ok(altered) = altered {
-            self.on_altered(lease, &altered, now);
+        if let Ok(Comparison { altered, .. }) = &revisions {
+            self.on_altered(lease, altered, now);
         }
-        if let Ok(view) = keys {
-            self.failures = 0;
-            self.on_keys_read(lease, &view);
-            // Deferred keys have their turn now.
-            self.keys.enqueue_all(now);
+        let Ok(view) = keys else { return };
+        self.failures = 0;
+        if let Some(view) = view {
+            let is_complete = self.on_keys_read(lease, &view);
+            self.note_intact(revisions.ok().filter(|_| is_complete), view.revision);
         }
+        // Deferred keys have their turn now.
+        self.keys.enqueue_all(now);
+    }
+
+    /// Notes keys that were found as they should be, at a revision of etcd or later.
+    fn note_intact(&mut self, found: Option<Comparison>, revision: i64) {
+        let found = found.filter(|found| found.altered.is_empty());
+        let Some(Comparison { compared, revision: Some(first), .. }) = found else {
+            self.intact = Intact::default();
+            return;
+        };
+        let revision = first.min(revision);
+        let before = if revision == self.intact.revision { self.intact.compared } else { 0 };
+        self.intact = Intact { revision, compared: before + compared };
     }
 
     /// Notes that other clients have written or deleted these keys, which are then written again.
@@ -99,13 +129,13 @@ impl LeaseCore {
         }
     }
 
-    /// Notes which keys are missing under the lease.
-    fn on_keys_read(&mut self, lease: LeaseId, view: &LeaseView) {
+    /// Notes which keys are missing under the lease. Returns true if none is.
+    fn on_keys_read(&mut self, lease: LeaseId, view: &LeaseView) -> bool {
         let entry_of = |key: &Vec<u8>| std::str::from_utf8(key).ok().and_then(|key| self.keys.get(key));
         let is_published = |entry: &&Key| entry.revision_under(lease).is_some();
         let found = view.keys.iter().filter_map(entry_of).filter(is_published).count();
-        if found == self.keys.iter().map(|(_, entry)| entry).filter(is_published).count() {
-            return;
+        if found == self.published(lease) {
+            return true;
         }
         let found: HashSet<&[u8]> = view.keys.iter().map(Vec::as_slice).collect();
         for (key, entry) in self.keys.iter_mut() {
@@ -114,6 +144,7 @@ impl LeaseCore {
                 entry.show(self.health);
             }
         }
+        false
     }
 
     /// Drops the faults of refused writes and grants that are not needed any more, such as of a weight that moved back.

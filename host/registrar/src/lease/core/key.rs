@@ -1,9 +1,6 @@
 //! One key of a lease: the content that it should have, what etcd is known to have, and the replies that are owed.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -14,7 +11,7 @@ use crate::{
     lease::core::messages::{RegisterRequest, Reply},
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     options::Ownership,
-    status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
+    status::{KeyStatus, SharedKey, State, What},
 };
 
 /// Shortest time between two writes of a key that is in etcd already. The last of several changes is written then, so that
@@ -103,8 +100,6 @@ pub(super) struct Key {
     state: KeyState,
     /// The lease of this task under which the key is believed to be. etcd corrects it.
     lease: Option<LeaseId>,
-    /// Other leases of this task under which the key is if a put without a response has taken effect.
-    doubtful: Vec<LeaseId>,
     weight: Weight,
     edition: u16,
     /// Time of the last change to the published content, or of its request.
@@ -116,18 +111,25 @@ pub(super) struct Key {
     recoveries: u32,
     /// Deadline and reply of a registration that is not confirmed.
     pending: Option<(Instant, Reply)>,
+    /// Present while there is something in it.
+    rare: Option<Box<Rare>>,
+    shared: Arc<SharedKey>,
+}
+
+/// Part of a key that is empty as a rule.
+#[derive(Debug, Default)]
+struct Rare {
+    /// Other leases of this task under which the key is if a put without a response has taken effect.
+    doubtful: Vec<LeaseId>,
     stop_replies: Vec<Reply>,
-    status: Weak<StatusCell>,
-    metrics: Arc<LeaseMetrics>,
 }
 
 // Its content, as the owner wants it.
 impl Key {
     pub(super) fn new(
         request: RegisterRequest,
-        status: Weak<StatusCell>,
+        shared: Arc<SharedKey>,
         reply: Reply,
-        metrics: Arc<LeaseMetrics>,
         computed: Weight,
         changed_at: Instant,
     ) -> Self {
@@ -139,7 +141,6 @@ impl Key {
             stage: Stage::Kept,
             state: KeyState::New { may_exist: false, holder: None },
             lease: None,
-            doubtful: Vec::new(),
             edition: 0,
             changed_at,
             in_flight: None,
@@ -147,9 +148,8 @@ impl Key {
             is_queued: false,
             recoveries: 0,
             pending: Some((request.deadline, reply)),
-            stop_replies: Vec::new(),
-            status,
-            metrics,
+            rare: None,
+            shared,
         }
     }
 
@@ -220,9 +220,9 @@ impl Key {
         self.stage == Stage::Deleting
     }
 
-    /// Detects a registration whose handle is dropped.
+    /// Detects a key whose last owner has dropped its handle.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.is_kept() && self.status.strong_count() == 0
+        self.is_kept() && !self.shared.is_owned()
     }
 
     /// Returns true while the registration waits for its confirmation until that time.
@@ -236,11 +236,11 @@ impl Key {
     }
 
     pub(super) fn owe(&mut self, stop_reply: Reply) {
-        self.stop_replies.push(stop_reply);
+        self.rare.get_or_insert_default().stop_replies.push(stop_reply);
     }
 
     pub(super) fn take_stop_replies(&mut self) -> Vec<Reply> {
-        std::mem::take(&mut self.stop_replies)
+        self.rare.take().map(|rare| rare.stop_replies).unwrap_or_default()
     }
 
     /// Starts the deletion.
@@ -348,7 +348,7 @@ impl Key {
         is_recovering: bool,
     ) -> Option<(What, String)> {
         let content = self.in_flight.take()?;
-        self.doubtful.clear();
+        self.forget_doubtful();
         let before = std::mem::replace(&mut self.state, KeyState::Published { content, revision });
         self.lease = Some(lease);
         self.delivery = Delivery::Batched;
@@ -375,7 +375,7 @@ impl Key {
     /// Notes a put that met a lease of this task: a write before it, without a response, has taken effect.
     pub(super) fn on_held_by_us(&mut self, lease: LeaseId) {
         self.in_flight = None;
-        self.doubtful.clear();
+        self.forget_doubtful();
         self.lease = Some(lease);
         if self.ownership == Ownership::TakeOver
             && let KeyState::New { holder, .. } = &mut self.state
@@ -387,7 +387,7 @@ impl Key {
     /// Notes a put that met a lease of another host.
     pub(super) fn on_conflict(&mut self, lease: LeaseId) -> OnConflict {
         self.in_flight = None;
-        self.doubtful.clear();
+        self.forget_doubtful();
         let before = self.conflicting_lease();
         match &mut self.state {
             KeyState::New { holder, .. } => match self.ownership {
@@ -413,8 +413,8 @@ impl Key {
     pub(super) fn on_failed(&mut self, in_doubt: Option<LeaseId>) {
         let was_put = self.in_flight.take().is_some();
         let Some(lease) = in_doubt.filter(|_| was_put) else { return };
-        if !self.doubtful.contains(&lease) {
-            self.doubtful.push(lease);
+        if !self.doubtful().contains(&lease) {
+            self.rare.get_or_insert_default().doubtful.push(lease);
         }
         if let KeyState::New { may_exist, .. } = &mut self.state {
             *may_exist = true;
@@ -440,16 +440,20 @@ impl Key {
     }
 }
 
-#[cfg(test)]
+// News of its lease.
 impl Key {
     /// Leases under which a put without a response may have left the key.
     pub(super) fn doubtful(&self) -> &[LeaseId] {
-        &self.doubtful
+        self.rare.as_ref().map_or(&[], |rare| &rare.doubtful)
     }
-}
 
-// News of its lease.
-impl Key {
+    fn forget_doubtful(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.doubtful.clear();
+        }
+        self.rare.take_if(|rare| rare.stop_replies.is_empty());
+    }
+
     /// Returns true if the key was believed to be under the lease.
     pub(super) fn is_under(&self, lease: LeaseId) -> bool {
         self.lease == Some(lease)
@@ -457,7 +461,7 @@ impl Key {
 
     /// Returns true if the key is under the lease, as believed or if a put without a response has taken effect.
     pub(super) fn may_be_under(&self, lease: LeaseId) -> bool {
-        self.is_under(lease) || self.doubtful.contains(&lease)
+        self.is_under(lease) || self.doubtful().contains(&lease)
     }
 
     /// Revision with which etcd should have the key under the lease.
@@ -482,7 +486,9 @@ impl Key {
 
     /// Notes that the lease does not exist any more, and the key with it if it was there.
     pub(super) fn on_lease_gone(&mut self, lease: LeaseId) {
-        self.doubtful.retain(|doubtful| *doubtful != lease);
+        if let Some(rare) = &mut self.rare {
+            rare.doubtful.retain(|doubtful| *doubtful != lease);
+        }
         if self.is_under(lease) {
             self.lease = None;
             self.unpublish();
@@ -512,9 +518,6 @@ impl Key {
     }
 
     fn show_state(&self, state: State) {
-        let next = KeyStatus { state, weight: self.weight, recoveries: self.recoveries };
-        if self.status.upgrade().is_some_and(|status| status.write(next)) {
-            self.metrics.changed.notify_waiters();
-        }
+        self.shared.write(KeyStatus { state, weight: self.weight, recoveries: self.recoveries });
     }
 }

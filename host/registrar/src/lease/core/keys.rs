@@ -16,7 +16,8 @@ const MAX_NAMED: usize = 5;
 /// Keys in order, with a queue of those that are dirty.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
-    all: BTreeMap<Arc<str>, Key>,
+    /// Boxed, since a map of this kind is half empty.
+    all: BTreeMap<Arc<str>, Box<Key>>,
     /// Number of keys that should be in etcd.
     kept: usize,
     /// Keys to write, in the order in which they became dirty.
@@ -27,7 +28,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn insert(&mut self, key: Arc<str>, entry: Key) {
-        self.all.insert(key, entry);
+        self.all.insert(key, Box::new(entry));
         self.kept += 1;
     }
 
@@ -40,7 +41,7 @@ impl Keys {
     }
 
     /// Removes a key, from the queue as well: registered again, it would be in one transaction twice.
-    pub(super) fn remove(&mut self, key: &str) -> Option<Key> {
+    pub(super) fn remove(&mut self, key: &str) -> Option<Box<Key>> {
         let entry = self.all.remove(key)?;
         if entry.is_queued {
             self.queue.retain(|queued| **queued != *key);
@@ -49,19 +50,19 @@ impl Keys {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Key> {
-        self.all.get(key)
+        self.all.get(key).map(Box::as_ref)
     }
 
     pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Key> {
-        self.all.get_mut(key)
+        self.all.get_mut(key).map(Box::as_mut)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Key)> {
-        self.all.iter()
+        self.all.iter().map(|(key, entry)| (key, &**entry))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Key)> {
-        self.all.iter_mut()
+        self.all.iter_mut().map(|(key, entry)| (key, &mut **entry))
     }
 
     /// All keys, those behind `last` first.
@@ -69,7 +70,8 @@ impl Keys {
         let from = last.map_or(Bound::Unbounded, Bound::Excluded);
         let until = last.map_or(Bound::Unbounded, Bound::Included);
         let behind = self.all.range::<Arc<str>, _>((from, Bound::Unbounded));
-        behind.chain(self.all.range::<Arc<str>, _>((Bound::Unbounded, until))).take(self.all.len())
+        let rest = self.all.range::<Arc<str>, _>((Bound::Unbounded, until));
+        behind.chain(rest).take(self.all.len()).map(|(key, entry)| (key, &**entry))
     }
 
     /// Names of the keys that `is_meant` selects.
@@ -148,10 +150,19 @@ impl Keys {
         self.queue.is_empty()
     }
 
+    /// Empties the queue, where no key is left to write.
+    pub(super) fn clear_queue(&mut self) {
+        for key in self.queue.drain(..) {
+            if let Some(entry) = self.all.get_mut(&key) {
+                entry.is_queued = false;
+            }
+        }
+    }
+
     /// Moves keys that are to be deleted to the front of the queue.
     pub(super) fn queue_deletes_first(&mut self) {
         let all = &self.all;
-        self.queue.make_contiguous().sort_by_key(|key| all.get(key).is_some_and(Key::is_kept));
+        self.queue.make_contiguous().sort_by_key(|key| all.get(key).is_some_and(|entry| entry.is_kept()));
     }
 
     pub(super) fn rewrite_at(&self) -> Option<Instant> {

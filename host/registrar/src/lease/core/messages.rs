@@ -1,20 +1,17 @@
 //! Messages of the lease core: inputs, the requests to etcd that it has made, and its other actions.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     error::Error,
-    etcd::{Failure, Granted, LeaseId, LeaseView, Op, Outcome},
+    etcd::{Comparison, Failure, Granted, LeaseId, LeaseView, Op, Outcome},
     faults::FaultChange,
     layout::Layout,
     node::{ServerNode, Weight},
     options::{Ownership, Ttl},
-    status::{Event, StatusCell},
+    status::{Event, SharedKey},
 };
 
 /// Sender of a command's outcome.
@@ -37,8 +34,7 @@ pub(crate) struct RegisterRequest {
 pub(crate) enum Command {
     Register {
         request: Box<RegisterRequest>,
-        /// Dead once the handle is dropped.
-        status: Weak<StatusCell>,
+        shared: Arc<SharedKey>,
         reply: Reply,
     },
     /// Grants a lease for a key that is about to be registered, and keeps it until that time.
@@ -94,6 +90,8 @@ pub(crate) enum Request {
     Audit {
         lease: LeaseId,
         revisions: Vec<(Arc<str>, i64)>,
+        /// Revision of etcd at which all keys were as they should be: while it is the latest one, they still are.
+        intact_at: Option<i64>,
     },
 }
 
@@ -112,9 +110,9 @@ pub(crate) enum Response {
     },
     Audited {
         lease: LeaseId,
-        keys: Result<LeaseView, Failure>,
-        /// Keys whose revision is another one.
-        altered: Result<Vec<Arc<str>>, Failure>,
+        /// `None` if nothing was written in etcd since `intact_at`.
+        keys: Result<Option<LeaseView>, Failure>,
+        revisions: Result<Comparison, Failure>,
     },
 }
 

@@ -36,6 +36,7 @@ use std::{
 use tokio::time::Instant;
 
 use self::{
+    audit::Intact,
     held::{HeldLease, HeldLeases},
     key::LeaseHealth,
     keys::Keys,
@@ -95,6 +96,7 @@ pub(crate) struct LeaseCore {
     audit_at: Instant,
     /// The key whose revision the last audit compared last; the next one starts behind it.
     audited: Option<Arc<str>>,
+    intact: Intact,
     health: LeaseHealth,
     /// Time of the last change of `health`.
     health_since: Instant,
@@ -127,6 +129,7 @@ impl LeaseCore {
             not_before: now,
             audit_at: now,
             audited: None,
+            intact: Intact::default(),
             health: LeaseHealth::Steady,
             health_since: now,
             failing: BTreeMap::new(),
@@ -143,8 +146,8 @@ impl LeaseCore {
     /// Takes an input. [`advance`](Self::advance) follows when there are no more.
     pub(crate) fn handle(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Command(Command::Register { request, status, reply }) => {
-                self.register(*request, status, reply, now);
+            Input::Command(Command::Register { request, shared, reply }) => {
+                self.register(*request, shared, reply, now);
             }
             Input::Command(Command::GrantAhead(until)) => self.grant_ahead(until),
             Input::Command(Command::SetWeight { key, weight, reply }) => self.set_weight(&key, weight, reply, now),
@@ -258,7 +261,7 @@ impl LeaseCore {
             Response::Granted(outcome) => self.on_granted(outcome, requested_at, now),
             Response::Committed { lease, ops, outcome } => self.on_committed(lease, &ops, outcome, now),
             Response::Revoked { lease, outcome } => self.on_revoked(lease, outcome, now),
-            Response::Audited { lease, keys, altered } => self.on_audited(lease, keys, altered, now),
+            Response::Audited { lease, keys, revisions } => self.on_audited(lease, keys, revisions, now),
         }
     }
 

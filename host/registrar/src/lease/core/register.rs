@@ -1,6 +1,6 @@
 //! Commands: registrations come, change and leave.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::{
         messages::{Action, RegisterRequest, Reply},
     },
     node::{ServerNode, Weight},
-    status::{StatusCell, What},
+    status::{SharedKey, What},
 };
 
 impl LeaseCore {
@@ -24,13 +24,13 @@ impl LeaseCore {
     }
 
     /// Adds a key, to be written with the next group commit.
-    pub(super) fn register(&mut self, request: RegisterRequest, status: Weak<StatusCell>, reply: Reply, now: Instant) {
+    pub(super) fn register(&mut self, request: RegisterRequest, shared: Arc<SharedKey>, reply: Reply, now: Instant) {
         if self.is_ending {
             self.actions.push_back(Action::Reply(reply, Err(Error::Ended)));
             return;
         }
         let (key, deadline) = (request.key.clone(), request.deadline);
-        if status.strong_count() == 0 {
+        if !shared.is_owned() {
             // The caller has given up by now, and nothing was written.
             self.actions.push_back(Action::Release(key));
             return;
@@ -40,7 +40,7 @@ impl LeaseCore {
         let long_ago = now.checked_sub(self.config.damping.min_interval);
         // A measured weight replaces an estimate as soon as there is one.
         let changed_at = long_ago.filter(|_| self.computed.is_estimate).unwrap_or(now);
-        let entry = Key::new(request, status, reply, self.metrics.clone(), self.computed.weight, changed_at);
+        let entry = Key::new(request, shared, reply, self.computed.weight, changed_at);
         self.keys.insert(key.clone(), entry);
         self.pregranted_until = None;
         self.keys.enqueue(&key, now);
@@ -156,6 +156,7 @@ impl LeaseCore {
         let nothing_in_etcd = self.has_nothing_in_etcd();
         if nothing_in_etcd && self.keys.kept() == 0 {
             self.forget_failing();
+            self.keys.clear_queue();
             self.gone = self.keys.names(|_| true);
         }
         if nothing_in_etcd || !self.leases.have_unanswered_writes() {

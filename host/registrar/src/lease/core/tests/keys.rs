@@ -261,7 +261,7 @@ fn a_dropped_handle_stops_its_key() {
     let mut scene = Scene::holding();
     let _other = scene.register(OTHER);
     scene.write();
-    scene.handles.remove(KEY);
+    scene.handles[KEY].remove_owner();
     scene.handle(Input::HandleDropped);
     assert_eq!(scene.ops(), [format!("-{KEY} {FIRST}")]);
 }
@@ -308,8 +308,8 @@ fn an_audit_that_fails_changes_nothing() {
     let mut scene = Scene::holding();
     scene.pass(INTERVAL);
     scene.renew(FIRST);
-    let (keys, altered) = (Err(unreachable()), Err(unreachable()));
-    scene.respond(Response::Audited { lease: FIRST, keys, altered });
+    let (keys, revisions) = (Err(unreachable()), Err(unreachable()));
+    scene.respond(Response::Audited { lease: FIRST, keys, revisions });
     assert_eq!(scene.state(KEY), State::Registered);
     scene.pass(INTERVAL);
     assert!(matches!(scene.request, Some((Request::Audit { .. }, _))));
@@ -337,4 +337,60 @@ fn each_key_is_compared_within_the_longest_interval_between_audits() {
         scene.audit(&names, &[]);
     }
     assert_eq!(compared.len(), all.len());
+}
+
+#[test]
+fn an_audit_reads_only_the_revision_while_nothing_is_written_in_etcd() {
+    let mut scene = Scene::holding();
+    scene.pass(INTERVAL);
+    assert_eq!(scene.intact_at(), None, "nothing is known of the key yet");
+    scene.audit(&[KEY], &[]);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.intact_at(), Some(1));
+    // Another client has written something.
+    scene.revision += 1;
+    scene.audit(&[KEY], &[]);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.intact_at(), Some(2));
+    // Nothing has.
+    scene.respond(Response::Audited { lease: FIRST, keys: Ok(None), revisions: Ok(Comparison::default()) });
+    assert_eq!(scene.state(KEY), State::Registered);
+    for (found, altered) in [(&[] as &[&str], &[] as &[&str]), (&[KEY], &[KEY])] {
+        scene.pass(INTERVAL);
+        scene.revision += 1;
+        scene.audit(found, altered);
+        scene.write();
+        scene.pass(INTERVAL);
+        assert_eq!(scene.intact_at(), None, "what was repaired is compared once more");
+        scene.audit(&[KEY], &[]);
+    }
+}
+
+#[test]
+fn a_revision_counts_for_all_keys_once_each_was_compared_at_it() {
+    let mut scene = Scene::new();
+    let all: Vec<_> = (0..700).map(|n| format!("/user/10.0.{}.{}:80", n / 250, n % 250)).collect();
+    for key in &all {
+        drop(scene.register(key));
+    }
+    let ttl = Duration::from_secs(10);
+    scene.respond(Response::Granted(Ok(Granted { lease: FIRST, ttl })));
+    while scene.request.is_some() {
+        scene.write();
+    }
+    let names: Vec<_> = all.iter().map(String::as_str).collect();
+    let revision = scene.revision;
+    for expected in [None, None, None, Some(revision)] {
+        scene.pass(ttl / 3);
+        assert_eq!(scene.intact_at(), expected);
+        scene.audit(&names, &[]);
+    }
+    scene.pass(ttl / 3);
+    let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let view = LeaseView { ttl, remaining: ttl, keys: names, revision: revision + 1 };
+    // A member behind the others has compared at an earlier revision, which is the one that counts.
+    let revisions = Ok(Comparison { compared: 1, altered: Vec::new(), revision: Some(revision - 1) });
+    scene.respond(Response::Audited { lease: FIRST, keys: Ok(Some(view)), revisions });
+    scene.pass(ttl / 3);
+    assert_eq!(scene.intact_at(), None);
 }

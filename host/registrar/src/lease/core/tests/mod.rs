@@ -20,11 +20,11 @@ use tokio::{
 use super::{ComputedWeight, Config, LeaseCore, messages::*};
 use crate::{
     error::Error,
-    etcd::{Failure, Granted, LeaseId, LeaseView, Op, Outcome},
+    etcd::{Comparison, Failure, Granted, LeaseId, LeaseView, Op, Outcome},
     faults::FaultChange,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
-    status::{KeyStatus, LeaseMetrics, State, StatusCell, What},
+    status::{KeyStatus, LeaseMetrics, SharedKey, State, What},
 };
 
 /// TTL that these tests are granted, so that a renewal interval is 10 s.
@@ -48,7 +48,7 @@ struct Scene {
     now: Instant,
     metrics: Arc<LeaseMetrics>,
     /// Handles of registrations.
-    handles: HashMap<String, Arc<StatusCell>>,
+    handles: HashMap<String, Arc<SharedKey>>,
     /// The request in progress and its deadline.
     request: Option<(Request, Duration)>,
     /// Renewals in progress.
@@ -156,7 +156,7 @@ impl Scene {
         let (name, addr) = key[1..].split_once('/').unwrap();
         let node = Arc::new(ServerNode::new(name, addr).unwrap());
         let standing = KeyStatus { state: State::Pending, weight: weight(50), recoveries: 0 };
-        let status = Arc::new(StatusCell::new(standing));
+        let shared = Arc::new(SharedKey::new(key.into(), node.clone(), standing, self.metrics.clone()));
         let (reply, outcome) = oneshot::channel();
         let request = Box::new(RegisterRequest {
             key: key.into(),
@@ -166,9 +166,8 @@ impl Scene {
             ownership,
             deadline: self.now + self.lease.config.register_timeout,
         });
-        let status_of_handle = Arc::downgrade(&status);
-        self.handles.insert(key.to_owned(), status);
-        self.handle(Input::Command(Command::Register { request, status: status_of_handle, reply }));
+        self.handles.insert(key.to_owned(), shared.clone());
+        self.handle(Input::Command(Command::Register { request, shared, reply }));
         outcome
     }
 
@@ -233,11 +232,24 @@ impl Scene {
 
     /// Confirms the audit in progress: etcd has these keys under the lease, and those of `altered` at other revisions.
     fn audit(&mut self, keys: &[&str], altered: &[&str]) {
-        let Some((Request::Audit { lease, .. }, _)) = self.request else { panic!("no audit: {:?}", self.request) };
+        let Some((Request::Audit { lease, ref revisions, .. }, _)) = self.request else {
+            panic!("no audit: {:?}", self.request)
+        };
         let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
         let altered = altered.iter().map(|key| Arc::from(*key)).collect();
-        let view = LeaseView { ttl: TTL, remaining: TTL, keys };
-        self.respond(Response::Audited { lease, keys: Ok(view), altered: Ok(altered) });
+        let revision = self.revision;
+        let view = LeaseView { ttl: TTL, remaining: TTL, keys, revision };
+        let compared = revisions.len();
+        let found = Comparison { compared, altered, revision: (compared > 0).then_some(revision) };
+        self.respond(Response::Audited { lease, keys: Ok(Some(view)), revisions: Ok(found) });
+    }
+
+    /// Revision at which the audit in progress may take all keys to be intact.
+    fn intact_at(&self) -> Option<i64> {
+        match self.request {
+            Some((Request::Audit { intact_at, .. }, _)) => intact_at,
+            ref other => panic!("no audit: {other:?}"),
+        }
     }
 
     fn renew(&mut self, lease: LeaseId) {
