@@ -34,6 +34,18 @@ impl Clone for Failure {
 }
 
 impl Failure {
+    /// The same with another sentence.
+    pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
+        let sentence = change(self.sentence());
+        match self {
+            Self::Usage(_) => Self::usage(sentence),
+            Self::Unavailable(_) => Self::unavailable(sentence),
+            Self::Refused(_) => Self::refused(sentence),
+            Self::Other(_) => Self::other(sentence),
+            Self::Command(_, code) => Self::command(sentence, code),
+        }
+    }
+
     pub(crate) fn usage(sentence: impl Display) -> Self {
         Self::Usage(anyhow!("{sentence}"))
     }

@@ -1,6 +1,7 @@
 //! The command line and its help.
 
 mod argument;
+mod artifact_args;
 mod etcd_args;
 mod guest_args;
 pub(crate) mod help;
@@ -18,10 +19,12 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use leasehold::{ServiceName, Tls, Version};
+use leasehold_artifacts::Reference;
 
 use self::{argument::pairs, lease_state::LeaseState};
 pub(crate) use self::{
     argument::parse,
+    artifact_args::{InspectArgs, PullArgs, PushArgs, RegistryArgs},
     etcd_args::{ConnectionArgs, EtcdArgs},
     guest_args::{ComponentizeArgs, ContractVersion, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, Probe, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
@@ -29,7 +32,7 @@ pub(crate) use self::{
 };
 use crate::{
     config::{
-        Config, Logged, Register, Spec,
+        ARTIFACT_POLL, Artifact, Config, Logged, Register, Spec,
         units::Span,
         values::{Advertise, Listen},
     },
@@ -51,6 +54,7 @@ Examples:
   leasehold explain greeter.yaml        the keys and values it would write
   leasehold inspect greeter.wasm        what a component imports, exports and lacks
   leasehold compile greeter.wasm        machine code, for a start without a compiler
+  leasehold push greeter.wasm oci://registry.example/greeter:1   into a registry; pull gets it back
   leasehold new user --lang go          a folder with a service in Go; or in rust, c, js, ts, python
   leasehold dev user                    build and run that folder, again with each change
   leasehold wit wit                     the interfaces that a component can use, as WIT
@@ -234,8 +238,20 @@ pub(crate) enum Command {
     #[command(name = compiler::SUBCOMMAND, hide = true)]
     CompileForParent,
     /// Show the imports, exports and missing imports of a component
-    #[command(after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json")]
+    #[command(
+        after_help = "Examples:\n  leasehold inspect greeter.wasm\n  leasehold inspect greeter.wasm --json\n  leasehold inspect oci://registry.example/team/user:1.4.2"
+    )]
     Inspect(InspectArgs),
+    /// Pull a component from an OCI registry, into the cache or a file
+    #[command(
+        after_help = "Examples:\n  leasehold pull oci://registry.example/team/user:1.4.2\n  leasehold pull oci://registry.example/team/user:1.4.2 --verify cosign.pub -o user.wasm\n  leasehold pull oci://127.0.0.1:5000/user:dev --plain-http\n\nA configuration pulls by itself: component: oci://registry.example/team/user:1.4.2. A pull before the start of a host fills the cache for it."
+    )]
+    Pull(PullArgs),
+    /// Push a component into an OCI registry
+    #[command(
+        after_help = "Examples:\n  leasehold push user.wasm oci://registry.example/team/user:1.4.2\n  leasehold push user.wasm oci://127.0.0.1:5000/user:dev --plain-http --json\n\nThe artifact has the format of the CNCF for WebAssembly, which wkg and wash read as well. The same component has the same digest."
+    )]
+    Push(PushArgs),
     /// Write a folder with a service in the language of your choice
     #[command(
         after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n  leasehold new user --lang rust --grpc\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
@@ -284,7 +300,7 @@ pub(crate) struct ManArgs {
 #[derive(Args, Debug, Clone)]
 #[command(disable_version_flag = true, after_help = RUN_EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// A configuration file (YAML; - for standard input), or one component (.wasm) with --name and --listen
+    /// A configuration file (YAML; - for standard input), or one component (.wasm, oci://…) with --name and --listen
     pub(crate) file: PathBuf,
 
     /// Start a private etcd on loopback, with a temporary folder, gone with this process
@@ -545,16 +561,6 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct InspectArgs {
-    /// A component (.wasm)
-    pub(crate) file: PathBuf,
-
-    /// One JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args, Debug)]
 pub(crate) struct CompileArgs {
     /// A component (.wasm)
     pub(crate) file: PathBuf,
@@ -571,13 +577,29 @@ impl RunArgs {
         is_file.then(|| std::path::absolute(&self.file).ok())?
     }
 
+    /// The text of a reference to a component in a registry, if it is one.
+    fn reference(&self) -> Option<&str> {
+        self.file.to_str().filter(|text| Reference::is_meant(text))
+    }
+
     fn is_component(&self) -> bool {
         self.file.extension().is_some_and(|extension| extension == "wasm" || extension == "cwasm")
+            || self.reference().is_some()
     }
 
     /// Configuration from the file or from the arguments.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let mut config = if self.is_component() {
+        let mut config = if let Some(reference) = self.reference() {
+            let reference: Reference = parse("COMPONENT", reference)?;
+            let artifacts = Ok(RegistryArgs::default().artifacts(&reference)?);
+            let mut config = self.single.clone().config(self.file.clone(), &self.connection)?;
+            for spec in &mut config.services {
+                let reference = reference.clone();
+                let poll = ARTIFACT_POLL;
+                spec.artifact = Some(Artifact { reference, keys: Vec::new(), poll, artifacts: artifacts.clone() });
+            }
+            config
+        } else if self.is_component() {
             self.single.clone().config(self.file.clone(), &self.connection)?
         } else {
             if let Some(flag) = self.single.first_given() {

@@ -19,6 +19,7 @@ use crate::{
     inbound::server,
     process::rlimit,
     wasm::{
+        artifact,
         component::{ComponentInfo, Loaded},
         engine::{Demand, Engine, MAX_POOLED_SLOTS},
         initial_memory,
@@ -81,7 +82,10 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
         traces.check().map_err(Failure::Usage)?;
     }
     let engine = Engine::new(&config.services)?;
-    let services: Vec<Checked> = config.services.iter().map(|spec| look(&engine, spec, args.offline)).collect();
+    let mut services = Vec::with_capacity(config.services.len());
+    for spec in &config.services {
+        services.push(look(&engine, spec, args.offline).await);
+    }
     let etcd = if args.offline { None } else { Some(ask(&config).await?) };
     let mut notes = config.notes;
     let (admin_problem, admin_notes) = admin(&config.admin, config.metrics, args.offline);
@@ -181,24 +185,32 @@ fn verdict(services: &[Checked], etcd: Option<&Etcd>) -> Option<Failure> {
     }
 }
 
-fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
-    let mut problems = Vec::new();
+async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
     let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
-    let loaded = initial_memory::check(spec, initial_memory::declared(&spec.component))
-        .and_then(|()| Loaded::load(engine, &spec.component, spec.precompiled));
+    let loaded = match &spec.artifact {
+        Some(_) if is_offline => {
+            notes.push("its registry was not asked".to_owned());
+            None
+        }
+        _ => Some(artifact::locate(spec).await.and_then(|file| {
+            initial_memory::check(spec, initial_memory::declared(&file))?;
+            Loaded::load(engine, &file, spec.precompiled).map_err(|failure| artifact::named(spec, failure))
+        })),
+    };
     let inspected = match loaded {
-        Ok(loaded) => {
+        Some(Ok(loaded)) => {
             note(loaded.check(spec));
             Some(loaded.info)
         }
-        Err(failure) => {
+        Some(Err(failure)) => {
             note(Err(failure));
             None
         }
+        None => None,
     };
     let tls = spec.tls.as_ref().map_or(Ok(()), TlsFiles::check);
     note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
-    let mut notes = Vec::new();
     match if is_offline { Ok(None) } else { listens(spec.listen) } {
         Ok(remark) => notes.extend(remark),
         Err(problem) => problems.push(problem),

@@ -1,18 +1,33 @@
 //! `leasehold inspect`: imports, exports and missing imports of a component.
 
+use std::time::Duration;
+
+use leasehold_artifacts::Reference;
+
 use super::{print, print_json};
 use crate::{
     cli::InspectArgs,
+    config::Artifact,
     error::Failure,
     wasm::{
+        artifact,
         component::{self, ComponentInfo},
         engine::Engine,
     },
 };
 
 /// Shows a component, even if it cannot run here.
-pub(crate) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
-    let info = component::inspect(&Engine::new(&[])?, &args.file)?;
+pub(crate) async fn inspect(args: &InspectArgs) -> Result<(), Failure> {
+    let file = match args.file.to_str().filter(|text| Reference::is_meant(text)) {
+        Some(text) => {
+            let reference: Reference = text.parse().map_err(|error| artifact::failure(&error))?;
+            let artifacts = Ok(args.registry.artifacts(&reference)?);
+            let artifact = Artifact { reference, keys: Vec::new(), poll: Duration::ZERO, artifacts };
+            artifact::pull(&artifact).await?.file
+        }
+        None => args.file.clone(),
+    };
+    let info = component::inspect(&Engine::new(&[])?, &file)?;
     if args.json { print_json(&info) } else { print(&text(&info)) }
 }
 

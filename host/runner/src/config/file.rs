@@ -6,6 +6,7 @@ use std::time::Duration;
 use leasehold::{Ownership, ServiceName, Version};
 
 use crate::config::{
+    artifact::Origin,
     destination::Destination,
     rule::{
         Absent::{Required, Text as Default, Unset},
@@ -36,6 +37,8 @@ keys! {
         metrics: Part<Option<Metrics>> = Unset("no listener");
         /// Traces in OpenTelemetry's format; absent, there are none.
         traces: Part<Option<Traces>> = Unset("no traces");
+        /// Registries of components, and the cache for what is pulled.
+        artifacts: Part<Artifacts> = Unset("");
         /// The services, one at least.
         services: Each<Service> = Required;
     }
@@ -148,12 +151,44 @@ keys! {
 }
 
 keys! {
+    /// Registries of components, and the cache for what is pulled; see [artifacts](artifacts.md).
+    pub(crate) struct Artifacts {
+        /// Registries that need more than their host. Others are spoken to over HTTPS, with the credentials of Docker's configuration if it has some.
+        registries: Vec<ArtifactRegistry> = Unset("none"), example "[{ host: 'registry.example:5000', ca: registry-ca.pem }]";
+        /// Size of the cache. Beyond, components that were not used for the longest time are removed.
+        cache_size: Size = Default("4GiB"), example "1GiB";
+        /// Interval at which `run --watch` looks where a tag leads.
+        poll: Span = Default("30s"), example "5m";
+    }
+}
+
+keys! {
+    /// A registry of components.
+    pub(crate) struct ArtifactRegistry {
+        /// Its host, with the port if it has one in references.
+        host: Text = Required, example "registry.example:5000";
+        /// The user. Without a user, `password` is a token.
+        username: Option<Text> = Unset("that of Docker's configuration"), example "ci";
+        /// The password. `password_file` is read again for each pull; this is not.
+        password: Option<Secret> = Unset("that of Docker's configuration");
+        /// A file with the password; a line break at its end is ignored.
+        password_file: Option<Readable> = Unset("none"), example "/run/secrets/registry";
+        /// Certificates of the authorities of its certificate, as PEM, besides those that the system trusts; read again for each pull.
+        ca: Option<Readable> = Unset("none"), example "registry-ca.pem";
+        /// Hosts that are tried before it, in this order.
+        mirrors: Vec<Text> = Unset("none"), example "['mirror.example:5000']";
+        /// Speaks HTTP, which protects neither secrets nor components.
+        plain_http: Switch = Default("false");
+    }
+}
+
+keys! {
     /// A service: a component, its address and its policy.
     pub(crate) struct Service {
         /// The name of the service, in etcd and in the log. A component with `register: component` reads it in `wasi:config/store` as `name`.
         name: ServiceName = Required;
-        /// The file of the component.
-        component: FilePath = Required;
+        /// The file of the component, or a reference to it in a registry, by tag or by digest.
+        component: Origin = Required;
         /// The address of the listener: HTTP/1.1 and HTTP/2 on one port; of a program, the address that it listens on itself.
         listen: Listen = Required;
         /// The address that clients get, where it differs; port `0` is the port of the listener. A wildcard listener needs one.
@@ -184,6 +219,8 @@ keys! {
         health: Option<Health> = Unset("no check");
         /// Ends the whole host if this service does not start. Otherwise the start is tried again.
         required: Switch = Default("false");
+        /// Files of public keys, as `cosign` writes them. One of the keys has to have signed the component, which is from a registry.
+        verify: Vec<FilePath> = Unset("no signature is needed"), example "[cosign.pub]";
         /// Permits a component that is compiled already, as `leasehold compile` makes it. It is machine code that no sandbox holds.
         precompiled: Switch = Default("false");
     }

@@ -1,5 +1,6 @@
 //! The configuration, read from a file or from arguments, checked once and trusted afterwards.
 
+mod artifact;
 pub(crate) mod connection;
 pub(crate) mod destination;
 pub(crate) mod file;
@@ -19,6 +20,7 @@ pub(crate) mod values;
 mod variables;
 pub(crate) mod written;
 
+pub(crate) use artifact::{ARTIFACT_POLL, Artifact, artifacts};
 pub(crate) use file::{AccessLog, Limits};
 pub(crate) use load::is_standard_input;
 pub(crate) use resolve::parse_headers;

@@ -1,14 +1,17 @@
 //! From what a file says to what it means: the rules that concern several keys.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use leasehold::{Credentials, Invalid, Layout, LoadSource, Metadata, Options, Source, Tls};
+use leasehold_artifacts::Registry;
 
 use crate::config::{
+    artifact::{self, Artifact, Origin},
     connection,
     file::{self, File},
     rule::Reading,
@@ -35,6 +38,12 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
     let mut services = resolver.services(file.services, !file.include.is_empty());
     let etcd_required = file.etcd.as_ref().is_some_and(|etcd| etcd.required);
     let etcd_files = file.etcd.as_ref().map(|etcd| EtcdFiles::from(&etcd.tls)).unwrap_or_default();
+    let artifacts = file.artifacts?;
+    let registries = resolver.registries(&artifacts.registries);
+    let pulled = artifact::artifacts(registries?, Some(artifacts.cache_size as u64));
+    for artifact in services.iter_mut().filter_map(|spec| spec.artifact.as_mut()) {
+        (artifact.poll, artifact.artifacts) = (artifacts.poll, pulled.clone());
+    }
     let registry = file.registry.as_ref();
     let (suffix, prefer) = (registry?.suffix.clone(), registry?.prefer.clone());
     file.defaults?;
@@ -44,11 +53,15 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
     let prefer = prefer.flatten().unwrap_or_default();
     let mut written = Written::of_host(root);
     let for_services = written.split_off(&OF_SERVICES);
+    let for_artifacts = written.split_off(&["artifacts"]);
     // The layouts of look-ups are those of the start.
     written.extend_below(&for_services, "registry.layout");
     for spec in &mut services {
         let own_layout = spec.layouts.is_some().then_some("registry.layout");
         spec.written.extend_without(&for_services, own_layout);
+        if spec.artifact.is_some() {
+            spec.written.extend_without(&for_artifacts, None);
+        }
         spec.suffix = suffix.clone();
         spec.prefer = prefer.clone();
         let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
@@ -330,7 +343,9 @@ impl Resolver<'_> {
     fn service(&mut self, written: file::Service, node: &Node) -> Option<Spec> {
         let metadata = self.metadata(&written, node);
         let health = written.health.as_ref().map(|health| self.health(health, node));
-        let mut spec = Spec::new(written.name, written.component, written.listen);
+        let (component, artifact) = self.origin(written.component, written.verify, node)?;
+        let mut spec = Spec::new(written.name, component, written.listen);
+        spec.artifact = artifact;
         spec.written = Written::of_service(node);
         spec.precompiled = written.precompiled;
         spec.required = written.required;
@@ -356,6 +371,60 @@ impl Resolver<'_> {
         }
         spec.health = health.unwrap_or(Some(None))?;
         Some(spec)
+    }
+
+    /// The component's file, or its reference with the keys that have to have signed it.
+    fn origin(&mut self, origin: Origin, keys: Vec<PathBuf>, node: &Node) -> Option<(PathBuf, Option<Artifact>)> {
+        match origin {
+            Origin::File(path) if keys.is_empty() => Some((path, None)),
+            Origin::File(_) => {
+                // Where all services have it by `defaults`, those of files would run without what was asked for.
+                let place = node.place_of(&["verify"]);
+                let message = "is for a component from a registry (component: oci://…)";
+                self.reading.under("verify", |reading| reading.wrong(place, message));
+                None
+            }
+            Origin::Registry(reference) => {
+                if let Some(message) = keys.iter().find_map(|path| artifact::read_key(path).err()) {
+                    let place = node.place_of(&["verify"]);
+                    self.reading.under("verify", |reading| reading.wrong(place, message));
+                    return None;
+                }
+                let artifacts = Err("no registries are configured".to_owned()); // Replaced for all services at once.
+                let path = PathBuf::from(reference.to_string());
+                Some((path, Some(Artifact { reference, keys, poll: Duration::ZERO, artifacts })))
+            }
+        }
+    }
+
+    /// The good ones among the registries; `None` where one is wrong.
+    fn registries(&mut self, written: &[file::ArtifactRegistry]) -> Option<Vec<Registry>> {
+        let mut hosts = HashSet::new();
+        let registries = written.iter().map(|written| {
+            let wrong = match (&written.username, &written.password, &written.password_file) {
+                (_, Some(_), Some(_)) => Some(format!("{}: password_file stands beside password", written.host)),
+                (Some(_), None, None) => Some(format!("{}: username needs password or password_file", written.host)),
+                _ if !hosts.insert(written.host.clone()) => Some(format!("{} stands here twice", written.host)),
+                _ if written.host.contains(['/', '@']) => Some("host must be a host alone, or host:port".to_owned()),
+                _ => None,
+            };
+            if let Some(message) = wrong {
+                self.wrong(&["artifacts", "registries"], message);
+                return None;
+            }
+            let password = written.password.clone().map(|secret| Source::Value(secret.0.into_bytes()));
+            Some(Registry {
+                host: written.host.clone(),
+                username: written.username.clone(),
+                password: password.or_else(|| written.password_file.clone().map(Source::from)),
+                ca: written.ca.clone().map(Source::from),
+                mirrors: written.mirrors.clone(),
+                plain_http: written.plain_http,
+            })
+        });
+        // All of them are looked at, so that each mistake is found.
+        let registries: Vec<_> = registries.collect();
+        registries.into_iter().collect()
     }
 
     fn metadata(&mut self, written: &file::Service, node: &Node) -> Option<Metadata> {

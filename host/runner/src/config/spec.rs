@@ -12,6 +12,7 @@ use leasehold::{Addr, Layout, Metadata, Options, ServiceName, Source, Version};
 use leasehold_wasmtime::Names;
 
 use crate::config::{
+    artifact::Artifact,
     destination::Destination,
     file::{self, AccessLog, Limits},
     rule::Rule,
@@ -137,8 +138,10 @@ pub(crate) struct Traces {
 pub(crate) struct Spec {
     /// Its name, in etcd and in the log.
     pub(crate) name: ServiceName,
-    /// The component's file.
+    /// The component's file, or the text of its reference.
     pub(crate) component: PathBuf,
+    /// The component in its registry, if it is in one.
+    pub(crate) artifact: Option<Artifact>,
     /// Ends the whole host where the service does not start.
     pub(crate) required: bool,
     /// Permits machine code, which no sandbox holds.
@@ -278,6 +281,7 @@ impl Spec {
             },
             name,
             component,
+            artifact: None,
             required: false,
             precompiled: false,
             listen,

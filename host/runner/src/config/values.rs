@@ -10,11 +10,13 @@ use std::{
 };
 
 use leasehold::{Addr, Invalid, Layout, Ownership, ServiceName, Version, Weight};
+use leasehold_artifacts::Reference;
 use leasehold_wasmtime::Names;
 use serde_json::{Value, json};
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::config::{
+    artifact::Origin,
     destination::Destination,
     rule::{Absent, Entries, Form, Key, Reading, Rule, Shape, Table, Text, pairs, scalars},
     tree::{Content, Node, Scalar},
@@ -391,6 +393,32 @@ impl Rule for FilePath {
             return None;
         }
         Some(reading.folder(node.place).join(&scalar.text))
+    }
+}
+
+impl Rule for Origin {
+    type Value = Self;
+
+    fn shape() -> Shape {
+        let range = "relative to the configuration file, or `oci://HOST/NAME:TAG`, or `@sha256:…` for the tag".into();
+        let schema = json!({ "type": ["string", "number", "boolean"] });
+        Shape::Scalar(Form { kind: "file or reference", range, example: "greeter.wasm", schema })
+    }
+
+    fn read(node: &Node, reading: &mut Reading) -> Option<Self> {
+        let scalar = reading.scalar(node, "the path of a file, or oci://HOST/NAME:TAG", false)?;
+        if !Reference::is_meant(&scalar.text) {
+            return FilePath::read(node, reading).map(Self::File);
+        }
+        match scalar.text.parse() {
+            Ok(reference) => Some(Self::Registry(reference)),
+            Err(error) => {
+                // A password may stand where none belongs.
+                reading.hide(node.place);
+                reading.refuse(node, scalar, &error.to_string(), true);
+                None
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::tree::{Content, Node, Scalar};
 /// Keys of a service whose values may be secrets.
 const SECRET: [&str; 3] = ["args", "config", "env"];
 /// Keys of the whole file whose values are secrets.
-const SECRET_OF_HOST: [&str; 1] = ["etcd.password"];
+const SECRET_OF_HOST: [&str; 2] = ["etcd.password", "artifacts.registries"];
 
 /// The value of each key, by its path such as `limits.memory`.
 #[derive(Debug, Clone, Default)]

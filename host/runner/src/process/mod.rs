@@ -1,6 +1,7 @@
 //! The process and its surroundings: signals, systemd and its sockets, file descriptors, the folder for sockets.
 
 pub(crate) mod activation;
+pub(crate) mod cache_folder;
 pub(crate) mod cpus;
 pub(crate) mod dev_host;
 pub(crate) mod handover;

@@ -11,7 +11,7 @@
 //! Beside them: `handle` (commands and status, as others see the service), `reload` (a revision that is being built),
 //! `health` (probes and outliers), `file_watcher`.
 
-pub(crate) mod file_watcher;
+pub(crate) mod component_watcher;
 pub(crate) mod handle;
 pub(crate) mod health;
 pub(crate) mod http;
@@ -40,7 +40,7 @@ use crate::{
     outbound::reserved::Reserved,
     process::handover::Inheritance,
     service::{
-        file_watcher::FileWatcher,
+        component_watcher::ComponentWatcher,
         handle::{Drained, Phase, ReloadCommand, Reply, RevisionInfo, ServiceStatus},
         health::{HealthMonitor, ProbeTarget, Verdict, panic_threshold::PanicThreshold},
         http::Handler,
@@ -76,7 +76,7 @@ pub(crate) struct Service {
     context: Arc<ServiceContext>,
     workload: Workload,
     monitor: Option<HealthMonitor>,
-    file: Option<FileWatcher>,
+    file: Option<ComponentWatcher>,
     /// The reload that is in progress.
     reload: Option<Reload>,
     /// Time at which the keys were last withdrawn: clients may use them for a while.

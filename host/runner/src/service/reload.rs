@@ -10,7 +10,7 @@ use crate::{
     error::Failure,
     inbound::tls::Tls,
     service::{handle::Reply, identity::Identity, keys, revision::Revision},
-    wasm::{component::Loaded, context::ServiceContext, engine::Engine, initial_memory},
+    wasm::{artifact, component::Loaded, context::ServiceContext, engine::Engine},
 };
 
 /// A reload that is in progress.
@@ -73,10 +73,7 @@ impl RevisionBuilder {
         let Self { spec, engine, loaded, former, reconfigured, handler } = self;
         let loaded = match loaded {
             Some(loaded) => loaded,
-            None => {
-                initial_memory::check_aside(&engine, &spec).await?;
-                Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?
-            }
+            None => artifact::load(&engine, &spec).await?,
         };
         loaded.check(&spec)?;
         let Some((authority, retiring)) = handler else {

@@ -15,7 +15,7 @@ use crate::{
     error::Failure,
     service::{
         Commands, Service, State, Workload,
-        file_watcher::FileWatcher,
+        component_watcher::ComponentWatcher,
         handle::{Drained, NextRevision, ReloadCommand, Reply, RevisionInfo},
         health::Verdict,
         http,
@@ -353,7 +353,7 @@ impl Service {
     /// Applies a changed configuration to what is not of one revision.
     async fn on_changed(&mut self) {
         self.context.resize(&self.spec.limits);
-        self.file = if self.spec.follow { Some(FileWatcher::new(&self.spec.component).await) } else { None };
+        self.file = if self.spec.follow { Some(ComponentWatcher::new(&self.spec).await) } else { None };
         self.monitor = self.monitor();
         let (spec, url) = (Arc::new(self.spec.clone()), Arc::from(self.url()));
         self.status.send_modify(|status| (status.spec, status.url) = (spec, url));

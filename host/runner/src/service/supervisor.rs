@@ -18,14 +18,14 @@ use crate::{
     rt::backoff::Backoff,
     service::{
         Commands, Service, StatusCell,
-        file_watcher::FileWatcher,
+        component_watcher::ComponentWatcher,
         handle::{
             Drained, MAX_PENDING_COMMANDS, NextRevision, Phase, ReloadCommand, Reply, ServiceHandle, ServiceStatus,
         },
         http,
     },
     telemetry::{otlp::Traces, service_metrics::Stats},
-    wasm::{component::Loaded, engine::Engine, initial_memory, loader::PendingComponent},
+    wasm::{artifact, engine::Engine, initial_memory, loader::PendingComponent},
 };
 
 /// Pauses before a start is tried again.
@@ -212,11 +212,13 @@ impl Attempts {
         let StartContext { registrar, traces, reserved, inheritance, etcd, barrier, .. } = &*self.context;
         let (spec, engine) = (&self.spec, &self.engine);
         // Before the file is read, so that no later change of it goes unnoticed.
-        let file = if spec.follow { Some(FileWatcher::new(&spec.component).await) } else { None };
-        initial_memory::check_aside(engine, spec).await?;
+        let file = if spec.follow { Some(ComponentWatcher::new(spec).await) } else { None };
         let loaded = match self.pending_component.take() {
-            Some(pending_component) => pending_component.await.map_err(|failure| Failure::clone(&failure))?,
-            None => Loaded::load_aside(engine.clone(), spec.component.clone(), spec.precompiled).await?,
+            Some(pending_component) => {
+                initial_memory::check_aside(engine, spec, spec.component.clone()).await?;
+                pending_component.await.map_err(|failure| Failure::clone(&failure))?
+            }
+            None => artifact::load(engine, spec).await?,
         };
         loaded.check(spec)?;
         let (traces, cell) = (traces.as_ref(), self.cell.clone());
@@ -291,7 +293,7 @@ impl Attempts {
     async fn next(&mut self, commands: &mut Commands, pause: Duration) -> Next {
         let changed = async {
             match self.spec.follow {
-                true => FileWatcher::new(&self.spec.component).await.changed().await,
+                true => ComponentWatcher::new(&self.spec).await.changed().await,
                 false => pending().await,
             }
         };

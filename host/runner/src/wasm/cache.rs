@@ -2,28 +2,24 @@
 //! copied, and processes with the same component share it.
 
 use std::{
-    fs::{self, DirBuilder, File, Permissions},
+    fs::{self, File, Permissions},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Cursor, Read, Seek},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, component::Component};
 
-use crate::wasm::error::into_anyhow;
+use crate::{process::cache_folder, wasm::error::into_anyhow};
 
 /// Size of the cache in bytes. Beyond it the entries that were not used for the longest time are removed.
 const MAX_BYTES: u64 = 1 << 30;
 /// Resolution of the time of the last use.
 const USE_RESOLUTION: Duration = Duration::from_secs(60 * 60);
-
-/// Bits of a folder's mode that let the group or all users write.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// The folder, with counters of misses and hits.
 #[derive(Debug)]
@@ -37,12 +33,10 @@ pub(crate) struct Cache {
 impl Cache {
     /// Opens the cache of the user; without a usable folder the log says why.
     pub(crate) fn open() -> Option<Self> {
-        let opened = folder().context("none of CACHE_DIRECTORY, XDG_CACHE_HOME and HOME is an absolute path").and_then(
-            |folder| {
-                own(&folder).with_context(|| format!("the cache {} is not used", folder.display()))?;
-                Ok(Self::at(folder, MAX_BYTES))
-            },
-        );
+        let opened = cache_folder::path().and_then(|folder| {
+            cache_folder::own(&folder)?;
+            Ok(Self::at(folder, MAX_BYTES))
+        });
         opened.inspect_err(|error| tracing::warn!("components are compiled at every start: {error:#}")).ok()
     }
 
@@ -183,35 +177,6 @@ fn write_from(file: &Path, content: &mut (impl Read + Seek), mode: u32) -> io::R
     written.as_file().sync_all()?;
     written.persist(file).map_err(|error| error.error)?;
     Ok(())
-}
-
-/// Makes the folder if there is none. Its entries run as machine code outside of the sandbox, so only this user may write
-/// there.
-fn own(folder: &Path) -> anyhow::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let found = fs::metadata(folder)?;
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        bail!("it belongs to somebody else");
-    }
-    if found.mode() & OTHERS_WRITE != 0 {
-        bail!("others may write there; remove it, and it is made anew");
-    }
-    Ok(())
-}
-
-/// The folder that systemd made for this unit (`CacheDirectory=`), otherwise the user's.
-fn folder() -> Option<PathBuf> {
-    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(folders) = std::env::var_os("CACHE_DIRECTORY") {
-        // Several are separated by colons; the first is the one for compiled components.
-        return std::env::split_paths(&folders).next().filter(|path| path.is_absolute());
-    }
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| {
-            let home = absolute("HOME")?;
-            Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
-        })
-        .map(|folder| folder.join("leasehold"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Linear memory that a component has from its start, read from its file before it is compiled.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use wasmparser::{Parser, Payload};
 
@@ -45,9 +48,9 @@ pub(crate) fn check(spec: &Spec, declared: Option<u64>) -> Result<(), Failure> {
 }
 
 /// Reads the declared memory of a component on a thread that may block, and checks it.
-pub(crate) async fn check_aside(engine: &Engine, spec: &Spec) -> Result<(), Failure> {
+pub(crate) async fn check_aside(engine: &Engine, spec: &Spec, file: PathBuf) -> Result<(), Failure> {
     let spec = spec.clone();
-    engine.compiler.run(move || check(&spec, declared(&spec.component))).await
+    engine.compiler.run(move || check(&spec, declared(&file))).await
 }
 
 /// A size in MiB, as in the configuration.

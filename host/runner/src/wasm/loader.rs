@@ -42,7 +42,8 @@ impl Loading {
     pub(crate) fn begin(specs: &[Spec], scheduler: Arc<Scheduler>, tasks: &TaskTracker) -> Self {
         let (mut components, mut files) = (HashMap::new(), Vec::new());
         // In the order of the services.
-        for spec in specs {
+        // Those of registries are pulled by their services.
+        for spec in specs.iter().filter(|spec| spec.artifact.is_none()) {
             let file = (spec.component.clone(), spec.precompiled);
             components.entry(file.clone()).or_insert_with(|| {
                 let (handover, component) = oneshot::channel();

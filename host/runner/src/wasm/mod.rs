@@ -1,6 +1,7 @@
 //! Components: compiled, instantiated, scheduled, and given what their policy allows.
 
 pub(crate) mod admission;
+pub(crate) mod artifact;
 pub(crate) mod cache;
 pub(crate) mod compiler;
 pub(crate) mod component;

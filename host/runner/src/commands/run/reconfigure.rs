@@ -40,6 +40,7 @@ use crate::{
         supervisor::{Report, Reports, StartContext, Supervisor},
     },
     wasm::{
+        artifact,
         component::{Loaded, digest},
         engine::{Demand, Engine, Engines},
         initial_memory,
@@ -162,7 +163,7 @@ impl Reconfigurer {
             };
             let digest = match &next {
                 Ok(Some(next)) => Some(Arc::clone(&next.loaded.digest)),
-                _ if planned.change == Change::Unchanged => digests.of(&planned.spec.component).await,
+                _ if planned.change == Change::Unchanged => digests.of(&planned.spec).await,
                 _ => None,
             };
             let former = present.as_ref().and_then(|handle| handle.snapshot().status.revision);
@@ -385,15 +386,18 @@ impl Loader {
     /// Loads the component of a service, and checks that it fits the configuration.
     async fn load(&mut self, engine: Engine, spec: &Spec) -> Result<NextRevision, Failure> {
         open_tls(spec)?;
-        initial_memory::check_aside(&engine, spec).await?;
         let (path, precompiled) = (&spec.component, spec.precompiled);
-        let known = self.loaded.iter().find(|(other, file, is_precompiled, _)| {
+        // A tag may lead elsewhere by now, and keys are those of a service.
+        let known = self.loaded.iter().filter(|_| spec.artifact.is_none()).find(|(other, file, is_precompiled, _)| {
             other.is_same(&engine) && file == path && *is_precompiled == precompiled
         });
         let loaded = match known {
-            Some((.., loaded)) => loaded.clone(),
+            Some((.., loaded)) => {
+                initial_memory::check_aside(&engine, spec, path.clone()).await?;
+                loaded.clone()
+            }
             None => {
-                let loaded = Loaded::load_aside(engine.clone(), path.clone(), precompiled).await?;
+                let loaded = artifact::load(&engine, spec).await?;
                 self.loaded.push((engine.clone(), path.clone(), precompiled, loaded.clone()));
                 loaded
             }
@@ -409,11 +413,12 @@ struct Digests(HashMap<PathBuf, Option<Arc<str>>>);
 
 impl Digests {
     /// None for a file that cannot be read.
-    async fn of(&mut self, path: &PathBuf) -> Option<Arc<str>> {
-        if !self.0.contains_key(path) {
-            let bytes = timeout(READ_TIMEOUT, tokio::fs::read(path)).await.ok().and_then(Result::ok);
-            self.0.insert(path.clone(), bytes.map(|bytes| digest(&bytes)));
+    async fn of(&mut self, spec: &Spec) -> Option<Arc<str>> {
+        if !self.0.contains_key(&spec.component) {
+            let file = artifact::locate(spec).await.ok()?;
+            let bytes = timeout(READ_TIMEOUT, tokio::fs::read(file)).await.ok().and_then(Result::ok);
+            self.0.insert(spec.component.clone(), bytes.map(|bytes| digest(&bytes)));
         }
-        self.0.get(path).cloned().flatten()
+        self.0.get(&spec.component).cloned().flatten()
     }
 }

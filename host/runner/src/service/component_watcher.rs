@@ -1,14 +1,70 @@
-//! Watch of a component file for changes, by polling.
+//! Watch of a component for changes, by polling: of its file, or of its tag in a registry.
 
 use std::{
+    future::pending,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use tokio::time::sleep;
 
+use crate::config::{Artifact, Spec};
+
 /// Polling interval. Polling works where the system reports no changes: in shared and mounted folders.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Watch of a component.
+pub(crate) enum ComponentWatcher {
+    File(FileWatcher),
+    Artifact(ArtifactWatcher),
+}
+
+impl ComponentWatcher {
+    /// Takes the present component as known.
+    pub(crate) async fn new(spec: &Spec) -> Self {
+        match &spec.artifact {
+            None => Self::File(FileWatcher::new(&spec.component).await),
+            Some(artifact) => Self::Artifact(ArtifactWatcher { artifact: artifact.clone(), known: None }),
+        }
+    }
+
+    /// Waits until there is another component.
+    pub(crate) async fn changed(&mut self) {
+        match self {
+            Self::File(file) => file.changed().await,
+            Self::Artifact(artifact) => artifact.changed().await,
+        }
+    }
+}
+
+/// A reference, and the digest that it led to last.
+pub(crate) struct ArtifactWatcher {
+    artifact: Artifact,
+    known: Option<String>,
+}
+
+impl ArtifactWatcher {
+    /// Waits until the tag leads to another artifact. A registry that does not answer is asked again after the same pause.
+    async fn changed(&mut self) {
+        let Artifact { reference, poll, artifacts, .. } = &self.artifact;
+        let Ok(artifacts) = artifacts else { return pending().await };
+        if reference.digest().is_some() {
+            return pending().await; // It leads to one artifact for good.
+        }
+        loop {
+            match artifacts.resolve(reference).await {
+                Ok(digest) => {
+                    let before = self.known.replace(digest.clone());
+                    if before.is_some_and(|before| before != digest) {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!("{reference}: {error}"),
+            }
+            sleep(*poll).await;
+        }
+    }
+}
 
 /// The file, and its last known stamp.
 pub(crate) struct FileWatcher {
@@ -25,12 +81,12 @@ struct Stamp {
 
 impl FileWatcher {
     /// Takes the present state of the file as known.
-    pub(crate) async fn new(path: &Path) -> Self {
+    async fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), known: stamp(path).await }
     }
 
     /// Waits until the file has changed, and been left alone for one interval: a file that is being written is not read.
-    pub(crate) async fn changed(&mut self) {
+    async fn changed(&mut self) {
         let mut last = None;
         loop {
             sleep(LOOK).await;
