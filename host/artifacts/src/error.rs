@@ -72,8 +72,12 @@ impl Error {
                 let codes: Vec<_> = envelope.errors.iter().map(|error| &error.code).collect();
                 let is = |known: &[OciErrorCode]| codes.iter().any(|code| known.contains(code));
                 let why = brief(&envelope.to_string());
-                if is(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound, OciErrorCode::BlobUnknown])
-                {
+                if is(&[
+                    OciErrorCode::ManifestUnknown,
+                    OciErrorCode::NameUnknown,
+                    OciErrorCode::NotFound,
+                    OciErrorCode::BlobUnknown,
+                ]) {
                     Self::NotFound { registry, name: name.to_owned() }
                 } else if is(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
                     Self::Denied { registry, why }
@@ -88,7 +92,9 @@ impl Error {
             OciDistributionError::ServerError { code, .. } => {
                 Self::Unavailable { registry, why: format!("status {code}") }
             }
-            OciDistributionError::RequestError(error) => Self::Unavailable { registry, why: chain(&error.without_url()) },
+            OciDistributionError::RequestError(error) => {
+                Self::Unavailable { registry, why: chain(&error.without_url()) }
+            }
             OciDistributionError::IoError(error) => Self::Unavailable { registry, why: chain(&error) },
             error => unusable(brief(&error.to_string())),
         }

@@ -303,7 +303,8 @@ impl Session {
 
     /// Fingerprint of the first of the keys that has signed the manifest with that digest.
     async fn signer(&self, reference: &Reference, manifest: &str, keys: &[PublicKey]) -> Result<String, Error> {
-        let unsigned = |why: &str| Error::Unsigned(format!("{reference} ({manifest}) is not signed by a trusted key: {why}"));
+        let unsigned =
+            |why: &str| Error::Unsigned(format!("{reference} ({manifest}) is not signed by a trusted key: {why}"));
         let beside = reference.with_tag(signature::tag(manifest));
         let image = beside.at(&self.host);
         let signatures = match self.client.pull_manifest_raw(&image, &self.credentials, &MANIFESTS).await {
@@ -356,11 +357,16 @@ impl Session {
             let chunk = match stream.try_next().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(error) if error.get_ref().is_some_and(|error| error.is::<DigestError>()) && bytes == layer.bytes => {
+                Err(error)
+                    if error.get_ref().is_some_and(|error| error.is::<DigestError>()) && bytes == layer.bytes =>
+                {
                     return Err(unusable(format!("its content is not that of {}", layer.digest)));
                 }
                 Err(error) => {
-                    return Err(unavailable(format!("the download ended after {bytes} of {} bytes: {error}", layer.bytes)));
+                    return Err(unavailable(format!(
+                        "the download ended after {bytes} of {} bytes: {error}",
+                        layer.bytes
+                    )));
                 }
             };
             bytes += chunk.len() as u64;

@@ -38,7 +38,9 @@ impl Artifacts {
     /// limits the time, and has checked that the bytes are a component.
     pub async fn push(&self, reference: &Reference, component: Vec<u8>, world: &World) -> Result<Pushed, Error> {
         if reference.digest().is_some() {
-            return Err(Error::Invalid(format!("{reference}: a push needs a tag; the digest follows from the content")));
+            return Err(Error::Invalid(format!(
+                "{reference}: a push needs a tag; the digest follows from the content"
+            )));
         }
         let layer_digest = store::digest(&mut &*component).map_err(|error| Error::Cache(error.to_string()))?;
         let config = json!({
@@ -51,10 +53,8 @@ impl Artifacts {
         let config = Config::new(config.to_string().into_bytes(), CONFIG.to_owned(), None);
         let layer = ImageLayer::new(component, LAYER.to_owned(), None);
         let (client, credentials) = self.push_session(reference).await?;
-        let (image, failed) = (
-            reference.at(reference.registry()),
-            |error| Error::of(error, reference.registry(), &reference.name()),
-        );
+        let (image, failed) =
+            (reference.at(reference.registry()), |error| Error::of(error, reference.registry(), &reference.name()));
         client.push(&image, &[layer], config, &credentials, None).await.map_err(failed)?;
         let digest = client.fetch_manifest_digest(&image, &credentials).await.map_err(failed)?;
         Ok(Pushed { digest })

@@ -63,7 +63,9 @@ impl FromStr for Reference {
         let rest = text.strip_prefix(SCHEME).ok_or_else(|| invalid("an artifact is oci://HOST/NAME:TAG"))?;
         let (host, name) = rest.split_once('/').ok_or_else(|| invalid("must be oci://HOST/NAME:TAG"))?;
         if host.contains('@') {
-            return Err(Error::Invalid("a reference has no user and no password; they belong to the registry".to_owned()));
+            return Err(Error::Invalid(
+                "a reference has no user and no password; they belong to the registry".to_owned(),
+            ));
         }
         // Without one, the first part of the name would be taken for Docker's.
         if host != "localhost" && !host.contains(['.', ':']) {

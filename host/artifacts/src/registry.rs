@@ -9,7 +9,10 @@ use oci_client::{
     client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
     secrets::RegistryAuth,
 };
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 
 use crate::error::Error;
 
@@ -57,6 +60,10 @@ impl Registry {
         let mut extra_root_certificates = Vec::new();
         if let Some(ca) = &self.ca {
             let data = ca.read().map_err(|error| Error::Invalid(error.to_string()))?;
+            // The client takes a text without any as no authority.
+            if !CertificateDer::pem_slice_iter(&data).next().is_some_and(|first| first.is_ok()) {
+                return Err(Error::Invalid(format!("{ca} must hold PEM certificates")));
+            }
             extra_root_certificates.push(Certificate { encoding: CertificateEncoding::Pem, data });
         }
         let config = ClientConfig {

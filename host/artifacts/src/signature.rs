@@ -37,14 +37,16 @@ impl PublicKey {
     /// Parses a PEM file with one key: ECDSA over P-256 or P-384, Ed25519, or RSA of 2,048 bits or more.
     pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
         let invalid = |why: &str| Error::Invalid(format!("a public key {why}"));
-        let (_, pem) = parse_x509_pem(pem).map_err(|_| invalid("must be PEM, as `cosign generate-key-pair` writes it"))?;
+        let (_, pem) =
+            parse_x509_pem(pem).map_err(|_| invalid("must be PEM, as `cosign generate-key-pair` writes it"))?;
         if pem.label != "PUBLIC KEY" {
             return Err(invalid(&format!("must be a PUBLIC KEY, not a {}", pem.label)));
         }
         let (_, info) = SubjectPublicKeyInfo::from_der(&pem.contents).map_err(|_| invalid("is damaged"))?;
         let parameter = info.algorithm.parameters.as_ref().and_then(|parameter| parameter.as_oid().ok());
         let curve = parameter.map(|oid| oid.to_id_string());
-        let algorithm: &dyn VerificationAlgorithm = match (&*info.algorithm.algorithm.to_id_string(), curve.as_deref()) {
+        let algorithm: &dyn VerificationAlgorithm = match (&*info.algorithm.algorithm.to_id_string(), curve.as_deref())
+        {
             ("1.2.840.10045.2.1", Some("1.2.840.10045.3.1.7")) => &ECDSA_P256_SHA256_ASN1,
             ("1.2.840.10045.2.1", Some("1.3.132.0.34")) => &ECDSA_P384_SHA384_ASN1,
             ("1.3.101.112", _) => &ED25519,

@@ -8,6 +8,7 @@ pub mod large;
 pub mod paths;
 mod program;
 pub mod raw;
+pub mod registry;
 pub mod sources;
 pub mod startup;
 pub mod template;

@@ -27,7 +27,8 @@ pub(crate) async fn push(args: PushArgs) -> Result<(), Failure> {
     let world = World { imports: info.imports, exports: info.exports };
     let progress = Progress::of(format!("pushing {}", file.display()));
     let pushed = progress.during(timeout(PUSH_TIMEOUT, artifacts.push(&reference, bytes, &world))).await;
-    let pushed = pushed.map_err(|_| Failure::other(format!("{reference}: the push takes longer than {PUSH_TIMEOUT:?}")))?;
+    let pushed =
+        pushed.map_err(|_| Failure::other(format!("{reference}: the push takes longer than {PUSH_TIMEOUT:?}")))?;
     let digest = pushed.map_err(|error| artifact::failure(&error))?.digest;
     let (reference, by_digest) = (reference.to_string(), reference.at_digest(&digest));
     match json {

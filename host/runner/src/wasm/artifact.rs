@@ -74,7 +74,11 @@ pub(crate) async fn pull(artifact: &Artifact) -> Result<Pulled, Failure> {
         let registry = reference.registry().to_owned();
         Err(Error::unavailable(registry, format!("the pull takes longer than {PULL_TIMEOUT:?}")))
     });
-    let pulled = pulled.map_err(|error| failure(&error))?;
+    let pulled = pulled.map_err(|error| {
+        let text = reference.to_string();
+        failure(&error)
+            .map(|sentence| if sentence.starts_with(&text) { sentence } else { format!("{text}: {sentence}") })
+    })?;
     if begun.elapsed() > FIRST_LOG {
         tracing::info!("pulled {reference} in {:.1?}", begun.elapsed());
     }
