@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test run test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -94,10 +94,18 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
-	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-cli
+	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-artifacts -p leasehold-cli
 	cargo test --locked --release -p $(LIBRARY) --no-default-features
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
+
+registry-test: build guests ## components pushed to and run from the registry of the CNCF, which Go builds
+	@command -v go >/dev/null || { echo "registry-test: needs Go, which builds the registry: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
+	mkdir -p target/registry
+	cd target/registry && { test -f go.mod || go mod init current; } && go get github.com/distribution/distribution/v3/cmd/registry@latest
+	cd target/registry && go build -o registry github.com/distribution/distribution/v3/cmd/registry
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin registry
+	target/release/registry
 
 etcd: ## target/etcd/etcd: the current release, for `make test ETCD=target/etcd/etcd`
 	@command -v go >/dev/null || { echo "etcd: needs Go, which builds it: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }

@@ -61,7 +61,7 @@ impl Registry {
         if let Some(ca) = &self.ca {
             let data = ca.read().map_err(|error| Error::Invalid(error.to_string()))?;
             // The client takes a text without any as no authority.
-            if !CertificateDer::pem_slice_iter(&data).next().is_some_and(|first| first.is_ok()) {
+            if CertificateDer::pem_slice_iter(&data).next().is_none_or(|first| first.is_err()) {
                 return Err(Error::Invalid(format!("{ca} must hold PEM certificates")));
             }
             extra_root_certificates.push(Certificate { encoding: CertificateEncoding::Pem, data });

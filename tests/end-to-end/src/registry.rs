@@ -191,7 +191,7 @@ impl Registry {
     /// Puts a manifest under a tag. Returns its digest.
     pub fn put_manifest(&self, name: &str, tag: &str, manifest: &Value) -> String {
         let bytes = Bytes::from(manifest.to_string());
-        self.state().keep_manifest(name, tag, bytes, MANIFEST)
+        self.state().keep_manifest(name, tag, &bytes, MANIFEST)
     }
 
     /// Puts a blob. Returns its digest.
@@ -215,8 +215,8 @@ pub fn digest(content: &[u8]) -> String {
 }
 
 impl State {
-    fn keep_manifest(&mut self, name: &str, tag: &str, bytes: Bytes, kind: &str) -> String {
-        let digest = digest(&bytes);
+    fn keep_manifest(&mut self, name: &str, tag: &str, bytes: &Bytes, kind: &str) -> String {
+        let digest = digest(bytes);
         for key in [tag, &digest] {
             self.manifests.insert((name.to_owned(), key.to_owned()), (bytes.clone(), kind.to_owned()));
         }
@@ -298,7 +298,7 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>, addr: SocketAd
         return uploaded(&parts.method, name, upload, &query, &body, state);
     }
     if let Some((name, tag)) = rest.split_once("/manifests/") {
-        return manifest(&parts.method, (name, tag), body, &parts.headers, state, fault);
+        return manifest(&parts.method, (name, tag), &body, &parts.headers, state, fault);
     }
     match rest.split_once("/blobs/") {
         Some((_, digest)) => blob(&parts.method, digest, state, fault).await,
@@ -369,7 +369,7 @@ fn uploaded(
 fn manifest(
     method: &Method,
     (name, tag): (&str, &str),
-    body: Bytes,
+    body: &Bytes,
     headers: &HeaderMap,
     state: &Mutex<State>,
     fault: Option<Fault>,

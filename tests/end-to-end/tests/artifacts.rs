@@ -165,7 +165,7 @@ async fn a_pushed_component_is_pulled_inspected_and_run() {
     let host = Host::ready(&of_registry(&world, &registry, pulled_from(&registry, &reference))).await;
     world.stands(&format!("/greeter/v1/{}", host.addr("greeter"))).await;
     assert_eq!(get(&host.url("greeter")).await.status, 200);
-    let status = leasehold_end_to_end::http::get(&format!("{}services", host.admin())).await.json();
+    let status = get(&format!("{}services", host.admin())).await.json();
     assert_eq!(status[0]["component"], reference, "{status}");
     assert_eq!(status[0]["component_sha256"], digest(&fs::read(file).unwrap())[7..], "{status}");
     assert_eq!(host.stop().await.code, Some(0));
@@ -474,6 +474,9 @@ async fn mistakes_in_references_and_registries_are_named_by_their_lines() {
     let no_component = folder.write("text.wasm", "text");
     let pushed = folder.leasehold(&["push", &no_component, "oci://127.0.0.1:1/user:1", "--plain-http"]).await;
     assert!(pushed.code == Some(64) && pushed.stderr.contains("not WebAssembly"), "{pushed:?}");
+    let registry = Registry::start().await;
+    let plain = folder.leasehold(&["pull", &registry.reference("user:1")]).await;
+    assert!(plain.code == Some(1) && plain.stderr.contains("with plain_http, this host speaks HTTP"), "{plain:?}");
     let unreachable = format!("oci://{}/user:1", free_address());
     let away = folder.pull(&unreachable, &[]).await;
     assert!(away.code == Some(1) && away.stderr.contains("does not answer"), "{away:?}");

@@ -161,6 +161,22 @@ async fn a_password_that_changes_during_its_refusal_is_sent_at_once() {
     assert_eq!(etcd.count("host", leasehold_scenarios::sim::Call::Authenticate), 2);
 }
 
+/// Sign-ins are shared. A call that joins one whose requests were lost before, shortly before the time of that is over, signs in anew.
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_that_was_lost_fails_no_later_call() {
+    let (etcd, registrar, _give) = simulated("one").await;
+    etcd.set_faults("host", FaultPlan { answer_lost: 1.0, ..FaultPlan::none() });
+    let first = registrar.reach();
+    let second = async {
+        sleep(Duration::from_millis(4900)).await;
+        etcd.set_faults("host", FaultPlan::none());
+        registrar.reach().await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_err(), "its requests were lost");
+    second.unwrap();
+}
+
 /// The TLS files of a host.
 struct Files(TempDir);
 

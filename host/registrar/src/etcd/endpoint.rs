@@ -185,15 +185,22 @@ impl Users {
 impl Endpoint {
     /// Signs in, unless that was done before. Returns the sign-in whose token the next call carries.
     async fn sign_in(&self, users: &Arc<Users>) -> Result<SignIn, Failure> {
-        let signing = {
-            let mut place = self.signed_in.lock();
-            match &*place {
-                // A failed sign-in is repeated.
-                Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
-                _ => place.insert(self.begin(users.clone())).clone(),
+        let called = Instant::now();
+        loop {
+            let signing = {
+                let mut place = self.signed_in.lock();
+                match &*place {
+                    // A failed sign-in is repeated.
+                    Some(signing) if !matches!(signing.done.peek(), Some(Err(_))) => signing.clone(),
+                    _ => place.insert(self.begin(users.clone())).clone(),
+                }
+            };
+            match signing.done.clone().await {
+                // Its requests were lost before this call began, and so say nothing about etcd now.
+                Err(Failure::Unanswered { .. }) if signing.begun < called => {}
+                outcome => return outcome.map(|_| signing),
             }
-        };
-        signing.done.clone().await.map(|_| signing)
+        }
     }
 
     /// Forgets a sign-in whose token etcd does not know any more, unless another one has replaced it.

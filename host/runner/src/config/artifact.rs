@@ -39,7 +39,7 @@ impl fmt::Debug for Artifact {
 impl Artifact {
     /// The keys as they are now. Blocks as long as the file system does.
     pub(crate) fn read_keys(&self) -> Result<Vec<PublicKey>, String> {
-        self.keys.iter().map(|path| read_key(path)).collect()
+        self.keys.iter().map(read_key).collect()
     }
 }
 

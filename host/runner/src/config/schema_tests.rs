@@ -288,6 +288,9 @@ fn file_with(path: &[String], value: &Value) -> Value {
     let mut at = &mut file;
     for key in path {
         if key == "[]" {
+            if at.is_null() {
+                *at = json!([{ "host": "h" }]);
+            }
             at = &mut at[0];
             continue;
         }

@@ -35,7 +35,8 @@ pub(crate) async fn load(engine: &Engine, spec: &Spec) -> Result<Loaded, Failure
 pub(crate) async fn locate(spec: &Spec) -> Result<PathBuf, Failure> {
     match &spec.artifact {
         None => Ok(spec.component.clone()),
-        Some(artifact) => Ok(pull(artifact).await?.file),
+        // Boxed, so that a service with a file does not pay for it.
+        Some(artifact) => Ok(Box::pin(pull(artifact)).await?.file),
     }
 }
 
