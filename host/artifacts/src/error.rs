@@ -93,7 +93,11 @@ impl Error {
                 Self::Unavailable { registry, why: format!("status {code}") }
             }
             OciDistributionError::RequestError(error) => {
-                Self::Unavailable { registry, why: chain(&error.without_url()) }
+                let why = chain(&error.without_url());
+                // Of rustls, about a first byte that is none of TLS.
+                let is_plain = why.contains("InvalidContentType");
+                let hint = if is_plain { "; with plain_http, this host speaks HTTP to it" } else { "" };
+                Self::Unavailable { registry, why: format!("{why}{hint}") }
             }
             OciDistributionError::IoError(error) => Self::Unavailable { registry, why: chain(&error) },
             error => unusable(brief(&error.to_string())),

@@ -34,7 +34,7 @@ const MAX_CACHE_BYTES: u64 = 4 << 30;
 /// Where artifacts come from and where they are kept.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Folder of the cache. Made if there is none; nobody else should be able to write there.
+    /// Folder of the cache. Made if there is none. Other users must not be able to write there.
     pub folder: PathBuf,
     /// Size of the cache in bytes, 4 GiB by default. Beyond it, the components that were not used for the longest time are
     /// removed; the newest one stays.

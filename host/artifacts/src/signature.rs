@@ -86,7 +86,7 @@ pub(crate) fn signer<'a>(
     manifest: &str,
 ) -> Option<&'a PublicKey> {
     let signature = STANDARD.decode(signature).ok()?;
-    // Parsed only once it is known to be from somebody who is trusted.
+    // Parsed only once the signature is known to be that of a trusted key.
     let key = keys.iter().find(|key| key.has_signed(payload, &signature))?;
     let signed: Value = from_slice(payload).ok()?;
     let critical = &signed["critical"];

@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use leasehold_end_to_end::{
     Ended, Host, Program,
-    config::{config, free_address, greeter, service, with},
+    config::{config, endpoint, free_address, greeter, service, with},
     follower::{Call, Follower},
     http::get,
     paths,
@@ -440,6 +440,48 @@ async fn a_service_whose_registry_is_away_is_tried_again_while_others_run() {
     wait_for("both are registered", SOON, async || world.count().await == 2).await;
     host.says("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn the_contract_is_published_as_one_package() {
+    let (registry, folder) = (Registry::start().await, Folder::new());
+    let (file, reference) = (folder.path("registry.wasm"), registry.reference("leasehold/registry:0.2.0"));
+    let written = folder.leasehold(&["wit", "--http", "0.3", "--package", &file]).await;
+    assert_eq!((written.code, written.stdout), (Some(0), format!("written    {file}\n")));
+    let pushed = folder.leasehold(&["push", &file, &reference, "--plain-http"]).await;
+    assert_eq!(pushed.code, Some(0), "{pushed:?}");
+    let output = folder.path("pulled.wasm");
+    folder.pulled(&reference, &["-o", &output]).await;
+    assert_eq!(fs::read(output).unwrap(), fs::read(&file).unwrap());
+    // What is no component of a service is none for the host either.
+    let service = folder.leasehold(&["inspect", &file]).await;
+    assert!(service.stdout.contains("missing     the component exports nothing that can be served"), "{service:?}");
+}
+
+#[tokio::test]
+async fn a_component_explains_the_configuration_that_it_needs() {
+    let (folder, world) = (Folder::new(), World::real().await);
+    for (component, keys) in [
+        ("greeter", &["register: component", "config: {}"][..]),
+        ("plain-p3", &["register: host", "discover: []", "outbound: []"]),
+        ("program", &["register: component", "args: []"]),
+    ] {
+        let file = paths::component(component);
+        let explained = folder.leasehold(&["explain", file.to_str().unwrap()]).await;
+        assert_eq!(explained.code, Some(0), "{explained:?}");
+        for key in keys {
+            assert!(explained.stdout.contains(key), "{component}: {key}: {}", explained.stdout);
+        }
+        let etcd = format!("etcd: {{ endpoints: [{}] }}\n", endpoint(&world));
+        let services = folder.write("services.yaml", etcd + &explained.stdout);
+        let checked = folder.leasehold(&["check", &services]).await;
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+    }
+    let nothing = paths::component("nothing");
+    let explained = folder.leasehold(&["explain", nothing.to_str().unwrap(), "--json"]).await;
+    assert_eq!(explained.code, Some(64), "{explained:?}");
+    let report: Value = serde_json::from_str(&explained.stdout).unwrap();
+    assert!(report["missing"][0].as_str().unwrap().contains("exports nothing that can be served"), "{report}");
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "once_map",
         ],
     ),
-    ("host/artifacts", &["lib", "push", "pull", "signature", "manifest", "store", "registry", "reference", "error"]),
+    ("host/artifacts", &["lib", "push", "pull", "store", "signature", "manifest", "registry", "reference", "error"]),
     (
         "host/registrar",
         &[

@@ -44,7 +44,7 @@ impl ContractVersion {
 }
 
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("subject").args(["folder", "check"]))]
+#[command(group = ArgGroup::new("subject").args(["folder", "check", "package"]))]
 pub(crate) struct WitArgs {
     /// Folder for the packages and a first world; without it the contract is printed
     #[arg(value_name = "DIR")]
@@ -63,6 +63,10 @@ pub(crate) struct WitArgs {
     /// Overwrite files that have other content
     #[arg(long, requires = "folder")]
     pub(crate) force: bool,
+
+    /// Write the contract as one binary package instead, as `wkg` publishes it
+    #[arg(long, value_name = "FILE", conflicts_with = "folder")]
+    pub(crate) package: Option<PathBuf>,
 
     /// Compare a component with the host instead: the versions that it wants, and those that the host has
     #[arg(long, value_name = "FILE")]

@@ -116,6 +116,7 @@ const EXPLAIN_HELP: &str = "\
 Examples:
   leasehold explain greeter.yaml
   leasehold explain greeter.yaml --json
+  leasehold explain greeter.wasm > services.yaml     the configuration that it needs, with the reason for each key
 
 How a node becomes a key and a value is its layout; in the configuration, for all services or for one:
   registry: { layout: kratos }
@@ -191,7 +192,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  leasehold schema > leasehold.schema.json\n\nThe first line of a configuration file then says: # yaml-language-server: $schema=leasehold.schema.json"
     )]
     Schema(SchemaArgs),
-    /// Print the exact keys and values that a configuration would write to etcd
+    /// Print the exact keys and values that a configuration would write to etcd, or the configuration that a component needs
     #[command(after_help = EXPLAIN_HELP)]
     Explain(ExplainArgs),
     /// End one service of a running host, in order; the others go on
@@ -264,7 +265,7 @@ pub(crate) enum Command {
     Dev(DevArgs),
     /// Print or write the interfaces that components can use, as WIT, or check a component against them
     #[command(
-        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
+        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n  leasehold wit --http 0.3 --package registry.wasm     one binary package, for wkg publish or leasehold push\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
     )]
     Wit(WitArgs),
     /// Make a component of a core module, as Go and C build it
@@ -552,10 +553,10 @@ pub(crate) struct SchemaArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ExplainArgs {
-    /// A configuration file (YAML; - for standard input)
+    /// A configuration file (YAML; - for standard input), or a component (.wasm)
     pub(crate) file: PathBuf,
 
-    /// One JSON array
+    /// One JSON array; for a component, one JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }

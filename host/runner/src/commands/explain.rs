@@ -1,9 +1,10 @@
-//! `leasehold explain`: the exact keys and values that a configuration would write. Connects to nothing, starts nothing.
+//! `leasehold explain`: the exact keys and values that a configuration would write, or the configuration that a component needs.
+//! Connects to nothing, starts nothing.
 
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
 
-use super::{print, print_json};
+use super::{needs::needs, print, print_json};
 use crate::{
     cli::ExplainArgs,
     config::{Config, Register, Spec},
@@ -31,6 +32,9 @@ struct Row {
 
 /// Prints what would be written, service by service. Fails when one of the keys may not be.
 pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+    if args.file.extension().is_some_and(|extension| extension == "wasm") {
+        return needs(&args.file, args.json);
+    }
     let config = Config::load(&args.file)?;
     let fixed = match config.registrar.load {
         LoadSource::Fixed(weight) => Some(weight),

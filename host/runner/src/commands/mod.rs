@@ -16,6 +16,7 @@ mod inspect;
 mod keep;
 mod ls;
 mod man;
+mod needs;
 mod new;
 mod node_row;
 mod order;

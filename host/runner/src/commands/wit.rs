@@ -7,6 +7,7 @@ use std::{
 
 use include_dir::{Dir, include_dir};
 use serde::Serialize;
+use wit_parser::Resolve;
 
 use super::{print, print_json};
 use crate::{
@@ -35,12 +36,29 @@ pub(super) struct Text {
     pub(super) content: Vec<u8>,
 }
 
-/// Prints the contract, writes the packages, or checks a component.
+/// Prints the contract, writes it or the packages, or checks a component.
 pub(crate) fn wit(args: &WitArgs) -> Result<(), Failure> {
-    match (&args.check, &args.folder) {
-        (Some(file), _) => check(file, args.json),
-        (None, Some(folder)) => write(folder, args),
-        (None, None) => print(&contract(args.contract, args.http)),
+    match args {
+        WitArgs { check: Some(file), .. } => check(file, args.json),
+        WitArgs { package: Some(file), .. } => write_package(file, args),
+        WitArgs { folder: Some(folder), .. } => write(folder, args),
+        _ => print(&contract(args.contract, args.http)),
+    }
+}
+
+/// The contract in the binary form of WIT.
+fn package(version: ContractVersion, http: HttpVersion) -> Result<Vec<u8>, Failure> {
+    let mut resolve = Resolve::default();
+    let package = resolve.push_str("registry.wit", &contract(version, http));
+    let encoded = package.and_then(|package| wit_component::encode(&resolve, package));
+    encoded.map_err(|error| Failure::other(format!("the contract cannot be encoded: {error:#}")))
+}
+
+fn write_package(file: &Path, args: &WitArgs) -> Result<(), Failure> {
+    create(file, &package(args.contract, args.http)?)?;
+    match args.json {
+        true => print_json(&[Written { file: file.to_owned(), written: true }]),
+        false => print(&format!("written    {}\n", file.display())),
     }
 }
 
@@ -210,7 +228,7 @@ mod tests {
     use tempfile::TempDir;
     use wit_parser::Resolve;
 
-    use super::{create, files};
+    use super::{contract, create, files, package};
     use crate::{
         cli::{ContractVersion, HttpVersion},
         wasm::contract::unavailable,
@@ -238,6 +256,22 @@ mod tests {
                 resolve.packages.iter().find(|(_, package)| package.name.namespace == "leasehold").unwrap().0;
             let has_async = resolve.packages[contract].interfaces.contains_key("async-discovery");
             assert_eq!(has_async, version == ContractVersion::V0_2 && http == HttpVersion::P3);
+        }
+    }
+
+    #[test]
+    fn the_binary_package_has_the_interfaces_of_the_text() {
+        for (version, http) in [(ContractVersion::V0_1, HttpVersion::P2), (ContractVersion::V0_2, HttpVersion::P3)] {
+            let decoded = wit_component::decode(&package(version, http).unwrap()).unwrap();
+            let resolve = decoded.resolve();
+            let found = &resolve.packages[decoded.package()];
+            assert_eq!(found.name.to_string(), format!("leasehold:registry@{}", version.full()));
+            let mut text = Resolve::default();
+            let written = text.push_str("registry.wit", &contract(version, http)).unwrap();
+            let names = |names: Vec<&String>| names.into_iter().cloned().collect::<std::collections::BTreeSet<_>>();
+            let interfaces = names(found.interfaces.keys().collect());
+            assert_eq!(interfaces, names(text.packages[written].interfaces.keys().collect()));
+            assert!(!interfaces.is_empty());
         }
     }
 
