@@ -160,6 +160,24 @@ async fn components_of_both_versions_register_in_one_host() {
 }
 
 #[tokio::test]
+async fn a_component_that_was_built_before_keeps_working() {
+    let world = World::real().await;
+    let file = paths::workspace().join("tests/guests/frozen/greeter-0.1.wasm");
+    let built = with(greeter(), json!({ "component": file }));
+    let host = Host::ready(&with(config(&world, [built]), json!({ "admin": { "listen": free_address() } }))).await;
+    let key = format!("/greeter/v1/{}", host.addr("greeter"));
+    let written = world.stands(&key).await.created;
+    assert!(get(&host.url("greeter")).await.body.contains("hello"));
+    let admin = host.admin();
+    let reloaded = leasehold(&["reload", "greeter", "--admin", &admin]).await;
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    assert_eq!(world.get(&key).await.unwrap().created, written);
+    let drained = leasehold(&["drain", "greeter", "--admin", &admin]).await;
+    assert_eq!((drained.code, world.count().await), (Some(0), 0));
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
 async fn metadata_is_described_as_published_where_a_layout_has_a_place_for_it() {
     let world = World::real().await;
     let registry = json!({ "registry": { "layout": ["seed", "kratos"] } });

@@ -61,24 +61,16 @@ fn list(info: &ComponentInfo, declared: Option<u64>) -> Vec<Need> {
     let imports = |names: &[&str]| info.imports.iter().any(|import| names.iter().any(|name| import.starts_with(name)));
     let mut needs = Vec::new();
     let mut add = |key, value: &str, why: String| needs.push(Need { key, value: value.to_owned(), why });
-    match info.program {
-        Some(_) => add(
-            "listen",
-            "127.0.0.1:8080",
-            "it opens its own listener, at this address: a port other than 0".to_owned(),
-        ),
-        None => {
-            add("listen", "127.0.0.1:8080", format!("the host accepts HTTP/1.1 and HTTP/2 for it ({})", info.served()))
-        }
-    }
-    match info.unregistered(Register::Component) {
-        None => add(
-            "register",
-            "component",
-            "it calls leasehold:registry/registrar, for the names of allow.names".to_owned(),
-        ),
-        Some(_) => add("register", "host", "it does not import leasehold:registry/registrar".to_owned()),
-    }
+    let listen = match info.program {
+        Some(_) => "it opens its own listener, at this address: a port other than 0".to_owned(),
+        None => format!("the host accepts HTTP/1.1 and HTTP/2 for it ({})", info.served()),
+    };
+    add("listen", "127.0.0.1:8080", listen);
+    let (register, why) = match info.unregistered(Register::Component) {
+        None => ("component", "it calls leasehold:registry/registrar, for the names of allow.names"),
+        Some(_) => ("host", "it does not import leasehold:registry/registrar"),
+    };
+    add("register", register, why.to_owned());
     if imports(&["wasi:config/store@"]) {
         add("config", "{}", "it imports wasi:config/store: its author says which values it reads".to_owned());
     }

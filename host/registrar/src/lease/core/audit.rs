@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Revision of etcd at which audits in a row have found keys as they should be. A change of any key in etcd ends it, so that
-/// an etcd in which nothing is written is asked for little more than its revision.
+/// little more than the revision is read from an etcd in which nothing is written.
 #[derive(Debug, Default)]
 pub(super) struct Intact {
     revision: i64,

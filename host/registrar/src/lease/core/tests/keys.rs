@@ -388,7 +388,7 @@ fn a_revision_counts_for_all_keys_once_each_was_compared_at_it() {
     scene.pass(ttl / 3);
     let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
     let view = LeaseView { ttl, remaining: ttl, keys: names, revision: revision + 1 };
-    // A member behind the others has compared at an earlier revision, which is the one that counts.
+    // A member behind the others has compared at an earlier revision, which counts.
     let revisions = Ok(Comparison { compared: 1, altered: Vec::new(), revision: Some(revision - 1) });
     scene.respond(Response::Audited { lease: FIRST, keys: Ok(Some(view)), revisions });
     scene.pass(ttl / 3);
