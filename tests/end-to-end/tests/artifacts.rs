@@ -394,6 +394,49 @@ async fn a_tag_that_moves_is_followed_without_a_failed_request() {
 }
 
 #[tokio::test]
+async fn a_reload_of_the_configuration_pulls_what_it_names_now() {
+    let (registry, folder, world) = (Registry::start().await, Folder::new(), World::real().await);
+    let [first, second] = ["greeter", "lookup"].map(|name| fs::read(paths::component(name)).unwrap());
+    registry.put("service", "1", &first);
+    registry.put("service", "2", &second);
+    let socket = format!("unix:{}", folder.path("admin.sock"));
+    let at_socket = |tag: &str| {
+        let component = registry.reference(&format!("service:{tag}"));
+        let service = with(service("greeter", "greeter"), json!({ "component": component, "register": "host" }));
+        with(of_registry(&world, &registry, service), json!({ "admin": { "listen": socket } }))
+    };
+    let host = Host::ready(&at_socket("1")).await;
+    let served = async || {
+        let status = folder.leasehold(&["status", "--admin", &socket, "--json"]).await;
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        status["services"][0]["component_sha256"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(served().await, digest(&first)[7..]);
+    let reload = async || folder.leasehold(&["reload", "--admin", &socket]).await;
+    fs::write(host.file(), at_socket("2").to_string()).unwrap();
+    let reloaded = reload().await;
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    assert_eq!(served().await, digest(&second)[7..]);
+    // The same configuration, whose tag leads elsewhere by now.
+    registry.put("service", "2", &first);
+    let reloaded = reload().await;
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    assert_eq!(served().await, digest(&first)[7..]);
+    // A reference that leads nowhere changes nothing.
+    fs::write(host.file(), at_socket("3").to_string()).unwrap();
+    let refused = reload().await;
+    assert!(refused.code != Some(0) && refused.wrote("has no service:3"), "{refused:?}");
+    assert_eq!(served().await, digest(&first)[7..]);
+    // Another limit for pulls concerns services from registries alone.
+    let mut changed = at_socket("2");
+    changed["artifacts"]["cache_size"] = json!("1GiB");
+    fs::write(host.file(), changed.to_string()).unwrap();
+    let planned = folder.leasehold(&["reload", "--admin", &socket, "--dry-run"]).await;
+    assert!(planned.code == Some(0) && planned.stdout.contains("artifacts.cache_size"), "{planned:?}");
+    assert_eq!(host.stop().await.code, Some(0));
+}
+
+#[tokio::test]
 async fn mirrors_are_tried_first() {
     let (origin, mirror, world) = (Registry::start().await, Registry::start().await, World::real().await);
     let content = fs::read(paths::component("greeter")).unwrap();
