@@ -70,6 +70,7 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "node",
             "sim",
             "source",
+            "timers",
             "backoff",
         ],
     ),
