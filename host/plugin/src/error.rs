@@ -53,6 +53,9 @@ pub(crate) enum CallRefusal {
     /// The component is being stopped, or its next revision has taken over.
     #[error("the service is being stopped")]
     Ending,
+    /// The registrar has ended, under a component that goes on.
+    #[error("the host's registry has ended")]
+    HostEnded,
     /// The host has withdrawn the component's registrations for the time being.
     #[error("the host has withdrawn the service for the time being")]
     Withdrawn,
@@ -62,6 +65,17 @@ pub(crate) enum CallRefusal {
     /// The registrar refused.
     #[error("{}", text(.0))]
     Registrar(Error),
+}
+
+impl CallRefusal {
+    /// Text for the host's log, with the details that the component does not get.
+    pub(crate) fn detail(&self) -> String {
+        match self {
+            Self::Registrar(error) => error.to_string(),
+            Self::Deadline => "it took longer than the deadline of the component's policy".to_owned(),
+            refusal => refusal.to_string(),
+        }
+    }
 }
 
 impl From<Invalid> for CallRefusal {
@@ -104,6 +118,14 @@ enum CallEnd {
 }
 
 impl CallError {
+    /// The refusal, unless the call traps.
+    pub(crate) fn refusal(&self) -> Option<&CallRefusal> {
+        match &self.0 {
+            CallEnd::Refused(refusal) => Some(refusal),
+            CallEnd::Trapped(_) => None,
+        }
+    }
+
     /// The refusal that the component reads; `Err` traps it.
     pub(crate) fn into_refusal(self) -> wasmtime::Result<CallRefusal> {
         match self.0 {

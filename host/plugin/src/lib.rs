@@ -60,6 +60,7 @@ mod budget;
 mod context;
 mod convert;
 mod error;
+mod failures;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

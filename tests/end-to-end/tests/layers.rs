@@ -45,6 +45,7 @@ const LAYERS: [(&str, &[&str]); 3] = [
             "bindings",
             "handle",
             "registration",
+            "failures",
             "error",
             "budget",
             "once_map",
