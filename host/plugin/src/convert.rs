@@ -72,7 +72,9 @@ impl From<CallRefusal> for types::Error {
             | CallRefusal::NoAddr
             | CallRefusal::LongTtl { .. }
             | CallRefusal::Registrar(Error::Invalid(_)) => Self::InvalidArgument(text),
-            CallRefusal::ForeignName | CallRefusal::ForeignAddr | CallRefusal::HiddenName => Self::AccessDenied(text),
+            CallRefusal::NoRegistry | CallRefusal::ForeignName | CallRefusal::ForeignAddr | CallRefusal::HiddenName => {
+                Self::AccessDenied(text)
+            }
             CallRefusal::TooMany { .. }
             | CallRefusal::RegisterRate { .. }
             | CallRefusal::TooManyViews { .. }

@@ -14,6 +14,9 @@ pub(crate) enum CallRefusal {
     /// An argument breaks a rule of `server-node`.
     #[error("{0}")]
     Invalid(Invalid),
+    /// The embedder has no registry for the component's store.
+    #[error("this component has no access to the registry")]
+    NoRegistry,
     /// The component leaves its address to a host that has none for it.
     #[error("addr must not be empty: the host serves this component at no address")]
     NoAddr,

@@ -16,16 +16,16 @@ use crate::{
     context::{RegistryCtx, RunningCall},
     error::CallError,
     handle::Handle,
-    host::{HasRegistry, RegistryView, pick, register, resolve, set_weight, stop, watch},
+    host::{HasRegistry, RegistryCtxView, pick, register, resolve, set_weight, stop, watch},
     registration::ComponentRegistration,
 };
 
-impl async_registrar::Host for RegistryView<'_> {}
-impl async_discovery::Host for RegistryView<'_> {}
+impl async_registrar::Host for RegistryCtxView<'_> {}
+impl async_discovery::Host for RegistryCtxView<'_> {}
 
 /// Begins a call: the component's registry, and its place among the calls in progress.
 fn begin<T: 'static>(store: &Accessor<T, HasRegistry>) -> Result<(RegistryCtx, RunningCall), CallError> {
-    let ctx = store.with(|mut access| access.get().ctx.clone());
+    let ctx = store.with(|mut access| access.get().ctx().cloned())?;
     let call = ctx.begin_call()?;
     Ok((ctx, call))
 }

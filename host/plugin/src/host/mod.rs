@@ -5,7 +5,7 @@ mod asynchronous;
 mod v0_1;
 mod v0_2;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use leasehold::Weight;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
@@ -20,65 +20,139 @@ use crate::{
     watch::Watch,
 };
 
-/// One store's access to its component's registry, made anew for every call.
-pub struct RegistryView<'a> {
-    /// The component's registrations and policy.
-    pub ctx: &'a RegistryCtx,
-    /// The store's table, which holds the component's handles.
-    pub table: &'a mut ResourceTable,
-}
-
-/// Adds both versions of `leasehold:registry` to a linker, 0.1 and 0.2, the asynchronous interfaces included.
+/// Access of a store's data to the registry of its component.
 ///
-/// `view` borrows the [`RegistryCtx`] and the table of a store. The store must be used with async calls. The engine must have
-/// the component model's concurrency, as it has by default.
-pub fn add_to_linker<T: Send + 'static>(
-    linker: &mut Linker<T>,
-    view: fn(&mut T) -> RegistryView<'_>,
-) -> wasmtime::Result<()> {
-    {
-        use bindings_0_1::leasehold::registry::{discovery, registrar};
+/// A platform whose store data is of a type of another crate gives a function instead, to
+/// [`add_to_linker_with`](crate::add_to_linker_with).
+pub trait RegistryView: Send {
+    /// The registry of the store's component, made anew for every call, and the store's table.
+    fn registry(&mut self) -> RegistryCtxView<'_>;
+}
 
-        // Its types are those of 0.2, so that nothing is generated for it.
-        linker.instance("leasehold:registry/types@0.1.0")?;
-        registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-        discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-    }
-    {
-        use bindings_0_2::leasehold::registry::{
-            async_discovery, async_registrar, discovery, registrar, registry_types,
-        };
-
-        registry_types::add_to_linker::<T, HasRegistry>(linker, view)?;
-        registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-        discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-        async_registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-        async_discovery::add_to_linker::<T, HasRegistry>(linker, view)
+impl<T: RegistryView + ?Sized> RegistryView for &mut T {
+    fn registry(&mut self) -> RegistryCtxView<'_> {
+        T::registry(self)
     }
 }
 
-struct HasRegistry;
+impl<T: RegistryView + ?Sized> RegistryView for Box<T> {
+    fn registry(&mut self) -> RegistryCtxView<'_> {
+        T::registry(self)
+    }
+}
+
+/// One store's access to its component's registry, for one call.
+pub struct RegistryCtxView<'a> {
+    ctx: Option<Cow<'a, RegistryCtx>>,
+    table: &'a mut ResourceTable,
+}
+
+impl<'a> RegistryCtxView<'a> {
+    /// The component's registrations and policy, as they stand beside the store's table, which holds the component's handles.
+    pub fn new(ctx: &'a RegistryCtx, table: &'a mut ResourceTable) -> Self {
+        Self { ctx: Some(Cow::Borrowed(ctx)), table }
+    }
+
+    /// The same for a clone, of a context that stands behind a lock or is found by the component's name.
+    pub fn owned(ctx: RegistryCtx, table: &'a mut ResourceTable) -> Self {
+        Self { ctx: Some(Cow::Owned(ctx)), table }
+    }
+
+    /// A store without a registry: its component has no registrations, and gets `access-denied` for every call that needs the
+    /// registry. Handles that it has still have their key, node and status.
+    pub fn none(table: &'a mut ResourceTable) -> Self {
+        Self { ctx: None, table }
+    }
+
+    fn ctx(&self) -> Result<&RegistryCtx, CallRefusal> {
+        self.ctx.as_deref().ok_or(CallRefusal::NoRegistry)
+    }
+}
+
+/// Adds every interface of both versions of `leasehold:registry` to a linker, 0.1 and 0.2, the asynchronous ones included.
+///
+/// The store must be used with async calls. The engine must have the component model's concurrency, as it has by default.
+pub fn add_to_linker<T: RegistryView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
+    add_to_linker_with(linker, T::registry)
+}
+
+/// Adds every interface like [`add_to_linker`], for data of a store whose type cannot implement [`RegistryView`].
+pub fn add_to_linker_with<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> RegistryCtxView<'_>,
+) -> wasmtime::Result<()> {
+    add_registrar_to_linker(linker, view)?;
+    add_discovery_to_linker(linker, view)
+}
+
+/// Adds `registrar` of both versions and `async-registrar`, with the types that they use.
+///
+/// `view` is `State::registry`, where the store's data implements [`RegistryView`].
+pub fn add_registrar_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> RegistryCtxView<'_>,
+) -> wasmtime::Result<()> {
+    use bindings_0_2::leasehold::registry::{async_registrar, registrar};
+
+    add_types_to_linker(linker, view)?;
+    bindings_0_1::leasehold::registry::registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
+    registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
+    async_registrar::add_to_linker::<T, HasRegistry>(linker, view)
+}
+
+/// Adds `discovery` of both versions and `async-discovery`, with the types that they use, for components that look services up
+/// and register nothing.
+///
+/// `view` is `State::registry`, where the store's data implements [`RegistryView`].
+pub fn add_discovery_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> RegistryCtxView<'_>,
+) -> wasmtime::Result<()> {
+    use bindings_0_2::leasehold::registry::{async_discovery, discovery};
+
+    add_types_to_linker(linker, view)?;
+    bindings_0_1::leasehold::registry::discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
+    discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
+    async_discovery::add_to_linker::<T, HasRegistry>(linker, view)
+}
+
+fn add_types_to_linker<T: Send + 'static>(
+    linker: &mut Linker<T>,
+    view: fn(&mut T) -> RegistryCtxView<'_>,
+) -> wasmtime::Result<()> {
+    // The types of 0.1 are those of 0.2, so that nothing is generated for them.
+    linker.instance("leasehold:registry/types@0.1.0")?;
+    types::add_to_linker::<T, HasRegistry>(linker, view)
+}
+
+/// Key of the data that the interfaces take from a store, for the functions `add_to_linker` of a single interface in
+/// [`bindings`](crate::bindings): `discovery::add_to_linker::<State, HasRegistry>(&mut linker, State::registry)`.
+pub struct HasRegistry;
 
 impl HasData for HasRegistry {
-    type Data<'a> = RegistryView<'a>;
+    type Data<'a> = RegistryCtxView<'a>;
 }
 
-impl types::Host for RegistryView<'_> {
+impl types::Host for RegistryCtxView<'_> {
     fn convert_error(&mut self, error: CallError) -> wasmtime::Result<types::Error> {
         Ok(error.into_refusal()?.into())
     }
 }
 
 /// The calls of all versions, by the names that they have there.
-impl RegistryView<'_> {
+impl RegistryCtxView<'_> {
     async fn register(&mut self, node: types::ServerNode, ttl_seconds: u32) -> Result<Resource<Handle>, CallError> {
-        let registration = register(self.ctx, node, ttl_seconds).await?;
+        let registration = register(self.ctx()?, node, ttl_seconds).await?;
         self.handle(registration)
     }
 
     fn current(&mut self) -> wasmtime::Result<Vec<Resource<Handle>>> {
-        let registrations = self.ctx.component_registrations().into_iter();
+        let registrations = self.registrations().into_iter();
         registrations.map(|registration| Ok(self.table.push(Handle(registration))?)).collect()
+    }
+
+    fn registrations(&self) -> Vec<Arc<ComponentRegistration>> {
+        self.ctx().map(RegistryCtx::component_registrations).unwrap_or_default()
     }
 
     fn key(&self, handle: &Resource<Handle>) -> wasmtime::Result<String> {
@@ -94,19 +168,19 @@ impl RegistryView<'_> {
     }
 
     async fn set_weight(&mut self, handle: &Resource<Handle>, weight: u32) -> Result<(), CallError> {
-        set_weight(self.ctx, &*self.registration(handle)?, weight).await
+        set_weight(self.ctx()?, &*self.registration(handle)?, weight).await
     }
 
     async fn stop(&mut self, handle: &Resource<Handle>) -> Result<(), CallError> {
-        stop(self.ctx, &*self.registration(handle)?).await
+        stop(self.ctx()?, &*self.registration(handle)?).await
     }
 
     async fn resolve(&mut self, name: &str, version: &str) -> Result<Vec<types::ServerNode>, CallError> {
-        resolve(self.ctx, name, version).await
+        resolve(self.ctx()?, name, version).await
     }
 
     async fn pick(&mut self, name: &str, version: &str) -> Result<Option<types::ServerNode>, CallError> {
-        pick(self.ctx, name, version).await
+        pick(self.ctx()?, name, version).await
     }
 
     fn drop_handle(&mut self, handle: Resource<Handle>) -> wasmtime::Result<()> {
@@ -172,9 +246,13 @@ mod tests {
 
     use leasehold::{Options, Registrar};
     use parking_lot::Mutex;
+    use wasmtime::component::{Linker, ResourceTable};
 
-    use super::{register, types};
-    use crate::{Policy, RegistryCtx};
+    use super::{
+        CallRefusal, HasRegistry, RegistryCtxView, RegistryView, add_discovery_to_linker, add_registrar_to_linker,
+        add_to_linker, register, types,
+    };
+    use crate::{Policy, RegistryCtx, bindings::v0_2::leasehold::registry::discovery};
 
     /// Lines of a log.
     #[derive(Clone, Default)]
@@ -198,6 +276,59 @@ mod tests {
             weight: None,
             metadata: Vec::new(),
         }
+    }
+
+    /// A store whose registry stands behind a lock, where it may be missing.
+    struct State {
+        table: ResourceTable,
+        registries: Arc<Mutex<Option<RegistryCtx>>>,
+    }
+
+    impl RegistryView for State {
+        fn registry(&mut self) -> RegistryCtxView<'_> {
+            match &*self.registries.lock() {
+                Some(ctx) => RegistryCtxView::owned(ctx.clone(), &mut self.table),
+                None => RegistryCtxView::none(&mut self.table),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_registry_stands_behind_a_lock_and_may_be_missing() {
+        let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
+        let policy = Policy::serving("user".parse().unwrap(), "127.0.0.1:80".parse().unwrap());
+        let ctx = RegistryCtx::new(registrar.clone(), policy);
+        let mut state = State { table: ResourceTable::new(), registries: Arc::new(Mutex::new(Some(ctx.clone()))) };
+        ctx.stop_all().await.unwrap();
+        let mut refused = async || {
+            let refusal = state.registry().register(node("user"), 0).await.unwrap_err().into_refusal().unwrap();
+            assert!(state.registry().current().unwrap().is_empty());
+            state.registries.lock().take();
+            types::Error::from(refusal)
+        };
+        assert!(matches!(refused().await, types::Error::Unavailable(_)));
+        match refused().await {
+            types::Error::AccessDenied(text) => assert_eq!(text, "this component has no access to the registry"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(
+            state.registry().resolve("user", "").await.unwrap_err().refusal(),
+            Some(CallRefusal::NoRegistry)
+        ));
+        registrar.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
+
+    #[test]
+    fn interfaces_are_linked_together_or_one_by_one() {
+        let engine = wasmtime::Engine::default();
+        let mut all = Linker::<State>::new(&engine);
+        add_to_linker(&mut all).unwrap();
+        let mut either = Linker::<State>::new(&engine);
+        add_discovery_to_linker(&mut either, State::registry).unwrap();
+        add_registrar_to_linker(&mut either, State::registry).unwrap();
+        let mut one = Linker::<State>::new(&engine);
+        discovery::add_to_linker::<State, HasRegistry>(&mut one, State::registry).unwrap();
+        add_discovery_to_linker(&mut one, State::registry).expect_err("it is there already");
     }
 
     #[tokio::test]
