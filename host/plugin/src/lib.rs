@@ -107,7 +107,26 @@ mod registration;
 mod watch;
 
 /// Packages of the contract that this crate links, with their versions, the latest one first.
-pub const CONTRACTS: [&str; 2] = ["leasehold:registry@0.2.0", "leasehold:registry@0.1.0"];
+pub const CONTRACTS: &[&str] = &["leasehold:registry@0.2.0", "leasehold:registry@0.1.0"];
+
+/// Files of the contract, each with its path and its text, those of the latest version first.
+///
+/// `bindgen!` reads files of the crate in which it stands. An embedder with a world of its own keeps these there (`leasehold wit`
+/// writes them, too), and a test that compares them with this constant. Its `with` takes the bindings of this crate:
+///
+/// ```text
+/// wasmtime::component::bindgen!({
+///     path: "wit",
+///     world: "plugin",
+///     imports: { default: async },
+///     with: { "leasehold:registry": leasehold_wasmtime::bindings::v0_2::leasehold::registry },
+/// });
+/// ```
+pub const WIT: &[(&str, &str)] = &[
+    ("0.2/registry.wit", include_str!("../wit/0.2/registry.wit")),
+    ("0.2/async.wit", include_str!("../wit/0.2/async.wit")),
+    ("0.1/registry.wit", include_str!("../wit/0.1/registry.wit")),
+];
 
 pub use context::RegistryCtx;
 pub use error::CallError;
@@ -121,7 +140,7 @@ pub use policy::{Names, Policy};
 
 #[cfg(test)]
 mod tests {
-    use super::CONTRACTS;
+    use super::{CONTRACTS, WIT};
 
     #[test]
     fn the_printed_example_is_the_one_that_runs() {
@@ -134,13 +153,10 @@ mod tests {
 
     #[test]
     fn the_contracts_are_those_of_the_wit() {
-        let files = [
-            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/registry.wit")),
-            ("leasehold:registry@0.2.0", include_str!("../wit/0.2/async.wit")),
-            ("leasehold:registry@0.1.0", include_str!("../wit/0.1/registry.wit")),
-        ];
-        for (contract, wit) in files {
-            assert!(CONTRACTS.contains(&contract) && wit.contains(&format!("package {contract};")));
+        for (path, wit) in WIT {
+            let (version, _) = path.split_once('/').unwrap();
+            let contract = CONTRACTS.iter().find(|contract| contract.ends_with(&format!("@{version}.0"))).unwrap();
+            assert!(wit.contains(&format!("package {contract};")), "{path}");
         }
     }
 }
