@@ -225,6 +225,9 @@ impl RegistryCtx {
     ///
     /// A `register` that is in progress is waited for and undone. Ok: all keys are gone and stay gone. Otherwise the first
     /// error; the registrar goes on with the rest. Idempotent.
+    ///
+    /// Final: `register` returns `unavailable` from then on. A component that is started again, also after a start that
+    /// failed, has a new context.
     pub async fn stop_all(&self) -> Result<(), Error> {
         let stops = self.shared.registrations.close().into_iter().map(|registration| async move {
             match registration.await {
@@ -248,7 +251,7 @@ impl RegistryCtx {
     }
 
     /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
-    /// does not work. Its handles stay valid; `register` meanwhile returns `unavailable`.
+    /// does not work, or whose route is about to go. Its handles stay valid; `register` meanwhile returns `unavailable`.
     ///
     /// Ok: all keys are gone. Otherwise the first error; the registrar goes on with the rest. Idempotent.
     pub async fn withdraw(&self) -> Result<(), Error> {
@@ -258,7 +261,7 @@ impl RegistryCtx {
     }
 
     /// Registers again every registration that was withdrawn, except for those that the component stopped meanwhile: the
-    /// same nodes on the same terms.
+    /// same nodes on the same terms. Belongs where the component's route stands.
     ///
     /// Ok: all of them are in etcd. Otherwise the first error, and the rest stays withdrawn until the next call. Idempotent.
     pub async fn restore(&self) -> Result<(), Error> {
