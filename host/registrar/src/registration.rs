@@ -66,7 +66,7 @@ pub struct Registration {
 /// Keys with the layouts that write them: one, as a rule.
 pub(crate) type Parts = SmallVec<[(KeyHandle, Layout); 1]>;
 
-/// An owner's handle of one key. Several registrations that succeed one another may own a key; the last one that drops or
+/// An owner's handle of one key. Several registrations that succeed one another may own a key; the last owner that drops or
 /// releases it deregisters it.
 #[derive(Debug)]
 pub(crate) struct KeyHandle {
