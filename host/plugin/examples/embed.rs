@@ -6,7 +6,7 @@
 use std::{env, time::Duration};
 
 use leasehold::{Addr, Options, Registrar};
-use leasehold_wasmtime::{Lifecycle, Names, Policy, RegistryCtx, RegistryView};
+use leasehold_wasmtime::{Lifecycle, Names, Policy, RegistryCtx, RegistryCtxView, RegistryView};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -51,6 +51,12 @@ impl WasiHttpView for State {
     }
 }
 
+impl RegistryView for State {
+    fn registry(&mut self) -> RegistryCtxView<'_> {
+        RegistryCtxView::new(&self.registry, &mut self.table)
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut args = env::args().skip(1);
@@ -61,7 +67,7 @@ async fn main() -> Result<()> {
     let registrar = Registrar::start(Options::new([etcd]))?;
     // This platform lets a component choose its name, but not its address.
     let policy = Policy { names: Names::Any, addr: Some(addr), ..Policy::default() };
-    let registry = RegistryCtx::new(registrar.clone(), policy);
+    let registry = RegistryCtx::new(registrar.clone(), policy).named(&*component);
 
     let outcome = serve(&component, registry.clone()).await;
 
@@ -119,10 +125,7 @@ fn linker(engine: &Engine) -> Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State| WasiConfig::from(&state.config))?;
-    leasehold_wasmtime::add_to_linker(&mut linker, |state: &mut State| RegistryView {
-        ctx: &state.registry,
-        table: &mut state.table,
-    })?;
+    leasehold_wasmtime::add_to_linker(&mut linker)?;
     // What a component needs to serve HTTP. Without `outgoing-handler` it cannot send any.
     types::add_to_linker::<_, WasiHttp>(&mut linker, &LinkOptions::default().into(), State::http)?;
     Ok(linker)

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{future::join_all, poll};
+use futures::{FutureExt, future::join_all, poll};
 use leasehold::{
     Balancer, Error, Nodes, Pick, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
 };
@@ -23,14 +23,16 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
+use tracing::Instrument;
 
 use crate::{
     bindings::v0_2::leasehold::registry::registry_types as types,
     budget::Budget,
     error::{CallError, CallRefusal},
+    failures::{Failures, Kind},
     lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
-    policy::Policy,
+    policy::{Names, Policy},
     registration::{ComponentRegistration, with_weight},
     watch::{Pace, Watch},
 };
@@ -54,6 +56,8 @@ pub(crate) type RunningCall = OwnedSemaphorePermit;
 #[derive(Debug, Clone)]
 pub struct RegistryCtx {
     shared: Arc<Shared>,
+    /// Name in the log.
+    name: Arc<str>,
     /// Policy of this revision.
     policy: Arc<Policy>,
     /// Revision of the component that this context is for, from 0.
@@ -75,6 +79,7 @@ struct Shared {
     weight: Mutex<Option<Weight>>,
     /// Registrations that the component may make within a time.
     budget: Budget,
+    failures: Failures,
     lookups: Lookups<WatchedService>,
     /// True while a task sweeps `lookups`.
     sweeps: AtomicBool,
@@ -125,6 +130,7 @@ impl RegistryCtx {
             registrations,
             weight: Mutex::default(),
             budget,
+            failures: Failures::default(),
             lookups: Lookups::new(),
             sweeps: AtomicBool::new(false),
             stopped: CancellationToken::new(),
@@ -134,7 +140,26 @@ impl RegistryCtx {
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
         };
-        Self::revision(Arc::new(shared), Arc::new(policy), 0)
+        let name = match &policy.names {
+            Names::Only(names) => names.first().map(|name| name.as_str().into()),
+            Names::Any => None,
+        };
+        Self::revision(Arc::new(shared), name.unwrap_or_else(|| "unnamed".into()), Arc::new(policy), 0)
+    }
+
+    /// The same component under this name in log lines and spans, in its field `component`. By default it is the first name
+    /// that the policy lets it register, and `unnamed` without one.
+    ///
+    /// Calls that fail for the host's reasons (etcd, a deadline, a limit of the host, another component's key) are warnings
+    /// with their cause: each kind once, with reminders at growing intervals. Others are logged at the level `DEBUG`.
+    #[must_use]
+    pub fn named(self, name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Name of the component in the log.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Policy of the component.
@@ -200,6 +225,9 @@ impl RegistryCtx {
     ///
     /// A `register` that is in progress is waited for and undone. Ok: all keys are gone and stay gone. Otherwise the first
     /// error; the registrar goes on with the rest. Idempotent.
+    ///
+    /// Final: `register` returns `unavailable` from then on. A component that is started again, also after a start that
+    /// failed, has a new context.
     pub async fn stop_all(&self) -> Result<(), Error> {
         let stops = self.shared.registrations.close().into_iter().map(|registration| async move {
             match registration.await {
@@ -223,7 +251,7 @@ impl RegistryCtx {
     }
 
     /// Takes every registration of the component out of etcd until [`restore`](Self::restore), for a component that
-    /// does not work. Its handles stay valid; `register` meanwhile returns `unavailable`.
+    /// does not work, or whose route is about to go. Its handles stay valid; `register` meanwhile returns `unavailable`.
     ///
     /// Ok: all keys are gone. Otherwise the first error; the registrar goes on with the rest. Idempotent.
     pub async fn withdraw(&self) -> Result<(), Error> {
@@ -233,7 +261,7 @@ impl RegistryCtx {
     }
 
     /// Registers again every registration that was withdrawn, except for those that the component stopped meanwhile: the
-    /// same nodes on the same terms.
+    /// same nodes on the same terms. Belongs where the component's route stands.
     ///
     /// Ok: all of them are in etcd. Otherwise the first error, and the rest stays withdrawn until the next call. Idempotent.
     pub async fn restore(&self) -> Result<(), Error> {
@@ -266,13 +294,14 @@ impl RegistryCtx {
         self.succeeded_by(Arc::new(policy))
     }
 
-    fn revision(shared: Arc<Shared>, policy: Arc<Policy>, revision: u64) -> Self {
+    fn revision(shared: Arc<Shared>, name: Arc<str>, policy: Arc<Policy>, revision: u64) -> Self {
         Self {
             watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             pace: Arc::default(),
             watches_end: CancellationToken::new(),
             shared,
+            name,
             policy,
             revision,
         }
@@ -280,7 +309,7 @@ impl RegistryCtx {
 
     fn succeeded_by(&self, policy: Arc<Policy>) -> Self {
         let revision = self.shared.latest.fetch_add(1, Ordering::SeqCst) + 1;
-        Self::revision(Arc::clone(&self.shared), policy, revision)
+        Self::revision(Arc::clone(&self.shared), Arc::clone(&self.name), policy, revision)
     }
 
     /// Moves every registration to this revision, for an embedder that registers in the component's place.
@@ -314,6 +343,38 @@ impl RegistryCtx {
         join_all(given).await.into_iter().collect()
     }
 
+    /// Drives one call of the component: in a span of its own, and with a refusal in the log.
+    pub(crate) fn observed<T>(
+        &self,
+        call: &'static str,
+        work: impl Future<Output = Result<T, CallError>>,
+    ) -> impl Future<Output = Result<T, CallError>> {
+        let span = tracing::debug_span!("registry", component = &*self.name, call);
+        work.instrument(span).inspect(move |outcome| {
+            if let Some(refusal) = outcome.as_ref().err().and_then(CallError::refusal) {
+                self.report(call, refusal);
+            }
+        })
+    }
+
+    fn report(&self, call: &str, refusal: &CallRefusal) {
+        let (registrar, component) = (&self.shared.registrar, &*self.name);
+        let kind = Kind::of(refusal, registrar.has_ended());
+        let Some(unlogged) = kind.and_then(|kind| self.shared.failures.count(kind, Instant::now())) else {
+            return tracing::debug!(component, call, "the registry refused a call: {}", refusal.detail());
+        };
+        // A deadline that passed says nothing about the cause.
+        let fault = (kind == Some(Kind::Late)).then(|| registrar.faults().into_iter().next()).flatten();
+        let cause = fault.map_or_else(String::new, |fault| format!("; {fault}"));
+        let unlogged = Some(unlogged).filter(|number| *number > 0);
+        tracing::warn!(component, call, unlogged, "the registry failed a call: {}{cause}", refusal.detail());
+    }
+
+    /// Reason for a call that found its registrations, or the registrar, at their end.
+    fn ending(&self) -> CallRefusal {
+        if self.shared.registrar.has_ended() { CallRefusal::HostEnded } else { CallRefusal::Ending }
+    }
+
     /// The component's `register`.
     pub(crate) async fn register(
         &self,
@@ -329,7 +390,8 @@ impl RegistryCtx {
         let registration = within(self.policy.deadline, self.register_once(node, terms, Some(budget))).await?;
         let registration = registration.map_err(|error| match error {
             GetError::Full => CallRefusal::TooMany { max: self.policy.max_registrations },
-            GetError::Closed | GetError::Failed(RegisterError::Registrar(Error::Ended)) => CallRefusal::Ending,
+            GetError::Closed => CallRefusal::Ending,
+            GetError::Failed(RegisterError::Registrar(Error::Ended)) => self.ending(),
             GetError::Failed(RegisterError::Registrar(error)) => CallRefusal::Registrar(error),
             GetError::Failed(RegisterError::TooOften) => {
                 CallRefusal::RegisterRate { burst: budget.burst, interval: budget.interval }
@@ -405,7 +467,7 @@ impl RegistryCtx {
         within(self.policy.deadline, found).await?.map_err(|error| match error {
             WatchError::TooMany => CallRefusal::TooManyViews { max: MAX_VIEWS },
             WatchError::TooOften => CallRefusal::LookupRate { burst: budget.burst, interval: budget.interval },
-            WatchError::Registrar(Error::Ended) => CallRefusal::Ending,
+            WatchError::Registrar(Error::Ended) => self.ending(),
             WatchError::Registrar(Error::Quota { .. }) => CallRefusal::HostViewsFull,
             WatchError::Registrar(error) => CallRefusal::Registrar(error),
         })

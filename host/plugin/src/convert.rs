@@ -66,17 +66,15 @@ impl From<CallRefusal> for types::Error {
     fn from(refusal: CallRefusal) -> Self {
         use leasehold::Error;
 
-        if let CallRefusal::Registrar(error) = &refusal {
-            // The host's log has the details that the component does not get.
-            tracing::debug!(%error, "a component's call was refused");
-        }
         let text = refusal.to_string();
         match refusal {
             CallRefusal::Invalid(_)
             | CallRefusal::NoAddr
             | CallRefusal::LongTtl { .. }
             | CallRefusal::Registrar(Error::Invalid(_)) => Self::InvalidArgument(text),
-            CallRefusal::ForeignName | CallRefusal::ForeignAddr | CallRefusal::HiddenName => Self::AccessDenied(text),
+            CallRefusal::NoRegistry | CallRefusal::ForeignName | CallRefusal::ForeignAddr | CallRefusal::HiddenName => {
+                Self::AccessDenied(text)
+            }
             CallRefusal::TooMany { .. }
             | CallRefusal::RegisterRate { .. }
             | CallRefusal::TooManyViews { .. }
@@ -86,9 +84,10 @@ impl From<CallRefusal> for types::Error {
             | CallRefusal::HostViewsFull
             | CallRefusal::Registrar(Error::Quota { .. }) => Self::QuotaExceeded(text),
             CallRefusal::Registrar(Error::Conflict { .. } | Error::Duplicate(_)) => Self::Conflict(text),
-            CallRefusal::Ending | CallRefusal::Withdrawn | CallRefusal::Registrar(Error::Unavailable(_)) => {
-                Self::Unavailable(text)
-            }
+            CallRefusal::Ending
+            | CallRefusal::HostEnded
+            | CallRefusal::Withdrawn
+            | CallRefusal::Registrar(Error::Unavailable(_)) => Self::Unavailable(text),
             CallRefusal::Deadline | CallRefusal::Registrar(Error::Timeout { .. }) => Self::Timeout,
             CallRefusal::Registrar(Error::Ended) => Self::NotRegistered,
             CallRefusal::Registrar(_) => Self::Other(text),

@@ -14,6 +14,9 @@ pub(crate) enum CallRefusal {
     /// An argument breaks a rule of `server-node`.
     #[error("{0}")]
     Invalid(Invalid),
+    /// The embedder has no registry for the component's store.
+    #[error("this component has no access to the registry")]
+    NoRegistry,
     /// The component leaves its address to a host that has none for it.
     #[error("addr must not be empty: the host serves this component at no address")]
     NoAddr,
@@ -53,6 +56,9 @@ pub(crate) enum CallRefusal {
     /// The component is being stopped, or its next revision has taken over.
     #[error("the service is being stopped")]
     Ending,
+    /// The registrar has ended, under a component that goes on.
+    #[error("the host's registry has ended")]
+    HostEnded,
     /// The host has withdrawn the component's registrations for the time being.
     #[error("the host has withdrawn the service for the time being")]
     Withdrawn,
@@ -62,6 +68,17 @@ pub(crate) enum CallRefusal {
     /// The registrar refused.
     #[error("{}", text(.0))]
     Registrar(Error),
+}
+
+impl CallRefusal {
+    /// Text for the host's log, with the details that the component does not get.
+    pub(crate) fn detail(&self) -> String {
+        match self {
+            Self::Registrar(error) => error.to_string(),
+            Self::Deadline => "it took longer than the deadline of the component's policy".to_owned(),
+            refusal => refusal.to_string(),
+        }
+    }
 }
 
 impl From<Invalid> for CallRefusal {
@@ -104,6 +121,14 @@ enum CallEnd {
 }
 
 impl CallError {
+    /// The refusal, unless the call traps.
+    pub(crate) fn refusal(&self) -> Option<&CallRefusal> {
+        match &self.0 {
+            CallEnd::Refused(refusal) => Some(refusal),
+            CallEnd::Trapped(_) => None,
+        }
+    }
+
     /// The refusal that the component reads; `Err` traps it.
     pub(crate) fn into_refusal(self) -> wasmtime::Result<CallRefusal> {
         match self.0 {

@@ -32,11 +32,18 @@ impl FromIterator<ServiceName> for Names {
 }
 
 /// Rights of one component in the registry. The default allows nothing.
+///
+/// Written by struct update, `Policy { addr, ..Policy::default() }`; use it also where every field is given, since a minor release
+/// may add one.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The names under which it may register. For other names `register` returns `access-denied`.
+    ///
+    /// By default none.
     pub names: Names,
     /// The names that it may look up. For other names `resolve` returns `access-denied`.
+    ///
+    /// By default none.
     pub discover: Names,
     /// Address at which the host serves the component: published if the component leaves `addr` empty. Without it an empty
     /// `addr` is `invalid-argument`.
@@ -44,27 +51,43 @@ pub struct Policy {
     /// Further addresses that the component may publish, each compared letter by letter. Others are `access-denied`.
     pub addrs: Vec<Addr>,
     /// Registrations that the component may have at a time, those in progress included; one more is `quota-exceeded`.
+    ///
+    /// By default 16.
     pub max_registrations: usize,
     /// Interval at which one more registration becomes available to a component that has made twice as many as it may have
     /// at a time; an earlier one is `quota-exceeded`. It bounds the writes to etcd of a component that registers and stops in
     /// a loop; registering an existing registration costs nothing.
+    ///
+    /// By default 1 s.
     pub registration_interval: Duration,
     /// Nodes that `resolve` and a watch return, at most: the same subset each time, of a service that has more. Most of the duration of
     /// such a call is the copy of the nodes into the component.
+    ///
+    /// By default 1000.
     pub max_nodes: usize,
     /// Watches of services that the component may have open at a time; one more is `quota-exceeded`.
+    ///
+    /// By default 256.
     pub max_watches: usize,
     /// Metadata of the nodes that `pick` and calls by name prefer, as [`Balancer::with_preferred`] has it.
     ///
     /// [`Balancer::with_preferred`]: leasehold::Balancer::with_preferred
+    ///
+    /// By default none.
     pub prefer: Metadata,
     /// Longest time to live that the component may request; a longer one is `invalid-argument`.
     /// It bounds how long the keys of a dead host stay.
+    ///
+    /// By default 1 h.
     pub max_ttl: Duration,
     /// Longest wait of one call for the registry, over and above the registrar's own deadlines. A call that takes longer
     /// returns `timeout`. Too short a deadline makes `register` fail on a slow etcd.
+    ///
+    /// By default 30 s.
     pub deadline: Duration,
     /// Terms of the component's registrations; their `ttl` applies if the component requests none.
+    ///
+    /// By default those of the registrar.
     pub terms: Terms,
 }
 

@@ -100,13 +100,12 @@ impl ComponentRegistration {
     /// Status of the registration. A withdrawn registration is `recovering`.
     pub(crate) fn status(&self) -> Status {
         let state = self.state();
-        let status = state.registration.status();
-        match state.presence {
-            Presence::Withdrawn => {
-                Status { state: State::Recovering, ttl_remaining: Duration::ZERO, lease_age: Duration::ZERO, ..status }
-            }
-            Presence::Published | Presence::Ended => status,
+        let mut status = state.registration.status();
+        if state.presence == Presence::Withdrawn {
+            status.state = State::Recovering;
+            (status.ttl_remaining, status.lease_age) = (Duration::ZERO, Duration::ZERO);
         }
+        status
     }
 
     /// The published node, except for a weight that the host computes.

@@ -53,7 +53,7 @@ pub enum Error {
     },
 
     /// The registration, or the whole registrar, has ended.
-    #[error("the registration has ended")]
+    #[error("the registration, or its registrar, has ended")]
     Ended,
 }
 

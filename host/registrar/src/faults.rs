@@ -21,6 +21,7 @@ const MAX_SHOWN: usize = 200;
 /// A reason why registrations are not in etcd as they should be, or cannot be taken out of it. It is tried again until it
 /// is over.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Fault {
     /// The key that it concerns; `None` when it concerns a whole lease.
     pub key: Option<Arc<str>>,

@@ -19,7 +19,7 @@ static LAYOUTS: LazyLock<Vec<Layout>> = LazyLock::new(|| {
         ("/{name}/{addr}", r#"{"a":["{addr}","{version}"],"...":1}"#),
     ];
     let customs = customs.map(|(key, value)| Layout::custom(key, value).expect("good templates"));
-    Layout::NAMES.into_iter().map(|name| name.parse().expect("a built-in layout")).chain(customs).collect()
+    Layout::NAMES.iter().copied().map(|name| name.parse().expect("a built-in layout")).chain(customs).collect()
 });
 
 /// Keys and values under one layout: its number, then a line each in turn.

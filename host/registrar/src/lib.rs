@@ -35,6 +35,7 @@ mod registration;
 mod sim;
 mod source;
 mod status;
+mod timers;
 mod weight;
 
 pub use discovery::balancer::{Balancer, Choice, Pick};

@@ -15,37 +15,65 @@ use crate::{
 const MAX_TTL_SECONDS: u64 = 9_000_000_000;
 
 /// Options for reaching etcd and for registering there. The defaults suit an etcd on the same network.
+///
+/// Written by struct update, `Options { ttl, ..Options::new(endpoints) }`, which `#[non_exhaustive]` would forbid; use it also where
+/// every field is given, since a minor release may add one.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `http://host:port` or `https://host:port`, each a member of one etcd cluster. When one fails the next is tried.
+    /// `http://host:port` or `https://host:port`, each a member of one etcd cluster; `host:port` stands for the former. When one
+    /// fails the next is tried.
     pub endpoints: Vec<String>,
     /// The user as whom to speak to an etcd with authentication.
+    ///
+    /// By default none.
     pub credentials: Option<Credentials>,
     /// TLS settings of `https` endpoints.
     pub tls: Tls,
     /// Longest time for making a connection. Too short makes a far etcd unreachable; too long delays the next endpoint.
+    ///
+    /// By default 3 s.
     pub dial_timeout: Duration,
     /// Longest time for one request, at most a quarter of the TTL. A write without a response by then costs a new lease, so
     /// too short is expensive; too long delays recovery from a dead connection.
+    ///
+    /// By default 5 s.
     pub request_timeout: Duration,
     /// Longest time for `register`, its retries included.
+    ///
+    /// By default 10 s.
     pub register_timeout: Duration,
     /// Longest time for which `stop` waits for etcd's confirmation, before it returns and goes on in the background.
+    ///
+    /// By default 5 s.
     pub stop_timeout: Duration,
     /// Time for which keys outlive a host that died; `register` may override it. etcd may grant more.
+    ///
+    /// By default 10 s.
     pub ttl: Ttl,
     /// Layouts under which nodes are published, 1 to 8; `register` may override them. All of them
     /// are read by [`Registrar::resolve`](crate::Registrar::resolve) and [`list`](crate::Registrar::list).
+    ///
+    /// By default the layout `seed`.
     pub layouts: Vec<Layout>,
     /// Further layouts to read, since other hosts may write them, or a `register` with its own terms.
+    ///
+    /// By default none.
     pub also_read: Vec<Layout>,
     /// Treatment of a key that belongs to another host; `register` may override it.
+    ///
+    /// By default [`Ownership::TakeOver`].
     pub ownership: Ownership,
     /// Where computed weights come from.
+    ///
+    /// By default [`LoadSource::Machine`].
     pub load: LoadSource,
     /// When a computed weight is written.
+    ///
+    /// By default [`Damping::default`].
     pub damping: Damping,
     /// The most registrations at a time; one more is an error.
+    ///
+    /// By default 200,000.
     pub max_registrations: usize,
     /// Seeds the jitter of retries, so that a simulation can be replayed. `None` draws a fresh seed.
     pub jitter_seed: Option<u64>,

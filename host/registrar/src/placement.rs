@@ -41,6 +41,7 @@ use crate::{
     options::{LoadSource, Options, Ttl},
     registration::KeyHandle,
     status::{Event, KeyStatus, LeaseMetrics, SharedKey, State},
+    timers::Timers,
     weight::load,
 };
 
@@ -150,6 +151,8 @@ struct Shared {
     load: Load,
     /// Keys that are out of etcd for good.
     released: mpsc::UnboundedSender<Arc<str>>,
+    /// Deadlines of calls to views.
+    timers: Arc<Timers>,
 }
 
 /// A key that is placed on a lease, found by its name.
@@ -229,10 +232,10 @@ impl RegistrarTask {
     }
 
     /// Runs until the last handle is dropped or the registrar is shut down, and every lease is revoked.
-    pub(crate) async fn run(mut self, etcd: Etcd) {
+    pub(crate) async fn run(mut self, etcd: Etcd, timers: Arc<Timers>) {
         // One message per registration, so they bound it.
         let (released, mut keys_released) = mpsc::unbounded_channel();
-        let shared = Shared { etcd, load: self.load(), released };
+        let shared = Shared { etcd, load: self.load(), released, timers };
         loop {
             tokio::select! {
                 biased;
@@ -255,7 +258,7 @@ impl RegistrarTask {
                         let _ = reply.send(self.watch_keys(&shared.etcd, scope.as_ref())); // The caller may have given up.
                     }
                     Some(Request::Watch { name, version, reply }) => {
-                        let _ = reply.send(self.view(&shared.etcd, name, version)); // The caller may have given up.
+                        let _ = reply.send(self.view(&shared, name, version)); // The caller may have given up.
                     }
                     Some(Request::End) | None => break,
                 },
@@ -388,7 +391,7 @@ impl RegistrarTask {
         self.waiting.remove(key).unwrap_or_default()
     }
 
-    fn view(&mut self, etcd: &Etcd, name: ServiceName, version: Version) -> Result<View, Error> {
+    fn view(&mut self, shared: &Shared, name: ServiceName, version: Version) -> Result<View, Error> {
         let what = (name, version);
         if let Some(view) = self.views.get(&what).and_then(View::new) {
             return Ok(view);
@@ -402,11 +405,11 @@ impl RegistrarTask {
         }
         let layouts = self.options.read_layouts();
         let patience = self.options.request_timeout;
-        let state = Arc::new(ViewState::new(what.0.clone(), what.1.clone(), &layouts, patience));
+        let state = Arc::new(ViewState::new(what.0.clone(), what.1.clone(), &layouts, patience, shared.timers.clone()));
         let view = View::new(&state).ok_or(Error::Ended)?;
         for index in 0..layouts.len() {
             let (state, ending) = (state.clone(), self.ending.clone());
-            let watching = view::watch(state.clone(), index, etcd.clone(), self.rng.fork());
+            let watching = view::watch(state.clone(), index, shared.etcd.clone(), self.rng.fork());
             let watching = Box::pin(watching);
             self.spawn(async move {
                 ending.run_until_cancelled(watching).await;

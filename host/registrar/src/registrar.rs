@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +11,7 @@ use futures::{FutureExt, future::try_join_all};
 use smallvec::smallvec;
 use tokio::{
     sync::{broadcast, oneshot},
-    time::{Instant, timeout, timeout_at},
+    time::Instant,
 };
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         Etcd, Failure, LeaseId, LeaseView, Unavailable,
         auth::{CreatedUser, NewUser},
         health::Health,
-        latency::{Latency, Verb},
+        latency::Latency,
     },
     faults::Fault,
     layout::Layout,
@@ -34,6 +35,7 @@ use crate::{
     placement::{Channels, RegistrarTask, Request},
     registration::{KeyHandle, Parts, RegistrarGuard, Registration},
     status::Event,
+    timers::Timers,
 };
 
 /// Longest time for which a lease that was granted ahead waits for its first key.
@@ -43,6 +45,9 @@ const MAX_AHEAD: Duration = Duration::from_secs(3600);
 ///
 /// Cloning clones the handle. When the last handle and the last [`Registration`] are dropped, every key is taken back in
 /// the background; only [`Registrar::shutdown`] waits for it.
+///
+/// Everything happens on that thread, deadlines included: its futures and those of its handles need no runtime of the caller,
+/// and work in any.
 #[derive(Debug, Clone)]
 pub struct Registrar {
     channels: Channels,
@@ -63,6 +68,7 @@ pub struct LeaseStatus {
 
 /// Endpoint and version of an etcd.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EtcdStatus {
     /// The endpoint that answered.
     pub endpoint: String,
@@ -78,7 +84,6 @@ impl Registrar {
     pub fn start(options: Options) -> Result<Self, Error> {
         check(&options)?;
         let no_thread = |_| Error::Quota { what: "the number of threads of this process", limit: 0 };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
         let options = Arc::new(options);
         let (task, channels) = RegistrarTask::new(options.clone());
         let (started, outcome) = std::sync::mpsc::sync_channel(1);
@@ -87,20 +92,27 @@ impl Registrar {
             .spawn({
                 let (options, latencies) = (options.clone(), channels.latencies.clone());
                 move || {
+                    // Made and dropped here: a runtime must not be dropped where the caller may have another.
+                    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                        Ok(runtime) => runtime,
+                        Err(error) => return drop(started.send(Err(no_thread(error)))),
+                    };
+                    let timers = runtime.block_on(async { Timers::current() });
+                    let _running = timers.while_running();
                     runtime.block_on(async move {
                         let etcd = match Etcd::prepare(&options, latencies).await {
                             Ok(etcd) => etcd,
                             Err(invalid) => return drop(started.send(Err(Error::from(invalid)))),
                         };
-                        drop(started.send(Ok(())));
+                        drop(started.send(Ok(timers.clone())));
                         task.detect_suspension();
-                        task.run(etcd).await;
+                        task.run(etcd, timers).await;
                     });
                 }
             })
             .map_err(no_thread)?;
-        outcome.recv().map_err(|_| Error::Ended)??;
-        Ok(Self::over(channels, options))
+        let timers = outcome.recv().map_err(|_| Error::Ended)??;
+        Ok(Self::over(channels, options, timers))
     }
 
     /// Starts on the current runtime, over given channels instead of sockets: how a simulated etcd stands behind it.
@@ -111,13 +123,14 @@ impl Registrar {
         let options = Arc::new(options);
         let (task, channels) = RegistrarTask::new(options.clone());
         let etcd = Etcd::over(&options, dials, channels.latencies.clone()).await?;
+        let timers = Timers::current();
         #[expect(clippy::disallowed_methods, reason = "it is waited for through `ended`")]
-        tokio::spawn(channels.suspension.clone().hold(task.run(etcd)));
-        Ok(Self::over(channels, options))
+        tokio::spawn(channels.suspension.clone().hold(task.run(etcd, timers.clone())));
+        Ok(Self::over(channels, options, timers))
     }
 
-    fn over(channels: Channels, options: Arc<Options>) -> Self {
-        let guard = Arc::new(RegistrarGuard::new(channels.requests.clone(), options.stop_timeout));
+    fn over(channels: Channels, options: Arc<Options>, timers: Arc<Timers>) -> Self {
+        let guard = Arc::new(RegistrarGuard::new(channels.requests.clone(), options.stop_timeout, timers));
         Self { channels, guard, options }
     }
 
@@ -243,7 +256,7 @@ impl Registrar {
     async fn register_key(&self, node: Arc<ServerNode>, layout: &Layout, terms: &Terms) -> Result<KeyHandle, Error> {
         let patience = self.options.register_timeout;
         let deadline = Instant::now() + patience;
-        let placing = self.ask(|reply| {
+        let placing = pin!(self.ask(|reply| {
             let request = RegisterRequest {
                 key: layout.key(&node).into(),
                 node,
@@ -253,10 +266,9 @@ impl Registrar {
                 deadline,
             };
             Request::Register { request: Box::new(request), reply }
-        });
-        let placed = timeout_at(deadline, placing).await;
-        let (part, confirmed) =
-            placed.map_err(|_| Error::Timeout { what: "register", after: patience, why: None })???;
+        }));
+        let placed = self.guard.timers().timeout_at(deadline, placing).await;
+        let (part, confirmed) = placed.ok_or(Error::Timeout { what: "register", after: patience, why: None })???;
         // The lease answers by the same deadline, and says why it could not.
         confirmed.await.map_err(|_| Error::Ended)??;
         Ok(part)
@@ -383,7 +395,7 @@ impl Registrar {
     /// Latency of this registrar's requests to etcd, by their kind. Never waits.
     ///
     /// Requests that were broken off do not count, nor do those of [`health`](Self::health) to each endpoint.
-    pub fn latencies(&self) -> [Latency; Verb::ALL.len()] {
+    pub fn latencies(&self) -> Vec<Latency> {
         self.channels.latencies.read()
     }
 
@@ -398,11 +410,12 @@ impl Registrar {
     pub async fn shutdown(&self, deadline: Duration) -> Result<(), Error> {
         let _ = self.channels.requests.try_send(Request::End); // A full inbox gets it below; a closed one has ended already.
         let mut ended = self.channels.ended.clone();
-        let all = async {
+        let all = pin!(async {
             let _ = self.channels.requests.send(Request::End).await; // Closed: it is ending already.
             let _ = ended.wait_for(|ended| *ended).await; // Dropped: it has ended.
-        };
-        timeout(deadline, all).await.map_err(|_| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
+        });
+        let end = self.guard.timers().timeout(deadline, all).await;
+        end.ok_or_else(|| Error::Timeout { what: "shutdown", after: deadline, why: self.why() })
     }
 
     /// Message of an unresolved fault.
@@ -447,4 +460,58 @@ fn check(options: &Options) -> Result<(), Invalid> {
         }
     }
     Layout::check_together(&options.layouts)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use futures::executor::block_on;
+
+    use super::Registrar;
+    use crate::{Error, Options, ServerNode};
+
+    /// Everything that waits for an etcd that does not exist, each within its deadline.
+    async fn waits() {
+        let short = Duration::from_millis(50);
+        let mut options = Options::new(["http://127.0.0.1:1"]);
+        (options.register_timeout, options.request_timeout, options.stop_timeout) = (short, short, short);
+        let registrar = Registrar::start(options).unwrap();
+        let node = ServerNode::new("user", "127.0.0.1:80").unwrap();
+        let late = registrar.register(node.clone()).await.unwrap_err();
+        assert!(matches!(late, Error::Unavailable(_) | Error::Timeout { .. }), "{late}");
+        assert!(matches!(registrar.reach().await, Err(Error::Unavailable(_))));
+        let view = registrar.watch(&node.name, &node.version).await.unwrap();
+        assert!(view.ready().await.is_err());
+        registrar.shutdown(Duration::from_secs(5)).await.unwrap();
+        assert!(matches!(registrar.register(node).await, Err(Error::Ended)));
+        registrar.shutdown(Duration::ZERO).await.unwrap();
+    }
+
+    #[test]
+    fn a_caller_needs_no_runtime() {
+        let begun = Instant::now();
+        block_on(waits());
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_caller_needs_no_runtime_with_timers() {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(waits());
+    }
+
+    /// Of the handles that the thread leaves behind, none waits longer than its deadline.
+    #[test]
+    fn a_registrar_outlives_the_runtime_that_used_it() {
+        let used = thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { Registrar::start(Options::new(["127.0.0.1:1"])).unwrap() })
+        });
+        let registrar = used.join().unwrap();
+        assert!(matches!(block_on(registrar.reach()), Err(Error::Unavailable(_))));
+        block_on(registrar.shutdown(Duration::from_secs(5))).unwrap();
+    }
 }

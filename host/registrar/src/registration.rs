@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -11,12 +12,9 @@ use std::{
 
 use futures::future::{join_all, select_all};
 use smallvec::SmallVec;
-use tokio::{
-    sync::{
-        mpsc::{self, error::TrySendError},
-        oneshot,
-    },
-    time::timeout,
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
 };
 
 use crate::{
@@ -26,6 +24,7 @@ use crate::{
     lease::core::messages::{Command, Reply},
     node::{ServerNode, Weight},
     status::{SharedKey, State, Status},
+    timers::Timers,
 };
 
 /// Guard that all handles of a registrar share: the registrar runs until the last one is dropped.
@@ -33,12 +32,22 @@ use crate::{
 pub(crate) struct RegistrarGuard {
     _requests: Box<dyn fmt::Debug + Send + Sync>,
     stop_timeout: Duration,
+    timers: Arc<Timers>,
 }
 
 impl RegistrarGuard {
     /// A guard that holds the channel of requests open.
-    pub(crate) fn new(requests: impl fmt::Debug + Send + Sync + 'static, stop_timeout: Duration) -> Self {
-        Self { _requests: Box::new(requests), stop_timeout }
+    pub(crate) fn new(
+        requests: impl fmt::Debug + Send + Sync + 'static,
+        stop_timeout: Duration,
+        timers: Arc<Timers>,
+    ) -> Self {
+        Self { _requests: Box::new(requests), stop_timeout, timers }
+    }
+
+    /// Deadlines of calls to the registrar.
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.timers
     }
 }
 
@@ -260,7 +269,7 @@ impl Registration {
         // All at once: a part of the keys is no registration.
         self.parts().for_each(KeyHandle::release);
         let after = self.registrar.stop_timeout;
-        let stopped = async {
+        let stopped = pin!(async {
             match &*self.parts {
                 [(part, _)] => part.stop().await,
                 // Boxed, so that the usual case does not pay for it.
@@ -269,8 +278,8 @@ impl Registration {
                     all.await.into_iter().collect()
                 }
             }
-        };
-        timeout(after, stopped).await.unwrap_or_else(|_| {
+        });
+        self.registrar.timers().timeout(after, stopped).await.unwrap_or_else(|| {
             let why = match self.fault().map(|fault| fault.why) {
                 Some(Error::Unavailable(why)) => Some(why),
                 _ => None,

@@ -52,6 +52,7 @@ impl fmt::Display for State {
 
 /// A registration at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// State of the registration.
     pub state: State,
@@ -92,6 +93,7 @@ impl Status {
 
 /// Event of a lease or of one of its keys. Sent once per change, not once per retry.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Event {
     /// Kind of the event.
     pub what: What,

@@ -1,6 +1,13 @@
 //! The invariants of ARCHITECTURE.md, as a plain scan of the sources.
 
-use leasehold_end_to_end::sources::{Source, has_word, sources};
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use leasehold_end_to_end::{
+    paths,
+    sources::{Source, has_word, sources},
+};
 
 /// Asserts that no file under the folder has one of these words, except for the files or folders in `but`.
 fn named_nowhere(words: &[&str], under: &str, but: &[&str]) {
@@ -89,6 +96,29 @@ fn error_text_for_a_component_is_made_in_one_file() {
     assert_eq!(with("#[error("), ["host/plugin/src/error.rs"]);
     assert_eq!(with("for types::Error"), ["host/plugin/src/convert.rs"]);
     assert_eq!(with("types::Error::"), Vec::<&str>::new());
+}
+
+/// A package of the plugin has its WIT as files, also where a checkout has no symbolic links.
+#[test]
+fn the_plugin_has_the_wit_of_the_workspace_and_no_other() {
+    fn texts(folder: &Path) -> BTreeMap<String, String> {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .flat_map(|path| {
+                assert!(!path.is_symlink(), "{path:?}");
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                match path.is_dir() {
+                    true => texts(&path).into_iter().map(|(below, text)| (format!("{name}/{below}"), text)).collect(),
+                    false => BTreeMap::from([(name, fs::read_to_string(&path).unwrap())]),
+                }
+            })
+            .collect()
+    }
+    let packaged = paths::workspace().join("host/plugin/wit");
+    assert!(!packaged.is_symlink());
+    let packaged = texts(&packaged);
+    assert!(packaged.len() > 2);
+    assert!(packaged == texts(&paths::workspace().join("wit")), "copy wit to host/plugin/wit");
 }
 
 #[test]

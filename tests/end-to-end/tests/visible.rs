@@ -195,6 +195,20 @@ async fn visible_and_gone_in_a_plain_service() {
     visible_and_gone("native", [endpoint(&world), "user".to_owned(), addr], &world, &key).await;
 }
 
+/// The example that the documentation of the plugin prints: it registers the greeter, and takes it back.
+#[tokio::test]
+async fn visible_and_gone_as_the_documentation_prints_it() {
+    let world = World::real().await;
+    let greeter = paths::component("greeter");
+    let workspace = greeter.ancestors().nth(3).unwrap();
+    let mut example = tokio::process::Command::new(paths::example("minimal"));
+    let ended = example.arg(endpoint(&world)).current_dir(workspace).output();
+    let ended = tokio::time::timeout(3 * SOON, ended).await.unwrap().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(world.count().await, 0);
+    assert!(world.leases().await.is_empty());
+}
+
 /// An example that registers until SIGTERM.
 async fn visible_and_gone(example: &str, arguments: [String; 3], world: &World, key: &str) {
     let folder = TempDir::new().unwrap();

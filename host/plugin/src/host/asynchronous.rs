@@ -16,16 +16,16 @@ use crate::{
     context::{RegistryCtx, RunningCall},
     error::CallError,
     handle::Handle,
-    host::{HasRegistry, RegistryView, pick, resolve, set_weight, stop},
+    host::{HasRegistry, RegistryCtxView, pick, register, resolve, set_weight, stop, watch},
     registration::ComponentRegistration,
 };
 
-impl async_registrar::Host for RegistryView<'_> {}
-impl async_discovery::Host for RegistryView<'_> {}
+impl async_registrar::Host for RegistryCtxView<'_> {}
+impl async_discovery::Host for RegistryCtxView<'_> {}
 
 /// Begins a call: the component's registry, and its place among the calls in progress.
 fn begin<T: 'static>(store: &Accessor<T, HasRegistry>) -> Result<(RegistryCtx, RunningCall), CallError> {
-    let ctx = store.with(|mut access| access.get().ctx.clone());
+    let ctx = store.with(|mut access| access.get().ctx().cloned())?;
     let call = ctx.begin_call()?;
     Ok((ctx, call))
 }
@@ -45,7 +45,7 @@ impl<T: 'static> async_registrar::HostWithStore<T> for HasRegistry {
     ) -> Result<Resource<Handle>, CallError> {
         let (ctx, _call) = begin(store)?;
         let registering = ctx.clone();
-        let registration = ctx.driven(async move { Ok(registering.register(node, ttl_seconds).await?) }).await?;
+        let registration = ctx.driven(async move { register(&registering, node, ttl_seconds).await }).await?;
         store.with(|mut access| access.get().handle(registration))
     }
 
@@ -79,7 +79,7 @@ impl<T: 'static> async_discovery::HostWithStore<T> for HasRegistry {
         version: String,
     ) -> Result<StreamReader<Snapshot>, CallError> {
         let (ctx, _call) = begin(store)?;
-        let watch = ctx.open_watch(&name, &version).await?;
+        let watch = watch(&ctx, &name, &version).await?;
         store.with(|access| StreamReader::new(access, watch)).map_err(CallError::trap)
     }
 }

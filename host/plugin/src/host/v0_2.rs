@@ -11,10 +11,10 @@ use crate::{
     convert,
     error::CallError,
     handle::Handle,
-    host::RegistryView,
+    host::RegistryCtxView,
 };
 
-impl registrar::Host for RegistryView<'_> {
+impl registrar::Host for RegistryCtxView<'_> {
     async fn register(&mut self, node: ServerNode, ttl_seconds: u32) -> Result<Resource<Handle>, CallError> {
         self.register(node, ttl_seconds).await
     }
@@ -24,29 +24,29 @@ impl registrar::Host for RegistryView<'_> {
     }
 
     fn describe(&mut self) -> wasmtime::Result<Vec<RegistrationInfo>> {
-        Ok(self.ctx.component_registrations().iter().map(|one| convert::described(one)).collect())
+        Ok(self.registrations().iter().map(|one| convert::described(one)).collect())
     }
 }
 
-impl registrar::HostRegistration for RegistryView<'_> {
+impl registrar::HostRegistration for RegistryCtxView<'_> {
     fn key(&mut self, handle: Resource<Handle>) -> wasmtime::Result<String> {
-        RegistryView::key(self, &handle)
+        RegistryCtxView::key(self, &handle)
     }
 
     fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<ServerNode> {
-        RegistryView::node(self, &handle)
+        RegistryCtxView::node(self, &handle)
     }
 
     fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<Status> {
-        RegistryView::status(self, &handle)
+        RegistryCtxView::status(self, &handle)
     }
 
     async fn set_weight(&mut self, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
-        RegistryView::set_weight(self, &handle, weight).await
+        RegistryCtxView::set_weight(self, &handle, weight).await
     }
 
     async fn stop(&mut self, handle: Resource<Handle>) -> Result<(), CallError> {
-        RegistryView::stop(self, &handle).await
+        RegistryCtxView::stop(self, &handle).await
     }
 
     fn drop(&mut self, handle: Resource<Handle>) -> wasmtime::Result<()> {
@@ -54,12 +54,12 @@ impl registrar::HostRegistration for RegistryView<'_> {
     }
 }
 
-impl discovery::Host for RegistryView<'_> {
+impl discovery::Host for RegistryCtxView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<ServerNode>, CallError> {
-        RegistryView::resolve(self, &name, &version).await
+        RegistryCtxView::resolve(self, &name, &version).await
     }
 
     async fn pick(&mut self, name: String, version: String) -> Result<Option<ServerNode>, CallError> {
-        RegistryView::pick(self, &name, &version).await
+        RegistryCtxView::pick(self, &name, &version).await
     }
 }

@@ -72,6 +72,7 @@ impl fmt::Debug for NewUser {
 
 /// Outcome of [`Registrar::create_user`](crate::Registrar::create_user).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CreatedUser {
     /// The user is new; otherwise its password was left alone.
     pub user: bool,

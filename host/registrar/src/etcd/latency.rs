@@ -1,7 +1,7 @@
 //! Latency of requests to etcd, by their kind. Recorded without a lock.
 
 use std::{
-    array, fmt,
+    fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -12,6 +12,7 @@ const BOUNDS: [u64; 13] =
 
 /// Kind of a request to etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Verb {
     /// Grants a lease.
     Grant,
@@ -33,8 +34,8 @@ pub enum Verb {
 
 impl Verb {
     /// All kinds.
-    pub const ALL: [Self; 8] =
-        [Self::Grant, Self::Renew, Self::Write, Self::Look, Self::Revoke, Self::Read, Self::Watch, Self::Status];
+    pub const ALL: &'static [Self] =
+        &[Self::Grant, Self::Renew, Self::Write, Self::Look, Self::Revoke, Self::Read, Self::Watch, Self::Status];
 }
 
 impl fmt::Display for Verb {
@@ -53,12 +54,13 @@ impl fmt::Display for Verb {
 }
 
 /// Latency of all requests of one kind since the registrar was started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Latency {
     /// The kind of request.
     pub verb: Verb,
     /// Number of responses in each bucket of the histogram, with its upper bound; the last has none.
-    pub buckets: [(Duration, u64); BOUNDS.len()],
+    pub buckets: Vec<(Duration, u64)>,
     /// Sum of the latencies of those responses.
     pub total: Duration,
     /// Number of failed requests. The response that a lease is gone is not a failure.
@@ -88,18 +90,19 @@ impl Latencies {
         self.0[verb as usize].failed.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn read(&self) -> [Latency; Verb::ALL.len()] {
-        Verb::ALL.map(|verb| {
-            let counters = &self.0[verb as usize];
+    pub(crate) fn read(&self) -> Vec<Latency> {
+        let latencies = Verb::ALL.iter().zip(&self.0).map(|(verb, counters)| {
             let bound =
                 |at: usize| if BOUNDS[at] == u64::MAX { Duration::MAX } else { Duration::from_micros(BOUNDS[at]) };
+            let buckets = counters.buckets.iter().enumerate();
             Latency {
-                verb,
-                buckets: array::from_fn(|at| (bound(at), counters.buckets[at].load(Relaxed))),
+                verb: *verb,
+                buckets: buckets.map(|(at, count)| (bound(at), count.load(Relaxed))).collect(),
                 total: Duration::from_micros(counters.micros.load(Relaxed)),
                 failed: counters.failed.load(Relaxed),
             }
-        })
+        });
+        latencies.collect()
     }
 }
 
@@ -112,13 +115,13 @@ mod tests {
     #[test]
     fn a_request_is_counted_once_under_its_own_verb() {
         let counted = Latencies::default();
-        for (number, verb) in Verb::ALL.into_iter().enumerate() {
+        for (number, verb) in Verb::ALL.iter().copied().enumerate() {
             assert_eq!(verb as usize, number);
             for micros in [0, 1000, 1001, 6_000_000] {
                 counted.succeeded(verb, Duration::from_micros(micros));
             }
             counted.failed(verb);
-            let read = counted.read()[number];
+            let read = counted.read().swap_remove(number);
             assert_eq!((read.verb, read.failed), (verb, 1));
             assert_eq!(read.total, Duration::from_micros(6_002_001));
             let filled: Vec<_> = read.buckets.into_iter().filter(|(_, count)| *count > 0).collect();

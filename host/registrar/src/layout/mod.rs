@@ -62,7 +62,7 @@ impl FromStr for Layout {
 
 impl Layout {
     /// Names of the built-in layouts.
-    pub const NAMES: [&str; BUILT_IN.len()] = {
+    pub const NAMES: &'static [&'static str] = &{
         let mut names = [""; BUILT_IN.len()];
         let mut index = 0;
         while index < names.len() {

@@ -148,7 +148,7 @@ fn every_layout_byte_for_byte() {
             r#"{"Op":0,"Addr":"1.2.3.4:8080","Metadata":null}"#.to_owned(),
         ),
     ];
-    for name in Layout::NAMES {
+    for name in Layout::NAMES.iter().copied() {
         assert!(cases.iter().any(|(of, ..)| *of == name), "{name} has no case");
     }
     for (name, node, weight, key, value) in cases {
@@ -158,7 +158,7 @@ fn every_layout_byte_for_byte() {
 
 #[test]
 fn published_nodes_read_back_under_every_layout() {
-    for name in Layout::NAMES {
+    for name in Layout::NAMES.iter().copied() {
         let layout = layout(name);
         for original in [
             node("user", "", "127.0.0.1:1", &[]),
@@ -261,7 +261,7 @@ fn any_scheme_is_read_and_its_own_preferred() {
 
 #[test]
 fn metadata_is_never_taken_for_the_weight() {
-    for name in Layout::NAMES {
+    for name in Layout::NAMES.iter().copied() {
         let layout = layout(name);
         let user = node("user", "v1", "h:1", &[("weight", "99"), ("protocol", "ftp")]);
         let (key, value) = published(&layout, &user, 7);
@@ -287,7 +287,7 @@ fn invalid_keys_and_values_are_refused_with_a_reason() {
     assert_eq!(differs.to_string(), "key must agree with its value");
     let deep = "[".repeat(100_000);
     assert_eq!(parse("/u/h:1", &deep).field, "value");
-    for name in Layout::NAMES {
+    for name in Layout::NAMES.iter().copied() {
         for (key, value) in [(&b"\xff"[..], &b"\xff"[..]), (b"", b""), (b"/", b"{}"), (b"a/b/c/d/e/f", b"null")] {
             assert!(layout(name).parse(key, value).is_err(), "{name} {key:?}");
         }
@@ -296,7 +296,7 @@ fn invalid_keys_and_values_are_refused_with_a_reason() {
 
 #[test]
 fn layouts_that_carry_metadata_are_known() {
-    let none: Vec<_> = Layout::NAMES.into_iter().filter(|name| !layout(name).carries_metadata()).collect();
+    let none: Vec<_> = Layout::NAMES.iter().copied().filter(|name| !layout(name).carries_metadata()).collect();
     assert_eq!(none, ["seed", "grpc-todolist", "go-zero"]);
 }
 
@@ -314,7 +314,7 @@ fn tls_shows_in_layouts_that_publish_a_scheme() {
     let secured = |name: &str| published(&layout(name).with_tls(), &user, 73).1;
     assert!(secured("kratos").ends_with(r#""endpoints":["grpcs://10.0.0.5:80"]}"#));
     assert_eq!(secured("goframe"), r#"{"insecure":false,"protocol":"https"}"#);
-    for name in Layout::NAMES.into_iter().filter(|name| !["kratos", "goframe"].contains(name)) {
+    for name in Layout::NAMES.iter().copied().filter(|name| !["kratos", "goframe"].contains(name)) {
         assert_eq!(layout(name).with_tls(), layout(name));
     }
     let chosen = layout("kratos").with_scheme("grpcs").unwrap();

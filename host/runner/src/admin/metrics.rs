@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use leasehold::{Event, Latency, Registrar, Registration, State, Verb, View, What};
+use leasehold::{Event, Latency, Registrar, Registration, State, View, What};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text},
@@ -154,7 +154,7 @@ struct Scrape {
     events: Arc<Events>,
     /// etcd answered this scrape.
     etcd_is_up: bool,
-    latencies: [Latency; Verb::ALL.len()],
+    latencies: Vec<Latency>,
 }
 
 impl fmt::Debug for Scrape {
@@ -195,12 +195,12 @@ impl Scrape {
     }
 
     fn latencies(&self, page: &mut Page<'_>) -> fmt::Result {
-        let verbs = self.latencies.map(|latency| (latency, latency.verb.to_string()));
+        let verbs: Vec<_> = self.latencies.iter().map(|latency| (latency, latency.verb.to_string())).collect();
         let (name, help) = ("etcd_request_duration_seconds", "Duration of requests to etcd");
         let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         let seconds = |bound: Duration| if bound == Duration::MAX { f64::INFINITY } else { bound.as_secs_f64() };
         for (latency, verb) in &verbs {
-            let buckets = latency.buckets.map(|(bound, count)| (seconds(bound), count));
+            let buckets: Vec<_> = latency.buckets.iter().map(|(bound, count)| (seconds(*bound), *count)).collect();
             let all = latency.buckets.iter().map(|(_, count)| count).sum();
             let labels: Labels<'_> = vec![("verb", verb.as_str())];
             let mut series = family.encode_family(&labels)?;

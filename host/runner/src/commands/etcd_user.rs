@@ -51,7 +51,7 @@ pub(crate) async fn etcd_user(args: EtcdUserArgs) -> Result<(), Failure> {
     let created = if args.apply { Some(create(&options, &new).await?) } else { None };
     if args.json {
         let right = |grant: &Grant| Right { access: grant.access.to_string(), prefix: grant.prefix.clone() };
-        let created = created.map(|CreatedUser { user, role }| Created { user, role });
+        let created = created.map(|CreatedUser { user, role, .. }| Created { user, role });
         let grants = new.grants.iter().map(right).collect();
         return print_json(&Report { user: new.name, role: new.role, grants, commands, created });
     }

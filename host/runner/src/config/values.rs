@@ -549,8 +549,8 @@ impl Described {
 }
 
 fn built_in() -> Shape {
-    let range = words(&Layout::NAMES);
-    Shape::Scalar(Form { kind: "layout", range, example: "kratos", schema: choice(&Layout::NAMES) })
+    let range = words(Layout::NAMES);
+    Shape::Scalar(Form { kind: "layout", range, example: "kratos", schema: choice(Layout::NAMES) })
 }
 
 impl Rule for Layouts {

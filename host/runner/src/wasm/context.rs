@@ -192,7 +192,7 @@ impl ServiceContext {
         reserved: Reserved,
         stats: Arc<Stats>,
     ) -> Self {
-        let registry = RegistryCtx::new(registrar, policy(spec, published));
+        let registry = RegistryCtx::new(registrar, policy(spec, published)).named(spec.name.as_str());
         let denials = Arc::new(Denials::new(spec.name.clone()));
         let shared = Shared {
             admission: Admission::new(spec.limits.concurrency),

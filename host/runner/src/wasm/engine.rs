@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use leasehold_wasmtime::{RegistryCtxView, RegistryView};
 use parking_lot::Mutex;
 use wasmtime::{
     Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline,
@@ -278,6 +279,12 @@ impl WasiView for StoreState {
         }
         let (ctx, table): (&mut WasiCtx, &mut ResourceTable) = (&mut self.wasi, &mut self.table);
         WasiCtxView { ctx, table }
+    }
+}
+
+impl RegistryView for StoreState {
+    fn registry(&mut self) -> RegistryCtxView<'_> {
+        RegistryCtxView::new(&self.registry, &mut self.table)
     }
 }
 

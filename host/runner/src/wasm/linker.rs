@@ -1,6 +1,5 @@
 //! The linker, which defines the imports of components.
 
-use leasehold_wasmtime::RegistryView;
 use wasmtime::{
     AsContextMut,
     component::{Accessor, HasData, Linker, Resource},
@@ -27,10 +26,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Store
     add_client(&mut linker)?;
     wasmtime_wasi_http::p3::bindings::http::types::add_to_linker::<_, WasiHttp>(&mut linker, StoreState::http)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut StoreState| WasiConfig::from(state.config.as_ref()))?;
-    leasehold_wasmtime::add_to_linker(&mut linker, |state: &mut StoreState| RegistryView {
-        ctx: &state.registry,
-        table: &mut state.table,
-    })?;
+    leasehold_wasmtime::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

@@ -133,7 +133,8 @@ mod tests {
     #[test]
     fn only_the_first_snapshot_is_waited_for() {
         let layouts = ["seed".parse().unwrap()];
-        let state = ViewState::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let (name, version) = ("user".parse().unwrap(), "".parse().unwrap());
+        let state = ViewState::new(name, version, &layouts, Duration::from_secs(1), Arc::default());
         let balancer = Balancer::new(View::new(&Arc::new(state)).unwrap());
         let built = Some((Instant::now(), Duration::ZERO));
         *balancer.snapshot.lock() =

@@ -7,9 +7,9 @@
 mod state;
 mod task;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::watch::Receiver, time::timeout};
+use tokio::sync::watch::Receiver;
 
 pub(crate) use self::{state::ViewState, task::watch};
 use crate::{
@@ -64,7 +64,7 @@ impl View {
     /// [`Error::Ended`] when the registrar has ended. The view keeps trying in either case.
     pub async fn ready(&self) -> Result<(), Error> {
         let mut changes = self.changes.clone();
-        let first_read = async {
+        let first_read = pin!(async {
             loop {
                 changes.borrow_and_update();
                 if let Some(outcome) = self.state.first_read() {
@@ -74,14 +74,11 @@ impl View {
                     return Err(Error::Ended);
                 }
             }
-        };
+        });
         let after = self.state.request_timeout;
-        match timeout(after, first_read).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                Err(self.error().map_or(Error::Timeout { what: "resolve", after, why: None }, Error::Unavailable))
-            }
-        }
+        self.state.timers.timeout(after, first_read).await.unwrap_or_else(|| {
+            Err(self.error().map_or(Error::Timeout { what: "resolve", after, why: None }, Error::Unavailable))
+        })
     }
 
     /// The last known nodes in the order of their keys; none before the view is ready. Never waits.

@@ -23,6 +23,7 @@ use crate::{
     etcd::{Etcd, Failure, Found, Unavailable},
     layout::{Layout, template::memo::ParseMemo},
     node::{ServerNode, ServiceName, Version},
+    timers::Timers,
 };
 
 /// Time for which earlier nodes are retained after etcd lost its data: more than four renewal intervals at the default TTL,
@@ -37,6 +38,7 @@ pub(crate) struct ViewState {
     /// Layouts in the order of preference, each with the beginning of its keys.
     pub(super) prefixes: Vec<(Layout, String)>,
     pub(super) request_timeout: Duration,
+    pub(super) timers: Arc<Timers>,
     /// Number of changes of the nodes, readable without a lock.
     generation: AtomicU64,
     pub(super) changes: watch::Sender<()>,
@@ -64,13 +66,19 @@ pub(super) struct LayoutSnapshot {
 }
 
 impl ViewState {
-    pub(crate) fn new(name: ServiceName, version: Version, layouts: &[Layout], request_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        name: ServiceName,
+        version: Version,
+        layouts: &[Layout],
+        request_timeout: Duration,
+        timers: Arc<Timers>,
+    ) -> Self {
         let with_prefix = |layout: &Layout| (layout.clone(), layout.prefix(&name, &version));
         let prefixes = layouts.iter().map(with_prefix).collect();
         let layouts = layouts.iter().map(|_| LayoutSnapshot::default()).collect();
         let contents = Mutex::new(Contents { layouts, merged: None, has_ended: false });
         let (generation, changes) = (AtomicU64::new(0), watch::channel(()).0);
-        Self { name, version, prefixes, request_timeout, generation, changes, contents }
+        Self { name, version, prefixes, request_timeout, timers, generation, changes, contents }
     }
 
     /// Subscribes to changes; `None` once the view has ended.
@@ -275,14 +283,15 @@ fn merge(layouts: Vec<(Option<NodeSet>, NodeSet)>) -> Nodes {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use super::ViewState;
 
     #[test]
     fn the_task_of_a_second_layout_may_have_changes_after_the_end() {
         let layouts = ["seed", "kratos"].map(|name| name.parse().unwrap());
-        let state = ViewState::new("user".parse().unwrap(), "".parse().unwrap(), &layouts, Duration::from_secs(1));
+        let (name, version) = ("user".parse().unwrap(), "".parse().unwrap());
+        let state = ViewState::new(name, version, &layouts, Duration::from_secs(1), Arc::default());
         drop(state.subscribe().unwrap());
         assert!(state.end_if_unused());
         state.update(1, |_| panic!("the view has ended"));

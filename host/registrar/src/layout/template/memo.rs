@@ -170,7 +170,7 @@ mod tests {
             ("/{name}/{addr}", r#"{"a":"{addr}","...":1}"#),
         ];
         let customs = customs.map(|(key, value)| custom(key, value));
-        for layout in Layout::NAMES.into_iter().map(|name| name.parse().unwrap()).chain(customs) {
+        for layout in Layout::NAMES.iter().copied().map(|name| name.parse().unwrap()).chain(customs) {
             let mut memo = ParseMemo::default();
             for _ in 0..20_000 {
                 let pairs = if rng.u8(..8) == 0 {

@@ -17,7 +17,7 @@ enum Owner {
 impl Owner {
     fn of(found: &RawEntry, layouts: &[Layout]) -> Option<Self> {
         let reads = |layout: &Layout| layout.parse(found.key.as_bytes(), &found.value).is_ok();
-        let owner = Layout::NAMES.into_iter().find(|name| name.parse().is_ok_and(|layout| reads(&layout)));
+        let owner = Layout::NAMES.iter().copied().find(|name| name.parse().is_ok_and(|layout| reads(&layout)));
         owner.map(Self::Layout).or_else(|| {
             let prefixes = found.key.match_indices('/').map(|(at, _)| &found.key[..at]);
             let mut others = prefixes.filter(|prefix| !prefix.is_empty());
