@@ -93,9 +93,9 @@ impl KeyHandle {
     }
 
     /// Waits for the reply to a command about the key.
-    pub(crate) async fn send(&self, command: impl FnOnce(Arc<str>, Reply) -> Command) -> Result<(), Error> {
+    pub(crate) async fn send(&self, command: impl FnOnce(Arc<SharedKey>, Reply) -> Command) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
-        self.commands.send(command(self.key().clone(), reply)).await.map_err(|_| Error::Ended)?;
+        self.commands.send(command(self.shared.clone(), reply)).await.map_err(|_| Error::Ended)?;
         done.await.map_err(|_| Error::Ended)?
     }
 
@@ -111,7 +111,7 @@ impl KeyHandle {
             return Ok(());
         }
         let (reply, done) = oneshot::channel();
-        match self.commands.try_send(Command::Stop { key: self.key().clone(), reply }) {
+        match self.commands.try_send(Command::Stop { key: self.shared.clone(), reply }) {
             Ok(()) => {}
             Err(TrySendError::Closed(_)) => return Ok(()),
             Err(TrySendError::Full(command)) => {

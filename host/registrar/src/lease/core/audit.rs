@@ -16,13 +16,19 @@ use crate::{
     },
 };
 
+/// Time for which the revision of etcd alone is trusted: a member that has stopped to apply what the others write, or a restored
+/// backup, shows a revision that says nothing.
+const MAX_TRUST: Duration = Duration::from_secs(60);
+
 /// Revision of etcd at which audits in a row have found keys as they should be. A change of any key in etcd ends it, so that
 /// little more than the revision is read from an etcd in which nothing is written.
 #[derive(Debug, Default)]
 pub(super) struct Intact {
     revision: i64,
-    /// Keys whose revisions were compared. They are different ones, as long as nothing is written.
+    /// Keys whose revisions were compared. They are different ones, as long as nothing is written and no audit fails.
     compared: usize,
+    /// Time from which all keys are compared again.
+    until: Option<Instant>,
 }
 
 impl LeaseCore {
@@ -31,6 +37,9 @@ impl LeaseCore {
         let interval = self.interval().min(MAX_AUDIT_INTERVAL);
         self.audit_at = now + interval;
         let published = self.published(lease);
+        if self.intact.until.is_some_and(|until| now >= until) {
+            self.intact = Intact::default();
+        }
         let intact_at = Some(self.intact.revision).filter(|_| self.intact.compared >= published.max(1));
         let revisions = self.revisions_to_audit(lease, interval);
         self.follow_load(now);
@@ -96,26 +105,37 @@ impl LeaseCore {
         if let Ok(Comparison { altered, .. }) = &revisions {
             self.on_altered(lease, altered, now);
         }
-        let Ok(view) = keys else { return };
+        let Ok(view) = keys else {
+            // The keys of this audit had their turn, and were not compared.
+            self.intact = Intact::default();
+            return;
+        };
         self.failures = 0;
         if let Some(view) = view {
             let is_complete = self.on_keys_read(lease, &view);
-            self.note_intact(revisions.ok().filter(|_| is_complete), view.revision);
+            self.note_intact(revisions.ok().filter(|_| is_complete), view.revision, now);
         }
         // Deferred keys have their turn now.
         self.keys.enqueue_all(now);
     }
 
     /// Notes keys that were found as they should be, at a revision of etcd or later.
-    fn note_intact(&mut self, found: Option<Comparison>, revision: i64) {
+    fn note_intact(&mut self, found: Option<Comparison>, revision: i64, now: Instant) {
         let found = found.filter(|found| found.altered.is_empty());
         let Some(Comparison { compared, revision: Some(first), .. }) = found else {
             self.intact = Intact::default();
             return;
         };
         let revision = first.min(revision);
-        let before = if revision == self.intact.revision { self.intact.compared } else { 0 };
-        self.intact = Intact { revision, compared: before + compared };
+        if revision <= 0 {
+            // A response without a revision.
+            self.intact = Intact::default();
+            return;
+        }
+        if revision != self.intact.revision {
+            self.intact = Intact { revision, compared: 0, until: Some(now + MAX_TRUST) };
+        }
+        self.intact.compared += compared;
     }
 
     /// Notes that other clients have written or deleted these keys, which are then written again.

@@ -220,6 +220,11 @@ impl Key {
         self.stage == Stage::Deleting
     }
 
+    /// Returns true for the key that those handles share.
+    pub(super) fn is_of(&self, shared: &Arc<SharedKey>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
     /// Detects a key whose last owner has dropped its handle.
     pub(super) fn is_abandoned(&self) -> bool {
         self.is_kept() && !self.shared.is_owned()

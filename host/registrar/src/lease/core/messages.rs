@@ -29,7 +29,8 @@ pub(crate) struct RegisterRequest {
     pub(crate) deadline: Instant,
 }
 
-/// Command of the registrar or of a registration's handle.
+/// Command of the registrar or of a registration's handle. A key is the one of that handle: a later registration of the same
+/// name has another, which the command does not concern.
 #[derive(Debug)]
 pub(crate) enum Command {
     Register {
@@ -40,19 +41,20 @@ pub(crate) enum Command {
     /// Grants a lease for a key that is about to be registered, and keeps it until that time.
     GrantAhead(Instant),
     SetWeight {
-        key: Arc<str>,
+        key: Arc<SharedKey>,
         weight: Weight,
         reply: Reply,
     },
     Replace {
-        key: Arc<str>,
+        key: Arc<SharedKey>,
         node: Arc<ServerNode>,
         /// The layout that writes it.
         layout: Layout,
         reply: Reply,
     },
+    /// Deletes the key, unless a registration owns it by now.
     Stop {
-        key: Arc<str>,
+        key: Arc<SharedKey>,
         reply: Reply,
     },
     /// Stops every key and revokes every lease.

@@ -46,7 +46,7 @@ impl LeaseCore {
         self.keys.enqueue(&key, now);
     }
 
-    pub(super) fn set_weight(&mut self, key: &Arc<str>, weight: Weight, reply: Reply, now: Instant) {
+    pub(super) fn set_weight(&mut self, key: &Arc<SharedKey>, weight: Weight, reply: Reply, now: Instant) {
         self.change(key, reply, now, |entry| {
             entry.set_weight(weight);
             Ok(())
@@ -55,24 +55,24 @@ impl LeaseCore {
 
     pub(super) fn replace(
         &mut self,
-        key: &Arc<str>,
+        key: &Arc<SharedKey>,
         node: Arc<ServerNode>,
         layout: Layout,
         reply: Reply,
         now: Instant,
     ) {
         let computed = self.computed.weight;
-        self.change(key, reply, now, |entry| entry.replace(key, node, layout, computed));
+        self.change(key, reply, now, |entry| entry.replace(key.key(), node, layout, computed));
     }
 
     fn change(
         &mut self,
-        key: &Arc<str>,
+        key: &Arc<SharedKey>,
         reply: Reply,
         now: Instant,
         change: impl FnOnce(&mut Key) -> Result<(), Error>,
     ) {
-        let outcome = match self.keys.get_mut(key).filter(|entry| entry.is_kept()) {
+        let outcome = match self.keys.get_mut(key.key()).filter(|entry| entry.is_of(key) && entry.is_kept()) {
             Some(entry) => {
                 let changed = change(entry);
                 entry.show(self.health);
@@ -80,17 +80,21 @@ impl LeaseCore {
             }
             None => Err(Error::Ended),
         };
-        self.keys.enqueue(key, now);
+        self.keys.enqueue(key.key(), now);
         self.actions.push_back(Action::Reply(reply, outcome));
     }
 
     /// Stops a key; the reply follows once it is gone for good.
-    pub(super) fn stop(&mut self, key: &Arc<str>, reply: Reply, now: Instant) {
-        match self.keys.get_mut(key) {
-            Some(entry) => entry.owe(reply),
+    pub(super) fn stop(&mut self, key: &Arc<SharedKey>, reply: Reply, now: Instant) {
+        match self.keys.get_mut(key.key()).filter(|entry| entry.is_of(key)) {
+            // It was shared before the command came.
+            Some(_) if key.is_owned() => self.actions.push_back(Action::Reply(reply, Ok(()))),
+            Some(entry) => {
+                entry.owe(reply);
+                self.discard(key.key(), Error::Ended, now);
+            }
             None => self.actions.push_back(Action::Reply(reply, Ok(()))),
         }
-        self.discard(key, Error::Ended, now);
     }
 
     pub(super) fn stop_abandoned(&mut self, now: Instant) {

@@ -206,7 +206,7 @@ fn a_stop_is_confirmed_by_the_deletion() {
     assert!(done(&mut stopped).is_ok());
     assert_eq!((scene.state(KEY), scene.events()), (State::Stopped, vec![What::Stopped]));
     assert_eq!(scene.released, [KEY]);
-    let mut again = scene.stop(KEY);
+    let mut again = scene.stop_of(&scene.handles[KEY].clone());
     assert!(done(&mut again).is_ok(), "idempotent");
 }
 
@@ -364,6 +364,88 @@ fn an_audit_reads_only_the_revision_while_nothing_is_written_in_etcd() {
         assert_eq!(scene.intact_at(), None, "what was repaired is compared once more");
         scene.audit(&[KEY], &[]);
     }
+}
+
+#[test]
+fn a_stop_concerns_the_registration_of_its_handle_alone() {
+    let mut scene = Scene::holding();
+    let _other = scene.register(OTHER);
+    scene.write();
+    let first = scene.handles[KEY].clone();
+    let mut stopped = scene.stop(KEY);
+    scene.write();
+    assert!(done(&mut stopped).is_ok());
+    // The same node again, on the same lease.
+    let mut second = scene.register(KEY);
+    scene.write();
+    assert!(done(&mut second).is_ok());
+    let mut again = scene.stop_of(&first);
+    assert!(done(&mut again).is_ok() && scene.request.is_none(), "it is the second one's key");
+    let (reply, mut weighed) = oneshot::channel();
+    scene.handle(Input::Command(Command::SetWeight { key: first, weight: weight(9), reply }));
+    assert!(matches!(done(&mut weighed), Err(Error::Ended)));
+    assert_eq!(scene.state(KEY), State::Registered);
+}
+
+#[test]
+fn a_stop_that_comes_after_its_key_was_shared_deletes_nothing() {
+    let mut scene = Scene::holding();
+    scene.handles[KEY].remove_owner();
+    let shared = scene.handles[KEY].clone();
+    shared.add_owner();
+    let mut stopped = scene.stop_of(&shared);
+    assert!(done(&mut stopped).is_ok() && scene.request.is_none());
+    assert_eq!(scene.state(KEY), State::Registered);
+}
+
+#[test]
+fn a_failed_audit_ends_what_was_known_of_a_revision() {
+    let mut scene = Scene::holding();
+    for failed in [true, false] {
+        scene.pass(INTERVAL);
+        scene.audit(&[KEY], &[]);
+        scene.pass(INTERVAL);
+        assert_eq!(scene.intact_at(), Some(1));
+        if failed {
+            let (keys, revisions) = (Err(unreachable()), Err(unreachable()));
+            scene.respond(Response::Audited { lease: FIRST, keys, revisions });
+        } else {
+            let (keys, revisions) = (scene.view(&[KEY]), Err(unreachable()));
+            scene.respond(Response::Audited { lease: FIRST, keys: Ok(Some(keys)), revisions });
+        }
+        scene.pass(INTERVAL);
+        assert_eq!(scene.intact_at(), None);
+    }
+}
+
+#[test]
+fn all_keys_are_compared_again_after_a_while_whatever_the_revision() {
+    let mut scene = Scene::holding();
+    let mut compared = Vec::new();
+    for _ in 0..14 {
+        scene.pass(INTERVAL);
+        scene.renew(FIRST);
+        match scene.intact_at() {
+            None => {
+                compared.push(true);
+                scene.audit(&[KEY], &[]);
+            }
+            Some(_) => {
+                compared.push(false);
+                let revisions = Ok(Comparison::default());
+                scene.respond(Response::Audited { lease: FIRST, keys: Ok(None), revisions });
+            }
+        }
+    }
+    assert_eq!(compared.iter().filter(|compared| **compared).count(), 3, "{compared:?}");
+    // A response without a revision says nothing.
+    scene.revision = 0;
+    let mut scene = Scene::holding();
+    scene.revision = 0;
+    scene.pass(INTERVAL);
+    scene.audit(&[KEY], &[]);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.intact_at(), None);
 }
 
 #[test]

@@ -172,14 +172,24 @@ impl Scene {
     }
 
     fn stop(&mut self, key: &str) -> Outcomes {
+        self.handles[key].remove_owner();
+        self.stop_of(&self.handles[key].clone())
+    }
+
+    /// Stops the key of a handle that was released.
+    fn stop_of(&mut self, key: &Arc<SharedKey>) -> Outcomes {
         let (reply, outcome) = oneshot::channel();
-        self.handle(Input::Command(Command::Stop { key: key.into(), reply }));
+        self.handle(Input::Command(Command::Stop { key: key.clone(), reply }));
         outcome
     }
 
     fn set_weight(&mut self, key: &str, value: u32) {
         let (reply, mut outcome) = oneshot::channel();
-        self.handle(Input::Command(Command::SetWeight { key: key.into(), weight: weight(value), reply }));
+        self.handle(Input::Command(Command::SetWeight {
+            key: self.handles[key].clone(),
+            weight: weight(value),
+            reply,
+        }));
         done(&mut outcome).unwrap();
     }
 
@@ -242,6 +252,12 @@ impl Scene {
         let compared = revisions.len();
         let found = Comparison { compared, altered, revision: (compared > 0).then_some(revision) };
         self.respond(Response::Audited { lease, keys: Ok(Some(view)), revisions: Ok(found) });
+    }
+
+    /// A lease with these keys, as etcd has it.
+    fn view(&self, keys: &[&str]) -> LeaseView {
+        let keys = keys.iter().map(|key| key.as_bytes().to_vec()).collect();
+        LeaseView { ttl: TTL, remaining: TTL, keys, revision: self.revision }
     }
 
     /// Revision at which the audit in progress may take all keys to be intact.

@@ -57,7 +57,7 @@ fn another_node_is_published_under_the_same_key_only() {
         let node = Arc::new(ServerNode::new("user", addr).unwrap());
         let (reply, mut outcome) = oneshot::channel();
         scene.handle(Input::Command(Command::Replace {
-            key: KEY.into(),
+            key: scene.handles[KEY].clone(),
             node,
             layout: "seed".parse().unwrap(),
             reply,
