@@ -165,6 +165,11 @@ fn pages(folder: &Path, deep: bool) -> Vec<String> {
 fn all_pages() -> Vec<String> {
     let mut all = pages(Path::new(""), false);
     all.extend(pages(Path::new("docs"), true));
+    all.extend(
+        ["registrar", "plugin", "artifacts", "runner"]
+            .iter()
+            .flat_map(|host| pages(&Path::new("host").join(host), false)),
+    );
     assert!(all.len() > 10, "{all:?}");
     all
 }

@@ -20,9 +20,7 @@ fn validate(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
     let Value::Object(keywords) = schema else { return Err(format!("{at}: no schema")) };
     for (keyword, rule) in keywords {
         let holds = match keyword.as_str() {
-            "$schema" | "title" | "description" | "default" | "additionalProperties" | "patternProperties" => {
-                true
-            }
+            "$schema" | "title" | "description" | "default" | "additionalProperties" | "patternProperties" => true,
             "type" => match rule {
                 Value::Array(types) => types.iter().any(|name| is_of(value, name)),
                 name => is_of(value, name),
