@@ -263,6 +263,18 @@ fn relative_links_lead_to_files_and_headings() {
 }
 
 #[test]
+fn every_page_is_in_the_book() {
+    let listed: Vec<_> = relative_links(&read("docs/SUMMARY.md")).into_iter().map(|(target, _)| target).collect();
+    for page in pages(Path::new("docs"), true) {
+        let page = page.strip_prefix("docs/").unwrap();
+        // `make book` takes the records from their list.
+        let is_listed_elsewhere = page == "SUMMARY.md" || page.starts_with("decisions/0");
+        let count = listed.iter().filter(|target| *target == page).count();
+        assert_eq!(count, usize::from(!is_listed_elsewhere), "docs/SUMMARY.md has docs/{page} {count} times");
+    }
+}
+
+#[test]
 fn decision_records_have_numbers_of_their_own_and_are_listed() {
     let list = relative_links(&read("docs/decisions/README.md"));
     let mut numbers = BTreeSet::new();
