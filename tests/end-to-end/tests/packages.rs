@@ -87,3 +87,21 @@ fn the_code_in_a_readme_is_that_of_the_documentation() {
         assert!(read(&format!("{folder}/src/lib.rs")).replace("//! ", "").contains(code), "{folder}: {code}");
     }
 }
+
+#[test]
+fn workflows_call_targets_that_exist() {
+    let makefile = read("Makefile");
+    let mut called = 0;
+    for entry in fs::read_dir(paths::workspace().join(".github/workflows")).unwrap() {
+        let path = entry.unwrap().path();
+        let workflow = fs::read_to_string(&path).unwrap();
+        let runs = workflow.lines().filter_map(|line| line.trim().strip_prefix("run: make "));
+        let listed = workflow.lines().filter_map(|line| line.trim().strip_prefix("target: [")?.strip_suffix(']'));
+        let targets = runs.filter_map(|run| run.split(' ').next()).chain(listed.flat_map(|list| list.split(", ")));
+        for target in targets.filter(|target| !target.starts_with("${{")) {
+            called += 1;
+            assert!(makefile.contains(&format!("\n{target}: ")), "{}: make {target}", path.display());
+        }
+    }
+    assert!(called >= 8, "{called}");
+}
