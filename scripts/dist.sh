@@ -34,9 +34,9 @@ umask 022
 
 dist=target/dist
 name=leasehold-$version-$triple
-# Apart from the builds of tests: the flags below are others.
+# Apart from the builds of tests, since the flags below are others; and anew, since C code has the time of the commit in it.
 export CARGO_TARGET_DIR="$PWD/$dist/build"
-rm -rf "${dist:?}/stage" "$dist/source" "$dist/out"
+rm -rf "$dist"
 mkdir -p "$dist/out" "$dist/stage/$name" "$CARGO_TARGET_DIR/release"
 
 # No path of this machine is in the files.
