@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -88,6 +88,21 @@ deploy-test: build guests deploy-tools ## the chart on a real API server, the No
 	target/deploy/python/bin/pip install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
 	sh scripts/image.sh
 	target/deploy/bin/deploy $(PARTS)
+
+# Versions that occur twice are looked for in what is shipped, the binary and the libraries in it.
+deny: ## the dependencies: licences, known faults, origins, versions that occur twice; deny.toml has the exceptions
+	@command -v cargo-deny >/dev/null || { echo "deny: needs cargo-deny: cargo install cargo-deny --locked" >&2; exit 1; }
+	cargo deny --locked check advisories licenses sources
+	cargo deny --locked --exclude-dev --manifest-path host/runner/Cargo.toml --config deny.toml check bans
+
+book: ## target/book/html: the pages of docs as a site with search; every link in it is checked
+	sh scripts/book.sh
+
+package: setup ## the published crates as packages, with a list of what is in them, built from it; VERIFY=no does not build
+	VERIFY="$(VERIFY)" sh scripts/package.sh
+
+dist: setup ## target/dist/out: tarball, Debian package, SBOM, changes and checksums of a release, the same bytes for a commit
+	sh scripts/dist.sh
 
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml

@@ -60,7 +60,7 @@ build() {
         cargo build --target "$target" --target-dir "$directory" "$@"
     else
         PATH="$PATH:$(linkers)" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
-            RUSTFLAGS="-L /usr/lib/wasm32-wasi -C link-self-contained=no" \
+            RUSTFLAGS="${RUSTFLAGS:-} -L /usr/lib/wasm32-wasi -C link-self-contained=no" \
             /usr/bin/cargo build --target "$target" --target-dir "$directory" -Z build-std=std,panic_abort "$@"
     fi
 }

@@ -6,6 +6,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     // A file that is added to an embedded folder.
     println!("cargo::rerun-if-changed=templates");
+    println!("cargo::rerun-if-changed=lib");
     println!("cargo::rerun-if-env-changed=LEASEHOLD_COMMIT");
     // Set by `make install` and by packaging; a plain `cargo build` does not depend on the state of the repository.
     let commit = env::var("LEASEHOLD_COMMIT").unwrap_or_else(|_| "not recorded".to_owned());

@@ -88,6 +88,8 @@
 //!
 //! `examples/embed.rs` is the same as a program, with deadlines for components that do not return.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod bindings;
 mod budget;
 mod context;

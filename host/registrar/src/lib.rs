@@ -16,6 +16,8 @@
 //! # }
 //! ```
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backoff;
 mod discovery;
 mod error;

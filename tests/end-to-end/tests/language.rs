@@ -165,6 +165,11 @@ fn pages(folder: &Path, deep: bool) -> Vec<String> {
 fn all_pages() -> Vec<String> {
     let mut all = pages(Path::new(""), false);
     all.extend(pages(Path::new("docs"), true));
+    all.extend(
+        ["registrar", "plugin", "artifacts", "runner"]
+            .iter()
+            .flat_map(|host| pages(&Path::new("host").join(host), false)),
+    );
     assert!(all.len() > 10, "{all:?}");
     all
 }
@@ -255,6 +260,18 @@ fn relative_links_lead_to_files_and_headings() {
         }
     }
     assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn every_page_is_in_the_book() {
+    let listed: Vec<_> = relative_links(&read("docs/SUMMARY.md")).into_iter().map(|(target, _)| target).collect();
+    for page in pages(Path::new("docs"), true) {
+        let page = page.strip_prefix("docs/").unwrap();
+        // `make book` takes the records from their list.
+        let is_listed_elsewhere = page == "SUMMARY.md" || page.starts_with("decisions/0");
+        let count = listed.iter().filter(|target| *target == page).count();
+        assert_eq!(count, usize::from(!is_listed_elsewhere), "docs/SUMMARY.md has docs/{page} {count} times");
+    }
 }
 
 #[test]

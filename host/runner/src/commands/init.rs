@@ -10,7 +10,7 @@ const TEXT: &str = include_str!("init.yaml");
 
 /// The text of a first configuration file.
 pub(crate) fn text() -> String {
-    format!("# yaml-language-server: $schema={}\n{TEXT}", schema::URL)
+    format!("# yaml-language-server: $schema={}\n{TEXT}", schema::FILE)
 }
 
 /// Writes the file, unless there is one.

@@ -1,6 +1,10 @@
 //! `leasehold new`: a folder with a service in the language of the user's choice.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use include_dir::{Dir, include_dir};
@@ -16,7 +20,8 @@ use crate::{
 
 /// A folder for each language, `all` for the files that are the same in each, and the WIT.
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates");
-/// The library of the templates for Rust, with the contract in it, and its folder in a service.
+/// The library of the templates for Rust, with the contract in it, and its folder in a service. Its files are linked one by
+/// one: cargo leaves a folder with a `Cargo.toml` out of a package.
 static RUST_LIBRARY: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/lib/rust");
 const RUST_LIBRARY_FOLDER: &str = "leasehold-guest";
 /// The contract of every template, whose bindings are made of it.
@@ -79,6 +84,7 @@ impl Template {
             None => {
                 let mut library = Vec::new();
                 gather(&RUST_LIBRARY, RUST_LIBRARY.path(), &mut library);
+                library.iter_mut().for_each(|file| file.path = final_name(&file.path));
                 (RUST_LIBRARY_FOLDER, library)
             }
         };
@@ -87,19 +93,23 @@ impl Template {
     }
 }
 
-/// A template's file under its final name. Files that would have a meaning for this repository's own tools have `.in`
-/// behind their names there.
-fn finished(file: &Text, name: &str, checks: &str) -> Text {
-    let path = match file.path.to_str() {
+/// Path of a file in a new service. Files that would have a meaning for this repository's own tools have `.in` behind their
+/// names there.
+fn final_name(path: &Path) -> PathBuf {
+    match path.to_str() {
         Some("gitignore.in") => ".gitignore".into(),
-        Some(path) => path.strip_suffix(".in").unwrap_or(path).into(),
-        None => file.path.clone(),
-    };
+        Some(text) => text.strip_suffix(".in").unwrap_or(text).into(),
+        None => path.to_owned(),
+    }
+}
+
+/// A template's file under its final name, with the service's name in it.
+fn finished(file: &Text, name: &str, checks: &str) -> Text {
     let content = match str::from_utf8(&file.content) {
         Ok(text) => text.replace(CHECKS, checks).replace(NAME, name).into_bytes(),
         Err(_) => file.content.clone(),
     };
-    Text { path, content }
+    Text { path: final_name(&file.path), content }
 }
 
 /// Writes the folder, or lists the languages.
@@ -175,12 +185,12 @@ mod tests {
             let files = template.files("some-name");
             let paths: BTreeSet<_> = files.iter().map(|file| file.path.display().to_string()).collect();
             assert_eq!(paths.len(), files.len(), "{language:?}: a file occurs twice");
-            let wit = match language {
-                Language::Rust => ["leasehold-guest/wit/registry.wit", "leasehold-guest/src/bindings.rs"],
-                _ => ["wit/world.wit", "wit/deps/leasehold-registry/registry.wit"],
-            };
-            for path in ["README.md", ".gitignore", "services.yaml", "test.sh"].into_iter().chain(wit) {
-                assert!(paths.contains(path), "{language:?}: {path} is not in {paths:?}");
+            let library =
+                ["leasehold-guest/Cargo.toml", "leasehold-guest/wit/registry.wit", "leasehold-guest/src/bindings.rs"];
+            let wit = ["wit/world.wit", "wit/deps/leasehold-registry/registry.wit"];
+            let more = if matches!(language, Language::Rust) { &library[..] } else { &wit[..] };
+            for path in ["README.md", ".gitignore", "services.yaml", "test.sh"].iter().chain(more) {
+                assert!(paths.contains(*path), "{language:?}: {path} is not in {paths:?}");
             }
             for file in &files {
                 let text = String::from_utf8_lossy(&file.content);

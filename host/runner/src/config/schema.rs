@@ -8,16 +8,14 @@ use crate::config::{
     rule::{Absent, Form, Key, Rule, Shape, Table},
 };
 
-/// Address of the schema, for files outside of the repository.
-pub(crate) const URL: &str =
-    "https://raw.githubusercontent.com/leasehold/leasehold/main/docs/configuration.schema.json";
+/// File with the schema, beside a configuration that `leasehold init` writes.
+pub(crate) const FILE: &str = "leasehold.schema.json";
 
 /// The schema of a configuration file.
 pub(crate) fn schema() -> Value {
     let Shape::Table(file) = File::shape() else { return Value::Null };
     let mut schema = table(&file);
     schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
-    schema["$id"] = URL.into();
     schema["title"] = "Leasehold configuration".into();
     schema["patternProperties"] = json!({ format!("^{IGNORED}"): {} });
     // An included file may have all of the services.
