@@ -53,9 +53,9 @@ impl Error {
         Self::Unavailable { registry: registry.into(), why: why.into() }
     }
 
-    /// Returns true if another registry, or the cache, may have what this one does not give.
-    pub(crate) fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+    /// Returns true if the cache may stand in: the registry has not said that there is no such artifact, or that it denies it.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Unusable(_) | Self::Cache(_))
     }
 
     /// The client's error about `name` at a registry.
@@ -64,7 +64,10 @@ impl Error {
         let unusable = |why: String| Self::Unusable(format!("{registry} sends a wrong answer for {name}: {why}"));
         match error {
             OciDistributionError::ImageManifestNotFoundError(_) => Self::NotFound { registry, name: name.to_owned() },
-            OciDistributionError::AuthenticationFailure(why) => Self::Denied { registry, why: brief(&why) },
+            OciDistributionError::AuthenticationFailure(why) => match is_denial(&why) {
+                true => Self::Denied { registry, why: brief(&why) },
+                false => Self::Unavailable { registry, why: format!("no token: {}", brief(&why)) },
+            },
             OciDistributionError::UnauthorizedError { .. } => {
                 Self::Denied { registry, why: "not authorized".to_owned() }
             }
@@ -113,8 +116,14 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Foreign text on one line, as much as is needed to understand it.
-fn brief(text: &str) -> String {
+/// Returns true for the answer of a token server that refuses the credentials; the client does not tell its status.
+fn is_denial(answer: &str) -> bool {
+    let answer = answer.to_lowercase();
+    ["unauthorized", "denied", "forbidden", "incorrect", "invalid"].iter().any(|word| answer.contains(word))
+}
+
+/// Foreign text on one line, as much as is needed to understand it, without what commands a terminal.
+pub(crate) fn brief(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(MAX_FOREIGN_CHARS).collect()
+    line.chars().take(MAX_FOREIGN_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

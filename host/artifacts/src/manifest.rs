@@ -3,7 +3,10 @@
 use oci_client::manifest::{OciDescriptor, OciManifest};
 use serde_json::from_slice;
 
-use crate::{error::Error, reference::is_sha256};
+use crate::{
+    error::{Error, brief},
+    reference::is_sha256,
+};
 
 /// Media type of a component, in the CNCF's artifact format and in the formats before it.
 pub(crate) const LAYER: &str = "application/wasm";
@@ -40,7 +43,7 @@ impl Layer {
         let mut components = image.layers.iter().filter(is_component);
         let (Some(layer), None) = (components.next(), components.next()) else {
             let kinds: Vec<_> = image.layers.iter().map(|layer| layer.media_type.as_str()).take(4).collect();
-            return Err(unusable(&format!("it needs one layer of {LAYER}, and has [{}]", kinds.join(", "))));
+            return Err(unusable(&format!("it needs one layer of {LAYER}, and has [{}]", brief(&kinds.join(", ")))));
         };
         if !is_sha256(&layer.digest) {
             return Err(unusable("its layer has no digest of SHA-256"));

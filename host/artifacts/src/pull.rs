@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use futures::TryStreamExt;
@@ -14,6 +15,7 @@ use tokio::{
     fs::File,
     io::AsyncWriteExt,
     sync::{Mutex as AsyncMutex, Semaphore},
+    time::timeout,
 };
 use tokio_util::task::TaskTracker;
 
@@ -26,8 +28,12 @@ use crate::{
     store::{self, Known, Store},
 };
 
-/// Artifacts that are pulled at a time.
-const MAX_PULLS: usize = 4;
+/// Components that are downloaded at a time.
+const MAX_DOWNLOADS: usize = 4;
+/// Time for a manifest, the sign-in included.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a component.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Default size of the cache.
 const MAX_CACHE_BYTES: u64 = 4 << 30;
 
@@ -96,7 +102,7 @@ impl Artifacts {
             store: Store::new(options.folder, options.max_cache_bytes),
             registries: options.registries,
             pulls: Mutex::default(),
-            permits: Semaphore::new(MAX_PULLS),
+            permits: Semaphore::new(MAX_DOWNLOADS),
             tasks: TaskTracker::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -105,14 +111,34 @@ impl Artifacts {
     /// The component of a reference: from the registry, or from the cache if it is there with that digest. With `keys`, one
     /// of them has to have signed it, which is checked before it is downloaded.
     ///
-    /// While the registry does not answer, the artifact of the last pull of this reference is used, with a warning, if its
-    /// signature was verified by one of `keys` then. A reference by digest in the cache needs no registry at all. Another
-    /// pull of the same reference is waited for. The caller limits the time.
+    /// While the registry does not answer, or with nothing of use, the artifact of the last pull of this reference is used,
+    /// with a warning, if its signature was verified by one of `keys` then. A reference by digest in the cache needs no registry
+    /// at all. Another pull of the same reference is waited for. A manifest may take a minute, and a component 15.
     pub async fn pull(
         &self,
         reference: &Reference,
         keys: &[PublicKey],
         progress: Progress<'_>,
+    ) -> Result<Pulled, Error> {
+        self.pull_with(reference, keys, progress, true).await
+    }
+
+    /// The same, where the artifact of the last pull is of no use: an error while the registry does not answer.
+    pub async fn pull_anew(
+        &self,
+        reference: &Reference,
+        keys: &[PublicKey],
+        progress: Progress<'_>,
+    ) -> Result<Pulled, Error> {
+        self.pull_with(reference, keys, progress, false).await
+    }
+
+    async fn pull_with(
+        &self,
+        reference: &Reference,
+        keys: &[PublicKey],
+        progress: Progress<'_>,
+        may_be_former: bool,
     ) -> Result<Pulled, Error> {
         let lock = self.lock_of(reference);
         let _only = lock.lock().await;
@@ -122,9 +148,8 @@ impl Artifacts {
         {
             return Ok(cached);
         }
-        let _permit = self.shared.permits.acquire().await.expect("it is never closed");
         match (self.pull_from_registries(reference, keys, progress).await, cached) {
-            (Err(error), Some(cached)) if error.is_unavailable() => {
+            (Err(error), Some(cached)) if may_be_former && error.is_transient() => {
                 tracing::warn!("{reference}: {error}; {} of an earlier pull is used", cached.digest);
                 Ok(cached)
             }
@@ -139,13 +164,14 @@ impl Artifacts {
         }
         let mut outcome = Err(Error::Invalid(format!("{reference}: no registry")));
         for host in self.hosts(reference) {
-            outcome = async {
+            outcome = within(MANIFEST_TIMEOUT, &host, async {
                 let session = self.session(&host).await?;
                 let digest = session.client.fetch_manifest_digest(&reference.at(&host), &session.credentials).await;
                 digest.map_err(|error| Error::of(error, &host, &reference.name()))
-            }
+            })
             .await;
-            if outcome.is_ok() {
+            // A mirror may be behind: while it is away, its registry does not take its place in turn.
+            if !matches!(outcome, Err(Error::NotFound { .. } | Error::Denied { .. })) {
                 break;
             }
         }
@@ -196,14 +222,14 @@ impl Artifacts {
         progress: Progress<'_>,
     ) -> Result<Pulled, Error> {
         let (session, name) = (self.session(host).await?, reference.name());
-        let (manifest, digest) = session.manifest(reference).await?;
+        let (manifest, digest) = within(MANIFEST_TIMEOUT, host, session.manifest(reference)).await?;
         if let Some(expected) = reference.digest().filter(|expected| *expected != digest) {
             return Err(Error::Unusable(format!("{host} sends {digest} in place of {expected}")));
         }
         let layer = Layer::of(&manifest, &name)?;
         let signer = match keys {
             [] => None,
-            keys => Some(session.signer(reference, &digest, keys).await?),
+            keys => Some(within(MANIFEST_TIMEOUT, host, session.signer(reference, &digest, keys)).await?),
         };
         let (store, wanted) = (self.shared.store.clone(), layer.clone());
         let file = match self.blocking(move || Ok(store.find(&wanted))).await? {
@@ -218,7 +244,9 @@ impl Artifacts {
             signers: signer.iter().cloned().collect(),
         };
         let (store, noted) = (self.shared.store.clone(), reference.clone());
-        self.blocking(move || store.note_known(&noted, &known)).await?;
+        if let Err(error) = self.blocking(move || store.note_known(&noted, known)).await {
+            tracing::warn!("{reference}: without its registry, it will not be found: {error}");
+        }
         Ok(Pulled { file, digest, signer })
     }
 
@@ -229,6 +257,7 @@ impl Artifacts {
         layer: &Layer,
         progress: Progress<'_>,
     ) -> Result<PathBuf, Error> {
+        let _permit = self.shared.permits.acquire().await.expect("it is never closed");
         let store = self.shared.store.clone();
         let (file, written) = self
             .blocking(move || {
@@ -237,7 +266,8 @@ impl Artifacts {
                 Ok((file, written))
             })
             .await?;
-        session.blob(reference, layer, File::from_std(written), progress).await?;
+        let host = &session.host;
+        within(DOWNLOAD_TIMEOUT, host, session.blob(reference, layer, File::from_std(written), progress)).await?;
         let (store, digest) = (self.shared.store.clone(), layer.digest.clone());
         self.blocking(move || store.keep(file, &digest)).await
     }
@@ -285,6 +315,12 @@ impl Artifacts {
         let done = self.shared.tasks.spawn_blocking(work).await;
         done.unwrap_or_else(|error| Err(Error::Cache(error.to_string())))
     }
+}
+
+/// Waits for a step of a pull, for so long at most.
+async fn within<T>(time: Duration, host: &str, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Err(Error::unavailable(host, format!("nothing complete within {time:?}")));
+    Box::pin(timeout(time, step)).await.unwrap_or_else(late)
 }
 
 impl Session {

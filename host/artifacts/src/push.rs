@@ -1,11 +1,16 @@
 //! Pushes: a component and its configuration become an artifact.
 
-use oci_client::client::{Config, ImageLayer};
+use http::HeaderValue;
+use oci_client::{
+    RegistryOperation,
+    client::{Config, ImageLayer},
+    manifest::OciImageManifest,
+};
 use serde_json::json;
 
 use crate::{
     error::Error,
-    manifest::{CONFIG, LAYER},
+    manifest::{CONFIG, LAYER, MANIFESTS},
     pull::Artifacts,
     reference::Reference,
     store,
@@ -55,8 +60,15 @@ impl Artifacts {
         let (client, credentials) = self.push_session(reference).await?;
         let (image, failed) =
             (reference.at(reference.registry()), |error| Error::of(error, reference.registry(), &reference.name()));
-        client.push(&image, &[layer], config, &credentials, None).await.map_err(failed)?;
-        let digest = client.fetch_manifest_digest(&image, &credentials).await.map_err(failed)?;
+        let mut manifest = OciImageManifest::build(&[layer.clone()], &config, None);
+        manifest.media_type = Some(MANIFESTS[0].to_owned());
+        let bytes = serde_json::to_vec(&manifest).map_err(|error| Error::Invalid(error.to_string()))?;
+        client.auth(&image, &credentials, RegistryOperation::Push).await.map_err(failed)?;
+        client.push_blob(&image, layer.data, &manifest.layers[0].digest).await.map_err(failed)?;
+        client.push_blob(&image, config.data, &manifest.config.digest).await.map_err(failed)?;
+        // Of these bytes, whatever the tag leads to by now.
+        let digest = store::digest(&mut &*bytes).map_err(|error| Error::Cache(error.to_string()))?;
+        client.push_manifest_raw(&image, bytes, HeaderValue::from_static(MANIFESTS[0])).await.map_err(failed)?;
         Ok(Pushed { digest })
     }
 }

@@ -96,7 +96,11 @@ impl Registry {
     fn docker_credentials(&self) -> Result<RegistryAuth, Error> {
         match docker_credential::get_credential(&self.host) {
             Ok(DockerCredential::UsernamePassword(username, password)) => Ok(RegistryAuth::Basic(username, password)),
-            Ok(DockerCredential::IdentityToken(token)) => Ok(RegistryAuth::Bearer(token)),
+            // Good for an exchange alone, which the client does not know.
+            Ok(DockerCredential::IdentityToken(_)) => Err(Error::Invalid(format!(
+                "Docker's configuration has an identity token for {}, which is not supported; a user and a password are",
+                self.host
+            ))),
             Err(
                 CredentialRetrievalError::ConfigNotFound
                 | CredentialRetrievalError::ConfigReadError

@@ -60,12 +60,17 @@ impl Store {
         (known.reference == reference.to_string()).then_some(known)
     }
 
-    /// Notes what a reference leads to.
-    pub(crate) fn note_known(&self, reference: &Reference, known: &Known) -> Result<(), Error> {
+    /// Notes what a reference leads to. Signatures that others have verified for the same manifest stay noted.
+    pub(crate) fn note_known(&self, reference: &Reference, mut known: Known) -> Result<(), Error> {
+        if let Some(before) = self.known(reference).filter(|before| before.manifest == known.manifest) {
+            known.signers.extend(before.signers);
+            known.signers.sort_unstable();
+            known.signers.dedup();
+        }
         let write = || {
             self.make()?;
             let mut file = NamedTempFile::new_in(&self.folder)?;
-            file.write_all(&serde_json::to_vec(known)?)?;
+            file.write_all(&serde_json::to_vec(&known)?)?;
             file.persist(self.note(reference)).map_err(|error| error.error)?;
             io::Result::Ok(())
         };
@@ -102,21 +107,32 @@ impl Store {
         Ok(path)
     }
 
-    /// Removes the entries that were not used for the longest time, but not `newest`.
+    /// Removes the blobs that were not used for the longest time, but not `newest`, and the notes about blobs that are gone.
     fn trim(&self, newest: &Path) -> io::Result<()> {
-        let mut found = Vec::new();
+        let (mut found, mut notes) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             // Another process may have removed it just now.
             let Some(facts) = entry.metadata().ok().filter(fs::Metadata::is_file) else { continue };
-            found.push((entry.path() == newest, facts.modified()?, facts.len(), entry.path()));
+            let path = entry.path();
+            match path.extension().is_some_and(|extension| extension == "json") {
+                true => notes.push(path),
+                false => found.push((path == newest, facts.modified()?, facts.len(), path)),
+            }
         }
         found.sort_by(|a, b| b.cmp(a));
-        let mut bytes = 0;
+        let (mut bytes, mut has_removed) = (0_u64, false);
         for (is_newest, _, size, path) in found {
-            bytes += size;
+            bytes = bytes.saturating_add(size);
             if bytes > self.max_bytes && !is_newest {
                 let _ = fs::remove_file(path); // As above.
+                has_removed = true;
+            }
+        }
+        for note in notes.into_iter().filter(|_| has_removed) {
+            let known = fs::read(&note).ok().and_then(|note| serde_json::from_slice::<Known>(&note).ok());
+            if !known.is_some_and(|known| self.blob(&known.layer).exists()) {
+                let _ = fs::remove_file(note); // As above.
             }
         }
         Ok(())
@@ -207,10 +223,15 @@ mod tests {
             bytes: 7,
             signers: vec!["sha256:c".into()],
         };
-        store.note_known(&reference, &known).unwrap();
+        store.note_known(&reference, known.clone()).unwrap();
+        // A pull without keys forgets no signature, unless the tag has moved.
+        store.note_known(&reference, Known { signers: Vec::new(), ..known.clone() }).unwrap();
         let found = store.known(&reference).unwrap();
         assert_eq!((found.manifest, found.layer, found.signers), (known.manifest, known.layer, known.signers));
         assert!(store.known(&"oci://registry.example/user:2".parse().unwrap()).is_none());
+        let moved = Known { manifest: "sha256:d".into(), signers: Vec::new(), ..store.known(&reference).unwrap() };
+        store.note_known(&reference, moved).unwrap();
+        assert!(store.known(&reference).unwrap().signers.is_empty());
         fs::write(store.note(&reference), "{").unwrap();
         assert!(store.known(&reference).is_none());
     }

@@ -193,7 +193,7 @@ async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
             notes.push("its registry was not asked".to_owned());
             None
         }
-        _ => Some(artifact::locate(spec).await.and_then(|file| {
+        _ => Some(artifact::locate(spec).await.and_then(|(file, _)| {
             initial_memory::check(spec, initial_memory::declared(&file))?;
             Loaded::load(engine, &file, spec.precompiled).map_err(|failure| artifact::named(spec, failure))
         })),

@@ -23,7 +23,7 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<(), Failure> {
             let reference: Reference = text.parse().map_err(|error| artifact::failure(&error))?;
             let artifacts = Ok(args.registry.artifacts(&reference)?);
             let artifact = Artifact { reference, keys: Vec::new(), poll: Duration::ZERO, artifacts };
-            artifact::pull(&artifact).await?.file
+            artifact::pull(&artifact, true).await?.file
         }
         None => args.file.clone(),
     };

@@ -23,7 +23,7 @@ struct Report {
     /// File of the component.
     file: String,
     bytes: usize,
-    /// Fingerprint of the key that has signed it, where one was asked for.
+    /// Fingerprint of the key that has signed it, where one is needed.
     signer: Option<String>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) async fn pull(args: PullArgs) -> Result<(), Failure> {
     let artifacts = Ok(registry.artifacts(&reference)?);
     let progress = Progress::of(format!("pulling {reference}"));
     let artifact = Artifact { reference: reference.clone(), keys: verify, poll: Duration::ZERO, artifacts };
-    let pulled = progress.during(artifact::pull(&artifact)).await?;
+    let pulled = progress.during(artifact::pull(&artifact, true)).await?;
     let cannot_read = |error| Failure::other(format!("cannot read {}: {error}", pulled.file.display()));
     let bytes = tokio::fs::read(&pulled.file).await.map_err(cannot_read)?;
     let file = match &output {

@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use leasehold::Source;
 use leasehold_artifacts::{Artifacts, Options, PublicKey, Reference, Registry};
 
 use crate::process::cache_folder;
@@ -45,15 +46,15 @@ impl Artifact {
 
 /// Reads a public key. The error names the file.
 pub(crate) fn read_key(path: &PathBuf) -> Result<PublicKey, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let pem = Source::from(path.clone()).read().map_err(|error| error.to_string())?;
     PublicKey::from_pem(&pem).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// These registries, and the user's cache.
-pub(crate) fn artifacts(registries: Vec<Registry>, max_cache_bytes: Option<u64>) -> Result<Artifacts, String> {
+/// These registries, and the user's cache of that size.
+pub(crate) fn artifacts(registries: Vec<Registry>, max_cache_bytes: u64) -> Result<Artifacts, String> {
     let folder = cache_folder::path().map_err(|error| format!("components cannot be pulled: {error:#}"))?;
     let mut options = Options::new(folder.join(FOLDER));
     options.registries = registries;
-    options.max_cache_bytes = max_cache_bytes.unwrap_or(options.max_cache_bytes);
+    options.max_cache_bytes = max_cache_bytes;
     Ok(Artifacts::new(options))
 }

@@ -40,7 +40,7 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
     let etcd_files = file.etcd.as_ref().map(|etcd| EtcdFiles::from(&etcd.tls)).unwrap_or_default();
     let artifacts = file.artifacts?;
     let registries = resolver.registries(&artifacts.registries);
-    let pulled = artifact::artifacts(registries?, Some(artifacts.cache_size as u64));
+    let pulled = artifact::artifacts(registries?, artifacts.cache_size as u64);
     for artifact in services.iter_mut().filter_map(|spec| spec.artifact.as_mut()) {
         (artifact.poll, artifact.artifacts) = (artifacts.poll, pulled.clone());
     }
@@ -378,7 +378,7 @@ impl Resolver<'_> {
         match origin {
             Origin::File(path) if keys.is_empty() => Some((path, None)),
             Origin::File(_) => {
-                // Where all services have it by `defaults`, those of files would run without what was asked for.
+                // Where all services have it by `defaults`, those of files would run without a signature.
                 let place = node.place_of(&["verify"]);
                 let message = "is for a component from a registry (component: oci://…)";
                 self.reading.under("verify", |reading| reading.wrong(place, message));
@@ -406,6 +406,9 @@ impl Resolver<'_> {
                 (Some(_), None, None) => Some(format!("{}: username needs password or password_file", written.host)),
                 _ if !hosts.insert(written.host.clone()) => Some(format!("{} stands here twice", written.host)),
                 _ if written.host.contains(['/', '@']) => Some("host must be a host alone, or host:port".to_owned()),
+                _ if written.mirrors.iter().any(|mirror| mirror.contains(['/', '@'])) => {
+                    Some("mirrors must be hosts alone, or host:port".to_owned())
+                }
                 _ => None,
             };
             if let Some(message) = wrong {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{Artifact, Spec};
 
@@ -24,44 +24,48 @@ impl ComponentWatcher {
     pub(crate) async fn new(spec: &Spec) -> Self {
         match &spec.artifact {
             None => Self::File(FileWatcher::new(&spec.component).await),
-            Some(artifact) => Self::Artifact(ArtifactWatcher { artifact: artifact.clone(), known: None }),
+            Some(artifact) => {
+                Self::Artifact(ArtifactWatcher { artifact: artifact.clone(), next: Instant::now() + artifact.poll })
+            }
         }
     }
 
-    /// Waits until there is another component.
-    pub(crate) async fn changed(&mut self) {
+    /// Waits until there is another component than the served one, whose manifest has this digest if it is from a registry.
+    pub(crate) async fn changed(&mut self, served: Option<&str>) {
         match self {
             Self::File(file) => file.changed().await,
-            Self::Artifact(artifact) => artifact.changed().await,
+            Self::Artifact(artifact) => match served {
+                Some(served) => artifact.changed(served).await,
+                // The attempts to start it pull it.
+                None => pending().await,
+            },
         }
     }
 }
 
-/// A reference, and the digest that it led to last.
+/// A reference, and the time at which it is looked up next.
 pub(crate) struct ArtifactWatcher {
     artifact: Artifact,
-    known: Option<String>,
+    next: Instant,
 }
 
 impl ArtifactWatcher {
-    /// Waits until the tag leads to another artifact. A registry that does not answer is asked again after the same pause.
-    async fn changed(&mut self) {
+    /// Waits until the tag leads to another artifact than the served one, at each interval anew: a reload that fails is tried
+    /// again, and so is a registry that does not answer.
+    async fn changed(&mut self, served: &str) {
         let Artifact { reference, poll, artifacts, .. } = &self.artifact;
         let Ok(artifacts) = artifacts else { return pending().await };
         if reference.digest().is_some() {
             return pending().await; // It leads to one artifact for good.
         }
         loop {
+            sleep_until(self.next).await;
+            self.next = Instant::now() + *poll;
             match artifacts.resolve(reference).await {
-                Ok(digest) => {
-                    let before = self.known.replace(digest.clone());
-                    if before.is_some_and(|before| before != digest) {
-                        return;
-                    }
-                }
+                Ok(digest) if digest != served => return,
+                Ok(_) => {}
                 Err(error) => tracing::debug!("{reference}: {error}"),
             }
-            sleep(*poll).await;
         }
     }
 }

@@ -73,7 +73,7 @@ impl RevisionBuilder {
         let Self { spec, engine, loaded, former, reconfigured, handler } = self;
         let loaded = match loaded {
             Some(loaded) => loaded,
-            None => artifact::load(&engine, &spec).await?,
+            None => artifact::load_next(&engine, &spec).await?,
         };
         loaded.check(&spec)?;
         let Some((authority, retiring)) = handler else {

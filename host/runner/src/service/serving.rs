@@ -95,7 +95,7 @@ impl Service {
         };
         let changed = async {
             match &mut self.file {
-                Some(file) if is_free => file.changed().await,
+                Some(file) if is_free => file.changed(self.loaded.manifest.as_deref()).await,
                 _ => pending().await,
             }
         };

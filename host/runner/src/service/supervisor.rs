@@ -293,7 +293,7 @@ impl Attempts {
     async fn next(&mut self, commands: &mut Commands, pause: Duration) -> Next {
         let changed = async {
             match self.spec.follow {
-                true => ComponentWatcher::new(&self.spec).await.changed().await,
+                true => ComponentWatcher::new(&self.spec).await.changed(None).await,
                 false => pending().await,
             }
         };

@@ -1,13 +1,16 @@
-//! The file of a component: its own, or one that is pulled from a registry first.
+//! The file of a component, which is pulled first if the component is in a registry.
 
 use std::{
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use leasehold_artifacts::{Error, Pulled};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::{
     config::{Artifact, Spec},
@@ -16,8 +19,6 @@ use crate::{
     wasm::{component::Loaded, engine::Engine, initial_memory},
 };
 
-/// Longest duration of one pull.
-const PULL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Time after which a pull is logged, and interval of further lines.
 const FIRST_LOG: Duration = Duration::from_secs(1);
 const REMIND: Duration = Duration::from_secs(10);
@@ -25,18 +26,42 @@ const REMIND: Duration = Duration::from_secs(10);
 /// Loads the component of a service: pulled, if it is in a registry, checked against the limit of its memory, and compiled
 /// in a child process if necessary.
 pub(crate) async fn load(engine: &Engine, spec: &Spec) -> Result<Loaded, Failure> {
-    let file = locate(spec).await?;
-    initial_memory::check_aside(engine, spec, file.clone()).await?;
-    let loaded = Loaded::load_aside(engine.clone(), file, spec.precompiled).await;
-    loaded.map_err(|failure| named(spec, failure))
+    load_from(engine, spec, locate(spec).await?).await
 }
 
+/// Loads the component that is to follow the served one: a registry that does not answer is a failure.
+pub(crate) async fn load_next(engine: &Engine, spec: &Spec) -> Result<Loaded, Failure> {
+    load_from(engine, spec, locate_now(spec).await?).await
+}
+
+async fn load_from(engine: &Engine, spec: &Spec, located: Located) -> Result<Loaded, Failure> {
+    let (file, manifest) = located;
+    initial_memory::check_aside(engine, spec, file.clone()).await?;
+    let loaded = Loaded::load_aside(engine.clone(), file, spec.precompiled).await;
+    loaded.map(|loaded| Loaded { manifest, ..loaded }).map_err(|failure| named(spec, failure))
+}
+
+/// The file of a component, and the digest of its manifest if it is from a registry.
+type Located = (PathBuf, Option<Arc<str>>);
+
 /// The file of a service's component.
-pub(crate) async fn locate(spec: &Spec) -> Result<PathBuf, Failure> {
+pub(crate) async fn locate(spec: &Spec) -> Result<Located, Failure> {
+    locate_by(spec, true).await
+}
+
+/// The file of the component to which the reference of a service leads now.
+pub(crate) async fn locate_now(spec: &Spec) -> Result<Located, Failure> {
+    locate_by(spec, false).await
+}
+
+async fn locate_by(spec: &Spec, may_be_former: bool) -> Result<Located, Failure> {
     match &spec.artifact {
-        None => Ok(spec.component.clone()),
-        // Boxed, so that a service with a file does not pay for it.
-        Some(artifact) => Ok(Box::pin(pull(artifact)).await?.file),
+        None => Ok((spec.component.clone(), None)),
+        Some(artifact) => {
+            // Boxed, so that a service with a file does not pay for it.
+            let Pulled { file, digest, .. } = Box::pin(pull(artifact, may_be_former)).await?;
+            Ok((file, Some(digest.into())))
+        }
     }
 }
 
@@ -48,8 +73,9 @@ pub(crate) fn named(spec: &Spec, failure: Failure) -> Failure {
     }
 }
 
-/// Pulls a component, and logs the progress of a long pull.
-pub(crate) async fn pull(artifact: &Artifact) -> Result<Pulled, Failure> {
+/// Pulls a component, and logs the progress of a long pull. While the registry does not answer, that of the former pull of the
+/// reference takes its place if it `may_be_former`.
+pub(crate) async fn pull(artifact: &Artifact, may_be_former: bool) -> Result<Pulled, Failure> {
     let Artifact { reference, artifacts, .. } = artifact;
     let artifacts = artifacts.as_ref().map_err(Failure::other)?;
     cache_folder::own(&cache_folder::path()?)?;
@@ -67,14 +93,16 @@ pub(crate) async fn pull(artifact: &Artifact) -> Result<Pulled, Failure> {
             sleep(REMIND).await;
         }
     };
+    let pulling = async {
+        match may_be_former {
+            true => artifacts.pull(reference, &keys, &note).await,
+            false => artifacts.pull_anew(reference, &keys, &note).await,
+        }
+    };
     let pulled = tokio::select! {
-        pulled = timeout(PULL_TIMEOUT, artifacts.pull(reference, &keys, &note)) => pulled,
+        pulled = pulling => pulled,
         never = progress => match never {},
     };
-    let pulled = pulled.unwrap_or_else(|_| {
-        let registry = reference.registry().to_owned();
-        Err(Error::unavailable(registry, format!("the pull takes longer than {PULL_TIMEOUT:?}")))
-    });
     let pulled = pulled.map_err(|error| {
         let text = reference.to_string();
         failure(&error)
@@ -90,7 +118,7 @@ pub(crate) async fn pull(artifact: &Artifact) -> Result<Pulled, Failure> {
 pub(crate) fn failure(error: &Error) -> Failure {
     let sentence = one_line(&error.to_string());
     match error {
-        Error::Invalid(_) | Error::Unusable(_) => Failure::usage(sentence),
+        Error::Invalid(_) => Failure::usage(sentence),
         _ => Failure::other(sentence),
     }
 }

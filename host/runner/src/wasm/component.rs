@@ -33,6 +33,8 @@ pub(crate) struct Loaded {
     pub(crate) info: ComponentInfo,
     /// SHA-256 of the file, in hexadecimal.
     pub(crate) digest: Arc<str>,
+    /// Digest of its manifest, if it is from a registry.
+    pub(crate) manifest: Option<Arc<str>>,
 }
 
 /// Result of a look-up of a component file in the cache.
@@ -126,7 +128,7 @@ impl Loaded {
         let pre = pre.map_err(|error| {
             Failure::usage(format!("{}: {}", path.display(), missing_import(engine, component, &error)))
         })?;
-        Ok(Self { info: info(engine, component, Some(&pre)), pre, digest })
+        Ok(Self { info: info(engine, component, Some(&pre)), pre, digest, manifest: None })
     }
 
     /// Kind of the component.

@@ -415,7 +415,10 @@ impl Digests {
     /// None for a file that cannot be read.
     async fn of(&mut self, spec: &Spec) -> Option<Arc<str>> {
         if !self.0.contains_key(&spec.component) {
-            let file = artifact::locate(spec).await.ok()?;
+            let located = artifact::locate_now(spec).await;
+            let warn =
+                |failure: &Failure| tracing::warn!(service = %spec.name, "not looked up: {}", failure.sentence());
+            let (file, _) = located.inspect_err(warn).ok()?;
             let bytes = timeout(READ_TIMEOUT, tokio::fs::read(file)).await.ok().and_then(Result::ok);
             self.0.insert(spec.component.clone(), bytes.map(|bytes| digest(&bytes)));
         }
