@@ -60,7 +60,7 @@ impl Artifacts {
         let (client, credentials) = self.push_session(reference).await?;
         let (image, failed) =
             (reference.at(reference.registry()), |error| Error::of(error, reference.registry(), &reference.name()));
-        let mut manifest = OciImageManifest::build(&[layer.clone()], &config, None);
+        let mut manifest = OciImageManifest::build(std::slice::from_ref(&layer), &config, None);
         manifest.media_type = Some(MANIFESTS[0].to_owned());
         let bytes = serde_json::to_vec(&manifest).map_err(|error| Error::Invalid(error.to_string()))?;
         client.auth(&image, &credentials, RegistryOperation::Push).await.map_err(failed)?;

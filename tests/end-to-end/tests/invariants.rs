@@ -1,7 +1,5 @@
 //! The invariants of ARCHITECTURE.md, as a plain scan of the sources.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{collections::BTreeMap, fs, path::Path};
 
 use leasehold_end_to_end::{

@@ -52,7 +52,7 @@ async fn driven(run: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()>>>) + 
 
 #[tokio::test]
 async fn a_caller_without_a_runtime_registers_and_stops() {
-    driven(|life| block_on(life)).await;
+    driven(block_on).await;
 }
 
 #[tokio::test]

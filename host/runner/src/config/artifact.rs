@@ -1,6 +1,10 @@
 //! Components in registries: where a component comes from, and the keys that have to have signed it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use leasehold::Source;
 use leasehold_artifacts::{Artifacts, Options, PublicKey, Reference, Registry};
@@ -40,13 +44,13 @@ impl fmt::Debug for Artifact {
 impl Artifact {
     /// The keys as they are now. Blocks as long as the file system does.
     pub(crate) fn read_keys(&self) -> Result<Vec<PublicKey>, String> {
-        self.keys.iter().map(read_key).collect()
+        self.keys.iter().map(|path| read_key(path)).collect()
     }
 }
 
 /// Reads a public key. The error names the file.
-pub(crate) fn read_key(path: &PathBuf) -> Result<PublicKey, String> {
-    let pem = Source::from(path.clone()).read().map_err(|error| error.to_string())?;
+pub(crate) fn read_key(path: &Path) -> Result<PublicKey, String> {
+    let pem = Source::from(path.to_owned()).read().map_err(|error| error.to_string())?;
     PublicKey::from_pem(&pem).map_err(|error| format!("{}: {error}", path.display()))
 }
 
