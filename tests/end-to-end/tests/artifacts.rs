@@ -5,7 +5,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -387,7 +387,9 @@ async fn a_tag_that_moves_is_followed_without_a_failed_request() {
     answered(&follower, 50).await;
     assert_eq!(follower.ends().await.failures, Vec::<String>::new());
     // A reload that fails is tried again: the download breaks off at first.
-    let third = [&first[..], &[0, 2, 1, b'x']].concat();
+    // Of this run alone, so that it is not in the cache.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos().to_le_bytes();
+    let third = [&first[..], &[0, 18, 1, b'x'], &now[..]].concat();
     registry.does(Some(Fault::Dies));
     registry.put("service", "1", &third);
     host.says("not reloaded").await;
