@@ -3,10 +3,10 @@
 //!
 //! ```no_run
 //! # async fn pull() -> Result<(), leasehold_artifacts::Error> {
-//! use leasehold_artifacts::{Artifacts, Options};
+//! use leasehold_artifacts::{Artifacts, Former, Options};
 //!
 //! let artifacts = Artifacts::new(Options::new("/var/cache/example"));
-//! let pulled = artifacts.pull(&"oci://registry.example/team/user:1.4.2".parse()?, &[], &|_, _| {}).await?;
+//! let pulled = artifacts.pull(&"oci://registry.example/team/user:1.4.2".parse()?, &[], Former::StandsIn, &|_, _| {}).await?;
 //! println!("{} is {}", pulled.digest, pulled.file.display());
 //! # Ok(())
 //! # }
@@ -25,7 +25,7 @@ mod store;
 
 pub use self::{
     error::Error,
-    pull::{Artifacts, Options, Progress, Pulled},
+    pull::{Artifacts, Former, Options, Progress, Pulled},
     push::{Pushed, World},
     reference::Reference,
     registry::Registry,

@@ -30,6 +30,8 @@ use crate::{
 
 /// Components that are downloaded at a time.
 const MAX_DOWNLOADS: usize = 4;
+/// Threads that read files and credentials at a time.
+const MAX_THREADS: usize = 16;
 /// Time for a manifest, the sign-in included.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a component.
@@ -68,6 +70,15 @@ pub struct Pulled {
     pub signer: Option<String>,
 }
 
+/// Use of the artifact of the last pull of a reference while its registry does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Former {
+    /// It stands in, as for a start.
+    StandsIn,
+    /// It is of no use, as where another one is to follow it: the pull fails.
+    Refused,
+}
+
 /// Progress of a download: bytes so far, and bytes in all.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
@@ -84,6 +95,7 @@ struct Shared {
     /// Pulls in progress, by reference: the second of two finds the file of the first.
     pulls: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
     permits: Semaphore,
+    threads: Arc<Semaphore>,
     /// Work on files, each awaited by its caller.
     tasks: TaskTracker,
 }
@@ -103,6 +115,7 @@ impl Artifacts {
             registries: options.registries,
             pulls: Mutex::default(),
             permits: Semaphore::new(MAX_DOWNLOADS),
+            threads: Arc::new(Semaphore::new(MAX_THREADS)),
             tasks: TaskTracker::new(),
         };
         Self { shared: Arc::new(shared) }
@@ -111,34 +124,16 @@ impl Artifacts {
     /// The component of a reference: from the registry, or from the cache if it is there with that digest. With `keys`, one
     /// of them has to have signed it, which is checked before it is downloaded.
     ///
-    /// While the registry does not answer, or with nothing of use, the artifact of the last pull of this reference is used,
-    /// with a warning, if its signature was verified by one of `keys` then. A reference by digest in the cache needs no registry
-    /// at all. Another pull of the same reference is waited for. A manifest may take a minute, and a component 15.
+    /// While the registry does not answer, or with nothing of use, the artifact of the last pull of this reference stands in, with
+    /// a warning, if that is allowed and its signature was verified by one of `keys` then. A reference by digest in the cache
+    /// needs no registry at all. Another pull of the same reference is waited for. A manifest may take a minute, and
+    /// a component 15.
     pub async fn pull(
         &self,
         reference: &Reference,
         keys: &[PublicKey],
+        former: Former,
         progress: Progress<'_>,
-    ) -> Result<Pulled, Error> {
-        self.pull_with(reference, keys, progress, true).await
-    }
-
-    /// The same, where the artifact of the last pull is of no use: an error while the registry does not answer.
-    pub async fn pull_anew(
-        &self,
-        reference: &Reference,
-        keys: &[PublicKey],
-        progress: Progress<'_>,
-    ) -> Result<Pulled, Error> {
-        self.pull_with(reference, keys, progress, false).await
-    }
-
-    async fn pull_with(
-        &self,
-        reference: &Reference,
-        keys: &[PublicKey],
-        progress: Progress<'_>,
-        may_be_former: bool,
     ) -> Result<Pulled, Error> {
         let lock = self.lock_of(reference);
         let _only = lock.lock().await;
@@ -149,7 +144,7 @@ impl Artifacts {
             return Ok(cached);
         }
         match (self.pull_from_registries(reference, keys, progress).await, cached) {
-            (Err(error), Some(cached)) if may_be_former && error.is_transient() => {
+            (Err(error), Some(cached)) if former == Former::StandsIn && error.is_transient() => {
                 tracing::warn!("{reference}: {error}; {} of an earlier pull is used", cached.digest);
                 Ok(cached)
             }
@@ -221,7 +216,7 @@ impl Artifacts {
         keys: &[PublicKey],
         progress: Progress<'_>,
     ) -> Result<Pulled, Error> {
-        let (session, name) = (self.session(host).await?, reference.name());
+        let (session, name) = (within(MANIFEST_TIMEOUT, host, self.session(host)).await?, reference.name());
         let (manifest, digest) = within(MANIFEST_TIMEOUT, host, session.manifest(reference)).await?;
         if let Some(expected) = reference.digest().filter(|expected| *expected != digest) {
             return Err(Error::Unusable(format!("{host} sends {digest} in place of {expected}")));
@@ -307,12 +302,18 @@ impl Artifacts {
         })
     }
 
-    /// Runs work on a thread that may block.
+    /// Runs work on a thread that may block. Where neither a file system nor a program that keeps credentials comes back, work
+    /// waits rather than takes all threads.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = self.shared.tasks.spawn_blocking(work).await;
+        let thread = Arc::clone(&self.shared.threads).acquire_owned().await.expect("it is never closed");
+        let done = self.shared.tasks.spawn_blocking(move || {
+            let _thread = thread;
+            work()
+        });
+        let done = done.await;
         done.unwrap_or_else(|error| Err(Error::Cache(error.to_string())))
     }
 }

@@ -21,7 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time without a byte of an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How this host speaks to one registry.
+/// A registry, with the way in which this host speaks to it.
 #[derive(Clone, Default)]
 pub struct Registry {
     /// Host, with its port if it is not the usual one.

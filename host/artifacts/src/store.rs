@@ -54,7 +54,7 @@ impl Store {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)
     }
 
-    /// What the reference led to last.
+    /// The artifact that the reference led to last.
     pub(crate) fn known(&self, reference: &Reference) -> Option<Known> {
         let known: Known = serde_json::from_slice(&fs::read(self.note(reference)).ok()?).ok()?;
         (known.reference == reference.to_string()).then_some(known)

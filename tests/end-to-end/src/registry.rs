@@ -45,7 +45,7 @@ pub struct Registry {
     server: JoinHandle<()>,
 }
 
-/// How it signs its clients in.
+/// Scheme by which it signs its clients in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// A password with each request.
@@ -54,7 +54,7 @@ pub enum Scheme {
     Bearer,
 }
 
-/// What it does wrong.
+/// A fault of its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Answers everything with this status.

@@ -8,7 +8,7 @@ use leasehold_artifacts::{Artifacts, Reference, Registry};
 use super::argument::readable;
 use crate::{config, error::Failure};
 
-/// How a command speaks to the registry of its reference.
+/// The registry of a command's reference, with the way in which the command speaks to it.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "The registry")]
 pub(crate) struct RegistryArgs {

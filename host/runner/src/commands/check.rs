@@ -3,6 +3,7 @@
 use std::{io::ErrorKind, net::SocketAddr, path::Path, time::Duration};
 
 use anstyle::Style;
+use leasehold_artifacts::Former;
 use serde::Serialize;
 use serde_json::json;
 
@@ -193,7 +194,7 @@ async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
             notes.push("its registry was not asked".to_owned());
             None
         }
-        _ => Some(artifact::locate(spec).await.and_then(|(file, _)| {
+        _ => Some(artifact::locate(spec, Former::StandsIn).await.and_then(|(file, _)| {
             initial_memory::check(spec, initial_memory::declared(&file))?;
             Loaded::load(engine, &file, spec.precompiled).map_err(|failure| artifact::named(spec, failure))
         })),

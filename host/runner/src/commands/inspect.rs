@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_artifacts::Reference;
+use leasehold_artifacts::{Former, Reference};
 
 use super::{print, print_json};
 use crate::{
@@ -23,7 +23,7 @@ pub(crate) async fn inspect(args: &InspectArgs) -> Result<(), Failure> {
             let reference: Reference = text.parse().map_err(|error| artifact::failure(&error))?;
             let artifacts = Ok(args.registry.artifacts(&reference)?);
             let artifact = Artifact { reference, keys: Vec::new(), poll: Duration::ZERO, artifacts };
-            artifact::pull(&artifact, true).await?.file
+            artifact::pull(&artifact, Former::StandsIn).await?.file
         }
         None => args.file.clone(),
     };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leasehold_artifacts::Former;
 use serde::Serialize;
 
 use super::{print, print_json, progress::Progress};
@@ -33,7 +34,7 @@ pub(crate) async fn pull(args: PullArgs) -> Result<(), Failure> {
     let artifacts = Ok(registry.artifacts(&reference)?);
     let progress = Progress::of(format!("pulling {reference}"));
     let artifact = Artifact { reference: reference.clone(), keys: verify, poll: Duration::ZERO, artifacts };
-    let pulled = progress.during(artifact::pull(&artifact, true)).await?;
+    let pulled = progress.during(artifact::pull(&artifact, Former::StandsIn)).await?;
     let cannot_read = |error| Failure::other(format!("cannot read {}: {error}", pulled.file.display()));
     let bytes = tokio::fs::read(&pulled.file).await.map_err(cannot_read)?;
     let file = match &output {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
+use leasehold_artifacts::Former;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -73,7 +74,7 @@ impl RevisionBuilder {
         let Self { spec, engine, loaded, former, reconfigured, handler } = self;
         let loaded = match loaded {
             Some(loaded) => loaded,
-            None => artifact::load_next(&engine, &spec).await?,
+            None => artifact::load(&engine, &spec, Former::Refused).await?,
         };
         loaded.check(&spec)?;
         let Some((authority, retiring)) = handler else {

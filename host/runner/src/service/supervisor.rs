@@ -4,6 +4,7 @@
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use leasehold::{Registrar, Weight};
+use leasehold_artifacts::Former;
 use tokio::{
     sync::{Barrier, mpsc, watch},
     time::sleep,
@@ -218,7 +219,7 @@ impl Attempts {
                 initial_memory::check_aside(engine, spec, spec.component.clone()).await?;
                 pending_component.await.map_err(|failure| Failure::clone(&failure))?
             }
-            None => artifact::load(engine, spec).await?,
+            None => artifact::load(engine, spec, Former::StandsIn).await?,
         };
         loaded.check(spec)?;
         let (traces, cell) = (traces.as_ref(), self.cell.clone());

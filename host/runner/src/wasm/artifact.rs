@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_artifacts::{Error, Pulled};
+use leasehold_artifacts::{Error, Former, Pulled};
 use tokio::time::sleep;
 
 use crate::{
@@ -25,41 +25,20 @@ const REMIND: Duration = Duration::from_secs(10);
 
 /// Loads the component of a service: pulled, if it is in a registry, checked against the limit of its memory, and compiled
 /// in a child process if necessary.
-pub(crate) async fn load(engine: &Engine, spec: &Spec) -> Result<Loaded, Failure> {
-    load_from(engine, spec, locate(spec).await?).await
-}
-
-/// Loads the component that is to follow the served one: a registry that does not answer is a failure.
-pub(crate) async fn load_next(engine: &Engine, spec: &Spec) -> Result<Loaded, Failure> {
-    load_from(engine, spec, locate_now(spec).await?).await
-}
-
-async fn load_from(engine: &Engine, spec: &Spec, located: Located) -> Result<Loaded, Failure> {
-    let (file, manifest) = located;
+pub(crate) async fn load(engine: &Engine, spec: &Spec, former: Former) -> Result<Loaded, Failure> {
+    let (file, manifest) = locate(spec, former).await?;
     initial_memory::check_aside(engine, spec, file.clone()).await?;
     let loaded = Loaded::load_aside(engine.clone(), file, spec.precompiled).await;
     loaded.map(|loaded| Loaded { manifest, ..loaded }).map_err(|failure| named(spec, failure))
 }
 
-/// The file of a component, and the digest of its manifest if it is from a registry.
-type Located = (PathBuf, Option<Arc<str>>);
-
-/// The file of a service's component.
-pub(crate) async fn locate(spec: &Spec) -> Result<Located, Failure> {
-    locate_by(spec, true).await
-}
-
-/// The file of the component to which the reference of a service leads now.
-pub(crate) async fn locate_now(spec: &Spec) -> Result<Located, Failure> {
-    locate_by(spec, false).await
-}
-
-async fn locate_by(spec: &Spec, may_be_former: bool) -> Result<Located, Failure> {
+/// The file of a service's component, and the digest of its manifest if it is from a registry.
+pub(crate) async fn locate(spec: &Spec, former: Former) -> Result<(PathBuf, Option<Arc<str>>), Failure> {
     match &spec.artifact {
         None => Ok((spec.component.clone(), None)),
         Some(artifact) => {
             // Boxed, so that a service with a file does not pay for it.
-            let Pulled { file, digest, .. } = Box::pin(pull(artifact, may_be_former)).await?;
+            let Pulled { file, digest, .. } = Box::pin(pull(artifact, former)).await?;
             Ok((file, Some(digest.into())))
         }
     }
@@ -73,9 +52,8 @@ pub(crate) fn named(spec: &Spec, failure: Failure) -> Failure {
     }
 }
 
-/// Pulls a component, and logs the progress of a long pull. While the registry does not answer, that of the former pull of the
-/// reference takes its place if it `may_be_former`.
-pub(crate) async fn pull(artifact: &Artifact, may_be_former: bool) -> Result<Pulled, Failure> {
+/// Pulls a component, and logs the progress of a long pull.
+pub(crate) async fn pull(artifact: &Artifact, former: Former) -> Result<Pulled, Failure> {
     let Artifact { reference, artifacts, .. } = artifact;
     let artifacts = artifacts.as_ref().map_err(Failure::other)?;
     cache_folder::own(&cache_folder::path()?)?;
@@ -93,14 +71,8 @@ pub(crate) async fn pull(artifact: &Artifact, may_be_former: bool) -> Result<Pul
             sleep(REMIND).await;
         }
     };
-    let pulling = async {
-        match may_be_former {
-            true => artifacts.pull(reference, &keys, &note).await,
-            false => artifacts.pull_anew(reference, &keys, &note).await,
-        }
-    };
     let pulled = tokio::select! {
-        pulled = pulling => pulled,
+        pulled = artifacts.pull(reference, &keys, former, &note) => pulled,
         never = progress => match never {},
     };
     let pulled = pulled.map_err(|error| {

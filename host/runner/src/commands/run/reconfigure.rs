@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future::join_all, stream};
+use leasehold_artifacts::Former;
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -397,7 +398,7 @@ impl Loader {
                 loaded.clone()
             }
             None => {
-                let loaded = artifact::load(&engine, spec).await?;
+                let loaded = artifact::load(&engine, spec, Former::StandsIn).await?;
                 self.loaded.push((engine.clone(), path.clone(), precompiled, loaded.clone()));
                 loaded
             }
@@ -415,7 +416,7 @@ impl Digests {
     /// None for a file that cannot be read.
     async fn of(&mut self, spec: &Spec) -> Option<Arc<str>> {
         if !self.0.contains_key(&spec.component) {
-            let located = artifact::locate_now(spec).await;
+            let located = artifact::locate(spec, Former::Refused).await;
             let warn =
                 |failure: &Failure| tracing::warn!(service = %spec.name, "not looked up: {}", failure.sentence());
             let (file, _) = located.inspect_err(warn).ok()?;

@@ -315,19 +315,24 @@ fn an_audit_that_fails_changes_nothing() {
     assert!(matches!(scene.request, Some((Request::Audit { .. }, _))));
 }
 
-#[test]
-fn each_key_is_compared_within_the_longest_interval_between_audits() {
+/// A lease with 700 keys, whose audits compare a third of them: its interval is a third of the longest one.
+fn holding_many() -> (Scene, Vec<String>, Duration) {
     let mut scene = Scene::new();
     let all: Vec<_> = (0..700).map(|n| format!("/user/10.0.{}.{}:80", n / 250, n % 250)).collect();
     for key in &all {
         drop(scene.register(key));
     }
-    // A third of the longest interval.
     let ttl = Duration::from_secs(10);
     scene.respond(Response::Granted(Ok(Granted { lease: FIRST, ttl })));
     while scene.request.is_some() {
         scene.write();
     }
+    (scene, all, ttl)
+}
+
+#[test]
+fn each_key_is_compared_within_the_longest_interval_between_audits() {
+    let (mut scene, all, ttl) = holding_many();
     let names: Vec<_> = all.iter().map(String::as_str).collect();
     let mut compared = std::collections::BTreeSet::new();
     for _ in 0..3 {
@@ -450,16 +455,7 @@ fn all_keys_are_compared_again_after_a_while_whatever_the_revision() {
 
 #[test]
 fn a_revision_counts_for_all_keys_once_each_was_compared_at_it() {
-    let mut scene = Scene::new();
-    let all: Vec<_> = (0..700).map(|n| format!("/user/10.0.{}.{}:80", n / 250, n % 250)).collect();
-    for key in &all {
-        drop(scene.register(key));
-    }
-    let ttl = Duration::from_secs(10);
-    scene.respond(Response::Granted(Ok(Granted { lease: FIRST, ttl })));
-    while scene.request.is_some() {
-        scene.write();
-    }
+    let (mut scene, all, ttl) = holding_many();
     let names: Vec<_> = all.iter().map(String::as_str).collect();
     let revision = scene.revision;
     for expected in [None, None, None, Some(revision)] {
