@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::Poll,
     time::{Duration, Instant},
@@ -41,8 +41,9 @@ struct Machine {
     most: AtomicUsize,
     /// Free processors and threads at first.
     free: (usize, usize),
-    /// Ends all computations.
+    /// Ends all computations, and whether each of them has been interrupted for that.
     end: CancellationToken,
+    interrupted: AtomicBool,
 }
 
 /// Progress of one computation.
@@ -50,7 +51,7 @@ struct Machine {
 struct Work {
     /// Slices on a dedicated thread.
     slices: AtomicUsize,
-    /// Steps on a dedicated thread after the end of all computations.
+    /// Steps on a dedicated thread after all computations were interrupted.
     late: AtomicUsize,
 }
 
@@ -61,7 +62,8 @@ impl Machine {
         scheduler.start(&engine.weak()).unwrap();
         let (at_work, most, end) = (AtomicUsize::new(0), AtomicUsize::new(0), CancellationToken::new());
         let free = (scheduler.processors.available_permits(), scheduler.threads.available_permits());
-        Arc::new(Self { scheduler, _engine: engine, _one, at_work, most, free, end })
+        let interrupted = AtomicBool::new(false);
+        Arc::new(Self { scheduler, _engine: engine, _one, at_work, most, free, end, interrupted })
     }
 
     /// Computes as a component does, but interrupted more often. Calls `step` at each step on a dedicated thread.
@@ -73,7 +75,7 @@ impl Machine {
             if now.is_some() {
                 self.most.fetch_max(self.at_work.fetch_add(1, Relaxed) + 1, Relaxed);
                 work.slices.fetch_add(usize::from(slice != now), Relaxed);
-                work.late.fetch_add(usize::from(self.end.is_cancelled()), Relaxed);
+                work.late.fetch_add(usize::from(self.interrupted.load(Relaxed)), Relaxed);
                 step();
             }
             slice = now;
@@ -118,7 +120,9 @@ impl Machine {
             assert!(Instant::now() < until, "the computations make no progress");
             sleep(Duration::from_millis(1)).await;
         }
+        // Wakes, and so interrupts, all of them before it returns.
         self.end.cancel();
+        self.interrupted.store(true, Relaxed);
         assert!(tasks.join_all().await.iter().all(Result::is_err));
         works
     }
