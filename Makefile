@@ -187,21 +187,25 @@ bench-views: build guests ## 100,000 nodes of one service followed and asked for
 	target/release/views --rounds $(ROUNDS)
 
 WASMTIME := run,serve,cache,component-model-async,cranelift,parallel-compilation,pooling-allocator,wasi-http,wasi-config
-bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); FIGURES="gRPC start" measures these alone; builds wasmtime once
+bench-serving: build guests ## requests served, beside `wasmtime serve` and a server in Go; ROUNDS=n (5); FIGURES="gRPC start" measures these alone; BEFORE=path/to/leasehold takes another build as the peer; builds wasmtime once
 	@command -v go >/dev/null || { echo "bench-serving: needs Go, for a peer: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
 	@command -v wrk >/dev/null && command -v h2load >/dev/null || { echo "bench-serving: needs wrk and h2load: apt-get install wrk nghttp2-client" >&2; exit 1; }
-	target/peers/bin/wasmtime --version 2>/dev/null || cargo install wasmtime-cli --version ^48 --locked --root target/peers --no-default-features --features $(WASMTIME)
-	cd tests/peers/grpc-greeter && go build -trimpath -o ../../../target/peers/grpc-greeter .
-	cargo run --locked --release -p leasehold-end-to-end --bin serving -- $(ROUNDS) $(FIGURES)
+	test -n "$(BEFORE)" || target/peers/bin/wasmtime --version 2>/dev/null || cargo install wasmtime-cli --version ^48 --locked --root target/peers --no-default-features --features $(WASMTIME)
+	test -n "$(BEFORE)" || { cd tests/peers/grpc-greeter && go build -trimpath -o ../../../target/peers/grpc-greeter .; }
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin serving
+	target/release/serving $(ROUNDS) $(FIGURES)
 
 bench-startup: build guests ## from the start of the process to the key in etcd, held against its target
-	cargo run --locked --release -p leasehold-end-to-end --bin startup
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin startup
+	target/release/startup
 
 bench-many: build guests ## a thousand services in one process: the start, the memory, a reload, an upgrade, the end
-	cargo run --locked --release -p leasehold-end-to-end --bin many
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin many
+	target/release/many
 
 isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
-	cargo run --locked --release -p leasehold-end-to-end --bin isolation -- $(MINUTES)
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin isolation
+	target/release/isolation $(MINUTES)
 
 clean: ## remove what was built
 	cargo clean

@@ -36,6 +36,11 @@ impl Host {
         host
     }
 
+    /// Runs a configuration in another build of `leasehold`, which may know no admin endpoint with a token yet.
+    pub fn spawn_by(binary: &Path, config: &Value) -> Self {
+        Self::start(binary, config, &[], &[], Vec::new())
+    }
+
     /// Runs a configuration with further arguments.
     pub fn spawn(config: &Value, arguments: &[&str]) -> Self {
         Self::spawn_with(config, arguments, &[])
@@ -44,16 +49,18 @@ impl Host {
     /// Runs a configuration with further arguments and environment variables. An admin endpoint at an address gets the token
     /// that the commands of the tests have, unless the configuration says something else.
     pub fn spawn_with(config: &Value, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::spawn_passing(config, arguments, variables, Vec::new())
+        Self::start(&paths::leasehold(), &with_token(config.clone()), arguments, variables, Vec::new())
     }
 
     /// Runs a configuration with sockets that were opened before, as systemd passes them.
     pub fn spawn_activated(config: &Value, sockets: Vec<OwnedFd>) -> Self {
         let number = sockets.len().to_string();
-        Self::spawn_passing(config, &[], &[("LISTEN_FDS", &number)], sockets)
+        let variables = [("LISTEN_FDS", number.as_str())];
+        Self::start(&paths::leasehold(), &with_token(config.clone()), &[], &variables, sockets)
     }
 
-    fn spawn_passing(
+    fn start(
+        binary: &Path,
         config: &Value,
         arguments: &[&str],
         variables: &[(&str, &str)],
@@ -61,7 +68,7 @@ impl Host {
     ) -> Self {
         let folder = TempDir::with_prefix("leasehold-host-").expect("a temporary directory");
         let file = file(folder.path());
-        fs::write(&file, with_token(config.clone()).to_string()).expect("the directory is our own");
+        fs::write(&file, config.to_string()).expect("the directory is our own");
         fs::create_dir(temporary(folder.path())).expect("the directory is our own");
         let file = file.to_str().expect("a temporary directory has a plain name");
         let run = ["--log-format", "json", "run", file].into_iter().chain(arguments.iter().copied());
@@ -69,7 +76,7 @@ impl Host {
         let runtime = folder.path().to_str().expect("a temporary directory has a plain name");
         let variables: Vec<_> = [("XDG_RUNTIME_DIR", runtime)].into_iter().chain(variables.iter().copied()).collect();
         let temporary = temporary(folder.path());
-        let program = Program::spawn_passing(&paths::leasehold(), run, &temporary, &variables, descriptors);
+        let program = Program::spawn_passing(binary, run, &temporary, &variables, descriptors);
         Self { program, folder }
     }
 

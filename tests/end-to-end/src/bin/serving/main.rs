@@ -1,10 +1,12 @@
-//! `make bench-serving`: Leasehold beside `wasmtime serve` and a native server, in turn, under the same load.
+//! `make bench-serving`: Leasehold beside `wasmtime serve` and a native server, in turn, under the same load; with
+//! `BEFORE=path/to/leasehold` beside another build of itself.
 
 mod load;
 
 use std::{
     env,
     net::TcpListener,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -16,7 +18,7 @@ use leasehold_end_to_end::{
     startup::Awaited,
 };
 use leasehold_scenarios::world::World;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     net::TcpStream,
@@ -46,12 +48,13 @@ const POLL: Duration = Duration::from_micros(500);
 async fn main() {
     let mut arguments = env::args().skip(1);
     let rounds = arguments.next().map_or(Ok(5), |text| text.parse::<usize>());
-    let rounds = rounds.ok().filter(|rounds| *rounds > 0).expect("usage: serving [ROUNDS [WORD...]]");
+    let rounds = rounds.ok().filter(|rounds| *rounds > 0).expect("usage: [BEFORE=FILE] serving [ROUNDS [WORD...]]");
     let words: Vec<String> = arguments.collect();
     let is_wanted = |figure: &Figure| words.is_empty() || words.iter().any(|word| figure.name.contains(word));
     assert!(FIGURES.iter().any(is_wanted), "none of the figures has {words:?} in its name");
     let world = World::real().await;
-    let scene = Box::pin(Scene::set(&world)).await;
+    let before = env::var_os("BEFORE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let scene = Box::pin(Scene::set(&world, before.as_deref())).await;
     println!("{:<58} {:>10} {:>10} {:>8}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for figure in FIGURES.iter().filter(|figure| is_wanted(figure)) {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
@@ -63,19 +66,23 @@ async fn main() {
             // One right after the other, so that both run under the same conditions; the order alternates.
             for side in 0..2 {
                 match (turn + side).is_multiple_of(2) {
-                    true => ours.push(Box::pin(scene.ours(figure.what)).await),
+                    true => ours.push(Box::pin(scene.ours.measure(figure.what, scene.half)).await),
                     false => peer.push(Box::pin(scene.peer(figure.what)).await),
                 }
             }
         }
         let (ours, peer) = (median(ours), median(peer));
         let ratio = ours / peer;
-        let (goal, met) = match figure.goal {
+        let (name, goal) = match &before {
+            Some(_) => (figure.name.split(';').next().unwrap_or_default(), figure.goal.no_worse()),
+            None => (figure.name, figure.goal),
+        };
+        let (goal, met) = match goal {
             Goal::AtLeast(times) => (format!("at least {times} times"), ratio >= times),
             Goal::AtMost(times) => (format!("at most {times} times"), ratio <= times),
         };
         let verdict = if met { "ok" } else { "short" };
-        println!("{:<58} {ours:>10.2} {peer:>10.2} {ratio:>7.2}x  {goal:<22} {verdict}", figure.name);
+        println!("{name:<58} {ours:>10.2} {peer:>10.2} {ratio:>7.2}x  {goal:<22} {verdict}");
     }
     scene.end().await;
 }
@@ -115,9 +122,20 @@ impl What {
 }
 
 /// Goal for our figure, as a share of the peer's.
+#[derive(Debug, Clone, Copy)]
 enum Goal {
     AtLeast(f64),
     AtMost(f64),
+}
+
+impl Goal {
+    /// The goal beside another build: as good, but for what two measurements of one build differ by.
+    fn no_worse(self) -> Self {
+        match self {
+            Self::AtLeast(_) => Self::AtLeast(0.95),
+            Self::AtMost(_) => Self::AtMost(1.05),
+        }
+    }
 }
 
 const FIGURES: [Figure; 10] = [
@@ -149,20 +167,79 @@ const FIGURES: [Figure; 10] = [
     },
 ];
 
-/// All servers: ours with every feature, ours without, and the peers.
+/// All servers, measured in turn.
 struct Scene<'a> {
-    world: &'a World,
-    host: Host,
-    bare: Host,
-    p2: Served,
-    p3: Served,
-    native: Served,
+    ours: Ours<'a>,
+    peer: Peer<'a>,
     /// Half of the requests per second of the slower side of 0.2.
     half: f64,
 }
 
+/// What our figures are held against.
+enum Peer<'a> {
+    Before(Ours<'a>),
+    Others { p2: Served, p3: Served, native: Served },
+}
+
+/// Hosts of one build: one with every feature, one without.
+struct Ours<'a> {
+    world: &'a World,
+    binary: PathBuf,
+    host: Host,
+    bare: Host,
+    /// Without admin endpoint nothing is scraped.
+    has_admin: bool,
+}
+
 impl<'a> Scene<'a> {
-    async fn set(world: &'a World) -> Self {
+    async fn set(world: &'a World, before: Option<&Path>) -> Self {
+        // An earlier build may know no endpoint with a token, and both sides get the same configuration.
+        let ours = Ours::start(world, &paths::leasehold(), before.is_none()).await;
+        let (peer, other) = match before {
+            Some(binary) => {
+                let before = Ours::start(world, binary, false).await;
+                let url = before.host.url("plain");
+                (Peer::Before(before), url)
+            }
+            None => {
+                let (p2, p3, native) =
+                    (Served::wasmtime("plain").await, Served::wasmtime("plain-p3").await, Served::grpc_go().await);
+                let url = p2.url();
+                (Peer::Others { p2, p3, native }, url)
+            }
+        };
+        let half = f64::min(load::rate(&ours.host.url("plain")).await, load::rate(&other).await) / 2.0;
+        Self { ours, peer, half }
+    }
+
+    async fn peer(&self, what: What) -> f64 {
+        let (p2, p3, native) = match &self.peer {
+            Peer::Before(before) => return before.measure(what, self.half).await,
+            Peer::Others { p2, p3, native } => (p2, p3, native),
+        };
+        match what {
+            What::Rate | What::RateReused => load::rate(&p2.url()).await,
+            What::RateP3 => load::rate(&p3.url()).await,
+            What::P99 => load::p99(&p2.url(), self.half).await,
+            What::Calls => load::calls(&native.addr).await,
+            What::One => 1e6 / load::rate_of_one(&self.ours.bare.url("plain")).await,
+            What::Start => start_wasmtime().await,
+            What::Neighbour | What::BesideFilling | What::BesideDrawing => {
+                load::p99(&self.ours.host.url("plain"), NEIGHBOUR_RATE).await
+            }
+        }
+    }
+
+    async fn end(self) {
+        self.ours.end().await;
+        if let Peer::Before(before) = self.peer {
+            before.end().await;
+        }
+    }
+}
+
+impl<'a> Ours<'a> {
+    async fn start(world: &'a World, binary: &Path, has_admin: bool) -> Self {
         let reused = with(plain("reused"), json!({ "limits": { "instance_requests": 1000 } }));
         let plain_p3 = with(service("plain-p3", "plain-p3"), json!({ "register": "host" }));
         let greeter = with(service("grpc-greeter", "grpc-greeter"), json!({ "register": "host" }));
@@ -172,30 +249,38 @@ impl<'a> Scene<'a> {
             "allow": { "discover": ["*"], "outbound": ["localhost"] },
         });
         let services = [with(plain("plain"), watched), reused, plain_p3, greeter, hostile];
-        let config = with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }));
-        let host = Host::ready(&config).await;
-        let bare = Host::of(world, [with(plain("plain"), json!({ "register": "off" }))]).await;
-        let (p2, p3, native) =
-            (Served::wasmtime("plain").await, Served::wasmtime("plain-p3").await, Served::grpc_go().await);
-        let half = f64::min(load::rate(&host.url("plain")).await, load::rate(&p2.url()).await) / 2.0;
-        Self { world, host, bare, p2, p3, native, half }
+        let mut config = config(world, services);
+        if has_admin {
+            let admin = json!({ "listen": "127.0.0.1:0", "token_file": paths::admin_token() });
+            config = with(config, json!({ "admin": admin }));
+        }
+        let host = Self::ready(binary, &config).await;
+        let bare = [with(plain("plain"), json!({ "register": "off" }))];
+        let bare = Self::ready(binary, &self::config(world, bare)).await;
+        Self { world, binary: binary.to_owned(), host, bare, has_admin }
     }
 
-    async fn ours(&self, what: What) -> f64 {
+    async fn ready(binary: &Path, config: &Value) -> Host {
+        let mut host = Host::spawn_by(binary, config);
+        host.says("ready").await;
+        host
+    }
+
+    async fn measure(&self, what: What, half: f64) -> f64 {
         let plain = self.host.url("plain");
         match what {
             What::Rate => load::rate(&plain).await,
             What::RateReused => load::rate(&self.host.url("reused")).await,
             What::RateP3 => load::rate(&self.host.url("plain-p3")).await,
-            What::P99 => load::p99(&plain, self.half).await,
+            What::P99 => load::p99(&plain, half).await,
             What::Calls => load::calls(&self.host.addr("grpc-greeter")).await,
             What::One => {
-                let scraped = scraped(&self.host.admin());
+                let scraped = self.has_admin.then(|| scraped(&self.host.admin()));
                 let micros = 1e6 / load::rate_of_one(&plain).await;
-                scraped.abort();
+                scraped.inspect(JoinHandle::abort);
                 micros
             }
-            What::Start => start_ours(self.world).await,
+            What::Start => self.start_to_response().await,
             What::Neighbour => self.beside(repeated(&self.host, "spin", SPINNING)).await,
             What::BesideFilling => self.beside(vec![paced(&self.host, "fill", FILLING_RATE)]).await,
             What::BesideDrawing => self.beside(repeated(&self.host, "random", DRAWING)).await,
@@ -212,18 +297,21 @@ impl<'a> Scene<'a> {
         p99
     }
 
-    async fn peer(&self, what: What) -> f64 {
-        match what {
-            What::Rate | What::RateReused => load::rate(&self.p2.url()).await,
-            What::RateP3 => load::rate(&self.p3.url()).await,
-            What::P99 => load::p99(&self.p2.url(), self.half).await,
-            What::Calls => load::calls(&self.native.addr).await,
-            What::One => 1e6 / load::rate_of_one(&self.bare.url("plain")).await,
-            What::Start => start_wasmtime().await,
-            What::Neighbour | What::BesideFilling | What::BesideDrawing => {
-                load::p99(&self.host.url("plain"), NEIGHBOUR_RATE).await
-            }
+    /// Median time from the start of the process to the first response, in milliseconds; the service is registered by then.
+    async fn start_to_response(&self) -> f64 {
+        let mut times = Vec::new();
+        for _ in 0..STARTS {
+            let addr = free();
+            let config = config(self.world, [with(plain("starting"), json!({ "listen": addr }))]);
+            let registration = Awaited::new(self.world, "/starting/").await;
+            let begun = Instant::now();
+            let host = Host::spawn_by(&self.binary, &config);
+            answered(&addr).await;
+            registration.put().await;
+            times.push(begun.elapsed().as_secs_f64() * 1000.0);
+            host.stop().await;
         }
+        median(times)
     }
 
     async fn end(self) {
@@ -311,23 +399,6 @@ fn wasmtime_arguments<'a>(addr: &'a str, component: &'a str) -> [&'a str; 10] {
 fn free() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").to_string()
-}
-
-/// Median time from the start of the process to the first response, in milliseconds; the service is registered by then.
-async fn start_ours(world: &World) -> f64 {
-    let mut times = Vec::new();
-    for _ in 0..STARTS {
-        let addr = free();
-        let config = config(world, [with(plain("starting"), json!({ "listen": addr }))]);
-        let registration = Awaited::new(world, "/starting/").await;
-        let begun = Instant::now();
-        let host = Host::spawn(&config, &[]);
-        answered(&addr).await;
-        registration.put().await;
-        times.push(begun.elapsed().as_secs_f64() * 1000.0);
-        host.stop().await;
-    }
-    median(times)
 }
 
 async fn start_wasmtime() -> f64 {
