@@ -15,7 +15,7 @@ use leasehold_end_to_end::{
 };
 use leasehold_scenarios::{
     wait_for,
-    world::{SOON, World},
+    world::{SOON, Standing, World},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,8 +36,21 @@ impl Keeper {
 
     fn at(etcd: &str, arguments: &[&str]) -> Self {
         let folder = TempDir::with_prefix("leasehold-keep-").expect("a temporary directory");
-        let first = ["--log-format", "json", "keep", "--name", "user", "--addr", ADDR, "--weight", "9", "--etcd", etcd];
-        let all = first.into_iter().chain(arguments.iter().copied());
+        let first = ["--name", "user", "--addr", ADDR, "--weight", "9", "--etcd", etcd];
+        Self::within(folder, &[&first, arguments].concat())
+    }
+
+    /// Keeps the nodes of a file.
+    fn of(world: &World, text: &str) -> Self {
+        let folder = TempDir::with_prefix("leasehold-keep-").expect("a temporary directory");
+        let file = folder.path().join("nodes.yaml");
+        fs::write(&file, text).expect("the directory is our own");
+        let file = file.to_str().expect("a temporary directory has a plain name").to_owned();
+        Self::within(folder, &[&file, "--etcd", &world.options().endpoints[0]])
+    }
+
+    fn within(folder: TempDir, arguments: &[&str]) -> Self {
+        let all = ["--log-format", "json", "keep"].into_iter().chain(arguments.iter().copied());
         let variables = [("FOLDER", folder.path().to_str().expect("a temporary directory has a plain name"))];
         let program = Program::spawn_with(&paths::leasehold(), all, folder.path(), &variables);
         Self { program, folder }
@@ -59,6 +72,12 @@ impl Keeper {
         let fits = |line: String| message(line).is_some_and(|message| message.starts_with(start));
         let said = async || self.program.stderr().into_iter().any(fits);
         wait_for(&format!("it says {start:?}"), SOON, said).await;
+    }
+
+    /// Reloads another content of the file.
+    fn reload(&self, text: &str) {
+        fs::write(self.file("nodes.yaml"), text).expect("the directory is our own");
+        self.program.signal("HUP");
     }
 
     async fn stop(self) -> Ended {
@@ -187,6 +206,96 @@ async fn keep_follows_the_health_of_its_process() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(world.count().await, 0);
     assert_eq!(keeper.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn keep_keeps_the_nodes_of_a_file_and_reloads_it() {
+    let world = World::real().await;
+    let closed = free_address();
+    let keeper = Keeper::of(
+        &world,
+        &format!(
+            "registry: {{ ttl: 5s }}
+nodes:
+  - {{ name: user, addr: 10.0.0.7:8080, weight: 9, metadata: {{ zone: a }} }}
+  - {{ name: mail, addr: 10.0.0.7:25, weight: 9 }}
+  - {{ name: down, addr: {closed}, health: {{ url: 'tcp://{closed}', interval: 100ms, fall: 1 }} }}
+"
+        ),
+    );
+    let user = world.stands(KEY).await;
+    assert_eq!(user.value, r#"{"name":"user","addr":"10.0.0.7:8080","version":"","weight":"9"}"#);
+    let mail = world.stands("/mail/10.0.0.7:25").await;
+    assert_eq!(user.lease, mail.lease, "one lease for all");
+    keeper.says(&format!("not registered yet: {closed}: ")).await;
+    assert_eq!(world.count().await, 2, "a node whose check fails is not registered");
+
+    keeper.reload("nodes: [{ name: user, addr: 10.0.0.7:8080 }, { name: user, addr: nowhere }]");
+    keeper.says("the nodes stay as they are: ").await;
+    assert_eq!((world.count().await, world.stands(KEY).await.value), (2, user.value));
+
+    let listening = TcpListener::bind(&closed).expect("it was free");
+    world.stands(&format!("/down/{closed}")).await;
+    drop(listening);
+    keeper.says(&format!("withdrawn: {closed}: ")).await;
+
+    keeper.reload(&format!(
+        "nodes: [{{ name: user, addr: 10.0.0.7:8080, weight: 3 }}, {{ name: new, addr: 10.0.0.8:1 }}, {{ name: down, addr: {closed} }}]"
+    ));
+    keeper.says("reloaded: 1 added, 1 removed, 2 changed").await;
+    let changed = |found: Option<&Standing>| found.is_some_and(|found| found.value.contains(r#""weight":"3""#));
+    world.key_is(KEY, "written in place", changed).await;
+    let after = world.stands(KEY).await;
+    assert_eq!((after.created, after.lease), (user.created, user.lease), "the key of a node that stays is not deleted");
+    world.stands("/new/10.0.0.8:1").await;
+    // Its check is gone, and so it is registered.
+    world.stands(&format!("/down/{closed}")).await;
+    assert!(world.get("/mail/10.0.0.7:25").await.is_none());
+    assert_eq!((keeper.stop().await.code, world.count().await), (Some(0), 0));
+}
+
+#[tokio::test]
+async fn one_command_has_several_nodes() {
+    let world = World::real().await;
+    let folder = TempDir::with_prefix("leasehold-keep-").expect("a temporary directory");
+    let file = folder.path().join("nodes.yaml");
+    fs::write(&file, "nodes: [{ name: user, addr: 10.0.0.7:8080 }, { name: user-grpc, addr: 10.0.0.7:9000 }]")
+        .expect("the directory is our own");
+    let file = file.to_str().expect("a temporary directory has a plain name").to_owned();
+    let etcd = &world.options().endpoints[0];
+    let script = "trap 'echo hup >> $FOLDER/got' HUP; echo up > $FOLDER/got; while [ ! -e $FOLDER/end ]; do sleep 0.05; done; exit 3";
+    let keeper = Keeper::within(folder, &[&file, "--etcd", etcd, "--", "sh", "-c", script]);
+    world.stands(KEY).await;
+    world.stands("/user-grpc/10.0.0.7:9000").await;
+    keeper.has("got", "up").await;
+    keeper.program.signal("HUP");
+    keeper.has("got", "hup").await;
+    fs::write(keeper.file("end"), "").expect("the directory is our own");
+    let ended = keeper.program.ends().await;
+    assert_eq!((ended.code, world.count().await), (Some(3), 0), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_keep_is_checked_without_etcd() {
+    let folder = TempDir::with_prefix("leasehold-keep-").expect("a temporary directory");
+    let file = folder.path().join("nodes.yaml");
+    let check = async |text: &str, more: &[&str]| {
+        fs::write(&file, text).expect("the directory is our own");
+        let path = file.to_str().expect("a temporary directory has a plain name");
+        let all = ["keep", path, "--check"].into_iter().chain(more.iter().copied());
+        Program::spawn(&paths::leasehold(), all, folder.path()).ends().await
+    };
+    let good = "registry: { layout: [seed, kratos] }\nnodes: [{ name: user, addr: 10.0.0.7:8080, version: v1 }]\n";
+    let ended = check(good, &[]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, "/user/v1/10.0.0.7:8080\n/microservices/user/10.0.0.7:8080\n");
+    let ended = check("nodes:\n  - { name: user, adr: 10.0.0.7:8080 }\n  - { name: a/b, addr: c:1 }\n", &[]).await;
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    for expected in ["unknown key \"adr\"; did you mean \"addr\"?", "a/b", ":2:", ":3:"] {
+        assert!(ended.stderr.contains(expected), "{expected}: {ended:?}");
+    }
+    let ended = check(good, &["--name", "user"]).await;
+    assert!(ended.code == Some(64) && ended.stderr.contains("cannot be used with"), "{ended:?}");
 }
 
 #[tokio::test]

@@ -60,6 +60,11 @@ impl EtcdArgs {
         self.examined().map(|(options, _)| options)
     }
 
+    /// Replaces the connection by what the arguments say of it.
+    pub(super) fn connect(&self, options: &mut Options) -> Result<(), Failure> {
+        self.connection.apply(options, &mut EtcdFiles::default())
+    }
+
     /// The configuration file, if the arguments name one.
     pub(crate) fn config(&self) -> Result<Option<Config>, Failure> {
         self.config.as_deref().map(|file| self.connection.load(file)).transpose()
@@ -127,7 +132,15 @@ const PASSWORDS: [&str; 2] = ["LEASEHOLD_ETCD_PASSWORD", "ETCDCTL_PASSWORD"];
 impl ConnectionArgs {
     /// A configuration file whose connection is replaced by what the arguments say.
     pub(crate) fn load(&self, file: &Path) -> Result<Config, Failure> {
-        let mut config = Config::load(file)?;
+        self.applied(Config::load(file)?)
+    }
+
+    /// The same, and components that cannot be read are mistakes.
+    pub(crate) fn load_with_components(&self, file: &Path) -> Result<Config, Failure> {
+        self.applied(Config::load_with_components(file)?)
+    }
+
+    fn applied(&self, mut config: Config) -> Result<Config, Failure> {
         self.apply(&mut config.registrar, &mut config.etcd_files)?;
         Ok(config)
     }

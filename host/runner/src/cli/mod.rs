@@ -28,7 +28,7 @@ pub(crate) use self::{
     etcd_args::{ConnectionArgs, EtcdArgs},
     guest_args::{ComponentizeArgs, ContractVersion, HttpVersion, Language, NewArgs, WitArgs},
     host_args::{AdminArgs, Probe, ReloadArgs, ServiceArgs, StatusArgs, UpgradeArgs, WeightArgs},
-    keep_args::{CheckOptions, KeepArgs},
+    keep_args::KeepArgs,
 };
 use crate::{
     config::{
@@ -217,17 +217,17 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Reload the configuration of a running host, or one service; no request fails
     #[command(
-        after_help = "Examples:\n  leasehold reload --dry-run                  what would change, as a diff\n  leasehold reload                            the configuration and the component files, like SIGHUP\n  leasehold reload greeter                    one service from its component file\n  leasehold reload --config services.yaml --json\n\nServices are added, removed in order, changed in place or moved to another address. A file with a mistake changes\nnothing, and the exit code is 64. A service whose new version does not start goes on with the former one, and the exit\ncode is 1. A drained service stays drained. Keys of etcd, admin, metrics, traces and registry need a restart, except\nfor registry.layout, suffix and prefer."
+        after_help = "Examples:\n  leasehold reload --dry-run                  what would change, as a diff\n  leasehold reload                            the configuration and the component files, like SIGHUP\n  leasehold reload greeter                    one service from its component file\n  leasehold reload --config services.yaml --json\n\nServices are added, removed in order, changed in place or moved to another address. A file with a mistake changes nothing, and the exit code is 64. A service whose new version does not start goes on with the former one, and the exit code is 1. A drained service stays drained. Keys of etcd, admin, metrics, traces and registry need a restart, except for registry.layout, suffix and prefer."
     )]
     Reload(ReloadArgs),
     /// Replace a running host by a new process of its binary; no request fails
     #[command(
-        after_help = "Examples:\n  leasehold upgrade\n  leasehold upgrade --config services.yaml\n\nThe binary that stands at the path of the running one is started with the same arguments. It takes over the listeners,\nthe keys, and what operators have drained and weighed; then the former process drains and ends. If the new process does\nnot serve what the former one serves, the former one goes on, and the exit code is 1. SIGUSR2 does the same."
+        after_help = "Examples:\n  leasehold upgrade\n  leasehold upgrade --config services.yaml\n\nThe binary that stands at the path of the running one is started with the same arguments. It takes over the listeners, the keys, and what operators have drained and weighed; then the former process drains and ends. If the new process does not serve what the former one serves, the former one goes on, and the exit code is 1. SIGUSR2 does the same."
     )]
     Upgrade(UpgradeArgs),
     /// Keep any process in etcd: registered while its check succeeds, taken back in order with its command
     #[command(
-        after_help = "Examples:\n  leasehold keep --name user --addr 10.0.0.7:8080 --health http://127.0.0.1:8080/healthz -- ./user-server\n  leasehold keep --name mail --addr 10.0.0.7:25 --health tcp://127.0.0.1:25        beside a process that runs already\n  leasehold keep --name user --addr 10.0.0.7:9000 --health grpc://127.0.0.1:9000 --layout kratos --etcd etcd-1:2379 -- spin up\n\nThe node is registered once the check succeeds, withdrawn while it fails, and registered again. SIGTERM, SIGQUIT and Ctrl-C delete the key, wait for --settle-time, and are passed on to the command with everything that it has started; other signals are passed on at once. The exit code is that of the command, and 128 plus the signal where one has ended it."
+        after_help = "Examples:\n  leasehold keep --name user --addr 10.0.0.7:8080 --health http://127.0.0.1:8080/healthz -- ./user-server\n  leasehold keep --name mail --addr 10.0.0.7:25 --health tcp://127.0.0.1:25        beside a process that runs already\n  leasehold keep nodes.yaml        several nodes, each with a check of its own; SIGHUP reads the file again\n  leasehold keep --name user --addr 10.0.0.7:9000 --health grpc://127.0.0.1:9000 --layout kratos --etcd etcd-1:2379 -- spin up\n\nThe node is registered once the check succeeds, withdrawn while it fails, and registered again. SIGTERM, SIGQUIT and Ctrl-C delete the key, wait for --settle-time, and are passed on to the command with everything that it has started; other signals are passed on at once. The exit code is that of the command, and 128 plus the signal where one has ended it."
     )]
     Keep(KeepArgs),
     /// Compile a component ahead of its start, for this release on this kind of machine
@@ -255,7 +255,7 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Write a folder with a service in the language of your choice
     #[command(
-        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n  leasehold new user --lang rust --grpc\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself,\ngreets, reports its registration, and calls other services by name."
+        after_help = "Examples:\n  leasehold new --list\n  leasehold new user --lang go && cd user && make run\n  leasehold new user --lang rust --grpc\n\nThe folder has the component, services.yaml, the WIT, pinned tools, a test, and a README of one page. The component registers itself, greets, reports its registration, and calls other services by name."
     )]
     New(NewArgs),
     /// Build and run the service in a folder, again with each change of its sources, until Ctrl-C
@@ -265,7 +265,7 @@ pub(crate) enum Command {
     Dev(DevArgs),
     /// Print or write the interfaces that components can use, as WIT, or check a component against them
     #[command(
-        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n  leasehold wit --http 0.3 --package registry.wasm     one binary package, for wkg publish or leasehold push\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With\n--check the exit code is 64 when the host lacks something."
+        after_help = "Examples:\n  leasehold wit                       the contract, on standard output\n  leasehold wit wit                   wit/deps with the contract and WASI, and a first wit/world.wit\n  leasehold wit wit --http 0.3\n  leasehold wit --check user.wasm     the versions that it wants, and those that this host has\n  leasehold wit --http 0.3 --package registry.wasm     one binary package, for wkg publish or leasehold push\n\nA folder that has WIT of its own keeps it, and gets no world. Files that differ are not overwritten without --force. With --check the exit code is 64 when the host lacks something."
     )]
     Wit(WitArgs),
     /// Make a component of a core module, as Go and C build it
@@ -546,9 +546,13 @@ pub(crate) struct InitArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct SchemaArgs {
-    /// Print the reference page in Markdown instead
+    /// Print the reference of the keys in Markdown instead
     #[arg(long)]
     pub(crate) reference: bool,
+
+    /// Of the files of leasehold keep
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 #[derive(Args, Debug)]

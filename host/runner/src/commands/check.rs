@@ -73,7 +73,7 @@ struct Checked {
 
 /// Reports on stdout; the exit code says what would be that of `run`.
 pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
-    let config = args.connection.load(&args.file).inspect_err(|failure| {
+    let config = args.connection.load_with_components(&args.file).inspect_err(|failure| {
         if let (true, Some(mistakes)) = (args.json, Mistakes::behind(failure)) {
             // The sentence on stderr follows.
             let _ = print_json(&json!({ "ok": false, "mistakes": mistakes.list() }));
@@ -188,7 +188,10 @@ fn verdict(services: &[Checked], etcd: Option<&Etcd>) -> Option<Failure> {
 
 async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     let (mut problems, mut notes) = (Vec::new(), Vec::new());
-    let mut note = |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| failure.sentence()));
+    let located =
+        |problem: &str| if spec.place.is_empty() { problem.to_owned() } else { format!("{}: {problem}", spec.place) };
+    let mut note =
+        |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| located(&failure.sentence())));
     let loaded = match &spec.artifact {
         Some(_) if is_offline => {
             notes.push("its registry was not asked".to_owned());
@@ -214,7 +217,7 @@ async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
     match if is_offline { Ok(None) } else { listens(spec.listen) } {
         Ok(remark) => notes.extend(remark),
-        Err(problem) => problems.push(problem),
+        Err(problem) => problems.push(located(&problem)),
     }
     Checked {
         name: spec.name.to_string(),

@@ -21,7 +21,10 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failure> {
         std::io::ErrorKind::AlreadyExists => Failure::usage(format!("{file} exists; init overwrites no file")),
         _ => Failure::other(format!("cannot write {file}: {error}")),
     })?;
-    print(&format!("{file} is written; change it, then: leasehold check {file}\n"))
+    print(&format!(
+        "{file} is written; change it, then: leasehold check {file}\nFor editors: leasehold schema > {}\n",
+        schema::FILE
+    ))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `leasehold schema`: the JSON Schema of configuration files, or the reference page.
+//! `leasehold schema`: the JSON Schema of configuration files and of the files of `keep`, or the reference of their keys.
 
 use super::{print, print_json};
 use crate::{
@@ -9,8 +9,10 @@ use crate::{
 
 /// Prints the schema, or the page.
 pub(crate) fn schema(args: &SchemaArgs) -> Result<(), Failure> {
-    match args.reference {
-        true => print(&reference::page()),
-        false => print_json(&schema::schema()),
+    match (args.keep, args.reference) {
+        (false, true) => print(&reference::page()),
+        (false, false) => print_json(&schema::schema()),
+        (true, true) => print(&reference::kept()),
+        (true, false) => print_json(&schema::kept()),
     }
 }

@@ -29,5 +29,5 @@ fn line(one: &Weighed) -> String {
         one.weight.map_or_else(|| "its weight as configured".to_owned(), |weight| format!("the weight {weight}"));
     let failed =
         one.why.as_ref().map_or_else(String::new, |why| format!("; a registration has not taken it: {}", shown(why)));
-    format!("{} on {} has {weight}{failed}\n", one.service, one.listen)
+    format!("{} on {} has {weight}, published within a second{failed}\n", one.service, one.listen)
 }

@@ -1,6 +1,10 @@
-//! The connection to etcd by the command line and the environment.
+//! The endpoints of etcd, as the configuration, the command line and the environment name them.
 
-use crate::config::{spec::DEFAULT_ENDPOINT, values::Endpoint, variables::Environment};
+use std::str::FromStr;
+
+use serde_json::json;
+
+use crate::config::{rule::scalars, spec::DEFAULT_ENDPOINT, units::pattern, values::Endpoint, variables::Environment};
 
 /// Environment variables with endpoints, separated by commas; the first that is set counts.
 const ENDPOINTS: [&str; 2] = ["LEASEHOLD_ETCD", "ETCDCTL_ENDPOINTS"];
@@ -30,6 +34,23 @@ pub(crate) fn endpoint(text: &str, has_tls: bool) -> Result<String, String> {
         Err(message) if text.contains('@') => Err(message),
         Err(_) => Err(format!("must be host:port, http://host:port or https://host:port, not {text:?}")),
     }
+}
+
+/// A member of the etcd cluster as it is written: a URL, or a host and a port alone.
+pub(crate) struct Member(String);
+
+impl FromStr for Member {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        endpoint(text, false).map(|_| Self(text.to_owned()))
+    }
+}
+
+scalars! {
+    Member => String, |member| member.0, secret if |text| text.contains('@'),
+        "endpoint", "`host:port`, `http://host:port` or `https://host:port`", "http://127.0.0.1:2379",
+        json!({ "type": "string", "pattern": pattern("(https?://)?[^@/?#]+:[0-9]+/?") });
 }
 
 #[cfg(test)]

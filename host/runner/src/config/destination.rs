@@ -197,6 +197,7 @@ fn parse(text: &str) -> Result<Destination, &'static str> {
             };
             (hosts, rest)
         }
+        None if text.contains("://") => return Err("must be a host without a scheme or a path"),
         None if text.matches(':').count() > 1 => return Err("must put an IPv6 address into brackets"),
         None => {
             let (host, rest) = text.split_at(text.find(':').unwrap_or(text.len()));

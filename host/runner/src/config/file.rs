@@ -7,16 +7,17 @@ use leasehold::{Ownership, ServiceName, Version};
 
 use crate::config::{
     artifact::Origin,
+    connection::Member,
     destination::Destination,
     rule::{
         Absent::{Required, Text as Default, Unset},
-        Each, Pairs, Part, Reading, Rule, Shape, Switch, Text, keys,
+        Each, OneOrMany, Pairs, Part, Reading, Rule, Shape, Switch, Text, keys,
     },
     tree::{Content, Node},
     units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
     values::{
-        AccessFormat, AdminListen, Advertise, Collector, Endpoint, FilePath, FixedWeight, HealthPath, Layouts, Listen,
-        Logged, Mode, Pattern, Readable, Register, Suffix, Variables,
+        AccessFormat, AdminListen, Advertise, Collector, FilePath, FixedWeight, HealthPath, Layouts, Listen, Logged,
+        Mode, Pattern, Readable, Register, Suffix, Variables,
     },
 };
 
@@ -24,7 +25,7 @@ keys! {
     /// The whole file. Keys that begin with `x-` are ignored; they are a place for anchors.
     pub(crate) struct File {
         /// Folders or files with further `services`, such as `services.d/*.yaml`, in the order of their names. A `*` stands in the name of the file.
-        include: Vec<Text> = Unset("none"), example "[services.d/*.yaml]";
+        include: OneOrMany<Text> = Unset("none"), example "services.d/*.yaml";
         /// Keys of all services, where a service does not have them itself. Maps are merged key by key; a list or a value replaces the default, and `~` removes it.
         defaults: Part<Defaults> = Unset("none"), example "{ limits: { memory: 32MiB } }";
         /// The connection to etcd.
@@ -47,8 +48,8 @@ keys! {
 keys! {
     /// The connection to etcd.
     pub(crate) struct Etcd {
-        /// Members of the cluster. If one fails, the next is tried.
-        endpoints: Option<Vec<Endpoint>> = Unset("`LEASEHOLD_ETCD`, then `ETCDCTL_ENDPOINTS`, then `http://127.0.0.1:2379`"), example "[http://10.0.0.1:2379, http://10.0.0.2:2379]";
+        /// Members of the cluster. If one fails, the next is tried. `host:port` alone is `https` with a certificate under `tls`, else `http`.
+        endpoints: Option<Vec<Member>> = Unset("`LEASEHOLD_ETCD`, then `ETCDCTL_ENDPOINTS`, then `http://127.0.0.1:2379`"), example "[http://10.0.0.1:2379, http://10.0.0.2:2379]";
         /// Time for a connection, its TLS handshake included. Shorter makes a distant etcd unreachable; longer delays the next endpoint.
         dial_timeout: Span = Default("3s"), example "1s";
         /// Time for a request, a quarter of the TTL at most. A write without a response in time costs a new lease.

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
+    slice,
 };
 
 use crate::{
@@ -35,15 +36,17 @@ impl Config {
     /// Reads and checks a file, or standard input for `-`. Paths in a file are relative to it, or to the file that a symbolic
     /// link leads to.
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
-        let (file, text, folder) = if is_standard_input(path) {
-            ("standard input".to_owned(), read(io::stdin().lock()), PathBuf::new())
-        } else {
-            let target = target(path.to_owned());
-            let folder = target.parent().unwrap_or(Path::new("")).to_owned();
-            (path.display().to_string(), fs::File::open(path).and_then(read), folder)
-        };
-        let text = text.map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
-        Self::parse(&file, &text, &folder).map_err(|mistakes| Failure::Usage(mistakes.into()))
+        load_text(path, Self::parse)
+    }
+
+    /// The same for `leasehold check`: components that cannot be read are mistakes as well.
+    pub(crate) fn load_with_components(path: &Path) -> Result<Self, Failure> {
+        load_text(path, |file, text, folder| {
+            parse_with(file, |reading| {
+                reading.reads_components = true;
+                whole(file, text, folder, |name| std::env::var(name).ok(), reading)
+            })
+        })
     }
 
     /// Reads the admin endpoint of a file. The rest of the file is not checked: it may need variables and files that only the
@@ -53,13 +56,8 @@ impl Config {
         let text = fs::File::open(path).and_then(read);
         let text = text.map_err(|error| Failure::usage(format!("cannot read {name}: {error}")))?;
         let folder = target(path.to_owned()).parent().unwrap_or(Path::new("")).to_owned();
-        let mut reading = Reading::default();
-        let admin = admin(name.clone(), text, folder, &mut reading);
-        match (Mistakes::of(reading.mistakes, &reading.sources), admin) {
-            (Some(mistakes), _) => Err(Failure::Usage(mistakes.into())),
-            (None, Some(admin)) => Ok(admin),
-            (None, None) => Err(Failure::usage(format!("cannot read {name}"))),
-        }
+        let admin = parse_with(&name, |reading| admin(name.clone(), text, folder, reading));
+        admin.map_err(|mistakes| Failure::Usage(mistakes.into()))
     }
 
     /// Parses and checks the text of a file whose relative paths begin in `folder`.
@@ -69,13 +67,34 @@ impl Config {
 
     /// The same in another environment.
     pub(crate) fn parse_in(file: &str, text: &str, folder: &Path, environment: Environment) -> Result<Self, Mistakes> {
-        let mut reading = Reading::default();
-        let config = whole(file, text, folder, environment, &mut reading);
-        match (Mistakes::of(reading.mistakes, &reading.sources), config) {
-            (Some(mistakes), _) => Err(mistakes),
-            (None, Some(config)) => Ok(config),
-            (None, None) => Err(Mistakes::whole(file, "cannot be read")),
-        }
+        parse_with(file, |reading| whole(file, text, folder, environment, reading))
+    }
+}
+
+/// Reads a file, or standard input for `-`. `parse` gets its name, its text, and the folder of relative paths.
+pub(crate) fn load_text<T>(
+    path: &Path,
+    parse: impl FnOnce(&str, &str, &Path) -> Result<T, Mistakes>,
+) -> Result<T, Failure> {
+    let (file, text, folder) = if is_standard_input(path) {
+        ("standard input".to_owned(), read(io::stdin().lock()), PathBuf::new())
+    } else {
+        let target = target(path.to_owned());
+        let folder = target.parent().unwrap_or(Path::new("")).to_owned();
+        (path.display().to_string(), fs::File::open(path).and_then(read), folder)
+    };
+    let text = text.map_err(|error| Failure::usage(format!("cannot read {file}: {error}")))?;
+    parse(&file, &text, &folder).map_err(|mistakes| Failure::Usage(mistakes.into()))
+}
+
+/// The result of one reading, or every mistake that it found.
+pub(crate) fn parse_with<T>(file: &str, read: impl FnOnce(&mut Reading) -> Option<T>) -> Result<T, Mistakes> {
+    let mut reading = Reading::default();
+    let result = read(&mut reading);
+    match (Mistakes::of(reading.mistakes, &reading.sources), result) {
+        (Some(mistakes), _) => Err(mistakes),
+        (None, Some(result)) => Ok(result),
+        (None, None) => Err(Mistakes::whole(file, "cannot be read")),
     }
 }
 
@@ -123,7 +142,7 @@ fn admin(name: String, text: String, folder: PathBuf, reading: &mut Reading) -> 
 }
 
 /// One source as a tree, without ignored keys, and with its variables replaced.
-fn source(
+pub(crate) fn source(
     name: String,
     text: String,
     folder: PathBuf,
@@ -145,7 +164,10 @@ fn source(
 /// Adds the services of the files that `include` names.
 fn include(root: &mut Node, environment: Environment, reading: &mut Reading) {
     let Some(list) = root.get("include").cloned() else { return };
-    let Content::List(items) = &list.content else { return };
+    let items = match &list.content {
+        Content::List(items) => items.as_slice(),
+        _ => slice::from_ref(&list),
+    };
     let mut further = Vec::new();
     for item in items {
         // What is no text is reported when the file is read as a whole.
@@ -242,9 +264,9 @@ fn merge(defaults: &Node, own: &mut Node) {
             // A layout is one thing, whether it is a name or a map.
             Some((_, _)) if key.text == "layout" => {}
             Some((_, own)) => match SHORT.iter().find(|(short, _)| *short == key.text) {
-                Some((_, word)) if is_word(default) != is_word(own) => {
-                    *own = long(own, word);
-                    merge(&long(default, word), own);
+                Some((_, word)) if default.is_word() != own.is_word() => {
+                    *own = own.long(word);
+                    merge(&default.long(word), own);
                 }
                 _ => merge(default, own),
             },
@@ -252,17 +274,4 @@ fn merge(defaults: &Node, own: &mut Node) {
             None => entries.push((key.clone(), default.clone())),
         }
     }
-}
-
-fn is_word(node: &Node) -> bool {
-    matches!(node.content, Content::Scalar(_)) && !node.is_null()
-}
-
-/// The map that a word is short for; any other value as it is.
-fn long(node: &Node, key: &str) -> Node {
-    if !is_word(node) {
-        return node.clone();
-    }
-    let key = tree::Key { text: key.to_owned(), place: node.place, has_colon: true };
-    Node { place: node.place, content: Content::Map(vec![(key, node.clone())]) }
 }

@@ -5,6 +5,7 @@ pub(crate) mod connection;
 pub(crate) mod destination;
 pub(crate) mod file;
 pub(crate) mod grants;
+pub(crate) mod kept;
 mod load;
 pub(crate) mod mistake;
 mod place;
@@ -22,6 +23,7 @@ pub(crate) mod written;
 
 pub(crate) use artifact::{ARTIFACT_POLL, Artifact, artifacts};
 pub(crate) use file::{AccessLog, Limits};
+pub(crate) use kept::{Check, Kept, KeptNode};
 pub(crate) use load::is_standard_input;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{

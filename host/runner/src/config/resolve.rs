@@ -7,8 +7,9 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use leasehold::{Credentials, Invalid, Layout, LoadSource, Metadata, Options, Source, Tls};
+use leasehold::{Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Source, Tls};
 use leasehold_artifacts::Registry;
+use leasehold_wasmtime::Names;
 
 use crate::config::{
     artifact::{self, Artifact, Origin},
@@ -93,6 +94,19 @@ pub(crate) fn resolve_admin(
     Resolver { root, environment, reading, notes: Vec::new() }.admin(admin)
 }
 
+/// Checks the connection to etcd and the registration; with advice that keeps nothing from running.
+pub(crate) fn resolve_registrar(
+    etcd: file::Etcd,
+    registry: file::Registry,
+    root: &Node,
+    environment: Environment,
+    reading: &mut Reading,
+) -> Option<(Options, Vec<String>)> {
+    let mut resolver = Resolver { root, environment, reading, notes: Vec::new() };
+    let options = resolver.registrar(etcd, registry)?;
+    Some((options, resolver.notes))
+}
+
 struct Resolver<'a> {
     root: &'a Node,
     environment: Environment,
@@ -111,13 +125,14 @@ impl Resolver<'_> {
     }
 
     fn registrar(&mut self, etcd: file::Etcd, registry: file::Registry) -> Option<Options> {
+        let has_tls = etcd.tls.ca.is_some() || etcd.tls.cert.is_some();
         let endpoints = match etcd.endpoints {
             Some(listed) if listed.is_empty() => {
                 self.wrong(&["etcd", "endpoints"], "must name at least one");
                 return None;
             }
-            Some(listed) => listed,
-            None => match connection::endpoints(self.environment, etcd.tls.ca.is_some() || etcd.tls.cert.is_some()) {
+            Some(listed) => listed.iter().filter_map(|member| connection::endpoint(member, has_tls).ok()).collect(),
+            None => match connection::endpoints(self.environment, has_tls) {
                 Ok(endpoints) => endpoints,
                 Err(message) => {
                     self.wrong(&[], message);
@@ -345,6 +360,7 @@ impl Resolver<'_> {
         let health = written.health.as_ref().map(|health| self.health(health, node));
         let (component, artifact) = self.origin(written.component, written.verify, node)?;
         let mut spec = Spec::new(written.name, component, written.listen);
+        spec.place = self.reading.place(node.place);
         spec.artifact = artifact;
         spec.written = Written::of_service(node);
         spec.precompiled = written.precompiled;
@@ -364,6 +380,18 @@ impl Resolver<'_> {
             outbound: written.allow.outbound,
             local: written.allow.local,
         };
+        if let (Register::Component, Names::Only(permitted)) = (spec.register, &spec.allow.names) {
+            let (name, _) = spec.registered_as();
+            if !permitted.contains(&name) {
+                let permitted: Vec<_> = permitted.iter().map(ServiceName::as_str).collect();
+                // A component may use the key for something else.
+                self.notes.push(format!(
+                    "{}: config.name is {name}, and the component may not register that: allow.names permits {}",
+                    spec.name,
+                    permitted.join(", ")
+                ));
+            }
+        }
         spec.limits = written.limits;
         spec.access_log = written.access_log;
         if let Some(file::Health { panic_threshold, withdraw_on_trap, .. }) = written.health {

@@ -124,6 +124,8 @@ pub(crate) struct Reading {
     path: Vec<String>,
     /// Required keys may be absent, as under `defaults`.
     pub(crate) is_partial: bool,
+    /// Components that cannot be read are mistakes. A host reports and retries the service of such a component alone.
+    pub(crate) reads_components: bool,
 }
 
 impl Reading {
@@ -158,6 +160,11 @@ impl Reading {
     /// The folder of relative paths at that place.
     pub(crate) fn folder(&self, place: Place) -> PathBuf {
         self.sources.get(place.source).map(|source| source.folder.clone()).unwrap_or_default()
+    }
+
+    /// A place as `FILE:LINE`.
+    pub(crate) fn place(&self, place: Place) -> String {
+        self.sources.get(place.source).map(|source| format!("{}:{}", source.name, place.start.0)).unwrap_or_default()
     }
 
     /// A place in words, as seen from another one.
@@ -264,10 +271,17 @@ fn misplaced(key: &WrittenKey, value: &Node, table: &Table) -> (String, bool) {
     let unknown = format!("unknown key {:?}", key.text);
     let deeper =
         table.keys.iter().find(|outer| matches!(&outer.shape, Shape::Table(table) if table.key(&key.text).is_some()));
-    let message = match (deeper, meant(&key.text, names())) {
-        (Some(outer), _) => format!("{unknown}; it stands under {}", outer.name),
-        (None, Some(name)) => format!("{unknown}; did you mean {name:?}?"),
-        (None, None) => format!("{unknown}; known here: {}", names().collect::<Vec<_>>().join(", ")),
+    let nearly = || {
+        table.keys.iter().find_map(|outer| match &outer.shape {
+            Shape::Table(inner) => Some((outer.name, meant(&key.text, inner.keys.iter().map(|key| key.name))?)),
+            _ => None,
+        })
+    };
+    let message = match (deeper, meant(&key.text, names()), nearly()) {
+        (Some(outer), ..) => format!("{unknown}; it stands under {}", outer.name),
+        (None, Some(name), _) => format!("{unknown}; did you mean {name:?}?"),
+        (None, None, Some((outer, name))) => format!("{unknown}; did you mean {name:?} under {outer}?"),
+        (None, None, None) => format!("{unknown}; known here: {}", names().collect::<Vec<_>>().join(", ")),
     };
     (message, false)
 }
@@ -318,6 +332,28 @@ impl<R: Rule> Rule for Each<R> {
 
     fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
         Some(items(node, reading)?.iter().map(|item| R::read(item, reading)).collect())
+    }
+
+    fn absent() -> Option<Self::Value> {
+        Some(Vec::new())
+    }
+}
+
+/// A list of values, or the only one of them.
+pub(crate) struct OneOrMany<R>(PhantomData<R>);
+
+impl<R: Rule> Rule for OneOrMany<R> {
+    type Value = Vec<R::Value>;
+
+    fn shape() -> Shape {
+        Shape::Either("text, or a list of it", vec![R::shape(), Vec::<R>::shape()])
+    }
+
+    fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
+        match node.content {
+            Content::List(_) => Vec::<R>::read(node, reading),
+            _ => R::read(node, reading).map(|value| vec![value]),
+        }
     }
 
     fn absent() -> Option<Self::Value> {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{
     file::File,
+    kept::KeptFile,
     load::IGNORED,
     rule::{Absent, Form, Key, Rule, Shape, Table},
 };
@@ -13,14 +14,23 @@ pub(crate) const FILE: &str = "leasehold.schema.json";
 
 /// The schema of a configuration file.
 pub(crate) fn schema() -> Value {
-    let Shape::Table(file) = File::shape() else { return Value::Null };
-    let mut schema = table(&file);
-    schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
-    schema["title"] = "Leasehold configuration".into();
-    schema["patternProperties"] = json!({ format!("^{IGNORED}"): {} });
+    let mut schema = of("Leasehold configuration", &File::shape());
     // An included file may have all of the services.
     schema["required"] = json!([]);
     schema["anyOf"] = json!([{ "required": ["services"] }, { "required": ["include"] }]);
+    schema
+}
+
+/// The schema of a file of `leasehold keep`.
+pub(crate) fn kept() -> Value {
+    of("Nodes of leasehold keep", &KeptFile::shape())
+}
+
+fn of(title: &str, file: &Shape) -> Value {
+    let mut schema = shape(file);
+    schema["$schema"] = "http://json-schema.org/draft-07/schema#".into();
+    schema["title"] = title.into();
+    schema["patternProperties"] = json!({ format!("^{IGNORED}"): {} });
     schema
 }
 

@@ -138,6 +138,8 @@ pub(crate) struct Traces {
 pub(crate) struct Spec {
     /// Its name, in etcd and in the log.
     pub(crate) name: ServiceName,
+    /// File and line of the service; empty where arguments describe it.
+    pub(crate) place: String,
     /// The component's file, or the text of its reference.
     pub(crate) component: PathBuf,
     /// The component in its registry, if it is in one.
@@ -229,7 +231,7 @@ impl Default for Quarantine {
 }
 
 /// A request whose response says if a service is healthy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Probe {
     /// `GET`; any status from 200 to 299 is good.
     Http(String),
@@ -280,6 +282,7 @@ impl Spec {
                 local: false,
             },
             name,
+            place: String::new(),
             component,
             artifact: None,
             required: false,
@@ -308,6 +311,12 @@ impl Spec {
     /// Detects a component that has to pass its health check before it can register anything.
     pub(crate) fn is_probed_before_start(&self) -> bool {
         self.health.is_some() && self.register == Register::Component
+    }
+
+    /// The sentence of a failure, with the name of the service and its place in the configuration.
+    pub(crate) fn located(&self, sentence: &str) -> String {
+        let Self { name, place, .. } = self;
+        if place.is_empty() { format!("{name}: {sentence}") } else { format!("{place}: {name}: {sentence}") }
     }
 
     /// Names that it may register; `None` if it is not registered.

@@ -12,6 +12,7 @@ use super::{
     rule::{Absent, Reading, Rule, Shape},
     tree::Node,
 };
+use crate::error::Failure;
 
 fn environment(name: &str) -> Option<String> {
     match name {
@@ -168,7 +169,9 @@ fn an_access_log_is_a_word_or_a_map() {
 #[test]
 fn an_unknown_key_is_named_with_its_line() {
     let said = error(&with("    memroy: 5\n"));
-    assert!(said.starts_with("c.yaml:5: unknown key \"memroy\"; known here: name, component, listen"), "{said}");
+    assert!(said.starts_with("c.yaml:5: unknown key \"memroy\"; did you mean \"memory\" under limits?"), "{said}");
+    let said = error(&with("    colour: 5\n"));
+    assert!(said.starts_with("c.yaml:5: unknown key \"colour\"; known here: name, component, listen"), "{said}");
     let said = error(&with("    limits:\n      memroy: 5\n"));
     assert_eq!(said, "c.yaml:6: unknown key \"memroy\"; did you mean \"memory\"?");
     let said = error(&with("    memory: 5\n"));
@@ -221,7 +224,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
             "c.yaml:5: prefer: metadata must not have an empty key",
         ),
         ("registry:\n  weight: { fixed: 101 }\n", "c.yaml:6: fixed: weight must be 1 to 100"),
-        ("etcd: { endpoints: [127.0.0.1:2379] }\n", "c.yaml:5: endpoints: must be http://host:port"),
+        ("etcd: { endpoints: [127.0.0.1] }\n", "c.yaml:5: endpoints: must be host:port, http://host:port or https"),
         ("etcd: { endpoints: [] }\n", "c.yaml:5: endpoints: must name at least one"),
         ("etcd:\n  required: maybe\n", "c.yaml:6: required: must be"),
         ("etcd:\n  password: hunter2\n", "c.yaml:6: password: needs etcd.user"),
@@ -545,6 +548,9 @@ fn further_files_bring_services() {
     let at = |path: &str| folder.path().join(path);
     assert_eq!(found, [("a", at("services.d/a.wasm")), ("b", at("services.d/b.wasm")), ("c", at("more/../c.wasm"))]);
     assert!(config.services.iter().all(|spec| spec.limits.concurrency == 5));
+    // One pattern needs no list.
+    let config = Config::parse_in("c.yaml", "include: services.d/*.yaml\n", folder.path(), environment).unwrap();
+    assert_eq!(config.services.len(), 2);
 
     write("more/c.yml", "etcd: {}\nservices:\n  - { name: c, component: c.wasm, listen: '127.0.0.1:1' }\n");
     let said = parse().unwrap_err().to_string();
@@ -619,4 +625,32 @@ fn every_default_obeys_its_rule() {
         assert!(key.effect.ends_with('.'), "{}: {}", key.name, key.effect);
         assert!(key.absent != Absent::Unset("") || matches!(key.shape, Shape::Table(_)), "{}", key.name);
     });
+}
+
+#[test]
+fn a_check_finds_components_that_cannot_be_read_with_all_other_mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    let text = "services:
+  - { name: a, component: missing.wasm, listen: '127.0.0.1:1' }
+  - { name: b, component: missing.wasm, listen: '127.0.0.1:2', memroy: 1 }
+";
+    std::fs::write(&file, text).unwrap();
+    let of = |loaded: Result<Config, Failure>| loaded.unwrap_err().sentence();
+    let said = of(Config::load_with_components(&file));
+    assert!(said.contains("c.yaml:2:27: component: cannot read ") && said.contains("c.yaml:3:27: "), "{said}");
+    assert!(said.contains("unknown key \"memroy\""), "{said}");
+    // A host reports and retries such a service, and runs the others.
+    let said = of(Config::load(&file));
+    assert!(!said.contains("cannot read"), "{said}");
+}
+
+#[test]
+fn a_name_in_the_store_that_may_not_be_registered_is_noted() {
+    let notes = |more: &str| parse(&with(more)).unwrap().notes.join(" ");
+    let note = "config.name is other, and the component may not register that: allow.names permits greeter";
+    assert!(notes("    config: { name: other }\n").contains(note));
+    assert_eq!(notes("    config: { name: greeter }\n"), "");
+    assert_eq!(notes("    config: { name: other }\n    register: host\n"), "");
+    assert_eq!(notes("    config: { name: other }\n    allow: { names: [other] }\n"), "");
 }

@@ -66,6 +66,20 @@ impl Node {
         scalar.is_plain && scalar.written.is_none() && matches!(&*scalar.text, "" | "~" | "null" | "Null" | "NULL")
     }
 
+    /// Detects a scalar that is there.
+    pub(crate) fn is_word(&self) -> bool {
+        matches!(self.content, Content::Scalar(_)) && !self.is_null()
+    }
+
+    /// The map that a word is short for: the word under `key`. Any other value as it is.
+    pub(crate) fn long(&self, key: &str) -> Self {
+        if !self.is_word() {
+            return self.clone();
+        }
+        let key = Key { text: key.to_owned(), place: self.place, has_colon: true };
+        Self { place: self.place, content: Content::Map(vec![(key, self.clone())]) }
+    }
+
     /// The value of a key, unless it is absent.
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         let Content::Map(entries) = &self.content else { return None };

@@ -208,15 +208,18 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(addr) = text.parse() {
-            return match addr {
-                SocketAddr::V6(addr) if addr.scope_id() != 0 => {
-                    Err("must have no scope: no other host could dial it".into())
-                }
-                addr => Ok(Self(addr)),
-            };
+        match text.parse() {
+            Ok(SocketAddr::V6(addr)) if addr.scope_id() != 0 => {}
+            Ok(addr) => return Ok(Self(addr)),
+            Err(_) => {}
         }
         let why = match text.rsplit_once(':') {
+            Some((host, _)) if host.contains('%') => "; without a scope, since no other host could dial it".to_owned(),
+            Some((_, port))
+                if !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_err() =>
+            {
+                "; ports end at 65535".to_owned()
+            }
             Some(("", port)) if port.parse::<u16>().is_ok() => {
                 format!("; 0.0.0.0:{port} is every IPv4 address, [::]:{port} every address")
             }
@@ -331,8 +334,6 @@ scalars! {
     Destination => Destination, |destination| destination, secret if |_| false,
         "destination", "a host, `*.DOMAIN`, an IP address, a network or `*`; `:PORT` behind it or not", "api.example:443",
         json!({ "type": ["string", "number"], "pattern": pattern(r"[A-Za-z0-9._*/:\[\]-]+") });
-    Endpoint => String, |endpoint| endpoint.0, secret if |text| text.contains('@'),
-        "URL", "`http://host:port` or `https://host:port`", "http://127.0.0.1:2379", url();
     Collector => String, |collector| collector.0, secret if |text| text.contains('@'),
         "URL", "`http://host:port` or `https://host:port`", "http://127.0.0.1:4317", url();
     HealthPath => String, |path| path.0, secret if |_| false,
@@ -408,7 +409,9 @@ impl Rule for Origin {
     fn read(node: &Node, reading: &mut Reading) -> Option<Self> {
         let scalar = reading.scalar(node, "the path of a file, or oci://HOST/NAME:TAG", false)?;
         if !Reference::is_meant(&scalar.text) {
-            return FilePath::read(node, reading).map(Self::File);
+            let path =
+                if reading.reads_components { Readable::read(node, reading) } else { FilePath::read(node, reading) };
+            return path.map(Self::File);
         }
         match scalar.text.parse() {
             Ok(reference) => Some(Self::Registry(reference)),

@@ -42,7 +42,8 @@ use crate::{
     },
     wasm::{
         artifact,
-        component::{Loaded, digest},
+        cache::digest,
+        component::Loaded,
         engine::{Demand, Engine, Engines},
         initial_memory,
     },
@@ -156,6 +157,7 @@ impl Reconfigurer {
         let (mut loader, mut digests) = (Loader::default(), Digests::default());
         let (mut prepared, mut mistakes) = (Vec::with_capacity(planned.len()), Vec::new());
         for planned in planned {
+            let spec = Arc::clone(&planned.spec);
             let present = planned.present.map(|index| Arc::clone(&present[index]));
             let engine = if planned.is_new() { engines.next() } else { None };
             let next = match engine {
@@ -171,7 +173,7 @@ impl Reconfigurer {
             let has_new_component = matches!((former, digest), (Some(former), Some(now)) if former.digest != now);
             match next {
                 Ok(next) => prepared.push(Prepared::new(planned, present, next, has_new_component)),
-                Err(failure) => mistakes.push(failure),
+                Err(failure) => mistakes.push(failure.map(|sentence| spec.located(&sentence))),
             }
         }
         mistakes.extend(occupied(&prepared, present));
