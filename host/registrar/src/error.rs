@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    etcd::{Failure, LeaseId, Unavailable},
+    etcd::{Failure, Unavailable},
+    lease_id::LeaseId,
     node::Invalid,
 };
 

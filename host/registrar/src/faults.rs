@@ -9,7 +9,8 @@ use tracing::{info, warn};
 
 use crate::{
     error::Error,
-    etcd::{LeaseId, Refusal, latency::Verb},
+    etcd::{Refusal, latency::Verb},
+    lease_id::LeaseId,
 };
 
 /// Pause before the first reminder; it doubles with each.

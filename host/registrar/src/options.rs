@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
+    lease_id::LeaseId,
     node::{Invalid, Weight},
     source::Source,
     weight::Damping,
@@ -75,6 +76,11 @@ pub struct Options {
     ///
     /// By default 200,000.
     pub max_registrations: usize,
+    /// Leases of the former process of this host. A key of one of them is taken over as this host's own, which is no
+    /// [`TookOver`](crate::What::TookOver).
+    ///
+    /// By default none.
+    pub former_leases: Vec<LeaseId>,
     /// Seeds the jitter of retries, so that a simulation can be replayed. `None` draws a fresh seed.
     pub jitter_seed: Option<u64>,
 }
@@ -97,6 +103,7 @@ impl Options {
             load: LoadSource::default(),
             damping: Damping::default(),
             max_registrations: 200_000,
+            former_leases: Vec::new(),
             jitter_seed: None,
         }
     }

@@ -59,8 +59,8 @@ const MAX_VIEWS: usize = 10_000;
 const MAX_QUEUED_EVENTS: usize = 16;
 /// Number of views below which those without a handle are not pruned: fewer are not worth it.
 const MIN_VIEWS: usize = 256;
-/// Events that a slow listener may fall behind before it loses the oldest.
-const MAX_EVENTS: usize = 4096;
+/// Events that a slow listener may fall behind before it loses the oldest. Each has its room from the start.
+const MAX_EVENTS: usize = 1024;
 
 /// Channels between the handles of a registrar and its task.
 #[derive(Debug, Clone)]
@@ -358,7 +358,8 @@ impl RegistrarTask {
         let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
         let metrics = Arc::new(LeaseMetrics::new(Instant::now(), self.next_lease, self.faults.clone()));
         let Options { request_timeout, register_timeout, damping, .. } = *self.options;
-        let config = Config { ttl, request_timeout, register_timeout, damping };
+        let former_leases = self.options.former_leases.as_slice().into();
+        let config = Config { ttl, request_timeout, register_timeout, damping, former_leases };
         let task = LeaseTask::new(
             config,
             self.rng.fork(),

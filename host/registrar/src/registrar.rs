@@ -22,7 +22,7 @@ use crate::{
     },
     error::Error,
     etcd::{
-        Etcd, Failure, LeaseId, LeaseView, Unavailable,
+        Etcd, Failure, LeaseView, Unavailable,
         auth::{CreatedUser, NewUser},
         health::Health,
         latency::Latency,
@@ -30,6 +30,7 @@ use crate::{
     faults::Fault,
     layout::Layout,
     lease::core::messages::RegisterRequest,
+    lease_id::LeaseId,
     node::{Invalid, ServerNode, ServiceName, Version},
     options::{Options, Terms},
     placement::{Channels, RegistrarTask, Request},
@@ -376,7 +377,7 @@ impl Registrar {
         self.call_etcd(move |etcd| async move { etcd.create_user(&new).await.map_err(Error::unavailable) }).await?
     }
 
-    /// Events from now on. A listener that falls 4096 events behind loses the oldest.
+    /// Events from now on. A listener that falls 1024 events behind loses the oldest.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.channels.events.subscribe()
     }

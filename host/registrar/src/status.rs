@@ -12,8 +12,9 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    etcd::{LeaseId, latency::Verb},
+    etcd::latency::Verb,
     faults::{Fault, Faults, Source},
+    lease_id::LeaseId,
     node::{ServerNode, ServiceName, Weight},
 };
 
@@ -117,7 +118,7 @@ pub struct Event {
 pub enum What {
     /// A new key is in etcd.
     Registered,
-    /// A new key replaced one of another live lease.
+    /// A new key replaced one of a live lease of another host.
     TookOver,
     /// A renewal was confirmed.
     Renewed,
@@ -139,7 +140,7 @@ pub enum What {
     Weighed,
     /// Another node is in etcd, under the same key.
     Updated,
-    /// A key is out of etcd, for good.
+    /// A registration has ended: its key is out of etcd for good, or belongs to another process there.
     Stopped,
 }
 
@@ -178,7 +179,7 @@ impl What {
             Self::Conflict => "the key is not ours any more",
             Self::Weighed => "the weight is published",
             Self::Updated => "the node is published anew",
-            Self::Stopped => "the key is deleted",
+            Self::Stopped => "the registration has ended",
         }
     }
 }

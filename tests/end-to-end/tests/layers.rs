@@ -70,6 +70,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "weight",
             "layout",
             "node",
+            "lease_id",
             "sim",
             "source",
             "timers",

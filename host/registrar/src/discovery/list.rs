@@ -9,8 +9,9 @@ use futures::{StreamExt, stream};
 use tokio::time::sleep;
 
 use crate::{
-    etcd::{Etcd, Failure, Found, LeaseId},
+    etcd::{Etcd, Failure, Found},
     layout::Layout,
+    lease_id::LeaseId,
     node::{Invalid, ServerNode, ServiceName, Version},
 };
 

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::{
     connection::{Connections, Life},
-    error::{Failure, classify, is_without_authentication},
+    error::{Failure, classify, is_without_authentication, rounded},
     patience::within,
     transport::{Secure, Way},
 };
@@ -226,7 +226,10 @@ impl Endpoint {
             };
             match timeout(patience, either).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err(Failure::Unanswered { endpoint: url, reason: format!("no sign-in within {patience:?}") }),
+                Err(_) => Err(Failure::Unanswered {
+                    endpoint: url,
+                    reason: format!("no sign-in within {:?}", rounded(patience)),
+                }),
             }
         };
         SignIn { begun: Instant::now(), done: done.boxed().shared() }
@@ -367,7 +370,10 @@ impl Endpoints {
         let answer = within(deadline, attempts).await;
         let (index, life) = asked.into_inner();
         let answer = answer.unwrap_or_else(|_| {
-            Err(Failure::Unanswered { endpoint: self.url(index), reason: format!("nothing within {deadline:?}") })
+            Err(Failure::Unanswered {
+                endpoint: self.url(index),
+                reason: format!("nothing within {:?}", rounded(deadline)),
+            })
         });
         self.learn(index, &life, &answer, begun.elapsed());
         answer.map(|answer| (Route { index, life }, answer))
@@ -450,7 +456,7 @@ impl Endpoints {
                 }
             }
         };
-        let reason = || format!("nothing within {deadline:?}");
+        let reason = || format!("nothing within {:?}", rounded(deadline));
         timeout(deadline, attempts)
             .await
             .unwrap_or_else(|_| Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: reason() }))

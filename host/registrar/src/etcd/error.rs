@@ -1,6 +1,6 @@
 //! Classification of failures: their meaning for the request. etcd's texts are matched here and nowhere else.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use etcd_client::Error as ClientError;
 use tonic::{Code, ConnectError, Status};
@@ -306,6 +306,11 @@ fn described(status: &Status) -> String {
         (message, _) if std::ptr::addr_eq(error, status) => message.to_owned(),
         (message, cause) => format!("{message}: {cause}"),
     }
+}
+
+/// A duration to be shown: in whole milliseconds, since what is left of a deadline has a long fraction.
+pub(super) fn rounded(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from((duration.as_micros() + 500) / 1000).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

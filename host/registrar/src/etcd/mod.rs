@@ -6,7 +6,6 @@ mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
-mod lease_id;
 mod patience;
 mod range;
 mod transport;
@@ -29,11 +28,12 @@ use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_stream::Stream;
 
+pub use self::error::{Refusal, Unavailable};
 #[cfg(feature = "simulation")]
 use self::transport::Way;
 use self::{
     endpoint::{Endpoint, Endpoints, Repeat, Route},
-    error::{classify, classify_cancellation},
+    error::{classify, classify_cancellation, rounded},
     patience::within,
     range::range_end,
 };
@@ -42,15 +42,12 @@ pub(crate) use self::{
     range::RangeSnapshot,
     txn::{Op, Outcome},
 };
-pub use self::{
-    error::{Refusal, Unavailable},
-    lease_id::LeaseId,
-};
 use crate::{
     etcd::{
         health::{Alarm, Health, Member},
         latency::{Latencies, Verb},
     },
+    lease_id::LeaseId,
     node::Invalid,
     options::{Options, Ttl},
 };
@@ -403,7 +400,7 @@ impl Etcd {
         };
         match timeout(deadline, changes.attended(deadline)).await {
             Ok(confirmed) => confirmed.map(|_| changes),
-            Err(_) => Err(changes.unanswered(format!("no watch within {deadline:?}"))),
+            Err(_) => Err(changes.unanswered(format!("no watch within {:?}", rounded(deadline)))),
         }
     }
 
@@ -488,7 +485,7 @@ impl Renewals {
                 Err(_) => {
                     // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
                     self.etcd.endpoints.pass_over(self.route.index);
-                    Err(self.unanswered(format!("no renewal within {deadline:?}")))
+                    Err(self.unanswered(format!("no renewal within {:?}", rounded(deadline))))
                 }
                 Ok(Err(error)) => Err(classify(&self.url(), &error)),
                 Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
@@ -540,7 +537,7 @@ impl Changes {
             self.asked = true;
         }
         let answer = timeout(deadline, self.attended(deadline)).await;
-        let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {deadline:?}")))?;
+        let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {:?}", rounded(deadline))))?;
         self.asked = false;
         changes
     }

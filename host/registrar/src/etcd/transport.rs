@@ -28,7 +28,7 @@ use tonic::transport::Endpoint as Transport;
 use tower::{BoxError, Service};
 use tracing::{info, warn};
 
-use super::connection::Dial;
+use super::{connection::Dial, error::rounded};
 use crate::{
     node::Invalid,
     options::{Options, Tls},
@@ -299,8 +299,9 @@ impl Service<Uri> for SecureConnector {
                 secured.inspect_err(|error| secure.log_failure(&error.to_string())).map_err(BoxError::from)
             };
             let secured = timeout(within, secured).await;
-            let secured = secured
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {within:?}")));
+            let secured = secured.map_err(|_| {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {:?}", rounded(within)))
+            });
             Ok(TokioIo::new(secured??))
         })
     }

@@ -7,7 +7,7 @@ use std::{
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
-use super::lease_id::LeaseId;
+use crate::lease_id::LeaseId;
 
 /// One conditional write. It names the lease that is believed to hold the key, so that a write which arrives late, or meets
 /// a key of another lease, does nothing.

@@ -9,8 +9,9 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    etcd::{Call, Etcd, Failure, LeaseId, Renewals},
+    etcd::{Call, Etcd, Failure, Renewals},
     lease::core::messages::Renewal,
+    lease_id::LeaseId,
 };
 
 /// Streams of all leases that are renewed, in the order in which they were granted.

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    etcd::{Call, Comparison, Etcd, LeaseId, LeaseView},
+    etcd::{Call, Comparison, Etcd, LeaseView},
     lease::{
         core::{
             ComputedWeight, Config, LeaseCore,
@@ -24,6 +24,7 @@ use crate::{
         },
         renewal::RenewalStreams,
     },
+    lease_id::LeaseId,
     node::Weight,
     status::{Event, LeaseMetrics},
 };

@@ -43,6 +43,9 @@ pub(crate) struct Manifest {
     /// The listeners, in the order of their descriptors.
     pub(crate) listeners: Vec<Place>,
     pub(crate) services: Vec<ServiceState>,
+    /// The leases that hold the keys, which the successor takes over as its own.
+    #[serde(default)]
+    pub(crate) leases: Vec<i64>,
 }
 
 /// The place of a listener in a configuration.
@@ -81,6 +84,8 @@ pub(crate) struct Tried {
 pub(crate) struct Inheritance {
     listeners: Mutex<HashMap<Place, TcpListener>>,
     services: Vec<ServiceState>,
+    /// The leases of the former host.
+    pub(crate) leases: Vec<i64>,
     stream: UnixStream,
     /// Cancelled once this process is the host. Until then it accepts no connection, and deletes no key: both are those of the
     /// former host.
@@ -101,14 +106,14 @@ impl Inheritance {
 
     fn from_stream(mut stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
-        let Manifest { listeners: places, services } = read(&mut stream)?;
+        let Manifest { listeners: places, services, leases } = read(&mut stream)?;
         let mut listeners = HashMap::new();
         for place in places {
             let listener = TcpListener::from(receive_descriptor(&stream)?);
             listener.set_nonblocking(true)?;
             listeners.insert(place, listener);
         }
-        Ok(Self { listeners: Mutex::new(listeners), services, stream, is_host: CancellationToken::new() })
+        Ok(Self { listeners: Mutex::new(listeners), services, leases, stream, is_host: CancellationToken::new() })
     }
 
     /// The listener for a place, once.
@@ -258,6 +263,7 @@ mod tests {
             let state = inherited.service("user", listen).unwrap();
             assert_eq!((state.is_drained, state.weight), (true, Some(9)));
             assert!(inherited.service("order", listen).is_none());
+            assert_eq!(inherited.leases, [7]);
             inherited.report(&[tried]);
             assert!(inherited.is_host.is_cancelled());
             listener.set_nonblocking(false).unwrap();
@@ -266,6 +272,7 @@ mod tests {
         let manifest = Manifest {
             listeners: vec![Place::Service("user".to_owned(), listen), Place::Admin(admin_addr)],
             services: vec![state],
+            leases: vec![7],
         };
         let listeners = [OwnedFd::from(service), OwnedFd::from(admin)];
         assert_eq!(former.hand_over(&manifest, &listeners, SOON).unwrap(), expected);

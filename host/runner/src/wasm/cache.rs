@@ -7,7 +7,10 @@ use std::{
     io::{self, Cursor, Read, Seek},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -49,18 +52,18 @@ impl Cache {
         (self.compiled.load(Ordering::Relaxed), self.found.load(Ordering::Relaxed))
     }
 
-    /// The component in these bytes, if an earlier start has compiled it.
-    pub(crate) fn find(&self, engine: &Engine, bytes: &[u8]) -> Option<Component> {
-        let found = find(engine, &self.folder.join(name(engine, bytes)))?;
+    /// The component whose file has this digest, if an earlier start has compiled it.
+    pub(crate) fn find(&self, engine: &Engine, digest: &str) -> Option<Component> {
+        let found = find(engine, &self.folder.join(name(engine, digest)))?;
         self.found.fetch_add(1, Ordering::Relaxed);
         Some(found)
     }
 
-    /// Stores the machine code that a child of this process has compiled from these bytes, and maps it. Fails if it is not
+    /// Stores the machine code that a child of this process has compiled from the file with this digest, and maps it. Fails if it is not
     /// machine code of this release.
-    pub(crate) fn take(&self, engine: &Engine, bytes: &[u8], code: &mut File) -> wasmtime::Result<Component> {
+    pub(crate) fn take(&self, engine: &Engine, digest: &str, code: &mut File) -> wasmtime::Result<Component> {
         self.compiled.fetch_add(1, Ordering::Relaxed);
-        let file = self.folder.join(name(engine, bytes));
+        let file = self.folder.join(name(engine, digest));
         let kept = write_from(&file, code, 0o600).map_err(anyhow::Error::from);
         if let Err(error) = &kept {
             self.not_kept(error);
@@ -74,10 +77,11 @@ impl Cache {
 
     /// The component in these bytes, from the cache or compiled now. Errors are those of the bytes.
     pub(crate) fn component(&self, engine: &Engine, bytes: &[u8]) -> wasmtime::Result<Component> {
-        if let Some(found) = self.find(engine, bytes) {
+        let digest = digest(bytes);
+        if let Some(found) = self.find(engine, &digest) {
             return Ok(found);
         }
-        let file = self.folder.join(name(engine, bytes));
+        let file = self.folder.join(name(engine, &digest));
         let component = Component::new(engine, bytes)?;
         self.compiled.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = keep(&component, &file) {
@@ -134,11 +138,16 @@ pub(crate) fn written(engine: &Engine, code: &mut File) -> wasmtime::Result<Comp
     unsafe { Component::deserialize(engine, bytes) }
 }
 
-/// Name of the entry for these bytes, this processor, this compiler and its settings.
-fn name(engine: &Engine, bytes: &[u8]) -> String {
+/// SHA-256 of a component file, in hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> Arc<str> {
+    format!("{:x}", Sha256::digest(bytes)).into()
+}
+
+/// Name of the entry for a file with this digest, this processor, this compiler and its settings.
+fn name(engine: &Engine, digest: &str) -> String {
     let mut settings = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut settings);
-    format!("{:x}-{:016x}.cwasm", Sha256::digest(bytes), settings.finish())
+    format!("{digest}-{:016x}.cwasm", settings.finish())
 }
 
 /// Loads an entry. A corrupt entry is treated as a miss.

@@ -7,7 +7,6 @@ use std::{
 };
 
 use leasehold_wasmtime::Lifecycle;
-use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre, types::ComponentItem};
 use wasmtime_wasi::{p2::bindings::CommandPre, p3::bindings::CommandPre as AsyncCommandPre};
 use wasmtime_wasi_http::{handler::ProxyPre, p2, p3};
@@ -16,7 +15,7 @@ use crate::{
     config::{Register, Spec},
     error::{Failure, one_line},
     wasm::{
-        cache,
+        cache::{self, digest},
         compiler::{self, NotCompiled},
         context::StoreState,
         contract::unavailable,
@@ -88,12 +87,16 @@ impl Loaded {
 
     /// Loads a file that needs no compilation: machine code, or a component in the cache.
     pub(crate) fn find(engine: &Engine, path: &Path, precompiled: bool) -> Result<Lookup, Failure> {
-        let (component, digest) = match Binary::read(path, precompiled)? {
-            Binary::MachineCode(code) => (trusted(engine, path, &code)?, digest(&code)),
-            Binary::Wasm(bytes) => match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &bytes)) {
-                Some(component) => (component, digest(&bytes)),
-                None => return Ok(Lookup::NotCompiled(bytes)),
-            },
+        let binary = Binary::read(path, precompiled)?;
+        let digest = digest(binary.bytes());
+        let component = match binary {
+            Binary::MachineCode(code) => trusted(engine, path, &code)?,
+            Binary::Wasm(bytes) => {
+                match engine.cache.as_ref().and_then(|cache| cache.find(&engine.wasmtime, &digest)) {
+                    Some(component) => component,
+                    None => return Ok(Lookup::NotCompiled(bytes)),
+                }
+            }
         };
         Self::link(engine, path, &component, digest).map(Lookup::Loaded)
     }
@@ -117,8 +120,9 @@ impl Loaded {
         };
         let compiled = compiler::compile(&path, Arc::clone(&bytes)).await;
         let take = move || {
-            let component = adopt(&engine, &path, &bytes, compiled)?;
-            Self::link(&engine, &path, &component, digest(&bytes))
+            let digest = digest(&bytes);
+            let component = adopt(&engine, &path, &bytes, &digest, compiled)?;
+            Self::link(&engine, &path, &component, digest)
         };
         compiler.run(take).await
     }
@@ -282,10 +286,6 @@ fn compile(engine: &Engine, path: &Path, binary: &Binary) -> Result<Component, F
     }
 }
 
-pub(crate) fn digest(bytes: &[u8]) -> Arc<str> {
-    format!("{:x}", Sha256::digest(bytes)).into()
-}
-
 fn invalid(path: &Path, message: &str) -> Failure {
     Failure::usage(format!("{}: not a valid component: {message}", path.display()))
 }
@@ -295,6 +295,7 @@ fn adopt(
     engine: &Engine,
     path: &Path,
     bytes: &[u8],
+    digest: &str,
     compiled: Result<File, NotCompiled>,
 ) -> Result<Component, Failure> {
     let mut code = match compiled {
@@ -307,7 +308,7 @@ fn adopt(
         }
     };
     let component = match &engine.cache {
-        Some(cache) => cache.take(&engine.wasmtime, bytes, &mut code),
+        Some(cache) => cache.take(&engine.wasmtime, digest, &mut code),
         None => cache::written(&engine.wasmtime, &mut code),
     };
     component.map_err(|error| Failure::other(format!("{}: {}", path.display(), cause(&error))))

@@ -7,13 +7,14 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    etcd::{Comparison, Failure, LeaseId, LeaseView, MAX_OPS, latency::Verb},
+    etcd::{Comparison, Failure, LeaseView, MAX_OPS, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL,
         key::Key,
         messages::{Action, Request},
     },
+    lease_id::LeaseId,
 };
 
 /// Time for which the revision of etcd alone is trusted: a member that has stopped to apply what the others write, or a restored

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::etcd::LeaseId;
+use crate::lease_id::LeaseId;
 
 /// Largest number of leases that one task holds while writes keep having no response. At the limit it continues under the
 /// newest until the older ones are revoked.

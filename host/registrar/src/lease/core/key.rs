@@ -6,9 +6,10 @@ use tokio::time::Instant;
 
 use crate::{
     error::Error,
-    etcd::{LeaseId, Op},
+    etcd::Op,
     layout::Layout,
     lease::core::messages::{RegisterRequest, Reply},
+    lease_id::LeaseId,
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     options::Ownership,
     status::{KeyStatus, SharedKey, State, What},
@@ -25,8 +26,21 @@ pub(super) enum Stage {
     Kept,
     /// The key is to be deleted.
     Deleting,
-    /// The key is not in etcd. It is released once no late write can bring it back.
+    /// The key is not in etcd, or is not this host's. It is released once no late write can bring it back.
     Gone,
+    /// Gone with its lease.
+    GoneWithLease,
+}
+
+/// Way in which a key has left etcd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// It was never written, or etcd has confirmed its deletion.
+    Deleted,
+    /// Its lease is revoked.
+    WithLease,
+    /// It stays, since this lease of another process has it.
+    Held(LeaseId),
 }
 
 /// Last known state of the key in etcd.
@@ -116,12 +130,24 @@ pub(super) struct Key {
     shared: Arc<SharedKey>,
 }
 
+/// Owner of the lease under which a key was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// This task, or nothing held the key.
+    Own,
+    /// The former process of this host.
+    Former,
+    Another,
+}
+
 /// Part of a key that is empty as a rule.
 #[derive(Debug, Default)]
 struct Rare {
     /// Other leases of this task under which the key is if a put without a response has taken effect.
     doubtful: Vec<LeaseId>,
     stop_replies: Vec<Reply>,
+    /// The lease of another process that has the key, which is not deleted therefore.
+    holder: Option<LeaseId>,
 }
 
 // Its content, as the owner wants it.
@@ -253,9 +279,21 @@ impl Key {
         self.stage = Stage::Deleting;
     }
 
-    /// Notes that the key is not in etcd.
-    pub(super) fn on_gone(&mut self) {
-        self.stage = Stage::Gone;
+    /// Notes that the key is not in etcd, or is not this host's.
+    pub(super) fn on_gone(&mut self, gone: Gone) {
+        self.stage = if gone == Gone::WithLease { Stage::GoneWithLease } else { Stage::Gone };
+        if let Gone::Held(holder) = gone {
+            self.rare.get_or_insert_default().holder = Some(holder);
+        }
+    }
+
+    /// The way in which it has left etcd. A key that is still to be deleted has gone with the last lease.
+    pub(super) fn gone(&self) -> Gone {
+        match (self.rare.as_ref().and_then(|rare| rare.holder), self.stage) {
+            (Some(holder), _) => Gone::Held(holder),
+            (None, Stage::Gone) => Gone::Deleted,
+            (None, _) => Gone::WithLease,
+        }
     }
 
     /// Returns true once etcd has confirmed a write.
@@ -302,7 +340,7 @@ impl Key {
         match (self.stage, self.state) {
             (Stage::Kept, KeyState::Published { content, .. }) => content != self.content(),
             (Stage::Kept | Stage::Deleting, _) => true,
-            (Stage::Gone, _) => false,
+            (Stage::Gone | Stage::GoneWithLease, _) => false,
         }
     }
 
@@ -348,7 +386,7 @@ impl Key {
         &mut self,
         lease: LeaseId,
         over: Option<LeaseId>,
-        is_ours: bool,
+        origin: Origin,
         revision: i64,
         is_recovering: bool,
     ) -> Option<(What, String)> {
@@ -363,7 +401,12 @@ impl Key {
             self.recoveries += 1;
         }
         let (what, why) = match (before, over) {
-            (KeyState::New { .. }, Some(over)) if !is_ours => (What::TookOver, format!("it was held by lease {over}")),
+            (KeyState::New { .. }, Some(over)) if origin == Origin::Another => {
+                (What::TookOver, format!("it was held by lease {over}"))
+            }
+            (KeyState::New { .. }, Some(_)) if origin == Origin::Former => {
+                (What::Registered, "it was that of the former process of this host".to_owned())
+            }
             (KeyState::New { .. }, _) => (What::Registered, "etcd has confirmed it".to_owned()),
             (KeyState::Conflict { .. }, _) => (What::Healed, "the key was free again".to_owned()),
             _ if was_lost && !is_recovering => (What::Healed, "the key was missing or had lost its lease".to_owned()),
@@ -456,7 +499,7 @@ impl Key {
         if let Some(rare) = &mut self.rare {
             rare.doubtful.clear();
         }
-        self.rare.take_if(|rare| rare.stop_replies.is_empty());
+        self.rare.take_if(|rare| rare.stop_replies.is_empty() && rare.holder.is_none());
     }
 
     /// Returns true if the key was believed to be under the lease.
@@ -505,7 +548,7 @@ impl Key {
 impl Key {
     pub(super) fn show(&self, health: LeaseHealth) {
         self.show_state(match (self.stage, self.state) {
-            (Stage::Deleting | Stage::Gone, _) => State::Draining,
+            (Stage::Deleting | Stage::Gone | Stage::GoneWithLease, _) => State::Draining,
             (Stage::Kept, KeyState::New { .. }) => State::Pending,
             (Stage::Kept, KeyState::Conflict { .. }) => State::Conflict,
             (Stage::Kept, KeyState::Missing { .. }) => State::Recovering,

@@ -6,9 +6,10 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     error::Error,
-    etcd::{Comparison, Failure, Granted, LeaseId, LeaseView, Op, Outcome},
+    etcd::{Comparison, Failure, Granted, LeaseView, Op, Outcome},
     faults::FaultChange,
     layout::Layout,
+    lease_id::LeaseId,
     node::{ServerNode, Weight},
     options::{Ownership, Ttl},
     status::{Event, SharedKey},

@@ -42,8 +42,9 @@ use self::{
     keys::Keys,
 };
 use crate::{
-    etcd::{Failure, LeaseId, latency::Verb},
+    etcd::{Failure, latency::Verb},
     lease::core::messages::{Action, Command, Input, Request, Response},
+    lease_id::LeaseId,
     node::Weight,
     options::Ttl,
     status::LeaseMetrics,
@@ -56,12 +57,14 @@ const MAX_AUDIT_INTERVAL: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// Settings of a lease.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) ttl: Ttl,
     pub(crate) request_timeout: Duration,
     pub(crate) register_timeout: Duration,
     pub(crate) damping: Damping,
+    /// Leases of the former process of this host.
+    pub(crate) former_leases: Arc<[LeaseId]>,
 }
 
 /// Weight computed from the load of the machine.

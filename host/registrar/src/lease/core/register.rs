@@ -10,7 +10,7 @@ use crate::{
     layout::Layout,
     lease::core::{
         LeaseCore,
-        key::Key,
+        key::{Gone, Key},
         messages::{Action, RegisterRequest, Reply},
     },
     node::{ServerNode, Weight},
@@ -141,16 +141,16 @@ impl LeaseCore {
         let Some(entry) = self.keys.get(key) else { return };
         entry.show(self.health);
         if entry.was_never_written() {
-            self.on_key_gone(key);
+            self.on_key_gone(key, Gone::Deleted);
         } else {
             self.keys.enqueue(key, now);
         }
     }
 
     /// Notes that a key that was to be deleted is not in etcd.
-    pub(super) fn on_key_gone(&mut self, key: &Arc<str>) {
+    pub(super) fn on_key_gone(&mut self, key: &Arc<str>, gone: Gone) {
         if let Some(entry) = self.keys.get_mut(key).filter(|entry| entry.is_deleting()) {
-            entry.on_gone();
+            entry.on_gone(gone);
             self.gone.push(key.clone());
         }
     }
@@ -173,7 +173,11 @@ impl LeaseCore {
     fn release(&mut self, key: &Arc<str>, now: Instant) {
         let Some(mut entry) = self.keys.remove(key) else { return };
         if entry.was_confirmed() {
-            let why = "etcd has confirmed that it is gone".to_owned();
+            let why = match entry.gone() {
+                Gone::Deleted => "etcd has confirmed that the key is gone".to_owned(),
+                Gone::WithLease => "its lease is revoked".to_owned(),
+                Gone::Held(holder) => format!("the key stays, since lease {holder} has it"),
+            };
             self.report(What::Stopped, Some((key, entry.service().clone())), why, now);
         }
         if entry.has_fault() {

@@ -8,13 +8,14 @@ use tracing::debug;
 use crate::{
     backoff::{FIRST_BACKOFF, backoff},
     error::Error,
-    etcd::{Failure, Granted, LeaseId, latency::Verb},
+    etcd::{Failure, Granted, latency::Verb},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL, deadline,
         held::HeldLease,
-        key::LeaseHealth,
+        key::{Gone, LeaseHealth},
         messages::{Action, Renewal},
     },
+    lease_id::LeaseId,
     status::What,
 };
 
@@ -134,7 +135,7 @@ impl LeaseCore {
         self.on_succeeded(Verb::Revoke, now);
         self.leases.remove(lease);
         for key in self.keys.names(|key| key.is_deleting() && key.is_under(lease)) {
-            self.on_key_gone(&key);
+            self.on_key_gone(&key, Gone::WithLease);
         }
         for (_, key) in self.keys.iter_mut() {
             key.on_lease_gone(lease);

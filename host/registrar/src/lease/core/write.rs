@@ -7,13 +7,14 @@ use tracing::debug;
 
 use crate::{
     error::Error,
-    etcd::{Failure, LeaseId, MAX_BYTES, MAX_OPS, Op, Outcome, latency::Verb},
+    etcd::{Failure, MAX_BYTES, MAX_OPS, Op, Outcome, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{
         LeaseCore,
-        key::{LeaseHealth, OnConflict},
+        key::{Gone, LeaseHealth, OnConflict, Origin},
         messages::Action,
     },
+    lease_id::LeaseId,
     status::What,
 };
 
@@ -90,13 +91,17 @@ impl LeaseCore {
     }
 
     fn on_written(&mut self, key: &Arc<str>, lease: LeaseId, over: Option<LeaseId>, revision: i64, now: Instant) {
-        let is_ours = over.is_some_and(|over| self.leases.contains(over));
+        let origin = match over {
+            Some(over) if self.config.former_leases.contains(&over) => Origin::Former,
+            Some(over) if !self.leases.contains(over) => Origin::Another,
+            _ => Origin::Own,
+        };
         let is_recovering = self.health == LeaseHealth::Recovering;
         let Some(entry) = self.keys.get_mut(key) else { return };
         if entry.has_fault() {
             self.actions.push_back(Action::Fault(FaultChange::Resolved(Source::Key(key.clone()))));
         }
-        let news = entry.on_written(lease, over, is_ours, revision, is_recovering);
+        let news = entry.on_written(lease, over, origin, revision, is_recovering);
         entry.show(self.health);
         if let Some(reply) = entry.take_pending() {
             self.actions.push_back(Action::Reply(reply, Ok(())));
@@ -145,8 +150,8 @@ impl LeaseCore {
                 }
                 self.keys.enqueue(key, now);
             }
-            // The key is gone, or belongs to another host by now.
-            _ => self.on_key_gone(key),
+            Outcome::HeldBy { lease: Some(holder), .. } => self.on_key_gone(key, Gone::Held(*holder)),
+            _ => self.on_key_gone(key, Gone::Deleted),
         }
     }
 
@@ -192,7 +197,7 @@ impl LeaseCore {
         let Some(entry) = self.keys.get_mut(key) else { return };
         entry.on_failed(None);
         if !entry.is_kept() && entry.was_never_written() {
-            self.on_key_gone(key);
+            self.on_key_gone(key, Gone::Deleted);
         } else if !entry.is_kept() || entry.was_confirmed() {
             entry.defer();
             entry.show(self.health);

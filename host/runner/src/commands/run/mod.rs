@@ -9,7 +9,7 @@ mod upgrade;
 use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
 
 use futures::future::{join, try_join3};
-use leasehold::Registrar;
+use leasehold::{LeaseId, Registrar};
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -75,6 +75,9 @@ pub(crate) async fn run(
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
     let mut config = args.config()?;
+    if let Some(inheritance) = &inheritance {
+        config.registrar.former_leases = inheritance.leases.iter().copied().filter_map(LeaseId::new).collect();
+    }
     log_start(&path, &config);
     let listens = config.services.iter().map(|spec| spec.listen);
     let listens: Vec<_> = listens.chain(config.admin.addr()).chain(config.metrics).collect();

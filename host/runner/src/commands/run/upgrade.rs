@@ -10,7 +10,7 @@ use std::{
     ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc, OnceLock,
@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::server::{Admin, AdminStart},
-    config,
+    config::{self, Config},
     error::Failure,
     process::{
         activation,
@@ -83,10 +83,10 @@ impl Upgrader {
         let _upgrading = Upgrading::begin(&services.is_upgrading);
         let handed: Vec<_> = services.all().iter().map(Handed::new).collect();
         self.check(&handed)?;
-        let (manifest, descriptors) = self.manifest(&handed)?;
         let Some(holders) = self.holders(&handed).await else {
             return Err(Failure::other("etcd does not answer, and a new process could not register anything"));
         };
+        let (manifest, descriptors) = self.manifest(&handed, &holders)?;
         let failed = |error: io::Error| Failure::other(format!("the new process cannot be started: {error}"));
         let (successor, stdin) = Successor::connect().map_err(failed)?;
         let mut child = KilledOnDrop(Some(self.spawn(stdin).map_err(failed)?));
@@ -100,7 +100,7 @@ impl Upgrader {
         let reported = handing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let outcome = match reported {
             Ok(tried) => missing(&handed, &tried),
-            Err(error) => Err(child.ended(&error).await),
+            Err(error) => Err(child.ended(&error, &self.configuration).await),
         };
         let committed = outcome.and_then(|()| successor.commit().map_err(failed));
         if let Err(failure) = committed {
@@ -143,7 +143,7 @@ impl Upgrader {
     }
 
     /// The manifest of the hand-over, and the descriptors of the listeners.
-    fn manifest(&self, handed: &[Handed]) -> Result<(Manifest, Vec<OwnedFd>), Failure> {
+    fn manifest(&self, handed: &[Handed], holders: &Holders) -> Result<(Manifest, Vec<OwnedFd>), Failure> {
         let (mut manifest, mut descriptors) = (Manifest::default(), Vec::new());
         let failed = |error: io::Error| Failure::other(format!("a listener cannot be handed over: {error}"));
         for (place, listener) in self.listeners.get().into_iter().flatten() {
@@ -161,6 +161,8 @@ impl Upgrader {
             }
             manifest.services.push(one.state.clone());
         }
+        let leases: BTreeSet<_> = holders.values().map(|lease| lease.get()).collect();
+        manifest.leases.extend(leases);
         Ok((manifest, descriptors))
     }
 
@@ -305,16 +307,20 @@ impl KilledOnDrop {
         }
     }
 
-    /// The reason for which it has reported nothing.
-    async fn ended(&mut self, error: &io::Error) -> Failure {
+    /// The reason for which it has reported nothing; the mistakes of the configuration, if it has some.
+    async fn ended(&mut self, error: &io::Error, configuration: &Path) -> Failure {
         let exit = async {
             match &mut self.0 {
                 Some(child) => timeout(EXIT_TIMEOUT, child.wait()).await.ok()?.ok(),
                 None => None,
             }
         };
-        let why = exit.await.map(|status| format!("it has ended ({status}), and its log says why"));
-        Failure::other(format!("the new process does not come up: {}", why.unwrap_or_else(|| error.to_string())))
+        let why = match (exit.await, Config::load(configuration)) {
+            (None, _) => error.to_string(),
+            (Some(_), Err(mistakes)) => mistakes.sentence(),
+            (Some(status), Ok(_)) => format!("it has ended ({status}), and its log says why"),
+        };
+        Failure::other(format!("the new process does not come up: {why}"))
     }
 }
 

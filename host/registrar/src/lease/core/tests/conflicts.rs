@@ -27,6 +27,38 @@ fn a_new_key_that_another_host_holds_is_treated_by_its_ownership() {
 }
 
 #[test]
+fn a_key_of_the_former_process_of_this_host_is_registered_and_not_taken_over_from_another() {
+    let mut scene = Scene::with(|config| config.former_leases = [THEIRS].into());
+    let mut outcome = scene.register_with(KEY, Ownership::TakeOver);
+    scene.grant();
+    scene.write_with(|_| held_by(THEIRS));
+    assert_eq!(scene.ops(), [format!("+{KEY} {THEIRS}")]);
+    scene.write();
+    assert!(done(&mut outcome).is_ok());
+    assert_eq!(scene.events(), [What::Registered]);
+}
+
+#[test]
+fn the_end_of_a_registration_says_whether_its_key_is_gone() {
+    for (is_gone, expected) in [(true, "the key is gone"), (false, "the key stays, since lease 7e1 has it")] {
+        let mut scene = Scene::holding();
+        // The lease stays for another key.
+        let _other = scene.register("/user/10.0.0.9:1");
+        scene.write();
+        let mut stopped = scene.stop(KEY);
+        scene.write_with(|_| if is_gone { Outcome::Deleted } else { held_by(THEIRS) });
+        assert!(done(&mut stopped).is_ok());
+        let why = scene.reasons.last().unwrap();
+        assert!(why.contains(expected), "{why}");
+    }
+    let mut scene = Scene::holding();
+    let mut stopped = scene.stop(KEY);
+    scene.revoke();
+    assert!(done(&mut stopped).is_ok());
+    assert_eq!(scene.reasons.last().unwrap(), "its lease is revoked");
+}
+
+#[test]
 fn a_key_that_is_waited_for_is_written_once_it_is_free_or_fails_in_time_with_the_holder() {
     for is_freed in [true, false] {
         let mut scene = Scene::with(|config| config.register_timeout = 2 * INTERVAL);

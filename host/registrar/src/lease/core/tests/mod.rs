@@ -20,8 +20,9 @@ use tokio::{
 use super::{ComputedWeight, Config, LeaseCore, messages::*};
 use crate::{
     error::Error,
-    etcd::{Comparison, Failure, Granted, LeaseId, LeaseView, Op, Outcome},
+    etcd::{Comparison, Failure, Granted, LeaseView, Op, Outcome},
     faults::FaultChange,
+    lease_id::LeaseId,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
     status::{KeyStatus, LeaseMetrics, SharedKey, State, What},
@@ -55,6 +56,7 @@ struct Scene {
     renewals: Vec<LeaseId>,
     disconnected: Vec<LeaseId>,
     events: VecDeque<What>,
+    reasons: Vec<String>,
     faults: Vec<FaultChange>,
     released: Vec<String>,
     leases_granted: i64,
@@ -70,7 +72,7 @@ impl Scene {
         let options = Options::new(["http://etcd"]);
         let ttl = Ttl::try_from(TTL.as_secs()).unwrap();
         let Options { request_timeout, register_timeout, damping, .. } = options;
-        let mut config = Config { ttl, request_timeout, register_timeout, damping };
+        let mut config = Config { ttl, request_timeout, register_timeout, damping, former_leases: Arc::default() };
         change(&mut config);
         // Far enough from the clock's origin for times before it.
         let now = Instant::now() + Duration::from_secs(100_000);
@@ -85,6 +87,7 @@ impl Scene {
             renewals: Vec::new(),
             disconnected: Vec::new(),
             events: VecDeque::new(),
+            reasons: Vec::new(),
             faults: Vec::new(),
             released: Vec::new(),
             leases_granted: 0,
@@ -126,7 +129,10 @@ impl Scene {
                     self.disconnected.push(lease);
                 }
                 Action::Reply(reply, outcome) => drop(reply.send(outcome)),
-                Action::Report(event) => self.events.push_back(event.what),
+                Action::Report(event) => {
+                    self.events.push_back(event.what);
+                    self.reasons.push(event.why);
+                }
                 Action::Fault(change) => self.faults.push(change),
                 Action::Release(key) => self.released.push(key.to_string()),
             }
