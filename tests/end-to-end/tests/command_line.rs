@@ -149,7 +149,7 @@ async fn all_mistakes_in_a_configuration_come_with_their_lines_and_64() {
     let greeter = component("greeter");
     let smallest = format!("services:\n  - name: greeter\n    component: {greeter}\n    listen: 127.0.0.1:10002\n");
     for (text, count, start) in [
-        (format!("{smallest}    memroy: 5\n"), 1, ":5:5: unknown key \"memroy\"; known here: name, component, listen"),
+        (format!("{smallest}    memroy: 5\n"), 1, ":5:5: unknown key \"memroy\"; did you mean \"memory\" under limits?"),
         (
             format!("{smallest}etcd:\n  endpionts: []\n"),
             1,

@@ -285,10 +285,10 @@ async fn a_file_of_keep_is_checked_without_etcd() {
         let all = ["keep", path, "--check"].into_iter().chain(more.iter().copied());
         Program::spawn(&paths::leasehold(), all, folder.path()).ends().await
     };
-    let good = "registry: { layout: [seed, kratos] }\nnodes: [{ name: user, addr: 10.0.0.7:8080, version: v1 }]\n";
+    let good = "registry: { layout: [seed, rpcx] }\nnodes: [{ name: user, addr: 10.0.0.7:8080, version: v1 }]\n";
     let ended = check(good, &[]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert_eq!(ended.stdout, "/user/v1/10.0.0.7:8080\n/microservices/user/10.0.0.7:8080\n");
+    assert_eq!(ended.stdout, "/user/v1/10.0.0.7:8080\n/rpcx/user/tcp@10.0.0.7:8080\n");
     let ended = check("nodes:\n  - { name: user, adr: 10.0.0.7:8080 }\n  - { name: a/b, addr: c:1 }\n", &[]).await;
     assert_eq!(ended.code, Some(64), "{ended:?}");
     for expected in ["unknown key \"adr\"; did you mean \"addr\"?", "a/b", ":2:", ":3:"] {

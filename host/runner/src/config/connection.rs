@@ -4,8 +4,10 @@ use std::str::FromStr;
 
 use serde_json::json;
 
-use crate::config::{rule::scalars, spec::DEFAULT_ENDPOINT, units::pattern, values::Endpoint, variables::Environment};
+use crate::config::{rule::scalars, units::pattern, values::Endpoint, variables::Environment};
 
+/// The endpoint of etcd where none is configured.
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// Environment variables with endpoints, separated by commas; the first that is set counts.
 const ENDPOINTS: [&str; 2] = ["LEASEHOLD_ETCD", "ETCDCTL_ENDPOINTS"];
 

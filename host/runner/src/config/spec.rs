@@ -20,8 +20,6 @@ use crate::config::{
     written::Written,
 };
 
-/// The endpoint of etcd where none is configured.
-pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// Domain of calls by name where none is configured.
 pub(crate) const SUFFIX: &str = "leasehold";
 /// Time for the keys of a service to leave etcd. Those that do not go with their lease.
