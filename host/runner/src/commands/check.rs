@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    print, print_json,
+    output::{print, print_json},
     table::{self, Column},
 };
 use crate::{

@@ -4,7 +4,10 @@
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
 
-use super::{needs::needs, print, print_json};
+use super::{
+    needs::needs,
+    output::{print, print_json},
+};
 use crate::{
     cli::ExplainArgs,
     config::{Config, Register, Spec},

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leasehold::{Addr, Invalid, Layout, RawEntry, ServerNode, ServiceName, Version};
 
-use super::{Etcdctl, Finding, Fix};
-use crate::error::shown;
+use super::finding::{Finding, Fix};
+use crate::{commands::shell::Etcdctl, error::shown};
 
 /// Owner of a key that is no node of an examined layout.
 enum Owner {

@@ -11,7 +11,7 @@ use leasehold::{Error, LeaseId, LeaseStatus, Registrar};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Leases that are examined, at most.
 const MAX_EXAMINED: usize = 10_000;

@@ -2,6 +2,7 @@
 
 mod clock;
 mod etcd;
+mod finding;
 mod fix;
 mod keys;
 mod leases;
@@ -17,12 +18,13 @@ use tokio::{
 };
 
 use self::{
-    fix::{Fix, Fixed, Outcome},
+    finding::Finding,
+    fix::{Fixed, Outcome},
     leases::Leases,
 };
 use super::{
     ls::{END_TIMEOUT, read},
-    print, print_json,
+    output::{print, print_json},
     progress::Progress,
     shell::Etcdctl,
 };
@@ -36,24 +38,6 @@ use crate::{
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Nodes that are dialled at a time.
 const MAX_DIALS: usize = 64;
-
-/// A problem.
-#[derive(Debug, Default, Serialize, PartialEq, Eq)]
-struct Finding {
-    /// Kind of the problem, for scripts.
-    kind: &'static str,
-    /// The key in etcd; none for a problem of etcd itself.
-    key: Option<String>,
-    /// Description of the problem.
-    found: String,
-    /// Cure.
-    cure: String,
-    /// Shell command of the cure; null if there is none.
-    command: Option<String>,
-    /// The deletion that `--fix` offers.
-    #[serde(skip)]
-    fix: Option<Fix>,
-}
 
 /// The report, as `--json` shows it.
 #[derive(Serialize)]
