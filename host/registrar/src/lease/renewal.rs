@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    etcd::{Call, Etcd, Failure, LeaseId, Renewals},
+    etcd::{Call, Etcd, Failure, LeaseId, renewals::Renewals},
     lease::core::messages::Renewal,
 };
 

@@ -14,12 +14,13 @@
 //! | `register` | commands: keys come, change and leave |
 //! | `term` | grant, renewal, loss, revocation |
 //! | `write` | group commits and their outcomes |
-//! | `audit` | comparison of etcd's keys with the ones that are kept |
+//! | `audit`, `intact` | comparison of etcd's keys with the ones that are kept |
 //! | `health` | failures, and what they mean for the status of the keys |
 
 mod audit;
 mod health;
 mod held;
+mod intact;
 mod key;
 mod keys;
 pub(crate) mod messages;
@@ -36,8 +37,8 @@ use std::{
 use tokio::time::Instant;
 
 use self::{
-    audit::Intact,
     held::{HeldLease, HeldLeases},
+    intact::Intact,
     key::LeaseHealth,
     keys::Keys,
 };
