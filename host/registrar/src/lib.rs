@@ -33,6 +33,7 @@ mod options;
 mod placement;
 mod registrar;
 mod registration;
+mod reminder;
 #[cfg(feature = "simulation")]
 mod sim;
 mod source;
@@ -59,6 +60,8 @@ pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight
 pub use options::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
 pub use registrar::{EtcdStatus, LeaseStatus, Registrar};
 pub use registration::Registration;
+#[doc(hidden)]
+pub use reminder::Reminder;
 pub use source::Source;
 pub use status::{Event, State, Status, What};
 pub use weight::{Damping, Load, weight_of};
