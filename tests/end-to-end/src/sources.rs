@@ -97,6 +97,69 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// Part of a source that is neither a comment nor punctuation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Token<'a> {
+    /// An identifier, a keyword or a number.
+    Word(&'a str),
+    /// Content of a string literal, as it is written.
+    Literal(&'a str),
+}
+
+/// Words and string literals of a source, with their lines, numbered from 1.
+pub fn tokens(text: &str) -> Vec<(usize, Token<'_>)> {
+    let (mut tokens, mut rest, mut line) = (Vec::new(), text, 1);
+    while let Some(first) = rest.chars().next() {
+        let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (token, length) = if rest.starts_with("//") {
+            (None, rest.find('\n').unwrap_or(rest.len()))
+        } else if let Some((content, length)) = literal(rest) {
+            (Some(Token::Literal(content)), length)
+        } else if first == '\'' {
+            (None, character(rest))
+        } else if word > 0 {
+            (Some(Token::Word(&rest[..word])), word)
+        } else {
+            (None, first.len_utf8())
+        };
+        tokens.extend(token.map(|token| (line, token)));
+        line += rest[..length].matches('\n').count();
+        rest = &rest[length..];
+    }
+    tokens
+}
+
+/// Content and length of the string literal at the beginning of `text`, if one is there.
+fn literal(text: &str) -> Option<(&str, usize)> {
+    let begun = text.strip_prefix('b').unwrap_or(text);
+    let (prefix, is_raw) = (text.len() - begun.len(), begun.starts_with('r'));
+    let begun = begun.strip_prefix('r').unwrap_or(begun);
+    let hashes = if is_raw { begun.len() - begun.trim_start_matches('#').len() } else { 0 };
+    let content = begun[hashes..].strip_prefix('"')?;
+    let end = match is_raw {
+        true => content.find(&format!("\"{}", "#".repeat(hashes)))?,
+        false => {
+            let mut is_escaped = false;
+            content.find(|c| {
+                let is_end = c == '"' && !is_escaped;
+                is_escaped = c == '\\' && !is_escaped;
+                is_end
+            })?
+        }
+    };
+    Some((&content[..end], prefix + usize::from(is_raw) + 2 * hashes + end + 2))
+}
+
+/// Length of the character literal at the beginning of `text`, or of the quote before a lifetime.
+fn character(text: &str) -> usize {
+    let mut rest = text[1..].char_indices();
+    match rest.next() {
+        // The escaped character itself may be a quote.
+        Some((_, '\\')) => text[3..].find('\'').map_or(1, |end| 3 + end + 1),
+        _ => rest.next().filter(|(_, c)| *c == '\'').map_or(1, |(at, _)| 1 + at + 1),
+    }
+}
+
 impl Source {
     /// Module path below `src`, such as `inbound::dispatch`; empty for the root of the crate.
     pub fn module(&self) -> String {
@@ -241,7 +304,7 @@ fn expand<'a>(prefix: &str, text: &'a str, paths: &mut BTreeSet<String>) -> &'a 
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Source, expand};
+    use super::{Source, Token, expand, tokens};
 
     fn source(path: &str, text: &str) -> Source {
         Source { path: path.to_owned(), text: text.to_owned() }
@@ -313,6 +376,19 @@ mod tests {
         ];
         assert_eq!(named("host/x/src/a/b.rs"), expected);
         assert_eq!(named("host/x/src/a/b/mod.rs"), expected);
+    }
+
+    #[test]
+    fn words_differ_from_literals() {
+        let text =
+            "fn f<'a>(c: &'a str) {\n    g('\"', '\\'', r#\"a \"b\" c\"#, b\"d\\\"e\") // h \"i\"\n    \"j\nk\"; l\n}";
+        let of = |wanted: fn(&Token<'_>) -> Option<String>| -> Vec<_> {
+            tokens(text).iter().filter_map(|(line, token)| wanted(token).map(|text| format!("{line} {text}"))).collect()
+        };
+        let literals = of(|token| if let Token::Literal(text) = token { Some((*text).to_owned()) } else { None });
+        assert_eq!(literals, ["2 a \"b\" c", "2 d\\\"e", "3 j\nk"]);
+        let words = of(|token| if let Token::Word(text) = token { Some((*text).to_owned()) } else { None });
+        assert_eq!(words, ["1 fn", "1 f", "1 a", "1 c", "1 a", "1 str", "2 g", "4 l"]);
     }
 
     #[test]
