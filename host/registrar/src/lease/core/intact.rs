@@ -1,4 +1,4 @@
-//! What audits in a row have found as it should be, so that the next one may read less.
+//! Memory of audits in a row that found everything as it should be, so that the next one may read less.
 
 use tokio::time::Instant;
 

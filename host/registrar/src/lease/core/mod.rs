@@ -15,9 +15,11 @@
 //! | `term` | grant, renewal, loss, revocation |
 //! | `write` | group commits and their outcomes |
 //! | `audit`, `intact` | comparison of etcd's keys with the ones that are kept |
-//! | `health` | failures, and what they mean for the status of the keys |
+//! | `health` | the health of the lease, which the status of its keys follows |
+//! | `failures` | failures of requests, and their effect on the health |
 
 mod audit;
+mod failures;
 mod health;
 mod held;
 mod intact;
@@ -37,9 +39,9 @@ use std::{
 use tokio::time::Instant;
 
 use self::{
+    health::LeaseHealth,
     held::{HeldLease, HeldLeases},
     intact::Intact,
-    key::LeaseHealth,
     keys::Keys,
 };
 use crate::{

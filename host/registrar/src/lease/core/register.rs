@@ -14,7 +14,7 @@ use crate::{
         messages::{Action, RegisterRequest, Reply},
     },
     node::{ServerNode, Weight},
-    status::{SharedKey, What},
+    status::{What, SharedKey},
 };
 
 impl LeaseCore {

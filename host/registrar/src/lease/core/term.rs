@@ -11,8 +11,8 @@ use crate::{
     etcd::{Failure, Granted, LeaseId, latency::Verb},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL, deadline,
+        health::LeaseHealth,
         held::HeldLease,
-        key::LeaseHealth,
         messages::{Action, Renewal},
     },
     status::What,

@@ -9,11 +9,7 @@ use crate::{
     error::Error,
     etcd::{Failure, LeaseId, MAX_BYTES, MAX_OPS, Op, Outcome, latency::Verb},
     faults::{FaultChange, Source},
-    lease::core::{
-        LeaseCore,
-        key::{LeaseHealth, OnConflict},
-        messages::Action,
-    },
+    lease::core::{LeaseCore, health::LeaseHealth, key::OnConflict, messages::Action},
     status::What,
 };
 
@@ -102,8 +98,8 @@ impl LeaseCore {
             self.actions.push_back(Action::Reply(reply, Ok(())));
         }
         let service = entry.service().clone();
-        if let Some((what, why)) = news {
-            self.report(what, Some((key, service)), why, now);
+        if let Some((kind, why)) = news {
+            self.report(kind, Some((key, service)), why, now);
         }
         self.keys.enqueue(key, now);
     }

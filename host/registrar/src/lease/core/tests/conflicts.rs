@@ -77,8 +77,8 @@ fn a_key_that_another_host_has_taken_is_not_taken_back_by_force() {
         }
         scene.write();
         assert_eq!((scene.state(KEY), scene.recoveries(KEY)), (State::Registered, 1));
-        let events: Vec<_> = scene.events().into_iter().filter(|what| *what != What::Renewed).collect();
-        assert_eq!(events, [What::Conflict, What::Healed], "told once");
+        let events: Vec<_> = scene.events().into_iter().filter(|kind| *kind != What::Renewed).collect();
+        assert_eq!(events, [What::Conflict, What::Healed], "reported once");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     faults::FaultChange,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
-    status::{KeyStatus, LeaseMetrics, SharedKey, State, What},
+    status::{What, KeyStatus, LeaseMetrics, SharedKey, State},
 };
 
 /// TTL that these tests are granted, so that a renewal interval is 10 s.

@@ -1,4 +1,4 @@
-//! When a lease is renewed, and what a missing response means.
+//! Renewals of a lease, and the meaning of a missing response.
 
 use super::*;
 use crate::lease::core::deadline;

@@ -17,7 +17,10 @@ fn a_weight_is_written_once_a_second_at_most_and_the_last_one_wins() {
     assert!(scene.request.is_none());
     scene.pass(SECOND);
     scene.write();
-    assert_eq!((scene.events(), scene.handles[KEY].read().weight), (vec![What::Weighed, What::Weighed], weight(99)));
+    assert_eq!(
+        (scene.events(), scene.handles[KEY].read().weight),
+        (vec![What::Weighed, What::Weighed], weight(99))
+    );
     scene.set_weight(KEY, 99);
     scene.pass(SECOND);
     assert!(scene.request.is_none(), "an equal weight is not written");
