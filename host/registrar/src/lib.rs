@@ -63,5 +63,5 @@ pub use registration::Registration;
 #[doc(hidden)]
 pub use reminder::Reminder;
 pub use source::Source;
-pub use status::{Event, State, Status, What};
+pub use status::{Event, EventKind, State, Status};
 pub use weight::{Damping, Load, weight_of};

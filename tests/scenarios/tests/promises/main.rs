@@ -14,7 +14,7 @@ mod reported;
 mod self_healing;
 mod visible;
 
-use leasehold::{What, Layout, Registration, ServerNode, Weight};
+use leasehold::{EventKind, Layout, Registration, ServerNode, Weight};
 use leasehold_scenarios::world::{SOON, World};
 use tokio::{task::JoinSet, time::timeout};
 
@@ -32,12 +32,12 @@ pub(crate) fn weight(value: u32) -> Weight {
 
 pub(crate) async fn wait_for_event(
     events: &mut tokio::sync::broadcast::Receiver<leasehold::Event>,
-    kind: What,
+    kind: EventKind,
 ) -> leasehold::Event {
     let heard = async {
         loop {
             let event = events.recv().await.unwrap();
-            if event.what == kind {
+            if event.kind == kind {
                 return event;
             }
         }

@@ -1,6 +1,6 @@
 //! No gap: a key is there at every moment of its life.
 
-use leasehold::{Error, What, ServerNode, State, Terms};
+use leasehold::{Error, EventKind, ServerNode, State, Terms};
 use leasehold_scenarios::{
     on_both,
     sim::{self, FaultPlan, SimEtcd},
@@ -33,7 +33,7 @@ async fn no_gap_while_answers_lack_their_content() {
         etcd.set_faults("host", FaultPlan::none());
         kept.wait_for(|status| status.state == State::Registered).await.unwrap();
         world.key_is(KEY, "of that weight", |key| key.is_some_and(|key| key.value.contains("\"7\""))).await;
-        let is_delete = |event: &sim::Event| matches!(&event.what, sim::What::Delete { key, .. } if key == KEY);
+        let is_delete = |event: &sim::Event| matches!(&event.kind, sim::EventKind::Delete { key, .. } if key == KEY);
         assert_eq!(etcd.history().iter().find(|event| is_delete(event)), None, "seed {seed}");
         assert!(registrar.forbidden(vec![KEY.to_owned()]).await.unwrap().is_empty());
         kept.stop().await.unwrap();
@@ -70,8 +70,8 @@ async fn no_gap_when_another_node_takes_the_key(world: World) {
     assert_eq!((registration.status().state, registration.status().recoveries), (State::Registered, 0));
     let mut updated = 0;
     while let Ok(event) = events.try_recv() {
-        updated += u32::from(event.what == What::Updated);
-        assert!(matches!(event.what, What::Updated | What::Renewed), "{event:?}");
+        updated += u32::from(event.kind == EventKind::Updated);
+        assert!(matches!(event.kind, EventKind::Updated | EventKind::Renewed), "{event:?}");
     }
     assert_eq!(updated, 2);
     // Such a node has other keys.

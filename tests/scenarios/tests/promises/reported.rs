@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{What, State, Verb};
+use leasehold::{EventKind, State, Verb};
 use leasehold_scenarios::{
     on_both, wait_for,
     world::{SOON, World},
@@ -26,13 +26,13 @@ async fn events_report_each_change_once(mut world: World) {
     let mut reported = Vec::new();
     while let Ok(event) = events.try_recv() {
         assert!(!event.why.is_empty());
-        if event.what != What::Renewed {
-            reported.push(event.what);
+        if event.kind != EventKind::Renewed {
+            reported.push(event.kind);
         }
     }
     assert_eq!(
         reported,
-        [What::Registered, What::Suspect, What::Recovering, What::Recovered, What::Stopped]
+        [EventKind::Registered, EventKind::Suspect, EventKind::Recovering, EventKind::Recovered, EventKind::Stopped]
     );
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{What, State, Terms};
+use leasehold::{EventKind, State, Terms};
 use leasehold_scenarios::{
     on_both,
     sim::{Call, FaultPlan, SimEtcd},
@@ -64,7 +64,7 @@ async fn self_healing_after_a_value_is_changed_under_its_own_lease(world: World)
     assert_eq!(world.get(KEY).await.unwrap().lease, lease);
     let status = registration.wait_for(|status| status.recoveries == 1).await.unwrap();
     assert_eq!(status.state, State::Registered);
-    let healed = wait_for_event(&mut events, What::Healed).await;
+    let healed = wait_for_event(&mut events, EventKind::Healed).await;
     assert!(healed.why.contains("written over"), "{}", healed.why);
     // What was written over is all that is written.
     let revision = world.revision().await;
@@ -124,7 +124,7 @@ async fn self_healing_trusts_no_renewal_from_before_the_machine_was_suspended() 
     etcd.set_faults("host", FaultPlan::none());
     etcd.revoke(lease);
     registrar.simulate_suspension(Duration::from_secs(180));
-    assert_eq!(events.recv().await.unwrap().what, What::Recovering);
+    assert_eq!(events.recv().await.unwrap().kind, EventKind::Recovering);
     registration.wait_for(|status| status.state == State::Registered && status.recoveries == 1).await.unwrap();
 }
 

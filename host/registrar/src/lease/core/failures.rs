@@ -11,7 +11,7 @@ use crate::{
     faults::FaultChange,
     lease::core::{LeaseCore, health::LeaseHealth, messages::Action},
     node::ServiceName,
-    status::{Event, What},
+    status::{Event, EventKind},
 };
 
 impl LeaseCore {
@@ -28,7 +28,7 @@ impl LeaseCore {
         }));
         if self.is_refused() && self.health == LeaseHealth::Steady && self.keys.kept() > 0 {
             let why = format!("etcd refuses to {verb}: {failure}");
-            self.change_health(LeaseHealth::Suspect, What::Refused, why, now);
+            self.change_health(LeaseHealth::Suspect, EventKind::Refused, why, now);
         }
     }
 
@@ -41,7 +41,7 @@ impl LeaseCore {
         let is_renewed = self.leases.current().is_some_and(|held| held.failures == 0);
         if self.health == LeaseHealth::Suspect && is_renewed && !self.is_refused() {
             let why = "etcd no longer refuses the requests of this lease".to_owned();
-            self.change_health(LeaseHealth::Steady, What::Confirmed, why, now);
+            self.change_health(LeaseHealth::Steady, EventKind::Confirmed, why, now);
         }
     }
 
@@ -74,11 +74,11 @@ impl LeaseCore {
             let some_refused = self.keys.iter().any(|(_, key)| key.is_kept() && key.is_deferred());
             let which = if some_refused { "every key that etcd accepts" } else { "every key" };
             let why = format!("{which} stands under the new lease");
-            self.change_health(LeaseHealth::Steady, What::Recovered, why, now);
+            self.change_health(LeaseHealth::Steady, EventKind::Recovered, why, now);
         }
     }
 
-    pub(super) fn change_health(&mut self, health: LeaseHealth, kind: What, why: String, now: Instant) {
+    pub(super) fn change_health(&mut self, health: LeaseHealth, kind: EventKind, why: String, now: Instant) {
         // Without a kept key there is no status to follow the lease, and nothing to recover.
         if self.health == health || self.keys.kept() == 0 {
             return;
@@ -92,38 +92,38 @@ impl LeaseCore {
     }
 
     /// Logs and publishes an event of a key of a service, or of the lease with all its keys.
-    pub(super) fn report(&mut self, kind: What, on: Option<(&Arc<str>, ServiceName)>, why: String, now: Instant) {
+    pub(super) fn report(&mut self, kind: EventKind, on: Option<(&Arc<str>, ServiceName)>, why: String, now: Instant) {
         let current = self.leases.current();
         let lease = current.map(|held| held.id);
         let lease_age = current.map_or(Duration::ZERO, |held| now - held.granted_at);
         let since = now - self.health_since;
         let (key, service) = on.unzip();
-        let event = Event { what: kind, key: key.cloned(), service, why, lease, lease_age, since };
+        let event = Event { kind, key: key.cloned(), service, why, lease, lease_age, since };
         self.log(&event);
         self.actions.push_back(Action::Report(event));
     }
 
     fn log(&self, event: &Event) {
-        let Event { what: kind, why, since, .. } = event;
+        let Event { kind, why, since, .. } = event;
         let (name, sentence) = (kind.name(), kind.sentence());
         let (key, lease) = (event.key.as_deref(), event.lease.map(display));
         // An event of the lease concerns every service with a key on it. Called for lines that are logged.
         let service = || event.service.as_ref().map(ToString::to_string).or_else(|| self.keys.services());
         let keys = event.key.is_none().then(|| self.keys.kept());
-        let lasted = matches!(kind, What::Confirmed | What::Recovered).then(|| since.as_secs_f64());
+        let lasted = matches!(kind, EventKind::Confirmed | EventKind::Recovered).then(|| since.as_secs_f64());
         match kind {
             // A refusal is logged once for all leases that meet it.
-            What::Renewed | What::Weighed | What::Updated | What::Refused => {
+            EventKind::Renewed | EventKind::Weighed | EventKind::Updated | EventKind::Refused => {
                 debug!(event = name, service = service(), key, keys, lease, "{sentence}: {why}");
             }
-            What::Registered | What::Stopped | What::Recovered | What::Confirmed => {
+            EventKind::Registered | EventKind::Stopped | EventKind::Recovered | EventKind::Confirmed => {
                 info!(event = name, service = service(), key, keys, lease, lasted, "{sentence}: {why}");
             }
-            What::TookOver
-            | What::Suspect
-            | What::Recovering
-            | What::Healed
-            | What::Conflict => {
+            EventKind::TookOver
+            | EventKind::Suspect
+            | EventKind::Recovering
+            | EventKind::Healed
+            | EventKind::Conflict => {
                 warn!(event = name, service = service(), key, keys, lease, "{sentence}: {why}");
             }
         }

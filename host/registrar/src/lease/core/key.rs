@@ -14,7 +14,7 @@ use crate::{
     },
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     options::Ownership,
-    status::{What, KeyStatus, SharedKey, State},
+    status::{EventKind, KeyStatus, SharedKey, State},
 };
 
 /// Shortest time between two writes of a key that is in etcd already. The last of several changes is written then, so that
@@ -344,7 +344,7 @@ impl Key {
         is_ours: bool,
         revision: i64,
         is_recovering: bool,
-    ) -> Option<(What, String)> {
+    ) -> Option<(EventKind, String)> {
         let content = self.in_flight.take()?;
         self.forget_doubtful();
         let before = std::mem::replace(&mut self.state, KeyState::Published { content, revision });
@@ -357,18 +357,18 @@ impl Key {
         }
         let (kind, why) = match (before, over) {
             (KeyState::New { .. }, Some(over)) if !is_ours => {
-                (What::TookOver, format!("it was held by lease {over}"))
+                (EventKind::TookOver, format!("it was held by lease {over}"))
             }
-            (KeyState::New { .. }, _) => (What::Registered, "etcd has confirmed it".to_owned()),
-            (KeyState::Conflict { .. }, _) => (What::Healed, "the key was free again".to_owned()),
+            (KeyState::New { .. }, _) => (EventKind::Registered, "etcd has confirmed it".to_owned()),
+            (KeyState::Conflict { .. }, _) => (EventKind::Healed, "the key was free again".to_owned()),
             _ if was_lost && !is_recovering => {
-                (What::Healed, "the key was missing or had lost its lease".to_owned())
+                (EventKind::Healed, "the key was missing or had lost its lease".to_owned())
             }
-            _ if was_altered => (What::Healed, "another client had written over its value".to_owned()),
+            _ if was_altered => (EventKind::Healed, "another client had written over its value".to_owned()),
             (KeyState::Published { content: before, .. }, _) if before.edition != content.edition => {
-                (What::Updated, "the node behind the key is another one".to_owned())
+                (EventKind::Updated, "the node behind the key is another one".to_owned())
             }
-            (KeyState::Published { .. }, _) => (What::Weighed, format!("weight {}", self.weight)),
+            (KeyState::Published { .. }, _) => (EventKind::Weighed, format!("weight {}", self.weight)),
             (KeyState::Missing { .. }, _) => return None,
         };
         Some((kind, why))

@@ -14,7 +14,7 @@ use crate::{
         messages::{Action, RegisterRequest, Reply},
     },
     node::{ServerNode, Weight},
-    status::{What, SharedKey},
+    status::{EventKind, SharedKey},
 };
 
 impl LeaseCore {
@@ -174,7 +174,7 @@ impl LeaseCore {
         let Some(mut entry) = self.keys.remove(key) else { return };
         if entry.was_confirmed() {
             let why = "etcd has confirmed that it is gone".to_owned();
-            self.report(What::Stopped, Some((key, entry.service().clone())), why, now);
+            self.report(EventKind::Stopped, Some((key, entry.service().clone())), why, now);
         }
         if entry.has_fault() {
             self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));

@@ -10,7 +10,7 @@ use crate::{
     etcd::{Failure, LeaseId, MAX_BYTES, MAX_OPS, Op, Outcome, latency::Verb},
     faults::{FaultChange, Source},
     lease::core::{LeaseCore, health::LeaseHealth, key::OnConflict, messages::Action},
-    status::What,
+    status::EventKind,
 };
 
 impl LeaseCore {
@@ -126,7 +126,7 @@ impl LeaseCore {
                 let service = entry.service().clone();
                 if is_reported {
                     let why = format!("lease {holder} of another host holds the key");
-                    self.report(What::Conflict, Some((key, service)), why, now);
+                    self.report(EventKind::Conflict, Some((key, service)), why, now);
                 }
             }
         }
@@ -174,7 +174,7 @@ impl LeaseCore {
                         held.has_unanswered_write = true;
                     }
                     let why = format!("a write was not answered: {failure}");
-                    self.change_health(LeaseHealth::Recovering, What::Recovering, why, now);
+                    self.change_health(LeaseHealth::Recovering, EventKind::Recovering, why, now);
                 } else if !failure.is_transient() {
                     self.fail_pending(&failure, now);
                 }

@@ -24,7 +24,7 @@ use crate::{
     faults::FaultChange,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
-    status::{What, KeyStatus, LeaseMetrics, SharedKey, State},
+    status::{EventKind, KeyStatus, LeaseMetrics, SharedKey, State},
 };
 
 /// TTL that these tests are granted, so that a renewal interval is 10 s.
@@ -54,7 +54,7 @@ struct Scene {
     /// Renewals in progress.
     renewals: Vec<LeaseId>,
     disconnected: Vec<LeaseId>,
-    events: VecDeque<What>,
+    events: VecDeque<EventKind>,
     faults: Vec<FaultChange>,
     released: Vec<String>,
     leases_granted: i64,
@@ -126,7 +126,7 @@ impl Scene {
                     self.disconnected.push(lease);
                 }
                 Action::Reply(reply, outcome) => drop(reply.send(outcome)),
-                Action::Report(event) => self.events.push_back(event.what),
+                Action::Report(event) => self.events.push_back(event.kind),
                 Action::Fault(change) => self.faults.push(change),
                 Action::Release(key) => self.released.push(key.to_string()),
             }
@@ -323,7 +323,7 @@ impl Scene {
         self.handles[key].read().recoveries
     }
 
-    fn events(&mut self) -> Vec<What> {
+    fn events(&mut self) -> Vec<EventKind> {
         self.events.drain(..).collect()
     }
 }
