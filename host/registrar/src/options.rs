@@ -63,11 +63,11 @@ pub struct Options {
     ///
     /// By default [`Ownership::TakeOver`].
     pub ownership: Ownership,
-    /// Where computed weights come from.
+    /// Source of computed weights.
     ///
     /// By default [`LoadSource::Machine`].
     pub load: LoadSource,
-    /// When a computed weight is written.
+    /// Threshold from which a computed weight is written.
     ///
     /// By default [`Damping::default`].
     pub damping: Damping,
@@ -210,7 +210,7 @@ impl FromStr for Ownership {
     }
 }
 
-/// Where the weight of a node comes from that does not bring its own.
+/// Source of the weight of a node without one of its own.
 #[derive(Debug, Clone, Default)]
 pub enum LoadSource {
     /// The processor and memory of this machine, or of the container's share of it.

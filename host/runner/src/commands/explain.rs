@@ -29,7 +29,7 @@ struct Row {
     weight: u32,
     /// True if the weight will follow the load instead.
     weight_follows_load: bool,
-    /// Why it cannot be written.
+    /// Reason why it cannot be written.
     problem: Option<String>,
 }
 

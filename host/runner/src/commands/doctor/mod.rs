@@ -183,13 +183,13 @@ fn text(report: &Report) -> String {
     );
     if let Some(leases) = &report.leases {
         let shown = report.notes.iter().filter(|note| note.kind != etcd::RELEASE).count();
-        for (what, count) in [
-            ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
-            ("that are renewed, beside those below", leases.renewed_without_keys - shown),
-            ("or with some, too many to be looked at", leases.left_out),
+        for (kind, count) in [
+            ("without keys, not renewed during the check", leases.unrenewed_without_keys),
+            ("without keys, renewed, beside those below", leases.renewed_without_keys - shown),
+            ("beyond the number that is examined", leases.left_out),
         ] {
             if count > 0 {
-                text.push_str(&format!("leases without keys {what}: {count}\n"));
+                text.push_str(&format!("leases {kind}: {count}\n"));
             }
         }
     }
