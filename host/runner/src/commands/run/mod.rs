@@ -15,8 +15,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{
+        handlers::AdminState,
         metrics::Events,
-        server::{Admin, AdminStart, AdminState},
+        server::{Admin, AdminStart},
         status::HostInfo,
     },
     cli::RunArgs,
