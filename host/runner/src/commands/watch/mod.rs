@@ -5,6 +5,7 @@ mod known;
 mod lines;
 mod screen;
 mod session;
+mod sort;
 mod state;
 
 use std::io::{IsTerminal, stderr, stdout};
