@@ -1,4 +1,6 @@
-//! Computations that take the place of components, on real threads.
+//! Computations that take the place of components, on real threads: the kernel schedules dedicated threads, and tokio hands their
+//! duties over, and neither follows a virtual clock. Slices and the decisions about them take time as an argument; their tests are
+//! in `usage`.
 
 use std::{
     future::{pending, poll_fn},
