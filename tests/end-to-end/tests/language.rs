@@ -330,6 +330,30 @@ fn relative_links_lead_to_files_and_headings() {
     assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
 }
 
+/// Paths of the workspace between backticks, with their lines.
+fn named_paths(text: &str) -> Vec<(&str, usize)> {
+    let is_path = |code: &&str| {
+        let is_part = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+        let folders = ["host/", "tests/", "docs/", "scripts/", "guest-example/", "fuzz/", "deploy/"];
+        folders.iter().any(|folder| code.starts_with(folder)) && code.chars().all(is_part)
+    };
+    let mut paths = Vec::new();
+    for (line, number) in prose(text) {
+        paths.extend(line.split('`').skip(1).step_by(2).filter(is_path).map(|path| (path, number)));
+    }
+    paths
+}
+
+#[test]
+fn paths_that_pages_for_developers_name_exist() {
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        let text = read(page);
+        let named = named_paths(&text).into_iter();
+        let missing: Vec<_> = named.filter(|(path, _)| !paths::workspace().join(path).exists()).collect();
+        assert!(missing.is_empty(), "{page} names paths that are not there: {missing:?}");
+    }
+}
+
 #[test]
 fn every_page_is_in_the_book() {
     let listed: Vec<_> = relative_links(&read("docs/SUMMARY.md")).into_iter().map(|(target, _)| target).collect();
