@@ -1,4 +1,4 @@
-# What is built, run and tested here. `make` lists it.
+# Targets to build, run and test. `make` lists them.
 
 # The components: the examples, and those that the tests need.
 GUESTS = greeter grpc-greeter hostile lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
@@ -107,7 +107,7 @@ dist: setup ## target/dist/out: tarball, Debian package, SBOM, changes and check
 run: build guests ## the example, registered in a private etcd, until Ctrl-C
 	target/release/leasehold run --dev guest-example/greeter.yaml
 
-# What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
+# The tests run the shipped binary. The tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-artifacts -p leasehold-cli
 	cargo test --locked --release -p $(LIBRARY) --no-default-features
@@ -179,7 +179,7 @@ bench-lease: setup ## the registrar beside the usual client; ROUNDS=n (5), LARGE
 	cd tests/peers/usual-client && go build -trimpath -o ../../../target/peers/usual-client .
 	target/release/bench --rounds $(ROUNDS) --large $(LARGE)
 
-bench-views: build guests ## 100,000 nodes of one service followed and asked for, beside two libraries of Go; ROUNDS=n (5)
+bench-views: build guests ## 100,000 nodes of one service followed and looked up, beside two libraries of Go; ROUNDS=n (5)
 	@command -v go >/dev/null || { echo "bench-views: needs Go, for the peers: https://go.dev/dl, or apt-get install golang-go" >&2; exit 1; }
 	cargo build --locked --release -p leasehold-bench
 	cd tests/peers/endpoints-view && go build -trimpath -o ../../../target/peers/endpoints-view .

@@ -39,7 +39,7 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Default size of the cache.
 const MAX_CACHE_BYTES: u64 = 4 << 30;
 
-/// Where artifacts come from and where they are kept.
+/// Registries that artifacts come from, and the folder that keeps them.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Folder of the cache. Made if there is none. Other users must not be able to write there.

@@ -24,13 +24,13 @@ pub(crate) enum CallRefusal {
     #[error("ttl-seconds must be at most {} for this component, not {requested}", .max.as_secs())]
     LongTtl { requested: u32, max: Duration },
     /// The policy does not let this component publish that name.
-    #[error("name must be one that this component may publish")]
+    #[error("name is not in this component's allow.names")]
     ForeignName,
     /// The policy does not let this component publish that address.
     #[error("addr must be this component's own")]
     ForeignAddr,
     /// The policy does not let this component look that name up.
-    #[error("name must be one that this component may look up")]
+    #[error("name is not in this component's allow.discover")]
     HiddenName,
     /// The component has as many registrations as its policy allows.
     #[error("this component may have {max} registrations at a time")]

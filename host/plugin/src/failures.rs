@@ -1,17 +1,13 @@
 //! Failures of the host in a component's calls: each kind is a warning once, with reminders at growing intervals, so that a
 //! component that repeats a call in a loop does not fill the log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
-use leasehold::Error;
+use leasehold::{Error, Reminder};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::CallRefusal;
-
-/// Pause before the first reminder; it doubles with each.
-const FIRST_REMINDER: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Kind of a failure that the component has no part in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +31,7 @@ pub(crate) struct Failures(Mutex<BTreeMap<Kind, Logged>>);
 
 #[derive(Debug)]
 struct Logged {
-    next: Instant,
-    pause: Duration,
+    reminder: Reminder,
     /// Failures since the last warning.
     unlogged: u64,
 }
@@ -65,19 +60,19 @@ impl Failures {
     pub(crate) fn count(&self, kind: Kind, now: Instant) -> Option<u64> {
         let mut all = self.0.lock();
         let Some(logged) = all.get_mut(&kind) else {
-            all.insert(kind, Logged { next: now + FIRST_REMINDER, pause: FIRST_REMINDER, unlogged: 0 });
+            all.insert(kind, Logged { reminder: Reminder::new(Reminder::FIRST, now), unlogged: 0 });
             return Some(0);
         };
-        if now < logged.next {
+        if !logged.reminder.is_due(now) {
             logged.unlogged += 1;
             return None;
         }
         // A failure after a time without any is a new one.
-        let has_paused = now.saturating_duration_since(logged.next) >= logged.pause;
-        let pause = if has_paused { FIRST_REMINDER } else { (2 * logged.pause).min(LONGEST_PAUSE) };
-        let unlogged = logged.unlogged;
-        *logged = Logged { next: now + pause, pause, unlogged: 0 };
-        Some(unlogged)
+        match logged.reminder.is_stale(now) {
+            true => logged.reminder = Reminder::new(Reminder::FIRST, now),
+            false => logged.reminder.advance(now),
+        }
+        Some(std::mem::take(&mut logged.unlogged))
     }
 }
 
@@ -85,10 +80,10 @@ impl Failures {
 mod tests {
     use std::time::Duration;
 
-    use leasehold::Error;
+    use leasehold::{Error, Reminder};
     use tokio::time::Instant;
 
-    use super::{Failures, Kind, LONGEST_PAUSE};
+    use super::{Failures, Kind};
     use crate::error::CallRefusal;
 
     #[test]
@@ -103,7 +98,7 @@ mod tests {
         let day = 24 * 3600;
         let of_a_day = warned(300, day);
         assert!(of_a_day.len() < 30, "{of_a_day:?}");
-        let gone = day + 3 * LONGEST_PAUSE.as_secs();
+        let gone = day + 3 * Reminder::LONGEST.as_secs();
         assert_eq!(warned(gone, gone + 31).iter().map(|(second, _)| second - gone).collect::<Vec<_>>(), [0, 30]);
     }
 

@@ -1,7 +1,8 @@
 //! Map whose values are created once, however many callers request a key at the same moment.
 //!
 //! The first caller of a key creates its value while the others wait. If it fails, or is dropped halfway, the next caller
-//! tries. After `close` nothing is created any more.
+//! tries. After `close` nothing is created any more. Crates for caches evict values when they are full; here a value leaves when
+//! it has ended, and a full map is an error.
 
 use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc};
 

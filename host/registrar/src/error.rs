@@ -26,7 +26,7 @@ pub enum Error {
     },
 
     /// The key belongs to a live lease of another host, and the ownership policy leaves it there.
-    #[error("{key} is held by {} of somebody else", holder(.lease))]
+    #[error("{key} is held by {} of another host", holder(.lease))]
     Conflict {
         /// The key.
         key: Arc<str>,

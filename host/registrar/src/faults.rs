@@ -11,11 +11,9 @@ use crate::{
     error::Error,
     etcd::{Refusal, latency::Verb},
     lease_id::LeaseId,
+    reminder::Reminder,
 };
 
-/// Pause before the first reminder; it doubles with each.
-const FIRST_REMINDER: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Longest part of a foreign value that is shown, in characters.
 const MAX_SHOWN: usize = 200;
 
@@ -122,8 +120,8 @@ struct Logged {
     since: Instant,
     /// True once the fault was logged, until it is resolved.
     was_logged: bool,
-    next: Instant,
-    pause: Duration,
+    /// None before the first line.
+    reminder: Option<Reminder>,
 }
 
 impl Faults {
@@ -212,15 +210,14 @@ impl Ongoing {
 
 impl Inner {
     fn log(&mut self, kind: Kind, source: &Source, ongoing: &Ongoing, now: Instant) {
-        let fresh = || Logged { count: 0, since: now, was_logged: false, next: now, pause: FIRST_REMINDER };
+        let fresh = || Logged { count: 0, since: now, was_logged: false, reminder: None };
         let waits = matches!(kind, Kind::Held(_));
         let logged = self.logged.entry(kind).or_insert_with(fresh);
-        if !logged.was_logged && now >= logged.next {
-            (logged.since, logged.pause) = (now, FIRST_REMINDER);
-        }
         logged.count += 1;
-        if now < logged.next {
-            return;
+        match &mut logged.reminder {
+            Some(reminder) if !reminder.is_due(now) => return,
+            Some(reminder) if logged.was_logged => reminder.advance(now),
+            _ => (logged.since, logged.reminder) = (now, Some(Reminder::new(Reminder::FIRST, now))),
         }
         let fault = ongoing.fault(source);
         match (waits, !std::mem::replace(&mut logged.was_logged, true)) {
@@ -233,8 +230,6 @@ impl Inner {
             }
             (false, false) => warn!(event = "refused", key = fault.key.as_deref(), "still refused by etcd: {fault}"),
         }
-        logged.next = now + logged.pause;
-        logged.pause = (logged.pause * 2).min(LONGEST_PAUSE);
     }
 
     /// One fault of the kind is over.
@@ -288,11 +283,11 @@ mod tests {
         Source::Calls { lease, verb: Verb::Write }
     }
 
-    /// When the next reminder is due, from the first line on.
+    /// Time of the next reminder, from the first line on.
     fn next(faults: &Faults) -> Duration {
         let inner = faults.0.lock();
         let logged = &inner.logged[&Kind::Refused(Refusal::Permission)];
-        logged.next - logged.since
+        logged.reminder.unwrap().next() - logged.since
     }
 
     #[test]
@@ -319,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_with_its_cure() {
+    fn a_refusal_is_shown_with_its_cure() {
         let faults = Faults::default();
         let (source, prefix) = (calls(0), Some("/user/".to_owned()));
         faults.apply(FaultChange::Refused { source, why: denied(), prefix, is_logged: true }, Instant::now());

@@ -34,6 +34,7 @@ mod options;
 mod placement;
 mod registrar;
 mod registration;
+mod reminder;
 #[cfg(feature = "simulation")]
 mod sim;
 mod source;
@@ -61,6 +62,8 @@ pub use node::{Addr, Invalid, Metadata, ServerNode, ServiceName, Version, Weight
 pub use options::{Credentials, LoadSource, Options, Ownership, Terms, Tls, Ttl};
 pub use registrar::{EtcdStatus, LeaseStatus, Registrar};
 pub use registration::Registration;
+#[doc(hidden)]
+pub use reminder::Reminder;
 pub use source::Source;
-pub use status::{Event, State, Status, What};
+pub use status::{Event, EventKind, State, Status};
 pub use weight::{Damping, Load, weight_of};

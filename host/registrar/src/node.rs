@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_no_addr_and_is_told_why() {
+    fn a_url_is_no_addr_and_the_error_says_why() {
         for bad in ["http://10.0.0.5:80", "grpc://host:80", "http://[::1]:80"] {
             let error = bad.parse::<Addr>().unwrap_err().to_string();
             assert!(error.contains("without a scheme"), "{error}");

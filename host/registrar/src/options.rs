@@ -64,11 +64,11 @@ pub struct Options {
     ///
     /// By default [`Ownership::TakeOver`].
     pub ownership: Ownership,
-    /// Where computed weights come from.
+    /// Source of computed weights.
     ///
     /// By default [`LoadSource::Machine`].
     pub load: LoadSource,
-    /// When a computed weight is written.
+    /// Threshold from which a computed weight is written.
     ///
     /// By default [`Damping::default`].
     pub damping: Damping,
@@ -77,7 +77,7 @@ pub struct Options {
     /// By default 200,000.
     pub max_registrations: usize,
     /// Leases of the former process of this host. A key of one of them is taken over as this host's own, which is no
-    /// [`TookOver`](crate::What::TookOver).
+    /// [`TookOver`](crate::EventKind::TookOver).
     ///
     /// By default none.
     pub former_leases: Vec<LeaseId>,
@@ -217,7 +217,7 @@ impl FromStr for Ownership {
     }
 }
 
-/// Where the weight of a node comes from that does not bring its own.
+/// Source of the weight of a node without one of its own.
 #[derive(Debug, Clone, Default)]
 pub enum LoadSource {
     /// The processor and memory of this machine, or of the container's share of it.

@@ -87,7 +87,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
-            Self::Value(_) | Self::Given(_) => f.write_str("the one that is configured"),
+            Self::Value(_) | Self::Given(_) => f.write_str("the configured one"),
         }
     }
 }

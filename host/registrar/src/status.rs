@@ -97,12 +97,12 @@ impl Status {
 #[non_exhaustive]
 pub struct Event {
     /// Kind of the event.
-    pub what: What,
+    pub kind: EventKind,
     /// The key it happened to; `None` when it happened to the lease with all its keys.
     pub key: Option<Arc<str>>,
     /// The service of that key.
     pub service: Option<ServiceName>,
-    /// Why, for people.
+    /// Reason, for people.
     pub why: String,
     /// The lease; `None` while there is none.
     pub lease: Option<LeaseId>,
@@ -115,7 +115,7 @@ pub struct Event {
 /// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum What {
+pub enum EventKind {
     /// A new key is in etcd.
     Registered,
     /// A new key replaced one of a live lease of another host.
@@ -144,7 +144,7 @@ pub enum What {
     Stopped,
 }
 
-impl What {
+impl EventKind {
     /// Name of the kind for machines, in snake case. It does not change from one release to the next.
     pub const fn name(self) -> &'static str {
         match self {

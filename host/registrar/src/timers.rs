@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     task::unconstrained,
@@ -20,7 +20,7 @@ const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 /// The timers of a registrar; none without a runtime, or once it ends.
 #[derive(Debug, Default)]
-pub(crate) struct Timers(RwLock<Option<Handle>>);
+pub(crate) struct Timers(Mutex<Option<Handle>>);
 
 /// Guard of a runtime whose timers are in use: nothing polls them any more once it is dropped, since a timer panics that is
 /// polled after its runtime.
@@ -30,7 +30,7 @@ pub(crate) struct RunningTimers(Arc<Timers>);
 impl Timers {
     /// The timers of the current runtime.
     pub(crate) fn current() -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Some(Handle::current()))))
+        Arc::new(Self(Mutex::new(Some(Handle::current()))))
     }
 
     /// Lets the timers go as long as the guard lives, which has to be dropped before their runtime.
@@ -58,7 +58,7 @@ impl Timers {
             if let Poll::Ready(outcome) = call.as_mut().poll(cx) {
                 return Poll::Ready(Some(outcome));
             }
-            let running = self.0.read();
+            let running = self.0.lock();
             match sleep.as_mut().as_pin_mut() {
                 Some(sleep) if running.is_some() => sleep.poll(cx).map(|()| None),
                 _ => Poll::Pending,
@@ -68,7 +68,7 @@ impl Timers {
     }
 
     fn sleep_until(&self, deadline: Instant) -> Option<Sleep> {
-        let running = self.0.read();
+        let running = self.0.lock();
         let _entered = running.as_ref()?.enter();
         Some(sleep_until(deadline))
     }
@@ -76,7 +76,7 @@ impl Timers {
 
 impl Drop for RunningTimers {
     fn drop(&mut self) {
-        *self.0.0.write() = None;
+        *self.0.0.lock() = None;
     }
 }
 

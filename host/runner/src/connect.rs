@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use leasehold::{Error, Options, Refusal, Registrar, ServerNode, ServiceName, Terms, Version};
+use leasehold::{Error, Options, Refusal, Registrar, Reminder, ServerNode, ServiceName, Terms, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -18,16 +18,16 @@ use tokio_rustls::{
 use crate::{
     config::{Config, Register, Spec},
     error::Failure,
+    rt::backoff::Backoff,
 };
 
-/// First pause between two attempts; it doubles up to the longest.
+/// Pauses between two attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Time without a warning: an error of the configuration comes first.
 const FIRST_WARNING: Duration = Duration::from_millis(400);
-/// Pause between two warnings that etcd does not respond; it doubles up to the longest.
-const REMIND: Duration = Duration::from_secs(10);
-const LONGEST_REMINDER: Duration = Duration::from_secs(3600);
+/// Pause between the first two warnings that etcd does not respond.
+const FIRST_REMINDER: Duration = Duration::from_secs(10);
 /// Longest wait for a private etcd.
 const DEV_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -52,8 +52,8 @@ pub(crate) async fn etcd(
     let (options, required) = (&config.registrar, config.etcd_required);
     let begun = Instant::now();
     let deadline = if config.dev { DEV_DEADLINE } else { options.dial_timeout };
-    let mut pause = FIRST_PAUSE;
-    let (mut next_warning, mut reminder) = (begun + FIRST_WARNING, REMIND);
+    let mut backoff = Backoff::new(FIRST_PAUSE, if config.dev { FIRST_PAUSE } else { LONGEST_PAUSE });
+    let mut reminder: Option<Reminder> = None;
     let (keys, mut known) = (keys(registrar, &config.services), String::new());
     loop {
         let error = match attempt(registrar, options, keys.clone()).await {
@@ -69,20 +69,23 @@ pub(crate) async fn etcd(
         if required && (begun.elapsed() >= deadline || is_final(&error)) {
             return Err(explained(&error, options).await);
         }
-        let (news, due) = (message(&error, options), Instant::now() >= next_warning);
+        let (news, now) = (message(&error, options), Instant::now());
+        let due = reminder.map_or(now >= begun + FIRST_WARNING, |reminder| reminder.is_due(now));
         if !required && (due || news != known) {
             let message = explained(&error, options).await.sentence();
             let message = message.trim_start_matches("etcd: ");
             waiting_for.send_replace(Some(message.into()));
             if due {
                 tracing::warn!("waiting for etcd: {message}");
-                next_warning = Instant::now() + reminder;
-                reminder = (reminder * 2).min(LONGEST_REMINDER);
+                let now = Instant::now();
+                match &mut reminder {
+                    Some(reminder) => reminder.advance(now),
+                    None => reminder = Some(Reminder::new(FIRST_REMINDER, now)),
+                }
             }
             known = news;
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(if config.dev { FIRST_PAUSE } else { LONGEST_PAUSE });
+        sleep(backoff.next_pause()).await;
     }
 }
 

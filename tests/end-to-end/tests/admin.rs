@@ -215,8 +215,8 @@ async fn admin_drains_one_service_and_it_stays_out() {
     assert_eq!((&rows[0]["phase"], &rows[0]["keys_gone"]), (&json!("drained"), &json!(true)));
     assert_eq!(drain(&["plain", "--admin", &admin]).await.code, Some(0));
     let readyz = get(&format!("{admin}readyz")).await;
-    let nobody = "not ready\nhostile: it is drained\nplain: it is drained\n";
-    assert_eq!((readyz.status, readyz.body.as_str()), (503, nobody));
+    let all_drained = "not ready\nhostile: it is drained\nplain: it is drained\n";
+    assert_eq!((readyz.status, readyz.body.as_str()), (503, all_drained));
     assert_eq!(host.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
 }
@@ -231,9 +231,9 @@ async fn admin_wrong_requests_get_an_error() {
         (unknown.code, unknown.stderr.as_str()),
         (Some(64), "leasehold: no service is named plane; there is plain\n")
     );
-    let nobody = drain(&["plain", "--admin", "http://127.0.0.1:1"]).await;
-    assert_eq!(nobody.code, Some(1));
-    assert!(nobody.stderr.starts_with("leasehold: no host answers at http://127.0.0.1:1 ("), "{nobody:?}");
+    let unreachable = drain(&["plain", "--admin", "http://127.0.0.1:1"]).await;
+    assert_eq!(unreachable.code, Some(1));
+    assert!(unreachable.stderr.starts_with("leasehold: no host answers at http://127.0.0.1:1 ("), "{unreachable:?}");
     let service = drain(&["plain", "--admin", host.url("plain").trim_end_matches('/')]).await;
     assert!(service.stderr.contains("not a leasehold admin endpoint"), "{service:?}");
 
@@ -381,9 +381,9 @@ async fn admin_is_not_ready_while_etcd_refuses_to_write_and_once_a_lease_has_run
     assert_eq!(get(&optional).await.body, "ready\n");
     world.restart(true).await;
     wait_for("it is ready", SOON, async || get(&readyz).await.body == "ready\n").await;
-    let told =
+    let count =
         host.log().iter().filter(|line| line["message"].as_str().unwrap().starts_with("refused by etcd")).count();
-    assert_eq!(told, 1);
+    assert_eq!(count, 1);
     assert_eq!(host.stop().await.code, Some(0));
 }
 

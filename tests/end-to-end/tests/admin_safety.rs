@@ -81,8 +81,8 @@ async fn safety_a_host_has_a_socket_of_its_own_by_default() {
     assert!(several.stderr.contains("2 hosts run here; --config FILE or --admin selects one: unix:"), "{several:?}");
     let chosen = leasehold_in(&runtime, &["status", "--config", &text(&two.file())]).await;
     assert!(chosen.stdout.contains("other") && !chosen.stdout.contains("plain"), "{chosen:?}");
-    let nobody = leasehold_in(&runtime, &["status", "--config", "/dev/null"]).await;
-    assert!(nobody.code == Some(1) && nobody.stderr.contains("no host runs /dev/null"), "{nobody:?}");
+    let unknown = leasehold_in(&runtime, &["status", "--config", "/dev/null"]).await;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("no host runs /dev/null"), "{unknown:?}");
     assert_eq!(one.stop().await.code, Some(0));
     assert!(!path.exists(), "it is removed at the end");
     assert_eq!(two.stop().await.code, Some(0));

@@ -75,9 +75,9 @@ async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     // No call fails meanwhile.
     sees(&caller, "greeter.leasehold", &["two"]).await;
     assert_eq!(two.stop().await.code, Some(0));
-    let told = call(&caller, "greeter.leasehold").await;
-    assert_eq!(told.0, "failed");
-    assert!(told.1.contains("no node is registered as greeter, under /greeter/ (seed)"), "{}", told.1);
+    let failed = call(&caller, "greeter.leasehold").await;
+    assert_eq!(failed.0, "failed");
+    assert!(failed.1.contains("no node is registered as greeter, under /greeter/ (seed)"), "{}", failed.1);
     assert_eq!(caller.stop().await.code, Some(0));
 }
 

@@ -94,7 +94,7 @@ async fn drained_clients_are_sent_elsewhere_and_served_until_then() {
     let said = loop {
         match over_http1.get(&url).await {
             (200, None) => assert!(seen.elapsed() < Duration::from_secs(1), "it was not asked to go elsewhere"),
-            asked => break asked,
+            outcome => break outcome,
         }
     };
     assert_eq!(said, (200, Some("close".to_owned())));

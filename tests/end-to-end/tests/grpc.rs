@@ -200,7 +200,7 @@ async fn an_abandoned_instance_ends() {
         host.says(said).await;
         client.cancel(stream).await;
     }
-    let ended = |line: &&Value| line["message"] == "an instance ended: nobody waits for it any more";
+    let ended = |line: &&Value| line["message"] == "an instance ended: its client has left";
     wait_for("the instances end", SOON, async || host.log().iter().filter(ended).count() == 2).await;
     assert_eq!(get(&host.url("hostile")).await.status, 200);
     assert_eq!(host.stop().await.code, Some(0));

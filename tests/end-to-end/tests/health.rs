@@ -218,12 +218,12 @@ async fn health_a_few_failures_are_tolerated() {
 #[tokio::test]
 async fn health_grpc_services_are_checked_over_grpc() {
     let world = World::real().await;
-    let asked = |name: &str, component: &str| {
+    let probed = |name: &str, component: &str| {
         let health = json!({ "grpc": true, "interval": "200ms" });
         let changes = json!({ "register": "host", "health": health, "limits": { "start_timeout": "3s" } });
         with(service(name, component), changes)
     };
-    let services = [asked("grpc-greeter", "grpc-greeter"), asked("plain", "plain")];
+    let services = [probed("grpc-greeter", "grpc-greeter"), probed("plain", "plain")];
     let host = Host::ready(&with(config(&world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }))).await;
     world.stands(&format!("/grpc-greeter/{}", host.addr("grpc-greeter"))).await;
     assert_eq!(world.count().await, 1, "what does not speak gRPC is not announced");

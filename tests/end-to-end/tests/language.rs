@@ -1,4 +1,5 @@
-//! The language of CONTRIBUTING.md: doc comments, comments and pages in the words of the field, and links that lead to files.
+//! The language of CONTRIBUTING.md: doc comments, comments, messages, names and pages in the words of the field, and links that
+//! lead to files.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -10,11 +11,12 @@ use std::{
 
 use leasehold_end_to_end::{
     paths,
-    sources::{Source, sources},
+    sources::{Source, Token, sources, tokens},
 };
 
 /// First words of a clause without a noun, which do not open a doc comment.
-const HEADLESS: [&str; 8] = ["What", "Whether", "Who", "Whose", "Whoever", "How", "That", "Which"];
+const HEADLESS: [&str; 11] =
+    ["What", "Whether", "Who", "Whose", "Whoever", "How", "That", "Which", "Where", "When", "Why"];
 /// Words and phrases that stand in for the field's own terms.
 const VAGUE: [&str; 8] = ["asked", "told", "one that", "whoever", "somebody", "nobody", "such a one", "for ever"];
 
@@ -234,6 +236,72 @@ fn comments_use_the_terms_of_the_field() {
     }
 }
 
+/// Lines of the messages of a source that have vague words: its string literals.
+fn vague_literals(text: &str) -> Vec<usize> {
+    let literals = tokens(text).into_iter().filter_map(|(line, token)| match token {
+        Token::Literal(literal) => Some(words(&literal.replace("\\n", " "), line)),
+        Token::Word(_) => None,
+    });
+    literals.flat_map(|words| vague(&words)).collect()
+}
+
+/// Lines of the names of a source that have vague words.
+fn vague_names(text: &str) -> Vec<usize> {
+    let is_vague = |name: &str| {
+        let mut spaced = String::new();
+        for c in name.chars() {
+            if c.is_uppercase() && !spaced.ends_with(char::is_uppercase) {
+                spaced.push(' ');
+            }
+            spaced.push(if c == '_' { ' ' } else { c });
+        }
+        // Of the phrases some are good names: `one_that_was_left`.
+        let is_vague = |word: &str| VAGUE.contains(&word.to_lowercase().as_str());
+        spaced.replace("  ", " ").split(' ').any(is_vague)
+    };
+    let names = tokens(text).into_iter();
+    names.filter_map(|(line, token)| matches!(token, Token::Word(name) if is_vague(name)).then_some(line)).collect()
+}
+
+/// Lines of these sources that `find` returns, with their text.
+fn offenders(sources: impl IntoIterator<Item = Source>, find: fn(&str) -> Vec<usize>) -> Vec<String> {
+    let mut offenders = Vec::new();
+    for source in sources {
+        let text = |number: usize| source.text.lines().nth(number - 1).unwrap_or_default().trim();
+        let found = find(&source.text).into_iter();
+        offenders.extend(found.map(|number| format!("{}:{number}: {}", source.path, text(number))));
+    }
+    offenders
+}
+
+#[test]
+fn messages_use_the_terms_of_the_field() {
+    let mut all = sources("host");
+    all.retain(|source| source.path.contains("/src/"));
+    let found = offenders(all, vague_literals);
+    assert!(found.is_empty(), "these messages are vague ({}):\n{}", VAGUE.join(", "), found.join("\n"));
+}
+
+#[test]
+fn names_use_the_terms_of_the_field() {
+    let found = offenders(["host", "tests", "guest-example"].into_iter().flat_map(sources), vague_names);
+    assert!(found.is_empty(), "these names are vague ({}):\n{}", VAGUE.join(", "), found.join("\n"));
+}
+
+#[test]
+fn comments_of_manifests_use_the_terms_of_the_field() {
+    let members = ["registrar", "plugin", "artifacts", "runner"].map(|member| format!("host/{member}/Cargo.toml"));
+    let tests = ["end-to-end", "scenarios", "bench"].map(|member| format!("tests/{member}/Cargo.toml"));
+    let all = ["Cargo.toml", "Makefile", "deny.toml", "clippy.toml", "host/clippy.toml"].map(str::to_owned);
+    for file in all.into_iter().chain(members).chain(tests) {
+        let text = read(&file);
+        let comments = text.lines().zip(1..).filter_map(|(line, number)| Some((line.split_once('#')?.1, number)));
+        let words: Vec<_> = comments.flat_map(|(comment, number)| words(comment, number)).collect();
+        let lines: Vec<_> = vague(&words).into_iter().map(|number| text.lines().nth(number - 1).unwrap()).collect();
+        assert!(lines.is_empty(), "{file} has vague words ({}):\n{}", VAGUE.join(", "), lines.join("\n"));
+    }
+}
+
 #[test]
 fn pages_use_the_terms_of_the_field() {
     for page in all_pages() {
@@ -260,6 +328,30 @@ fn relative_links_lead_to_files_and_headings() {
         }
     }
     assert!(broken.is_empty(), "these links lead nowhere:\n{}", broken.join("\n"));
+}
+
+/// Paths of the workspace between backticks, with their lines.
+fn named_paths(text: &str) -> Vec<(&str, usize)> {
+    let is_path = |code: &&str| {
+        let is_part = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+        let folders = ["host/", "tests/", "docs/", "scripts/", "guest-example/", "fuzz/", "deploy/"];
+        folders.iter().any(|folder| code.starts_with(folder)) && code.chars().all(is_part)
+    };
+    let mut paths = Vec::new();
+    for (line, number) in prose(text) {
+        paths.extend(line.split('`').skip(1).step_by(2).filter(is_path).map(|path| (path, number)));
+    }
+    paths
+}
+
+#[test]
+fn paths_that_pages_for_developers_name_exist() {
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        let text = read(page);
+        let named = named_paths(&text).into_iter();
+        let missing: Vec<_> = named.filter(|(path, _)| !paths::workspace().join(path).exists()).collect();
+        assert!(missing.is_empty(), "{page} names paths that are not there: {missing:?}");
+    }
 }
 
 #[test]
@@ -297,6 +389,14 @@ fn a_comment_block_counts_once_and_a_phrase_may_span_lines() {
     assert_eq!(vague(&comment_words(&behind)), [1]);
     let url = "let url = \"http://a\";";
     assert!(comment_words(url).is_empty());
+}
+
+#[test]
+fn messages_and_names_are_counted_apart() {
+    let code = "fn asked() {\n    // told\n    let is_told = \"\\nnobody\";\n    struct ForNobodyElse;\n}";
+    assert_eq!(vague_literals(code), [3]);
+    assert_eq!(vague_names(code), [1, 3, 4]);
+    assert!(vague_names("tolds untold one_that").is_empty());
 }
 
 #[test]

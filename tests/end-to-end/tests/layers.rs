@@ -1,96 +1,48 @@
 //! The layers of each crate: folders import downward only, and no files import one another in a circle.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
-use leasehold_end_to_end::sources::{Source, sources};
+use leasehold_end_to_end::{
+    paths,
+    sources::{Source, sources},
+};
 
-/// Folders and top-level files of each crate, from the top down. Each may import those below it. ARCHITECTURE.md shows the
-/// same table.
-const LAYERS: [(&str, &[&str]); 4] = [
-    (
-        "host/runner",
-        &[
-            "main",
-            "bin",
-            "fuzz",
-            "commands",
-            "admin",
-            "cli",
-            "service",
-            "inbound",
-            "wasm",
-            "outbound",
-            "telemetry",
-            "rejection",
-            "grpc",
-            "connect",
-            "config",
-            "rt",
-            "process",
-            "error",
-        ],
-    ),
-    (
-        "host/plugin",
-        &[
-            "lib",
-            "fuzz",
-            "lifecycle",
-            "host",
-            "convert",
-            "context",
-            "watch",
-            "lookups",
-            "policy",
-            "bindings",
-            "handle",
-            "registration",
-            "failures",
-            "error",
-            "budget",
-            "once_map",
-        ],
-    ),
-    ("host/artifacts", &["lib", "push", "pull", "store", "signature", "manifest", "registry", "reference", "error"]),
-    (
-        "host/registrar",
-        &[
-            "lib",
-            "fuzz",
-            "registrar",
-            "placement",
-            "registration",
-            "discovery",
-            "lease",
-            "status",
-            "faults",
-            "error",
-            "etcd",
-            "options",
-            "weight",
-            "layout",
-            "node",
-            "lease_id",
-            "sim",
-            "source",
-            "timers",
-            "backoff",
-        ],
-    ),
-];
+/// Beginning of the table of layers in ARCHITECTURE.md: the first two columns.
+const TABLE: &str = "| `host/runner` | `host/plugin` |";
 
-/// The file's module path below `src`, such as `inbound::dispatch`; empty for the root.
-fn module(source: &Source) -> String {
-    let (_, path) = source.path.split_once("/src/").expect("a source is below src");
-    let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
-    if matches!(path, "main" | "lib") { String::new() } else { path.replace('/', "::") }
+/// Folders and top-level files of each crate, from the top down, as the table of layers in ARCHITECTURE.md has them. Each
+/// may import those below it.
+fn layers() -> Vec<(String, Vec<String>)> {
+    let page = fs::read_to_string(paths::workspace().join("ARCHITECTURE.md")).expect("the page is there");
+    let cells = |line: &str| -> Vec<String> {
+        let row = line.trim().trim_start_matches('|').trim_end_matches('|');
+        row.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+    };
+    let mut rows = page.lines().skip_while(|line| !line.starts_with(TABLE));
+    let crates = cells(rows.next().expect("ARCHITECTURE.md has the table of layers"));
+    let mut layers: Vec<_> = crates.into_iter().map(|name| (name, Vec::new())).collect();
+    for row in rows.skip(1).take_while(|row| row.starts_with('|')) {
+        for ((_, column), layer) in layers.iter_mut().zip(cells(row)) {
+            if !layer.is_empty() {
+                column.push(layer);
+            }
+        }
+    }
+    layers
+}
+
+/// Returns true for a file of unit tests.
+fn is_test(source: &Source) -> bool {
+    source.path.ends_with("tests.rs") || source.path.contains("/tests/")
 }
 
 /// Each module of a crate with the modules that it imports.
 fn arrows(krate: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let all: Vec<_> =
-        sources(&format!("{krate}/src")).into_iter().filter(|source| !source.path.ends_with("tests.rs")).collect();
-    let modules: BTreeSet<_> = all.iter().map(module).collect();
+    let all: Vec<_> = sources(&format!("{krate}/src")).into_iter().filter(|source| !is_test(source)).collect();
+    let modules: BTreeSet<_> = all.iter().map(Source::module).collect();
     let target = |path: &str| {
         let mut path = path;
         loop {
@@ -101,7 +53,7 @@ fn arrows(krate: &str) -> BTreeMap<String, BTreeSet<String>> {
         }
     };
     let arrows = all.iter().map(|source| {
-        let from = module(source);
+        let from = source.module();
         let to = source
             .imports()
             .iter()
@@ -121,13 +73,13 @@ fn folder(module: &str, root: &str) -> String {
 #[test]
 fn folders_import_downward_only() {
     let mut upward = Vec::new();
-    for (krate, layers) in LAYERS {
+    for (krate, layers) in layers() {
         let level = |folder: &str| {
             layers.iter().position(|layer| *layer == folder).unwrap_or_else(|| panic!("{krate}: {folder} has no layer"))
         };
-        for (from, to) in arrows(krate) {
+        for (from, to) in arrows(&krate) {
             for to in to {
-                let (above, below) = (folder(&from, layers[0]), folder(&to, layers[0]));
+                let (above, below) = (folder(&from, &layers[0]), folder(&to, &layers[0]));
                 if level(&above) > level(&below) {
                     upward.push(format!("{krate}: {from} imports {to}"));
                 }
@@ -139,8 +91,8 @@ fn folders_import_downward_only() {
 
 #[test]
 fn no_files_import_one_another_in_a_circle() {
-    for (krate, _) in LAYERS {
-        let arrows = arrows(krate);
+    for (krate, _) in layers() {
+        let arrows = arrows(&krate);
         for start in arrows.keys() {
             let (mut reached, mut next) = (BTreeSet::new(), vec![start.clone()]);
             while let Some(at) = next.pop() {
@@ -152,5 +104,18 @@ fn no_files_import_one_another_in_a_circle() {
             }
             assert!(!reached.contains(start), "{krate}: {start} is in a circle of imports: {reached:?}");
         }
+    }
+}
+
+#[test]
+fn every_layer_is_a_folder_or_a_file() {
+    let all = layers();
+    assert_eq!(all.len(), 4, "{all:?}");
+    for (krate, layers) in all {
+        let root = layers[0].clone();
+        let there: BTreeSet<_> = arrows(&krate).keys().map(|module| folder(module, &root)).collect();
+        let named: BTreeSet<_> = layers.iter().cloned().collect();
+        assert_eq!(named.len(), layers.len(), "{krate}: a layer is named twice");
+        assert_eq!(named, there, "{krate}: the table of layers in ARCHITECTURE.md");
     }
 }

@@ -37,7 +37,7 @@ async fn connect(host: &Host, service: &str) -> TcpStream {
 }
 
 /// Bytes from the host until it closes the connection.
-async fn told(stream: &mut TcpStream) -> String {
+async fn received(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let ended = timeout(SOON, stream.read_to_end(&mut text)).await.expect("the host closes the connection");
     let _ = ended; // A reset is an end, too.
@@ -63,7 +63,7 @@ async fn limits_connections_beyond_the_limit_wait() {
     let early = timeout(Duration::from_secs(1), third.read(&mut byte)).await;
     assert!(early.is_err(), "it was answered beside two others");
     drop(first);
-    assert!(told(&mut third).await.starts_with("HTTP/1.0 200"));
+    assert!(received(&mut third).await.starts_with("HTTP/1.0 200"));
     drop(second);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -75,15 +75,15 @@ async fn limits_headers_and_bodies_that_are_too_large_are_refused() {
     let host = Host::of(&world, [with(plain_p3(), limits)]).await;
     let url = format!("{}echo", host.url("plain-p3"));
     for protocol in BOTH {
-        let asked =
+        let path =
             |size: usize| Request::get(&url).header("x-large", "x".repeat(size)).body(Empty::<Bytes>::new()).unwrap();
         let version = |mut request: Request<_>| {
             *request.version_mut() = if protocol == Protocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
             request
         };
-        let small = client(protocol).request(version(asked(8 << 10))).await.unwrap();
+        let small = client(protocol).request(version(path(8 << 10))).await.unwrap();
         assert_eq!(small.status(), 200, "{protocol:?}");
-        let large = client(protocol).request(version(asked(32 << 10))).await.unwrap();
+        let large = client(protocol).request(version(path(32 << 10))).await.unwrap();
         assert_eq!(large.status(), 431, "{protocol:?}");
 
         let body = |size: usize| Full::new(Bytes::from(vec![b'x'; size]));
@@ -192,12 +192,12 @@ async fn limits_requests_that_are_not_http_get_an_error() {
     for nonsense in ["NONSENSE\r\n\r\n", "GET / HTTP/1.1\r\nhost here\r\n\r\n", "\0\0\0\0\r\n\r\n"] {
         let mut stream = connect(&host, "hostile").await;
         stream.write_all(nonsense.as_bytes()).await.unwrap();
-        let said = told(&mut stream).await;
+        let said = received(&mut stream).await;
         assert!(said.starts_with("HTTP/1.1 400"), "{nonsense:?}: {said:?}");
     }
     let mut stream = connect(&host, "hostile").await;
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense, and more of it").await.unwrap();
-    told(&mut stream).await;
+    received(&mut stream).await;
     assert_eq!(get(&host.url("hostile")).await.status, 200);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -214,7 +214,7 @@ async fn limits_client_errors_are_no_failures_of_the_component() {
     for (line, named) in hosts.map(|named| (get_it, named)).into_iter().chain([tunnel]) {
         let mut stream = connect(&host, "hostile").await;
         stream.write_all(&[line, named, b"connection: close\r\n\r\n"].concat()).await.unwrap();
-        let said = told(&mut stream).await;
+        let said = received(&mut stream).await;
         assert!(said.starts_with("HTTP/1.1 400"), "{}: {said:?}", named.escape_ascii());
     }
     let half = b"POST /read HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nhalf";
@@ -223,13 +223,13 @@ async fn limits_client_errors_are_no_failures_of_the_component() {
         let mut stream = connect(&host, "hostile").await;
         stream.write_all(broken).await.unwrap();
         stream.shutdown().await.unwrap();
-        let said = told(&mut stream).await;
+        let said = received(&mut stream).await;
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 400"), "{}: {said:?}", broken.escape_ascii());
     }
     let mut stream = connect(&host, "hostile").await;
     let whole = b"POST http://here/read HTTP/1.1\r\nconnection: close\r\ncontent-length: 5\r\n\r\nwhole";
     stream.write_all(whole).await.unwrap();
-    let said = told(&mut stream).await;
+    let said = received(&mut stream).await;
     assert!(said.starts_with("HTTP/1.1 200") && said.contains("\r\n5"), "{said}");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     for counted in ["reason=\"component_failed\"} 0", "reason=\"no_host\"} 6"] {
@@ -245,12 +245,12 @@ async fn limits_clients_that_send_nothing_or_half_are_cut() {
     for begun in ["", "PRI * HTT", "GET / HTTP/1.1\r\nhost: he"] {
         let mut stream = connect(&host, "hostile").await;
         stream.write_all(begun.as_bytes()).await.unwrap();
-        told(&mut stream).await;
+        received(&mut stream).await;
     }
     // An idle connection after a request.
     let mut stream = connect(&host, "hostile").await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
-    assert!(told(&mut stream).await.contains("hostile\n"));
+    assert!(received(&mut stream).await.contains("hostile\n"));
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -279,7 +279,7 @@ async fn limits_a_missing_body_is_awaited_for_the_request_timeout() {
             .await;
     let mut stream = connect(&host, "plain-p3").await;
     stream.write_all(b"POST /echo HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
-    told(&mut stream).await;
+    received(&mut stream).await;
     assert_eq!(get(&host.url("plain-p3")).await.status, 200);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -367,7 +367,7 @@ async fn limits_an_instance_serves_concurrent_requests_up_to_its_limit() {
     let limits = json!({ "allow": { "outbound": [addr] }, "limits": { "instance_concurrency": 2 } });
     let host = Host::of(&world, [with(plain_p3(), limits)]).await;
     let url = format!("{}relay/{addr}/", host.url("plain-p3"));
-    let asked: Vec<_> = (0..12)
+    let requests: Vec<_> = (0..12)
         .map(|_| {
             tokio::spawn({
                 let url = url.clone();
@@ -376,8 +376,8 @@ async fn limits_an_instance_serves_concurrent_requests_up_to_its_limit() {
         })
         .collect();
     let mut most = 0;
-    for asked in asked {
-        let answer = asked.await.unwrap();
+    for request in requests {
+        let answer = request.await.unwrap();
         // The number of requests in the instance when this request arrived.
         let (status, inside) = answer.body.trim().split_once(' ').unwrap();
         assert_eq!(status, "204", "{answer:?}");
@@ -425,9 +425,10 @@ async fn limits_a_trap_is_one_line_that_names_its_request() {
     for (service, path) in [("hostile", "act/trap?secret"), ("plain-p3", "fail")] {
         assert_eq!(get(&format!("{}{path}", host.url(service))).await.status, 500);
         assert_eq!(get(&host.url(service)).await.status, 200);
-        let told = || messages(&host, "WARN").into_iter().filter(|line| line["service"] == service).collect::<Vec<_>>();
-        wait_for("it is logged", SOON, async || !told().is_empty()).await;
-        let [line] = &told()[..] else { panic!("{:?}", told()) };
+        let warnings =
+            || messages(&host, "WARN").into_iter().filter(|line| line["service"] == service).collect::<Vec<_>>();
+        wait_for("it is logged", SOON, async || !warnings().is_empty()).await;
+        let [line] = &warnings()[..] else { panic!("{:?}", warnings()) };
         assert!(line["message"].as_str().unwrap().starts_with("an instance ended: wasm trap: "), "{line}");
         assert_eq!(line["request"], format!("GET /{}", path.trim_end_matches("?secret")), "{line}");
     }
@@ -470,8 +471,11 @@ async fn limits_a_component_that_answers_once_an_instance_is_not_reused() {
     for _ in 0..20 {
         assert_eq!(get(&url).await.status, 200);
     }
-    let told = messages(&host, "WARN").into_iter();
-    assert_eq!(told.filter(|line| line["message"].as_str().unwrap().contains("limits.instance_requests")).count(), 1);
+    let warnings = messages(&host, "WARN").into_iter();
+    assert_eq!(
+        warnings.filter(|line| line["message"].as_str().unwrap().contains("limits.instance_requests")).count(),
+        1
+    );
     assert_eq!(world.stands(&key).await, before);
     assert_eq!(host.stop().await.code, Some(0));
 }

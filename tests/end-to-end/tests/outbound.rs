@@ -54,13 +54,13 @@ async fn a_component_has_a_bounded_number_of_outgoing_requests() {
     let limits = json!({ "limits": { "outgoing": 2 } });
     let host = limited_host(&world, &json!({ "outbound": [greets, mute] }), limits).await;
     let fan = async |authority: &str| {
-        let told = get(&format!("{}fan/4/{authority}", host.url("caller"))).await.json();
-        told.as_array().unwrap().iter().map(|told| told.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        let outcomes = get(&format!("{}fan/4/{authority}", host.url("caller"))).await.json();
+        outcomes.as_array().unwrap().iter().map(|outcomes| outcomes.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    let told = fan(&mute).await;
-    let limited = told.iter().filter(|told| told.contains("ConnectionLimitReached")).count();
-    assert_eq!(limited, 2, "{told:?}");
-    assert_eq!(told.iter().filter(|told| told.contains("Timeout")).count(), 2, "{told:?}");
+    let outcomes = fan(&mute).await;
+    let limited = outcomes.iter().filter(|outcomes| outcomes.contains("ConnectionLimitReached")).count();
+    assert_eq!(limited, 2, "{outcomes:?}");
+    assert_eq!(outcomes.iter().filter(|outcomes| outcomes.contains("Timeout")).count(), 2, "{outcomes:?}");
     assert_eq!(fan(&greets).await, ["it is me"; 4], "places become free");
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
     assert!(metrics.contains("kind=\"outgoing_limit\"} 2"), "{metrics}");
@@ -182,12 +182,12 @@ async fn a_denial_is_logged_once_with_the_entry_that_would_permit_it() {
         assert_eq!(line["service"], "caller", "{line}");
         assert_eq!(line["request_id"].as_str().map(str::len), Some(32), "{line}");
         let starts = format!("denied a request to {authority}");
-        let told = host
+        let count = host
             .log()
             .iter()
             .filter(|line| line["message"].as_str().is_some_and(|said| said.starts_with(&starts)))
             .count();
-        assert_eq!(told, 1, "{authority}");
+        assert_eq!(count, 1, "{authority}");
     }
     let mut strict = self::host(&world, &json!({})).await;
     for (authority, cure) in
@@ -220,21 +220,21 @@ async fn connections_are_reused_and_closed_ones_cost_no_request() {
 #[tokio::test]
 async fn a_component_gets_the_reason_why_a_host_does_not_respond() {
     let world = World::real().await;
-    let nobody = {
+    let closed = {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         listener.local_addr().unwrap().to_string()
     };
     let ((plain, _), (silent, _)) = (server(usize::MAX).await, server(0).await);
     let [plain, silent] = [plain, silent].map(|addr| addr.to_string());
     let unknown = "nobody.invalid".to_owned();
-    let host = host(&world, &json!({ "outbound": [nobody, plain, silent, unknown] })).await;
-    fails(&host, "call", &nobody, "ConnectionRefused").await;
+    let host = host(&world, &json!({ "outbound": [closed, plain, silent, unknown] })).await;
+    fails(&host, "call", &closed, "ConnectionRefused").await;
     fails(&host, "call", &unknown, "DnsError").await;
     fails(&host, "call", &silent, "ConnectionTerminated").await;
     fails(&host, "secure", &plain, "TlsProtocolError").await;
     fails(&host, "call", "example.com", "HttpRequestDenied").await;
     let metrics = get(&format!("{}metrics", host.admin())).await.body;
-    for counted in [format!(r#"target="{nobody}",result="failed"}} 1"#), r#"kind="outgoing_denied"} 1"#.to_owned()] {
+    for counted in [format!(r#"target="{closed}",result="failed"}} 1"#), r#"kind="outgoing_denied"} 1"#.to_owned()] {
         assert!(metrics.contains(&counted), "{counted} in {metrics}");
     }
 }

@@ -81,7 +81,7 @@ async fn own_listener_of_a_program_that_reads_stdin_completes_its_requests() {
     let patient = json!({ "limits": { "drain_timeout": "60s" } });
     let host = host(&world, [with(program("polite"), patient)]).await;
     let (addr, key, begun) = (host.addr("program"), key(&host), Instant::now());
-    let asked = begin(&format!("{}slow", url(&host))).await;
+    let pending = begin(&format!("{}slow", url(&host))).await;
     host.signal("TERM");
     // From here on the host accepts no further connection; the key is deleted before.
     wait_for("it takes nobody any more", SOON, async || {
@@ -89,7 +89,7 @@ async fn own_listener_of_a_program_that_reads_stdin_completes_its_requests() {
     })
     .await;
     assert_eq!(world.get(&key).await, None, "it was gone first");
-    assert_eq!(asked.answer().await.expect("it was asked before").body, "hello\n");
+    assert_eq!(pending.answer().await.expect("it was asked before").body, "hello\n");
     let ended = host.ends().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(!ended.wrote("cut off"), "{ended:?}");
@@ -127,8 +127,8 @@ async fn own_listener_has_a_connection_limit_that_does_not_trap() {
         for _ in 0..40 {
             silent.push(TcpStream::connect(&addr).await.expect("the kernel takes it"));
         }
-        let asked = timeout(Duration::from_secs(1), get_over(Protocol::Http1, &format!("http://{addr}/"))).await;
-        assert!(asked.is_err(), "{service} took more than it may: {asked:?}");
+        let outcome = timeout(Duration::from_secs(1), get_over(Protocol::Http1, &format!("http://{addr}/"))).await;
+        assert!(outcome.is_err(), "{service} took more than it may: {outcome:?}");
         drop(silent);
         for _ in 0..20 {
             assert_eq!(get(&format!("http://{addr}/")).await.body, "hello\n", "{service}");
@@ -273,18 +273,18 @@ async fn own_listener_of_a_program_that_spins_costs_no_neighbour_and_no_lease() 
 #[tokio::test]
 async fn own_listener_has_health_checks() {
     let world = World::real().await;
-    let asked = |path: &str| {
+    let probed = |path: &str| {
         let health = json!({ "path": path, "interval": "100ms", "rise": 1, "fall": 2, "timeout": "500ms" });
         with(program("serve"), json!({ "health": health, "limits": { "start_timeout": "2s" } }))
     };
-    let mut host = host(&world, [asked("/slow")]).await;
+    let mut host = host(&world, [probed("/slow")]).await;
     let why = "it is withdrawn: its health check has not passed yet";
     let said = get(&format!("{}readyz", host.admin())).await.body;
     assert_eq!(said, format!("not ready\nprogram: {why}: no answer within 500ms\n"));
     assert_eq!(world.count().await, 0);
     host.signal("TERM");
     assert_eq!(host.ends().await.code, Some(0));
-    host = self::host(&world, [asked("/")]).await;
+    host = self::host(&world, [probed("/")]).await;
     world.stands(&key(&host)).await;
     // The program serves one connection after the other, so a silent connection blocks the probe.
     let stuck = TcpStream::connect(host.addr("program")).await.expect("it listens");

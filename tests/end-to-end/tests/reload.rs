@@ -89,8 +89,8 @@ async fn reload_under_load_fails_no_request_and_leaves_the_key_alone() {
         component.becomes_component(name);
         let ended = reload(&host, &[]).await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        let told = format!("~ plain on {}, new component\n1 service stays as it is\n", host.addr("plain"));
-        assert_eq!(ended.stdout, told);
+        let expected = format!("~ plain on {}, new component\n1 service stays as it is\n", host.addr("plain"));
+        assert_eq!(ended.stdout, expected);
         assert_eq!(get(&host.url("plain")).await.body, answer);
         for follower in [&follower, &grpc] {
             let so_far = follower.answered();
@@ -208,12 +208,12 @@ async fn reload_of_a_service_that_is_full_delays_requests_and_fails_none() {
             async || get(&metrics).await.body.lines().any(|line| line.strip_suffix(".0").unwrap_or(line) == sample);
         wait_for("so many requests are in flight", SOON, counted).await;
     };
-    let mut asked: Vec<_> = (0..BUSY).map(|_| call()).collect();
+    let mut pending: Vec<_> = (0..BUSY).map(|_| call()).collect();
     within(BUSY).await;
     assert_eq!(reload(&host, &[]).await.code, Some(0), "it waits for no request of the former version");
     // The queue is full, including the health check.
-    asked.extend((1..BUSY).map(|_| call()));
-    for answer in asked {
+    pending.extend((1..BUSY).map(|_| call()));
+    for answer in pending {
         let answer = answer.await.expect("it does not panic");
         assert_eq!((answer.status, &answer.json()["text"]), (200, &json!("slow")), "{answer:?}");
     }

@@ -47,8 +47,8 @@ fn is_answered(outcome: &Outcome, text: &str) {
 /// The messages that warn, and what the component says of its own.
 fn warnings(host: &Host) -> Vec<String> {
     let log = host.log();
-    let told = log.iter().filter(|line| line["level"] == "WARN" || line.to_string().contains("panicked"));
-    told.map(Value::to_string).collect()
+    let warnings = log.iter().filter(|line| line["level"] == "WARN" || line.to_string().contains("panicked"));
+    warnings.map(Value::to_string).collect()
 }
 
 #[tokio::test]
@@ -61,8 +61,8 @@ async fn an_authority_may_be_percent_encoded() {
     {
         let addr = host.addr(name);
         let get = format!("GET {path} HTTP/1.1\r\nhost: {ENCODED}\r\nconnection: close\r\n\r\n");
-        let told = exchange(&addr, get.as_bytes(), false).await;
-        assert!(told.starts_with("HTTP/1.1 200") && told.contains(text.trim()), "{name}: {told}");
+        let response = exchange(&addr, get.as_bytes(), false).await;
+        assert!(response.starts_with("HTTP/1.1 200") && response.contains(text.trim()), "{name}: {response}");
         let mut connection = Connection::open(&addr).await;
         // Not inserted, inserted, and by its index.
         let forms = [field(":authority", ENCODED), authority(ENCODED), vec![0xbe], field("host", ENCODED)];
@@ -148,12 +148,12 @@ async fn a_malformed_target_is_refused_before_the_component() {
     for name in ["plain", "plain-p3"] {
         for target in ["GET foo", "GET foo:80", "GET x:", "POST foo", "GET *", "GET ?", "GET ?a=b", "GET /a b"] {
             let request = format!("{target} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n");
-            let told = exchange(&host.addr(name), request.as_bytes(), false).await;
-            assert!(told.starts_with("HTTP/1.1 400"), "{name} {target}: {told}");
+            let response = exchange(&host.addr(name), request.as_bytes(), false).await;
+            assert!(response.starts_with("HTTP/1.1 400"), "{name} {target}: {response}");
         }
-        let told =
+        let response =
             exchange(&host.addr(name), b"OPTIONS * HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n", false).await;
-        assert!(told.starts_with("HTTP/1.1 200"), "{name}: {told}");
+        assert!(response.starts_with("HTTP/1.1 200"), "{name}: {response}");
         let mut connection = Connection::open(&host.addr(name)).await;
         for path in ["*", "?a=b"] {
             let outcome = connection.ask(&request(path, &field(":authority", "here"))).await;
@@ -176,10 +176,10 @@ async fn what_old_clients_leave_out_is_made_up_for() {
     let host = Host::of(&world, [raw(), plain_p3()]).await;
     for name in ["raw", "plain-p3"] {
         let addr = host.addr(name);
-        let told = exchange(&addr, b"GET /authority HTTP/1.0\r\n\r\n", false).await;
-        assert!(told.starts_with("HTTP/1.0 200") && told.contains(&addr), "{told}");
-        let told = exchange(&addr, b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", false).await;
-        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
+        let response = exchange(&addr, b"GET /authority HTTP/1.0\r\n\r\n", false).await;
+        assert!(response.starts_with("HTTP/1.0 200") && response.contains(&addr), "{response}");
+        let response = exchange(&addr, b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", false).await;
+        assert!(response.starts_with("HTTP/1.1 400"), "{response}");
     }
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -190,8 +190,8 @@ async fn a_body_whose_coding_is_unknown_is_not_implemented() {
     let host = Host::of(&world, [plain_p3()]).await;
     for codings in ["transfer-encoding: gzip, chunked", "transfer-encoding: gzip\r\ntransfer-encoding: chunked"] {
         let request = format!("POST /echo HTTP/1.1\r\nhost: here\r\n{codings}\r\n\r\n5\r\nwhole\r\n0\r\n\r\n");
-        let told = exchange(&host.addr("plain-p3"), request.as_bytes(), false).await;
-        assert!(told.starts_with("HTTP/1.1 501") && told.contains("connection: close"), "{told}");
+        let response = exchange(&host.addr("plain-p3"), request.as_bytes(), false).await;
+        assert!(response.starts_with("HTTP/1.1 501") && response.contains("connection: close"), "{response}");
     }
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -201,8 +201,8 @@ async fn a_body_that_breaks_off_closes_its_connection_and_says_so() {
     let world = World::real().await;
     let host = Host::of(&world, [with(service("hostile", "hostile"), json!({ "register": "host" }))]).await;
     let request = b"POST /read HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n";
-    let told = exchange(&host.addr("hostile"), request, false).await;
-    assert!(told.starts_with("HTTP/1.1 400") && told.contains("connection: close"), "{told}");
+    let response = exchange(&host.addr("hostile"), request, false).await;
+    assert!(response.starts_with("HTTP/1.1 400") && response.contains("connection: close"), "{response}");
     assert_eq!(warnings(&host), [""; 0]);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -223,16 +223,16 @@ async fn a_client_that_says_no_more_is_answered() {
     ];
     for (addr, line, text) in cases {
         for _ in 0..if text == "hello" { 5 } else { 20 } {
-            let told = exchange(addr, format!("{line} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes(), true).await;
-            assert!(told.starts_with("HTTP/1.1 200") && told.contains(text), "{line}: {told}");
+            let response = exchange(addr, format!("{line} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes(), true).await;
+            assert!(response.starts_with("HTTP/1.1 200") && response.contains(text), "{line}: {response}");
         }
     }
     // A client that sends two requests before it closes its side.
     let twice = "GET /slow HTTP/1.1\r\nhost: here\r\n\r\n".repeat(2);
     assert_eq!(exchange(&raw, twice.as_bytes(), true).await.matches("HTTP/1.1 200").count(), 2);
     let whole = b"POST /pass HTTP/1.1\r\nhost: here\r\ncontent-length: 5\r\n\r\nwhole";
-    let told = exchange(&plain_p3, whole, true).await;
-    assert!(told.starts_with("HTTP/1.1 200") && told.contains("whole"), "{told}");
+    let response = exchange(&plain_p3, whole, true).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("whole"), "{response}");
     assert_eq!(warnings(&host), [""; 0]);
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -287,8 +287,8 @@ async fn a_missing_response_has_its_reason() {
         ("/status/103", "the component answered 103, which is no final response"),
     ];
     for (path, _) in cases {
-        let told = get(&format!("{}{}", host.url("raw"), &path[1..])).await;
-        assert_eq!((told.status, told.body.as_str()), (500, "the service failed\n"), "{path}");
+        let response = get(&format!("{}{}", host.url("raw"), &path[1..])).await;
+        assert_eq!((response.status, response.body.as_str()), (500, "the service failed\n"), "{path}");
         let mut connection = Connection::open(&host.addr("raw")).await;
         let outcome = connection.ask(&request(path, &field(":authority", "here"))).await;
         assert_eq!(outcome.status(), "500", "{path}");
@@ -326,8 +326,8 @@ async fn half_a_request_with_an_end_behind_it_is_no_request() {
     let mut stream = TcpStream::connect(host.addr("raw")).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: he").await.unwrap();
     stream.shutdown().await.unwrap();
-    let mut told = String::new();
-    let _ = stream.read_to_string(&mut told).await;
-    assert!(told.is_empty() || told.starts_with("HTTP/1.1 400"), "{told}");
+    let mut response = String::new();
+    let _ = stream.read_to_string(&mut response).await;
+    assert!(response.is_empty() || response.starts_with("HTTP/1.1 400"), "{response}");
     assert_eq!(host.stop().await.code, Some(0));
 }

@@ -50,14 +50,14 @@ async fn a_small_response_has_its_length() {
     for name in ["plain", "plain-p3"] {
         for protocol in BOTH {
             let (client, uri) = (client(protocol), host.url(name).parse::<Uri>().unwrap());
-            let mut told = 0;
+            let mut sized = 0;
             for _ in 0..100 {
                 let answer = client.get(uri.clone()).await.unwrap();
-                told += usize::from(answer.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "6"));
+                sized += usize::from(answer.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "6"));
                 assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hello\n");
             }
             // The host does not wait for an instance that waits for a processor.
-            assert!(told >= 50, "{name} {protocol:?}: {told}");
+            assert!(sized >= 50, "{name} {protocol:?}: {sized}");
         }
     }
     assert_eq!(host.stop().await.code, Some(0));
@@ -145,9 +145,10 @@ async fn an_error_code_of_a_component_is_an_answer_with_the_status_of_its_case()
     let counted = |what: &str| metrics.lines().filter(|line| line.contains(what)).count();
     assert_eq!((counted("reason=\"error_code\"} 15"), counted("reason=\"component_failed\"} 0")), (2, 2), "{metrics}");
     let log = host.log();
-    let told = |line: &&Value| line["message"].as_str().is_some_and(|said| said.contains("returned an error code"));
-    let told: Vec<_> = log.iter().filter(told).collect();
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told.iter().all(|line| line["request"] == "GET /code/connection-refused"), "{told:?}");
+    let is_error_code =
+        |line: &&Value| line["message"].as_str().is_some_and(|said| said.contains("returned an error code"));
+    let logged: Vec<_> = log.iter().filter(is_error_code).collect();
+    assert_eq!(logged.len(), 2, "{logged:?}");
+    assert!(logged.iter().all(|line| line["request"] == "GET /code/connection-refused"), "{logged:?}");
     assert_eq!(host.stop().await.code, Some(0));
 }

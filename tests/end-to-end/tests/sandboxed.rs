@@ -43,7 +43,7 @@ async fn sandboxed_each_refusal_has_its_case_and_nothing_is_registered() {
     let world = World::real().await;
     let host = Host::of(&world, [hostile("hostile")]).await;
     for (name, case, start) in [
-        ("foreign-name", "access-denied", "name must be one that this component may publish"),
+        ("foreign-name", "access-denied", "name is not in this component's allow.names"),
         ("foreign-addr", "access-denied", "addr must be this component's own"),
         ("slash-in-name", "invalid-argument", "name must"),
         ("empty-name", "invalid-argument", "name must"),
@@ -53,13 +53,13 @@ async fn sandboxed_each_refusal_has_its_case_and_nothing_is_registered() {
         ("weight-0", "invalid-argument", "weight must"),
         ("weight-101", "invalid-argument", "weight must"),
         ("ttl-max", "invalid-argument", "ttl-seconds must be at most 3600"),
-        ("resolve-foreign", "access-denied", "name must be one that this component may look up"),
+        ("resolve-foreign", "access-denied", "name is not in this component's allow.discover"),
     ] {
-        let told = act(&host, name).await;
-        assert_eq!(told.0, case, "{name}: {told:?}");
-        assert!(told.1.starts_with(start), "{name}: {told:?}");
-        assert!(told.1.len() < 200, "{name}: {told:?}");
-        tells_nothing(&world, &told.1);
+        let outcome = act(&host, name).await;
+        assert_eq!(outcome.0, case, "{name}: {outcome:?}");
+        assert!(outcome.1.starts_with(start), "{name}: {outcome:?}");
+        assert!(outcome.1.len() < 200, "{name}: {outcome:?}");
+        tells_nothing(&world, &outcome.1);
         assert_eq!(world.count().await, 0, "{name}");
     }
     assert!(world.leases().await.is_empty());
@@ -70,8 +70,11 @@ async fn sandboxed_each_refusal_has_its_case_and_nothing_is_registered() {
 async fn sandboxed_a_thousand_registrations_end_at_the_quota_and_all_go() {
     let world = World::real().await;
     let host = Host::of(&world, [hostile("hostile")]).await;
-    let told = act(&host, "thousand").await;
-    assert_eq!(told, ("quota-exceeded".to_owned(), "this component may have 100 registrations at a time".to_owned()));
+    let outcome = act(&host, "thousand").await;
+    assert_eq!(
+        outcome,
+        ("quota-exceeded".to_owned(), "this component may have 100 registrations at a time".to_owned())
+    );
     assert_eq!(world.count().await, 100);
     // Its existing registrations stay.
     assert_eq!(act(&host, "foreign-name").await.0, "access-denied");
@@ -84,9 +87,12 @@ async fn sandboxed_a_thousand_registrations_end_at_the_quota_and_all_go() {
 async fn sandboxed_registering_and_stopping_in_a_loop_ends_at_the_quota() {
     let world = World::real().await;
     let host = Host::of(&world, [hostile("hostile")]).await;
-    let told = act(&host, "churn").await;
-    assert_eq!(told.0, "quota-exceeded", "{told:?}");
-    assert!(told.1.starts_with("this component may register 200 times at once, and once in 1s after that"), "{told:?}");
+    let outcome = act(&host, "churn").await;
+    assert_eq!(outcome.0, "quota-exceeded", "{outcome:?}");
+    assert!(
+        outcome.1.starts_with("this component may register 200 times at once, and once in 1s after that"),
+        "{outcome:?}"
+    );
     // Each has come and gone; a slow machine earns some more meanwhile.
     let writes = world.revision().await;
     assert!((400..800).contains(&writes), "{writes}");
@@ -115,10 +121,10 @@ async fn sandboxed_a_thousand_lookups_of_unknown_names_leave_little_behind() {
     assert_eq!(followed().await, 128);
     let more = host.resident_bytes().saturating_sub(before);
     assert!(more < 48 << 20, "{} MiB more", more >> 20);
-    let told = act(&host, "lookups/2000").await;
-    assert_eq!(told.0, "quota-exceeded", "{told:?}");
-    assert!(told.1.starts_with("this component may look up 1000 other services at once"), "{told:?}");
-    tells_nothing(&world, &told.1);
+    let outcome = act(&host, "lookups/2000").await;
+    assert_eq!(outcome.0, "quota-exceeded", "{outcome:?}");
+    assert!(outcome.1.starts_with("this component may look up 1000 other services at once"), "{outcome:?}");
+    tells_nothing(&world, &outcome.1);
     wait_for("it may look up others again", SOON, async || act(&host, "resolve/another").await.0 == "ok").await;
     assert_eq!(host.stop().await.code, Some(0));
 }

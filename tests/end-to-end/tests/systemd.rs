@@ -58,7 +58,7 @@ async fn systemd_is_notified_of_the_start_the_life_and_the_end() {
 }
 
 #[tokio::test]
-async fn systemd_is_told_the_successor_of_a_host() {
+async fn systemd_learns_the_successor_of_a_host() {
     let world = World::real().await;
     let folder = TempDir::with_prefix("leasehold-systemd-").expect("a temporary directory");
     let path = folder.path().join("notify");

@@ -125,8 +125,8 @@ async fn a_client_gets_the_protocol_that_it_offers() {
     let files = Files::of(&authority);
     let host = Host::of(&world, [secured(&files.tls())]).await;
     assert!(host.url("plain").starts_with("https://"), "{}", host.url("plain"));
-    for (asked, agreed) in [(&["h2", "http/1.1"][..], "h2"), (&["http/1.1"], "http/1.1"), (&[], "")] {
-        let stream = connect(&host, "plain", &authority, asked, None).await.unwrap();
+    for (offered, agreed) in [(&["h2", "http/1.1"][..], "h2"), (&["http/1.1"], "http/1.1"), (&[], "")] {
+        let stream = connect(&host, "plain", &authority, offered, None).await.unwrap();
         assert_eq!(get(stream).await.unwrap(), (agreed.to_owned(), "hello\n".to_owned()));
     }
     assert!(connect(&host, "plain", &authority, &["spdy/3"], None).await.is_err(), "no protocol in common");

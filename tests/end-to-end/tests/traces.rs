@@ -86,12 +86,12 @@ impl Span {
 /// A collector on loopback.
 struct Collector {
     addr: SocketAddr,
-    told: Arc<Mutex<Told>>,
+    received: Arc<Mutex<Received>>,
     _server: Ended,
 }
 
 #[derive(Default)]
-struct Told {
+struct Received {
     spans: Vec<Span>,
     token: Option<String>,
 }
@@ -105,7 +105,7 @@ impl Drop for Ended {
     }
 }
 
-struct Receiver(Arc<Mutex<Told>>);
+struct Receiver(Arc<Mutex<Received>>);
 
 #[tonic::async_trait]
 impl TraceService for Receiver {
@@ -113,13 +113,13 @@ impl TraceService for Receiver {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        let mut told = self.0.lock().unwrap();
-        told.token = request.metadata().get("x-token").map(|token| token.to_str().unwrap().to_owned());
+        let mut received = self.0.lock().unwrap();
+        received.token = request.metadata().get("x-token").map(|token| token.to_str().unwrap().to_owned());
         for resource in request.into_inner().resource_spans {
             let about = texts(resource.resource.unwrap().attributes);
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 let status = span.status.clone().unwrap_or_default();
-                told.spans.push(Span {
+                received.spans.push(Span {
                     service: about["service.name"].clone(),
                     resource: about.clone(),
                     kind: span.kind(),
@@ -159,16 +159,16 @@ impl Collector {
     async fn at(addr: SocketAddr, mut builder: Server) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let told = Arc::<Mutex<Told>>::default();
-        let service = TraceServiceServer::new(Receiver(Arc::clone(&told)));
+        let received = Arc::<Mutex<Received>>::default();
+        let service = TraceServiceServer::new(Receiver(Arc::clone(&received)));
         let server = tokio::spawn(async move {
             builder.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
-        Self { addr, told, _server: Ended(server) }
+        Self { addr, received, _server: Ended(server) }
     }
 
     fn spans(&self) -> Vec<Span> {
-        self.told.lock().unwrap().spans.clone()
+        self.received.lock().unwrap().spans.clone()
     }
 
     /// Waits for a span that fits.
@@ -224,16 +224,16 @@ async fn a_request_and_its_outgoing_requests_are_one_trace() {
     let greeted = |span: &Span| span.is("greeter", SpanKind::Server);
     let served = collector.span("the greeting", greeted).await;
     let sent = collector.span("the call", |span| span.id == served.parent).await;
-    let asked = collector.span("the request", |span| span.id == sent.parent).await;
+    let client = collector.span("the request", |span| span.id == sent.parent).await;
 
-    for span in [&served, &sent, &asked] {
+    for span in [&served, &sent, &client] {
         assert_eq!((span.name.as_str(), span.trace.as_str(), span.state.as_str()), ("GET", TRACE, "a=1"));
         assert_eq!((&span.error, span.events.is_empty()), (&None, true), "{span:#?}");
         span.has(&[("http.request.method", "GET"), ("http.response.status_code", "200")]);
         assert!(!format!("{span:?}").contains("secret"), "{span:#?}");
     }
-    assert!(asked.is("caller", SpanKind::Server) && asked.parent == PARENT, "{asked:#?}");
-    asked.has(&[
+    assert!(client.is("caller", SpanKind::Server) && client.parent == PARENT, "{client:#?}");
+    client.has(&[
         ("url.path", "/call/greeter.leasehold"),
         ("url.scheme", "http"),
         ("server.address", "127.0.0.1"),
@@ -254,8 +254,8 @@ async fn a_request_and_its_outgoing_requests_are_one_trace() {
     ask("GET", &format!("{url}call/greeter.leasehold"), &[("traceparent", &sampled(next))]).await;
     let second = collector.span("the next greeting", |span| greeted(span) && span.trace == next).await;
     let sent = collector.span("its call", |span| span.id == second.parent).await;
-    let asked = collector.span("its request", |span| span.id == sent.parent).await;
-    assert_eq!((asked.parent.as_str(), asked.trace.as_str()), (PARENT, next));
+    let client = collector.span("its request", |span| span.id == sent.parent).await;
+    assert_eq!((client.parent.as_str(), client.trace.as_str()), (PARENT, next));
     assert_eq!(served.resource["service.instance.id"], node);
     assert!(!served.resource.contains_key("service.version"));
     assert_eq!(here.stop().await.code, Some(0));
@@ -335,9 +335,9 @@ async fn concurrent_requests_in_one_instance_are_distinguished() {
     for number in 1..=6 {
         let served = collector.answer("there", &format!("/{number}")).await;
         let sent = collector.span("the request", |span| span.id == served.parent).await;
-        let asked = collector.answer("relay", &format!("/relay/{target}/{number}")).await;
+        let client = collector.answer("relay", &format!("/relay/{target}/{number}")).await;
         assert_eq!(served.trace, format!("{number:032x}"));
-        assert_eq!((sent.trace, sent.parent), (asked.trace, asked.id));
+        assert_eq!((sent.trace, sent.parent), (client.trace, client.id));
         assert_eq!(sent.attributes["url.full"], format!("http://{target}/{number}"));
     }
 }
@@ -360,8 +360,8 @@ async fn the_parent_that_a_component_sets_is_kept() {
     assert_eq!(answer.body, "200 1\n");
     let fits = |span: &Span| span.kind == SpanKind::Client && span.trace == TRACE;
     let sent = collector.span("the second request", fits).await;
-    let asked = collector.span("its answer", |span| span.id == sent.parent).await;
-    assert_eq!(asked.parent, PARENT);
+    let client = collector.span("its answer", |span| span.id == sent.parent).await;
+    assert_eq!(client.parent, PARENT);
 }
 
 #[tokio::test]
@@ -517,7 +517,7 @@ async fn remaining_spans_are_sent_at_the_end_over_tls_with_the_token() {
     let other = spans.iter().find(|span| span.service == "other").unwrap();
     assert_eq!((spans.len(), &*other.resource["service.version"]), (2, "v7"));
     assert!(spans.iter().all(|span| span.resource["deployment.environment"] == "t"), "{spans:#?}");
-    assert_eq!(collector.told.lock().unwrap().token.as_deref(), Some("r0tated"));
+    assert_eq!(collector.received.lock().unwrap().token.as_deref(), Some("r0tated"));
 }
 
 /// A server that stores the parent of the last request.

@@ -254,12 +254,12 @@ async fn doctor_fixes_nothing_that_changed_after_it_was_examined() {
         .unwrap();
     let (mut input, mut questions) = (doctor.stdin.take().unwrap(), doctor.stderr.take().unwrap());
     for (key, answer) in [("/a/127.0.0.1:9", "y\n"), ("/b/127.0.0.1:9", "\n"), ("/c/127.0.0.1:9", "y\n")] {
-        let mut asked = Vec::new();
-        while !asked.ends_with(b"[y/N] ") {
-            asked.push(timeout(SOON, questions.read_u8()).await.unwrap().unwrap());
+        let mut question = Vec::new();
+        while !question.ends_with(b"[y/N] ") {
+            question.push(timeout(SOON, questions.read_u8()).await.unwrap().unwrap());
         }
-        let asked = String::from_utf8(asked).unwrap();
-        assert_eq!(asked, format!("{key}: no-lease; delete it? [y/N] "));
+        let question = String::from_utf8(question).unwrap();
+        assert_eq!(question, format!("{key}: no-lease; delete it? [y/N] "));
         if key.starts_with("/a") {
             // Its service came back while the operator thought about it.
             world.put(key, &value("a", "127.0.0.1:9", 11), 0).await;
@@ -470,7 +470,7 @@ async fn doctor_reads_the_time_with_the_certificates_of_the_configuration() {
     let service = "services: [{ name: user, component: user.wasm, listen: 127.0.0.1:0 }]";
     write("services.yaml", &format!("etcd: {{ endpoints: [\"{}\"], {tls} }}\n{service}\n", etcd.endpoint()));
     let config = folder.path().join("services.yaml");
-    let told = ended(["doctor", "--json", "--config", config.to_str().unwrap()]).await;
-    assert_eq!(told.code, Some(0), "{told:?}");
-    assert_eq!(serde_json::from_str::<Value>(&told.stdout).unwrap()["clock_skew_seconds"], 0, "{told:?}");
+    let report = ended(["doctor", "--json", "--config", config.to_str().unwrap()]).await;
+    assert_eq!(report.code, Some(0), "{report:?}");
+    assert_eq!(serde_json::from_str::<Value>(&report.stdout).unwrap()["clock_skew_seconds"], 0, "{report:?}");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_client::{Client, GetOptions};
-use leasehold::{Event, LoadSource, Options, Registrar, Registration, ServerNode, State, Weight, What};
+use leasehold::{Event, EventKind, LoadSource, Options, Registrar, Registration, ServerNode, State, Weight};
 use tokio::{sync::broadcast, time::Instant};
 
 use crate::{
@@ -133,7 +133,7 @@ impl Fleet {
         let mut events = Vec::new();
         loop {
             match self.events.try_recv() {
-                Ok(event) if event.what == What::Renewed => {}
+                Ok(event) if event.kind == EventKind::Renewed => {}
                 Ok(event) => events.push(event),
                 Err(broadcast::error::TryRecvError::Lagged(lost)) => panic!("{lost} events were lost"),
                 Err(_) => return events,
@@ -142,8 +142,8 @@ impl Fleet {
     }
 
     /// Panics if an event of these kinds happened since the last call.
-    pub fn heard_none_of(&mut self, kinds: &[What]) {
-        let heard: Vec<_> = self.events().into_iter().filter(|event| kinds.contains(&event.what)).collect();
+    pub fn heard_none_of(&mut self, kinds: &[EventKind]) {
+        let heard: Vec<_> = self.events().into_iter().filter(|event| kinds.contains(&event.kind)).collect();
         assert!(heard.is_empty(), "{heard:#?}");
     }
 }

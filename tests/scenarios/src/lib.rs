@@ -8,3 +8,23 @@ mod wait;
 pub mod world;
 
 pub use wait::wait_for;
+
+/// Defines two tests per scenario, one on each etcd.
+#[macro_export]
+macro_rules! on_both {
+    ($($scenario:ident),* $(,)?) => {
+        mod simulated {
+            $(#[tokio::test(start_paused = true)]
+            async fn $scenario() {
+                super::$scenario($crate::world::World::simulated()).await;
+            })*
+        }
+
+        mod real {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario($crate::world::World::real().await).await;
+            })*
+        }
+    };
+}

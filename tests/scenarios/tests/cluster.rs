@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{Options, What};
+use leasehold::{EventKind, Options};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     real::Cluster,
@@ -86,6 +86,6 @@ async fn self_healing_with_an_endpoint_that_never_existed() {
     assert!(took <= PATIENCE);
     fleet.events();
     sleep(Duration::from_secs(20)).await;
-    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Suspect, EventKind::Recovering]);
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
 }

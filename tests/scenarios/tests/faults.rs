@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use etcd_client::Client;
-use leasehold::{Error, Options, Registrar, ServerNode, State, Weight, What};
+use leasehold::{Error, EventKind, Options, Registrar, ServerNode, State, Weight};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     proxy::{Mode, Proxy},
@@ -79,7 +79,7 @@ async fn kept_by_another_endpoint_when_the_first_falls_silent() {
         wait_for("it is renewed", SOON, async || registration.status().renewals >= renewals + 3).await;
     }
     while let Ok(event) = events.try_recv() {
-        assert!(!matches!(event.what, What::Recovering), "{event:?}");
+        assert!(!matches!(event.kind, EventKind::Recovering), "{event:?}");
     }
     assert!(held.iter().all(|registration| registration.status().state == State::Registered));
 }
@@ -94,7 +94,7 @@ async fn no_gap_while_etcd_restarts_within_the_ttl() {
     fleet.is_renewed(2).await;
     fleet.stands().await;
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
-    fleet.heard_none_of(&[What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Recovering]);
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn no_gap_on_a_slow_network() {
     let mut fleet = Fleet::start(options([proxy.endpoint()]), etcd.client().await).await;
     fleet.is_renewed(6).await;
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
-    fleet.heard_none_of(&[What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Recovering]);
 }
 
 #[tokio::test]

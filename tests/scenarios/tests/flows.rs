@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use etcd_client::Client;
-use leasehold::{Options, Registrar, Registration, ServerNode, State, View, Weight, What};
+use leasehold::{EventKind, Options, Registrar, Registration, ServerNode, State, View, Weight};
 use leasehold_scenarios::{
     fleet::{Fleet, SERVICES, options},
     proxy::{Mode, Proxy},
@@ -101,7 +101,7 @@ async fn kept_when_flows_die(ttl: u64, endpoints: usize) {
     report(&format!("TTL {ttl} s, {endpoints} endpoints: ready again after"), unready);
     assert!(unready <= interval(ttl) + SLACK, "TTL {ttl} s: ready only after {unready:?}");
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
-    fleet.heard_none_of(&[What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Recovering]);
     assert_eq!(fleet.leases().await, before);
     let dialled = way.accepted() - accepted;
     assert!(dialled <= 2 * endpoints as u64, "{dialled} connections were made");
@@ -150,9 +150,9 @@ async fn written_again_when_flows_die(ttl: u64, endpoints: usize) {
     assert!(timeout(interval(ttl) + SLACK, written).await.is_ok(), "TTL {ttl} s: not every weight is written");
     let (mut lost, mut recovered) = (0, 0);
     while let Ok(event) = events.try_recv() {
-        match event.what {
-            What::Recovering => lost += 1,
-            What::Recovered => recovered += 1,
+        match event.kind {
+            EventKind::Recovering => lost += 1,
+            EventKind::Recovered => recovered += 1,
             _ => {}
         }
     }
@@ -251,5 +251,5 @@ async fn an_etcd_that_is_slow_is_not_dialled_over_and_over() {
     let dialled = way.accepted() - accepted;
     assert!(dialled <= 4, "{dialled} connections were made");
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
-    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Suspect, EventKind::Recovering]);
 }

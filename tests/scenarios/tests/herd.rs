@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::GetOptions;
-use leasehold::{Options, Registrar, Registration, ServerNode, State, What};
+use leasehold::{EventKind, Options, Registrar, Registration, ServerNode, State};
 use leasehold_scenarios::{fleet::options, real::Etcd, wait_for};
 use tokio::{
     sync::Mutex,
@@ -47,9 +47,9 @@ async fn host(options: Options, index: usize) -> Host {
     let written = moments.clone();
     tokio::spawn(async move {
         while let Ok(event) = events.recv().await {
-            match event.what {
-                What::Recovering => written.lock().await.lost.push(Instant::now()),
-                What::Recovered => written.lock().await.back.push(Instant::now()),
+            match event.kind {
+                EventKind::Recovering => written.lock().await.lost.push(Instant::now()),
+                EventKind::Recovered => written.lock().await.back.push(Instant::now()),
                 _ => {}
             }
         }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions};
-use leasehold::{Error, Metadata, Options, Registrar, ServerNode, State, Terms, Ttl, What};
+use leasehold::{Error, EventKind, Metadata, Options, Registrar, ServerNode, State, Terms, Ttl};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     real::{Etcd, revision},
@@ -74,8 +74,8 @@ async fn visible_with_the_shortest_and_the_longest_ttl() {
     let etcd = Box::pin(Etcd::start()).await;
     let registrar = Registrar::start(options([etcd.endpoint()])).unwrap();
     // etcd grants at least 2 s.
-    for (asked, granted) in [(1, 2), (9_000_000_000, 9_000_000_000)] {
-        let terms = Terms { ttl: Some(asked.try_into().unwrap()), ..Terms::default() };
+    for (requested, granted) in [(1, 2), (9_000_000_000, 9_000_000_000)] {
+        let terms = Terms { ttl: Some(requested.try_into().unwrap()), ..Terms::default() };
         let registration = registrar.register_on(user(), terms).await.unwrap();
         let mut client = etcd.client().await;
         let lease = client.get(&**registration.key(), None).await.unwrap().kvs()[0].lease();
@@ -117,7 +117,7 @@ async fn self_healing_through_compactions() {
         client.compact(now, Some(CompactionOptions::new().with_physical())).await.unwrap();
         fleet.is_renewed(1).await;
     }
-    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Suspect, EventKind::Recovering]);
     let key = fleet.registrations[0].key().clone();
     client.delete(&*key, None).await.unwrap();
     fleet.registrations[0].wait_for(|status| status.recoveries == 1).await.unwrap();
@@ -155,7 +155,7 @@ async fn self_healing_after_etcd_had_no_space() {
     fill(&mut client).await;
     fleet.events();
     fleet.is_renewed(4).await;
-    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Suspect, EventKind::Recovering]);
     assert!(!fleet.changes().await.iter().any(|change| change.is_delete));
     let begun = Instant::now();
     let registrar = fleet.registrar.clone();

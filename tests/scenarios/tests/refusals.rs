@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use leasehold::{Error, Event, Options, Refusal, ServerNode, State, Weight, What};
+use leasehold::{Error, Event, EventKind, Options, Refusal, ServerNode, State, Weight};
 use leasehold_scenarios::{
     sim::SimEtcd,
     wait_for,
@@ -16,10 +16,10 @@ fn node(name: &str) -> ServerNode {
     ServerNode::new(name, "127.0.0.1:10002").unwrap()
 }
 
-fn counted(events: &mut broadcast::Receiver<Event>, what: What) -> usize {
+fn counted(events: &mut broadcast::Receiver<Event>, what: EventKind) -> usize {
     let mut count = 0;
     while let Ok(event) = events.try_recv() {
-        count += usize::from(event.what == what);
+        count += usize::from(event.kind == what);
     }
     count
 }
@@ -42,7 +42,7 @@ async fn a_write_that_is_refused_shows_while_the_lease_is_renewed() {
     sleep(Duration::from_secs(30)).await;
     assert_eq!(registration.status().state, State::Suspect);
     assert!(!registration.status().ttl_remaining.is_zero());
-    assert_eq!(counted(&mut events, What::Refused), 1);
+    assert_eq!(counted(&mut events, EventKind::Refused), 1);
     etcd.set_no_space(false);
     registration.wait_for(|status| status.state == State::Registered).await.unwrap();
     assert!(registration.fault().is_none() && registrar.faults().is_empty());

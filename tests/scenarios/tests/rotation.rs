@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Credentials, Options, Registrar, ServerNode, Source, State, Tls, Weight, What};
+use leasehold::{Credentials, EventKind, Options, Registrar, ServerNode, Source, State, Tls, Weight};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     proxy::{Mode, Proxy},
@@ -90,10 +90,10 @@ async fn self_healing_once_the_password_file_holds_the_new_password() {
         root.delete(key.as_str(), None).await.unwrap();
         wait_for("the old password is refused", SOON, async || !warnings(&etcd.endpoint(), "sign-in").is_empty()).await;
         sleep(WHILE).await;
-        let told = warnings(&etcd.endpoint(), "sign-in");
+        let logged = warnings(&etcd.endpoint(), "sign-in");
         let (is_first, cause) = (password == "two", "authentication failed, invalid user ID or password");
-        assert_eq!(told.len(), if is_first { 1 } else { 2 }, "{told:#?}");
-        assert!(told.iter().all(|line| line.contains(cause) && line.contains(file.to_str().unwrap())), "{told:#?}");
+        assert_eq!(logged.len(), if is_first { 1 } else { 2 }, "{logged:#?}");
+        assert!(logged.iter().all(|line| line.contains(cause) && line.contains(file.to_str().unwrap())), "{logged:#?}");
         assert!(fleet.leases().await.len() < fleet.registrations.len(), "it was not refused");
         rename_into(&file, password);
         is_prompt(&mut fleet, "the password was rotated").await;
@@ -141,7 +141,7 @@ async fn a_token_that_is_forgotten_after_a_rotation_costs_no_call() {
     sleep(Duration::from_secs(30)).await;
     assert_eq!(registration.status().state, State::Registered);
     while let Ok(event) = events.try_recv() {
-        assert!(!matches!(event.what, What::Suspect | What::Refused | What::Recovering), "{event:?}");
+        assert!(!matches!(event.kind, EventKind::Suspect | EventKind::Refused | EventKind::Recovering), "{event:?}");
     }
     assert_eq!(etcd.count("host", leasehold_scenarios::sim::Call::Authenticate), 2);
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, Permission};
-use leasehold::{Credentials, Error, Options, Refusal, Registrar, ServerNode, State, Tls, Unavailable, What};
+use leasehold::{Credentials, Error, EventKind, Options, Refusal, Registrar, ServerNode, State, Tls, Unavailable};
 use leasehold_scenarios::{
     fleet::{Fleet, options},
     real::{Authority, Etcd, Pair},
@@ -70,7 +70,7 @@ async fn self_healing_with_tokens_that_last_five_seconds() {
     let mut fleet = Fleet::start(options, etcd.client().await).await;
     fleet.events();
     sleep(Duration::from_secs(20)).await;
-    fleet.heard_none_of(&[What::Suspect, What::Recovering]);
+    fleet.heard_none_of(&[EventKind::Suspect, EventKind::Recovering]);
     assert_eq!(fleet.changes().await, [], "watchers were told of these");
     let late = fleet.registrar.register(user()).await.unwrap();
     late.stop().await.unwrap();
@@ -175,14 +175,14 @@ async fn bounded_a_key_without_permission_is_denied_and_harms_no_other() {
     // The forbidden key does not block the other key.
     root.delete(&**allowed.key(), None).await.unwrap();
     allowed.wait_for(|status| status.recoveries == 1 && status.state == State::Registered).await.unwrap();
-    let asked = ["/user/1", "/order/1", "/other/1"].map(str::to_owned);
-    assert_eq!(registrar.forbidden(asked.into()).await.unwrap(), ["/order/1", "/other/1"]);
+    let keys = ["/user/1", "/order/1", "/other/1"].map(str::to_owned);
+    assert_eq!(registrar.forbidden(keys.into()).await.unwrap(), ["/order/1", "/other/1"]);
     allowed.stop().await.unwrap();
     registrar.shutdown(SOON).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_user_whose_rights_are_taken_away_is_told_so_before_they_are_needed() {
+async fn a_user_learns_of_lost_rights_before_they_are_needed() {
     let (etcd, mut root) = with_guest().await;
     let options = Options { credentials: as_user("guest", PASSWORD), ..options([etcd.endpoint()]) };
     let registrar = Registrar::start(Options { stop_timeout: PATIENCE, ..options }).unwrap();
@@ -201,14 +201,14 @@ async fn a_user_whose_rights_are_taken_away_is_told_so_before_they_are_needed() 
     registration.wait_for(|status| status.state == State::Stopped).await.unwrap();
     let mut refused = 0;
     while let Ok(event) = events.try_recv() {
-        refused += usize::from(event.what == What::Refused);
+        refused += usize::from(event.kind == EventKind::Refused);
     }
     assert_eq!(refused, 1);
     wait_for("it is over", SOON, async || registrar.faults().is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_password_that_was_changed_is_told_while_the_key_still_stands() {
+async fn a_changed_password_is_reported_while_the_key_still_stands() {
     let etcd = Box::pin(Etcd::options().user("alice", PASSWORD).start()).await;
     let options = Options { credentials: as_user("alice", PASSWORD), ..options([etcd.endpoint()]) };
     let registration = Registrar::start(options).unwrap().register(user()).await.unwrap();

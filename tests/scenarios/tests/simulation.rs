@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error, PutOptions, Txn, TxnOp};
-use leasehold_scenarios::sim::{Call, Cause, Event, FaultPlan, SimEtcd, What};
+use leasehold_scenarios::sim::{Call, Cause, Event, EventKind, FaultPlan, SimEtcd};
 use leasehold_scenarios::wait_for;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, ConnectError};
@@ -26,7 +26,7 @@ async fn code_of<T: std::fmt::Debug>(call: impl Future<Output = Result<T, Error>
 }
 
 fn puts(events: &[Event]) -> Vec<&Event> {
-    let is_put = |event: &&Event| matches!(event.what, What::Put { .. });
+    let is_put = |event: &&Event| matches!(event.kind, EventKind::Put { .. });
     events.iter().filter(is_put).collect()
 }
 
@@ -40,11 +40,11 @@ async fn a_lease_expires_at_the_next_tick() {
     wait_for("the key is gone", 20 * SECOND, async || etcd.get("a").is_none()).await;
     let history = etcd.history();
     let [.., expired, deleted] = &history[..] else { panic!("{history:?}") };
-    assert_eq!(expired.what, What::Expired { lease });
+    assert_eq!(expired.kind, EventKind::Expired { lease });
     assert_eq!(expired.cause, Cause::Expiry);
     let key = "a".to_owned();
     let previous_lease = lease;
-    assert_eq!(deleted.what, What::Delete { key, previous_lease });
+    assert_eq!(deleted.kind, EventKind::Delete { key, previous_lease });
     assert_eq!(deleted.revision, expired.revision);
     let lived = expired.at - granted;
     assert!((10 * SECOND..=10 * SECOND + SECOND / 2).contains(&lived), "{lived:?}");
@@ -60,9 +60,9 @@ async fn the_history_names_the_cause_and_the_lease_before() {
     let history = etcd.history();
     let puts = puts(&history);
     assert_eq!(puts[0].host(), Some("host"));
-    assert!(matches!(puts[0].what, What::Put { previous_lease: None, .. }));
+    assert!(matches!(puts[0].kind, EventKind::Put { previous_lease: None, .. }));
     assert_eq!(puts[1].cause, Cause::Foreign);
-    let What::Put { lease: now, previous_lease, .. } = puts[1].what else { unreachable!() };
+    let EventKind::Put { lease: now, previous_lease, .. } = puts[1].kind else { unreachable!() };
     assert_eq!((now, previous_lease), (0, Some(lease)));
     assert!(etcd.leases()[&lease].keys.is_empty());
     assert_eq!((etcd.count("host", Call::Put), etcd.writes("host")), (1, 1));
@@ -189,7 +189,7 @@ async fn a_wiped_etcd_is_a_new_one() {
     let history = etcd.history();
     let [.., deleted, wiped] = &history[..] else { panic!("{history:?}") };
     assert_eq!((deleted.key(), &deleted.cause), (Some("a"), &Cause::Wipe));
-    assert_eq!(wiped.what, What::Wiped { lease });
+    assert_eq!(wiped.kind, EventKind::Wiped { lease });
     assert_eq!(code_of(client.put("a", "1", bound(lease))).await, Code::NotFound);
     client.put("a", "1", None).await.unwrap();
     assert_eq!(etcd.history().last().unwrap().era, 1);
@@ -203,10 +203,10 @@ async fn a_new_leader_extends_every_lease() {
     let (mut keeper, mut answers) = client.lease_keep_alive(lease).await.unwrap();
     sleep(9 * SECOND).await;
     etcd.leader_change();
-    let asked = Instant::now();
+    let begun = Instant::now();
     keeper.keep_alive().await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 10);
-    assert!(asked.elapsed() > SECOND / 2, "renewals wait for the election");
+    assert!(begun.elapsed() > SECOND / 2, "renewals wait for the election");
     assert!(etcd.leases()[&lease].left > 9 * SECOND);
 }
 
@@ -217,14 +217,14 @@ async fn without_a_quorum_calls_time_out_and_leases_stay() {
     let lease = client.lease_grant(5, None).await.unwrap().id();
     let (mut keeper, mut answers) = client.lease_keep_alive(lease).await.unwrap();
     etcd.lose_quorum();
-    let asked = Instant::now();
+    let begun = Instant::now();
     assert_eq!(code_of(client.put("a", "1", None)).await, Code::Unavailable);
-    assert!(asked.elapsed() >= 7 * SECOND);
+    assert!(begun.elapsed() >= 7 * SECOND);
     let options = ConnectOptions::new().with_require_leader(true);
     let mut impatient = Client::from_channel(etcd.channel("host"), Some(options)).await.unwrap();
-    let asked = Instant::now();
+    let begun = Instant::now();
     assert_eq!(code_of(impatient.put("a", "1", None)).await, Code::Unavailable);
-    assert!(asked.elapsed() < SECOND);
+    assert!(begun.elapsed() < SECOND);
     keeper.keep_alive().await.unwrap();
     let Err(Error::GRpcStatus(status)) = answers.message().await else {
         panic!("a renewal without a quorum was answered");
@@ -279,7 +279,7 @@ async fn renewals_record_the_time_left() {
     sleep(7 * SECOND).await;
     client.lease_keep_alive(lease).await.unwrap();
     let history = etcd.history();
-    let What::Renewed { left, ttl, .. } = history.last().unwrap().what else {
+    let EventKind::Renewed { left, ttl, .. } = history.last().unwrap().kind else {
         panic!("{history:?}");
     };
     assert_eq!(ttl, 10 * SECOND);
@@ -369,12 +369,12 @@ async fn the_history_replays_to_the_store() {
     for event in etcd.history() {
         assert!(event.revision == revision || event.revision == revision + 1, "{event:?}");
         revision = event.revision;
-        match event.what {
-            What::Put { key, value, lease, previous_lease } => {
+        match event.kind {
+            EventKind::Put { key, value, lease, previous_lease } => {
                 let before = replayed.insert(key, (value, lease));
                 assert_eq!(before.map(|(_, lease)| lease), previous_lease);
             }
-            What::Delete { key, previous_lease } => {
+            EventKind::Delete { key, previous_lease } => {
                 assert_eq!(replayed.remove(&key).map(|(_, lease)| lease), Some(previous_lease));
             }
             _ => {}

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use leasehold::{Options, Registrar, Registration, ServerNode, State, Weight, What};
+use leasehold::{EventKind, Options, Registrar, Registration, ServerNode, State, Weight};
 use leasehold_scenarios::{
     fleet::options,
     real::Etcd,
@@ -42,8 +42,11 @@ async fn isolated_a_host_that_stands_still_around_a_take_over_keeps_its_lease() 
             sleep(STARVED).await;
             starved.suspend(false);
             sleep(Duration::from_secs(2 * TTL)).await;
-            let expired: Vec<_> =
-                etcd.history().into_iter().filter(|event| matches!(event.what, sim::What::Expired { .. })).collect();
+            let expired: Vec<_> = etcd
+                .history()
+                .into_iter()
+                .filter(|event| matches!(event.kind, sim::EventKind::Expired { .. }))
+                .collect();
             assert!(expired.is_empty(), "{after:?}: {expired:?}");
         }
     }
@@ -86,7 +89,7 @@ async fn isolated_an_answer_that_came_while_the_thread_stood_still_costs_no_leas
             let found = etcd.client().await.get(&**registration.key(), None).await.unwrap();
             assert_eq!(found.kvs()[0].lease(), lease, "number {index} is under another lease");
             while let Ok(event) = events.try_recv() {
-                assert!(!matches!(event.what, What::Recovering | What::Suspect), "number {index}: {event:?}");
+                assert!(!matches!(event.kind, EventKind::Recovering | EventKind::Suspect), "number {index}: {event:?}");
             }
         }
     }));

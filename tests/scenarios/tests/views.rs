@@ -10,32 +10,14 @@ use std::{
 use etcd_client::{PutOptions, Txn, TxnOp};
 use leasehold::{Balancer, Choice, Error, NodeEvent, Options, Registrar, ServerNode, ServiceName, Version, View};
 use leasehold_scenarios::{
+    on_both,
     proxy::{Mode, Proxy},
-    real::{self, Etcd},
+    real::{Etcd, Options as EtcdOptions},
     sim::{FaultPlan, SimEtcd},
     wait_for,
     world::{SOON, World},
 };
 use tokio::time::{Instant, sleep, timeout};
-
-/// Defines two tests per scenario, one on each etcd.
-macro_rules! on_both {
-    ($($scenario:ident),* $(,)?) => {
-        mod simulated {
-            $(#[tokio::test(start_paused = true)]
-            async fn $scenario() {
-                super::$scenario(super::World::simulated()).await;
-            })*
-        }
-
-        mod real_one {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(super::World::real().await).await;
-            })*
-        }
-    };
-}
 
 on_both!(
     a_view_follows_puts_changes_and_deletes,
@@ -549,7 +531,7 @@ async fn through_faults(seed: u64) {
 /// A user without read permission gets an error at once, and not after a timeout.
 #[tokio::test]
 async fn a_refusal_is_an_error_at_once() {
-    let etcd = real::Options::default().user("root", "secret").start().await;
+    let etcd = EtcdOptions::default().user("root", "secret").start().await;
     let registrar = Registrar::start(Options::new([etcd.endpoint()])).unwrap();
     let view = view_of(&registrar, "user").await;
     let begun = Instant::now();

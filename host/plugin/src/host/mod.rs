@@ -367,7 +367,7 @@ mod tests {
         let warned: Vec<_> = unreachable.iter().filter(|line| line.contains(" WARN ")).collect();
         assert_eq!(warned.len(), 1, "{log}");
         assert!(warned[0].contains("component=\"greeter\"") && warned[0].contains("call=\"register\""), "{log}");
-        let own = lines("name must be one that this component may publish");
+        let own = lines("name is not in this component's allow.names");
         assert!(matches!(own[..], [line] if line.contains("DEBUG") && line.contains("component=\"greeter\"")), "{log}");
         assert_eq!(lines("the host's registry has ended").len(), 1, "{log}");
         assert_eq!((of_calls(" WARN "), of_calls("DEBUG") >= 3), (2, true), "{log}");

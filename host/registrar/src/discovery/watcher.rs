@@ -7,7 +7,11 @@ use tracing::debug;
 
 use crate::{
     backoff::backoff,
-    etcd::{Change, Changes, Etcd, Failure, Found, RangeSnapshot},
+    etcd::{
+        Etcd, Failure, Found,
+        changes::{Change, Changes},
+        range::RangeSnapshot,
+    },
 };
 
 /// Silence of the stream after which a progress notification is requested. Short enough for a view to be at most 6 s behind

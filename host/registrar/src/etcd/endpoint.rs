@@ -339,14 +339,14 @@ impl Endpoints {
         F: Future<Output = Result<T, ClientError>>,
     {
         let (first, end) = (self.current.load(Ordering::Relaxed), Instant::now() + deadline);
-        let asked = Mutex::new((first, self.all[first].connections.current()));
+        let target = Mutex::new((first, self.all[first].connections.current()));
         let attempts = async {
             let mut outcome = None;
             for index in (first..first + self.all.len()).map(|index| index % self.all.len()) {
                 let endpoint = &self.all[index];
                 let answer = loop {
                     let life = endpoint.connections.current();
-                    *asked.lock() = (index, life.clone());
+                    *target.lock() = (index, life.clone());
                     let left = end.saturating_duration_since(Instant::now());
                     // Boxed: each future that waits for it holds it more than once.
                     let attempt = Box::pin(self.attempt(endpoint, &make));
@@ -368,7 +368,7 @@ impl Endpoints {
         };
         let begun = Instant::now();
         let answer = within(deadline, attempts).await;
-        let (index, life) = asked.into_inner();
+        let (index, life) = target.into_inner();
         let answer = answer.unwrap_or_else(|_| {
             Err(Failure::Unanswered {
                 endpoint: self.url(index),

@@ -1,45 +1,33 @@
 //! Requests to etcd, each with a deadline.
 
 pub(crate) mod auth;
+pub(crate) mod changes;
 mod connection;
 mod endpoint;
 mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
 mod patience;
-mod range;
+pub(crate) mod range;
+pub(crate) mod renewals;
 mod transport;
 mod txn;
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use etcd_client::{
-    AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, EventType, GetOptions,
-    KeyValue, LeaseKeepAliveStream, LeaseKeeper, LeaseStatus, LeaseTimeToLiveOptions, ResponseHeader, Txn, TxnOp,
-    TxnOpResponse, WatchOptions, WatchStream,
+    AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, GetOptions, KeyValue,
+    LeaseStatus, LeaseTimeToLiveOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse,
 };
 use futures::future::join_all;
-use tokio::time::{Instant, timeout};
-use tokio_stream::Stream;
+use tokio::time::Instant;
 
+use self::endpoint::{Endpoint, Endpoints, Repeat, Route};
 pub use self::error::{Refusal, Unavailable};
 #[cfg(feature = "simulation")]
 use self::transport::Way;
-use self::{
-    endpoint::{Endpoint, Endpoints, Repeat, Route},
-    error::{classify, classify_cancellation, rounded},
-    patience::within,
-    range::range_end,
-};
 pub(crate) use self::{
     error::Failure,
-    range::RangeSnapshot,
     txn::{Op, Outcome},
 };
 use crate::{
@@ -79,14 +67,6 @@ pub(crate) struct Found {
     pub(crate) created: i64,
     /// The revision that wrote it last.
     pub(crate) modified: i64,
-}
-
-/// Change of one key.
-#[derive(Debug)]
-pub(crate) enum Change {
-    Put(Found),
-    /// The key, and the revision that deleted it.
-    Deleted(Vec<u8>, i64),
 }
 
 /// A granted lease.
@@ -153,10 +133,10 @@ impl Etcd {
 
     /// Endpoint that answers, and its version.
     pub(crate) async fn status(&self) -> Result<(Arc<str>, String), Failure> {
-        let asked = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
+        let version = self.ask(Verb::Status, self.request_timeout, |mut client| async move {
             Ok(client.status().await?.version().to_owned())
         });
-        asked.await.map(|(route, version)| (self.url(route.index), version))
+        version.await.map(|(route, version)| (self.url(route.index), version))
     }
 
     /// Reads the status of each endpoint, and the alarms of the cluster.
@@ -178,8 +158,8 @@ impl Etcd {
     }
 
     async fn standing(&self, endpoint: &Endpoint) -> Result<Member, Failure> {
-        let asked = |mut client: Client| async move { client.status().await };
-        match self.endpoints.ask_one(endpoint, self.request_timeout, asked).await {
+        let status = |mut client: Client| async move { client.status().await };
+        match self.endpoints.ask_one(endpoint, self.request_timeout, status).await {
             Ok(status) => Ok(Member {
                 has_leader: status.leader() != 0,
                 database: u64::try_from(status.db_size()).unwrap_or_default(),
@@ -246,14 +226,6 @@ impl Etcd {
         }
     }
 
-    /// Opens a stream of renewals; its opening is the first renewal.
-    pub(crate) async fn open_renewals(&self, lease: LeaseId, deadline: Duration) -> Result<Renewals, Failure> {
-        let (route, open) = self
-            .ask(Verb::Renew, deadline, |client| async move { client.lease_client().keep_alive(lease.get()).await })
-            .await?;
-        Ok(Renewals { open: Some(open), etcd: self.clone(), route })
-    }
-
     /// Does every operation whose condition holds, in one transaction, all puts under `lease`. Refused as a whole where this
     /// user may not read and write each of the keys, on every release of etcd.
     ///
@@ -305,11 +277,11 @@ impl Etcd {
 
     /// A transaction that does nothing, and that etcd checks the rights for.
     async fn authorized(&self, keys: &[String]) -> Result<(), Failure> {
-        let asked = self.call(Verb::Status, self.request_timeout, |mut client| {
+        let checked = self.call(Verb::Status, self.request_timeout, |mut client| {
             let never: Vec<_> = keys.iter().map(|key| txn::authorized(key)).collect();
             async move { client.txn(Txn::new().or_else(never)).await }
         });
-        asked.await.map(drop)
+        checked.await.map(drop)
     }
 
     /// Compares the revisions of the last writes of keys with those that they should have.
@@ -372,38 +344,6 @@ impl Etcd {
         Ok(answer.await?.succeeded())
     }
 
-    /// Opens a stream of what happens to the keys under a prefix from `revision` on. Ok once etcd has confirmed it.
-    pub(crate) async fn open_changes(
-        &self,
-        prefix: &str,
-        revision: i64,
-        deadline: Duration,
-    ) -> Result<Changes, Failure> {
-        let key = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let opened = self.ask(Verb::Watch, deadline, |client| {
-            // In fragments: etcd may have more to say at a time than fits into one message.
-            let options = WatchOptions::new()
-                .with_range(range_end(prefix.as_bytes()))
-                .with_start_revision(revision)
-                .with_fragment();
-            let key = key.clone();
-            async move { client.watch_client().max_decoding_message_size(MAX_ANSWER).watch(key, Some(options)).await }
-        });
-        let (route, stream) = opened.await?;
-        let mut changes = Changes {
-            stream,
-            endpoints: self.endpoints.clone(),
-            url: self.url(route.index),
-            route,
-            revision,
-            asked: false,
-        };
-        match timeout(deadline, changes.attended(deadline)).await {
-            Ok(confirmed) => confirmed.map(|_| changes),
-            Err(_) => Err(changes.unanswered(format!("no watch within {:?}", rounded(deadline)))),
-        }
-    }
-
     fn url(&self, index: usize) -> Arc<str> {
         self.endpoints.url(index)
     }
@@ -432,149 +372,14 @@ impl Etcd {
         self.counted(verb, self.endpoints.ask(repeat, deadline, make)).await
     }
 
-    async fn counted<T>(&self, verb: Verb, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    async fn counted<T>(&self, verb: Verb, request: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let begun = Instant::now();
-        let answer = asked.await;
+        let answer = request.await;
         match &answer {
             Ok(_) | Err(Failure::LeaseGone) => self.latencies.succeeded(verb, begun.elapsed()),
             Err(_) => self.latencies.failed(verb),
         }
         answer
-    }
-}
-
-/// An open stream of renewals of one lease.
-pub(crate) struct Renewals {
-    /// `None` once its connection was given up.
-    open: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
-    etcd: Etcd,
-    route: Route,
-}
-
-impl Renewals {
-    /// Ready once the stream has broken between two renewals. Nothing is wrong if its connection was given up for another that
-    /// answers: the next renewal takes that connection.
-    pub(crate) fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        let Some((_, answers)) = &mut self.open else { return Poll::Pending };
-        let answer = std::task::ready!(Pin::new(answers).poll_next(cx));
-        if self.route.life.is_given_up() {
-            self.open = None;
-            return Poll::Pending;
-        }
-        Poll::Ready(match answer {
-            Some(Err(error)) => classify(&self.url(), &error),
-            _ => self.unanswered("the stream of renewals ended".to_owned()),
-        })
-    }
-
-    /// Renews once. Ok only on etcd's answer that the lease lives on, with the TTL it has from then.
-    ///
-    /// After a failure the stream must not be used again: a late answer would be taken for the next one.
-    pub(crate) async fn renew(&mut self, deadline: Duration) -> Result<Duration, Failure> {
-        let Some((mut keeper, mut answers)) = self.open.take() else {
-            return Err(self.unanswered("the connection of the renewals was given up".to_owned()));
-        };
-        let begun = Instant::now();
-        let exchange = async {
-            keeper.keep_alive().await?;
-            answers.message().await
-        };
-        let exchange = within(deadline, self.etcd.endpoints.attend(&self.route, deadline, exchange));
-        let outcome = async {
-            match exchange.await {
-                Err(_) => {
-                    // The next attempt is not to wait for the same endpoint once more: there may be no time for a third.
-                    self.etcd.endpoints.pass_over(self.route.index);
-                    Err(self.unanswered(format!("no renewal within {:?}", rounded(deadline))))
-                }
-                Ok(Err(error)) => Err(classify(&self.url(), &error)),
-                Ok(Ok(None)) => Err(self.unanswered("the stream of renewals ended".to_owned())),
-                Ok(Ok(Some(answer))) => match u64::try_from(answer.ttl()) {
-                    Ok(0) | Err(_) => Err(Failure::LeaseGone),
-                    Ok(seconds) => Ok(Duration::from_secs(seconds)),
-                },
-            }
-        };
-        let outcome = self.etcd.counted(Verb::Renew, outcome).await;
-        if outcome.is_ok() {
-            self.etcd.endpoints.answered(&self.route, begun.elapsed());
-            self.open = Some((keeper, answers));
-        }
-        outcome
-    }
-
-    fn url(&self) -> Arc<str> {
-        self.etcd.url(self.route.index)
-    }
-
-    fn unanswered(&self, reason: String) -> Failure {
-        Failure::Unanswered { endpoint: self.url(), reason }
-    }
-}
-
-/// An open stream of what happens under a prefix.
-pub(crate) struct Changes {
-    stream: WatchStream,
-    endpoints: Endpoints,
-    route: Route,
-    url: Arc<str>,
-    /// The first revision that it tells of.
-    revision: i64,
-    /// Set while a progress request has no response.
-    asked: bool,
-}
-
-impl Changes {
-    /// Waits for the next changes. None at all is a sign of life, which is requested after `silence`.
-    ///
-    /// After a failure the stream must not be used again. May be dropped and called again.
-    pub(crate) async fn next(&mut self, silence: Duration, deadline: Duration) -> Result<Vec<Change>, Failure> {
-        if !self.asked {
-            match timeout(silence, self.message()).await {
-                Ok(changes) => return changes,
-                Err(_) => self.stream.request_progress().await.map_err(|error| classify(&self.url, &error))?,
-            }
-            self.asked = true;
-        }
-        let answer = timeout(deadline, self.attended(deadline)).await;
-        let changes = answer.map_err(|_| self.unanswered(format!("no sign of life within {:?}", rounded(deadline))))?;
-        self.asked = false;
-        changes
-    }
-
-    /// The next message where one is due within `deadline`, which the caller holds.
-    async fn attended(&mut self, deadline: Duration) -> Result<Vec<Change>, Failure> {
-        let (endpoints, route) = (self.endpoints.clone(), self.route.clone());
-        endpoints.attend(&route, deadline, self.message()).await
-    }
-
-    async fn message(&mut self) -> Result<Vec<Change>, Failure> {
-        let message = self.stream.message().await.map_err(|error| classify(&self.url, &error))?;
-        let Some(message) = message else { return Err(self.unanswered("the watch ended".to_owned())) };
-        let behind = message.header().is_some_and(|header| header.revision() + 1 < self.revision);
-        if message.created() && behind {
-            // A watch from there on would be silent until it has caught up.
-            return Err(self.unanswered(format!("it does not know revision {} any more", self.revision - 1)));
-        }
-        if message.compact_revision() > 0 {
-            let message = format!("has compacted what came before revision {}", message.compact_revision());
-            return Err(Failure::Refused { endpoint: self.url.clone(), message });
-        }
-        if message.canceled() {
-            return Err(classify_cancellation(&self.url, message.cancel_reason()));
-        }
-        let changes = message.events().iter().filter_map(|event| {
-            let kv = event.kv()?;
-            Some(match event.event_type() {
-                EventType::Put => Change::Put(kv.clone().into()),
-                EventType::Delete => Change::Deleted(kv.key().to_vec(), kv.mod_revision()),
-            })
-        });
-        Ok(changes.collect())
-    }
-
-    fn unanswered(&self, reason: String) -> Failure {
-        Failure::Unanswered { endpoint: self.url.clone(), reason }
     }
 }
 

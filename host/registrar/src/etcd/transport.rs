@@ -111,7 +111,7 @@ pub(super) struct Secure {
 struct LogState {
     /// The last reason, and when it was met last.
     reason: Option<(String, Instant)>,
-    /// When a handshake succeeded last.
+    /// Time of the last successful handshake.
     secured_at: Option<Instant>,
 }
 
@@ -250,8 +250,8 @@ fn expired_on(
     algorithms: &[&'static dyn rustls::pki_types::SignatureVerificationAlgorithm],
 ) -> Option<String> {
     let parsed = ParsedCertificate::try_from(certificate).ok()?;
-    let nobody = RootCertStore::empty();
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], UnixTime::now(), algorithms) {
+    let no_roots = RootCertStore::empty();
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &no_roots, &[], UnixTime::now(), algorithms) {
         Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
             Some(date(not_after))
         }

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    etcd::{Call, Etcd, Failure, Renewals},
+    etcd::{Call, Etcd, Failure, renewals::Renewals},
     lease::core::messages::Renewal,
     lease_id::LeaseId,
 };

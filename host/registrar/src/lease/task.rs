@@ -9,22 +9,21 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join;
 use tokio::{
     sync::{broadcast, mpsc, watch},
     time::{Instant, sleep_until},
 };
 
 use crate::{
-    etcd::{Call, Comparison, Etcd, LeaseView},
+    etcd::{Call, Etcd},
     lease::{
         core::{
             ComputedWeight, Config, LeaseCore,
-            messages::{Action, Command, Input, Request, Response},
+            messages::{Action, Command, Input, Response},
         },
         renewal::RenewalStreams,
+        requests::send,
     },
-    lease_id::LeaseId,
     node::Weight,
     status::{Event, LeaseMetrics},
 };
@@ -129,7 +128,7 @@ impl LeaseTask {
         while let Some(action) = self.core.next_action() {
             match action {
                 Action::Request { request, deadline } => {
-                    self.request = Some(Box::pin(make(self.around.etcd.clone(), request, deadline)));
+                    self.request = Some(Box::pin(send(self.around.etcd.clone(), request, deadline)));
                 }
                 Action::Renew { lease, ttl, deadline } => self.renewals.renew(&self.around.etcd, lease, ttl, deadline),
                 Action::Disconnect(lease) => self.renewals.disconnect(lease),
@@ -149,40 +148,4 @@ async fn in_progress(request: &mut Option<Call<Response>>) -> Response {
     let response = call.await;
     *request = None;
     response
-}
-
-/// Makes a request to etcd.
-async fn make(etcd: Etcd, request: Request, deadline: Duration) -> Response {
-    match request {
-        Request::Grant { ttl } => Response::Granted(etcd.grant(ttl, deadline).await),
-        Request::Commit { lease, ops } => {
-            let outcome = etcd.commit(&ops, lease, deadline).await;
-            Response::Committed { lease, ops, outcome }
-        }
-        Request::Revoke { lease } => Response::Revoked { lease, outcome: etcd.revoke(lease, deadline).await },
-        Request::Audit { lease, revisions, intact_at } => audit(&etcd, lease, &revisions, intact_at, deadline).await,
-    }
-}
-
-/// Reads only the revision of etcd if that is enough.
-async fn audit(
-    etcd: &Etcd,
-    lease: LeaseId,
-    revisions: &[(Arc<str>, i64)],
-    intact_at: Option<i64>,
-    deadline: Duration,
-) -> Response {
-    if intact_at.is_some() {
-        let unchanged = |view: &LeaseView| Some(view.revision) == intact_at;
-        match etcd.look_at(lease, false, deadline).await {
-            Ok(view) if !unchanged(&view) => {}
-            known => {
-                let (keys, revisions) = (known.map(|_| None), Ok(Comparison::default()));
-                return Response::Audited { lease, keys, revisions };
-            }
-        }
-    }
-    let keys = etcd.look_at(lease, true, deadline);
-    let (keys, revisions) = join(keys, etcd.compare(revisions, deadline)).await;
-    Response::Audited { lease, keys: keys.map(Some), revisions }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use leasehold::{Event, Latency, Registrar, Registration, State, View, What};
+use leasehold::{Event, EventKind, Latency, Registrar, Registration, State, View};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text},
@@ -40,6 +40,7 @@ pub(crate) fn wants_text_format(accept: &str) -> bool {
 }
 
 /// Converts a page to the text format, in which the description of a counter has its full name, too, and no line marks the end.
+/// prometheus-client writes OpenMetrics alone.
 pub(crate) fn text_format(page: &str) -> String {
     let described = |line: &str| match line.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')) {
         Some(("TYPE", rest)) => rest.strip_suffix(" counter").map(str::to_owned),
@@ -68,19 +69,19 @@ const STATES: [State; 6] =
     [State::Pending, State::Registered, State::Suspect, State::Recovering, State::Conflict, State::Draining];
 
 /// Kinds of events with their names in metrics; the registrar has other names for the log.
-const EVENTS: [(What, &str); 12] = [
-    (What::Registered, "registered"),
-    (What::TookOver, "took_over"),
-    (What::Renewed, "renewed"),
-    (What::Suspect, "suspect"),
-    (What::Confirmed, "confirmed"),
-    (What::Recovering, "recovering"),
-    (What::Recovered, "recovered"),
-    (What::Healed, "healed"),
-    (What::Conflict, "conflict"),
-    (What::Weighed, "weighed"),
-    (What::Updated, "updated"),
-    (What::Stopped, "stopped"),
+const EVENTS: [(EventKind, &str); 12] = [
+    (EventKind::Registered, "registered"),
+    (EventKind::TookOver, "took_over"),
+    (EventKind::Renewed, "renewed"),
+    (EventKind::Suspect, "suspect"),
+    (EventKind::Confirmed, "confirmed"),
+    (EventKind::Recovering, "recovering"),
+    (EventKind::Recovered, "recovered"),
+    (EventKind::Healed, "healed"),
+    (EventKind::Conflict, "conflict"),
+    (EventKind::Weighed, "weighed"),
+    (EventKind::Updated, "updated"),
+    (EventKind::Stopped, "stopped"),
 ];
 
 /// Counters of the registrar's events.
@@ -98,7 +99,7 @@ impl Events {
             };
             match event {
                 Ok(event) => {
-                    let counted = EVENTS.iter().position(|(what, _)| *what == event.what);
+                    let counted = EVENTS.iter().position(|(kind, _)| *kind == event.kind);
                     counted.map(|kind| self.0[kind].inc());
                 }
                 Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "events went by too fast to be counted"),

@@ -1,4 +1,6 @@
 //! Routes of the admin endpoint: from a request's head to its route, or to the reason of a refusal. Pure.
+//!
+//! A router crate would find the path alone; the method, the rights of the caller and the reason of a refusal are decided with it.
 
 use std::{fmt, net::IpAddr, time::Duration};
 

@@ -28,7 +28,10 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use crate::{
     admin::listener::Stream,
     cli::AdminArgs,
-    commands::{print, print_json, tls_client},
+    commands::{
+        output::{print, print_json},
+        tls_client,
+    },
     config::{Admin, AdminAddress, Config},
     error::{Failure, one_line},
     process::runtime_folder,

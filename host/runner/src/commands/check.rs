@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    print, print_json,
+    output::{print, print_json},
     table::{self, Column},
 };
 use crate::{
@@ -38,12 +38,12 @@ struct Report {
     ok: bool,
     /// Absent where nothing was connected to.
     etcd: Option<Etcd>,
-    /// Why the admin endpoint could not listen, if it is there and could not.
+    /// Reason why the admin endpoint could not listen; absent without one, or if it could.
     admin: Option<String>,
     /// Remarks that do not keep the host from running.
     notes: Vec<String>,
     demand: Demand,
-    /// Why there is no pool, although the instances would fit into one.
+    /// Reason why there is no pool, although the instances would fit into one.
     unpooled: Option<String>,
     /// File descriptors that the process may have.
     files: Option<u64>,
@@ -54,7 +54,7 @@ struct Report {
 struct Etcd {
     endpoints: Vec<String>,
     required: bool,
-    /// Why it did not answer, if it did not; or what it refused.
+    /// Reason of a missing response, or the refusal.
     problem: Option<String>,
     /// True if it answered, and the answer was no: then waiting would not help `run`.
     refused: bool,
@@ -194,7 +194,7 @@ async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
         |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| located(&failure.sentence())));
     let loaded = match &spec.artifact {
         Some(_) if is_offline => {
-            notes.push("its registry was not asked".to_owned());
+            notes.push("the registry was not contacted (--offline)".to_owned());
             None
         }
         _ => Some(artifact::locate(spec, Former::StandsIn).await.and_then(|(file, _)| {

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 
-use super::print;
+use super::output::print;
 use crate::{
     cli::{Cli, CompletionsArgs},
     error::Failure,

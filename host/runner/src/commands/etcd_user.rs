@@ -4,7 +4,11 @@ use leasehold::{CreatedUser, Grant, NewUser, Options, Source};
 use leasehold_wasmtime::Names;
 use serde::Serialize;
 
-use super::{ls::END_TIMEOUT, print, print_json, shell::Etcdctl};
+use super::{
+    ls::END_TIMEOUT,
+    output::{print, print_json},
+    shell::Etcdctl,
+};
 use crate::{
     cli::{EtcdUserArgs, parse},
     config::{EtcdFiles, grants, values},

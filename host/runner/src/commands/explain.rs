@@ -4,7 +4,10 @@
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
 
-use super::{needs::needs, print, print_json};
+use super::{
+    needs::needs,
+    output::{print, print_json},
+};
 use crate::{
     cli::ExplainArgs,
     config::{Config, Register, Spec},
@@ -26,7 +29,7 @@ struct Row {
     weight: u32,
     /// True if the weight will follow the load instead.
     weight_follows_load: bool,
-    /// Why it cannot be written.
+    /// Reason why it cannot be written.
     problem: Option<String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write};
 
-use super::print;
+use super::output::print;
 use crate::{cli::InitArgs, config::schema, error::Failure};
 
 /// The file, below the line that names the schema.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold_artifacts::{Former, Reference};
 
-use super::{print, print_json};
+use super::output::{print, print_json};
 use crate::{
     cli::InspectArgs,
     config::Artifact,

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{
     filter::{Names, Pattern},
     node_row::{NodeRow, STATE, color, columns, not_nodes, plural, totals},
-    print, print_json,
+    output::{print, print_json},
     progress::Progress,
     table::{self, Column},
     terminal,

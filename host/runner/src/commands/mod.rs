@@ -20,6 +20,7 @@ mod needs;
 mod new;
 mod node_row;
 mod order;
+mod output;
 mod progress;
 mod pull;
 mod push;
@@ -36,10 +37,6 @@ mod upgrade;
 pub(crate) mod watch;
 mod weight;
 mod wit;
-
-use std::io::{self, Write, stdout};
-
-use serde::Serialize;
 
 pub(crate) use check::check;
 pub(crate) use compile::compile;
@@ -66,21 +63,3 @@ pub(crate) use status::status;
 pub(crate) use upgrade::upgrade;
 pub(crate) use weight::weight;
 pub(crate) use wit::wit;
-
-use crate::error::Failure;
-
-/// Writes to stdout. A reader that has seen enough (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    let written = stdout().lock().write_all(text.as_bytes()).and_then(|()| stdout().flush());
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::other(format!("cannot write: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::other(format!("cannot write: {error}")))?;
-    print(&format!("{text}\n"))
-}

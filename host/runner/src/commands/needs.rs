@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{print, print_json};
+use super::output::{print, print_json};
 use crate::{
     config::{Limits, Register},
     error::Failure,

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use include_dir::{Dir, include_dir};
 
 use super::{
-    print,
+    output::print,
     wit::{self, Text, create, gather},
 };
 use crate::{

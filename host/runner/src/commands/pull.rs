@@ -5,7 +5,10 @@ use std::time::Duration;
 use leasehold_artifacts::Former;
 use serde::Serialize;
 
-use super::{print, print_json, progress::Progress};
+use super::{
+    output::{print, print_json},
+    progress::Progress,
+};
 use crate::{
     cli::PullArgs,
     config::Artifact,

@@ -6,7 +6,10 @@ use leasehold_artifacts::World;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{print, print_json, progress::Progress};
+use super::{
+    output::{print, print_json},
+    progress::Progress,
+};
 use crate::{
     cli::PushArgs,
     error::Failure,

@@ -6,7 +6,7 @@ use crate::{
     cli::ReloadArgs,
     commands::{
         admin_client::{Endpoint, command, part},
-        print, print_json,
+        output::{print, print_json},
     },
     config::{plan::Change, written::KeyChange},
     error::{Failure, shown},

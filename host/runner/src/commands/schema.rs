@@ -1,6 +1,6 @@
 //! `leasehold schema`: the JSON Schema of configuration files and of the files of `keep`, or the reference of their keys.
 
-use super::{print, print_json};
+use super::output::{print, print_json};
 use crate::{
     cli::SchemaArgs,
     config::{reference, schema},

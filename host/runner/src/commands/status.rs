@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::{
-    print, print_json,
+    output::{print, print_json},
     table::{self, Column},
     terminal,
 };

@@ -1,4 +1,5 @@
-//! Tables: columns as wide as their cells, and narrower where the terminal is.
+//! Tables: columns as wide as their cells, and narrower where the terminal is. Crates for tables lay out a whole one at a time;
+//! `watch` writes row by row, and keeps the widths between two drawings.
 
 use std::borrow::Cow;
 

@@ -4,7 +4,10 @@ use serde::Deserialize;
 
 use crate::{
     cli::UpgradeArgs,
-    commands::{admin_client::Endpoint, print, print_json},
+    commands::{
+        admin_client::Endpoint,
+        output::{print, print_json},
+    },
     error::Failure,
 };
 

@@ -9,7 +9,7 @@ use include_dir::{Dir, include_dir};
 use serde::Serialize;
 use wit_parser::Resolve;
 
-use super::{print, print_json};
+use super::output::{print, print_json};
 use crate::{
     cli::{ContractVersion, HttpVersion, WitArgs},
     error::Failure,

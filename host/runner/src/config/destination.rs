@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_that_is_told_permits_its_target() {
+    fn the_shown_entry_permits_its_target() {
         for authority in ["api.Example", "127.0.0.1:81", "[::1]", "localhost:9", "[64:ff9b::7f00:1]:80"] {
             let authority = authority.parse().unwrap();
             let target = Target::of(&authority, None).unwrap();

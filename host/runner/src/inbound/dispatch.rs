@@ -159,17 +159,7 @@ impl Dispatcher {
         let (status, mut response) = match attempted.await {
             Ok(response) => (response.status(), response),
             Err(no_response) => {
-                let rejection = match no_response {
-                    NoResponse::Rejected(reason) => Rejection::from(reason),
-                    NoResponse::ErrorCode(code) => {
-                        self.log_code(&code, &in_flight.identity);
-                        error_code::rejection(&code)
-                    }
-                };
-                self.stats.reject(rejection.reason, Some(&in_flight.identity));
-                if let Some(record) = &mut record {
-                    record.reject(rejection.reason);
-                }
+                let rejection = self.reject(no_response, &in_flight.identity, record.as_mut());
                 if let Some(span) = &mut span {
                     span.record_rejection(&rejection, grpc);
                 }
@@ -186,6 +176,27 @@ impl Dispatcher {
             ResponseBody::record(&mut response, record);
         }
         response
+    }
+
+    /// Counts a request without a response of the component, and returns the host's own response.
+    fn reject(
+        &self,
+        no_response: NoResponse,
+        identity: &RequestIdentity,
+        record: Option<&mut AccessRecord>,
+    ) -> Rejection {
+        let rejection = match no_response {
+            NoResponse::Rejected(reason) => Rejection::from(reason),
+            NoResponse::ErrorCode(code) => {
+                self.log_code(&code, identity);
+                error_code::rejection(&code)
+            }
+        };
+        self.stats.reject(rejection.reason, Some(identity));
+        if let Some(record) = record {
+            record.reject(rejection.reason);
+        }
+        rejection
     }
 
     /// Limits a request body, and signals that it is too large or that the client broke it off.

@@ -34,7 +34,7 @@ pub(crate) fn own(folder: &Path) -> anyhow::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let found = fs::metadata(folder)?;
         if found.uid() != rustix::process::geteuid().as_raw() {
-            bail!("it belongs to somebody else");
+            bail!("it belongs to another user");
         }
         if found.mode() & OTHERS_WRITE != 0 {
             bail!("others may write there; remove it, and it is made anew");

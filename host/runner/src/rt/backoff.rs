@@ -1,4 +1,5 @@
-//! Pauses between attempts that fail.
+//! Pauses between attempts that fail. The registrar draws its own from the generator of a lease, so that a seed of the simulation
+//! repeats.
 
 use std::time::Duration;
 

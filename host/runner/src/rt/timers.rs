@@ -1,6 +1,6 @@
 //! Pooled timers for work that nearly always ends in time. Setting and cancelling a tokio timer takes a lock that all
 //! threads share. So a timer is kept, set for its first deadline: it wakes its next user once too early, and is set again
-//! then.
+//! then (decision 14).
 
 use std::{
     pin::{Pin, pin},

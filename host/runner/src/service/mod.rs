@@ -9,7 +9,7 @@
 //! | `LifecycleInstance` | `lifecycle` | the instance in which the component's `start` ran, until its `stop` |
 //!
 //! Beside them: `handle` (commands and status, as others see the service), `reload` (a revision that is being built),
-//! `health` (probes and outliers), `file_watcher`.
+//! `health` (probes and outliers), `component_watcher`.
 
 pub(crate) mod component_watcher;
 pub(crate) mod handle;

@@ -1,5 +1,5 @@
 //! Cache of compiled components in the user's cache folder. A start maps the machine code: it is neither unpacked nor
-//! copied, and processes with the same component share it.
+//! copied, and processes with the same component share it. wasmtime's own cache compresses its entries (decision 15).
 
 use std::{
     fs::{self, File, Permissions},

@@ -271,9 +271,9 @@ impl Binary {
             )),
             Some([0, b'a', b's', b'm', _, _, 1, 0]) => Ok(Self::Wasm(bytes)),
             Some([0x7f, b'E', b'L', b'F', ..]) if precompiled => Ok(Self::MachineCode(bytes)),
-            Some([0x7f, b'E', b'L', b'F', ..]) => Err(message(
-                "machine code, which no sandbox holds; where you trust whoever compiled it, say precompiled: true",
-            )),
+            Some([0x7f, b'E', b'L', b'F', ..]) => {
+                Err(message("machine code is not sandboxed; if you trust its origin, set precompiled: true"))
+            }
             _ => Err(message("not WebAssembly")),
         }
     }

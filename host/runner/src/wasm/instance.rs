@@ -208,7 +208,7 @@ impl WorkerState for Worker {
             (Err(error), Some(InstanceEnd::Abandoned)) => {
                 // A component that could not respond any more may have panicked.
                 let cause = store.data().cause(&error);
-                tracing::debug!(service = %self.name, cause, "an instance ended: nobody waits for it any more");
+                tracing::debug!(service = %self.name, cause, "an instance ended: its client has left");
             }
             (Err(error), _) if self.context.ended.is_cancelled() => drop(store.data().cause(&error)),
             (Err(error), _) => {

@@ -297,9 +297,9 @@ mod tests {
         let hold = |line: &str| matches!(panic.hold(line), Held::Yes);
         assert!(!hold("thread 'main' says hello"));
         assert!(hold("thread 'main' (1) panicked at src/lib.rs:1:2:"));
-        assert!(hold("told to") && hold("trap"));
+        assert!(hold("made to") && hold("trap"));
         assert!(hold("note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace"));
-        assert_eq!(panic.take().as_deref(), Some("panicked at src/lib.rs:1:2: told to trap"));
+        assert_eq!(panic.take().as_deref(), Some("panicked at src/lib.rs:1:2: made to trap"));
         assert!(panic.take().is_none() && !hold("after it"));
         assert!(hold("panic: runtime error: nil map"));
         let Held::Full(text) = panic.hold(&"x".repeat(MAX_PANIC)) else { panic!("it is too much") };

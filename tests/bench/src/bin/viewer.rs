@@ -80,7 +80,7 @@ impl Viewer {
             self.add(port).await?;
             micros.push(begun.elapsed().as_secs_f64() * 1e6);
         }
-        Ok(told(micros))
+        Ok(summary(micros))
     }
 
     /// Puts a node, and waits until the view includes it.
@@ -108,7 +108,7 @@ impl Viewer {
             black_box(balancer.pick(&[]));
             micros.push(begun.elapsed().as_secs_f64() * 1e6);
         }
-        Ok(told(micros))
+        Ok(summary(micros))
     }
 
     fn pick(&mut self, count: u32) -> Result<Value> {
@@ -122,7 +122,7 @@ impl Viewer {
     }
 }
 
-fn told(mut micros: Vec<f64>) -> Value {
+fn summary(mut micros: Vec<f64>) -> Value {
     micros.sort_by(f64::total_cmp);
     json!({ "median_micros": micros[micros.len() / 2], "p99_micros": micros[micros.len() * 99 / 100] })
 }

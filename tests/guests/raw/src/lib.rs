@@ -32,9 +32,9 @@ impl Guest for Raw {
                 answer(out, 200, &[], String::from_utf8_lossy(&ids.join(&b' ')).as_bytes());
             }
             ["unfinished"] => drop(begin(out, 200, &[], b"half")),
-            ["length", told, written] => {
+            ["length", length, written] => {
                 let written = written.parse().unwrap_or(0);
-                answer(out, 200, &[("content-length", told)], &vec![b'x'; written]);
+                answer(out, 200, &[("content-length", length)], &vec![b'x'; written]);
             }
             ["status", status] => answer(out, status.parse().unwrap_or(200), &[], b"status\n"),
             ["slow"] => {

@@ -63,10 +63,10 @@ pub async fn changes(client: &mut Client, after: i64) -> Vec<Change> {
     .await;
     let mut stream = stream.expect("it was just there");
     loop {
-        let told = timeout(PATIENCE, stream.message()).await.expect("etcd tells its watchers in time");
-        let told = told.expect("the watch lives").expect("the watch does not end");
-        assert!(!told.canceled(), "the watch was cancelled: {}", told.cancel_reason());
-        for event in told.events() {
+        let message = timeout(PATIENCE, stream.message()).await.expect("etcd tells its watchers in time");
+        let message = message.expect("the watch lives").expect("the watch does not end");
+        assert!(!message.canceled(), "the watch was cancelled: {}", message.cancel_reason());
+        for event in message.events() {
             let kv = event.kv().expect("an event has its key");
             changes.push(Change {
                 key: String::from_utf8_lossy(kv.key()).into_owned(),

@@ -18,12 +18,12 @@ pub struct Event {
     /// The cause of the event.
     pub cause: Cause,
     /// The kind of the event.
-    pub what: What,
+    pub kind: EventKind,
 }
 
 /// The kinds of event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// A key was written.
     Put {
         /// The key, as text.
@@ -78,8 +78,8 @@ pub enum What {
 impl Event {
     /// The key of a put or a delete.
     pub fn key(&self) -> Option<&str> {
-        match &self.what {
-            What::Put { key, .. } | What::Delete { key, .. } => Some(key),
+        match &self.kind {
+            EventKind::Put { key, .. } | EventKind::Delete { key, .. } => Some(key),
             _ => None,
         }
     }

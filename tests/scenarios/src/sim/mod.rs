@@ -14,7 +14,7 @@
 //! etcd.blackhole("host-1");
 //! tokio::time::sleep(Duration::from_secs(11)).await;
 //! etcd.heal("host-1");
-//! assert!(etcd.history().iter().any(|event| event.what == What::Expired { lease }));
+//! assert!(etcd.history().iter().any(|event| event.kind == EventKind::Expired { lease }));
 //! # Ok(())
 //! # }
 //! ```
@@ -49,7 +49,7 @@ use self::store::{Item, Range};
 use self::wire::{Link, Wire};
 
 pub use self::fault::FaultPlan;
-pub use self::history::{Call, CallRecord, Cause, Event, What};
+pub use self::history::{Call, CallRecord, Cause, Event, EventKind};
 
 /// Handle of one simulated etcd; clones are the same etcd.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::auth::Auth;
 use super::failure::Failure;
 use super::fault::{FaultPlan, between};
-use super::history::{Cause, Event, History, What};
+use super::history::{Cause, Event, EventKind, History};
 use super::lessor::Lessor;
 use super::store::{Change, Range, Store, Writer};
 use super::watch::Watches;
@@ -171,7 +171,7 @@ impl State {
         self.record_changes(&Cause::Wipe, &lost);
         let leases: Vec<i64> = self.lessor.by_expiry().iter().map(|(id, _)| *id).collect();
         for lease in leases {
-            self.record(Cause::Wipe, What::Wiped { lease });
+            self.record(Cause::Wipe, EventKind::Wiped { lease });
         }
         self.store = Store::new();
         self.lessor = Lessor::default();
@@ -200,15 +200,15 @@ impl State {
     pub(crate) fn grant(&mut self, cause: Cause, id: i64, seconds: i64) -> Result<(i64, Duration), Failure> {
         let id = if id == 0 { self.rng.i64(1..i64::MAX) } else { id };
         let ttl = self.lessor.grant(id, seconds, self.now)?;
-        self.record(cause, What::Granted { lease: id, ttl });
+        self.record(cause, EventKind::Granted { lease: id, ttl });
         Ok((id, ttl))
     }
 
     /// Ends a lease and deletes its keys in one revision.
     pub(crate) fn revoke(&mut self, cause: &Cause, id: i64) -> Result<(), Failure> {
-        let what = match cause {
-            Cause::Expiry => What::Expired { lease: id },
-            _ => What::Revoked { lease: id },
+        let kind = match cause {
+            Cause::Expiry => EventKind::Expired { lease: id },
+            _ => EventKind::Revoked { lease: id },
         };
         let lease = self.lessor.remove(id).ok_or(Failure::LeaseNotFound)?;
         let mut writer = self.store.write();
@@ -216,7 +216,7 @@ impl State {
             writer.delete(&Range::new(key, b""));
         }
         let changes = writer.commit();
-        self.record(cause.clone(), what);
+        self.record(cause.clone(), kind);
         self.publish(cause, &changes);
         Ok(())
     }
@@ -230,19 +230,19 @@ impl State {
         }
     }
 
-    pub(crate) fn record(&mut self, cause: Cause, what: What) {
-        self.history.events.push(Event { at: self.now, era: self.era, revision: self.store.revision(), cause, what });
+    pub(crate) fn record(&mut self, cause: Cause, kind: EventKind) {
+        self.history.events.push(Event { at: self.now, era: self.era, revision: self.store.revision(), cause, kind });
     }
 
     fn record_changes(&mut self, cause: &Cause, changes: &[Change]) {
         for change in changes {
             let key = text(&change.key);
             let previous_lease = change.before.as_ref().map(|item| item.lease);
-            let what = match &change.after {
-                Some(item) => What::Put { key, value: item.value.clone(), lease: item.lease, previous_lease },
-                None => What::Delete { key, previous_lease: previous_lease.unwrap_or_default() },
+            let kind = match &change.after {
+                Some(item) => EventKind::Put { key, value: item.value.clone(), lease: item.lease, previous_lease },
+                None => EventKind::Delete { key, previous_lease: previous_lease.unwrap_or_default() },
             };
-            self.record(cause.clone(), what);
+            self.record(cause.clone(), kind);
         }
     }
 }

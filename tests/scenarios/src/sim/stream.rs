@@ -13,7 +13,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::failure::Failure;
-use super::history::{Call, Cause, What};
+use super::history::{Call, Cause, EventKind};
 use super::lessor::{Renewal, TICK};
 use super::service::{Member, Session};
 use super::wire::{self, Cut};
@@ -211,7 +211,7 @@ impl Renewals {
                     Renewal::Renewed { ttl, left } => {
                         let cause =
                             Cause::Call { host: Arc::clone(&host), call: Call::Renew, late: self.outbound.is_closed() };
-                        let renewed = What::Renewed { lease: id, ttl, left };
+                        let renewed = EventKind::Renewed { lease: id, ttl, left };
                         state.record(cause, renewed);
                         Some(seconds(ttl.as_secs()))
                     }

@@ -36,10 +36,10 @@ async fn keys_of(client: &mut Client, lease: i64) -> Vec<String> {
 
 async fn a_grant_chooses_the_id_and_raises_the_ttl(target: Target) {
     let mut client = target.client().await;
-    for (asked, granted) in [(-5, 2), (0, 2), (1, 2), (2, 2), (10, 10), (9_000_000_000, 9_000_000_000)] {
-        let grant = client.lease_grant(asked, None).await.unwrap();
+    for (requested, granted) in [(-5, 2), (0, 2), (1, 2), (2, 2), (10, 10), (9_000_000_000, 9_000_000_000)] {
+        let grant = client.lease_grant(requested, None).await.unwrap();
         assert!(grant.id() > 0);
-        assert_eq!(grant.ttl(), granted, "asked for {asked}");
+        assert_eq!(grant.ttl(), granted, "asked for {requested}");
     }
     refused(client.lease_grant(9_000_000_001, None).await, Code::OutOfRange, "etcdserver: too large lease TTL");
     let chosen = || Some(LeaseGrantOptions::new().with_id(77));

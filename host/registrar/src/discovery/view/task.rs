@@ -11,7 +11,7 @@ use crate::{
         view::state::ViewState,
         watcher::{PrefixWatcher, Update},
     },
-    etcd::{Etcd, RangeSnapshot},
+    etcd::{Etcd, range::RangeSnapshot},
     layout::template::memo::ParseMemo,
 };
 

@@ -1,6 +1,7 @@
 //! The parse memo: a value that differs from a remembered one only in its address is not parsed again.
 //!
-//! Most nodes of one service differ in the address alone, so a first view of very many nodes is mostly hits.
+//! Most nodes of one service differ in the address alone, so a first view of very many nodes is mostly hits; `make bench-views`
+//! measures one.
 
 use std::ops::Range;
 

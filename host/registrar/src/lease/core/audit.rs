@@ -11,6 +11,7 @@ use crate::{
     faults::{FaultChange, Source},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL,
+        intact::Intact,
         key::Key,
         messages::{Action, Request},
     },
@@ -20,17 +21,6 @@ use crate::{
 /// Time for which the revision of etcd alone is trusted: a member that has stopped to apply what the others write, or a restored
 /// backup, shows a revision that says nothing.
 const MAX_TRUST: Duration = Duration::from_secs(60);
-
-/// Revision of etcd at which audits in a row have found keys as they should be. A change of any key in etcd ends it, so that
-/// little more than the revision is read from an etcd in which nothing is written.
-#[derive(Debug, Default)]
-pub(super) struct Intact {
-    revision: i64,
-    /// Keys whose revisions were compared. They are different ones, as long as nothing is written and no audit fails.
-    compared: usize,
-    /// Time from which all keys are compared again.
-    until: Option<Instant>,
-}
 
 impl LeaseCore {
     /// Makes an audit: one is due every third of the TTL, and every ten seconds at most. The load is read with it.

@@ -8,11 +8,14 @@ use crate::{
     error::Error,
     etcd::Op,
     layout::Layout,
-    lease::core::messages::{RegisterRequest, Reply},
+    lease::core::{
+        health::LeaseHealth,
+        messages::{RegisterRequest, Reply},
+    },
     lease_id::LeaseId,
     node::{Invalid, ServerNode, ServiceName, Version, Weight},
     options::Ownership,
-    status::{KeyStatus, SharedKey, State, What},
+    status::{EventKind, KeyStatus, SharedKey, State},
 };
 
 /// Shortest time between two writes of a key that is in etcd already. The last of several changes is written then, so that
@@ -92,16 +95,6 @@ pub(super) enum OnConflict {
     TakeOver,
     /// Fails the registration.
     Refuse,
-}
-
-/// Health of a lease as a whole, which the status of each of its keys follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LeaseHealth {
-    Steady,
-    /// The last renewal is not confirmed, or etcd refuses grants, writes or audits.
-    Suspect,
-    /// The lease is lost or given up; its keys are about to be written under a new one.
-    Recovering,
 }
 
 /// A registration's key, from its first write to its release.
@@ -389,7 +382,7 @@ impl Key {
         origin: Origin,
         revision: i64,
         is_recovering: bool,
-    ) -> Option<(What, String)> {
+    ) -> Option<(EventKind, String)> {
         let content = self.in_flight.take()?;
         self.forget_doubtful();
         let before = std::mem::replace(&mut self.state, KeyState::Published { content, revision });
@@ -400,24 +393,26 @@ impl Key {
         if !matches!(before, KeyState::New { .. }) && (was_lost || was_altered) {
             self.recoveries += 1;
         }
-        let (what, why) = match (before, over) {
+        let (kind, why) = match (before, over) {
             (KeyState::New { .. }, Some(over)) if origin == Origin::Another => {
-                (What::TookOver, format!("it was held by lease {over}"))
+                (EventKind::TookOver, format!("it was held by lease {over}"))
             }
             (KeyState::New { .. }, Some(_)) if origin == Origin::Former => {
-                (What::Registered, "it was that of the former process of this host".to_owned())
+                (EventKind::Registered, "it was that of the former process of this host".to_owned())
             }
-            (KeyState::New { .. }, _) => (What::Registered, "etcd has confirmed it".to_owned()),
-            (KeyState::Conflict { .. }, _) => (What::Healed, "the key was free again".to_owned()),
-            _ if was_lost && !is_recovering => (What::Healed, "the key was missing or had lost its lease".to_owned()),
-            _ if was_altered => (What::Healed, "another client had written over its value".to_owned()),
+            (KeyState::New { .. }, _) => (EventKind::Registered, "etcd has confirmed it".to_owned()),
+            (KeyState::Conflict { .. }, _) => (EventKind::Healed, "the key was free again".to_owned()),
+            _ if was_lost && !is_recovering => {
+                (EventKind::Healed, "the key was missing or had lost its lease".to_owned())
+            }
+            _ if was_altered => (EventKind::Healed, "another client had written over its value".to_owned()),
             (KeyState::Published { content: before, .. }, _) if before.edition != content.edition => {
-                (What::Updated, "the node behind the key is another one".to_owned())
+                (EventKind::Updated, "the node behind the key is another one".to_owned())
             }
-            (KeyState::Published { .. }, _) => (What::Weighed, format!("weight {}", self.weight)),
+            (KeyState::Published { .. }, _) => (EventKind::Weighed, format!("weight {}", self.weight)),
             (KeyState::Missing { .. }, _) => return None,
         };
-        Some((what, why))
+        Some((kind, why))
     }
 
     /// Notes a put that met a lease of this task: a write before it, without a response, has taken effect.

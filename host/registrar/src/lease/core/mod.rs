@@ -14,12 +14,15 @@
 //! | `register` | commands: keys come, change and leave |
 //! | `term` | grant, renewal, loss, revocation |
 //! | `write` | group commits and their outcomes |
-//! | `audit` | comparison of etcd's keys with the ones that are kept |
-//! | `health` | failures, and what they mean for the status of the keys |
+//! | `audit`, `intact` | comparison of etcd's keys with the ones that are kept |
+//! | `health` | the health of the lease, which the status of its keys follows |
+//! | `failures` | failures of requests, and their effect on the health |
 
 mod audit;
+mod failures;
 mod health;
 mod held;
+mod intact;
 mod key;
 mod keys;
 pub(crate) mod messages;
@@ -36,9 +39,9 @@ use std::{
 use tokio::time::Instant;
 
 use self::{
-    audit::Intact,
+    health::LeaseHealth,
     held::{HeldLease, HeldLeases},
-    key::LeaseHealth,
+    intact::Intact,
     keys::Keys,
 };
 use crate::{

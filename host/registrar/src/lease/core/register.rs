@@ -14,7 +14,7 @@ use crate::{
         messages::{Action, RegisterRequest, Reply},
     },
     node::{ServerNode, Weight},
-    status::{SharedKey, What},
+    status::{EventKind, SharedKey},
 };
 
 impl LeaseCore {
@@ -178,7 +178,7 @@ impl LeaseCore {
                 Gone::WithLease => "its lease is revoked".to_owned(),
                 Gone::Held(holder) => format!("the key stays, since lease {holder} has it"),
             };
-            self.report(What::Stopped, Some((key, entry.service().clone())), why, now);
+            self.report(EventKind::Stopped, Some((key, entry.service().clone())), why, now);
         }
         if entry.has_fault() {
             self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));

@@ -11,12 +11,13 @@ use crate::{
     etcd::{Failure, Granted, latency::Verb},
     lease::core::{
         LeaseCore, MAX_AUDIT_INTERVAL, deadline,
+        health::LeaseHealth,
         held::HeldLease,
-        key::{Gone, LeaseHealth},
+        key::Gone,
         messages::{Action, Renewal},
     },
     lease_id::LeaseId,
-    status::What,
+    status::EventKind,
 };
 
 impl LeaseCore {
@@ -69,10 +70,10 @@ impl LeaseCore {
                 }
                 self.metrics.held(held.granted_at, held.expires_at());
                 self.metrics.renewed();
-                self.report(What::Renewed, None, format!("it ends in {ttl:?} unless it is renewed again"), now);
+                self.report(EventKind::Renewed, None, format!("it ends in {ttl:?} unless it is renewed again"), now);
                 if self.health == LeaseHealth::Suspect && !self.is_refused() {
                     let why = "etcd confirmed the lease".to_owned();
-                    self.change_health(LeaseHealth::Steady, What::Confirmed, why, now);
+                    self.change_health(LeaseHealth::Steady, EventKind::Confirmed, why, now);
                 }
                 self.on_succeeded(Verb::Renew, now);
             }
@@ -87,7 +88,7 @@ impl LeaseCore {
                 }
                 if is_current && self.health == LeaseHealth::Steady {
                     let why = format!("last confirmed {unconfirmed:.1?} ago: {failure}");
-                    self.change_health(LeaseHealth::Suspect, What::Suspect, why, now);
+                    self.change_health(LeaseHealth::Suspect, EventKind::Suspect, why, now);
                 }
             }
         }
@@ -105,7 +106,7 @@ impl LeaseCore {
         }
         if was_current && self.keys.kept() > 0 {
             let why = format!("etcd ended the lease after {lived:.1?}");
-            self.change_health(LeaseHealth::Recovering, What::Recovering, why, now);
+            self.change_health(LeaseHealth::Recovering, EventKind::Recovering, why, now);
             // Hosts that lost their leases at the same moment must not come back at the same moment.
             let longest_pause = self.longest_pause();
             self.not_before = now + backoff(&mut self.rng, 1, longest_pause);

@@ -11,11 +11,12 @@ use crate::{
     faults::{FaultChange, Source},
     lease::core::{
         LeaseCore,
-        key::{Gone, LeaseHealth, OnConflict, Origin},
+        health::LeaseHealth,
+        key::{Gone, OnConflict, Origin},
         messages::Action,
     },
     lease_id::LeaseId,
-    status::What,
+    status::EventKind,
 };
 
 impl LeaseCore {
@@ -107,8 +108,8 @@ impl LeaseCore {
             self.actions.push_back(Action::Reply(reply, Ok(())));
         }
         let service = entry.service().clone();
-        if let Some((what, why)) = news {
-            self.report(what, Some((key, service)), why, now);
+        if let Some((kind, why)) = news {
+            self.report(kind, Some((key, service)), why, now);
         }
         self.keys.enqueue(key, now);
     }
@@ -135,7 +136,7 @@ impl LeaseCore {
                 let service = entry.service().clone();
                 if is_reported {
                     let why = format!("lease {holder} of another host holds the key");
-                    self.report(What::Conflict, Some((key, service)), why, now);
+                    self.report(EventKind::Conflict, Some((key, service)), why, now);
                 }
             }
         }
@@ -183,7 +184,7 @@ impl LeaseCore {
                         held.has_unanswered_write = true;
                     }
                     let why = format!("a write was not answered: {failure}");
-                    self.change_health(LeaseHealth::Recovering, What::Recovering, why, now);
+                    self.change_health(LeaseHealth::Recovering, EventKind::Recovering, why, now);
                 } else if !failure.is_transient() {
                     self.fail_pending(&failure, now);
                 }

@@ -12,7 +12,7 @@ use leasehold::{Options, Tls};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use super::Finding;
+use super::finding::Finding;
 use crate::commands::{admin_client, tls_client};
 
 /// Difference of the clocks from which on it is a finding, in seconds. etcd reports whole ones.

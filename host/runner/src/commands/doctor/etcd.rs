@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use leasehold::{Alarm, Health, Member};
 
-use super::{Etcdctl, Finding};
+use super::finding::Finding;
+use crate::commands::shell::Etcdctl;
 
 /// Round trip from which on etcd counts as slow: renewals and registrations wait as long.
 const SLOW: Duration = Duration::from_millis(250);

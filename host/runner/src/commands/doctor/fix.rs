@@ -5,21 +5,11 @@ use std::io::{BufRead, Write, stderr, stdin};
 use leasehold::{Options, Registrar};
 use serde::Serialize;
 
-use super::Finding;
+use super::finding::{Finding, Fix};
 use crate::{
     connect,
     error::{Failure, shown},
 };
-
-/// A key that may be deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fix {
-    pub(super) key: String,
-    /// The revision that wrote it, as it was examined.
-    pub(super) revision: i64,
-    /// Reason for which this key is deleted only after a question.
-    pub(super) caution: Option<&'static str>,
-}
 
 /// One key and the outcome for it.
 #[derive(Debug, Serialize)]

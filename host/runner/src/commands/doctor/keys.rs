@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leasehold::{Addr, Invalid, Layout, RawEntry, ServerNode, ServiceName, Version};
 
-use super::{Etcdctl, Finding, Fix};
-use crate::error::shown;
+use super::finding::{Finding, Fix};
+use crate::{commands::shell::Etcdctl, error::shown};
 
 /// Owner of a key that is no node of an examined layout.
 enum Owner {
@@ -71,7 +71,7 @@ fn no_lease(found: &RawEntry, etcdctl: &Etcdctl, answers: bool) -> Finding {
     Finding {
         kind: "no-lease",
         key: Some(shown(&key)),
-        found: "it stands under no lease, and so for ever, whether its service lives or not".to_owned(),
+        found: "it has no lease, so it never expires".to_owned(),
         cure: "delete it (leasehold doctor --fix); a service that lives registers again".to_owned(),
         command,
         // An entry that an operator made by hand, for a service that does not register itself, looks the same.
@@ -101,7 +101,7 @@ fn nested(key: &str, prefix: &str) -> Finding {
     Finding {
         kind: "colliding-prefix",
         key: Some(shown(key)),
-        found: format!("it is a node under the prefix {}, which lies below the one that is looked at", shown(prefix)),
+        found: format!("it is a node under the prefix {}, which lies below the examined one", shown(prefix)),
         cure: "clients that look below this one break on it if a service has that name: give one of them a prefix that does \
                not begin with the other"
             .to_owned(), ..Finding::default() }

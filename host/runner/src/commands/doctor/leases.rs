@@ -11,7 +11,7 @@ use leasehold::{Error, LeaseId, LeaseStatus, Registrar};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Leases that are examined, at most.
 const MAX_EXAMINED: usize = 10_000;
@@ -43,8 +43,8 @@ pub(super) struct Leases {
 /// A lease without keys, and the time of etcd's response: between these two.
 #[derive(Clone, Copy)]
 struct Look {
-    asked: Instant,
-    answered: Instant,
+    requested_at: Instant,
+    answered_at: Instant,
     status: LeaseStatus,
 }
 
@@ -65,11 +65,11 @@ pub(super) async fn examine(
         Err(Error::Unavailable(why)) if why.is_denied() => return Ok(None),
         all => all?,
     };
-    let mut told = Leases { all: all.len(), ..Leases::default() };
+    let mut counts = Leases { all: all.len(), ..Leases::default() };
     let unknown: Vec<_> = all.into_iter().filter(|lease| !keys.contains(lease)).collect();
-    told.left_out = unknown.len().saturating_sub(MAX_EXAMINED);
+    counts.left_out = unknown.len().saturating_sub(MAX_EXAMINED);
     let first = without_keys(registrar, unknown.into_iter().take(MAX_EXAMINED)).await?;
-    told.left_out += first.len().saturating_sub(MAX_WATCHED);
+    counts.left_out += first.len().saturating_sub(MAX_WATCHED);
     let mut watched: HashMap<_, _> = first.into_iter().take(MAX_WATCHED).collect();
     if !watched.is_empty() {
         tracing::info!("leases without keys: {}; observing them for up to {} s", watched.len(), PATIENCE.as_secs());
@@ -84,26 +84,26 @@ pub(super) async fn examine(
             let verdict = now.get(lease).map(|now| verdict(first, now));
             match verdict {
                 Some(Verdict::Renewed) => renewed.push((*lease, first.status.ttl)),
-                Some(Verdict::RunsOut) => told.unrenewed_without_keys += 1,
+                Some(Verdict::RunsOut) => counts.unrenewed_without_keys += 1,
                 Some(Verdict::Unclear) | None => {}
             }
             verdict == Some(Verdict::Unclear)
         });
     }
-    told.unrenewed_without_keys += watched.len();
-    told.renewed_without_keys = renewed.len();
+    counts.unrenewed_without_keys += watched.len();
+    counts.renewed_without_keys = renewed.len();
     renewed.sort_unstable();
     let notes = renewed.iter().take(MAX_NAMED).map(|(lease, ttl)| Finding {
         kind: "lease-without-keys",
         key: None,
-        found: format!("lease {lease} holds no key, and somebody renews it, with a TTL of {} s", ttl.as_secs()),
+        found: format!("lease {lease} holds no key and is still renewed, with a TTL of {} s", ttl.as_secs()),
         cure:
             "a service whose key was deleted renews for nothing: find and restart it; an idle session of a lock or an \
                election is as it should be"
                 .to_owned(),
         ..Finding::default()
     });
-    Ok(Some((told, notes.collect())))
+    Ok(Some((counts, notes.collect())))
 }
 
 /// Returns the leases that hold no key.
@@ -112,9 +112,11 @@ async fn without_keys(
     leases: impl Iterator<Item = LeaseId>,
 ) -> Result<HashMap<LeaseId, Look>, Error> {
     let looks = leases.map(|lease| async move {
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         match registrar.lease(lease).await {
-            Ok(Some(status)) if status.keys == 0 => Ok(Some((lease, Look { asked, answered: Instant::now(), status }))),
+            Ok(Some(status)) if status.keys == 0 => {
+                Ok(Some((lease, Look { requested_at, answered_at: Instant::now(), status })))
+            }
             Ok(_) => Ok(None),
             // The lease has keys that this user may not read.
             Err(Error::Unavailable(why)) if why.is_denied() => Ok(None),
@@ -128,7 +130,7 @@ async fn without_keys(
 /// Verdict from two observations.
 fn verdict(first: &Look, now: &Look) -> Verdict {
     // Smallest time that passed for etcd, which had less than one second more than it reported at first.
-    let passed = now.asked.saturating_duration_since(first.answered);
+    let passed = now.requested_at.saturating_duration_since(first.answered_at);
     let left = now.status.ttl_remaining;
     if left >= SECOND && left + passed >= first.status.ttl_remaining + SECOND {
         Verdict::Renewed
@@ -151,23 +153,23 @@ mod tests {
     #[test]
     fn only_a_renewal_leaves_more_time_than_has_passed() {
         let begun = Instant::now();
-        let told = |ttl, first, millis, now| {
+        let verdict_of = |ttl, first, millis, now| {
             let look = |at, left| {
                 let status =
                     LeaseStatus { ttl: Duration::from_secs(ttl), ttl_remaining: Duration::from_secs(left), keys: 0 };
-                Look { asked: at, answered: at, status }
+                Look { requested_at: at, answered_at: at, status }
             };
             verdict(&look(begun, first), &look(begun + Duration::from_millis(millis), now))
         };
-        assert_eq!(told(10, 9, 3400, 9), Verdict::Renewed);
+        assert_eq!(verdict_of(10, 9, 3400, 9), Verdict::Renewed);
         // Reported as 9 twice, with 9.9 s left at first.
-        assert_eq!(told(10, 9, 800, 9), Verdict::Unclear);
-        assert_eq!(told(10, 9, 3400, 6), Verdict::Unclear);
-        assert_eq!(told(10, 9, 6000, 3), Verdict::RunsOut);
+        assert_eq!(verdict_of(10, 9, 800, 9), Verdict::Unclear);
+        assert_eq!(verdict_of(10, 9, 3400, 6), Verdict::Unclear);
+        assert_eq!(verdict_of(10, 9, 6000, 3), Verdict::RunsOut);
         // etcd's shortest lease never has more than one whole second left, and may stay for a moment with none.
-        assert_eq!(told(2, 1, 1000, 1), Verdict::Renewed);
-        assert_eq!(told(2, 1, 2500, 0), Verdict::Unclear);
+        assert_eq!(verdict_of(2, 1, 1000, 1), Verdict::Renewed);
+        assert_eq!(verdict_of(2, 1, 2500, 0), Verdict::Unclear);
         // A change of the leader gives every lease its whole time again.
-        assert_eq!(told(60, 5, 500, 59), Verdict::Renewed);
+        assert_eq!(verdict_of(60, 5, 500, 59), Verdict::Renewed);
     }
 }

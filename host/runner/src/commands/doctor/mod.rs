@@ -2,6 +2,7 @@
 
 mod clock;
 mod etcd;
+mod finding;
 mod fix;
 mod keys;
 mod leases;
@@ -17,12 +18,13 @@ use tokio::{
 };
 
 use self::{
-    fix::{Fix, Fixed, Outcome},
+    finding::Finding,
+    fix::{Fixed, Outcome},
     leases::Leases,
 };
 use super::{
     ls::{END_TIMEOUT, read},
-    print, print_json,
+    output::{print, print_json},
     progress::Progress,
     shell::Etcdctl,
 };
@@ -36,24 +38,6 @@ use crate::{
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Nodes that are dialled at a time.
 const MAX_DIALS: usize = 64;
-
-/// A problem.
-#[derive(Debug, Default, Serialize, PartialEq, Eq)]
-struct Finding {
-    /// Kind of the problem, for scripts.
-    kind: &'static str,
-    /// The key in etcd; none for a problem of etcd itself.
-    key: Option<String>,
-    /// Description of the problem.
-    found: String,
-    /// Cure.
-    cure: String,
-    /// Shell command of the cure; null if there is none.
-    command: Option<String>,
-    /// The deletion that `--fix` offers.
-    #[serde(skip)]
-    fix: Option<Fix>,
-}
 
 /// The report, as `--json` shows it.
 #[derive(Serialize)]
@@ -199,13 +183,13 @@ fn text(report: &Report) -> String {
     );
     if let Some(leases) = &report.leases {
         let shown = report.notes.iter().filter(|note| note.kind != etcd::RELEASE).count();
-        for (what, count) in [
-            ("that nobody renewed while doctor looked", leases.unrenewed_without_keys),
-            ("that are renewed, beside those below", leases.renewed_without_keys - shown),
-            ("or with some, too many to be looked at", leases.left_out),
+        for (kind, count) in [
+            ("without keys, not renewed during the check", leases.unrenewed_without_keys),
+            ("without keys, renewed, beside those below", leases.renewed_without_keys - shown),
+            ("beyond the number that is examined", leases.left_out),
         ] {
             if count > 0 {
-                text.push_str(&format!("leases without keys {what}: {count}\n"));
+                text.push_str(&format!("leases {kind}: {count}\n"));
             }
         }
     }

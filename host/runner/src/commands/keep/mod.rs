@@ -17,7 +17,7 @@ use self::{
     nodes::Nodes,
     signals::Signals,
 };
-use super::print;
+use super::output::print;
 use crate::{cli::KeepArgs, config::Kept, connect, error::Failure, process::systemd};
 
 /// Longest wait for the revocation of the lease; it ends with its time to live otherwise.

@@ -6,7 +6,14 @@ mod reconfigure;
 mod status;
 mod upgrade;
 
-use std::{collections::BTreeSet, convert::Infallible, future::pending, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    future::pending,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::{join, try_join3};
 use leasehold::{LeaseId, Registrar};
@@ -15,8 +22,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{
+        handlers::AdminState,
         metrics::Events,
-        server::{Admin, AdminStart, AdminState},
+        server::{Admin, AdminStart},
         status::HostInfo,
     },
     cli::RunArgs,
@@ -64,35 +72,20 @@ pub(crate) async fn run(
     rlimit::raise();
     // Before anything else can replace it.
     let binary = std::env::current_exe();
-    let inheritance = Inheritance::receive().map_err(Failure::other)?.map(Arc::new);
-    let unfit = match &inheritance {
-        Some(inheritance) => {
-            activation::inherit(inheritance.take_activated());
-            Vec::new()
-        }
-        None => activation::receive(),
-    };
+    let (inheritance, unfit) = receive_sockets()?;
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
-    let mut config = args.config()?;
+    let mut config = configure(&args, &path, unfit)?;
     if let Some(inheritance) = &inheritance {
         config.registrar.former_leases = inheritance.leases.iter().copied().filter_map(LeaseId::new).collect();
     }
-    log_start(&path, &config);
-    let listens = config.services.iter().map(|spec| spec.listen);
-    let listens: Vec<_> = listens.chain(config.admin.addr()).chain(config.metrics).collect();
-    let remarks = config.notes.iter().cloned().chain(unfit).chain(activation::unused(&listens));
-    remarks.for_each(|remark| tracing::warn!("{remark}"));
     let tasks = TaskTracker::new();
-    let Signals { ending, reloads: hangups, upgrades, verbosity } = signals::listen(&tasks)?;
+    let signals = signals::listen(&tasks)?;
+    let ending = signals.ending.clone();
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
-    let mut etcd = if config.dev { Some(PrivateEtcd::start(file)?) } else { None };
-    if let Some(etcd) = &etcd {
-        etcd.introduce();
-        config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
-    }
+    let mut etcd = if config.dev { Some(start_private_etcd(file, &mut config)?) } else { None };
     let registrar = connect::start(&config.registrar)?;
     let done = CancellationToken::new();
     if config.dev {
@@ -100,17 +93,14 @@ pub(crate) async fn run(
     }
     let (reconfigure, commands) = mpsc::channel(1);
     let services = Arc::new(Services::new(ending.clone(), reconfigure));
-    let events = Arc::<Events>::default();
-    tasks.spawn(Arc::clone(&events).count(registrar.events(), done.clone()));
-    let host = HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone());
-    let state = AdminState {
-        services: Arc::clone(&services),
-        events,
+    let background = Background {
         registrar: registrar.clone(),
-        host,
-        levels: levels.clone(),
+        services: Arc::clone(&services),
+        tasks: tasks.clone(),
+        levels,
+        done: done.clone(),
     };
-    let start = AdminStart { admin: config.admin.clone(), metrics: config.metrics, state };
+    let start = background.admin(&config, &path);
     // A successor has the admin endpoint once it is the host.
     let (mut admin, start) = match inheritance {
         None => (Some(start.start(None)?), None),
@@ -118,29 +108,9 @@ pub(crate) async fn run(
     };
     let listeners = AdminListeners::default();
     keep_listeners(&mut admin, &listeners);
-    let inherited = |place: &_| inheritance.as_ref().and_then(|inheritance: &Arc<Inheritance>| inheritance.addr(place));
-    let (addr, metrics) = match &admin {
-        Some(admin) => (admin.addr, admin.metrics_addr),
-        None => (
-            config.admin.addr().and_then(|addr| inherited(&Place::Admin(addr))),
-            config.metrics.and_then(|addr| inherited(&Place::Metrics(addr))).or(config.metrics),
-        ),
-    };
-    // The system may have chosen the ports.
-    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, addr) {
-        address.listen = bound;
-    }
-    config.metrics = metrics;
+    note_chosen_ports(&mut config, admin.as_ref(), inheritance.as_deref());
     let traces = config.traces.take().map(Traces::start).transpose().map_err(Failure::Usage)?;
-    tasks.spawn(systemd::alive(registrar.clone(), tasks.clone(), done.clone()));
-    tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
-    tasks.spawn(levels.clone().follow(done.clone()));
-    tasks.spawn(change_level_on_signal(verbosity, levels));
-    tasks.spawn(reload_on_request("SIGHUP", hangups, Arc::clone(&services), tasks.clone()));
-    if let Some(reloads) = reloads {
-        tasks.spawn(reload_on_request("reload", reloads, Arc::clone(&services), tasks.clone()));
-    }
-    tasks.spawn(upgrade_on_signal(upgrades, Arc::clone(&services)));
+    background.spawn(signals, reloads);
 
     let running = TaskTracker::new();
     let host = Host {
@@ -197,6 +167,67 @@ pub(crate) async fn run(
     if config.dev && outcome.is_ok() {
         progress::show_gone(&registrar, &services.all()).await;
     }
+    revoke(&registrar, traces).await;
+    done.cancel();
+    if let Some(admin) = admin {
+        admin.close().await;
+    }
+    if let Some(etcd) = etcd {
+        etcd.stop().await;
+    }
+    outcome
+}
+
+/// Receives the sockets of a former host, or those of systemd. Returns remarks about sockets that cannot be used, too.
+fn receive_sockets() -> Result<(Option<Arc<Inheritance>>, Vec<String>), Failure> {
+    let inheritance = Inheritance::receive().map_err(Failure::other)?.map(Arc::new);
+    let unfit = match &inheritance {
+        Some(inheritance) => {
+            activation::inherit(inheritance.take_activated());
+            Vec::new()
+        }
+        None => activation::receive(),
+    };
+    Ok((inheritance, unfit))
+}
+
+/// Reads the configuration, and logs the start with all remarks.
+fn configure(args: &RunArgs, path: &Path, unfit: Vec<String>) -> Result<Config, Failure> {
+    let config = args.config()?;
+    log_start(path, &config);
+    let listens = config.services.iter().map(|spec| spec.listen);
+    let listens: Vec<_> = listens.chain(config.admin.addr()).chain(config.metrics).collect();
+    let remarks = config.notes.iter().cloned().chain(unfit).chain(activation::unused(&listens));
+    remarks.for_each(|remark| tracing::warn!("{remark}"));
+    Ok(config)
+}
+
+/// Starts the etcd of `run --dev`, and lets the configuration use it.
+fn start_private_etcd(file: Option<PathBuf>, config: &mut Config) -> Result<PrivateEtcd, Failure> {
+    let etcd = PrivateEtcd::start(file)?;
+    etcd.introduce();
+    config.registrar.endpoints = vec![etcd.endpoint().to_owned()];
+    Ok(etcd)
+}
+
+/// Notes the addresses at which the admin endpoint listens: the system may have chosen the ports.
+fn note_chosen_ports(config: &mut Config, admin: Option<&Admin>, inheritance: Option<&Inheritance>) {
+    let inherited = |place: &Place| inheritance.and_then(|inheritance| inheritance.addr(place));
+    let (addr, metrics) = match admin {
+        Some(admin) => (admin.addr, admin.metrics_addr),
+        None => (
+            config.admin.addr().and_then(|addr| inherited(&Place::Admin(addr))),
+            config.metrics.and_then(|addr| inherited(&Place::Metrics(addr))).or(config.metrics),
+        ),
+    };
+    if let (config::Admin::Tcp(address), Some(bound)) = (&mut config.admin, addr) {
+        address.listen = bound;
+    }
+    config.metrics = metrics;
+}
+
+/// Revokes the leases, and sends the last spans meanwhile.
+async fn revoke(registrar: &Registrar, traces: Option<Traces>) {
     let flushed = async {
         if let Some(traces) = traces {
             traces.flush().await;
@@ -206,14 +237,47 @@ pub(crate) async fn run(
     if let Err(error) = revoked {
         tracing::warn!("leases were not revoked and end with their time to live: {error}");
     }
-    done.cancel();
-    if let Some(admin) = admin {
-        admin.close().await;
+}
+
+/// Parts of the host that the tasks beside its services need.
+struct Background {
+    registrar: Registrar,
+    services: Arc<Services>,
+    tasks: TaskTracker,
+    levels: Levels,
+    /// Cancelled when the host has ended.
+    done: CancellationToken,
+}
+
+impl Background {
+    /// Prepares the admin endpoint, and counts events for it from now on.
+    fn admin(&self, config: &Config, path: &Path) -> AdminStart {
+        let events = Arc::<Events>::default();
+        self.tasks.spawn(Arc::clone(&events).count(self.registrar.events(), self.done.clone()));
+        let state = AdminState {
+            services: Arc::clone(&self.services),
+            events,
+            registrar: self.registrar.clone(),
+            host: HostInfo::new(path.display().to_string(), config.registrar.endpoints.clone()),
+            levels: self.levels.clone(),
+        };
+        AdminStart { admin: config.admin.clone(), metrics: config.metrics, state }
     }
-    if let Some(etcd) = etcd {
-        etcd.stop().await;
+
+    /// Spawns the tasks that report to systemd and follow signals.
+    fn spawn(self, signals: Signals, reloads: Option<mpsc::Receiver<()>>) {
+        let Self { registrar, services, tasks, levels, done } = self;
+        let Signals { ending: _, reloads: hangups, upgrades, verbosity } = signals;
+        tasks.spawn(systemd::alive(registrar, tasks.clone(), done.clone()));
+        tasks.spawn(status::report(Arc::clone(&services), tasks.clone(), done.clone()));
+        tasks.spawn(levels.clone().follow(done));
+        tasks.spawn(change_level_on_signal(verbosity, levels));
+        tasks.spawn(reload_on_request("SIGHUP", hangups, Arc::clone(&services), tasks.clone()));
+        if let Some(reloads) = reloads {
+            tasks.spawn(reload_on_request("reload", reloads, Arc::clone(&services), tasks.clone()));
+        }
+        tasks.spawn(upgrade_on_signal(upgrades, services));
     }
-    outcome
 }
 
 /// Keeps the listeners of the admin endpoint for a successor.

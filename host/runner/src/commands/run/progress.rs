@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use leasehold::{Event, Registrar, What};
+use leasehold::{Event, EventKind, Registrar};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
@@ -25,13 +25,13 @@ pub(crate) async fn log_events(mut events: Receiver<Event>, done: CancellationTo
 }
 
 fn log(event: &Event) {
-    let (name, sentence) = (event.what.name(), event.what.sentence());
-    match event.what {
-        What::Renewed => {
+    let (name, sentence) = (event.kind.name(), event.kind.sentence());
+    match event.kind {
+        EventKind::Renewed => {
             let lease = event.lease.map(tracing::field::display);
             tracing::info!(event = name, lease, "{sentence}: {}", event.why);
         }
-        What::Weighed | What::Updated => {
+        EventKind::Weighed | EventKind::Updated => {
             let service = event.service.as_ref().map(tracing::field::display);
             tracing::info!(event = name, service, key = event.key.as_deref(), "{sentence}: {}", event.why);
         }

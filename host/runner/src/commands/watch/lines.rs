@@ -8,13 +8,13 @@ use leasehold::{Error, WatchEvent};
 use serde::Serialize;
 
 use super::{
-    Signals, Watch,
     known::{Change, ChangeKind, Known},
+    session::{Signals, Watch},
 };
 use crate::{
     commands::{
         node_row::{self, NodeRow, not_nodes},
-        print,
+        output::print,
         table::{self, Column},
     },
     connect,

@@ -4,23 +4,15 @@ mod draw;
 mod known;
 mod lines;
 mod screen;
+mod session;
+mod sort;
 mod state;
 
 use std::io::{IsTerminal, stderr, stdout};
 
-use leasehold::{Error, Options, Registrar};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-use self::known::Known;
+use self::session::{Signals, Watch};
 use super::filter::Names;
 use crate::{cli::WatchArgs, connect, error::Failure};
-
-/// A watch that has reached etcd.
-struct Watch {
-    registrar: Registrar,
-    options: Options,
-    names: Names,
-}
 
 /// A full-screen view on a terminal, else a line for each change.
 pub(crate) async fn watch(args: WatchArgs) -> Result<(), Failure> {
@@ -46,41 +38,4 @@ fn fills_screen(args: &WatchArgs) -> bool {
 /// Returns true if log lines would be written into a full-screen view.
 pub(crate) fn hides_log(args: &WatchArgs) -> bool {
     fills_screen(args) && stderr().is_terminal()
-}
-
-impl Watch {
-    /// Checks that etcd responds and accepts this user: the arguments may be wrong.
-    async fn reach(&self) -> Result<(), Failure> {
-        let reached = connect::attempt(&self.registrar, &self.options, Vec::new()).await;
-        reached.map(drop).map_err(|error| self.failure(&error))
-    }
-
-    fn failure(&self, error: &Error) -> Failure {
-        let prefix = connect::prefix(&self.options, self.names.scope());
-        connect::failure(error, &self.options, prefix.as_deref())
-    }
-
-    fn known(&self) -> Known {
-        Known::new(self.options.read_layouts())
-    }
-}
-
-/// Signals that end the watch: Ctrl-C, SIGTERM and SIGHUP.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::other(format!("cannot wait for signals: {error}")));
-        Ok(Self([listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?]))
-    }
-
-    /// Waits for one of them. Cancel safe.
-    async fn end(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
 }

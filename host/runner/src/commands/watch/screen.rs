@@ -18,8 +18,8 @@ use ratatui::DefaultTerminal;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::{
-    Signals, Watch,
     draw::draw,
+    session::{Signals, Watch},
     state::{Flow, Input, Now, State},
 };
 use crate::{connect, error::Failure};

@@ -395,8 +395,8 @@ mod tests {
                     prop_assert_eq!(passed.len(), sent.len().max(1));
                     replaced = Some(sent);
                 }
-                let told = rewritten.map(|rewritten| String::from_utf8(rewritten.sent.to_vec()).unwrap());
-                prop_assert_eq!(told, replaced);
+                let read = rewritten.map(|rewritten| String::from_utf8(rewritten.sent.to_vec()).unwrap());
+                prop_assert_eq!(read, replaced);
             }
         }
 

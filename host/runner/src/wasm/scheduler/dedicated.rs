@@ -1,12 +1,13 @@
 //! A dedicated thread: an instance that computes for long computes on it, and no other task waits for it.
 
 use std::{
-    fmt,
-    future::poll_fn,
-    mem,
+    fmt, mem,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
-    task::Poll,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread::{self, ThreadId},
     time::{Duration, Instant},
 };
@@ -16,16 +17,43 @@ use futures::{
     future::{Either, select},
 };
 use tokio::{
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::{block_in_place, spawn_blocking},
 };
 
-use super::{InterruptHandle, Scheduler, interrupt::thread_cpu, tuning::TUNING};
+use super::{
+    signal::{Signal, thread_cpu},
+    tuning::TUNING,
+};
 use crate::telemetry::service_metrics::CpuTime;
+
+/// Processors and threads for instances that compute for long.
+pub(super) struct Capacity {
+    /// Permits for each processor but one, at least one: dedicated threads that compute.
+    pub(super) processors: Arc<Semaphore>,
+    /// Permits for dedicated threads, whether they compute or wait for a processor.
+    pub(super) threads: Arc<Semaphore>,
+    /// Number of instances on dedicated threads.
+    long: AtomicUsize,
+}
+
+impl Capacity {
+    /// For that many processors.
+    pub(super) fn new(processors: usize) -> Self {
+        let most = processors.saturating_sub(1).max(1);
+        let (processors, threads) = (Semaphore::new(most), Semaphore::new(most + TUNING.waiting_threads));
+        Self { processors: Arc::new(processors), threads: Arc::new(threads), long: AtomicUsize::new(0) }
+    }
+
+    /// Returns true if an instance is on a dedicated thread.
+    pub(super) fn is_used(&self) -> bool {
+        self.long.load(Relaxed) > 0
+    }
+}
 
 /// The dedicated thread of an instance, and its processor.
 pub(super) struct Dedicated {
-    scheduler: Arc<Scheduler>,
+    capacity: Arc<Capacity>,
     thread: ThreadId,
     /// Time at which the instance got the thread.
     thread_since: Instant,
@@ -39,49 +67,41 @@ pub(super) struct Dedicated {
 }
 
 /// Makes this thread the instance's: another thread takes over what this one has to do besides (tasks that are ready, the
-/// network, timers), and this one waits for a processor. Without effect where no other thread comes, or the instance is
-/// interrupted.
+/// network, timers), and this one waits for a processor. `None` where no other thread comes, or the instance is interrupted.
 pub(super) fn dedicate(
-    scheduler: &Arc<Scheduler>,
-    interrupt: &InterruptHandle,
+    capacity: &Arc<Capacity>,
+    signal: &Signal,
     cpu: CpuTime,
     permit: OwnedSemaphorePermit,
-) {
+) -> Option<Dedicated> {
     block_in_place(|| {
         // At the end of this block tokio takes the duties back if no thread has them. A blocking task that has begun shows that
         // the thread which takes them over, and was woken before it, has begun too.
         let (begun, begins) = mpsc::channel();
         #[expect(clippy::disallowed_methods, reason = "it ends at once, and is waited for below")]
         drop(spawn_blocking(move || begun.send(())));
-        if begins.recv_timeout(TUNING.hand_over).is_err() {
-            // Without another thread this one has to look after the others soon.
-            return;
-        }
-        let Some(processor) = processor(scheduler, interrupt) else { return };
-        scheduler.long.fetch_add(1, Relaxed);
-        let (scheduler, thread, now) = (Arc::clone(scheduler), thread::current().id(), Instant::now());
-        let processor = Some(processor);
-        interrupt.dedicate(Dedicated {
-            scheduler,
+        // Without another thread this one has to look after the others soon.
+        begins.recv_timeout(TUNING.hand_over).ok()?;
+        let processor = processor(capacity, signal)?;
+        capacity.long.fetch_add(1, Relaxed);
+        let (capacity, thread, now) = (Arc::clone(capacity), thread::current().id(), Instant::now());
+        Some(Dedicated {
+            capacity,
             thread,
             thread_since: now,
             slice_begun_at: now,
-            processor,
+            processor: Some(processor),
             counted: thread_cpu(),
             cpu,
             _permit: permit,
-        });
-    });
+        })
+    })
 }
 
 /// Waits on this thread for a processor; `None` where the instance is interrupted first.
-fn processor(scheduler: &Scheduler, interrupt: &InterruptHandle) -> Option<OwnedSemaphorePermit> {
-    let interrupted = poll_fn(|cx| {
-        interrupt.thread.register(cx.waker());
-        if interrupt.is_requested() { Poll::Ready(()) } else { Poll::Pending }
-    });
-    let processor = pin!(Arc::clone(&scheduler.processors).acquire_owned());
-    match block_on(select(interrupted, processor)) {
+fn processor(capacity: &Capacity, signal: &Signal) -> Option<OwnedSemaphorePermit> {
+    let processor = pin!(Arc::clone(&capacity.processors).acquire_owned());
+    match block_on(select(signal.requested(), processor)) {
         Either::Left(_) => None,
         Either::Right((processor, _)) => {
             // Lets threads that are queued on this processor run first.
@@ -99,16 +119,16 @@ impl Dedicated {
 
     /// Goes on with the instance, after other instances had their slices if its own is over. `None`, and all is given back,
     /// where its time on the thread is up, or it is interrupted.
-    pub(super) fn resume(mut self, interrupt: &InterruptHandle) -> Option<Self> {
+    pub(super) fn resume(mut self, signal: &Signal) -> Option<Self> {
         let before = mem::replace(&mut self.counted, thread_cpu());
         self.cpu.inc_by(Duration::from_nanos(self.counted.saturating_sub(before)).as_secs_f64());
-        let others_wait = self.scheduler.threads.available_permits() == 0;
-        let most = match interrupt.is_exclusive.load(Relaxed) {
+        let others_wait = self.capacity.threads.available_permits() == 0;
+        let most = match signal.is_exclusive() {
             false => TUNING.slice,
             true if others_wait => TUNING.thread_share,
             true => Duration::MAX,
         };
-        if interrupt.is_requested() || self.thread_since.elapsed() >= most {
+        if signal.is_requested() || self.thread_since.elapsed() >= most {
             return None;
         }
         // In a block, in which the duties of the thread are handed over again if they have come back.
@@ -117,7 +137,7 @@ impl Dedicated {
                 thread::yield_now();
             } else {
                 drop(self.processor.take());
-                self.processor = processor(&self.scheduler, interrupt);
+                self.processor = processor(&self.capacity, signal);
                 self.slice_begun_at = Instant::now();
             }
         });
@@ -132,7 +152,7 @@ impl Dedicated {
 
 impl Drop for Dedicated {
     fn drop(&mut self) {
-        self.scheduler.long.fetch_sub(1, Relaxed);
+        self.capacity.long.fetch_sub(1, Relaxed);
     }
 }
 

@@ -13,9 +13,11 @@ use std::{
 
 use futures::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
-use rustix::time::{ClockId, clock_gettime};
 
-use super::dedicated::Dedicated;
+use super::{
+    dedicated::Dedicated,
+    signal::{Signal, thread_cpu},
+};
 
 /// Outcome of an interruption for the dedicated thread of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +34,13 @@ pub(super) enum Resumed {
 /// request's time is up, say.
 #[derive(Debug, Default)]
 pub(crate) struct InterruptHandle {
-    is_requested: AtomicBool,
-    /// Set if the task drives only this instance. A task that drives more gets its thread back after every slice.
-    pub(super) is_exclusive: AtomicBool,
+    pub(super) signal: Signal,
     /// Tick in which the slice began, and the processor time of its thread then, in nanoseconds.
     begun_tick: AtomicU64,
     begun_cpu: AtomicU64,
     /// The instance has kept its thread since the slice began.
     is_held: AtomicBool,
     task: AtomicWaker,
-    /// The dedicated thread on which the instance waits for a processor.
-    pub(super) thread: AtomicWaker,
     /// Mirror of `dedicated`, which spares the lock.
     is_dedicated: AtomicBool,
     dedicated: Mutex<Option<Dedicated>>,
@@ -51,13 +49,8 @@ pub(crate) struct InterruptHandle {
 impl InterruptHandle {
     /// For a task that drives only this instance.
     pub(crate) fn exclusive(self: Arc<Self>) -> Arc<Self> {
-        self.is_exclusive.store(true, Relaxed);
+        self.signal.set_exclusive();
         self
-    }
-
-    /// Returns true while the instance is to give its thread back.
-    pub(super) fn is_requested(&self) -> bool {
-        self.is_requested.load(Relaxed)
     }
 
     /// A slice begins in this tick, on this thread.
@@ -93,7 +86,7 @@ impl InterruptHandle {
         }
         // Without the lock, since it may wait for a processor.
         let Some(dedicated) = self.dedicated().take().filter(Dedicated::is_here) else { return Resumed::NotDedicated };
-        let kept = dedicated.resume(self);
+        let kept = dedicated.resume(&self.signal);
         let resumed = if kept.is_some() { Resumed::GoesOn } else { Resumed::GaveBack };
         self.is_dedicated.store(kept.is_some(), Relaxed);
         *self.dedicated() = kept;
@@ -115,7 +108,7 @@ impl InterruptHandle {
         end: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
         self.release();
-        self.is_requested.store(false, Relaxed);
+        self.signal.clear();
         self.is_held.store(false, Relaxed);
         self.task.register(cx.waker());
         end(&mut Context::from_waker(&Waker::from(Arc::clone(self))))
@@ -155,14 +148,7 @@ impl Wake for InterruptHandle {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.is_requested.store(true, Relaxed);
-        self.thread.wake();
+        self.signal.request();
         self.task.wake();
     }
-}
-
-/// Processor time of this thread, in nanoseconds.
-pub(super) fn thread_cpu() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(Duration::try_from(time).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }

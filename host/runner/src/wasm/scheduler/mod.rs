@@ -15,10 +15,12 @@
 //! | `usage` | recent processor use of an instance, and the decision that it computes for long |
 //! | `dedicated` | the dedicated thread, and the processors that such threads use in turn |
 //! | `interrupt` | how the task of an instance gets the thread back |
+//! | `signal` | the request for it, which the dedicated thread receives |
 //! | `tuning` | durations and limits |
 
 mod dedicated;
 mod interrupt;
+mod signal;
 #[cfg(test)]
 mod tests;
 mod tuning;
@@ -28,21 +30,26 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Semaphore, task::yield_now};
+use tokio::task::yield_now;
 use wasmtime::EngineWeak;
 
+use self::{
+    dedicated::{Capacity, dedicate},
+    interrupt::Resumed,
+    tuning::TUNING,
+    usage::Slice,
+};
 pub(crate) use self::{
     interrupt::InterruptHandle,
     usage::{Strides, Usage},
 };
-use self::{interrupt::Resumed, tuning::TUNING, usage::Slice};
 
 /// The scheduler of all engines: its ticks, and the processors and threads for components that compute for long.
 pub(crate) struct Scheduler {
@@ -50,12 +57,7 @@ pub(crate) struct Scheduler {
     ticks: AtomicU64,
     /// Time of the latest tick, in nanoseconds since the beginning.
     latest: AtomicU64,
-    /// Permits for each processor but one, at least one: dedicated threads that compute.
-    processors: Arc<Semaphore>,
-    /// Permits for dedicated threads, whether they compute or wait for a processor.
-    threads: Arc<Semaphore>,
-    /// Number of instances on dedicated threads.
-    long: AtomicUsize,
+    capacity: Arc<Capacity>,
     /// Engines whose components it interrupts.
     engines: ArcSwap<Vec<EngineWeak>>,
     is_ticking: AtomicBool,
@@ -64,14 +66,11 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// For that many processors.
     pub(crate) fn new(processors: usize) -> Arc<Self> {
-        let most = processors.saturating_sub(1).max(1);
         Arc::new(Self {
             begun: Instant::now(),
             ticks: AtomicU64::new(0),
             latest: AtomicU64::new(0),
-            processors: Arc::new(Semaphore::new(most)),
-            threads: Arc::new(Semaphore::new(most + TUNING.waiting_threads)),
-            long: AtomicUsize::new(0),
+            capacity: Arc::new(Capacity::new(processors)),
             engines: ArcSwap::default(),
             is_ticking: AtomicBool::new(false),
         })
@@ -121,10 +120,7 @@ impl Scheduler {
     fn sleep(&self) {
         let next = Instant::now() + TUNING.slice;
         while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let pause = match self.long.load(Relaxed) {
-                0 => left,
-                _ => TUNING.preemption.min(left),
-            };
+            let pause = if self.capacity.is_used() { TUNING.preemption.min(left) } else { left };
             thread::sleep(pause);
             self.preempt();
         }
@@ -132,7 +128,7 @@ impl Scheduler {
 
     /// Makes dedicated threads offer their processors to other threads.
     pub(crate) fn preempt(&self) {
-        if self.long.load(Relaxed) > 0 {
+        if self.capacity.is_used() {
             self.increment_epochs(|_| ());
         }
     }
@@ -172,8 +168,11 @@ impl Scheduler {
         Some(async move {
             // For other tasks of this thread, and for what may end the instance's work.
             yield_now().await;
-            if is_long && let Ok(permit) = Arc::clone(&scheduler.threads).acquire_owned().await {
-                dedicated::dedicate(&scheduler, &interrupt, cpu, permit);
+            if is_long
+                && let Ok(permit) = Arc::clone(&scheduler.capacity.threads).acquire_owned().await
+                && let Some(dedicated) = dedicate(&scheduler.capacity, &interrupt.signal, cpu, permit)
+            {
+                interrupt.dedicate(dedicated);
             }
             interrupt.begin(scheduler.ticks.load(Relaxed));
         })

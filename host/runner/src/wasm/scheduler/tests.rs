@@ -1,4 +1,6 @@
-//! Computations that take the place of components, on real threads.
+//! Computations that take the place of components, on real threads: the kernel schedules dedicated threads, and tokio hands their
+//! duties over, and neither follows a virtual clock. Slices and the decisions about them take time as an argument; their tests are
+//! in `usage`.
 
 use std::{
     future::{pending, poll_fn},
@@ -21,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wasmtime::Engine;
 
-use super::{Scheduler, Strides, Usage, interrupt::thread_cpu, tuning::TUNING};
+use super::{Scheduler, Strides, Usage, signal::thread_cpu, tuning::TUNING};
 use crate::telemetry::service_metrics::CpuTime;
 
 /// Tests that use up every processor run one at a time.
@@ -61,7 +63,7 @@ impl Machine {
         let (scheduler, engine) = (Scheduler::new(processors), Engine::default());
         scheduler.start(&engine.weak()).unwrap();
         let (at_work, most, end) = (AtomicUsize::new(0), AtomicUsize::new(0), CancellationToken::new());
-        let free = (scheduler.processors.available_permits(), scheduler.threads.available_permits());
+        let free = (scheduler.capacity.processors.available_permits(), scheduler.capacity.threads.available_permits());
         let interrupted = AtomicBool::new(false);
         Arc::new(Self { scheduler, _engine: engine, _one, at_work, most, free, end, interrupted })
     }
@@ -94,8 +96,9 @@ impl Machine {
     async fn is_free(&self) {
         let scheduler = &self.scheduler;
         loop {
-            let free = (scheduler.processors.available_permits(), scheduler.threads.available_permits());
-            if scheduler.long.load(Relaxed) == 0 && free == self.free {
+            let free =
+                (scheduler.capacity.processors.available_permits(), scheduler.capacity.threads.available_permits());
+            if !scheduler.capacity.is_used() && free == self.free {
                 return;
             }
             sleep(Duration::from_millis(1)).await;
@@ -158,7 +161,7 @@ async fn a_computation_without_a_thread_to_wait_on_gets_slices() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_computation_gives_its_thread_back_at_once() {
     let machine = Machine::new(1).await;
-    let waiting = Arc::clone(&machine.scheduler.threads);
+    let waiting = Arc::clone(&machine.scheduler.capacity.threads);
     // All but one of them wait on their threads for slices that would come much later.
     let works = machine.run(TUNING.waiting_threads, |_| waiting.available_permits() <= 1).await;
     let late: usize = works.iter().map(|work| work.late.load(Relaxed)).sum();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{InterruptHandle, tuning::TUNING};
+use super::{interrupt::InterruptHandle, tuning::TUNING};
 use crate::telemetry::service_metrics::CpuTime;
 
 /// Credit added for a slice spent computing; a slice spent waiting subtracts one. So a request that waits time and again, and

@@ -307,8 +307,8 @@ impl<'a> Stage<'a> {
         let deadline = Instant::now() + SOON;
         loop {
             let mut ls = Command::new(paths::leasehold());
-            let asked = ls.args(["ls", name, "--json", "--etcd", &etcd, "--layout", self.ecosystem.layout]).output();
-            let listed = asked.await.map_err(|error| error.to_string())?;
+            let output = ls.args(["ls", name, "--json", "--etcd", &etcd, "--layout", self.ecosystem.layout]).output();
+            let listed = output.await.map_err(|error| error.to_string())?;
             let rows: Vec<Value> = serde_json::from_slice(&listed.stdout).unwrap_or_default();
             if fits(&rows) {
                 return Ok(());

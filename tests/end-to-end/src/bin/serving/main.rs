@@ -58,7 +58,7 @@ async fn main() {
     println!("{:<58} {:>10} {:>10} {:>8}  {:<22} verdict", "figure", "ours", "peer", "ratio", "goal");
     for figure in FIGURES.iter().filter(|figure| is_wanted(figure)) {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
-        let turns = figure.what.turns();
+        let turns = figure.measure.turns();
         for turn in 0..rounds * turns {
             if turn.is_multiple_of(turns) {
                 eprintln!("{}: round {} of {rounds}", figure.name, turn / turns + 1);
@@ -66,8 +66,8 @@ async fn main() {
             // One right after the other, so that both run under the same conditions; the order alternates.
             for side in 0..2 {
                 match (turn + side).is_multiple_of(2) {
-                    true => ours.push(Box::pin(scene.ours.measure(figure.what, scene.half)).await),
-                    false => peer.push(Box::pin(scene.peer(figure.what)).await),
+                    true => ours.push(Box::pin(scene.ours.measure(figure.measure, scene.half)).await),
+                    false => peer.push(Box::pin(scene.peer(figure.measure)).await),
                 }
             }
         }
@@ -95,13 +95,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 struct Figure {
     name: &'static str,
-    what: What,
+    measure: Measure,
     goal: Goal,
 }
 
 /// Measurement of both sides.
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum Measure {
     Rate,
     RateReused,
     RateP3,
@@ -114,7 +114,7 @@ enum What {
     BesideDrawing,
 }
 
-impl What {
+impl Measure {
     /// Measurements per side in one round: several short ones for figures that differ by a few percent.
     fn turns(self) -> usize {
         if matches!(self, Self::One) { 4 } else { 1 }
@@ -139,30 +139,38 @@ impl Goal {
 }
 
 const FIGURES: [Figure; 10] = [
-    Figure { name: "requests/s, wasi:http 0.2; wasmtime serve", what: What::Rate, goal: Goal::AtLeast(1.0) },
+    Figure { name: "requests/s, wasi:http 0.2; wasmtime serve", measure: Measure::Rate, goal: Goal::AtLeast(1.0) },
     Figure {
         name: "requests/s, 0.2 with instances reused; wasmtime serve",
-        what: What::RateReused,
+        measure: Measure::RateReused,
         goal: Goal::AtLeast(2.0),
     },
-    Figure { name: "requests/s, wasi:http 0.3; wasmtime serve", what: What::RateP3, goal: Goal::AtLeast(1.0) },
-    Figure { name: "p99 at half of the rate, 0.2 (ms); wasmtime serve", what: What::P99, goal: Goal::AtMost(1.0) },
-    Figure { name: "gRPC unary calls/s; grpc-go", what: What::Calls, goal: Goal::AtLeast(0.3) },
-    Figure { name: "one request (us); ours, unregistered, no health check", what: What::One, goal: Goal::AtMost(1.02) },
+    Figure { name: "requests/s, wasi:http 0.3; wasmtime serve", measure: Measure::RateP3, goal: Goal::AtLeast(1.0) },
     Figure {
-        name: "start to first response (ms), registered; wasmtime serve",
-        what: What::Start,
+        name: "p99 at half of the rate, 0.2 (ms); wasmtime serve",
+        measure: Measure::P99,
         goal: Goal::AtMost(1.0),
     },
-    Figure { name: "p99 beside one that spins (ms); alone", what: What::Neighbour, goal: Goal::AtMost(2.0) },
+    Figure { name: "gRPC unary calls/s; grpc-go", measure: Measure::Calls, goal: Goal::AtLeast(0.3) },
+    Figure {
+        name: "one request (us); ours, unregistered, no health check",
+        measure: Measure::One,
+        goal: Goal::AtMost(1.02),
+    },
+    Figure {
+        name: "start to first response (ms), registered; wasmtime serve",
+        measure: Measure::Start,
+        goal: Goal::AtMost(1.0),
+    },
+    Figure { name: "p99 beside one that spins (ms); alone", measure: Measure::Neighbour, goal: Goal::AtMost(2.0) },
     Figure {
         name: "p99 beside one that fills 40 MB, 23 times/s (ms); alone",
-        what: What::BesideFilling,
+        measure: Measure::BesideFilling,
         goal: Goal::AtMost(3.0),
     },
     Figure {
         name: "p99 beside six that draw 4 MiB of random (ms); alone",
-        what: What::BesideDrawing,
+        measure: Measure::BesideDrawing,
         goal: Goal::AtMost(3.0),
     },
 ];
@@ -212,19 +220,19 @@ impl<'a> Scene<'a> {
         Self { ours, peer, half }
     }
 
-    async fn peer(&self, what: What) -> f64 {
+    async fn peer(&self, measure: Measure) -> f64 {
         let (p2, p3, native) = match &self.peer {
-            Peer::Before(before) => return before.measure(what, self.half).await,
+            Peer::Before(before) => return before.measure(measure, self.half).await,
             Peer::Others { p2, p3, native } => (p2, p3, native),
         };
-        match what {
-            What::Rate | What::RateReused => load::rate(&p2.url()).await,
-            What::RateP3 => load::rate(&p3.url()).await,
-            What::P99 => load::p99(&p2.url(), self.half).await,
-            What::Calls => load::calls(&native.addr).await,
-            What::One => 1e6 / load::rate_of_one(&self.ours.bare.url("plain")).await,
-            What::Start => start_wasmtime().await,
-            What::Neighbour | What::BesideFilling | What::BesideDrawing => {
+        match measure {
+            Measure::Rate | Measure::RateReused => load::rate(&p2.url()).await,
+            Measure::RateP3 => load::rate(&p3.url()).await,
+            Measure::P99 => load::p99(&p2.url(), self.half).await,
+            Measure::Calls => load::calls(&native.addr).await,
+            Measure::One => 1e6 / load::rate_of_one(&self.ours.bare.url("plain")).await,
+            Measure::Start => start_wasmtime().await,
+            Measure::Neighbour | Measure::BesideFilling | Measure::BesideDrawing => {
                 load::p99(&self.ours.host.url("plain"), NEIGHBOUR_RATE).await
             }
         }
@@ -266,24 +274,24 @@ impl<'a> Ours<'a> {
         host
     }
 
-    async fn measure(&self, what: What, half: f64) -> f64 {
+    async fn measure(&self, measure: Measure, half: f64) -> f64 {
         let plain = self.host.url("plain");
-        match what {
-            What::Rate => load::rate(&plain).await,
-            What::RateReused => load::rate(&self.host.url("reused")).await,
-            What::RateP3 => load::rate(&self.host.url("plain-p3")).await,
-            What::P99 => load::p99(&plain, half).await,
-            What::Calls => load::calls(&self.host.addr("grpc-greeter")).await,
-            What::One => {
+        match measure {
+            Measure::Rate => load::rate(&plain).await,
+            Measure::RateReused => load::rate(&self.host.url("reused")).await,
+            Measure::RateP3 => load::rate(&self.host.url("plain-p3")).await,
+            Measure::P99 => load::p99(&plain, half).await,
+            Measure::Calls => load::calls(&self.host.addr("grpc-greeter")).await,
+            Measure::One => {
                 let scraped = self.has_admin.then(|| scraped(&self.host.admin()));
                 let micros = 1e6 / load::rate_of_one(&plain).await;
                 scraped.inspect(JoinHandle::abort);
                 micros
             }
-            What::Start => self.start_to_response().await,
-            What::Neighbour => self.beside(repeated(&self.host, "spin", SPINNING)).await,
-            What::BesideFilling => self.beside(vec![paced(&self.host, "fill", FILLING_RATE)]).await,
-            What::BesideDrawing => self.beside(repeated(&self.host, "random", DRAWING)).await,
+            Measure::Start => self.start_to_response().await,
+            Measure::Neighbour => self.beside(repeated(&self.host, "spin", SPINNING)).await,
+            Measure::BesideFilling => self.beside(vec![paced(&self.host, "fill", FILLING_RATE)]).await,
+            Measure::BesideDrawing => self.beside(repeated(&self.host, "random", DRAWING)).await,
         }
     }
 

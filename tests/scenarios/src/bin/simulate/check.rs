@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_scenarios::sim::{Cause, Event, What};
+use leasehold_scenarios::sim::{Cause, Event, EventKind};
 
 use crate::ledger::{Act, Request};
 
@@ -16,7 +16,7 @@ const LATE: Duration = Duration::from_secs(60);
 pub(crate) fn violations(acts: &[Act], history: &[Event], unhealthy: &Unhealthy) -> Vec<String> {
     let mut owners: BTreeMap<i64, String> = BTreeMap::new();
     for event in history {
-        if let (What::Granted { lease, .. }, Some(host)) = (&event.what, event.host()) {
+        if let (EventKind::Granted { lease, .. }, Some(host)) = (&event.kind, event.host()) {
             owners.insert(*lease, host.to_owned());
         }
     }
@@ -66,8 +66,8 @@ impl View<'_> {
                 event.host() != Some(&act.host) && (event.key() == Some(&act.key) || event.key().is_none())
             });
             let last = before.iter().rev().find(|event| event.key() == Some(&act.key));
-            let stands = match last.map(|event| &event.what) {
-                Some(What::Put { lease, .. }) => self.owner(*lease) == Some(&act.host),
+            let stands = match last.map(|event| &event.kind) {
+                Some(EventKind::Put { lease, .. }) => self.owner(*lease) == Some(&act.host),
                 _ => false,
             };
             if !stands && !disturbed {
@@ -86,14 +86,14 @@ impl View<'_> {
             let until = again.map_or(Duration::MAX, |later| later.from);
             let of_it = self.history.iter().filter(|event| event.key() == Some(&act.key));
             let last_before = of_it.clone().take_while(|event| event.at <= at).last();
-            if let Some(What::Put { lease, .. }) = last_before.map(|event| &event.what)
+            if let Some(EventKind::Put { lease, .. }) = last_before.map(|event| &event.kind)
                 && self.owner(*lease) == Some(&act.host)
                 && until > at
             {
                 found.push(format!("gone: {} stopped {} at {at:?}, and it is still there", act.host, act.key));
             }
             for event in of_it.filter(|event| event.at > at && event.at < until && event.host() == Some(&act.host)) {
-                if matches!(event.what, What::Put { .. }) {
+                if matches!(event.kind, EventKind::Put { .. }) {
                     found.push(format!(
                         "gone: {} wrote {} at {:?} after its stop at {at:?}",
                         act.host, act.key, event.at
@@ -107,8 +107,8 @@ impl View<'_> {
     fn no_clobber_and_no_gap(&self, found: &mut Vec<String>) {
         for event in self.history {
             let Some(key) = event.key() else { continue };
-            match (&event.what, event.host()) {
-                (What::Put { previous_lease: Some(previous), .. }, Some(host)) if *previous != 0 => {
+            match (&event.kind, event.host()) {
+                (EventKind::Put { previous_lease: Some(previous), .. }, Some(host)) if *previous != 0 => {
                     let stranger = self.owner(*previous) != Some(host);
                     if stranger && !self.may_take_over(host, key, event.at) {
                         found.push(format!(
@@ -117,7 +117,7 @@ impl View<'_> {
                         ));
                     }
                 }
-                (What::Delete { previous_lease, .. }, Some(host)) => {
+                (EventKind::Delete { previous_lease, .. }, Some(host)) => {
                     if self.owner(*previous_lease) != Some(host) {
                         found.push(format!(
                             "no clobber: {host} deleted {key} of lease {previous_lease:x} at {:?}",
@@ -127,7 +127,7 @@ impl View<'_> {
                         found.push(format!("no gap: {host} deleted {key} at {:?}, which it should keep", event.at));
                     }
                 }
-                (What::Delete { previous_lease, .. }, None) if event.cause == Cause::Expiry => {
+                (EventKind::Delete { previous_lease, .. }, None) if event.cause == Cause::Expiry => {
                     let Some(host) = self.owner(*previous_lease) else { continue };
                     let window = event.at.saturating_sub(Duration::from_secs(40));
                     if self.desires(host, key, event.at) && !self.unhealthy.covers(host, window, event.at) {
@@ -143,7 +143,7 @@ impl View<'_> {
     /// that of a key that never existed, and the fencing lease removes it.
     fn landed_late(&self, key: &str, at: Duration) -> bool {
         let puts = self.history.iter().take_while(|event| event.at < at);
-        let last = puts.filter(|event| event.key() == Some(key) && matches!(event.what, What::Put { .. })).last();
+        let last = puts.filter(|event| event.key() == Some(key) && matches!(event.kind, EventKind::Put { .. })).last();
         last.is_some_and(|event| matches!(event.cause, Cause::Call { late: true, .. }))
     }
 

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use leasehold::{
     Credentials, LoadSource, Options, Ownership, Registrar, Registration, ServerNode, Source, State, Terms, Weight,
 };
-use leasehold_scenarios::sim::{Event, FaultPlan, SimEtcd, What};
+use leasehold_scenarios::sim::{Event, EventKind, FaultPlan, SimEtcd};
 use tokio::{
     sync::watch,
     task::AbortHandle,
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(16);
 /// Longest time to keep a lease granted ahead, in seconds: until the next calm is over.
 const AHEAD: u64 = 60;
 
-/// What others write.
+/// Writes of others.
 const FOREIGN: &str = "foreign";
 /// The user as whom every host speaks to an etcd that has users.
 const USER: &str = "host";
@@ -87,7 +87,7 @@ struct Run {
     faults: u64,
     violations: Vec<String>,
     extended: Duration,
-    /// Where etcd has users.
+    /// Set for an etcd with users.
     password: Option<Password>,
 }
 
@@ -465,7 +465,7 @@ impl Run {
         let history = self.etcd.history();
         let mut owners = BTreeMap::new();
         for event in &history {
-            if let (What::Granted { lease, .. }, Some(host)) = (&event.what, event.host()) {
+            if let (EventKind::Granted { lease, .. }, Some(host)) = (&event.kind, event.host()) {
                 owners.insert(*lease, host);
             }
         }
@@ -507,7 +507,7 @@ impl Run {
         let interval = self.ttl / 3 + ROUND_TRIPS;
         let just_freed = |key: &str, now: Duration| {
             let last = history.iter().rev().find(|event| event.key() == Some(key));
-            last.is_some_and(|event| matches!(event.what, What::Delete { .. }) && event.at + interval > now)
+            last.is_some_and(|event| matches!(event.kind, EventKind::Delete { .. }) && event.at + interval > now)
         };
         for host in self.hosts.iter().filter(|host| host.crashed.is_none()) {
             for (key, registration) in host.desk.held.lock().expect("unpoisoned").iter() {
@@ -546,8 +546,8 @@ impl Run {
         let now = self.etcd.now();
         let history = self.etcd.history();
         let owner = |lease: i64| {
-            history.iter().find_map(|event| match event.what {
-                What::Granted { lease: granted, .. } if granted == lease => event.host(),
+            history.iter().find_map(|event| match event.kind {
+                EventKind::Granted { lease: granted, .. } if granted == lease => event.host(),
                 _ => None,
             })
         };
@@ -580,7 +580,7 @@ impl Run {
         }
         let (acts, history) = (self.ledger.acts(), self.etcd.history());
         self.violations.extend(violations(&acts, &history, &self.unhealthy));
-        let leases = history.iter().filter(|event| matches!(event.what, What::Granted { .. })).count();
+        let leases = history.iter().filter(|event| matches!(event.kind, EventKind::Granted { .. })).count();
         let tally = Tally {
             seconds: now.as_secs(),
             acts: acts.len() as u64,

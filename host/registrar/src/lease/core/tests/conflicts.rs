@@ -15,7 +15,7 @@ fn a_new_key_that_another_host_holds_is_treated_by_its_ownership() {
                 assert_eq!(scene.ops(), [format!("+{KEY} {THEIRS}")]);
                 scene.write();
                 assert!(done(&mut outcome).is_ok());
-                assert_eq!(scene.events(), [What::TookOver]);
+                assert_eq!(scene.events(), [EventKind::TookOver]);
             }
             Ownership::Refuse => {
                 assert!(matches!(done(&mut outcome), Err(Error::Conflict { lease: Some(THEIRS), .. })));
@@ -35,7 +35,7 @@ fn a_key_of_the_former_process_of_this_host_is_registered_and_not_taken_over_fro
     assert_eq!(scene.ops(), [format!("+{KEY} {THEIRS}")]);
     scene.write();
     assert!(done(&mut outcome).is_ok());
-    assert_eq!(scene.events(), [What::Registered]);
+    assert_eq!(scene.events(), [EventKind::Registered]);
 }
 
 #[test]
@@ -109,8 +109,8 @@ fn a_key_that_another_host_has_taken_is_not_taken_back_by_force() {
         }
         scene.write();
         assert_eq!((scene.state(KEY), scene.recoveries(KEY)), (State::Registered, 1));
-        let events: Vec<_> = scene.events().into_iter().filter(|what| *what != What::Renewed).collect();
-        assert_eq!(events, [What::Conflict, What::Healed], "told once");
+        let events: Vec<_> = scene.events().into_iter().filter(|kind| *kind != EventKind::Renewed).collect();
+        assert_eq!(events, [EventKind::Conflict, EventKind::Healed], "reported once");
     }
 }
 

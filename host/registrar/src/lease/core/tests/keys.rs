@@ -13,7 +13,7 @@ fn a_registration_is_confirmed_by_etcd_and_not_before() {
     assert_eq!(scene.state(KEY), State::Pending);
     scene.write();
     assert!(done(&mut outcome).is_ok());
-    assert_eq!((scene.state(KEY), scene.events()), (State::Registered, vec![What::Registered]));
+    assert_eq!((scene.state(KEY), scene.events()), (State::Registered, vec![EventKind::Registered]));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_stop_is_confirmed_by_the_deletion() {
     assert!(is_owed(&mut stopped));
     scene.write();
     assert!(done(&mut stopped).is_ok());
-    assert_eq!((scene.state(KEY), scene.events()), (State::Stopped, vec![What::Stopped]));
+    assert_eq!((scene.state(KEY), scene.events()), (State::Stopped, vec![EventKind::Stopped]));
     assert_eq!(scene.released, [KEY]);
     let mut again = scene.stop_of(&scene.handles[KEY].clone());
     assert!(done(&mut again).is_ok(), "idempotent");
@@ -297,7 +297,7 @@ fn an_audit_finds_keys_that_are_missing_or_were_written_over() {
         if healed {
             assert_eq!((scene.state(KEY), scene.ops()), (State::Recovering, vec![format!("+{KEY} {FIRST}")]));
             scene.write_with(|_| Outcome::Written { over, revision: 0 });
-            assert_eq!((scene.recoveries(KEY), scene.events()), (1, vec![What::Healed]));
+            assert_eq!((scene.recoveries(KEY), scene.events()), (1, vec![EventKind::Healed]));
         }
         assert_eq!(scene.state(KEY), State::Registered);
     }

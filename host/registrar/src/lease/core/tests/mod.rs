@@ -25,7 +25,7 @@ use crate::{
     lease_id::LeaseId,
     node::{ServerNode, Weight},
     options::{Options, Ownership, Ttl},
-    status::{KeyStatus, LeaseMetrics, SharedKey, State, What},
+    status::{EventKind, KeyStatus, LeaseMetrics, SharedKey, State},
 };
 
 /// TTL that these tests are granted, so that a renewal interval is 10 s.
@@ -55,7 +55,7 @@ struct Scene {
     /// Renewals in progress.
     renewals: Vec<LeaseId>,
     disconnected: Vec<LeaseId>,
-    events: VecDeque<What>,
+    events: VecDeque<EventKind>,
     reasons: Vec<String>,
     faults: Vec<FaultChange>,
     released: Vec<String>,
@@ -130,7 +130,7 @@ impl Scene {
                 }
                 Action::Reply(reply, outcome) => drop(reply.send(outcome)),
                 Action::Report(event) => {
-                    self.events.push_back(event.what);
+                    self.events.push_back(event.kind);
                     self.reasons.push(event.why);
                 }
                 Action::Fault(change) => self.faults.push(change),
@@ -329,7 +329,7 @@ impl Scene {
         self.handles[key].read().recoveries
     }
 
-    fn events(&mut self) -> Vec<What> {
+    fn events(&mut self) -> Vec<EventKind> {
         self.events.drain(..).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! When a lease is renewed, and what a missing response means.
+//! Renewals of a lease, and the meaning of a missing response.
 
 use super::*;
 use crate::lease::core::deadline;
@@ -59,12 +59,12 @@ fn a_renewal_without_a_response_makes_the_lease_suspect_and_not_lost() {
         let pause = scene.lease.leases.current().unwrap().renew_at().unwrap() - failed_at;
         assert!(pause <= INTERVAL / 4, "{pause:?} after {failures} failures");
     }
-    assert_eq!(scene.events(), [What::Suspect]);
+    assert_eq!(scene.events(), [EventKind::Suspect]);
     assert_eq!(scene.leases_granted, 1);
     scene.pass(INTERVAL / 4);
     scene.renew(FIRST);
     assert_eq!(scene.state(KEY), State::Registered);
-    assert_eq!(scene.events(), [What::Renewed, What::Confirmed]);
+    assert_eq!(scene.events(), [EventKind::Renewed, EventKind::Confirmed]);
 }
 
 #[test]

@@ -8,14 +8,14 @@ fn a_lost_lease_is_replaced_and_then_revoked() {
     scene.pass(INTERVAL);
     scene.audit(&[KEY], &[]);
     scene.end_renewal(FIRST, Err(Failure::LeaseGone));
-    assert_eq!((scene.state(KEY), scene.events()), (State::Recovering, vec![What::Recovering]));
+    assert_eq!((scene.state(KEY), scene.events()), (State::Recovering, vec![EventKind::Recovering]));
     // Not at once: hosts that lost their leases together must not come back together.
     scene.pass(INTERVAL / 4);
     assert_eq!(scene.grant(), SECOND_LEASE);
     // The key may be there still, under the lost lease.
     assert_eq!(scene.ops(), [format!("+{KEY} {FIRST}")]);
     scene.write();
-    assert_eq!((scene.state(KEY), scene.events()), (State::Registered, vec![What::Recovered]));
+    assert_eq!((scene.state(KEY), scene.events()), (State::Registered, vec![EventKind::Recovered]));
     assert_eq!(scene.revocation(), FIRST);
     scene.revoke();
     assert_eq!(scene.leases_granted, 2);
@@ -39,7 +39,7 @@ fn a_write_without_a_response_moves_every_key_to_a_new_lease() {
     let mut scene = Scene::holding();
     let mut outcome = scene.register("/user/10.0.0.2:80");
     scene.fail_write(unanswered());
-    assert_eq!((scene.state(KEY), scene.events()), (State::Recovering, vec![What::Recovering]));
+    assert_eq!((scene.state(KEY), scene.events()), (State::Recovering, vec![EventKind::Recovering]));
     scene.pass(INTERVAL / 4);
     scene.grant();
     // The first write may have taken effect, so the new one names its lease only where a key was confirmed under it.
@@ -109,7 +109,7 @@ fn a_second_response_changes_nothing() {
     let (lease, ops) = scene.commit();
     scene.write();
     let events = scene.events();
-    assert_eq!(events, [What::Weighed]);
+    assert_eq!(events, [EventKind::Weighed]);
     let outcome = Ok(vec![Outcome::Written { over: None, revision: 9 }]);
     scene.handle(Input::Response(Response::Committed { lease, ops, outcome }));
     scene.handle(Input::Response(Response::Revoked { lease, outcome: Ok(()) }));

@@ -17,7 +17,10 @@ fn a_weight_is_written_once_a_second_at_most_and_the_last_one_wins() {
     assert!(scene.request.is_none());
     scene.pass(SECOND);
     scene.write();
-    assert_eq!((scene.events(), scene.handles[KEY].read().weight), (vec![What::Weighed, What::Weighed], weight(99)));
+    assert_eq!(
+        (scene.events(), scene.handles[KEY].read().weight),
+        (vec![EventKind::Weighed, EventKind::Weighed], weight(99))
+    );
     scene.set_weight(KEY, 99);
     scene.pass(SECOND);
     assert!(scene.request.is_none(), "an equal weight is not written");
@@ -68,5 +71,5 @@ fn another_node_is_published_under_the_same_key_only() {
     assert!(replace("10.0.0.1:80").is_ok());
     scene.pass(SECOND);
     scene.write();
-    assert_eq!(scene.events(), [What::Updated]);
+    assert_eq!(scene.events(), [EventKind::Updated]);
 }
