@@ -1,7 +1,7 @@
 # What is built, run and tested here. `make` lists it.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
+GUESTS = greeter grpc-greeter hostile library-p3 lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
 # The library for components is a crate of the host for its unit tests alone.
 LIBRARY = leasehold-guest
 HOSTS = --workspace $(GUESTS:%=--exclude %) --exclude $(LIBRARY)
@@ -110,7 +110,7 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-artifacts -p leasehold-cli
-	cargo test --locked --release -p $(LIBRARY) --no-default-features
+	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
 
