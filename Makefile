@@ -161,7 +161,7 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop
 	target/release/interop $(LIBRARIES)
 
-HTTP_LANGUAGES = $(filter-out rust-grpc,$(or $(LANGUAGES),rust go c js ts python))
+HTTP_LANGUAGES = $(filter-out rust-grpc,$(or $(LANGUAGES),rust rust-p3 go c js ts python))
 guests-all: build ## every template of `leasehold new`, built by its real toolchain and held to one table; LANGUAGES="go c" takes these alone
 	sh scripts/guests-all.sh $(LANGUAGES)
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin guests
