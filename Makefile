@@ -1,7 +1,7 @@
 # What is built, run and tested here. `make` lists it.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile library-p3 lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
+GUESTS = greeter grpc-greeter hostile hostile-0-2 hostile-p3 library-p3 lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
 # The library for components is a crate of the host for its unit tests alone.
 LIBRARY = leasehold-guest
 HOSTS = --workspace $(GUESTS:%=--exclude %) --exclude $(LIBRARY)
