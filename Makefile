@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -167,6 +167,9 @@ guests-all: build ## every template of `leasehold new`, built by its real toolch
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin guests
 	# The table is about HTTP; the service in gRPC has its test alone.
 	$(if $(HTTP_LANGUAGES),target/release/guests target/guests $(HTTP_LANGUAGES))
+
+first-key: build ## the time from an empty folder to a key in etcd for each language, with empty caches; LANGUAGES="go c" takes these alone
+	sh scripts/first-key.sh $(LANGUAGES)
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys
