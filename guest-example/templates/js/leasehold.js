@@ -24,9 +24,9 @@ import * as registrar from "leasehold:registry/registrar@0.2.0";
 
 /** A call of the host that failed: `register user: access denied: name must be one that this component may publish`. */
 export class LeaseholdError extends Error {
-  /** @param {string} subject @param {Kind} kind @param {string} [detail] */
-  constructor(subject, kind, detail) {
-    super([subject, kind.replaceAll("-", " "), detail].filter(Boolean).join(": "));
+  /** @param {string} subject @param {Kind} kind @param {string} [detail] @param {ErrorOptions} [options] */
+  constructor(subject, kind, detail, options) {
+    super([subject, kind.replaceAll("-", " "), detail].filter(Boolean).join(": "), options);
     this.name = "LeaseholdError";
     this.kind = kind;
   }
@@ -128,9 +128,9 @@ export function pick(name, version = "") {
 export async function call(name, path = "/", { version, ...init } = {}) {
   try {
     return await fetch(`http://${version ? `${version}.` : ""}${name}.leasehold${path}`, init);
-  } catch {
+  } catch (cause) {
     // The engine's error has no reason in it.
-    throw new LeaseholdError(`call ${name}`, "http", "no response; the reason is in the host's log");
+    throw new LeaseholdError(`call ${name}`, "http", "no response; the reason is in the host's log", { cause });
   }
 }
 

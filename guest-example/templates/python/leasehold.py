@@ -82,7 +82,8 @@ class Service(exports.Lifecycle):
     ttl_seconds: ClassVar[int] = 0
 
     def started(self, registration: Registration) -> None:
-        """Runs after the registration. An exception fails the start, and the registration is undone."""
+        """Runs after the registration. An exception fails the start, and the registration is undone; its traceback is in the host's
+        log."""
 
     def stopped(self) -> None:
         """Runs after the last request, when the node is deleted."""
@@ -90,9 +91,9 @@ class Service(exports.Lifecycle):
     def start(self) -> None:
         try:
             self.started(register(self.node, self.ttl_seconds))
-        except Exception as error:
+        except LeaseholdError as error:
             # The only exception that the host takes for an error of `start`.
-            raise Err(str(error)) from error
+            raise Err(str(error)) from None
 
     def stop(self) -> None:
         try:

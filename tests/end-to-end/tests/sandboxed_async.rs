@@ -52,7 +52,7 @@ fn ok(text: impl ToString) -> (String, String) {
 async fn neighbour_answers(host: &Host) {
     let begun = Instant::now();
     assert_eq!(get(&host.url("greeter")).await.body, "hello\n");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 /// A sample of the page of metrics.
@@ -73,7 +73,7 @@ async fn ends_clean(world: &World, host: Host, others: usize) {
     let begun = Instant::now();
     let ended = host.stop().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(begun.elapsed() < Duration::from_secs(20), "the end took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "the end took {:?}", begun.elapsed());
     assert_eq!(usize::try_from(world.count().await).unwrap(), others);
     assert!(world.leases().await.is_empty());
 }
@@ -233,7 +233,7 @@ async fn watches_that_are_opened_and_closed_without_end_leave_none_open() {
     assert_eq!(act(&host, "idle").await, ok(""));
     let before = host.resident_bytes();
     let (told, ()) = tokio::join!(act(&host, "reopen/shop"), neighbour_answers(&host));
-    assert_eq!(told, ok(20_000));
+    assert_eq!(told, ok(5000));
     wait_for("none is open", SOON, async || sample(&host, "leasehold_open_watches").await == 0.0).await;
     let more = host.resident_bytes().saturating_sub(before);
     assert!(more < 64 << 20, "{} MiB more", more >> 20);

@@ -197,7 +197,7 @@ async fn stop_dropped() -> Outcome {
 /// Sets many weights, and drops every other call.
 async fn weights() -> Outcome {
     let registration = register(&own()).await?;
-    for number in 0..10_000 {
+    for number in 0..2000 {
         let set = async_registrar::set_weight(&registration, number % 100 + 1);
         match number % 2 {
             0 => drop(begun(set).await),
@@ -212,7 +212,7 @@ async fn weights() -> Outcome {
 async fn nonsense() -> Outcome {
     let long = "x".repeat(HUGE);
     let mut texts = 0;
-    for name in ["", "/", "a/b", "..", "\0", "\u{202e}", "é", "a b", "\x1b[31m", "*", long.as_str()] {
+    for name in ["", "/", "a/b", "\0", "\u{202e}", "é", "a b", "\x1b[31m", long.as_str()] {
         for (name, version) in [(name, ""), ("shop", name)] {
             // An empty version is that of every node.
             if (name, version) == ("shop", "") {
@@ -292,7 +292,7 @@ async fn unread(name: &str) -> Outcome {
 
 /// Opens and closes watches of a service, one after the other, without reading any.
 async fn reopen(name: &str) -> Outcome {
-    for number in 0..20_000 {
+    for number in 0..5000 {
         let states = async_discovery::watch(name.into(), String::new()).await?;
         if number % 2 == 0 {
             drop(states);
@@ -301,7 +301,7 @@ async fn reopen(name: &str) -> Outcome {
             begun(states.next()).await;
         }
     }
-    Ok("20000".into())
+    Ok("5000".into())
 }
 
 /// Reads nothing of a watch, again and again: a read of no length.
