@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use leasehold_end_to_end::{
     Host,
@@ -36,6 +39,18 @@ async fn host(world: &World, hostile: Value) -> Host {
 /// Number of keys beside that of the neighbour.
 async fn keys(world: &World) -> usize {
     usize::try_from(world.count().await).unwrap() - 1
+}
+
+/// Number of keys beside that of the neighbour, once it stays as it is.
+async fn settle(world: &World) -> usize {
+    let mut former = usize::MAX;
+    wait_for("the keys are settled", SOON, async || {
+        sleep(Duration::from_millis(300)).await;
+        let now = keys(world).await;
+        mem::replace(&mut former, now) == now
+    })
+    .await;
+    former
 }
 
 async fn act(host: &Host, act: &str) -> (String, String) {
@@ -158,15 +173,7 @@ async fn calls_that_are_dropped_leave_nothing_that_does_not_end_with_the_service
     let (case, left) = act(&host, "dropped/5000").await;
     assert_eq!(case, "ok");
     assert!(left.parse::<usize>().unwrap() <= MAX_REGISTRATIONS, "{left}");
-    // What is left is in etcd, and what is not is not.
-    let mut former = usize::MAX;
-    wait_for("the keys are settled", SOON, async || {
-        sleep(Duration::from_millis(300)).await;
-        let now = keys(&world).await;
-        std::mem::replace(&mut former, now) == now
-    })
-    .await;
-    assert!(former <= MAX_REGISTRATIONS, "{former}");
+    assert!(settle(&world).await <= MAX_REGISTRATIONS);
     neighbour_answers(&host).await;
     ends_clean(&world, host, 0).await;
 }
@@ -203,6 +210,38 @@ async fn handles_that_are_never_given_back_end_their_instance_alone() {
 }
 
 #[tokio::test]
+async fn registrations_that_a_trap_breaks_off_are_in_etcd_or_nowhere() {
+    let world = World::real().await;
+    let host = host(&world, hostile(&[])).await;
+    for _ in 0..3 {
+        let answer = get(&format!("{}act/begin-and-trap", host.url(NAME))).await;
+        assert_eq!((answer.status, answer.body.as_str()), (500, "the service failed\n"));
+    }
+    settle(&world).await;
+    let listed = get(&format!("{}services", host.admin())).await.json();
+    let hostile = listed.as_array().unwrap().iter().find(|service| service["service"] == NAME).unwrap();
+    assert_eq!(hostile["registrations"].as_array().unwrap().len(), keys(&world).await, "{hostile}");
+    ends_clean(&world, host, 0).await;
+}
+
+#[tokio::test]
+async fn tasks_that_go_on_after_their_response_hold_up_neither_requests_nor_the_end() {
+    let world = World::real().await;
+    put_node(&world, "shop", "10.0.0.1:80", 1).await;
+    let limits = json!({ "limits": { "request_timeout": "3s", "drain_timeout": "3s" } });
+    let host = host(&world, with(hostile(&["shop"]), limits)).await;
+    for number in 0..300 {
+        let answer = get(&format!("{}act/linger/shop", host.url(NAME))).await;
+        assert_eq!(answer.status, 200, "{number}: {answer:?}");
+    }
+    neighbour_answers(&host).await;
+    assert_eq!(get(&host.url(NAME)).await.status, 200);
+    let open = sample(&host, "leasehold_open_watches").await;
+    assert!(open <= MAX_WATCHES as f64, "{open}");
+    ends_clean(&world, host, 1).await;
+}
+
+#[tokio::test]
 async fn watches_that_are_left_behind_are_counted_and_end_with_the_service() {
     let world = World::real().await;
     put_node(&world, "shop", "10.0.0.1:80", 1).await;
@@ -211,13 +250,16 @@ async fn watches_that_are_left_behind_are_counted_and_end_with_the_service() {
         assert_eq!(sample(&host, "leasehold_open_watches").await, 0.0);
         assert_eq!(sample(&host, "leasehold_open_watches_limit").await, MAX_WATCHES as f64);
         let before = host.resident_bytes();
-        assert_eq!(act(&host, name).await, ok(MAX_WATCHES), "{name}");
-        assert_eq!(sample(&host, "leasehold_open_watches").await, MAX_WATCHES as f64, "{name}");
-        for weight in 1..=100 {
-            put_node(&world, "shop", "10.0.0.1:80", weight).await;
-        }
-        neighbour_answers(&host).await;
-        assert_eq!(act(&host, name).await, ok(0), "{name}: all instances together");
+        let meanwhile = async {
+            let open = async || sample(&host, "leasehold_open_watches").await;
+            wait_for("all are counted", SOON, async || open().await == MAX_WATCHES as f64).await;
+            for weight in 1..=100 {
+                put_node(&world, "shop", "10.0.0.1:80", weight).await;
+            }
+            neighbour_answers(&host).await;
+        };
+        let (told, ()) = tokio::join!(act(&host, name), meanwhile);
+        assert_eq!(told, ok(MAX_WATCHES), "{name}");
         let more = host.resident_bytes().saturating_sub(before);
         assert!(more < 96 << 20, "{name}: {} MiB more", more >> 20);
         ends_clean(&world, host, 1).await;
@@ -265,7 +307,7 @@ async fn look_ups_of_unknown_names_many_at_a_time_leave_little_behind() {
     let before = host.resident_bytes();
     assert_eq!(act(&host, "lookups/900").await, ok(0));
     let services = get(&format!("{}services", host.admin())).await.json();
-    let hostile = services.as_array().unwrap().iter().find(|service| service["name"] == NAME).unwrap();
+    let hostile = services.as_array().unwrap().iter().find(|service| service["service"] == NAME).unwrap();
     assert!(hostile["views"].as_array().unwrap().len() <= 128, "{hostile}");
     let more = host.resident_bytes().saturating_sub(before);
     assert!(more < 48 << 20, "{} MiB more", more >> 20);

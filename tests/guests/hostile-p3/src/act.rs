@@ -29,6 +29,8 @@ pub(crate) type Outcome = Result<String, Error>;
 
 /// Pause of an act that waits for others, in nanoseconds.
 const TICK: u64 = 10_000_000;
+/// Time for which an act shows what it has open.
+const SHOWN: u64 = 3_000_000_000;
 /// Length of what is much too long, in bytes.
 const HUGE: usize = 2 << 20;
 
@@ -73,6 +75,14 @@ pub(crate) async fn act(name: &str) -> Outcome {
             register(&own()).await?;
             panic!("told to trap");
         }
+        "begin-and-trap" => {
+            for number in 0..50 {
+                spawn_local(async move { drop(register(&version(number)).await) });
+            }
+            // The calls have begun.
+            wait_for(1).await;
+            panic!("told to trap");
+        }
         "register-and-fail" => {
             register(&own()).await?;
             Err(Error::Other("told to fail".into()))
@@ -81,6 +91,7 @@ pub(crate) async fn act(name: &str) -> Outcome {
         "resolve" => Ok(async_discovery::resolve(argument.into(), String::new()).await?.len().to_string()),
         "nonsense" => nonsense().await,
         "lookups" => lookups(argument.parse().unwrap_or(0)).await,
+        "linger" => linger(argument).await,
         "watches" => watches(argument).await,
         "unread" => unread(argument).await,
         "reopen" => reopen(argument).await,
@@ -88,7 +99,10 @@ pub(crate) async fn act(name: &str) -> Outcome {
         "read-dropped" => read_dropped(argument).await,
 
         "trap" => panic!("told to trap"),
-        "forever" => pending().await,
+        "forever" => {
+            wait_for(u64::MAX).await;
+            pending().await
+        }
         "spin" => loop {
             black_box(());
         },
@@ -257,6 +271,18 @@ async fn lookups(count: usize) -> Outcome {
     Ok(refused.get().to_string())
 }
 
+/// Begins tasks that go on after the response: one follows a watch, and one never ends.
+async fn linger(name: &str) -> Outcome {
+    let mut states = async_discovery::watch(name.into(), String::new()).await?;
+    spawn_local(async move { while states.next().await.is_some() {} });
+    spawn_local(async {
+        loop {
+            wait_for(TICK).await;
+        }
+    });
+    Ok(String::new())
+}
+
 /// Opens watches until the host refuses, and leaves them behind without closing them. Returns their number.
 async fn watches(name: &str) -> Outcome {
     let mut open = 0;
@@ -266,10 +292,12 @@ async fn watches(name: &str) -> Outcome {
                 forget(states);
                 open += 1;
             }
-            Err(Error::QuotaExceeded(_)) => return Ok(open.to_string()),
+            Err(Error::QuotaExceeded(_)) => break,
             Err(error) => return Err(error),
         }
     }
+    wait_for(SHOWN).await;
+    Ok(open.to_string())
 }
 
 /// Opens watches until the host refuses, begins a read of each, and looks after none of them again.
@@ -286,7 +314,7 @@ async fn unread(name: &str) -> Outcome {
         open += 1;
     }
     // The reads go on while this waits.
-    wait_for(100 * TICK).await;
+    wait_for(SHOWN).await;
     Ok(open.to_string())
 }
 
