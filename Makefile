@@ -110,7 +110,9 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 # What is run is what is shipped: the tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-artifacts -p leasehold-cli
-	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http
+	# Without the examples, whose exports are those of components.
+	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http --lib
+	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http --doc
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
 

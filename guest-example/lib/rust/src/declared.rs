@@ -18,7 +18,7 @@ impl Declared {
     }
 
     pub(crate) fn set_ttl(&mut self, ttl: Duration) {
-        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
         self.ttl_seconds = u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
     }
 }

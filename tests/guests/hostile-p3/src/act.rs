@@ -309,7 +309,7 @@ async fn unread(name: &str) -> Outcome {
             states.next().await;
             states
         });
-        poll_fn(|cx| Poll::Ready(drop(reading.as_mut().poll(cx)))).await;
+        begun(reading.as_mut()).await;
         forget(reading);
         open += 1;
     }
