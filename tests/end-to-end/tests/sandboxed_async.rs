@@ -60,7 +60,7 @@ async fn act(host: &Host, act: &str) -> (String, String) {
     (answer["case"].as_str().unwrap().to_owned(), answer["text"].as_str().unwrap().to_owned())
 }
 
-fn ok(text: impl ToString) -> (String, String) {
+fn ok(text: &impl ToString) -> (String, String) {
     ("ok".to_owned(), text.to_string())
 }
 
@@ -140,7 +140,7 @@ async fn registrations_begun_at_once_end_at_the_quota_and_all_go() {
     let world = World::real().await;
     let host = host(&world, hostile(&[])).await;
     let (told, ()) = tokio::join!(act(&host, "at-once/2000"), neighbour_answers(&host));
-    assert_eq!(told, ok(format!("{MAX_REGISTRATIONS} true")));
+    assert_eq!(told, ok(&format!("{MAX_REGISTRATIONS} true")));
     assert_eq!(keys(&world).await, MAX_REGISTRATIONS);
     ends_clean(&world, host, 0).await;
 }
@@ -182,11 +182,11 @@ async fn calls_that_are_dropped_leave_nothing_that_does_not_end_with_the_service
 async fn a_stop_that_is_dropped_may_be_called_again_and_a_weight_too() {
     let world = World::real().await;
     let host = host(&world, hostile(&[])).await;
-    assert_eq!(act(&host, "stop-dropped").await, ok(0));
-    assert_eq!(act(&host, "stop-twice").await, ok(0));
+    assert_eq!(act(&host, "stop-dropped").await, ok(&0));
+    assert_eq!(act(&host, "stop-twice").await, ok(&0));
     assert_eq!(keys(&world).await, 0);
     let before = world.revision().await;
-    assert_eq!(act(&host, "weights").await, ok(42));
+    assert_eq!(act(&host, "weights").await, ok(&42));
     let writes = world.revision().await - before;
     assert!(writes < 40, "weights are written once a second at most: {writes}");
     ends_clean(&world, host, 0).await;
@@ -259,7 +259,7 @@ async fn watches_that_are_left_behind_are_counted_and_end_with_the_service() {
             neighbour_answers(&host).await;
         };
         let (told, ()) = tokio::join!(act(&host, name), meanwhile);
-        assert_eq!(told, ok(MAX_WATCHES), "{name}");
+        assert_eq!(told, ok(&MAX_WATCHES), "{name}");
         let more = host.resident_bytes().saturating_sub(before);
         assert!(more < 96 << 20, "{name}: {} MiB more", more >> 20);
         ends_clean(&world, host, 1).await;
@@ -272,10 +272,10 @@ async fn watches_that_are_opened_and_closed_without_end_leave_none_open() {
     put_node(&world, "shop", "10.0.0.1:80", 1).await;
     let limits = json!({ "limits": { "request_timeout": "60s" } });
     let host = host(&world, with(hostile(&["shop"]), limits)).await;
-    assert_eq!(act(&host, "idle").await, ok(""));
+    assert_eq!(act(&host, "idle").await, ok(&""));
     let before = host.resident_bytes();
     let (told, ()) = tokio::join!(act(&host, "reopen/shop"), neighbour_answers(&host));
-    assert_eq!(told, ok(5000));
+    assert_eq!(told, ok(&5000));
     wait_for("none is open", SOON, async || sample(&host, "leasehold_open_watches").await == 0.0).await;
     let more = host.resident_bytes().saturating_sub(before);
     assert!(more < 64 << 20, "{} MiB more", more >> 20);
@@ -303,9 +303,9 @@ async fn a_watch_of_which_nothing_is_read_ends_with_its_request() {
 async fn look_ups_of_unknown_names_many_at_a_time_leave_little_behind() {
     let world = World::real().await;
     let host = host(&world, hostile(&["*"])).await;
-    assert_eq!(act(&host, "lookups/8").await, ok(0));
+    assert_eq!(act(&host, "lookups/8").await, ok(&0));
     let before = host.resident_bytes();
-    assert_eq!(act(&host, "lookups/900").await, ok(0));
+    assert_eq!(act(&host, "lookups/900").await, ok(&0));
     let services = get(&format!("{}services", host.admin())).await.json();
     let hostile = services.as_array().unwrap().iter().find(|service| service["service"] == NAME).unwrap();
     assert!(hostile["views"].as_array().unwrap().len() <= 128, "{hostile}");
