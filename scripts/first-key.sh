@@ -43,6 +43,7 @@ etcd() {
 
 [ $# -gt 0 ] || set -- rust rust-p3 go c js ts python
 [ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
+PATH=$(dirname "$LEASEHOLD"):$PATH
 echo "| language | build | first start | in all |"
 echo "|---|---|---|---|"
 for language in "$@"; do
