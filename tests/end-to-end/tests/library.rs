@@ -1,8 +1,6 @@
 //! The library for components in Rust, in WASI 0.3: a service that starts and stops asynchronously, its registrations, look-ups,
 //! watches and calls by name.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold_end_to_end::{
