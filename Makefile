@@ -1,7 +1,7 @@
 # Targets to build, run and test. `make` lists them.
 
 # The components: the examples, and those that the tests need.
-GUESTS = greeter grpc-greeter hostile lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
+GUESTS = greeter grpc-greeter hostile hostile-0-2 hostile-p3 library-p3 lookup lookup-p3 nothing plain plain-p3 program program-p3 raw
 # The library for components is a crate of the host for its unit tests alone.
 LIBRARY = leasehold-guest
 HOSTS = --workspace $(GUESTS:%=--exclude %) --exclude $(LIBRARY)
@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -110,7 +110,9 @@ run: build guests ## the example, registered in a private etcd, until Ctrl-C
 # The tests run the shipped binary. The tests of the scenarios add a feature to the registrar, and so are built apart.
 test: build guests clients examples ## every test, on a real etcd; then SEEDS=n seeds on the simulated one
 	cargo test --locked --release $(UNITS) -p leasehold -p leasehold-wasmtime -p leasehold-artifacts -p leasehold-cli
-	cargo test --locked --release -p $(LIBRARY) --no-default-features
+	# Without the examples, whose exports are those of components.
+	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http --lib
+	cargo test --locked --release -p $(LIBRARY) --no-default-features --features p3-http --doc
 	cargo test --locked --release -p leasehold-scenarios -p leasehold-end-to-end
 	target/release/simulate --seeds $(SEEDS)
 
@@ -161,12 +163,15 @@ interop: build guests ## services against the libraries of others; LIBRARIES="kr
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin interop
 	target/release/interop $(LIBRARIES)
 
-HTTP_LANGUAGES = $(filter-out rust-grpc,$(or $(LANGUAGES),rust go c js ts python))
+HTTP_LANGUAGES = $(filter-out rust-grpc,$(or $(LANGUAGES),rust rust-p3 go c js ts python))
 guests-all: build ## every template of `leasehold new`, built by its real toolchain and held to one table; LANGUAGES="go c" takes these alone
 	sh scripts/guests-all.sh $(LANGUAGES)
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin guests
 	# The table is about HTTP; the service in gRPC has its test alone.
 	$(if $(HTTP_LANGUAGES),target/release/guests target/guests $(HTTP_LANGUAGES))
+
+first-key: build ## the time from an empty folder to a key in etcd for each language, with empty caches; LANGUAGES="go c" takes these alone
+	sh scripts/first-key.sh $(LANGUAGES)
 
 # One after the other, also where make may do several things at once; all of them, also where one falls short.
 bench: build guests ## everything beside its peers, a line a figure: the five that follow; ROUNDS=n (5), LARGE=no leaves out 100,000 keys

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds a service of each template of `leasehold new` into target/guests with the toolchain of its language, and runs its
-# test, the languages in the arguments alone if there are any; rust-grpc is the service in gRPC. Installs what is missing, by name.
+# test, the languages in the arguments alone if there are any; rust-grpc is the service in gRPC, and rust-p3 that of wasi:http 0.3.
+# Installs what is missing, by name.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -47,7 +48,7 @@ apt_install() {
 # Installs the usual tools of a language.
 tools() {
     case $1 in
-    rust)
+    rust | rust-p3)
         sh scripts/guests.sh check || fail "rust needs the target wasm32-wasip2: rustup target add wasm32-wasip2"
         ;;
     rust-grpc)
@@ -68,7 +69,7 @@ tools() {
 # Builds the service as its README says.
 build() {
     case $1 in
-    rust | rust-grpc) sh scripts/guests.sh folder "$2" "$2/hello-$1.wasm" ;;
+    rust | rust-grpc | rust-p3) sh scripts/guests.sh folder "$2" "$2/hello-$1.wasm" ;;
     js | ts) (cd "$2" && npm install --no-audit --no-fund --loglevel=error && npm run --silent build) ;;
     *) make --no-print-directory -C "$2" build ;;
     esac
@@ -82,7 +83,7 @@ run_test() {
     esac
 }
 
-[ $# -gt 0 ] || set -- rust rust-grpc go c js ts python
+[ $# -gt 0 ] || set -- rust rust-p3 rust-grpc go c js ts python
 [ -x "$LEASEHOLD" ] || fail "$LEASEHOLD is not there: make build"
 have curl || apt_install curl
 mkdir -p "$into"
@@ -90,8 +91,8 @@ for language in "$@"; do
     tools "$language"
     folder=$into/hello-$language
     rm -rf "$folder"
-    # shellcheck disable=SC2046 # --grpc is a word of its own
-    (cd "$into" && "$LEASEHOLD" new "hello-$language" --lang $(echo "$language" | sed 's/-grpc/ --grpc/') >/dev/null)
+    # shellcheck disable=SC2046 # options are words of their own
+    (cd "$into" && "$LEASEHOLD" new "hello-$language" --lang $(echo "$language" | sed 's/-grpc/ --grpc/; s/-p3/ --http 0.3/') >/dev/null)
     begun=$(date +%s)
     build "$language" "$folder"
     (cd "$folder" && "$LEASEHOLD" wit --check "hello-$language.wasm" >/dev/null && "$LEASEHOLD" --quiet check --offline services.yaml >/dev/null)

@@ -1,62 +1,34 @@
 """A service that registers itself, greets, reports its registration, and calls other services by name."""
 
 import json
-import sys
 
-import componentize_py_async_support
-import wit_world
-from componentize_py_types import Err, Ok
+import leasehold
+from leasehold import LeaseholdError, Node, Registration, Service, call, log, resolve, respond
 from wit_world import exports
-from wit_world.imports import client, discovery, registrar
-from wit_world.imports.registry_types import ServerNode
-from wit_world.imports.wasi_http_types import Fields, Method_Get, Request, Response, Scheme_Http
+from wit_world.imports.wasi_http_types import Request, Response
 
 NAME = "{{name}}"
-# Time that the key in etcd outlives a dead host.
-TTL_SECONDS = 10
 
 
-class Lifecycle(exports.Lifecycle):
-    def start(self) -> None:
-        """Called once, when the listener is open. The host keeps the registration until `stop`."""
-        node = ServerNode(
-            name=NAME,
-            # Empty: the address at which the host serves this component.
-            addr="",
-            version="v1",
-            # None would be a weight that the host computes from the load of the machine.
-            weight=50,
-            metadata=[("language", "python")],
-        )
-        try:
-            registration = registrar.register(node, TTL_SECONDS)
-        except Err as error:
-            # The only exception that the host takes for an error of `start`.
-            raise Err(f"register {NAME}: {error.value}") from None
-        # Standard error is the host's log.
-        print(f"registered as {registration.key()}", file=sys.stderr)
+class Lifecycle(Service):
+    """The host calls it at the start, when the listener is open, and at the end, when the last request is complete."""
 
-    def stop(self) -> None:
-        """Called once, when the last request is complete."""
-        for registration in registrar.current():
-            try:
-                registration.stop()
-            except Err:
-                pass  # After a timeout the host goes on until the key is gone.
-        print("stopped", file=sys.stderr)
+    # Without a weight the host computes one from the load of the machine.
+    node = Node(NAME, version="v1", weight=50, metadata={"language": "python"})
+
+    def started(self, registration: Registration) -> None:
+        log(f"registered as {registration.key}")
+
+    def stopped(self) -> None:
+        log("stopped")
 
 
 class Handler(exports.Handler):
     async def handle(self, request: Request) -> Response:
         try:
-            status, body = await answer(request.get_path_with_query() or "/")
-        except Err as error:
-            status, body = 502, f"{error.value}\n"
-        writer, reader = wit_world.byte_stream()
-        response, _ = Response.new(Fields.from_list([]), reader, no_trailers())
-        response.set_status_code(status)
-        componentize_py_async_support.spawn(send(writer, body.encode()))
-        return response
+            return respond(*await answer(request.get_path_with_query() or "/"))
+        except LeaseholdError as error:
+            return respond(502, f"{error}\n")
 
 
 async def answer(path: str) -> tuple[int, str]:
@@ -66,53 +38,24 @@ async def answer(path: str) -> tuple[int, str]:
         case ["status"]:
             return 200, json.dumps(status()) + "\n"
         case ["nodes", service]:
-            nodes = discovery.resolve(service, "")
-            return 200, json.dumps([{"addr": node.addr, "version": node.version} for node in nodes]) + "\n"
+            nodes = [{"addr": node.addr, "version": node.version} for node in resolve(service)]
+            return 200, json.dumps(nodes) + "\n"
         case ["call", service]:
-            return 200, await call(service)
+            # The host picks one of its nodes.
+            response = await call(service)
+            return 200, f"{service} answered {response.status}: {response.text}"
     return 404, "not found\n"
 
 
 def status() -> dict:
-    """The registration that `start` made, maybe on another instance."""
-    registration = registrar.describe()[0]
-    node, now = registration.node, registration.status
+    """The registration that was made at the start, maybe on another instance."""
+    registration = leasehold.status()[0]
+    node = registration.node
     return {
         "key": registration.key,
         "addr": node.addr,
         "version": node.version,
-        "weight": now.weight,
-        "state": now.state.name.lower(),
-        "metadata": node.metadata,
+        "weight": registration.weight,
+        "state": registration.state.name.lower(),
+        "metadata": list(node.metadata.items()),
     }
-
-
-async def call(service: str) -> str:
-    """Calls a service by name; the host picks one of its nodes."""
-    request, _ = Request.new(Fields.from_list([]), None, no_trailers(), None)
-    request.set_method(Method_Get())
-    request.set_scheme(Scheme_Http())
-    request.set_authority(f"{service}.leasehold")
-    request.set_path_with_query("/")
-    response = await client.send(request)
-    code, body = response.get_status_code(), b""
-    stream, _ = Response.consume_body(response, received())
-    with stream:
-        while not stream.writer_dropped:
-            body += await stream.read(16 * 1024)
-    return f"{service} answered {code}: {body.decode()}"
-
-
-async def send(writer, body: bytes) -> None:
-    with writer:
-        await writer.write_all(body)
-
-
-def no_trailers():
-    _, reader = wit_world.result_option_wasi_http_types_fields_wasi_http_types_error_code_future(lambda: Ok(None))
-    return reader
-
-
-def received():
-    _, reader = wit_world.result_unit_wasi_http_types_error_code_future(lambda: Ok(None))
-    return reader

@@ -181,6 +181,12 @@ impl RegistryCtx {
         self.shared.lookups.all().into_iter().map(|watched| watched.view).collect()
     }
 
+    /// Watches that this revision of the component has open, those of all its instances together: at most
+    /// [`max_watches`](Policy::max_watches).
+    pub fn open_watches(&self) -> usize {
+        watches(&self.policy).saturating_sub(self.watches.available_permits())
+    }
+
     /// The component's `current`.
     pub(crate) fn component_registrations(&self) -> Vec<Arc<ComponentRegistration>> {
         self.shared.registrations.present()
@@ -296,7 +302,7 @@ impl RegistryCtx {
 
     fn revision(shared: Arc<Shared>, name: Arc<str>, policy: Arc<Policy>, revision: u64) -> Self {
         Self {
-            watches: Arc::new(Semaphore::new(policy.max_watches.min(Semaphore::MAX_PERMITS))),
+            watches: Arc::new(Semaphore::new(watches(&policy))),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             pace: Arc::default(),
             watches_end: CancellationToken::new(),
@@ -640,6 +646,11 @@ async fn register_beside(
         drop(join_all(former.iter().map(|former| former.republish())).await);
     }
     registered
+}
+
+/// Watches that a component under this policy may have open.
+fn watches(policy: &Policy) -> usize {
+    policy.max_watches.min(Semaphore::MAX_PERMITS)
 }
 
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, CallRefusal> {

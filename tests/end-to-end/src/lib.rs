@@ -5,6 +5,7 @@ pub mod follower;
 mod host;
 pub mod http;
 pub mod large;
+pub mod lines;
 pub mod paths;
 mod program;
 pub mod raw;

@@ -125,6 +125,10 @@ async fn serves(host: &Host, guest: &Guest, all: &[Guest]) {
     for (path, expected) in [("call/stranger", 502), ("nodes/stranger", 502), ("nowhere", 404), ("", 200)] {
         let answer = get(&format!("{url}{path}")).await;
         assert_eq!(answer.status, expected, "{language}: /{path}: {answer:?}");
+        if path == "nodes/stranger" {
+            let reason = ": access denied: name is not in this component's allow.discover\n";
+            assert!(answer.body.ends_with(reason), "{language}: {answer:?}");
+        }
     }
 }
 

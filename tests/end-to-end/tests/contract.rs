@@ -13,6 +13,7 @@ use leasehold_end_to_end::{
     Ended, Host, Program,
     config::{config, free_address, greeter, service, with},
     http::get,
+    lines::Lines,
     paths,
 };
 use leasehold_scenarios::{
@@ -22,11 +23,7 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 /// Watches that a component may have open.
 const MAX_WATCHES: usize = 256;
@@ -55,58 +52,20 @@ async fn ask(host: &Host, service: &str, path: &str) -> Value {
     answer.json()
 }
 
-/// A response that is read line by line while it comes.
-struct Lines(BufReader<TcpStream>);
+/// Begins a request of `lookup-p3` whose body has this length.
+async fn open(host: &Host, path: &str, length: usize) -> Lines {
+    Lines::open(&host.addr("lookup-p3"), path, length).await
+}
 
-impl Lines {
-    /// Sends a request whose body has this length, and comes later.
-    async fn open(host: &Host, path: &str, length: usize) -> Self {
-        let addr = host.addr("lookup-p3");
-        let mut stream = BufReader::new(TcpStream::connect(&addr).await.unwrap());
-        // HTTP/1.0, so that the response ends with the connection and is not in chunks.
-        let head = format!("POST /{path} HTTP/1.0\r\nhost: {addr}\r\ncontent-length: {length}\r\n\r\n");
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut lines = Self(stream);
-        while !matches!(lines.line().await.as_deref(), Some("")) {}
-        lines
-    }
-
-    async fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read = timeout(SOON, self.0.read_line(&mut line)).await.expect("a line comes").unwrap();
-        (read > 0).then(|| line.trim_end().to_owned())
-    }
-
-    /// The next line as JSON; `None` at the end.
-    async fn next(&mut self) -> Option<Value> {
-        Some(serde_json::from_str(&self.line().await?).unwrap())
-    }
-
-    /// Reads states until one fits.
-    async fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            let state = self.next().await.unwrap_or_else(|| panic!("{what}: the watch has ended"));
-            if fits(&state) {
-                return state;
-            }
+/// Reads the end of the watch, which may come after a last state.
+async fn ends(mut lines: Lines) {
+    while let Some(line) = lines.next().await {
+        if line == "end" {
+            assert_eq!(lines.next().await, None);
+            return;
         }
     }
-
-    /// Reads the end of the watch, which may come after a last state.
-    async fn ends(mut self) {
-        while let Some(line) = self.next().await {
-            if line == "end" {
-                assert_eq!(self.next().await, None);
-                return;
-            }
-        }
-        panic!("the response broke off");
-    }
-
-    /// Sends a byte of the request's body.
-    async fn step(&mut self) {
-        self.0.write_all(b".").await.unwrap();
-    }
+    panic!("the response broke off");
 }
 
 #[test]
@@ -256,7 +215,7 @@ async fn a_call_that_a_component_leaves_behind_is_ended_by_the_host() {
 async fn a_watch_sees_a_node_come_change_and_go() {
     let world = World::real().await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     assert_eq!(watch.next().await, Some(json!({ "nodes": [], "total": 0, "current": true })));
     put_node(&world, "shop", "10.0.0.1:80", 50).await;
     let state = watch.next().await.unwrap();
@@ -271,7 +230,7 @@ async fn a_watch_sees_a_node_come_change_and_go() {
 async fn a_watch_follows_services_of_other_hosts_to_their_end() {
     let world = World::real().await;
     let host = Host::of(&world, [lookup("lookup-p3", &["greeter"])]).await;
-    let mut watch = Lines::open(&host, "watch/greeter", 0).await;
+    let mut watch = open(&host, "watch/greeter", 0).await;
     assert_eq!(watch.next().await.unwrap()["total"], 0);
     let other = Host::of(&world, [greeter()]).await;
     let addr = other.addr("greeter");
@@ -285,7 +244,7 @@ async fn a_slow_reader_reads_the_latest_state_once() {
     let world = World::real().await;
     put_node(&world, "shop", "10.0.0.1:80", 1).await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
-    let mut steps = Lines::open(&host, "step/shop", 100).await;
+    let mut steps = open(&host, "step/shop", 100).await;
     steps.step().await;
     assert_eq!(steps.next().await.unwrap()["nodes"], json!([["10.0.0.1:80", 1]]));
     for weight in 2..=60 {
@@ -293,7 +252,7 @@ async fn a_slow_reader_reads_the_latest_state_once() {
     }
     // The host has read the last of them.
     wait_for("the view is at 60", SOON, async || {
-        let mut other = Lines::open(&host, "watch/shop", 0).await;
+        let mut other = open(&host, "watch/shop", 0).await;
         other.next().await.unwrap()["nodes"][0][1] == 60
     })
     .await;
@@ -314,7 +273,7 @@ async fn a_snapshot_has_no_more_nodes_than_the_limit() {
     }
     let limited = with(lookup("lookup-p3", &["shop"]), json!({ "limits": { "nodes": 3 } }));
     let host = Host::of(&world, [limited]).await;
-    let state = Lines::open(&host, "watch/shop", 0).await.next().await.unwrap();
+    let state = open(&host, "watch/shop", 0).await.next().await.unwrap();
     assert_eq!((state["nodes"].as_array().unwrap().len(), &state["total"]), (3, &json!(7)), "{state}");
 }
 
@@ -323,12 +282,12 @@ async fn watches_are_limited_in_number_and_given_back() {
     let world = World::real().await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
     let hoard = format!("hoard/{}/shop", MAX_WATCHES + 1);
-    let open = Lines::open(&host, "watch/shop", 0).await;
+    let opened = open(&host, "watch/shop", 0).await;
     let report = ask(&host, "lookup-p3", &hoard).await;
     assert_eq!(report["open"], MAX_WATCHES - 1, "all instances together: {report}");
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("QuotaExceeded") && error.contains("may watch 256 services"), "{error}");
-    drop(open);
+    drop(opened);
     assert_eq!(ask(&host, "lookup-p3", &hoard).await["open"], MAX_WATCHES - 1, "those that it closed are given back");
     // The component notices that its client has left when it writes further states.
     let mut weight = 1;
@@ -362,7 +321,7 @@ async fn a_watch_outlives_etcd_and_says_so() {
     let mut world = World::real().await;
     put_node(&world, "shop", "10.0.0.1:80", 50).await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     let nodes = json!([["10.0.0.1:80", 50]]);
     assert_eq!(watch.next().await.unwrap()["nodes"], nodes);
     world.kill();
@@ -379,10 +338,10 @@ async fn a_watch_outlives_etcd_and_says_so() {
 async fn a_drain_ends_watches_and_waits_for_no_deadline() {
     let world = World::real().await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     assert_eq!(watch.next().await.unwrap()["total"], 0);
     let begun = Instant::now();
-    let (ended, ()) = tokio::join!(host.stop(), watch.ends());
+    let (ended, ()) = tokio::join!(host.stop(), ends(watch));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(begun.elapsed() < Duration::from_secs(15), "the drain timeout is 30 s");
     assert!(!ended.stderr.contains("cut off"), "{}", ended.stderr);
@@ -392,10 +351,10 @@ async fn a_drain_ends_watches_and_waits_for_no_deadline() {
 async fn a_drain_without_etcd_ends_watches_as_well() {
     let mut world = World::real().await;
     let host = Host::of(&world, [lookup("lookup-p3", &["shop"])]).await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     assert_eq!(watch.next().await.unwrap()["total"], 0);
     world.kill();
-    let (ended, ()) = tokio::join!(host.stop(), watch.ends());
+    let (ended, ()) = tokio::join!(host.stop(), ends(watch));
     assert!(!ended.stderr.contains("requests were cut off"), "{}", ended.stderr);
 }
 
@@ -404,13 +363,13 @@ async fn a_reload_ends_watches_of_the_former_version_and_the_next_one_opens_its_
     let world = World::real().await;
     let admin = json!({ "admin": { "listen": "127.0.0.1:0" } });
     let mut host = Host::ready(&with(config(&world, [lookup("lookup-p3", &["shop"])]), admin)).await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     assert_eq!(watch.next().await.unwrap()["total"], 0);
     let reload = leasehold(&["reload", "--admin", &host.admin(), "lookup-p3"]).await;
     assert_eq!(reload.code, Some(0), "{reload:?}");
-    watch.ends().await;
+    ends(watch).await;
     host.says("the former version has ended").await;
-    let mut watch = Lines::open(&host, "watch/shop", 0).await;
+    let mut watch = open(&host, "watch/shop", 0).await;
     assert_eq!(watch.next().await.unwrap()["total"], 0);
     put_node(&world, "shop", "10.0.0.1:80", 50).await;
     watch.until("it is watched", |state| state["total"] == 1).await;

@@ -215,6 +215,15 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
         let sentence = format!("--grpc: there is no such template for {language}; there is one for rust\n");
         refused(&leasehold(folder.path(), &["new", "user", "--lang", language, "--grpc"]).await, &sentence);
     }
+    for (arguments, sentence) in [
+        (&["go", "--http", "0.3"][..], "--http 0.3: there is no such template for go; it has 0.2\n"),
+        (&["python", "--http", "0.2"], "--http 0.2: there is no such template for python; it has 0.3\n"),
+        (&["rust", "--grpc", "--http", "0.2"], "--http 0.2: there is no such template for rust in gRPC; it has 0.3\n"),
+    ] {
+        let arguments: Vec<_> = ["new", "user", "--lang"].iter().chain(arguments).copied().collect();
+        refused(&leasehold(folder.path(), &arguments).await, sentence);
+    }
+    assert!(list.stdout.starts_with("rust    wasi:http 0.2 or 0.3; --grpc  needs rustup"), "{list:?}");
     assert!(files(folder.path()).is_empty());
 
     fs::create_dir(folder.path().join("user")).unwrap();
@@ -230,10 +239,11 @@ async fn new_lists_its_languages_and_refuses_names_and_folders() {
 #[tokio::test]
 async fn every_new_service_has_a_valid_configuration() {
     let folder = TempDir::new().unwrap();
-    let plain = ["rust", "go", "c", "js", "ts", "python"].map(|language| (language, language, None));
-    for (name, language, grpc) in plain.into_iter().chain([("rust-grpc", "rust", Some("--grpc"))]) {
+    let plain = ["rust", "go", "c", "js", "ts", "python"].map(|language| (language, language, &[][..]));
+    let more: [(_, _, &[&str]); 2] = [("rust-grpc", "rust", &["--grpc"]), ("rust-p3", "rust", &["--http", "0.3"])];
+    for (name, language, options) in plain.into_iter().chain(more) {
         let name = format!("hello-{name}");
-        let arguments: Vec<_> = ["new", &name, "--lang", language].into_iter().chain(grpc).collect();
+        let arguments: Vec<_> = ["new", &name, "--lang", language].iter().chain(options).copied().collect();
         let written = leasehold(folder.path(), &arguments).await;
         assert_eq!(written.code, Some(0), "{written:?}");
         let made = folder.path().join(&name);
@@ -246,22 +256,33 @@ async fn every_new_service_has_a_valid_configuration() {
 
 #[tokio::test]
 async fn a_new_service_in_rust_meets_the_expectations() {
+    new_in_rust_meets_the_expectations("hello-rust", &[]).await;
+}
+
+#[tokio::test]
+async fn a_new_service_in_rust_for_wasi_0_3_meets_the_expectations() {
+    new_in_rust_meets_the_expectations("hello-rust-p3", &["--http", "0.3"]).await;
+}
+
+async fn new_in_rust_meets_the_expectations(name: &str, options: &[&str]) {
     let folder = TempDir::new().unwrap();
-    let written = leasehold(folder.path(), &["new", "hello-rust", "--lang", "rust"]).await;
+    let arguments: Vec<_> = ["new", name, "--lang", "rust"].iter().chain(options).copied().collect();
+    let written = leasehold(folder.path(), &arguments).await;
     assert_eq!(written.code, Some(0), "{written:?}");
-    let component = folder.path().join("hello-rust/hello-rust.wasm");
+    let folder = folder.path().join(name);
+    let component = folder.join(name).with_extension("wasm");
     let built = Command::new("sh")
         .args(["scripts/guests.sh", "folder"])
-        .args([folder.path().join("hello-rust"), component.clone()])
+        .args([&folder, &component])
         .current_dir(paths::workspace())
         .output()
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let tested = tested(&folder.path().join("hello-rust"));
+    let tested = tested(&folder);
     assert!(tested.status.success(), "{tested:?}");
     let checks = String::from_utf8_lossy(&tested.stdout).lines().filter(|line| line.starts_with("ok: ")).count();
     assert_eq!(checks, 5, "{tested:?}");
-    let guest = Guest { name: "hello-rust".to_owned(), language: "rust".to_owned(), component };
+    let guest = Guest { name: name.to_owned(), language: "rust".to_owned(), component };
     let cache = paths::cache();
     meets_expectations(&World::real().await, &[guest], cache.to_str().unwrap()).await;
 }

@@ -56,6 +56,12 @@ async fn every_metric_of_dashboard_alerts_and_documentation_exists() {
         let unknown: Vec<_> = names.difference(&existing).collect();
         assert!(unknown.is_empty(), "{file} names {unknown:?}, which no page has");
     }
+    let documented = named(&fs::read_to_string(paths::workspace().join("docs/admin.md")).unwrap());
+    let missing: Vec<_> = existing.difference(&documented).collect();
+    assert!(missing.is_empty(), "docs/admin.md does not name {missing:?}");
+    let has_help = |name: &&String| page.contains(&format!("# HELP {name} "));
+    let without: Vec<_> = existing.iter().filter(|name| !has_help(name)).collect();
+    assert!(without.is_empty(), "{without:?} have no HELP");
     assert_eq!(host.stop().await.code, Some(0));
 }
 

@@ -2,40 +2,25 @@
 
 use wstd::http::{self, Body, Method, Request};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    by_name::{Callee, Response},
+    error::Error,
+};
 
 /// A client of one service. The host picks a node for each request, and goes on to the next one if a node takes no
 /// connection.
 #[derive(Debug, Clone)]
-pub struct Client {
-    authority: String,
-}
-
-/// A response with its whole body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
-    /// The status.
-    pub status: u16,
-    /// The body.
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    /// The body as text, with a replacement for what is not UTF-8.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-}
+pub struct Client(Callee);
 
 impl Client {
     /// A client of the service of this name, in whatever version.
     pub fn new(name: &str) -> Self {
-        Self { authority: format!("{name}.leasehold") }
+        Self(Callee::new(name))
     }
 
     /// A client of one version of the service.
     pub fn of_version(name: &str, version: &str) -> Self {
-        Self { authority: format!("{version}.{name}.leasehold") }
+        Self(Callee::of_version(name, version))
     }
 
     /// Sends `GET`.
@@ -46,7 +31,7 @@ impl Client {
     /// Sends a request with a body.
     pub async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response, Error> {
         let request = Request::builder().method(method).uri(self.url(path)).body(Body::from(body));
-        let request = request.map_err(|error| self.error(&error.into()))?;
+        let request = request.map_err(|error| self.0.error(error))?;
         let mut response = self.request(request).await?;
         let body = response.body_mut().contents().await.map_err(|error| self.error(&error))?.to_vec();
         Ok(Response { status: response.status().as_u16(), body })
@@ -60,10 +45,10 @@ impl Client {
 
     /// The URL of a path of the service, which begins with `/`.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.authority)
+        self.0.url(path)
     }
 
     fn error(&self, error: &http::Error) -> Error {
-        Error::new(format!("call {}", self.authority), ErrorKind::Http, format!("{error:#}"))
+        self.0.error(format!("{error:#}"))
     }
 }

@@ -10,7 +10,7 @@ pub use registry_types::{ServerNode as Node, State, Status};
 /// A node that the host keeps in etcd. Dropping it does not end the registration; [`stop`](Self::stop) does, and so does the
 /// end of the service.
 #[derive(Debug)]
-pub struct Registration(registrar::Registration);
+pub struct Registration(pub(crate) registrar::Registration);
 
 /// A registration at one moment, without a handle.
 #[derive(Debug, Clone)]

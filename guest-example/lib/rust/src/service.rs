@@ -1,16 +1,16 @@
 //! A service as its component declares it: published at the start, deleted at the end.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use crate::{
+    declared::{Declared, declares},
     error::Error,
-    registration::{Node, Registration, current},
+    registration::{Registration, current},
 };
 
 /// A service, with what it is published as and what it does at its start and its end.
 pub struct Service {
-    node: Node,
-    ttl_seconds: u32,
+    declared: Declared,
     on_start: Vec<Start>,
     on_stop: Vec<Box<dyn FnOnce()>>,
 }
@@ -19,52 +19,16 @@ type Start = Box<dyn FnOnce(&Registration) -> Result<(), Box<dyn std::error::Err
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Service").field("declared", &self.declared).finish_non_exhaustive()
     }
 }
+
+declares!(Service);
 
 impl Service {
     /// A service at the address at which the host serves this component, with a weight that the host computes.
     pub fn new(name: impl Into<String>) -> Self {
-        let (name, addr, version) = (name.into(), String::new(), String::new());
-        let node = Node { name, addr, version, weight: None, metadata: Vec::new() };
-        Self { node, ttl_seconds: 0, on_start: Vec::new(), on_stop: Vec::new() }
-    }
-
-    /// Sets the version, part of the key where the layout has a place for it.
-    #[must_use]
-    pub fn version(mut self, version: impl Into<String>) -> Self {
-        self.node.version = version.into();
-        self
-    }
-
-    /// Sets another address of this component, `host:port`.
-    #[must_use]
-    pub fn addr(mut self, addr: impl Into<String>) -> Self {
-        self.node.addr = addr.into();
-        self
-    }
-
-    /// Sets a weight, 1 to 100, in place of the weight that the host computes from the load of the machine.
-    #[must_use]
-    pub fn weight(mut self, weight: u32) -> Self {
-        self.node.weight = Some(weight);
-        self
-    }
-
-    /// Adds a pair of metadata. A layout without a place for metadata does not publish it.
-    #[must_use]
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.node.metadata.push((key.into(), value.into()));
-        self
-    }
-
-    /// Sets the time that the key outlives a dead host, in whole seconds, rounded up; without it, that of the host applies.
-    #[must_use]
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-        self.ttl_seconds = u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
-        self
+        Self { declared: Declared::new(name.into()), on_start: Vec::new(), on_stop: Vec::new() }
     }
 
     /// Adds an action after the registration. An error fails the start, and the registration is undone.
@@ -87,7 +51,7 @@ impl Service {
     /// Registers the service, for a component that does not use [`service!`](crate::service!), and returns when it is in
     /// etcd. A second call updates the node of the same key.
     pub fn register(&self) -> Result<Registration, Error> {
-        Registration::of(&self.node, self.ttl_seconds)
+        Registration::of(&self.declared.node, self.declared.ttl_seconds)
     }
 
     /// The start of a component.
@@ -116,9 +80,17 @@ mod tests {
     #[test]
     fn a_builder_sets_what_is_published() {
         let service = Service::new("user").version("v1").weight(50).metadata("zone", "a").ttl(Duration::from_secs(10));
-        assert_eq!((service.node.name.as_str(), service.node.version.as_str()), ("user", "v1"));
-        assert_eq!((service.node.weight, service.ttl_seconds), (Some(50), 10));
-        assert_eq!(service.node.metadata, [("zone".to_owned(), "a".to_owned())]);
-        assert!(service.node.addr.is_empty());
+        let (node, ttl_seconds) = (service.declared.node, service.declared.ttl_seconds);
+        assert_eq!((node.name.as_str(), node.version.as_str()), ("user", "v1"));
+        assert_eq!((node.weight, ttl_seconds), (Some(50), 10));
+        assert_eq!(node.metadata, [("zone".to_owned(), "a".to_owned())]);
+        assert!(node.addr.is_empty());
+    }
+
+    #[test]
+    fn a_time_to_live_is_whole_seconds_and_never_that_of_the_host() {
+        for (ttl, seconds) in [(Duration::ZERO, 1), (Duration::from_millis(1500), 2), (Duration::MAX, u32::MAX)] {
+            assert_eq!(Service::new("user").ttl(ttl).declared.ttl_seconds, seconds, "{ttl:?}");
+        }
     }
 }

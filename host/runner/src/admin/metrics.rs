@@ -306,7 +306,11 @@ impl ServiceSamples {
         let nodes = each().map(|(labels, view)| (labels, whole(view.nodes().len())));
         page.gauge("view_nodes", "Nodes of a service that the component watches", nodes)?;
         let invalid = each().map(|(labels, view)| (labels, whole(view.invalid_keys())));
-        page.gauge("view_invalid_keys", "Keys of a service whose value is not a node", invalid)
+        page.gauge("view_invalid_keys", "Keys of a service whose value is not a node", invalid)?;
+        let open = self.services().map(|service| (labels(service), whole(service.watches().0)));
+        page.gauge("open_watches", "Watches of services that the component has open", open)?;
+        let most = self.services().map(|service| (labels(service), whole(service.watches().1)));
+        page.gauge("open_watches_limit", "Limit of open watches", most)
     }
 
     fn registrations(&self, page: &mut Page<'_>) -> fmt::Result {

@@ -116,12 +116,16 @@ pub(crate) struct NewArgs {
     #[arg(long, value_enum, value_name = "LANGUAGE", required_unless_present = "list")]
     pub(crate) lang: Option<Language>,
 
+    /// Version of wasi:http, where a language has templates for several; `--list` shows them
+    #[arg(long, value_enum, value_name = "VERSION", requires = "lang")]
+    pub(crate) http: Option<HttpVersion>,
+
     /// A service in gRPC instead, for rust alone
     #[arg(long, requires = "lang")]
     pub(crate) grpc: bool,
 
     /// List the languages, and what each needs
-    #[arg(long, conflicts_with_all = ["name", "lang", "grpc"])]
+    #[arg(long, conflicts_with_all = ["name", "lang", "http", "grpc"])]
     pub(crate) list: bool,
 }
 

@@ -34,13 +34,19 @@ const CHECKS_FILE: &str = "checks.sh";
 
 const CLANG: &str = "clang, lld, wasi-libc and libclang-rt-dev-wasm32";
 const NODE: &str = "Node.js 20 or newer, with npm";
+const RUST: &str = "rustup, with the wasm32-wasip2 target";
+const RUST_GRPC: &str = "rustup, with the wasm32-wasip2 target, and protoc";
 
 /// Folder, tools and commands of a language.
 struct Template {
     /// Folders with its files, beside `all`; a file in a later one replaces that of an earlier one.
     folders: &'static [&'static str],
-    /// The WASI packages of its world; `None` where libraries bring all of their WIT.
-    http: Option<HttpVersion>,
+    /// Version of HTTP that it serves.
+    http: HttpVersion,
+    /// True for a service in gRPC.
+    is_grpc: bool,
+    /// True where a library of Rust brings all of the WIT.
+    has_library: bool,
     /// Tools that its user installs.
     needs: &'static str,
     /// Command that builds and runs the service.
@@ -48,23 +54,47 @@ struct Template {
 }
 
 impl Template {
-    fn of(language: Language) -> Self {
-        let (folders, http, needs, run): (&[_], _, _, _) = match language {
-            Language::Rust => (&["rust"], None, "rustup, with the wasm32-wasip2 target", "make run"),
-            Language::Go => (&["go"], Some(HttpVersion::P2), "Go 1.25 or newer", "make run"),
-            Language::C => (&["c"], Some(HttpVersion::P2), CLANG, "make run"),
-            Language::Js => (&["js"], Some(HttpVersion::P2), NODE, "npm install && npm start"),
-            Language::Ts => (&["ts"], Some(HttpVersion::P2), NODE, "npm install && npm start"),
-            Language::Python => (&["python"], Some(HttpVersion::P3), "Python 3.10 or newer, with venv", "make run"),
-        };
-        Self { folders, http, needs, run }
+    /// Templates of a language, the usual one first.
+    fn all(language: Language) -> Vec<Self> {
+        let one = |folders, http, needs, run| Self { folders, http, is_grpc: false, has_library: false, needs, run };
+        match language {
+            Language::Rust => {
+                let rust = |folders, http| Self { has_library: true, ..one(folders, http, RUST, "make run") };
+                let grpc = Self { is_grpc: true, needs: RUST_GRPC, ..rust(&["rust", "rust-grpc"], HttpVersion::P3) };
+                vec![rust(&["rust"], HttpVersion::P2), rust(&["rust", "rust-p3"], HttpVersion::P3), grpc]
+            }
+            Language::Go => vec![one(&["go"], HttpVersion::P2, "Go 1.25 or newer", "make run")],
+            Language::C => vec![one(&["c"], HttpVersion::P2, CLANG, "make run")],
+            Language::Js => vec![one(&["js"], HttpVersion::P2, NODE, "npm install && npm start")],
+            Language::Ts => vec![one(&["ts"], HttpVersion::P2, NODE, "npm install && npm start")],
+            Language::Python => {
+                vec![one(&["python"], HttpVersion::P3, "Python 3.10 or newer, with venv", "make run")]
+            }
+        }
     }
 
-    /// Template of a service in gRPC; `None` for a language that has no such template.
-    fn grpc(language: Language) -> Option<Self> {
-        let Language::Rust = language else { return None };
-        let needs = "rustup, with the wasm32-wasip2 target, and protoc";
-        Some(Self { folders: &["rust", "rust-grpc"], needs, ..Self::of(language) })
+    /// The first template of a language that fits the arguments; the error says what there is instead.
+    fn find(language: Language, http: Option<HttpVersion>, is_grpc: bool) -> Result<Self, Failure> {
+        let (mut templates, lang) = (Self::all(language), shown(language));
+        templates.retain(|template| template.is_grpc == is_grpc);
+        if templates.is_empty() {
+            let sentence = format!("--grpc: there is no such template for {lang}; there is one for {}", in_grpc());
+            return Err(Failure::usage(sentence));
+        }
+        let served: Vec<_> = templates.iter().map(|template| template.http.name()).collect();
+        let sentence = |http: HttpVersion| {
+            let grpc = if is_grpc { " in gRPC" } else { "" };
+            format!(
+                "--http {}: there is no such template for {lang}{grpc}; it has {}",
+                http.name(),
+                served.join(" and ")
+            )
+        };
+        let found = match http {
+            None => templates.into_iter().next(),
+            Some(http) => templates.into_iter().find(|template| template.http == http),
+        };
+        found.ok_or_else(|| Failure::usage(http.map(sentence).unwrap_or_default()))
     }
 
     /// Files of a new folder, by their final names and with the service's name in them.
@@ -79,9 +109,9 @@ impl Template {
         let checks = String::from_utf8(checks).expect("a script is text");
         let mut files: Vec<_> =
             found.into_iter().map(|(path, content)| finished(&Text { path, content }, name, &checks)).collect();
-        let (below, more) = match self.http {
-            Some(http) => ("wit", wit::files(CONTRACT, http)),
-            None => {
+        let (below, more) = match self.has_library {
+            false => ("wit", wit::files(CONTRACT, self.http)),
+            true => {
                 let mut library = Vec::new();
                 gather(&RUST_LIBRARY, RUST_LIBRARY.path(), &mut library);
                 library.iter_mut().for_each(|file| file.path = final_name(&file.path));
@@ -115,14 +145,7 @@ fn finished(file: &Text, name: &str, checks: &str) -> Text {
 /// Writes the folder, or lists the languages.
 pub(crate) fn new(args: &NewArgs) -> Result<(), Failure> {
     let (Some(name), Some(language)) = (&args.name, args.lang) else { return print(&list()) };
-    let template = if args.grpc { Template::grpc(language) } else { Some(Template::of(language)) };
-    let template = template.ok_or_else(|| {
-        Failure::usage(format!(
-            "--grpc: there is no such template for {}; there is one for {}",
-            shown(language),
-            in_grpc()
-        ))
-    })?;
+    let template = Template::find(language, args.http, args.grpc)?;
     let folder = Path::new(name.as_str());
     let is_taken = match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
@@ -146,17 +169,20 @@ pub(crate) fn new(args: &NewArgs) -> Result<(), Failure> {
 
 fn list() -> String {
     let line = |language: &Language| {
-        let template = Template::of(*language);
-        let http = template.http.unwrap_or(HttpVersion::P2).name();
-        let grpc = if Template::grpc(*language).is_some() { "; --grpc" } else { "" };
-        format!("{:<8}wasi:http {http}{grpc}  needs {}\n", shown(*language), template.needs)
+        let (grpc, plain): (Vec<_>, Vec<_>) =
+            Template::all(*language).into_iter().partition(|template| template.is_grpc);
+        let http: Vec<_> = plain.iter().map(|template| template.http.name()).collect();
+        let grpc = if grpc.is_empty() { "" } else { "; --grpc" };
+        let needs = plain.first().map_or("", |template| template.needs);
+        format!("{:<8}wasi:http {}{grpc}  needs {needs}\n", shown(*language), http.join(" or "))
     };
     Language::value_variants().iter().map(line).collect()
 }
 
 /// Languages with a template of a service in gRPC.
 fn in_grpc() -> String {
-    let languages = Language::value_variants().iter().filter(|language| Template::grpc(**language).is_some());
+    let has_grpc = |language: &&Language| Template::all(**language).iter().any(|template| template.is_grpc);
+    let languages = Language::value_variants().iter().filter(has_grpc);
     languages.map(|language| shown(*language)).collect::<Vec<_>>().join(", ")
 }
 
@@ -178,10 +204,8 @@ mod tests {
 
     #[test]
     fn every_template_is_complete_and_has_the_name_in_it() {
-        let grpc =
-            Language::value_variants().iter().filter_map(|language| Some((language, Template::grpc(*language)?)));
-        let plain = Language::value_variants().iter().map(|language| (language, Template::of(*language)));
-        for (language, template) in plain.chain(grpc) {
+        let all = |language| Template::all(language).into_iter().map(move |template| (language, template));
+        for (language, template) in Language::value_variants().iter().copied().flat_map(all) {
             let files = template.files("some-name");
             let paths: BTreeSet<_> = files.iter().map(|file| file.path.display().to_string()).collect();
             assert_eq!(paths.len(), files.len(), "{language:?}: a file occurs twice");
@@ -208,10 +232,14 @@ mod tests {
         }
     }
 
+    fn usual(language: Language) -> Template {
+        Template::find(language, None, false).unwrap()
+    }
+
     /// Imported functions of a template's world, as module and name, and the names of its fields and cases.
     fn imports(language: Language) -> (Vec<(String, String)>, BTreeSet<String>) {
         let folder = TempDir::new().unwrap();
-        for file in Template::of(language).files("some-name") {
+        for file in usual(language).files("some-name") {
             create(&folder.path().join(&file.path), &file.content).unwrap();
         }
         let mut resolve = Resolve::default();
@@ -237,7 +265,7 @@ mod tests {
 
     /// Text of all files of a template below a folder.
     fn text_below(language: Language, folder: &str) -> String {
-        let files = Template::of(language).files("some-name");
+        let files = usual(language).files("some-name");
         let below = files.into_iter().filter(|file| file.path.starts_with(folder));
         below.map(|file| String::from_utf8(file.content).unwrap()).collect()
     }

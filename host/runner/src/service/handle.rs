@@ -347,6 +347,12 @@ impl Snapshot {
         self.status.context.as_ref().map_or_else(Vec::new, |context| context.registry.views())
     }
 
+    /// Number of watches that the component has open, and its limit.
+    pub(crate) fn watches(&self) -> (usize, usize) {
+        let registry = self.status.context.as_ref().map(|context| &context.registry);
+        registry.map_or((0, 0), |registry| (registry.open_watches(), registry.policy().max_watches))
+    }
+
     pub(crate) fn readiness(&self) -> Readiness {
         let ServiceStatus { phase, why, .. } = &self.status;
         if *phase != Phase::Serving {

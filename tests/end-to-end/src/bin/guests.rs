@@ -15,7 +15,8 @@ fn guest(folder: &Path, language: &str) -> Guest {
     let name = format!("hello-{language}");
     let component = folder.join(&name).join(format!("{name}.wasm"));
     assert!(component.is_file(), "{} is not there; make guests-all builds it", component.display());
-    Guest { name, language: language.to_owned(), component }
+    // Another version of HTTP is in the name alone.
+    Guest { name, language: language.trim_end_matches("-p3").to_owned(), component }
 }
 
 /// Time from the start of the host until the service is ready, and the memory of the host then.
@@ -49,7 +50,7 @@ async fn main() {
         let (second, memory) = measure(guest, cache).await;
         println!(
             "{:<8} {size:>15} {:>17} {:>18} {memory:>12.0}",
-            guest.language,
+            guest.name.trim_start_matches("hello-"),
             first.as_millis(),
             second.as_millis()
         );

@@ -10,9 +10,11 @@ use std::{
 use wasip2::{http::types::Fields, random::random::get_random_bytes};
 
 use crate::{
-    bindings::leasehold::registry::{
-        discovery,
-        registrar::{self, Registration},
+    bindings::{
+        leasehold::registry::{
+            discovery,
+            registrar::{self, Registration},
+        },
         types::{Error, ServerNode, State},
     },
     config,

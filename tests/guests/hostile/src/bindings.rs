@@ -11,3 +11,9 @@ wit_bindgen::generate!({
 });
 
 export!(Hostile);
+
+#[cfg(feature = "contract-0-2")]
+pub(crate) use leasehold::registry::registry_types as types;
+/// The types of the contract, whose interface has another name in each version.
+#[cfg(not(feature = "contract-0-2"))]
+pub(crate) use leasehold::registry::types;

@@ -12,7 +12,7 @@
 mod act;
 mod bindings;
 
-use bindings::{exports::leasehold::registry::lifecycle, leasehold::registry::types, wasi::config::store};
+use bindings::{exports::leasehold::registry::lifecycle, types, wasi::config::store};
 use serde_json::json;
 use wstd::{
     http::{Body, Client, Error, Request, Response},
