@@ -128,10 +128,11 @@ etcd: ## target/etcd/etcd: the current release, for `make test ETCD=target/etcd/
 	cd target/etcd && { test -f go.mod || go mod init current; } && go get go.etcd.io/etcd/server/v3@latest
 	cd target/etcd && go build -o etcd go.etcd.io/etcd/server/v3
 
-lint: setup ## formatting, clippy, documentation; warnings are errors
+lint: setup ## formatting, clippy, also without features of the libraries, documentation; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --release $(HOSTS) --all-targets -- -D warnings
 	sh scripts/guests.sh lint $(GUESTS) $(LIBRARY)
+	sh scripts/features.sh
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
 
 monitoring: ## the alert rules and their tests, with promtool

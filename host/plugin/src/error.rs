@@ -10,6 +10,10 @@ use wasmtime::component::ResourceTableError;
 
 /// Reason for a refused call, with its text. Each variant ends as one case of the WIT's `error`.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(
+    not(all(feature = "discovery", feature = "p3")),
+    expect(dead_code, reason = "calls that are not there are not refused")
+)]
 pub(crate) enum CallRefusal {
     /// An argument breaks a rule of `server-node`.
     #[error("{0}")]

@@ -1,6 +1,7 @@
 //! Imports of a component: each function parses its arguments, makes one call, and converts its result. The versions of the
 //! contract share what is behind their traits.
 
+#[cfg(feature = "p3")]
 mod asynchronous;
 mod v0_1;
 mod v0_2;
@@ -10,6 +11,8 @@ use std::{borrow::Cow, sync::Arc};
 use leasehold::Weight;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
+#[cfg(all(feature = "discovery", feature = "p3"))]
+use crate::watch::Watch;
 use crate::{
     bindings::{v0_1 as bindings_0_1, v0_2 as bindings_0_2, v0_2::leasehold::registry::registry_types as types},
     context::RegistryCtx,
@@ -17,7 +20,6 @@ use crate::{
     error::{CallError, CallRefusal},
     handle::Handle,
     registration::ComponentRegistration,
-    watch::Watch,
 };
 
 /// Access of a store's data to the registry of its component.
@@ -69,9 +71,10 @@ impl<'a> RegistryCtxView<'a> {
     }
 }
 
-/// Adds every interface of both versions of `leasehold:registry` to a linker, 0.1 and 0.2, the asynchronous ones included.
+/// Adds every interface of both versions of `leasehold:registry` to a linker, 0.1 and 0.2: the asynchronous ones with the feature
+/// `p3`, and those of discovery with the feature `discovery`.
 ///
-/// The store must be used with async calls. The engine must have the component model's concurrency, as it has by default.
+/// The store must be used with async calls. With `p3` the engine must have the component model's concurrency, as it has by default.
 pub fn add_to_linker<T: RegistryView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     add_to_linker_with(linker, T::registry)
 }
@@ -81,8 +84,9 @@ pub fn add_to_linker_with<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    add_registrar_to_linker(linker, view)?;
-    add_discovery_to_linker(linker, view)
+    #[cfg(feature = "discovery")]
+    add_discovery_to_linker(linker, view)?;
+    add_registrar_to_linker(linker, view)
 }
 
 /// Adds `registrar` of both versions and `async-registrar`, with the types that they use.
@@ -92,28 +96,27 @@ pub fn add_registrar_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    use bindings_0_2::leasehold::registry::{async_registrar, registrar};
-
     add_types_to_linker(linker, view)?;
     bindings_0_1::leasehold::registry::registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-    registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-    async_registrar::add_to_linker::<T, HasRegistry>(linker, view)
+    #[cfg(feature = "p3")]
+    bindings_0_2::leasehold::registry::async_registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
+    bindings_0_2::leasehold::registry::registrar::add_to_linker::<T, HasRegistry>(linker, view)
 }
 
 /// Adds `discovery` of both versions and `async-discovery`, with the types that they use, for components that look services up
 /// and register nothing.
 ///
 /// `view` is `State::registry`, where the store's data implements [`RegistryView`].
+#[cfg(feature = "discovery")]
 pub fn add_discovery_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    use bindings_0_2::leasehold::registry::{async_discovery, discovery};
-
     add_types_to_linker(linker, view)?;
     bindings_0_1::leasehold::registry::discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-    discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-    async_discovery::add_to_linker::<T, HasRegistry>(linker, view)
+    #[cfg(feature = "p3")]
+    bindings_0_2::leasehold::registry::async_discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
+    bindings_0_2::leasehold::registry::discovery::add_to_linker::<T, HasRegistry>(linker, view)
 }
 
 fn add_types_to_linker<T: Send + 'static>(
@@ -175,10 +178,12 @@ impl RegistryCtxView<'_> {
         stop(self.ctx()?, &*self.registration(handle)?).await
     }
 
+    #[cfg(feature = "discovery")]
     async fn resolve(&mut self, name: &str, version: &str) -> Result<Vec<types::ServerNode>, CallError> {
         resolve(self.ctx()?, name, version).await
     }
 
+    #[cfg(feature = "discovery")]
     async fn pick(&mut self, name: &str, version: &str) -> Result<Option<types::ServerNode>, CallError> {
         pick(self.ctx()?, name, version).await
     }
@@ -222,16 +227,19 @@ async fn stop(ctx: &RegistryCtx, registration: &ComponentRegistration) -> Result
     ctx.observed("stop", async { Ok(ctx.bounded(ctx.stop(registration)).await?) }).await
 }
 
+#[cfg(feature = "discovery")]
 async fn resolve(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Vec<types::ServerNode>, CallError> {
     let nodes = ctx.observed("resolve", async { Ok(ctx.resolve(name, version).await?) }).await?;
     Ok(ctx.subset(&nodes).map(Into::into).collect())
 }
 
+#[cfg(feature = "discovery")]
 async fn pick(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Option<types::ServerNode>, CallError> {
     let pick = ctx.observed("pick", async { Ok(ctx.pick(name, version).await?) }).await?;
     Ok(pick.map(|pick| pick.node().into()))
 }
 
+#[cfg(all(feature = "discovery", feature = "p3"))]
 async fn watch(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Watch, CallError> {
     ctx.observed("watch", async { Ok(ctx.open_watch(name, version).await?) }).await
 }
