@@ -32,6 +32,6 @@ impl<T: 'static> async_discovery::HostWithStore<T> for HasRegistry {
     ) -> Result<StreamReader<Snapshot>, CallError> {
         let (ctx, _call) = begin(store)?;
         let watch = watch(&ctx, &name, &version).await?;
-        store.with(|access| StreamReader::new(access, watch)).map_err(CallError::trap)
+        store.with(|access| StreamReader::new(access, watch)).map_err(CallError::from)
     }
 }
