@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint wasmtime-range monitoring simulate fuzz interop guests-all bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -134,6 +134,9 @@ lint: setup ## formatting, clippy, also without features of the libraries, docum
 	sh scripts/guests.sh lint $(GUESTS) $(LIBRARY)
 	sh scripts/features.sh
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
+
+wasmtime-range: setup ## the plugin with the oldest release of wasmtime that it takes; the newest is that of all other targets
+	sh scripts/wasmtime-range.sh
 
 monitoring: ## the alert rules and their tests, with promtool
 	@command -v promtool >/dev/null || { echo "monitoring: needs promtool: apt-get install --no-install-recommends prometheus" >&2; exit 1; }
