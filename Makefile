@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint wasmtime-range monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -130,11 +130,15 @@ etcd: ## target/etcd/etcd: the current release, for `make test ETCD=target/etcd/
 	cd target/etcd && { test -f go.mod || go mod init current; } && go get go.etcd.io/etcd/server/v3@latest
 	cd target/etcd && go build -o etcd go.etcd.io/etcd/server/v3
 
-lint: setup ## formatting, clippy, documentation; warnings are errors
+lint: setup ## formatting, clippy, also without features of the libraries, documentation; warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --release $(HOSTS) --all-targets -- -D warnings
 	sh scripts/guests.sh lint $(GUESTS) $(LIBRARY)
+	sh scripts/features.sh
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --release --no-deps $(HOSTS)
+
+wasmtime-range: setup ## the plugin with the oldest release of wasmtime that it takes; the newest is that of all other targets
+	sh scripts/wasmtime-range.sh
 
 monitoring: ## the alert rules and their tests, with promtool
 	@command -v promtool >/dev/null || { echo "monitoring: needs promtool: apt-get install --no-install-recommends prometheus" >&2; exit 1; }

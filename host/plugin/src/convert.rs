@@ -4,7 +4,7 @@ use leasehold::{ServerNode, State, Status, Weight};
 
 use crate::{
     bindings::v0_2::leasehold::registry::{registrar::RegistrationInfo, registry_types as types},
-    error::CallRefusal,
+    error::{CallError, CallRefusal},
     registration::ComponentRegistration,
 };
 
@@ -95,13 +95,29 @@ impl From<CallRefusal> for types::Error {
     }
 }
 
+/// A refusal of the platform's own.
+impl From<types::Error> for CallError {
+    fn from(error: types::Error) -> Self {
+        wasmtime::Error::from(error).into()
+    }
+}
+
+impl CallError {
+    /// The WIT's `error` that the component gets; `Err` traps it. The result of `convert_error` in an own implementation of
+    /// `registry_types::Host`.
+    pub fn downcast(self) -> wasmtime::Result<types::Error> {
+        self.into_refusal().map(Into::into).or_else(wasmtime::Error::downcast)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use leasehold::Error;
+    use wasmtime::{component::ResourceTableError, format_err};
 
-    use super::{CallRefusal, types};
+    use super::{CallError, CallRefusal, types};
 
     fn converted(error: Error) -> types::Error {
         CallRefusal::from(error).into()
@@ -114,6 +130,26 @@ mod tests {
             let text = format!("{:?}", converted(error));
             assert!(text.starts_with("Error::Conflict"), "{text}");
             assert!(!text.contains("secret") && !text.contains("beef"), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_platform_become_cases_or_traps() {
+        let refused = |error: CallError| error.downcast().unwrap();
+        let denied = || types::Error::AccessDenied("of another tenant".into());
+        for error in [denied().into(), CallError::from(wasmtime::Error::from(denied()))] {
+            assert!(matches!(refused(error), types::Error::AccessDenied(text) if text == "of another tenant"));
+        }
+        let conflict = Error::Conflict { key: "/secret/10.0.0.1:1".into(), lease: None };
+        match refused(conflict.into()) {
+            types::Error::Conflict(text) => assert!(!text.contains("secret"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        let invalid = "a/b".parse::<leasehold::ServiceName>().unwrap_err();
+        assert!(matches!(refused(invalid.into()), types::Error::InvalidArgument(_)));
+        for trap in [CallError::from(format_err!("a fault")), ResourceTableError::NotPresent.into()] {
+            let text = trap.downcast().unwrap_err().to_string();
+            assert!(["a fault", &ResourceTableError::NotPresent.to_string()].contains(&text.as_str()), "{text}");
         }
     }
 

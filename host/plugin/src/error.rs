@@ -10,6 +10,10 @@ use wasmtime::component::ResourceTableError;
 
 /// Reason for a refused call, with its text. Each variant ends as one case of the WIT's `error`.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(
+    not(all(feature = "discovery", feature = "p3")),
+    expect(dead_code, reason = "calls that are not there are not refused")
+)]
 pub(crate) enum CallRefusal {
     /// An argument breaks a rule of `server-node`.
     #[error("{0}")]
@@ -108,9 +112,18 @@ fn text(error: &Error) -> String {
     text.to_owned()
 }
 
-/// End of a component's call without its value: with a case of the WIT's `error`, or with a trap.
+/// End of a component's call without its value: with a case of the WIT's `error`, or with a trap. The traits in
+/// [`bindings`](crate::bindings) return it.
 ///
-/// Opaque; it is public because the traits in [`bindings`](crate::bindings) return it.
+/// A platform that implements one of them itself, and calls that of [`RegistryCtxView`](crate::RegistryCtxView) or not, converts
+/// its own errors:
+///
+/// | from | the component gets |
+/// |---|---|
+/// | the WIT's `error`, of either version | that case |
+/// | [`leasehold::Error`], [`leasehold::Invalid`] | the case and the text that the registry has for it |
+/// | [`wasmtime::Error`] | a trap, unless it holds the WIT's `error` |
+/// | [`ResourceTableError`] | a trap |
 #[derive(Debug)]
 pub struct CallError(CallEnd);
 
@@ -129,7 +142,7 @@ impl CallError {
         }
     }
 
-    /// The refusal that the component reads; `Err` traps it.
+    /// The registry's refusal; `Err` for any other end.
     pub(crate) fn into_refusal(self) -> wasmtime::Result<CallRefusal> {
         match self.0 {
             CallEnd::Refused(refusal) => Ok(refusal),
@@ -138,10 +151,22 @@ impl CallError {
     }
 }
 
-impl CallError {
-    /// A call whose component or host cannot go on.
-    pub(crate) fn trap(error: wasmtime::Error) -> Self {
+/// A trap, unless it holds the WIT's `error`.
+impl From<wasmtime::Error> for CallError {
+    fn from(error: wasmtime::Error) -> Self {
         Self(CallEnd::Trapped(error))
+    }
+}
+
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        CallRefusal::from(error).into()
+    }
+}
+
+impl From<Invalid> for CallError {
+    fn from(invalid: Invalid) -> Self {
+        CallRefusal::from(invalid).into()
     }
 }
 

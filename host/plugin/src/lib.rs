@@ -86,7 +86,19 @@
 //! Both versions of the contract are linked. An embedder that serves requests of components of WASI 0.3 calls
 //! [`RegistryCtx::end_watches`] once it accepts none any more, so that requests which follow a watch end.
 //!
-//! `examples/embed.rs` is the same as a program, with deadlines for components that do not return.
+//! `examples/embed.rs` is the same as a program, with deadlines for components that do not return. `examples/platform.rs` loads,
+//! replaces and unloads many components, and survives what each of them does.
+//!
+//! # Features
+//!
+//! All of these are on by default.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `discovery` | the interfaces with which components look services up |
+//! | `load` | weights that follow the load of this machine |
+//! | `p3` | the asynchronous interfaces, for components of WASI 0.3 |
+//! | `tls` | endpoints of etcd with `https` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -102,10 +114,12 @@ pub mod fuzz;
 mod handle;
 mod host;
 mod lifecycle;
+#[cfg(feature = "discovery")]
 mod lookups;
 mod once_map;
 mod policy;
 mod registration;
+#[cfg(all(feature = "discovery", feature = "p3"))]
 mod watch;
 
 /// Packages of the contract that this crate links, with their versions, the latest one first.
@@ -133,9 +147,10 @@ pub const WIT: &[(&str, &str)] = &[
 pub use context::RegistryCtx;
 pub use error::CallError;
 pub use handle::Handle;
+#[cfg(feature = "discovery")]
+pub use host::add_discovery_to_linker;
 pub use host::{
-    HasRegistry, RegistryCtxView, RegistryView, add_discovery_to_linker, add_registrar_to_linker, add_to_linker,
-    add_to_linker_with,
+    HasRegistry, RegistryCtxView, RegistryView, add_registrar_to_linker, add_to_linker, add_to_linker_with,
 };
 pub use lifecycle::Lifecycle;
 pub use policy::{Names, Policy};

@@ -5,9 +5,10 @@ use wasmtime::{
     component::{Component, Instance, InstancePre},
 };
 
+#[cfg(feature = "p3")]
+use crate::bindings::v0_2::exports::leasehold::registry::async_lifecycle;
 use crate::bindings::{
-    v0_1::exports::leasehold::registry::lifecycle as lifecycle_0_1,
-    v0_2::exports::leasehold::registry::{async_lifecycle, lifecycle},
+    v0_1::exports::leasehold::registry::lifecycle as lifecycle_0_1, v0_2::exports::leasehold::registry::lifecycle,
 };
 
 /// The interfaces that a component exports to be started and stopped. Of several that it exports, the first is called.
@@ -33,6 +34,7 @@ pub struct Lifecycle {
 enum Indices {
     Plain0_1(lifecycle_0_1::GuestIndices),
     Plain(lifecycle::GuestIndices),
+    #[cfg(feature = "p3")]
     Async(async_lifecycle::GuestIndices),
 }
 
@@ -45,11 +47,14 @@ impl std::fmt::Debug for Lifecycle {
 impl Lifecycle {
     /// The lifecycle that this component exports; `None` when it exports none.
     ///
-    /// Fails if it exports another item by that name.
+    /// Fails if it exports another item by that name, and for an asynchronous lifecycle without the feature `p3`.
     pub fn of<T>(pre: &InstancePre<T>) -> wasmtime::Result<Option<Self>> {
         let indices = match exported(pre.component()) {
             None => return Ok(None),
+            #[cfg(feature = "p3")]
             Some(ASYNC) => Indices::Async(async_lifecycle::GuestIndices::new(pre)?),
+            #[cfg(not(feature = "p3"))]
+            Some(ASYNC) => wasmtime::bail!("{ASYNC} needs the feature `p3` of leasehold-wasmtime"),
             Some(PLAIN) => Indices::Plain(lifecycle::GuestIndices::new(pre)?),
             Some(_) => Indices::Plain0_1(lifecycle_0_1::GuestIndices::new(pre)?),
         };
@@ -73,6 +78,7 @@ impl Lifecycle {
         let started = match &self.indices {
             Indices::Plain0_1(indices) => indices.load(&mut store, instance)?.call_start(&mut store).await,
             Indices::Plain(indices) => indices.load(&mut store, instance)?.call_start(&mut store).await,
+            #[cfg(feature = "p3")]
             Indices::Async(indices) => {
                 let guest = indices.load(&mut store, instance)?;
                 store.as_context_mut().run_concurrent(async |store| guest.call_start(store).await).await?
@@ -90,6 +96,7 @@ impl Lifecycle {
         match &self.indices {
             Indices::Plain0_1(indices) => indices.load(&mut store, instance)?.call_stop(&mut store).await,
             Indices::Plain(indices) => indices.load(&mut store, instance)?.call_stop(&mut store).await,
+            #[cfg(feature = "p3")]
             Indices::Async(indices) => {
                 let guest = indices.load(&mut store, instance)?;
                 store.as_context_mut().run_concurrent(async |store| guest.call_stop(store).await).await?

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold::{Addr, Metadata, ServerNode, ServiceName, Terms, Ttl, Version, Weight};
+use leasehold::{Addr, Metadata, ServerNode, ServiceName, Terms, Ttl, Weight};
 
 use crate::{bindings::v0_2::leasehold::registry::registry_types as types, error::CallRefusal};
 
@@ -151,7 +151,12 @@ impl Policy {
     }
 
     /// Parses a service and a version, and checks that the component may look them up.
-    pub(crate) fn admit_lookup(&self, name: &str, version: &str) -> Result<(ServiceName, Version), CallRefusal> {
+    #[cfg(feature = "discovery")]
+    pub(crate) fn admit_lookup(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> Result<(ServiceName, leasehold::Version), CallRefusal> {
         let service = (name.parse()?, version.parse()?);
         match self.discover.allow(&service.0) {
             true => Ok(service),

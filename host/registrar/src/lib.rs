@@ -15,10 +15,21 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Features
+//!
+//! All of these are on by default.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `discovery` | reading: [`View`], [`Balancer`], `resolve`, `list`, `watch_keys` |
+//! | `load` | weights that follow the load of this machine: `LoadSource::Machine` |
+//! | `tls` | endpoints with `https`; without it [`Registrar::start`] refuses them |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
+#[cfg(feature = "discovery")]
 mod discovery;
 mod error;
 mod etcd;
@@ -42,10 +53,15 @@ mod status;
 mod timers;
 mod weight;
 
+#[cfg(feature = "discovery")]
 pub use discovery::balancer::{Balancer, Choice, Pick};
+#[cfg(feature = "discovery")]
 pub use discovery::key_watch::{KeyEvent, KeyWatch, WatchEvent};
+#[cfg(feature = "discovery")]
 pub use discovery::list::{LeaseTtl, RawEntry};
+#[cfg(feature = "discovery")]
 pub use discovery::nodes::{NodeEvent, Nodes};
+#[cfg(feature = "discovery")]
 pub use discovery::view::View;
 pub use error::Error;
 #[cfg(feature = "simulation")]

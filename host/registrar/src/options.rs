@@ -66,7 +66,7 @@ pub struct Options {
     pub ownership: Ownership,
     /// Source of computed weights.
     ///
-    /// By default [`LoadSource::Machine`].
+    /// By default `LoadSource::Machine`, or the highest weight without the feature `load`.
     pub load: LoadSource,
     /// Threshold from which a computed weight is written.
     ///
@@ -135,7 +135,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// TLS towards `https` endpoints, its sources read for each connection. `Debug` never shows the key.
+/// TLS towards `https` endpoints, which need the feature `tls`; its sources are read for each connection. `Debug` never shows the key.
 #[derive(Clone, Default)]
 pub struct Tls {
     /// PEM certificates of the authorities that may vouch for etcd. `None` trusts those of the system.
@@ -148,6 +148,7 @@ pub struct Tls {
 
 impl Tls {
     /// Returns true if reading the sources may block. The authorities of the system are files.
+    #[cfg(feature = "tls")]
     pub(crate) fn may_block(&self) -> bool {
         let identity = self.identity_pem.iter().flat_map(|(certificate, key)| [certificate, key]);
         self.ca_pem.as_ref().is_none_or(Source::may_block) || identity.into_iter().any(Source::may_block)
@@ -218,15 +219,29 @@ impl FromStr for Ownership {
 }
 
 /// Source of the weight of a node without one of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum LoadSource {
-    /// The processor and memory of this machine, or of the container's share of it.
-    #[default]
+    /// The processor and memory of this machine, or of the container's share of it. Needs the feature `load`.
+    #[cfg(feature = "load")]
     Machine,
     /// Always this weight.
     Fixed(Weight),
     /// The latest weight that the embedder gives.
     Given(watch::Receiver<Weight>),
+}
+
+impl Default for LoadSource {
+    /// The machine, or the highest weight without the feature `load`.
+    fn default() -> Self {
+        #[cfg(feature = "load")]
+        {
+            Self::Machine
+        }
+        #[cfg(not(feature = "load"))]
+        {
+            Self::Fixed(Weight::MAX)
+        }
+    }
 }
 
 /// Terms of one registration, where they differ from its registrar's [`Options`].

@@ -4,10 +4,7 @@ use std::{
     borrow::Borrow,
     collections::{HashMap, HashSet},
     hash::{Hash, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -20,12 +17,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[cfg(feature = "simulation")]
 use crate::sim::Suspension;
+#[cfg(feature = "load")]
+use crate::weight::load;
+#[cfg(feature = "discovery")]
 use crate::{
     discovery::{
         key_watch::{self, KeyWatch},
         list::Ranges,
         view::{self, View, ViewState},
     },
+    node::Version,
+};
+use crate::{
     error::Error,
     etcd::{Etcd, latency::Latencies},
     faults::Faults,
@@ -37,12 +40,11 @@ use crate::{
         suspend,
         task::{LeaseTask, Load, Surroundings},
     },
-    node::{ServiceName, Version},
+    node::ServiceName,
     options::{LoadSource, Options, Ttl},
     registration::KeyHandle,
     status::{Event, KeyStatus, LeaseMetrics, SharedKey, State},
     timers::Timers,
-    weight::load,
 };
 
 /// Keys on one lease, at most: what is lost with it, and what an audit reads, stays bounded.
@@ -54,10 +56,13 @@ const MAX_COMMANDS: usize = 1024;
 /// Calls of `register` that wait for one key to be out of etcd, at most.
 const MAX_WAITING: usize = 64;
 /// Views at a time, at most.
+#[cfg(feature = "discovery")]
 const MAX_VIEWS: usize = 10_000;
 /// Largest number of events that wait for the reader of a key watch; then etcd waits.
+#[cfg(feature = "discovery")]
 const MAX_QUEUED_EVENTS: usize = 16;
 /// Number of views below which those without a handle are not pruned: fewer are not worth it.
+#[cfg(feature = "discovery")]
 const MIN_VIEWS: usize = 256;
 /// Events that a slow listener may fall behind before it loses the oldest. Each has its room from the start.
 const MAX_EVENTS: usize = 1024;
@@ -86,10 +91,12 @@ pub(crate) enum Request {
     },
     /// A call to etcd that sends its own reply.
     Call(EtcdCall),
+    #[cfg(feature = "discovery")]
     WatchKeys {
         scope: Scope,
         reply: oneshot::Sender<KeyWatch>,
     },
+    #[cfg(feature = "discovery")]
     Watch {
         name: ServiceName,
         version: Version,
@@ -102,6 +109,7 @@ pub(crate) enum Request {
 pub(crate) type EtcdCall = Box<dyn FnOnce(Etcd) -> BoxFuture<'static, ()> + Send>;
 
 /// Scope of a read of the layouts' keys: all, or those of one service and version.
+#[cfg(feature = "discovery")]
 pub(crate) type Scope = Option<(ServiceName, Version)>;
 
 /// A registration that is placed on a lease, and its confirmation by etcd.
@@ -121,8 +129,10 @@ pub(crate) struct RegistrarTask {
     /// Requests for keys that are being deleted.
     waiting: HashMap<Arc<str>, Vec<(Box<RegisterRequest>, PlacementReply)>>,
     /// Views that have a handle, or had one until recently.
+    #[cfg(feature = "discovery")]
     views: HashMap<(ServiceName, Version), Arc<ViewState>>,
     /// Number of views at which those without a handle are pruned.
+    #[cfg(feature = "discovery")]
     views_until_pruning: usize,
     /// Ends the views.
     ending: CancellationToken,
@@ -152,6 +162,7 @@ struct Shared {
     /// Keys that are out of etcd for good.
     released: mpsc::UnboundedSender<Arc<str>>,
     /// Deadlines of calls to views.
+    #[cfg_attr(not(feature = "discovery"), expect(dead_code, reason = "there are no views"))]
     timers: Arc<Timers>,
 }
 
@@ -211,7 +222,9 @@ impl RegistrarTask {
             next_lease: 0,
             keys: HashSet::new(),
             waiting: HashMap::new(),
+            #[cfg(feature = "discovery")]
             views: HashMap::new(),
+            #[cfg(feature = "discovery")]
             views_until_pruning: MIN_VIEWS,
             ending: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -254,9 +267,11 @@ impl RegistrarTask {
                     Some(Request::Call(call)) => {
                         self.tracker.spawn(call(shared.etcd.clone()));
                     }
+                    #[cfg(feature = "discovery")]
                     Some(Request::WatchKeys { scope, reply }) => {
                         let _ = reply.send(self.watch_keys(&shared.etcd, scope.as_ref())); // The caller may have given up.
                     }
+                    #[cfg(feature = "discovery")]
                     Some(Request::Watch { name, version, reply }) => {
                         let _ = reply.send(self.view(&shared, name, version)); // The caller may have given up.
                     }
@@ -291,7 +306,10 @@ impl RegistrarTask {
         let weight = match &self.options.load {
             LoadSource::Given(weight) => weight.clone(),
             LoadSource::Fixed(weight) => watch::channel(*weight).1,
+            #[cfg(feature = "load")]
             LoadSource::Machine => {
+                use std::sync::atomic::Ordering;
+
                 let (sender, weight) = watch::channel(load::first_look());
                 is_estimate.store(true, Ordering::Relaxed);
                 self.tracker.spawn(load::sample(sender, is_estimate.clone()));
@@ -392,6 +410,7 @@ impl RegistrarTask {
         self.waiting.remove(key).unwrap_or_default()
     }
 
+    #[cfg(feature = "discovery")]
     fn view(&mut self, shared: &Shared, name: ServiceName, version: Version) -> Result<View, Error> {
         let what = (name, version);
         if let Some(view) = self.views.get(&what).and_then(View::new) {
@@ -421,6 +440,7 @@ impl RegistrarTask {
         Ok(view)
     }
 
+    #[cfg(feature = "discovery")]
     fn watch_keys(&mut self, etcd: &Etcd, scope: Option<&(ServiceName, Version)>) -> KeyWatch {
         let (sender, events) = mpsc::channel(MAX_QUEUED_EVENTS);
         let ranges = Ranges::new(&self.options.read_layouts(), scope);

@@ -1,11 +1,8 @@
 //! The registrar: the handle to the thread that owns every lease.
 
-use std::{
-    collections::{HashMap, HashSet},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+#[cfg(feature = "discovery")]
+use std::collections::{HashMap, HashSet};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::try_join_all};
 use smallvec::smallvec;
@@ -14,12 +11,16 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(feature = "discovery")]
 use crate::{
     discovery::{
         key_watch::KeyWatch,
         list::{self, LeaseTtl, Ranges, RawEntry},
         view::View,
     },
+    node::{ServiceName, Version},
+};
+use crate::{
     error::Error,
     etcd::{
         Etcd, Failure, LeaseView, Unavailable,
@@ -31,7 +32,7 @@ use crate::{
     layout::Layout,
     lease::core::messages::RegisterRequest,
     lease_id::LeaseId,
-    node::{Invalid, ServerNode, ServiceName, Version},
+    node::{Invalid, ServerNode},
     options::{Options, Terms},
     placement::{Channels, RegistrarTask, Request},
     registration::{KeyHandle, Parts, RegistrarGuard, Registration},
@@ -281,60 +282,6 @@ impl Registrar {
         self.layouts(terms).iter().map(|layout| layout.key(node)).collect()
     }
 
-    /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
-    ///
-    /// What is not a node under one of this registrar's layouts is left out. An instance that stands under several of
-    /// them is one node, as the first of them has it.
-    pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
-        let found = self.entries(Some(&(name.clone(), version.clone()))).await?;
-        let mut seen = HashSet::new();
-        let mut nodes: Vec<_> = found.into_iter().filter_map(|entry| entry.node.ok()).collect();
-        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
-        nodes.retain(|node| node.name == *name && (version.as_str().is_empty() || node.version == *version));
-        let is_one = self.options.layouts.len() + self.options.also_read.len() == 1;
-        nodes.retain(|node| is_one || seen.insert((node.version.clone(), node.addr.clone())));
-        Ok(nodes)
-    }
-
-    /// A view of the nodes of `name`, and of `version` unless it is empty, that follows etcd in the background until the last
-    /// of its handles is dropped. Views of the same are one.
-    ///
-    /// Does not wait for etcd: [`View::ready`] does. Fails with [`Error::Quota`] when there are 10,000 already.
-    pub async fn watch(&self, name: &ServiceName, version: &Version) -> Result<View, Error> {
-        let (name, version) = (name.clone(), version.clone());
-        self.ask(|reply| Request::Watch { name, version, reply }).await?
-    }
-
-    /// Lists every key of one service, or of all services, under each layout of this registrar, in the order of the keys,
-    /// invalid ones included.
-    pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<RawEntry>, Error> {
-        let scope = name.map(|name| (name.clone(), Version::default()));
-        let mut entries = self.entries(scope.as_ref()).await?;
-        entries.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(entries)
-    }
-
-    async fn entries(&self, scope: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
-        let ranges = Ranges::new(&self.options.read_layouts(), scope);
-        self.call_etcd(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
-    }
-
-    /// Deletes a key as [`list`](Self::list) found it. Returns false, and leaves it alone, when it was written after
-    /// `revision` or is gone.
-    pub async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Error> {
-        let key = key.to_owned();
-        self.call_etcd(
-            move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) },
-        )
-        .await?
-    }
-
-    /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
-    pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
-        let scope = name.map(|name| (name.clone(), Version::default()));
-        self.ask(|reply| Request::WatchKeys { scope, reply }).await
-    }
-
     /// Lists every lease in etcd, also of other clients.
     pub async fn leases(&self) -> Result<Vec<LeaseId>, Error> {
         self.call_etcd(|etcd| async move { etcd.leases().await.map_err(Error::unavailable) }).await?
@@ -353,15 +300,6 @@ impl Registrar {
             }
         })
         .await?
-    }
-
-    /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
-    pub async fn lease_ttls(
-        &self,
-        leases: HashSet<LeaseId>,
-        within: Duration,
-    ) -> Result<HashMap<LeaseId, LeaseTtl>, Error> {
-        self.call_etcd(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 
     /// Reads the status of each endpoint, and the alarms of the cluster.
@@ -446,6 +384,73 @@ impl Registrar {
         let (reply, answer) = oneshot::channel();
         self.channels.requests.send(request(reply)).await.map_err(|_| Error::Ended)?;
         answer.await.map_err(|_| Error::Ended)
+    }
+}
+
+/// Reading, with the feature `discovery`.
+#[cfg(feature = "discovery")]
+impl Registrar {
+    /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
+    ///
+    /// What is not a node under one of this registrar's layouts is left out. An instance that stands under several of
+    /// them is one node, as the first of them has it.
+    pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
+        let found = self.entries(Some(&(name.clone(), version.clone()))).await?;
+        let mut seen = HashSet::new();
+        let mut nodes: Vec<_> = found.into_iter().filter_map(|entry| entry.node.ok()).collect();
+        // Not every layout has a name's keys, or a version's, to themselves under their prefix.
+        nodes.retain(|node| node.name == *name && (version.as_str().is_empty() || node.version == *version));
+        let is_one = self.options.layouts.len() + self.options.also_read.len() == 1;
+        nodes.retain(|node| is_one || seen.insert((node.version.clone(), node.addr.clone())));
+        Ok(nodes)
+    }
+
+    /// A view of the nodes of `name`, and of `version` unless it is empty, that follows etcd in the background until the last
+    /// of its handles is dropped. Views of the same are one.
+    ///
+    /// Does not wait for etcd: [`View::ready`] does. Fails with [`Error::Quota`] when there are 10,000 already.
+    pub async fn watch(&self, name: &ServiceName, version: &Version) -> Result<View, Error> {
+        let (name, version) = (name.clone(), version.clone());
+        self.ask(|reply| Request::Watch { name, version, reply }).await?
+    }
+
+    /// Lists every key of one service, or of all services, under each layout of this registrar, in the order of the keys,
+    /// invalid ones included.
+    pub async fn list(&self, name: Option<&ServiceName>) -> Result<Vec<RawEntry>, Error> {
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        let mut entries = self.entries(scope.as_ref()).await?;
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
+
+    async fn entries(&self, scope: Option<&(ServiceName, Version)>) -> Result<Vec<RawEntry>, Error> {
+        let ranges = Ranges::new(&self.options.read_layouts(), scope);
+        self.call_etcd(|etcd| async move { list::list(&etcd, &ranges).await.map_err(Error::unavailable) }).await?
+    }
+
+    /// Deletes a key as [`list`](Self::list) found it. Returns false, and leaves it alone, when it was written after
+    /// `revision` or is gone.
+    pub async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Error> {
+        let key = key.to_owned();
+        self.call_etcd(
+            move |etcd| async move { etcd.delete_unchanged(&key, revision).await.map_err(Error::unavailable) },
+        )
+        .await?
+    }
+
+    /// Watches the same keys through outages of etcd, beginning with those that exist. Does not wait for etcd.
+    pub async fn watch_keys(&self, name: Option<&ServiceName>) -> Result<KeyWatch, Error> {
+        let scope = name.map(|name| (name.clone(), Version::default()));
+        self.ask(|reply| Request::WatchKeys { scope, reply }).await
+    }
+
+    /// Reads the time to live of leases. Leases that etcd says nothing about `within` that time are missing in the result.
+    pub async fn lease_ttls(
+        &self,
+        leases: HashSet<LeaseId>,
+        within: Duration,
+    ) -> Result<HashMap<LeaseId, LeaseTtl>, Error> {
+        self.call_etcd(move |etcd| async move { list::lease_ttls(&etcd, leases, within).await }).await
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use leasehold_scenarios::{wait_for, world::SOON};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, Command},
     task::JoinHandle,
     time::timeout,
 };
@@ -28,6 +28,7 @@ const END: Duration = Duration::from_secs(60);
 pub struct Program {
     child: Child,
     pid: u32,
+    stdin: Option<ChildStdin>,
     stdout: Lines,
     stderr: Lines,
 }
@@ -74,6 +75,26 @@ impl Program {
         variables: &[(&str, &str)],
         descriptors: Vec<OwnedFd>,
     ) -> Self {
+        Self::spawn_reading(path, arguments, folder, variables, descriptors, Stdio::null())
+    }
+
+    /// Starts a program that reads standard input, which [`write`](Self::write) writes.
+    pub fn spawn_with_input<A: AsRef<OsStr>>(
+        path: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        folder: &Path,
+    ) -> Self {
+        Self::spawn_reading(path, arguments, folder, &[], Vec::new(), Stdio::piped())
+    }
+
+    fn spawn_reading<A: AsRef<OsStr>>(
+        path: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        folder: &Path,
+        variables: &[(&str, &str)],
+        descriptors: Vec<OwnedFd>,
+        stdin: Stdio,
+    ) -> Self {
         let mappings = (3..).zip(descriptors).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
         let mut command = Command::new(path);
         command.fd_mappings(mappings.collect()).expect("each has a number of its own");
@@ -85,21 +106,36 @@ impl Program {
             .env("XDG_RUNTIME_DIR", runtime())
             .env("LEASEHOLD_ADMIN_TOKEN_FILE", paths::admin_token())
             .envs(variables.iter().copied())
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("the program can be started");
+        let stdin = child.stdin.take();
         let pid = child.id().expect("it was just started");
         let stdout = Lines::of(child.stdout.take().expect("it is piped"));
         let stderr = Lines::of(child.stderr.take().expect("it is piped"));
-        Self { child, pid, stdout, stderr }
+        Self { child, pid, stdin, stdout, stderr }
     }
 
     /// Number of the process.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Writes a line to standard input.
+    ///
+    /// # Panics
+    /// If the program has ended, or was started without input.
+    pub async fn write(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("it was started with input");
+        stdin.write_all(format!("{line}\n").as_bytes()).await.expect("it reads");
+    }
+
+    /// Ends standard input.
+    pub fn end_input(&mut self) {
+        self.stdin = None;
     }
 
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`.

@@ -1,6 +1,7 @@
 //! Imports of a component: each function parses its arguments, makes one call, and converts its result. The versions of the
 //! contract share what is behind their traits.
 
+#[cfg(feature = "p3")]
 mod asynchronous;
 mod v0_1;
 mod v0_2;
@@ -10,6 +11,8 @@ use std::{borrow::Cow, sync::Arc};
 use leasehold::Weight;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
+#[cfg(all(feature = "discovery", feature = "p3"))]
+use crate::watch::Watch;
 use crate::{
     bindings::{v0_1 as bindings_0_1, v0_2 as bindings_0_2, v0_2::leasehold::registry::registry_types as types},
     context::RegistryCtx,
@@ -17,7 +20,6 @@ use crate::{
     error::{CallError, CallRefusal},
     handle::Handle,
     registration::ComponentRegistration,
-    watch::Watch,
 };
 
 /// Access of a store's data to the registry of its component.
@@ -69,9 +71,10 @@ impl<'a> RegistryCtxView<'a> {
     }
 }
 
-/// Adds every interface of both versions of `leasehold:registry` to a linker, 0.1 and 0.2, the asynchronous ones included.
+/// Adds every interface of both versions of `leasehold:registry` to a linker, 0.1 and 0.2: the asynchronous ones with the feature
+/// `p3`, and those of discovery with the feature `discovery`.
 ///
-/// The store must be used with async calls. The engine must have the component model's concurrency, as it has by default.
+/// The store must be used with async calls. With `p3` the engine must have the component model's concurrency, as it has by default.
 pub fn add_to_linker<T: RegistryView + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
     add_to_linker_with(linker, T::registry)
 }
@@ -81,8 +84,9 @@ pub fn add_to_linker_with<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    add_registrar_to_linker(linker, view)?;
-    add_discovery_to_linker(linker, view)
+    #[cfg(feature = "discovery")]
+    add_discovery_to_linker(linker, view)?;
+    add_registrar_to_linker(linker, view)
 }
 
 /// Adds `registrar` of both versions and `async-registrar`, with the types that they use.
@@ -92,28 +96,27 @@ pub fn add_registrar_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    use bindings_0_2::leasehold::registry::{async_registrar, registrar};
-
     add_types_to_linker(linker, view)?;
     bindings_0_1::leasehold::registry::registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-    registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
-    async_registrar::add_to_linker::<T, HasRegistry>(linker, view)
+    #[cfg(feature = "p3")]
+    bindings_0_2::leasehold::registry::async_registrar::add_to_linker::<T, HasRegistry>(linker, view)?;
+    bindings_0_2::leasehold::registry::registrar::add_to_linker::<T, HasRegistry>(linker, view)
 }
 
 /// Adds `discovery` of both versions and `async-discovery`, with the types that they use, for components that look services up
 /// and register nothing.
 ///
 /// `view` is `State::registry`, where the store's data implements [`RegistryView`].
+#[cfg(feature = "discovery")]
 pub fn add_discovery_to_linker<T: Send + 'static>(
     linker: &mut Linker<T>,
     view: fn(&mut T) -> RegistryCtxView<'_>,
 ) -> wasmtime::Result<()> {
-    use bindings_0_2::leasehold::registry::{async_discovery, discovery};
-
     add_types_to_linker(linker, view)?;
     bindings_0_1::leasehold::registry::discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-    discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
-    async_discovery::add_to_linker::<T, HasRegistry>(linker, view)
+    #[cfg(feature = "p3")]
+    bindings_0_2::leasehold::registry::async_discovery::add_to_linker::<T, HasRegistry>(linker, view)?;
+    bindings_0_2::leasehold::registry::discovery::add_to_linker::<T, HasRegistry>(linker, view)
 }
 
 fn add_types_to_linker<T: Send + 'static>(
@@ -135,7 +138,7 @@ impl HasData for HasRegistry {
 
 impl types::Host for RegistryCtxView<'_> {
     fn convert_error(&mut self, error: CallError) -> wasmtime::Result<types::Error> {
-        Ok(error.into_refusal()?.into())
+        error.downcast()
     }
 }
 
@@ -175,10 +178,12 @@ impl RegistryCtxView<'_> {
         stop(self.ctx()?, &*self.registration(handle)?).await
     }
 
+    #[cfg(feature = "discovery")]
     async fn resolve(&mut self, name: &str, version: &str) -> Result<Vec<types::ServerNode>, CallError> {
         resolve(self.ctx()?, name, version).await
     }
 
+    #[cfg(feature = "discovery")]
     async fn pick(&mut self, name: &str, version: &str) -> Result<Option<types::ServerNode>, CallError> {
         pick(self.ctx()?, name, version).await
     }
@@ -222,16 +227,19 @@ async fn stop(ctx: &RegistryCtx, registration: &ComponentRegistration) -> Result
     ctx.observed("stop", async { Ok(ctx.bounded(ctx.stop(registration)).await?) }).await
 }
 
+#[cfg(feature = "discovery")]
 async fn resolve(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Vec<types::ServerNode>, CallError> {
     let nodes = ctx.observed("resolve", async { Ok(ctx.resolve(name, version).await?) }).await?;
     Ok(ctx.subset(&nodes).map(Into::into).collect())
 }
 
+#[cfg(feature = "discovery")]
 async fn pick(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Option<types::ServerNode>, CallError> {
     let pick = ctx.observed("pick", async { Ok(ctx.pick(name, version).await?) }).await?;
     Ok(pick.map(|pick| pick.node().into()))
 }
 
+#[cfg(all(feature = "discovery", feature = "p3"))]
 async fn watch(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Watch, CallError> {
     ctx.observed("watch", async { Ok(ctx.open_watch(name, version).await?) }).await
 }
@@ -239,31 +247,34 @@ async fn watch(ctx: &RegistryCtx, name: &str, version: &str) -> Result<Watch, Ca
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{Result, Write},
+        io::{self, Write},
         sync::Arc,
         time::Duration,
     };
 
     use leasehold::{Options, Registrar};
     use parking_lot::Mutex;
-    use wasmtime::component::{Linker, ResourceTable};
+    use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
     use super::{
         CallRefusal, HasRegistry, RegistryCtxView, RegistryView, add_discovery_to_linker, add_registrar_to_linker,
         add_to_linker, register, types,
     };
-    use crate::{Policy, RegistryCtx, bindings::v0_2::leasehold::registry::discovery};
+    use crate::{
+        CallError, Handle, Policy, RegistryCtx,
+        bindings::v0_2::leasehold::registry::{discovery, registrar},
+    };
 
     /// Lines of a log.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 
     impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().write(bytes)
         }
 
-        fn flush(&mut self) -> Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -315,6 +326,90 @@ mod tests {
             state.registry().resolve("user", "").await.unwrap_err().refusal(),
             Some(CallRefusal::NoRegistry)
         ));
+        registrar.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
+
+    /// A platform's own implementation: it refuses metadata, and leaves the rest to the registry.
+    struct Audited<'a>(RegistryCtxView<'a>);
+
+    struct HasAudited;
+
+    impl HasData for HasAudited {
+        type Data<'a> = Audited<'a>;
+    }
+
+    impl types::Host for Audited<'_> {
+        fn convert_error(&mut self, error: CallError) -> wasmtime::Result<types::Error> {
+            error.downcast()
+        }
+    }
+
+    impl registrar::Host for Audited<'_> {
+        async fn register(&mut self, node: types::ServerNode, ttl_seconds: u32) -> Result<Resource<Handle>, CallError> {
+            if !node.metadata.is_empty() {
+                return Err(types::Error::AccessDenied("no metadata here".into()).into());
+            }
+            registrar::Host::register(&mut self.0, node, ttl_seconds).await
+        }
+
+        fn current(&mut self) -> wasmtime::Result<Vec<Resource<Handle>>> {
+            registrar::Host::current(&mut self.0)
+        }
+
+        fn describe(&mut self) -> wasmtime::Result<Vec<registrar::RegistrationInfo>> {
+            registrar::Host::describe(&mut self.0)
+        }
+    }
+
+    impl registrar::HostRegistration for Audited<'_> {
+        fn key(&mut self, handle: Resource<Handle>) -> wasmtime::Result<String> {
+            registrar::HostRegistration::key(&mut self.0, handle)
+        }
+
+        fn node(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::ServerNode> {
+            registrar::HostRegistration::node(&mut self.0, handle)
+        }
+
+        fn status(&mut self, handle: Resource<Handle>) -> wasmtime::Result<types::Status> {
+            registrar::HostRegistration::status(&mut self.0, handle)
+        }
+
+        async fn set_weight(&mut self, handle: Resource<Handle>, weight: u32) -> Result<(), CallError> {
+            registrar::HostRegistration::set_weight(&mut self.0, handle, weight).await
+        }
+
+        async fn stop(&mut self, handle: Resource<Handle>) -> Result<(), CallError> {
+            registrar::HostRegistration::stop(&mut self.0, handle).await
+        }
+
+        fn drop(&mut self, handle: Resource<Handle>) -> wasmtime::Result<()> {
+            registrar::HostRegistration::drop(&mut self.0, handle)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_platform_implements_an_interface_itself() {
+        let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
+        let policy = Policy::serving("user".parse().unwrap(), "127.0.0.1:80".parse().unwrap());
+        let ctx = RegistryCtx::new(registrar.clone(), policy);
+        ctx.stop_all().await.unwrap();
+        let mut table = ResourceTable::new();
+        let mut audited = Audited(RegistryCtxView::new(&ctx, &mut table));
+        let tagged = types::ServerNode { metadata: vec![("zone".into(), "a".into())], ..node("user") };
+        let refused = registrar::Host::register(&mut audited, tagged, 0).await.unwrap_err();
+        match types::Host::convert_error(&mut audited, refused).unwrap() {
+            types::Error::AccessDenied(text) => assert_eq!(text, "no metadata here"),
+            other => panic!("{other:?}"),
+        }
+        // The registry's own refusal goes the same way.
+        let refused = registrar::Host::register(&mut audited, node("user"), 0).await.unwrap_err();
+        let refused = types::Host::convert_error(&mut audited, refused).unwrap();
+        assert!(matches!(refused, types::Error::Unavailable(_)), "{refused:?}");
+
+        let mut linker = Linker::<State>::new(&wasmtime::Engine::default());
+        let view: fn(&mut State) -> Audited<'_> = |state| Audited(state.registry());
+        types::add_to_linker::<State, HasAudited>(&mut linker, view).unwrap();
+        registrar::add_to_linker::<State, HasAudited>(&mut linker, view).unwrap();
         registrar.shutdown(Duration::from_secs(5)).await.unwrap();
     }
 

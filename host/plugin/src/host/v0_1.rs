@@ -4,7 +4,7 @@ use wasmtime::component::Resource;
 
 use crate::{
     bindings::{
-        v0_1::leasehold::registry::{discovery, registrar},
+        v0_1::leasehold::registry::registrar,
         v0_2::leasehold::registry::registry_types::{ServerNode, Status},
     },
     error::CallError,
@@ -48,7 +48,8 @@ impl registrar::HostRegistration for RegistryCtxView<'_> {
     }
 }
 
-impl discovery::Host for RegistryCtxView<'_> {
+#[cfg(feature = "discovery")]
+impl crate::bindings::v0_1::leasehold::registry::discovery::Host for RegistryCtxView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<ServerNode>, CallError> {
         RegistryCtxView::resolve(self, &name, &version).await
     }

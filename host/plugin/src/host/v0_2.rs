@@ -4,7 +4,6 @@ use wasmtime::component::Resource;
 
 use crate::{
     bindings::v0_2::leasehold::registry::{
-        discovery,
         registrar::{self, RegistrationInfo},
         registry_types::{ServerNode, Status},
     },
@@ -54,7 +53,8 @@ impl registrar::HostRegistration for RegistryCtxView<'_> {
     }
 }
 
-impl discovery::Host for RegistryCtxView<'_> {
+#[cfg(feature = "discovery")]
+impl crate::bindings::v0_2::leasehold::registry::discovery::Host for RegistryCtxView<'_> {
     async fn resolve(&mut self, name: String, version: String) -> Result<Vec<ServerNode>, CallError> {
         RegistryCtxView::resolve(self, &name, &version).await
     }

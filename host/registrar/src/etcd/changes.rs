@@ -1,17 +1,30 @@
-//! The stream of changes under a prefix.
+//! Keys as readers see them, and the stream of changes under a prefix.
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{EventType, WatchOptions, WatchStream};
+use etcd_client::{Compare, CompareOp, EventType, GetOptions, KeyValue, Txn, TxnOp, WatchOptions, WatchStream};
 use tokio::time::timeout;
 
 use super::{
-    Etcd, Found, MAX_ANSWER,
+    Etcd, MAX_ANSWER,
     endpoint::{Endpoints, Route},
     error::{Failure, classify, classify_cancellation, rounded},
     latency::Verb,
     range::range_end,
 };
+use crate::lease_id::LeaseId;
+
+/// A key as it stands in etcd.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) lease: Option<LeaseId>,
+    /// The revision that created it: another one after it was deleted and put again.
+    pub(crate) created: i64,
+    /// The revision that wrote it last.
+    pub(crate) modified: i64,
+}
 
 /// Change of one key.
 #[derive(Debug)]
@@ -22,6 +35,24 @@ pub(crate) enum Change {
 }
 
 impl Etcd {
+    /// The revision that had created the key that stood at `revision`; refused when that is compacted.
+    pub(crate) async fn created(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Failure> {
+        let answer = self.call(Verb::Read, self.request_timeout, |mut client| async move {
+            client.get(key, Some(GetOptions::new().with_revision(revision))).await
+        });
+        Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
+    }
+
+    /// Deletes a key unless it was written after `revision`. Returns false when it was, or is gone.
+    pub(crate) async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Failure> {
+        let answer = self.call(Verb::Write, self.request_timeout, |mut client| {
+            let unchanged = Compare::mod_revision(key.as_bytes(), CompareOp::Equal, revision);
+            let txn = Txn::new().when([unchanged]).and_then([TxnOp::delete(key.as_bytes(), None)]);
+            async move { client.txn(txn).await }
+        });
+        Ok(answer.await?.succeeded())
+    }
+
     /// Opens a stream of what happens to the keys under a prefix from `revision` on. Ok once etcd has confirmed it.
     pub(crate) async fn open_changes(
         &self,
@@ -118,5 +149,14 @@ impl Changes {
 
     fn unanswered(&self, reason: String) -> Failure {
         Failure::Unanswered { endpoint: self.url.clone(), reason }
+    }
+}
+
+impl From<KeyValue> for Found {
+    fn from(found: KeyValue) -> Self {
+        let (created, modified) = (found.create_revision(), found.mod_revision());
+        let lease = LeaseId::new(found.lease());
+        let (key, value) = found.into_key_value();
+        Self { key, value, lease, created, modified }
     }
 }

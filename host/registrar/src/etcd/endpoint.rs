@@ -25,7 +25,8 @@ use super::{
     connection::{Connections, Life},
     error::{Failure, classify, is_without_authentication, rounded},
     patience::within,
-    transport::{Secure, Way},
+    secure::Secure,
+    transport::Way,
 };
 use crate::{
     node::Invalid,

@@ -243,6 +243,7 @@ pub(super) fn classify(endpoint: &Arc<str>, error: &ClientError) -> Failure {
 }
 
 /// Classifies the cancellation of a watch, which comes with a reason only.
+#[cfg(feature = "discovery")]
 pub(super) fn classify_cancellation(endpoint: &Arc<str>, reason: &str) -> Failure {
     let code = if reason.contains("permission denied") { Code::PermissionDenied } else { Code::Cancelled };
     classify(endpoint, &ClientError::GRpcStatus(Status::new(code, reason)))

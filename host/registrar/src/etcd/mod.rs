@@ -1,6 +1,7 @@
 //! Requests to etcd, each with a deadline.
 
 pub(crate) mod auth;
+#[cfg(feature = "discovery")]
 pub(crate) mod changes;
 mod connection;
 mod endpoint;
@@ -8,20 +9,25 @@ mod error;
 pub(crate) mod health;
 pub(crate) mod latency;
 mod patience;
+#[cfg(feature = "discovery")]
 pub(crate) mod range;
 pub(crate) mod renewals;
+#[cfg_attr(not(feature = "tls"), path = "insecure.rs")]
+mod secure;
 mod transport;
 mod txn;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use etcd_client::{
-    AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, GetOptions, KeyValue,
-    LeaseStatus, LeaseTimeToLiveOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse,
+    AlarmAction, AlarmMember, AlarmType, Client, Compare, CompareOp, Error as ClientError, LeaseStatus,
+    LeaseTimeToLiveOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse,
 };
 use futures::future::join_all;
 use tokio::time::Instant;
 
+#[cfg(feature = "discovery")]
+pub(crate) use self::changes::Found;
 use self::endpoint::{Endpoint, Endpoints, Repeat, Route};
 pub use self::error::{Refusal, Unavailable};
 #[cfg(feature = "simulation")]
@@ -52,22 +58,11 @@ pub(crate) const MAX_OPS: usize = 126;
 pub(crate) const MAX_BYTES: usize = 256 * 1024;
 /// The longest answer that is read. Others may have put large values where nodes are looked for: 1.5 MiB at most, unless
 /// that etcd allows more.
+#[cfg(feature = "discovery")]
 const MAX_ANSWER: usize = 16 << 20;
 
 /// The most keys that are named as forbidden.
 const MAX_FORBIDDEN: usize = 16;
-
-/// A key as it stands in etcd.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) key: Vec<u8>,
-    pub(crate) value: Vec<u8>,
-    pub(crate) lease: Option<LeaseId>,
-    /// The revision that created it: another one after it was deleted and put again.
-    pub(crate) created: i64,
-    /// The revision that wrote it last.
-    pub(crate) modified: i64,
-}
 
 /// A granted lease.
 #[derive(Debug, Clone, Copy)]
@@ -326,24 +321,6 @@ impl Etcd {
         Ok(found)
     }
 
-    /// The revision that had created the key that stood at `revision`; refused when that is compacted.
-    pub(crate) async fn created(&self, key: &[u8], revision: i64) -> Result<Option<i64>, Failure> {
-        let answer = self.call(Verb::Read, self.request_timeout, |mut client| async move {
-            client.get(key, Some(GetOptions::new().with_revision(revision))).await
-        });
-        Ok(answer.await?.kvs().first().map(KeyValue::create_revision))
-    }
-
-    /// Deletes a key unless it was written after `revision`. Returns false when it was, or is gone.
-    pub(crate) async fn delete_unchanged(&self, key: &str, revision: i64) -> Result<bool, Failure> {
-        let answer = self.call(Verb::Write, self.request_timeout, |mut client| {
-            let unchanged = Compare::mod_revision(key.as_bytes(), CompareOp::Equal, revision);
-            let txn = Txn::new().when([unchanged]).and_then([TxnOp::delete(key.as_bytes(), None)]);
-            async move { client.txn(txn).await }
-        });
-        Ok(answer.await?.succeeded())
-    }
-
     fn url(&self, index: usize) -> Arc<str> {
         self.endpoints.url(index)
     }
@@ -380,15 +357,6 @@ impl Etcd {
             Err(_) => self.latencies.failed(verb),
         }
         answer
-    }
-}
-
-impl From<KeyValue> for Found {
-    fn from(found: KeyValue) -> Self {
-        let (created, modified) = (found.create_revision(), found.mod_revision());
-        let lease = LeaseId::new(found.lease());
-        let (key, value) = found.into_key_value();
-        Self { key, value, lease, created, modified }
     }
 }
 

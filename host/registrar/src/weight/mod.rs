@@ -1,5 +1,6 @@
 //! Weight computed from load, and the damping of its writes.
 
+#[cfg(feature = "load")]
 pub(crate) mod load;
 
 use std::time::Duration;
@@ -48,12 +49,15 @@ impl Damping {
 
 /// Share of a new sample in the smoothed load. The last four samples make up about three quarters of it, so a burst shorter
 /// than a sample hardly moves the weight.
+#[cfg(feature = "load")]
 const NEW_SHARE: f64 = 0.3;
 
 /// Exponentially weighted moving average of load.
+#[cfg(feature = "load")]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Smoothed(Option<Load>);
 
+#[cfg(feature = "load")]
 impl Smoothed {
     /// Adds a sample, and returns the new average.
     pub(crate) fn add(&mut self, sample: Load) -> Load {

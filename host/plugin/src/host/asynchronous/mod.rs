@@ -3,25 +3,23 @@
 //! A component may leave a call behind and let its store stand still, by mistake or on purpose. What changes a registration is
 //! therefore driven by the host, so that its deadline is kept, and reloads and drains do not wait for it.
 
+#[cfg(feature = "discovery")]
+mod discovery;
+
 use std::sync::Arc;
 
-use wasmtime::component::{Accessor, Resource, StreamReader};
+use wasmtime::component::{Accessor, Resource};
 
 use crate::{
-    bindings::v0_2::leasehold::registry::{
-        async_discovery::{self, Snapshot},
-        async_registrar,
-        registry_types::ServerNode,
-    },
+    bindings::v0_2::leasehold::registry::{async_registrar, registry_types::ServerNode},
     context::{RegistryCtx, RunningCall},
     error::CallError,
     handle::Handle,
-    host::{HasRegistry, RegistryCtxView, pick, register, resolve, set_weight, stop, watch},
+    host::{HasRegistry, RegistryCtxView, register, set_weight, stop},
     registration::ComponentRegistration,
 };
 
 impl async_registrar::Host for RegistryCtxView<'_> {}
-impl async_discovery::Host for RegistryCtxView<'_> {}
 
 /// Begins a call: the component's registry, and its place among the calls in progress.
 fn begin<T: 'static>(store: &Accessor<T, HasRegistry>) -> Result<(RegistryCtx, RunningCall), CallError> {
@@ -59,27 +57,5 @@ impl<T: 'static> async_registrar::HostWithStore<T> for HasRegistry {
         let (ctx, _call) = begin(store)?;
         let (stopping, registration) = (ctx.clone(), registration(store, &handle)?);
         ctx.driven(async move { stop(&stopping, &registration).await }).await
-    }
-}
-
-impl<T: 'static> async_discovery::HostWithStore<T> for HasRegistry {
-    async fn resolve(store: &Accessor<T, Self>, name: String, version: String) -> Result<Vec<ServerNode>, CallError> {
-        let (ctx, _call) = begin(store)?;
-        resolve(&ctx, &name, &version).await
-    }
-
-    async fn pick(store: &Accessor<T, Self>, name: String, version: String) -> Result<Option<ServerNode>, CallError> {
-        let (ctx, _call) = begin(store)?;
-        pick(&ctx, &name, &version).await
-    }
-
-    async fn watch(
-        store: &Accessor<T, Self>,
-        name: String,
-        version: String,
-    ) -> Result<StreamReader<Snapshot>, CallError> {
-        let (ctx, _call) = begin(store)?;
-        let watch = watch(&ctx, &name, &version).await?;
-        store.with(|access| StreamReader::new(access, watch)).map_err(CallError::trap)
     }
 }

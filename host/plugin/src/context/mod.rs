@@ -1,50 +1,42 @@
 //! A component's side of the registrar: its policy and its registrations, shared by all of its instances.
 
+#[cfg(feature = "discovery")]
+mod discovery;
+#[cfg(feature = "p3")]
+mod running;
+
 use std::{
-    panic::resume_unwind,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
 
-use futures::{FutureExt, future::join_all, poll};
-use leasehold::{
-    Balancer, Error, Nodes, Pick, Registrar, Registration, ServerNode, ServiceName, Terms, Version, View, Weight,
-};
+use futures::{FutureExt, future::join_all};
+use leasehold::{Error, Registrar, Registration, ServerNode, Terms, Weight};
 use parking_lot::Mutex;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, timeout},
-};
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio::time::{Instant, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+#[cfg(feature = "discovery")]
+use self::discovery::Discovery;
+#[cfg(all(feature = "discovery", feature = "p3"))]
+use self::discovery::Watches;
+#[cfg(feature = "p3")]
+pub(crate) use self::running::RunningCall;
+#[cfg(feature = "p3")]
+use self::running::RunningCalls;
 use crate::{
     bindings::v0_2::leasehold::registry::registry_types as types,
     budget::Budget,
     error::{CallError, CallRefusal},
     failures::{Failures, Kind},
-    lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
     once_map::{GetError, OnceMap, Outcome},
     policy::{Names, Policy},
     registration::{ComponentRegistration, with_weight},
-    watch::{Pace, Watch},
 };
-
-/// Pause between two sweeps of the services that the component watches.
-const SWEEP: Duration = Duration::from_secs(15);
-
-/// Asynchronous calls of one component in progress, at most: an instance can begin any number of them.
-const MAX_CALLS: usize = 256;
-
-/// A place among the asynchronous calls in progress, given back when it is dropped.
-pub(crate) type RunningCall = OwnedSemaphorePermit;
 
 /// Registrations and views of one component. Clones share them; give one to every store that runs the component.
 ///
@@ -64,11 +56,12 @@ pub struct RegistryCtx {
     revision: u64,
     /// Cancelled when the watches of this revision end.
     watches_end: CancellationToken,
-    /// Permits of further watches, and of further asynchronous calls. Of this revision, so that an earlier one that holds them
-    /// all can be replaced.
-    watches: Arc<Semaphore>,
-    calls: Arc<Semaphore>,
-    pace: Arc<Pace>,
+    /// Open watches, and asynchronous calls in progress. Of this revision, so that an earlier one with as many as it may have can
+    /// be replaced.
+    #[cfg(all(feature = "discovery", feature = "p3"))]
+    watches: Watches,
+    #[cfg(feature = "p3")]
+    calls: RunningCalls,
 }
 
 #[derive(Debug)]
@@ -80,27 +73,16 @@ struct Shared {
     /// Registrations that the component may make within a time.
     budget: Budget,
     failures: Failures,
-    lookups: Lookups<WatchedService>,
-    /// True while a task sweeps `lookups`.
-    sweeps: AtomicBool,
-    /// Cancelled by `stop_all`: the sweeps end.
+    #[cfg(feature = "discovery")]
+    discovery: Discovery,
+    /// Cancelled by `stop_all`: sweeps of the services that are looked up end.
     stopped: CancellationToken,
     tasks: TaskTracker,
-    /// Offset of the nodes that `resolve` returns, in a service with more than the policy allows.
-    subset_offset: u32,
     /// Revisions below this one register nothing until they are restored.
     withdrawn: AtomicU64,
     /// The earliest revision that may still register, and the latest one.
     earliest: AtomicU64,
     latest: AtomicU64,
-}
-
-/// Reason why a service cannot be watched.
-#[derive(Debug)]
-enum WatchError {
-    TooMany,
-    TooOften,
-    Registrar(Error),
 }
 
 /// Reason why a registration was not made.
@@ -131,11 +113,10 @@ impl RegistryCtx {
             weight: Mutex::default(),
             budget,
             failures: Failures::default(),
-            lookups: Lookups::new(),
-            sweeps: AtomicBool::new(false),
+            #[cfg(feature = "discovery")]
+            discovery: Discovery::new(),
             stopped: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            subset_offset: fastrand::u32(..),
             withdrawn: AtomicU64::new(0),
             earliest: AtomicU64::new(0),
             latest: AtomicU64::new(0),
@@ -174,17 +155,6 @@ impl RegistryCtx {
             .filter(|registration| !registration.is_withdrawn())
             .map(|registration| registration.registration())
             .collect()
-    }
-
-    /// Services that the component watches, in order, those that were not read yet included.
-    pub fn views(&self) -> Vec<View> {
-        self.shared.lookups.all().into_iter().map(|watched| watched.view).collect()
-    }
-
-    /// Watches that this revision of the component has open, those of all its instances together: at most
-    /// [`max_watches`](Policy::max_watches).
-    pub fn open_watches(&self) -> usize {
-        watches(&self.policy).saturating_sub(self.watches.available_permits())
     }
 
     /// The component's `current`.
@@ -302,9 +272,10 @@ impl RegistryCtx {
 
     fn revision(shared: Arc<Shared>, name: Arc<str>, policy: Arc<Policy>, revision: u64) -> Self {
         Self {
-            watches: Arc::new(Semaphore::new(watches(&policy))),
-            calls: Arc::new(Semaphore::new(MAX_CALLS)),
-            pace: Arc::default(),
+            #[cfg(all(feature = "discovery", feature = "p3"))]
+            watches: Watches::new(policy.max_watches),
+            #[cfg(feature = "p3")]
+            calls: RunningCalls::new(),
             watches_end: CancellationToken::new(),
             shared,
             name,
@@ -409,136 +380,6 @@ impl RegistryCtx {
     /// The component's `stop`. A registration that a later revision has made, too, belongs to that revision.
     pub(crate) async fn stop(&self, registration: &ComponentRegistration) -> Result<(), Error> {
         if registration.owner() <= self.revision { registration.stop().await } else { Ok(()) }
-    }
-
-    /// The nodes that a component gets of all of these, as `resolve` returns them.
-    pub(crate) fn subset<'a>(&self, nodes: &'a Nodes) -> impl Iterator<Item = &'a ServerNode> {
-        nodes.subset(self.policy.max_nodes, self.shared.subset_offset)
-    }
-
-    /// Begins an asynchronous call of the component.
-    pub(crate) fn begin_call(&self) -> Result<RunningCall, CallRefusal> {
-        let permit = Arc::clone(&self.calls).try_acquire_owned();
-        permit.map_err(|_| CallRefusal::TooManyCalls { max: MAX_CALLS })
-    }
-
-    /// Drives a call on the host's side: it goes on while the component's store stands still, and ends when this future is dropped.
-    ///
-    /// Its first steps are taken in place, so that a registration that the component begins and leaves behind belongs to its
-    /// revision before the component does anything else, and a reload that follows leaves the key as it is.
-    pub(crate) async fn driven<T: Send + 'static>(
-        &self,
-        call: impl Future<Output = Result<T, CallError>> + Send + 'static,
-    ) -> Result<T, CallError> {
-        let mut call = Box::pin(call);
-        if let Poll::Ready(outcome) = poll!(&mut call) {
-            return outcome;
-        }
-        match AbortOnDropHandle::new(self.shared.tasks.spawn(call)).await {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
-            // The runtime ends.
-            Err(_) => Err(CallRefusal::Ending.into()),
-        }
-    }
-
-    /// The component's `resolve`.
-    pub(crate) async fn resolve(&self, name: &str, version: &str) -> Result<Nodes, CallRefusal> {
-        let service = self.policy.admit_lookup(name, version)?;
-        Ok(self.looked_up(self.ready_view(&service)).await?.nodes())
-    }
-
-    /// The component's `pick`.
-    pub(crate) async fn pick(&self, name: &str, version: &str) -> Result<Option<Pick>, CallRefusal> {
-        let service = self.policy.admit_lookup(name, version)?;
-        Ok(self.looked_up(self.balancer_of(&service)).await?.pick(&[]))
-    }
-
-    /// The component's `watch`.
-    pub(crate) async fn open_watch(&self, name: &str, version: &str) -> Result<Watch, CallRefusal> {
-        let service = self.policy.admit_lookup(name, version)?;
-        if self.watches_end.is_cancelled() {
-            return Err(CallRefusal::Ending);
-        }
-        let permit = Arc::clone(&self.watches).try_acquire_owned();
-        let permit = permit.map_err(|_| CallRefusal::TooManyWatches { max: self.policy.max_watches })?;
-        let view = self.looked_up(self.ready_view(&service)).await?;
-        let subset = (self.policy.max_nodes, self.shared.subset_offset);
-        Ok(Watch::new(view, subset, self.watches_end.clone().cancelled_owned(), permit, Arc::clone(&self.pace)))
-    }
-
-    /// Waits for a look-up of the component, as long as its policy allows.
-    async fn looked_up<T>(&self, found: impl Future<Output = Result<T, WatchError>>) -> Result<T, CallRefusal> {
-        let budget = &self.shared.lookups.budget;
-        within(self.policy.deadline, found).await?.map_err(|error| match error {
-            WatchError::TooMany => CallRefusal::TooManyViews { max: MAX_VIEWS },
-            WatchError::TooOften => CallRefusal::LookupRate { burst: budget.burst, interval: budget.interval },
-            WatchError::Registrar(Error::Ended) => self.ending(),
-            WatchError::Registrar(Error::Quota { .. }) => CallRefusal::HostViewsFull,
-            WatchError::Registrar(error) => CallRefusal::Registrar(error),
-        })
-    }
-
-    /// The view of a service, once etcd has been read.
-    async fn ready_view(&self, service: &Service) -> Result<View, WatchError> {
-        let view = self.watched(service).await?.view;
-        view.ready().await.map_err(WatchError::Registrar)?;
-        Ok(view)
-    }
-
-    /// The component's view of a service. The service is watched from the first call until the component ends; a service
-    /// without nodes, until it is no longer used.
-    ///
-    /// Errors: those of [`Registrar::watch`] and of [`View::ready`]; `Quota` beyond 1000 services with nodes of one
-    /// component, and for a component that looks up further services faster than ten a second. The caller checks the policy.
-    pub async fn view(&self, name: ServiceName, version: Version) -> Result<View, Error> {
-        Ok(self.ready_view(&(name, version)).await?)
-    }
-
-    /// The component's balancer over its view of a service: by weight, preferring the nodes that the policy prefers, and
-    /// without nodes that use TLS. The component's `pick` is a pick of this balancer.
-    ///
-    /// Errors: those of [`view`](Self::view). The caller checks the policy.
-    pub async fn balancer(&self, name: ServiceName, version: Version) -> Result<Arc<Balancer>, Error> {
-        Ok(self.balancer_of(&(name, version)).await?)
-    }
-
-    async fn balancer_of(&self, service: &Service) -> Result<Arc<Balancer>, WatchError> {
-        let WatchedService { view, balancer } = self.watched(service).await?;
-        if let Some(balancer) = balancer {
-            return Ok(balancer);
-        }
-        view.ready().await.map_err(WatchError::Registrar)?;
-        let preferred = self.policy.prefer.pairs().to_vec();
-        let made = Arc::new(Balancer::new(view).without_tls().with_preferred(preferred));
-        let set = |watched: &mut WatchedService| {
-            watched.balancer.get_or_insert_with(|| Arc::clone(&made));
-        };
-        let balancer = self.shared.lookups.change(service, set).and_then(|watched| watched.balancer);
-        Ok(balancer.unwrap_or(made))
-    }
-
-    async fn watched(&self, service: &Service) -> Result<WatchedService, WatchError> {
-        let lookups = &self.shared.lookups;
-        if let Some(watched) = lookups.get(service, Instant::now()) {
-            return Ok(watched);
-        }
-        if !lookups.budget.spend(Instant::now()) {
-            return Err(WatchError::TooOften);
-        }
-        let view = self.shared.registrar.watch(&service.0, &service.1).await.map_err(WatchError::Registrar)?;
-        if let Some(watched) = lookups.get(service, Instant::now()) {
-            // Another call has looked it up meanwhile.
-            lookups.budget.refund();
-            return Ok(watched);
-        }
-        let watched = WatchedService { view, balancer: None };
-        let kept = lookups.keep(service.clone(), watched, Instant::now());
-        if !self.shared.sweeps.swap(true, Ordering::SeqCst) {
-            let (shared, stopped) = (Arc::downgrade(&self.shared), self.shared.stopped.clone());
-            self.shared.tasks.spawn(async move { stopped.run_until_cancelled(sweep(shared)).await });
-        }
-        kept.map_err(|Full| WatchError::TooMany)
     }
 
     /// Waits for a call on one of the component's registrations, as long as its policy allows.
@@ -648,35 +489,6 @@ async fn register_beside(
     registered
 }
 
-/// Watches that a component under this policy may have open.
-fn watches(policy: &Policy) -> usize {
-    policy.max_watches.min(Semaphore::MAX_PERMITS)
-}
-
 async fn within<T>(deadline: Duration, call: impl Future<Output = T>) -> Result<T, CallRefusal> {
     timeout(deadline, call).await.map_err(|_| CallRefusal::Deadline)
-}
-
-impl From<WatchError> for Error {
-    fn from(error: WatchError) -> Self {
-        let what = match error {
-            WatchError::TooMany => "the number of services that a component follows",
-            WatchError::TooOften => "the number of further services that a component looks up at once",
-            WatchError::Registrar(error) => return error,
-        };
-        Self::Quota { what, limit: MAX_VIEWS }
-    }
-}
-
-/// Drops unused services without nodes, as long as the component watches any.
-async fn sweep(shared: Weak<Shared>) {
-    loop {
-        sleep(SWEEP).await;
-        let Some(shared) = shared.upgrade() else { return };
-        // A look-up from here on starts another sweep.
-        shared.sweeps.store(false, Ordering::SeqCst);
-        if !shared.lookups.sweep(Instant::now()) || shared.sweeps.swap(true, Ordering::SeqCst) {
-            return;
-        }
-    }
 }
