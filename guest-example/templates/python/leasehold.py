@@ -151,18 +151,18 @@ async def call(name: str, path: str = "/", method: str = "GET", body: bytes = b"
         request.set_authority(f"{version}.{name}.leasehold" if version else f"{name}.leasehold")
         request.set_path_with_query(path)
         response = await client.send(request)
-        code, received = response.get_status_code(), b""
+        code, received = response.get_status_code(), list[bytes]()
         _, taken = wit_world.result_unit_wasi_http_types_error_code_future(lambda: Ok(None))
         stream, trailers = http.Response.consume_body(response, taken)
         with stream:
             while not stream.writer_dropped:
-                received += await stream.read(16 * 1024)
+                received.append(await stream.read(16 * 1024))
         end = await trailers.read()
         if isinstance(end, Err):
             raise end
     except Err as error:
         raise LeaseholdError(f"call {name}", Kind.HTTP, _words(error.value)) from None
-    return Response(code, received)
+    return Response(code, b"".join(received))
 
 
 def respond(status: int, body: str | bytes) -> http.Response:
@@ -188,6 +188,8 @@ def _host(subject: str, run: Callable[[], T]) -> T:
 
 def _words(error: object) -> str:
     """An error of wasi:http as words: its own text if it has one, or the name of its case."""
+    if error is None:
+        return "the name, the version or the path is not valid in a request"
     text = getattr(error, "value", None)
     return text if isinstance(text, str) else re.sub("(?<!^)(?=[A-Z])", " ", type(error).__name__.split("_")[-1]).lower()
 

@@ -232,6 +232,8 @@ nodes:
 
     keeper.reload("nodes: [{ name: user, addr: 10.0.0.7:8080 }, { name: user, addr: nowhere }]");
     keeper.says("the nodes stay as they are: ").await;
+    keeper.reload("registry: { layout: kratos }\nnodes: [{ name: user, addr: 10.0.0.7:8080 }]");
+    keeper.says("the nodes stay as they are: registry.layout needs a restart").await;
     assert_eq!((world.count().await, world.stands(KEY).await.value), (2, user.value));
 
     let listening = TcpListener::bind(&closed).expect("it was free");

@@ -190,6 +190,12 @@ impl Layout {
         Ok(())
     }
 
+    /// Checks that a node can be registered under these layouts by a registrar that has no others.
+    pub fn accept_under(layouts: &[Self], node: &ServerNode) -> Result<(), Invalid> {
+        Self::check_together(layouts)?;
+        layouts.iter().try_for_each(|layout| layout.accept(node).and_then(|()| layout.accept_beside(node, layouts)))
+    }
+
     /// Checks that the key of `node` does not lie where another registry keeps its keys.
     pub fn accept(&self, node: &ServerNode) -> Result<(), Invalid> {
         let key = self.key(node);

@@ -171,11 +171,17 @@ impl ConnectionArgs {
     }
 
     fn apply(&self, options: &mut Options, files: &mut EtcdFiles) -> Result<(), Failure> {
+        self.tls.apply(&mut options.tls, files)?;
         if !self.etcd.is_empty() {
-            let endpoints = self.etcd.iter().map(|text| connection::endpoint(text, self.tls.is_given()));
+            let has_tls = options.tls.ca_pem.is_some() || options.tls.identity_pem.is_some();
+            let endpoints = self.etcd.iter().map(|text| connection::endpoint(text, has_tls));
             options.endpoints = endpoints.collect::<Result<_, _>>().map_err(|message| wrong("--etcd", message))?;
         }
-        self.tls.apply(&mut options.tls, files)?;
+        if let Some(plain) = options.endpoints.iter().find(|url| self.tls.is_given() && url.starts_with("http://")) {
+            return Err(Failure::usage(format!(
+                "{plain} is plain text, and the certificates are for https://; say so in --etcd"
+            )));
+        }
         if let Some(user) = &self.user {
             options.credentials = Some(Credentials { user: user.clone(), password: self.password(user)? });
         }

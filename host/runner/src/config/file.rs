@@ -48,7 +48,7 @@ keys! {
 keys! {
     /// The connection to etcd.
     pub(crate) struct Etcd {
-        /// Members of the cluster. If one fails, the next is tried. `host:port` alone is `https` with a certificate under `tls`, else `http`.
+        /// Members of the cluster. If one fails, the next is tried. `host:port` alone is `https` with a certificate under `tls` or beside a member that is, else `http`.
         endpoints: Option<Vec<Member>> = Unset("`LEASEHOLD_ETCD`, then `ETCDCTL_ENDPOINTS`, then `http://127.0.0.1:2379`"), example "[http://10.0.0.1:2379, http://10.0.0.2:2379]";
         /// Time for a connection, its TLS handshake included. Shorter makes a distant etcd unreachable; longer delays the next endpoint.
         dial_timeout: Span = Default("3s"), example "1s";

@@ -266,7 +266,7 @@ fn kept(written: WrittenNode, at: &Node, layouts: &[Layout], reading: &mut Readi
         }
     };
     let node = ServerNode { name, addr, version: version.unwrap_or_default(), weight, metadata };
-    if let Some(invalid) = layouts.iter().find_map(|layout| layout.accept(&node).err()) {
+    if let Err(invalid) = Layout::accept_under(layouts, &node) {
         reading.wrong(at.place, invalid.to_string());
         return None;
     }

@@ -131,7 +131,11 @@ impl Resolver<'_> {
                 self.wrong(&["etcd", "endpoints"], "must name at least one");
                 return None;
             }
-            Some(listed) => listed.iter().filter_map(|member| connection::endpoint(member, has_tls).ok()).collect(),
+            Some(listed) => {
+                // Beside one that is encrypted, a member without a scheme is not plain text.
+                let has_tls = has_tls || listed.iter().any(|member| member.starts_with("https://"));
+                listed.iter().filter_map(|member| connection::endpoint(member, has_tls).ok()).collect()
+            }
             None => match connection::endpoints(self.environment, has_tls) {
                 Ok(endpoints) => endpoints,
                 Err(message) => {

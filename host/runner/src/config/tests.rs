@@ -646,6 +646,13 @@ fn a_check_finds_components_that_cannot_be_read_with_all_other_mistakes() {
 }
 
 #[test]
+fn a_member_without_a_scheme_is_encrypted_where_others_are() {
+    let endpoints = |text: &str| parse(&with(&format!("etcd: {{ endpoints: {text} }}\n"))).unwrap().registrar.endpoints;
+    assert_eq!(endpoints("[a:1, 'http://b:2']"), ["http://a:1", "http://b:2"]);
+    assert_eq!(endpoints("[a:1, 'https://b:2']"), ["https://a:1", "https://b:2"]);
+}
+
+#[test]
 fn a_name_in_the_store_that_may_not_be_registered_is_noted() {
     let notes = |more: &str| parse(&with(more)).unwrap().notes.join(" ");
     let note = "config.name is other, and the component may not register that: allow.names permits greeter";

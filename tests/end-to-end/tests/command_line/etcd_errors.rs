@@ -170,4 +170,13 @@ async fn the_connection_to_etcd_comes_from_arguments_and_the_environment() {
     ])
     .await;
     assert!(checked.code == Some(0) && checked.stdout.ends_with("etcd answers\n"), "{checked:?}");
+    // The authority of the file is that of an endpoint in the arguments.
+    let tls = json!({ "endpoints": [UNREACHABLE], "tls": { "ca": ca }, "user": "root", "password_file": password });
+    let file = File::of(&json!({ "etcd": tls, "services": [greeter()] }).to_string());
+    let checked = leasehold(["check", &file.path(), "--etcd", &address]).await;
+    assert!(checked.code == Some(0) && checked.stdout.ends_with("etcd answers\n"), "{checked:?}");
+    // A password does not go to an endpoint in plain text where certificates are given.
+    let file = File::of(&json!({ "etcd": { "endpoints": [&address] }, "services": [greeter()] }).to_string());
+    let refused = leasehold(["check", &file.path(), "--cacert", &ca]).await;
+    one_sentence(&refused, 64, &format!("http://{address} is plain text, and the certificates are for https://"));
 }

@@ -282,10 +282,10 @@ impl Key {
 
     /// The way in which it has left etcd. A key that is still to be deleted has gone with the last lease.
     pub(super) fn gone(&self) -> Gone {
-        match (self.rare.as_ref().and_then(|rare| rare.holder), self.stage) {
-            (Some(holder), _) => Gone::Held(holder),
-            (None, Stage::Gone) => Gone::Deleted,
-            (None, _) => Gone::WithLease,
+        match (self.rare.as_ref().and_then(|rare| rare.holder), self.stage, self.state) {
+            (Some(holder), ..) | (None, _, KeyState::Conflict { holder }) => Gone::Held(holder),
+            (None, Stage::Gone, _) => Gone::Deleted,
+            (None, ..) => Gone::WithLease,
         }
     }
 

@@ -6,10 +6,10 @@ mod node;
 mod nodes;
 mod signals;
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, sync::Arc, time::Duration};
 
 use rustix::process::Signal;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use self::{
@@ -20,11 +20,14 @@ use self::{
 use super::output::print;
 use crate::{cli::KeepArgs, config::Kept, connect, error::Failure, process::systemd};
 
+/// Longest wait for the file to be read again.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the revocation of the lease; it ends with its time to live otherwise.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Keeps the nodes in etcd until a signal or the end of the command, whose exit code is that of this process.
 pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
+    let args = Arc::new(args);
     let kept = args.kept()?;
     kept.notes.iter().for_each(|note| tracing::warn!("{note}"));
     if args.only_checks {
@@ -48,7 +51,7 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
                     break Ok(None);
                 }
                 Some(group) => group.signal(signal),
-                None if signal == Signal::HUP && args.is_reloadable() => nodes.reload(args.kept()).await,
+                None if signal == Signal::HUP && args.is_reloadable() => nodes.reload(read(&args, &tasks).await).await,
                 None => tracing::info!("{signal:?} is for a command, and there is none"),
             },
             failure = nodes.fail() => break Err(failure),
@@ -79,6 +82,14 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
         tracing::warn!("the lease was not revoked, and ends with its time to live");
     }
     outcome
+}
+
+/// The file as it is now.
+async fn read(args: &Arc<KeepArgs>, tasks: &TaskTracker) -> Result<Kept, Failure> {
+    let args = Arc::clone(args);
+    let read = timeout(READ_TIMEOUT, tasks.spawn_blocking(move || args.kept())).await;
+    read.map_err(|_| Failure::other(format!("the file is not read within {READ_TIMEOUT:?}")))?
+        .map_err(Failure::other)?
 }
 
 /// The keys that would be kept, one a line.

@@ -2,7 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
-use leasehold::{Error, Registrar, Registration};
+use leasehold::{Error, Registrar, Registration, ServerNode};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -30,12 +30,14 @@ pub(super) struct Node {
     number: u64,
     registrar: Registrar,
     registration: Option<Registration>,
+    /// The node as it was published last.
+    published: Option<ServerNode>,
     news: mpsc::UnboundedSender<(u64, News)>,
 }
 
 impl Node {
     pub(super) fn new(number: u64, registrar: Registrar, news: mpsc::UnboundedSender<(u64, News)>) -> Self {
-        Self { number, registrar, registration: None, news }
+        Self { number, registrar, registration: None, published: None, news }
     }
 
     /// Keeps the node as `wanted` says, until `end`. Its keys are gone then, or go with their lease.
@@ -53,9 +55,12 @@ impl Node {
         loop {
             let kept = wanted.borrow_and_update().clone();
             if let Some(registration) = &self.registration
-                && let Err(error) = registration.replace(kept.node.clone()).await
+                && self.published.as_ref() != Some(&kept.node)
             {
-                tracing::warn!(service = %kept.node.name, "published as before: {error}");
+                match registration.replace(kept.node.clone()).await {
+                    Ok(()) => self.published = Some(kept.node.clone()),
+                    Err(error) => tracing::warn!(service = %kept.node.name, "published as before: {error}"),
+                }
             }
             tokio::select! {
                 Ok(()) = wanted.changed() => {}
@@ -80,7 +85,9 @@ impl Node {
                     }
                 };
                 match registered {
-                    Ok(registration) => self.registration = Some(registration),
+                    Ok(registration) => {
+                        (self.registration, self.published) = (Some(registration), Some(kept.node.clone()));
+                    }
                     Err(failure) => return failure,
                 }
                 self.report(News::Registered);

@@ -84,10 +84,17 @@ impl Nodes {
                 }
                 tracing::error!("not kept: {}", failure.sentence());
             }
-            if self.awaited.is_empty() && !self.is_ready {
-                self.is_ready = true;
-                systemd::ready(&self.tasks);
+            if !self.is_ready {
+                self.report_readiness();
             }
+        }
+    }
+
+    /// Reports readiness once no node is awaited any more.
+    fn report_readiness(&mut self) {
+        self.is_ready |= self.awaited.is_empty();
+        if self.is_ready {
+            systemd::ready(&self.tasks);
         }
     }
 
@@ -97,14 +104,18 @@ impl Nodes {
             systemd::reloading(&self.tasks).await;
         }
         match read {
-            Ok(kept) => self.replace(kept.nodes).await,
+            Ok(kept) if kept.registrar.layouts != self.layouts => {
+                tracing::error!(event = "reload_failed", "the nodes stay as they are: registry.layout needs a restart");
+            }
+            Ok(kept) => {
+                kept.notes.iter().for_each(|note| tracing::warn!("{note}"));
+                self.replace(kept.nodes).await;
+            }
             Err(failure) => {
                 tracing::error!(event = "reload_failed", "the nodes stay as they are: {}", failure.sentence())
             }
         }
-        if self.is_ready {
-            systemd::ready(&self.tasks);
-        }
+        self.report_readiness();
     }
 
     async fn replace(&mut self, nodes: Vec<KeptNode>) {

@@ -75,6 +75,7 @@ pub(crate) async fn run(
     let (inheritance, unfit) = receive_sockets()?;
     let (file, path) =
         (args.configuration_file(), std::path::absolute(&args.file).unwrap_or_else(|_| args.file.clone()));
+    let reads_standard_input = config::is_standard_input(&args.file);
     let mut config = configure(&args, &path, unfit)?;
     if let Some(inheritance) = &inheritance {
         config.registrar.former_leases = inheritance.leases.iter().copied().filter_map(LeaseId::new).collect();
@@ -85,7 +86,7 @@ pub(crate) async fn run(
     // Slow steps run concurrently: a start takes as long as the slowest one.
     let loading = Loading::begin(&config.services, scheduler, &tasks);
 
-    let mut etcd = if config.dev { Some(start_private_etcd(file, &mut config)?) } else { None };
+    let mut etcd = if config.dev { Some(start_private_etcd(file.clone(), &mut config)?) } else { None };
     let registrar = connect::start(&config.registrar)?;
     let done = CancellationToken::new();
     if config.dev {
@@ -126,7 +127,8 @@ pub(crate) async fn run(
             binary,
             ownership: config.registrar.ownership,
             is_trial: config.dev,
-            configuration: path.clone(),
+            configuration: file,
+            reads_standard_input,
             registrar: registrar.clone(),
             listeners: Arc::clone(&listeners),
             tasks: tasks.clone(),

@@ -10,7 +10,7 @@ use std::{
     ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::{
         Arc, OnceLock,
@@ -20,17 +20,18 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use leasehold::{LeaseId, Ownership, Registrar};
+use leasehold::{LeaseId, Ownership, Registrar, State};
 use leasehold_wasmtime::RegistryCtx;
 use tokio::{
     process::{Child, Command},
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::server::{Admin, AdminStart},
-    config::{self, Config},
+    config::Config,
     error::Failure,
     process::{
         activation,
@@ -48,6 +49,8 @@ const MAX_LISTS: usize = 16;
 /// Longest time in which a service takes its keys back before it is tried again, and the pause before that.
 const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
 const TAKE_BACK_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the configuration to be read.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the exit of a successor that has closed its socket.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,9 @@ pub(super) struct Upgrader {
     pub(super) binary: io::Result<PathBuf>,
     pub(super) ownership: Ownership,
     pub(super) is_trial: bool,
-    pub(super) configuration: PathBuf,
+    /// The configuration file, if the host has one.
+    pub(super) configuration: Option<PathBuf>,
+    pub(super) reads_standard_input: bool,
     pub(super) registrar: Registrar,
     /// Listeners of the admin endpoint, once there is one.
     pub(super) listeners: AdminListeners,
@@ -100,7 +105,7 @@ impl Upgrader {
         let reported = handing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let outcome = match reported {
             Ok(tried) => missing(&handed, &tried),
-            Err(error) => Err(child.ended(&error, &self.configuration).await),
+            Err(error) => Err(child.ended(&error, self.configuration.clone()).await),
         };
         let committed = outcome.and_then(|()| successor.commit().map_err(failed));
         if let Err(failure) = committed {
@@ -123,7 +128,7 @@ impl Upgrader {
         if self.is_trial {
             return refused("a host of run --dev cannot be upgraded: its etcd ends with it");
         }
-        if config::is_standard_input(&self.configuration) {
+        if self.reads_standard_input {
             return refused("the configuration came from standard input, which a new process cannot read again");
         }
         if self.ownership != Ownership::TakeOver {
@@ -161,8 +166,7 @@ impl Upgrader {
             }
             manifest.services.push(one.state.clone());
         }
-        let leases: BTreeSet<_> = holders.values().map(|lease| lease.get()).collect();
-        manifest.leases.extend(leases);
+        manifest.leases.extend(leases(handed, holders));
         Ok((manifest, descriptors))
     }
 
@@ -182,6 +186,14 @@ impl Upgrader {
             .stdin(Stdio::from(stdin))
             .spawn()
     }
+}
+
+/// The leases of this host that hold its keys. Those of other hosts are for none of them to take over.
+fn leases(handed: &[Handed], holders: &Holders) -> BTreeSet<i64> {
+    let registrations = handed.iter().flat_map(|one| one.handle.snapshot().registrations());
+    let own = registrations.filter(|registration| registration.status().state != State::Conflict);
+    let keys = own.flat_map(|registration| registration.keys().map(|key| key.to_string()).collect::<Vec<_>>());
+    keys.filter_map(|key| holders.get(&key)).map(|lease| lease.get()).collect()
 }
 
 /// The lease of each key.
@@ -308,20 +320,30 @@ impl KilledOnDrop {
     }
 
     /// The reason for which it has reported nothing; the mistakes of the configuration, if it has some.
-    async fn ended(&mut self, error: &io::Error, configuration: &Path) -> Failure {
+    async fn ended(&mut self, error: &io::Error, configuration: Option<PathBuf>) -> Failure {
         let exit = async {
             match &mut self.0 {
                 Some(child) => timeout(EXIT_TIMEOUT, child.wait()).await.ok()?.ok(),
                 None => None,
             }
         };
-        let why = match (exit.await, Config::load(configuration)) {
-            (None, _) => error.to_string(),
-            (Some(_), Err(mistakes)) => mistakes.sentence(),
-            (Some(status), Ok(_)) => format!("it has ended ({status}), and its log says why"),
+        let why = match exit.await {
+            None => error.to_string(),
+            Some(status) => {
+                let mistakes = mistakes(configuration).await;
+                mistakes.unwrap_or_else(|| format!("it has ended ({status}), and its log says why"))
+            }
         };
         Failure::other(format!("the new process does not come up: {why}"))
     }
+}
+
+/// Mistakes in the configuration as it is now.
+async fn mistakes(configuration: Option<PathBuf>) -> Option<String> {
+    let file = configuration?;
+    #[expect(clippy::disallowed_methods, reason = "its result is awaited below, or no longer wanted")]
+    let read = spawn_blocking(move || Config::load(&file).err().map(|failure| failure.sentence()));
+    timeout(READ_TIMEOUT, read).await.ok()?.ok()?
 }
 
 impl Drop for KilledOnDrop {
