@@ -182,7 +182,7 @@ async fn names_that_a_component_may_not_look_up_are_denied_in_every_function() {
     ];
     for (service, path) in calls {
         let error = ask(&host, service, path).await["error"].as_str().unwrap().to_owned();
-        assert!(error.contains("AccessDenied") && error.contains("name must be one"), "{path}: {error}");
+        assert!(error.contains("AccessDenied") && error.contains("name is not in"), "{path}: {error}");
     }
     let long = format!("watch/{}", "x".repeat(254));
     let error = ask(&host, "lookup-p3", &long).await["error"].as_str().unwrap().to_owned();

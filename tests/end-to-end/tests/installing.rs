@@ -66,10 +66,14 @@ async fn every_command_has_a_man_page() {
 }
 
 #[tokio::test]
-async fn a_folder_for_man_pages_that_is_missing_is_one_sentence() {
-    let ended = leasehold(["man", "/nowhere/at/all"]).await;
+async fn a_folder_for_man_pages_is_made_or_refused_in_one_sentence() {
+    let folder = TempDir::new().unwrap();
+    let missing = folder.path().join("share/man");
+    assert_eq!(leasehold(["man", &missing.display().to_string()]).await.code, Some(0));
+    assert!(missing.join("leasehold.1").is_file());
+    let ended = leasehold(["man", "/dev/null/at/all"]).await;
     assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.starts_with("leasehold: cannot write man pages to /nowhere/at/all: "), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("leasehold: cannot write man pages to /dev/null/at/all: "), "{}", ended.stderr);
 }
 
 /// Runs `scripts/install.sh` into a staging folder.

@@ -137,7 +137,7 @@ async fn maintenance_the_weight_of_an_operator_stays_until_it_is_given_up() {
     for (name, key) in ["plain", "greeter"].into_iter().zip(&keys) {
         becomes(key, WEIGHT).await;
         let set = leasehold(&["weight", name, "10", "--admin", &admin]).await;
-        let expected = format!("{name} on {} has the weight 10\n", host.addr(name));
+        let expected = format!("{name} on {} has the weight 10, published within a second\n", host.addr(name));
         assert_eq!((set.code, set.stdout), (Some(0), expected), "{}", set.stderr);
         becomes(key, 10).await;
         assert_eq!(leasehold(&["reload", name, "--admin", &admin]).await.code, Some(0));

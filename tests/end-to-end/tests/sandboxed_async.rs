@@ -115,9 +115,12 @@ async fn each_refusal_has_its_case_and_nothing_is_registered() {
         ("resolve/stranger", "access-denied", "name is not in this component's allow.discover"),
         ("weight-after-stop", "not-registered", ""),
     ] {
-        let told = act(&host, name).await;
-        assert_eq!(told.0, case, "{name}: {told:?}");
-        assert!(told.1.starts_with(start) && told.1.len() < 200 && !told.1.contains(port), "{name}: {told:?}");
+        let outcome = act(&host, name).await;
+        assert_eq!(outcome.0, case, "{name}: {outcome:?}");
+        assert!(
+            outcome.1.starts_with(start) && outcome.1.len() < 200 && !outcome.1.contains(port),
+            "{name}: {outcome:?}"
+        );
         assert_eq!(keys(&world).await, 0, "{name}");
     }
     ends_clean(&world, host, 0).await;
@@ -139,8 +142,8 @@ async fn names_that_are_none_are_refused_in_every_function_by_a_short_text() {
 async fn registrations_begun_at_once_end_at_the_quota_and_all_go() {
     let world = World::real().await;
     let host = host(&world, hostile(&[])).await;
-    let (told, ()) = tokio::join!(act(&host, "at-once/2000"), neighbour_answers(&host));
-    assert_eq!(told, ok(&format!("{MAX_REGISTRATIONS} true")));
+    let (outcome, ()) = tokio::join!(act(&host, "at-once/2000"), neighbour_answers(&host));
+    assert_eq!(outcome, ok(&format!("{MAX_REGISTRATIONS} true")));
     assert_eq!(keys(&world).await, MAX_REGISTRATIONS);
     ends_clean(&world, host, 0).await;
 }
@@ -159,9 +162,12 @@ async fn registrations_one_after_the_other_end_at_the_quota() {
 async fn registering_and_stopping_in_a_loop_ends_at_the_quota() {
     let world = World::real().await;
     let host = host(&world, hostile(&[])).await;
-    let told = act(&host, "churn").await;
-    assert_eq!(told.0, "quota-exceeded", "{told:?}");
-    assert!(told.1.starts_with("this component may register 200 times at once, and once in 1s after that"), "{told:?}");
+    let outcome = act(&host, "churn").await;
+    assert_eq!(outcome.0, "quota-exceeded", "{outcome:?}");
+    assert!(
+        outcome.1.starts_with("this component may register 200 times at once, and once in 1s after that"),
+        "{outcome:?}"
+    );
     assert_eq!(keys(&world).await, 0);
     ends_clean(&world, host, 0).await;
 }
@@ -258,8 +264,8 @@ async fn watches_that_are_left_behind_are_counted_and_end_with_the_service() {
             }
             neighbour_answers(&host).await;
         };
-        let (told, ()) = tokio::join!(act(&host, name), meanwhile);
-        assert_eq!(told, ok(&MAX_WATCHES), "{name}");
+        let (outcome, ()) = tokio::join!(act(&host, name), meanwhile);
+        assert_eq!(outcome, ok(&MAX_WATCHES), "{name}");
         let more = host.resident_bytes().saturating_sub(before);
         assert!(more < 96 << 20, "{name}: {} MiB more", more >> 20);
         ends_clean(&world, host, 1).await;
@@ -274,8 +280,8 @@ async fn watches_that_are_opened_and_closed_without_end_leave_none_open() {
     let host = host(&world, with(hostile(&["shop"]), limits)).await;
     assert_eq!(act(&host, "idle").await, ok(&""));
     let before = host.resident_bytes();
-    let (told, ()) = tokio::join!(act(&host, "reopen/shop"), neighbour_answers(&host));
-    assert_eq!(told, ok(&5000));
+    let (outcome, ()) = tokio::join!(act(&host, "reopen/shop"), neighbour_answers(&host));
+    assert_eq!(outcome, ok(&5000));
     wait_for("none is open", SOON, async || sample(&host, "leasehold_open_watches").await == 0.0).await;
     let more = host.resident_bytes().saturating_sub(before);
     assert!(more < 64 << 20, "{} MiB more", more >> 20);

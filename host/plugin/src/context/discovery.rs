@@ -1,65 +1,23 @@
 //! A component's side of discovery: the services that it looks up, picks from and watches.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use leasehold::{Balancer, Error, Nodes, Pick, ServerNode, ServiceName, Version, View};
-#[cfg(feature = "p3")]
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use super::{RegistryCtx, Shared, within};
 #[cfg(feature = "p3")]
-use crate::watch::{Pace, Watch};
+use crate::watch::Watch;
 use crate::{
     error::CallRefusal,
-    lookups::{Full, Lookups, MAX_VIEWS, Service, WatchedService},
+    lookups::{Full, MAX_VIEWS, Service, WatchedService},
 };
 
 /// Pause between two sweeps of the services that the component watches.
 const SWEEP: Duration = Duration::from_secs(15);
-
-/// The services that a component looks up.
-#[derive(Debug)]
-pub(super) struct Discovery {
-    lookups: Lookups<WatchedService>,
-    /// True while a task sweeps `lookups`.
-    sweeps: AtomicBool,
-    /// Offset of the nodes that `resolve` returns, in a service with more than the policy allows.
-    subset_offset: u32,
-}
-
-impl Discovery {
-    pub(super) fn new() -> Self {
-        Self { lookups: Lookups::new(), sweeps: AtomicBool::new(false), subset_offset: fastrand::u32(..) }
-    }
-}
-
-/// Permits of further watches, and the pace of those that are open.
-#[cfg(feature = "p3")]
-#[derive(Debug, Clone)]
-pub(super) struct Watches {
-    permits: Arc<Semaphore>,
-    pace: Arc<Pace>,
-}
-
-#[cfg(feature = "p3")]
-impl Watches {
-    pub(super) fn new(max: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(permits(max))), pace: Arc::default() }
-    }
-}
-
-/// Permits for that many watches.
-#[cfg(feature = "p3")]
-fn permits(max: usize) -> usize {
-    max.min(Semaphore::MAX_PERMITS)
-}
 
 /// Reason why a service cannot be watched.
 #[derive(Debug)]
@@ -80,7 +38,7 @@ impl RegistryCtx {
     /// [`max_watches`](Policy::max_watches). Needs the feature `p3`.
     #[cfg(feature = "p3")]
     pub fn open_watches(&self) -> usize {
-        permits(self.policy.max_watches).saturating_sub(self.watches.permits.available_permits())
+        self.watches.open(self.policy.max_watches)
     }
 
     /// The nodes that a component gets of all of these, as `resolve` returns them.

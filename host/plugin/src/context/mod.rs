@@ -4,6 +4,7 @@
 mod discovery;
 #[cfg(feature = "p3")]
 mod running;
+mod state;
 
 use std::{
     sync::{
@@ -21,13 +22,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 #[cfg(feature = "discovery")]
-use self::discovery::Discovery;
+use self::state::Discovery;
+#[cfg(feature = "p3")]
+pub(crate) use self::state::RunningCall;
+#[cfg(feature = "p3")]
+use self::state::RunningCalls;
 #[cfg(all(feature = "discovery", feature = "p3"))]
-use self::discovery::Watches;
-#[cfg(feature = "p3")]
-pub(crate) use self::running::RunningCall;
-#[cfg(feature = "p3")]
-use self::running::RunningCalls;
+use self::state::Watches;
 use crate::{
     bindings::v0_2::leasehold::registry::registry_types as types,
     budget::Budget,

@@ -3,27 +3,13 @@
 use std::{panic::resume_unwind, sync::Arc, task::Poll};
 
 use futures::poll;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::RegistryCtx;
+use super::{
+    RegistryCtx,
+    state::{MAX_CALLS, RunningCall},
+};
 use crate::error::{CallError, CallRefusal};
-
-/// Asynchronous calls of one component in progress, at most: an instance can begin any number of them.
-const MAX_CALLS: usize = 256;
-
-/// A place among the asynchronous calls in progress, given back when it is dropped.
-pub(crate) type RunningCall = OwnedSemaphorePermit;
-
-/// Permits of further calls.
-#[derive(Debug, Clone)]
-pub(super) struct RunningCalls(Arc<Semaphore>);
-
-impl RunningCalls {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_CALLS)))
-    }
-}
 
 impl RegistryCtx {
     /// Begins an asynchronous call of the component.

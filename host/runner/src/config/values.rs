@@ -409,9 +409,10 @@ impl Rule for Origin {
     fn read(node: &Node, reading: &mut Reading) -> Option<Self> {
         let scalar = reading.scalar(node, "the path of a file, or oci://HOST/NAME:TAG", false)?;
         if !Reference::is_meant(&scalar.text) {
-            let path =
-                if reading.reads_components { Readable::read(node, reading) } else { FilePath::read(node, reading) };
-            return path.map(Self::File);
+            if reading.reads_components {
+                let _ = Readable::read(node, reading); // Only its mistakes count: the other keys of the service are looked at.
+            }
+            return FilePath::read(node, reading).map(Self::File);
         }
         match scalar.text.parse() {
             Ok(reference) => Some(Self::Registry(reference)),
