@@ -5,7 +5,7 @@
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use leasehold_scenarios::sim::{FaultPlan, SimEtcd, What};
+//! # use leasehold_scenarios::sim::{FaultPlan, SimEtcd, EventKind};
 //! # async fn example() -> Result<(), etcd_client::Error> {
 //! let etcd = SimEtcd::new(42);
 //! let mut client = etcd.client("host-1").await;
