@@ -1,4 +1,4 @@
-//! Keys as readers see them, and the stream of changes under a prefix.
+//! The stream of changes under a prefix, and single keys as readers see and delete them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,25 +6,12 @@ use etcd_client::{Compare, CompareOp, EventType, GetOptions, KeyValue, Txn, TxnO
 use tokio::time::timeout;
 
 use super::{
-    Etcd, MAX_ANSWER,
+    Etcd, Found, MAX_ANSWER,
     endpoint::{Endpoints, Route},
     error::{Failure, classify, classify_cancellation, rounded},
     latency::Verb,
     range::range_end,
 };
-use crate::lease_id::LeaseId;
-
-/// A key as it stands in etcd.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) key: Vec<u8>,
-    pub(crate) value: Vec<u8>,
-    pub(crate) lease: Option<LeaseId>,
-    /// The revision that created it: another one after it was deleted and put again.
-    pub(crate) created: i64,
-    /// The revision that wrote it last.
-    pub(crate) modified: i64,
-}
 
 /// Change of one key.
 #[derive(Debug)]
@@ -149,14 +136,5 @@ impl Changes {
 
     fn unanswered(&self, reason: String) -> Failure {
         Failure::Unanswered { endpoint: self.url.clone(), reason }
-    }
-}
-
-impl From<KeyValue> for Found {
-    fn from(found: KeyValue) -> Self {
-        let (created, modified) = (found.create_revision(), found.mod_revision());
-        let lease = LeaseId::new(found.lease());
-        let (key, value) = found.into_key_value();
-        Self { key, value, lease, created, modified }
     }
 }

@@ -6,6 +6,8 @@ pub(crate) mod changes;
 mod connection;
 mod endpoint;
 mod error;
+#[cfg(feature = "discovery")]
+mod found;
 pub(crate) mod health;
 pub(crate) mod latency;
 mod patience;
@@ -26,10 +28,10 @@ use etcd_client::{
 use futures::future::join_all;
 use tokio::time::Instant;
 
-#[cfg(feature = "discovery")]
-pub(crate) use self::changes::Found;
 use self::endpoint::{Endpoint, Endpoints, Repeat, Route};
 pub use self::error::{Refusal, Unavailable};
+#[cfg(feature = "discovery")]
+pub(crate) use self::found::Found;
 #[cfg(feature = "simulation")]
 use self::transport::Way;
 pub(crate) use self::{
