@@ -226,7 +226,7 @@ const FAILING_STARTS: [(&str, &str); 18] = [
     ("fail-in-red", "hostile: lifecycle.start failed: other: told to \u{fffd}[31mfail\u{fffd}\u{fffd}"),
     ("register-and-trap", "hostile: lifecycle.start trapped: "),
     ("register-and-fail", "hostile: lifecycle.start failed: other: told to fail"),
-    ("foreign-name", "hostile: lifecycle.start failed: access-denied: name must"),
+    ("foreign-name", "hostile: lifecycle.start failed: access-denied: name is not in"),
     ("foreign-addr", "hostile: lifecycle.start failed: access-denied: addr must"),
     ("slash-in-name", "hostile: lifecycle.start failed: invalid-argument: name must"),
     ("empty-name", "hostile: lifecycle.start failed: invalid-argument: name must"),
