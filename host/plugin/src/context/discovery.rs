@@ -35,7 +35,7 @@ impl RegistryCtx {
     }
 
     /// Watches that this revision of the component has open, those of all its instances together: at most
-    /// [`max_watches`](Policy::max_watches). Needs the feature `p3`.
+    /// [`max_watches`](crate::Policy::max_watches). Needs the feature `p3`.
     #[cfg(feature = "p3")]
     pub fn open_watches(&self) -> usize {
         self.watches.open(self.policy.max_watches)

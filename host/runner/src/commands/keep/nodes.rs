@@ -112,7 +112,7 @@ impl Nodes {
                 self.replace(kept.nodes).await;
             }
             Err(failure) => {
-                tracing::error!(event = "reload_failed", "the nodes stay as they are: {}", failure.sentence())
+                tracing::error!(event = "reload_failed", "the nodes stay as they are: {}", failure.sentence());
             }
         }
         self.report_readiness();

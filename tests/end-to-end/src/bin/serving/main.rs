@@ -185,8 +185,15 @@ struct Scene<'a> {
 
 /// What our figures are held against.
 enum Peer<'a> {
-    Before(Ours<'a>),
-    Others { p2: Served, p3: Served, native: Served },
+    Before(Box<Ours<'a>>),
+    Others(Box<Others>),
+}
+
+/// Servers of others.
+struct Others {
+    p2: Served,
+    p3: Served,
+    native: Served,
 }
 
 /// Hosts of one build: one with every feature, one without.
@@ -207,13 +214,13 @@ impl<'a> Scene<'a> {
             Some(binary) => {
                 let before = Ours::start(world, binary, false).await;
                 let url = before.host.url("plain");
-                (Peer::Before(before), url)
+                (Peer::Before(Box::new(before)), url)
             }
             None => {
                 let (p2, p3, native) =
                     (Served::wasmtime("plain").await, Served::wasmtime("plain-p3").await, Served::grpc_go().await);
                 let url = p2.url();
-                (Peer::Others { p2, p3, native }, url)
+                (Peer::Others(Box::new(Others { p2, p3, native })), url)
             }
         };
         let half = f64::min(load::rate(&ours.host.url("plain")).await, load::rate(&other).await) / 2.0;
@@ -223,7 +230,7 @@ impl<'a> Scene<'a> {
     async fn peer(&self, measure: Measure) -> f64 {
         let (p2, p3, native) = match &self.peer {
             Peer::Before(before) => return before.measure(measure, self.half).await,
-            Peer::Others { p2, p3, native } => (p2, p3, native),
+            Peer::Others(others) => (&others.p2, &others.p3, &others.native),
         };
         match measure {
             Measure::Rate | Measure::RateReused => load::rate(&p2.url()).await,
