@@ -392,7 +392,7 @@ impl Registrar {
 impl Registrar {
     /// The nodes that stand in etcd for `name`, and for `version` unless it is empty; none is a success.
     ///
-    /// What is not a node under one of this registrar's layouts is left out. An instance that stands under several of
+    /// Keys that are not nodes under one of this registrar's layouts are left out. An instance that stands under several of
     /// them is one node, as the first of them has it.
     pub async fn resolve(&self, name: &ServiceName, version: &Version) -> Result<Vec<ServerNode>, Error> {
         let found = self.entries(Some(&(name.clone(), version.clone()))).await?;

@@ -38,14 +38,15 @@ const MAX_RESPONSE: usize = 1 << 20;
 /// Requests in flight of one version, at most. A further one is closed at once.
 const MAX_REQUESTS: usize = 100;
 
-/// What a plugin may import.
+/// The imports of plugins, and an engine that interrupts them.
 pub(crate) fn linker() -> Result<Linker<State>> {
     let engine = Engine::new(Config::new().epoch_interruption(true))?;
-    let ticker = engine.clone();
+    let ticker = engine.weak();
     std::thread::spawn(move || {
-        loop {
+        while let Some(engine) = ticker.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
             std::thread::sleep(TICK);
-            ticker.increment_epoch();
         }
     });
     let mut linker = Linker::new(&engine);
@@ -56,7 +57,7 @@ pub(crate) fn linker() -> Result<Linker<State>> {
     Ok(linker)
 }
 
-/// What a store of a plugin has: no files, no environment, no network.
+/// Data of a plugin's store: no files, no environment, no network.
 pub(crate) struct State {
     table: ResourceTable,
     wasi: WasiCtx,

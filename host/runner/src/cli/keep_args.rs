@@ -123,7 +123,7 @@ struct CheckOptions {
 }
 
 impl KeepArgs {
-    /// What to keep: the nodes of the file, or that of the arguments.
+    /// The nodes of the file, or the node of the arguments.
     pub(crate) fn kept(&self) -> Result<Kept, Failure> {
         if let Some(file) = &self.file {
             let mut kept = Kept::load(file)?;

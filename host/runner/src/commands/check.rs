@@ -188,10 +188,8 @@ fn verdict(services: &[Checked], etcd: Option<&Etcd>) -> Option<Failure> {
 
 async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     let (mut problems, mut notes) = (Vec::new(), Vec::new());
-    let located =
-        |problem: &str| if spec.place.is_empty() { problem.to_owned() } else { format!("{}: {problem}", spec.place) };
     let mut note =
-        |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| located(&failure.sentence())));
+        |outcome: Result<(), Failure>| problems.extend(outcome.err().map(|failure| spec.located(&failure.sentence())));
     let loaded = match &spec.artifact {
         Some(_) if is_offline => {
             notes.push("the registry was not contacted (--offline)".to_owned());
@@ -217,7 +215,7 @@ async fn look(engine: &Engine, spec: &Spec, is_offline: bool) -> Checked {
     note(tls.map_err(|message| Failure::usage(format!("tls: {message}"))));
     match if is_offline { Ok(None) } else { listens(spec.listen) } {
         Ok(remark) => notes.extend(remark),
-        Err(problem) => problems.push(located(&problem)),
+        Err(problem) => problems.push(spec.located(&problem)),
     }
     Checked {
         name: spec.name.to_string(),

@@ -311,10 +311,9 @@ impl Spec {
         self.health.is_some() && self.register == Register::Component
     }
 
-    /// The sentence of a failure, with the name of the service and its place in the configuration.
+    /// A sentence behind the place of the service in the configuration.
     pub(crate) fn located(&self, sentence: &str) -> String {
-        let Self { name, place, .. } = self;
-        if place.is_empty() { format!("{name}: {sentence}") } else { format!("{place}: {name}: {sentence}") }
+        if self.place.is_empty() { sentence.to_owned() } else { format!("{}: {sentence}", self.place) }
     }
 
     /// Names that it may register; `None` if it is not registered.

@@ -2,7 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
-use leasehold::{Error, Registrar, Registration, ServerNode};
+use leasehold::{Error, Registrar, Registration, Reminder, ServerNode};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -10,13 +10,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::check::{has_failed, is_well};
-use crate::{config::KeptNode, error::Failure};
+use crate::{config::KeptNode, error::Failure, rt::backoff::Backoff};
 
-/// First pause between two attempts to register; it doubles up to the longest.
+/// Pauses between two attempts to register: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Time after which the same failure is logged again.
-const REMIND: Duration = Duration::from_secs(60);
 
 /// News of a node.
 pub(super) enum News {
@@ -100,7 +98,8 @@ impl Node {
 
     /// Registers; tries for as long as etcd does not answer, refuses, or has the key for another host.
     async fn register(&self, kept: &KeptNode) -> Result<Registration, Failure> {
-        let (mut pause, mut known, mut due) = (FIRST_PAUSE, String::new(), Instant::now());
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut known: Option<(String, Reminder)> = None;
         loop {
             let error = match self.registrar.register(kept.node.clone()).await {
                 Ok(registration) => {
@@ -113,12 +112,24 @@ impl Node {
                 }
                 Err(error) => error.to_string(),
             };
-            if error != known || Instant::now() >= due {
+            let now = Instant::now();
+            let is_due = match &mut known {
+                Some((before, reminder)) if *before == error => {
+                    let is_due = reminder.is_due(now);
+                    if is_due {
+                        reminder.advance(now);
+                    }
+                    is_due
+                }
+                _ => {
+                    known = Some((error.clone(), Reminder::new(Reminder::FIRST, now)));
+                    true
+                }
+            };
+            if is_due {
                 tracing::warn!(service = %kept.node.name, "not registered yet: {error}");
-                (known, due) = (error, Instant::now() + REMIND);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(backoff.next_pause()).await;
         }
     }
 

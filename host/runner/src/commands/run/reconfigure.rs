@@ -173,7 +173,9 @@ impl Reconfigurer {
             let has_new_component = matches!((former, digest), (Some(former), Some(now)) if former.digest != now);
             match next {
                 Ok(next) => prepared.push(Prepared::new(planned, present, next, has_new_component)),
-                Err(failure) => mistakes.push(failure.map(|sentence| spec.located(&sentence))),
+                Err(failure) => {
+                    mistakes.push(failure.map(|sentence| spec.located(&format!("{}: {sentence}", spec.name))));
+                }
             }
         }
         mistakes.extend(occupied(&prepared, present));

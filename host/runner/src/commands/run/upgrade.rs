@@ -24,7 +24,6 @@ use leasehold::{LeaseId, Ownership, Registrar, State};
 use leasehold_wasmtime::RegistryCtx;
 use tokio::{
     process::{Child, Command},
-    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -105,7 +104,7 @@ impl Upgrader {
         let reported = handing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         let outcome = match reported {
             Ok(tried) => missing(&handed, &tried),
-            Err(error) => Err(child.ended(&error, self.configuration.clone()).await),
+            Err(error) => Err(child.ended(&error, self.mistakes()).await),
         };
         let committed = outcome.and_then(|()| successor.commit().map_err(failed));
         if let Err(failure) = committed {
@@ -120,6 +119,13 @@ impl Upgrader {
         tracing::info!(event = "upgraded", pid, "another process serves from now on, and this one ends");
         self.ending.cancel();
         Ok(pid)
+    }
+
+    /// Mistakes in the configuration as it is now.
+    async fn mistakes(&self) -> Option<String> {
+        let file = self.configuration.clone()?;
+        let read = self.tasks.spawn_blocking(move || Config::load(&file).err().map(|failure| failure.sentence()));
+        timeout(READ_TIMEOUT, read).await.ok()?.ok()?
     }
 
     /// Refuses what cannot be handed over.
@@ -188,7 +194,7 @@ impl Upgrader {
     }
 }
 
-/// The leases of this host that hold its keys. Those of other hosts are for none of them to take over.
+/// The leases of this host that hold its keys. Leases of other hosts are not among them.
 fn leases(handed: &[Handed], holders: &Holders) -> BTreeSet<i64> {
     let registrations = handed.iter().flat_map(|one| one.handle.snapshot().registrations());
     let own = registrations.filter(|registration| registration.status().state != State::Conflict);
@@ -320,7 +326,7 @@ impl KilledOnDrop {
     }
 
     /// The reason for which it has reported nothing; the mistakes of the configuration, if it has some.
-    async fn ended(&mut self, error: &io::Error, configuration: Option<PathBuf>) -> Failure {
+    async fn ended(&mut self, error: &io::Error, mistakes: impl Future<Output = Option<String>>) -> Failure {
         let exit = async {
             match &mut self.0 {
                 Some(child) => timeout(EXIT_TIMEOUT, child.wait()).await.ok()?.ok(),
@@ -329,21 +335,10 @@ impl KilledOnDrop {
         };
         let why = match exit.await {
             None => error.to_string(),
-            Some(status) => {
-                let mistakes = mistakes(configuration).await;
-                mistakes.unwrap_or_else(|| format!("it has ended ({status}), and its log says why"))
-            }
+            Some(status) => mistakes.await.unwrap_or_else(|| format!("it has ended ({status}), and its log says why")),
         };
         Failure::other(format!("the new process does not come up: {why}"))
     }
-}
-
-/// Mistakes in the configuration as it is now.
-async fn mistakes(configuration: Option<PathBuf>) -> Option<String> {
-    let file = configuration?;
-    #[expect(clippy::disallowed_methods, reason = "its result is awaited below, or no longer wanted")]
-    let read = spawn_blocking(move || Config::load(&file).err().map(|failure| failure.sentence()));
-    timeout(READ_TIMEOUT, read).await.ok()?.ok()?
 }
 
 impl Drop for KilledOnDrop {

@@ -183,7 +183,7 @@ struct Scene<'a> {
     half: f64,
 }
 
-/// What our figures are held against.
+/// The other side of each figure.
 enum Peer<'a> {
     Before(Box<Ours<'a>>),
     Others(Box<Others>),
