@@ -101,6 +101,9 @@ pub(crate) struct Faults(Mutex<Inner>);
 struct Inner {
     ongoing: BTreeMap<Source, Ongoing>,
     logged: BTreeMap<Kind, Logged>,
+    /// What was applied, in order.
+    #[cfg(test)]
+    changes: Vec<FaultChange>,
 }
 
 #[derive(Debug)]
@@ -125,7 +128,11 @@ struct Logged {
 }
 
 impl Faults {
+    /// Applies a change. A lease does so before it shows the status that follows from it, so that a reader of the status finds
+    /// its reason.
     pub(crate) fn apply(&self, change: FaultChange, now: Instant) {
+        #[cfg(test)]
+        self.0.lock().changes.push(change.clone());
         match change {
             FaultChange::Refused { source, why, prefix, is_logged } => {
                 let refusal = match &why {
@@ -183,6 +190,11 @@ impl Faults {
     /// The fault of a source, if there is one.
     pub(crate) fn of(&self, source: &Source) -> Option<Fault> {
         self.0.lock().ongoing.get(source).map(|ongoing| ongoing.fault(source))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> Vec<FaultChange> {
+        self.0.lock().changes.clone()
     }
 
     /// Every fault, those of leases first.

@@ -132,7 +132,6 @@ impl LeaseTask {
                 }
                 Action::Renew { lease, ttl, deadline } => self.renewals.renew(&self.around.etcd, lease, ttl, deadline),
                 Action::Disconnect(lease) => self.renewals.disconnect(lease),
-                Action::Fault(change) => self.around.metrics.faults().apply(change, Instant::now()),
                 // An ignored error is the receiver's decision: a caller may have given up, the registrar may have ended
                 // before its leases, and there may be no listener.
                 Action::Reply(reply, outcome) => drop(reply.send(outcome)),

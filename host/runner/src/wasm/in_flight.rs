@@ -209,11 +209,17 @@ impl InFlightRequests {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock();
-        change(&mut state);
-        self.abandoned.store(state.abandoned && state.open == 0, Relaxed);
-        drop(state);
-        self.waker.wake();
+        let is_abandoned = {
+            let mut state = self.state.lock();
+            change(&mut state);
+            let is_abandoned = state.abandoned && state.open == 0;
+            self.abandoned.store(is_abandoned, Relaxed);
+            is_abandoned
+        };
+        // Nothing else ends the instance, and its task is not woken in vain.
+        if is_abandoned {
+            self.waker.wake();
+        }
     }
 }
 

@@ -162,8 +162,8 @@ impl LeaseCore {
     fn resume_refused(&mut self, now: Instant) {
         for (key, entry) in self.keys.iter_mut().filter(|(_, entry)| entry.is_deferred() && !entry.is_dirty()) {
             entry.resume();
+            self.metrics.faults().apply(FaultChange::Forgotten(Source::Key(key.clone())), now);
             entry.show(self.health);
-            self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));
         }
         let is_answered = self.leases.current().is_some_and(|held| !held.has_unanswered_write);
         if is_answered && !self.failing.is_empty() && !self.keys.iter().any(|(_, entry)| entry.is_dirty()) {

@@ -20,12 +20,13 @@ impl LeaseCore {
         self.failing.insert(verb, failure.clone());
         // An expired token costs one renewal, and is replaced.
         let is_first_renewal = verb == Verb::Renew && self.leases.current().is_some_and(|held| held.failures < 2);
-        self.actions.push_back(Action::Fault(FaultChange::Refused {
+        let fault = FaultChange::Refused {
             source: self.metrics.source(verb),
             why: Error::unavailable(failure.clone()),
             prefix: self.keys.iter().next().map(|(_, key)| key.prefix()),
             is_logged: !is_first_renewal,
-        }));
+        };
+        self.metrics.faults().apply(fault, now);
         if self.is_refused() && self.health == LeaseHealth::Steady && self.keys.kept() > 0 {
             let why = format!("etcd refuses to {verb}: {failure}");
             self.change_health(LeaseHealth::Suspect, EventKind::Refused, why, now);
@@ -34,10 +35,9 @@ impl LeaseCore {
 
     /// Notes a successful request.
     pub(super) fn on_succeeded(&mut self, verb: Verb, now: Instant) {
-        if self.failing.remove(&verb).is_none() {
+        if !self.resolve(verb, now) {
             return;
         }
-        self.actions.push_back(Action::Fault(FaultChange::Resolved(self.metrics.source(verb))));
         let is_renewed = self.leases.current().is_some_and(|held| held.failures == 0);
         if self.health == LeaseHealth::Suspect && is_renewed && !self.is_refused() {
             let why = "etcd no longer refuses the requests of this lease".to_owned();
@@ -45,10 +45,19 @@ impl LeaseCore {
         }
     }
 
+    /// Resolves the fault of failed requests of a kind. Returns false if there was none.
+    pub(super) fn resolve(&mut self, verb: Verb, now: Instant) -> bool {
+        let was_failing = self.failing.remove(&verb).is_some();
+        if was_failing {
+            self.metrics.faults().apply(FaultChange::Resolved(self.metrics.source(verb)), now);
+        }
+        was_failing
+    }
+
     /// Drops the faults of failed requests that are not repeated, since nothing is left to do.
-    pub(super) fn forget_failing(&mut self) {
+    pub(super) fn forget_failing(&mut self, now: Instant) {
         for verb in std::mem::take(&mut self.failing).into_keys() {
-            self.actions.push_back(Action::Fault(FaultChange::Forgotten(self.metrics.source(verb))));
+            self.metrics.faults().apply(FaultChange::Forgotten(self.metrics.source(verb)), now);
         }
     }
 

@@ -7,7 +7,6 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     error::Error,
     etcd::{Comparison, Failure, Granted, LeaseView, Op, Outcome},
-    faults::FaultChange,
     layout::Layout,
     lease_id::LeaseId,
     node::{ServerNode, Weight},
@@ -141,8 +140,6 @@ pub(crate) enum Action {
     Reply(Reply, Result<(), Error>),
     /// Publishes an event.
     Report(Event),
-    /// Records or resolves a fault.
-    Fault(FaultChange),
     /// Releases a key that is out of etcd for good.
     Release(Arc<str>),
 }

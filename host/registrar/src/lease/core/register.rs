@@ -159,7 +159,7 @@ impl LeaseCore {
     pub(super) fn release_gone_keys(&mut self, now: Instant) {
         let nothing_in_etcd = self.has_nothing_in_etcd();
         if nothing_in_etcd && self.keys.kept() == 0 {
-            self.forget_failing();
+            self.forget_failing(now);
             self.keys.clear_queue();
             self.gone = self.keys.names(|_| true);
         }
@@ -181,7 +181,7 @@ impl LeaseCore {
             self.report(EventKind::Stopped, Some((key, entry.service().clone())), why, now);
         }
         if entry.has_fault() {
-            self.actions.push_back(Action::Fault(FaultChange::Forgotten(Source::Key(key.clone()))));
+            self.metrics.faults().apply(FaultChange::Forgotten(Source::Key(key.clone())), now);
         }
         self.actions.push_back(Action::Release(key.clone()));
         entry.show_stopped();

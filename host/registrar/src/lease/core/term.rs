@@ -71,11 +71,11 @@ impl LeaseCore {
                 self.metrics.held(held.granted_at, held.expires_at());
                 self.metrics.renewed();
                 self.report(EventKind::Renewed, None, format!("it ends in {ttl:?} unless it is renewed again"), now);
+                self.resolve(Verb::Renew, now);
                 if self.health == LeaseHealth::Suspect && !self.is_refused() {
                     let why = "etcd confirmed the lease".to_owned();
                     self.change_health(LeaseHealth::Steady, EventKind::Confirmed, why, now);
                 }
-                self.on_succeeded(Verb::Renew, now);
             }
             Err(Failure::LeaseGone) => self.on_lost(lease, now),
             Err(failure) => {

@@ -100,7 +100,7 @@ impl LeaseCore {
         let is_recovering = self.health == LeaseHealth::Recovering;
         let Some(entry) = self.keys.get_mut(key) else { return };
         if entry.has_fault() {
-            self.actions.push_back(Action::Fault(FaultChange::Resolved(Source::Key(key.clone()))));
+            self.metrics.faults().apply(FaultChange::Resolved(Source::Key(key.clone())), now);
         }
         let news = entry.on_written(lease, over, origin, revision, is_recovering);
         entry.show(self.health);
@@ -129,10 +129,10 @@ impl LeaseCore {
                 self.discard(key, error, now);
             }
             OnConflict::Wait { is_news } => {
-                entry.show(self.health);
                 let is_reported = is_news && entry.was_confirmed();
                 let fault = FaultChange::Held { key: key.clone(), holder, value, is_logged: !is_reported };
-                self.actions.push_back(Action::Fault(fault));
+                self.metrics.faults().apply(fault, now);
+                entry.show(self.health);
                 let service = entry.service().clone();
                 if is_reported {
                     let why = format!("lease {holder} of another host holds the key");
@@ -201,14 +201,14 @@ impl LeaseCore {
             self.on_key_gone(key, Gone::Deleted);
         } else if !entry.is_kept() || entry.was_confirmed() {
             entry.defer();
-            entry.show(self.health);
             let fault = FaultChange::Refused {
                 source: Source::Key(key.clone()),
                 why: Error::unavailable(failure),
                 prefix: Some(entry.prefix()),
                 is_logged: true,
             };
-            self.actions.push_back(Action::Fault(fault));
+            self.metrics.faults().apply(fault, now);
+            entry.show(self.health);
         } else {
             self.discard(key, Error::unavailable(failure), now);
         }

@@ -66,14 +66,14 @@ fn a_key_that_is_waited_for_is_written_once_it_is_free_or_fails_in_time_with_the
         scene.grant();
         scene.write_with(|_| held_by(THEIRS));
         assert_eq!(scene.state(KEY), State::Pending);
-        assert!(matches!(scene.faults.last(), Some(FaultChange::Held { holder: THEIRS, is_logged: true, .. })));
+        assert!(matches!(scene.last_fault_change(), Some(FaultChange::Held { holder: THEIRS, is_logged: true, .. })));
         scene.pass(INTERVAL);
         scene.audit(&[], &[]);
         assert_eq!(scene.ops(), [format!("+{KEY} none")]);
         if is_freed {
             scene.write();
             assert!(done(&mut outcome).is_ok());
-            assert!(matches!(scene.faults.last(), Some(FaultChange::Resolved(_))));
+            assert!(matches!(scene.last_fault_change(), Some(FaultChange::Resolved(_))));
         } else {
             scene.write_with(|_| held_by(THEIRS));
             assert!(is_owed(&mut outcome));

@@ -82,13 +82,13 @@ fn a_confirmed_key_that_etcd_refuses_is_deferred_to_the_next_audit() {
     scene.set_weight(KEY, 10);
     scene.fail_write(refused());
     assert_eq!(scene.state(KEY), State::Suspect);
-    assert!(matches!(scene.faults.last(), Some(FaultChange::Refused { is_logged: true, .. })));
+    assert!(matches!(scene.last_fault_change(), Some(FaultChange::Refused { is_logged: true, .. })));
     assert!(scene.request.is_none());
     scene.pass(INTERVAL);
     scene.audit(&[KEY], &[]);
     scene.write();
     assert_eq!(scene.state(KEY), State::Registered);
-    assert!(matches!(scene.faults.last(), Some(FaultChange::Resolved(_))));
+    assert!(matches!(scene.last_fault_change(), Some(FaultChange::Resolved(_))));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_deferred_change_that_is_taken_back_is_no_fault_any_more() {
     scene.pass(INTERVAL);
     scene.audit(&[KEY], &[]);
     assert_eq!(scene.state(KEY), State::Registered);
-    assert!(matches!(scene.faults.last(), Some(FaultChange::Forgotten(_))));
+    assert!(matches!(scene.last_fault_change(), Some(FaultChange::Forgotten(_))));
 }
 
 #[test]

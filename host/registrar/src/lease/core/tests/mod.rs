@@ -57,7 +57,6 @@ struct Scene {
     disconnected: Vec<LeaseId>,
     events: VecDeque<EventKind>,
     reasons: Vec<String>,
-    faults: Vec<FaultChange>,
     released: Vec<String>,
     leases_granted: i64,
     revision: i64,
@@ -88,7 +87,6 @@ impl Scene {
             disconnected: Vec::new(),
             events: VecDeque::new(),
             reasons: Vec::new(),
-            faults: Vec::new(),
             released: Vec::new(),
             leases_granted: 0,
             revision: 0,
@@ -106,6 +104,11 @@ impl Scene {
         assert_eq!(scene.state(KEY), State::Registered);
         scene.events.clear();
         scene
+    }
+
+    /// Latest change to the faults.
+    fn last_fault_change(&self) -> Option<FaultChange> {
+        self.metrics.faults().changes().pop()
     }
 
     // Inputs.
@@ -133,7 +136,6 @@ impl Scene {
                     self.events.push_back(event.kind);
                     self.reasons.push(event.why);
                 }
-                Action::Fault(change) => self.faults.push(change),
                 Action::Release(key) => self.released.push(key.to_string()),
             }
         }
