@@ -36,15 +36,21 @@ use crate::{
 /// Bytes of a body that are read at a time.
 const CHUNK: usize = 64 << 10;
 
-/// The outbound part of a policy, as a hook of `wasi:http`.
+/// The outbound part of a policy, as a hook of `wasi:http`. Each instance has a clone, which costs two references.
 #[derive(Clone)]
 pub(crate) struct Outbound {
+    rules: Arc<Rules>,
+    pub(crate) callers: Callers,
+}
+
+/// Destinations, limits and clients of one revision of a service.
+struct Rules {
     destinations: Arc<[Destination]>,
     /// Permits local targets without an entry of their own.
     local: bool,
     denials: Arc<Denials>,
     external: ExternalClient,
-    services: Arc<ServiceClient>,
+    services: ServiceClient,
     /// Permits of requests in flight, until their responses are read.
     permits: Arc<Semaphore>,
     /// Longest wait of an outgoing request for a connection, and for its response.
@@ -53,7 +59,6 @@ pub(crate) struct Outbound {
     between_bytes: Duration,
     stats: Arc<Stats>,
     tracer: Option<Tracer>,
-    pub(crate) callers: Callers,
 }
 
 type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
@@ -68,21 +73,23 @@ impl Outbound {
         stats: Arc<Stats>,
         tracer: Option<Tracer>,
     ) -> Self {
-        Self {
+        let rules = Rules {
             destinations: allow.outbound.as_slice().into(),
             local: allow.local,
             external: ExternalClient::new(allow.local, reserved, Arc::clone(&denials)),
             denials,
-            services: Arc::new(services),
+            services,
             permits: Arc::new(Semaphore::new(limits.outgoing as usize)),
             timeout: limits.request_timeout,
             between_bytes: limits.longest_wait(),
             stats,
             tracer,
-            callers: Callers::default(),
-        }
+        };
+        Self { rules: Arc::new(rules), callers: Callers::default() }
     }
+}
 
+impl Rules {
     /// Returns the entry of `allow.outbound` that permits a request to a host; otherwise reports the denial.
     fn permit<B>(&self, request: &http::Request<B>) -> Result<String, Error> {
         let (authority, scheme) = (request.uri().authority(), request.uri().scheme());
@@ -152,29 +159,29 @@ impl WasiHttpHooks for Outbound {
             // One that the component sets itself stays.
             request.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.header());
         }
-        let mut span = self.tracer.as_ref().and_then(|tracer| tracer.client_span(parent, &mut request));
-        let (uri, stats) = (request.uri(), Arc::clone(&self.stats));
-        let options = self.bounded(options);
-        let target = uri.authority().and_then(|authority| self.services.target(authority, uri.scheme()));
+        let rules = Arc::clone(&self.rules);
+        let mut span = rules.tracer.as_ref().and_then(|tracer| tracer.client_span(parent, &mut request));
+        let uri = request.uri();
+        let options = rules.bounded(options);
+        let target = uri.authority().and_then(|authority| rules.services.target(authority, uri.scheme()));
         let to = match &target {
             Some(target) => Ok(target.name().to_string()),
-            None => self.permit(&request),
+            None => rules.permit(&request),
         };
         let to = match to {
             Ok(to) => to,
             Err(error) => {
-                stats.incident(Incident::OutgoingDenied);
+                rules.stats.incident(Incident::OutgoingDenied);
                 return Box::new(async move {
                     drain(request.into_body()).await;
                     Err(failed(span, error))
                 });
             }
         };
-        let (external, services, permits) =
-            (self.external.clone(), Arc::clone(&self.services), Arc::clone(&self.permits));
-        let patience = options.connect_timeout.unwrap_or(self.timeout);
+        let patience = options.connect_timeout.unwrap_or(rules.timeout);
         Box::new(async move {
-            let Ok(Ok(permit)) = timeout(patience, permits.acquire_owned()).await else {
+            let Rules { external, services, permits, stats, .. } = &*rules;
+            let Ok(Ok(permit)) = timeout(patience, Arc::clone(permits).acquire_owned()).await else {
                 tracing::debug!(to, "an outgoing request waited for as many others as limits.outgoing allows");
                 stats.incident(Incident::OutgoingLimit);
                 stats.sent(&to, false);

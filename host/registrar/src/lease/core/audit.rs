@@ -9,12 +9,7 @@ use tracing::debug;
 use crate::{
     etcd::{Comparison, Failure, LeaseView, MAX_OPS, latency::Verb},
     faults::{FaultChange, Source},
-    lease::core::{
-        LeaseCore, MAX_AUDIT_INTERVAL,
-        intact::Intact,
-        key::Key,
-        messages::{Action, Request},
-    },
+    lease::core::{LeaseCore, MAX_AUDIT_INTERVAL, intact::Intact, key::Key, messages::Request},
     lease_id::LeaseId,
 };
 

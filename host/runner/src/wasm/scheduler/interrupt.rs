@@ -38,7 +38,7 @@ pub(crate) struct InterruptHandle {
     /// Tick in which the slice began, and the processor time of its thread then, in nanoseconds.
     begun_tick: AtomicU64,
     begun_cpu: AtomicU64,
-    /// The instance has kept its thread since the slice began.
+    /// The slice is measured, and the instance has kept its thread since it began.
     is_held: AtomicBool,
     task: AtomicWaker,
     /// Mirror of `dedicated`, which spares the lock.
@@ -60,12 +60,18 @@ impl InterruptHandle {
         self.is_held.store(true, Relaxed);
     }
 
+    /// A slice begins in this tick, without its processor time, which takes a system call.
+    pub(super) fn begin_unmeasured(&self, tick: u64) {
+        self.begun_tick.store(tick, Relaxed);
+        self.is_held.store(false, Relaxed);
+    }
+
     /// Tick in which the slice began.
     pub(super) fn begun_tick(&self) -> u64 {
         self.begun_tick.load(Relaxed)
     }
 
-    /// Processor time of the slice so far; `None` for an instance that gave back its thread since its slice began.
+    /// Processor time of the slice so far; `None` if it is not measured, or the instance gave back its thread since it began.
     pub(super) fn computed(&self) -> Option<Duration> {
         let computed = || thread_cpu().saturating_sub(self.begun_cpu.load(Relaxed));
         self.is_held.load(Relaxed).then(|| Duration::from_nanos(computed()))

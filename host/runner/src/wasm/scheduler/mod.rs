@@ -133,10 +133,10 @@ impl Scheduler {
         }
     }
 
-    /// An instance is about to be made.
+    /// An instance is about to be made. Its first request soon begins another slice, so this one is not measured.
     pub(crate) fn on_instance(&self, usage: &mut Usage) {
         usage.reset();
-        usage.interrupt.begin(self.ticks.load(Relaxed));
+        usage.interrupt.begin_unmeasured(self.ticks.load(Relaxed));
     }
 
     /// A request begins: it gets a whole slice, and what the instance computed before was another's. Returns true if the

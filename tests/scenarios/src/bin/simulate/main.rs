@@ -16,8 +16,12 @@ use std::{
     time::Instant,
 };
 
+use mimalloc::MiMalloc;
 use seed::{Verdict, simulate};
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The time of the simulation, for the log of a single seed.
 struct VirtualTime(OnceLock<tokio::time::Instant>);
