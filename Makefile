@@ -213,9 +213,9 @@ bench-many: build guests ## a thousand services in one process: the start, the m
 	target/release/many
 
 # The etcd of three members and its load share this machine; other processes on it show in the figures.
-growth: setup ## a million registrations on the simulated etcd, 200,000 on a real one of three members; PART=simulated or real, HOSTS=n, KEYS=n
+growth: setup ## a million registrations on the simulated etcd, 200,000 on a real one of three members; PART=simulated or real, HOSTS=n, KEYS=n, TTL=seconds
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin growth
-	target/release/growth $(PART) $(if $(HOSTS),--hosts $(HOSTS)) $(if $(KEYS),--keys $(KEYS))
+	target/release/growth $(PART) $(if $(HOSTS),--hosts $(HOSTS)) $(if $(KEYS),--keys $(KEYS)) $(if $(TTL),--ttl $(TTL))
 
 isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin isolation

@@ -1,25 +1,26 @@
-//! The process of the registrars: `hosts KEYS REGISTRARS ENDPOINT...` registers, deploys and stops on command.
+//! The process of the registrars: `hosts KEYS REGISTRARS TTL ENDPOINT...` registers, deploys and stops on command.
 
 use std::{collections::VecDeque, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use leasehold::{Registrar, State};
+use leasehold::{Options, Registrar, State};
 use leasehold_scenarios::growth::{Host, Size, options};
 use tokio::task::JoinSet;
 
 use crate::children::{number, serve};
 
-/// The registrars and the cluster that they use.
+/// The registrars and their options.
 struct Hosts {
     size: Size,
-    endpoints: Vec<String>,
+    options: Options,
     up: VecDeque<Host>,
 }
 
 pub(crate) async fn main(arguments: &[String]) -> Result<()> {
     let size = Size { keys: number(arguments, 0)?, hosts: number(arguments, 1)? };
-    let endpoints = arguments.get(2..).context("endpoints")?.to_vec();
-    let mut hosts = Hosts { size, endpoints, up: VecDeque::new() };
+    let endpoints = arguments.get(3..).context("endpoints")?.to_vec();
+    let options = Options { ttl: u64::try_from(number(arguments, 2)?)?.try_into()?, ..options(endpoints) };
+    let mut hosts = Hosts { size, options, up: VecDeque::new() };
     serve(async |words| hosts.execute(&words).await).await
 }
 
@@ -33,7 +34,7 @@ impl Hosts {
                     let host = self.up.pop_front().context("a host is up")?;
                     let index = host.index();
                     host.stop().await;
-                    self.up.push_back(start(self.size, index, self.endpoints.clone()).await?);
+                    self.up.push_back(start(self.size, index, self.options.clone()).await?);
                 }
             }
             "stop" => {
@@ -54,7 +55,7 @@ impl Hosts {
     async fn register(&mut self) -> Result<()> {
         let mut starting = JoinSet::new();
         for index in 0..self.size.hosts {
-            starting.spawn(start(self.size, index, self.endpoints.clone()));
+            starting.spawn(start(self.size, index, self.options.clone()));
         }
         while let Some(host) = starting.join_next().await {
             self.up.push_back(host??);
@@ -64,9 +65,9 @@ impl Hosts {
 }
 
 /// Starts a host. Each begins at another member, since a host uses one at a time.
-async fn start(size: Size, index: usize, mut endpoints: Vec<String>) -> Result<Host> {
-    let first = index % endpoints.len();
-    endpoints.rotate_left(first);
-    let registrar = Registrar::start(options(endpoints))?;
+async fn start(size: Size, index: usize, mut options: Options) -> Result<Host> {
+    let first = index % options.endpoints.len();
+    options.endpoints.rotate_left(first);
+    let registrar = Registrar::start(options)?;
     Ok(Host::register(index, registrar, size.keys).await)
 }

@@ -1,8 +1,8 @@
-//! Measures fleets of up to a million registrations: `growth [simulated|real] [--hosts N] [--keys N]`.
+//! Measures fleets of up to a million registrations: `growth [simulated|real] [--hosts N] [--keys N] [--ttl SECONDS]`.
 //!
 //! `simulated` runs 100 hosts of 10,000 registrations each on the simulated etcd, through rolling deploys and a loss of etcd's
 //! data, and holds the promises against etcd's history. `real` runs 20 registrars of 10,000 registrations each on an etcd of three
-//! members. Without either word both run.
+//! members, where `--ttl` holds. Without either word both run.
 
 mod children;
 mod etcd;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Some("viewer") => return run(threads(), viewer::main(&arguments[1..])),
         _ => {}
     }
-    let (mut part, mut hosts, mut keys) = (None, None, None);
+    let (mut part, mut hosts, mut keys, mut ttl) = (None, None, None, None);
     let mut words = arguments.into_iter();
     while let Some(word) = words.next() {
         let mut number = || words.next().and_then(|text| text.parse::<usize>().ok()).filter(|number| *number > 0);
@@ -36,10 +36,14 @@ fn main() -> ExitCode {
                 keys = number();
                 keys.is_some()
             }
+            "--ttl" => {
+                ttl = number();
+                ttl.is_some()
+            }
             _ => false,
         };
         if !is_understood {
-            eprintln!("usage: growth [simulated|real] [--hosts N] [--keys N]");
+            eprintln!("usage: growth [simulated|real] [--hosts N] [--keys N] [--ttl SECONDS]");
             return ExitCode::from(64);
         }
     }
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
         println!("\nsimulated, {:.0} s on the clock\n{report}", begun.elapsed().as_secs_f64());
     }
     if part.as_deref() != Some("simulated") {
-        return run(threads(), real::measure(size(20)));
+        return run(threads(), real::measure(size(20), ttl.unwrap_or(10)));
     }
     ExitCode::SUCCESS
 }

@@ -24,8 +24,8 @@ const VIEWERS: usize = 50;
 const CHANGES: usize = 100;
 /// Registrars that follow every key.
 const FOLLOWERS: usize = 10;
-/// Time after a fault in which a lost lease would take its keys along: a TTL, and etcd's own second of grace.
-const AFTER_A_FAULT: Duration = Duration::from_secs(15);
+/// Time after a fault, beside a TTL, in which a lost lease would take its keys along.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Longest time for the recovery of every key.
 const RECOVERY: Duration = Duration::from_secs(240);
@@ -33,21 +33,23 @@ const RECOVERY: Duration = Duration::from_secs(240);
 /// The cluster and the processes at it.
 struct Run {
     size: Size,
+    ttl: Duration,
     cluster: Cluster,
     client: Client,
     hosts: Process,
 }
 
-/// Measures a fleet of this size and prints a line for each figure.
-pub(crate) async fn measure(size: Size) -> Result<()> {
+/// Measures a fleet of this size, with leases of `ttl` seconds, and prints a line for each figure.
+pub(crate) async fn measure(size: Size, ttl: usize) -> Result<()> {
     let begun = Instant::now();
     let cluster = Box::pin(Cluster::start(MEMBERS)).await;
     let mut client = cluster.client().await;
     line(&format!("real, {size}: etcd {} of {MEMBERS} members", client.status().await?.version()));
-    let mut arguments = vec![size.keys.to_string(), size.hosts.to_string()];
+    let mut arguments = vec![size.keys.to_string(), size.hosts.to_string(), ttl.to_string()];
     arguments.extend(cluster.endpoints());
     let hosts = Process::start("hosts", &arguments)?;
-    let mut run = Run { size, cluster, client, hosts };
+    let ttl_of_all = Duration::from_secs(u64::try_from(ttl)?);
+    let mut run = Run { size, ttl: ttl_of_all, cluster, client, hosts };
     run.register().await?;
     run.hold("while nothing changes", false).await?;
     run.hold("while another client writes ten keys a second", true).await?;
@@ -57,15 +59,16 @@ pub(crate) async fn measure(size: Size) -> Result<()> {
     Box::pin(run.lose_a_member()).await?;
     run.stop().await?;
     drop(run);
-    Box::pin(recover(size)).await?;
+    Box::pin(recover(size, ttl)).await?;
     line(&format!("{:.0} s in all", begun.elapsed().as_secs_f64()));
     Ok(())
 }
 
 /// Measures the way back of a fleet whose etcd, of one member, loses its data.
-async fn recover(size: Size) -> Result<()> {
+async fn recover(size: Size, ttl: usize) -> Result<()> {
     let mut etcd = Box::pin(Etcd::start()).await;
-    let mut hosts = Process::start("hosts", &[size.keys.to_string(), size.hosts.to_string(), etcd.endpoint()])?;
+    let arguments = [size.keys.to_string(), size.hosts.to_string(), ttl.to_string(), etcd.endpoint()];
+    let mut hosts = Process::start("hosts", &arguments)?;
     let [registered] = hosts.run("register").await?;
     Box::pin(etcd.restart(false)).await;
     let (begun, mut client) = (Instant::now(), etcd.client().await);
@@ -223,11 +226,11 @@ impl Run {
         let begun = Instant::now();
         self.cluster.leader().await;
         let elected = begun.elapsed().as_secs_f64();
-        sleep(AFTER_A_FAULT).await;
+        sleep(self.ttl + GRACE).await;
         let begun = Instant::now();
         self.cluster.restart(leader).await;
         let restarted = begun.elapsed().as_secs_f64();
-        sleep(AFTER_A_FAULT).await;
+        sleep(self.ttl + GRACE).await;
         self.client = self.cluster.client().await;
         let changes = changes(&mut self.client, since).await;
         let deleted = changes.iter().filter(|change| change.is_delete).count();
