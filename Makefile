@@ -23,7 +23,7 @@ endif
 # Paths below are those of cargo's default directory.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint wasmtime-range monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many isolation clean
+.PHONY: help setup build guests clients examples install deb deb-test image deploy-tools manifests deploy-test deny book package dist run test registry-test etcd lint wasmtime-range monitoring simulate fuzz interop guests-all first-key bench bench-lease bench-serving bench-views bench-startup bench-many growth isolation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -211,6 +211,11 @@ bench-startup: build guests ## from the start of the process to the key in etcd,
 bench-many: build guests ## a thousand services in one process: the start, the memory, a reload, an upgrade, the end
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin many
 	target/release/many
+
+# The etcd of three members and its load share this machine; other processes on it show in the figures.
+growth: setup ## a million registrations on the simulated etcd, 200,000 on a real one of three members; PART=simulated or real, HOSTS=n, KEYS=n, TTL=seconds
+	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin growth
+	target/release/growth $(PART) $(if $(HOSTS),--hosts $(HOSTS)) $(if $(KEYS),--keys $(KEYS)) $(if $(TTL),--ttl $(TTL))
 
 isolation: build guests ## renewals counted while guests burn every core for MINUTES=n (10)
 	cargo build --locked --release -p leasehold-scenarios -p leasehold-end-to-end --bin isolation

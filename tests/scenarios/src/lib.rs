@@ -1,6 +1,7 @@
 //! The harness of the scenarios: a simulated etcd, a real etcd, and a network that fails on demand.
 
 pub mod fleet;
+pub mod growth;
 pub mod proxy;
 pub mod real;
 pub mod sim;

@@ -6,6 +6,7 @@ use etcd_client::proto::{PbDeleteRequest, PbPutRequest, PbRangeRequest, PbTxnOpR
 use tonic_prost::prost::Message;
 
 use super::failure::{Failure, MESSAGE_LIMIT};
+use super::history::TransactionSize;
 use super::store::Range;
 
 /// etcd's default for `--max-txn-ops`.
@@ -53,6 +54,12 @@ pub(crate) fn put(request: &PbPutRequest) -> Result<(), Failure> {
 
 pub(crate) fn delete(request: &PbDeleteRequest) -> Result<(), Failure> {
     if request.key.is_empty() { Err(Failure::EmptyKey) } else { Ok(()) }
+}
+
+/// Measures a transaction.
+pub(crate) fn measure(request: &PbTxnRequest) -> TransactionSize {
+    let operations = request.compare.len().max(request.success.len()).max(request.failure.len());
+    TransactionSize { operations, bytes: request.encoded_len() }
 }
 
 /// Checks a transaction completely, as etcd's `kvServer.Txn` does.

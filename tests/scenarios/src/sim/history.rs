@@ -208,11 +208,28 @@ pub struct CallRecord {
     pub call: Call,
 }
 
+/// Size of a transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransactionSize {
+    /// Number of its operations or, if that is more, of its comparisons; those of nested transactions are not counted.
+    pub operations: usize,
+    /// Its length on the wire.
+    pub bytes: usize,
+}
+
+impl TransactionSize {
+    /// The larger value of each field.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { operations: self.operations.max(other.operations), bytes: self.bytes.max(other.bytes) }
+    }
+}
+
 /// Recorder of events and calls.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) events: Vec<Event>,
     pub(crate) calls: Vec<CallRecord>,
+    pub(crate) largest_transaction: TransactionSize,
     counts: BTreeMap<(Arc<str>, Call), u64>,
 }
 

@@ -49,7 +49,7 @@ use self::store::{Item, Range};
 use self::wire::{Link, Wire};
 
 pub use self::fault::FaultPlan;
-pub use self::history::{Call, CallRecord, Cause, Event, EventKind};
+pub use self::history::{Call, CallRecord, Cause, Event, EventKind, TransactionSize};
 
 /// Handle of one simulated etcd; clones are the same etcd.
 #[derive(Clone, Debug)]
@@ -317,6 +317,11 @@ impl SimEtcd {
         self.lock().store.revision()
     }
 
+    /// The revision of the last compaction; -1 before the first.
+    pub fn compacted(&self) -> i64 {
+        self.lock().store.compacted()
+    }
+
     /// One key.
     pub fn get(&self, key: &str) -> Option<Entry> {
         self.lock().store.get(key.as_bytes()).map(Entry::from)
@@ -346,6 +351,21 @@ impl SimEtcd {
     /// All events, in order. Compaction and restarts do not remove events.
     pub fn history(&self) -> Vec<Event> {
         self.lock().history.events.clone()
+    }
+
+    /// Takes the events out of the history, in order: a run of millions of events does not fit into memory.
+    pub fn take_history(&self) -> Vec<Event> {
+        std::mem::take(&mut self.lock().history.events)
+    }
+
+    /// Takes the calls out of the history, in order.
+    pub fn take_calls(&self) -> Vec<CallRecord> {
+        std::mem::take(&mut self.lock().history.calls)
+    }
+
+    /// The largest number of operations and of bytes that a transaction has had.
+    pub fn largest_transaction(&self) -> TransactionSize {
+        self.lock().history.largest_transaction
     }
 
     /// Every call at the time that it left its host, in order; renewals are only counted.

@@ -205,6 +205,7 @@ impl PbKvService for Member {
         let mut state = self.shared.lock();
         session.check(&mut state)?;
         check::size(&request)?;
+        state.history.largest_transaction = state.history.largest_transaction.max(check::measure(&request));
         if state.no_space && check::cost(&request) > 0 {
             return Err(Failure::NoSpace.into());
         }
