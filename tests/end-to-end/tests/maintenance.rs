@@ -170,7 +170,7 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
     let missing = with(plain("missing"), json!({ "component": "/does/not/exist.wasm" }));
     let changes = json!({ "admin": { "listen": "127.0.0.1:0" } });
     let mut host = Host::spawn(&with(config(&world, [greeter(), missing]), changes), &[]);
-    host.says("ready, without missing").await;
+    host.says("the host is ready, without missing").await;
     let admin = host.admin();
     assert_eq!(get(&host.url("greeter")).await.status, 200);
     let all = leasehold(&["status", "--admin", &admin, "--json"]).await;
@@ -249,7 +249,7 @@ async fn a_host_that_starts_without_etcd_is_live_and_not_ready_until_etcd_respon
     let site = with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
     let mut host = Host::spawn(&site, &[]);
     host.says("waiting for etcd").await;
-    host.says("admin").await;
+    host.says("the admin endpoint listens").await;
     let page = async |path: &str| get(&format!("{}{path}", host.admin())).await.status;
     // A probe that restarts a host must not restart this one, and a rollout waits for it.
     assert_eq!((page("healthz").await, page("readyz?etcd=optional").await), (200, 503));

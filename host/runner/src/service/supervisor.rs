@@ -145,15 +145,16 @@ impl Supervisor {
             self.attempts.enter(Phase::Drained, None);
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
-            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "the service is resumed on request");
+            self.attempts.forget();
         }
         loop {
             let reply = self.until_drain(cause).await;
-            tracing::info!(event = "draining", service = %self.attempts.spec.name, "draining on request");
+            tracing::info!(event = "draining", service = %self.attempts.spec.name, "the service is drained on request");
             let _ = reply.send(self.attempts.drain().await); // Its client may have gone away.
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
-            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "the service is resumed on request");
             self.attempts.forget();
         }
     }

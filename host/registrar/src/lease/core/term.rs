@@ -26,7 +26,7 @@ impl LeaseCore {
         let granted = match outcome {
             Ok(granted) => granted,
             Err(failure) => {
-                debug!(%failure, "no lease");
+                debug!(%failure, "etcd granted no lease");
                 self.on_failed(Verb::Grant, &failure, now);
                 if !failure.is_transient() {
                     self.fail_pending(&failure, now);
@@ -36,7 +36,7 @@ impl LeaseCore {
         };
         self.on_succeeded(Verb::Grant, now);
         let Granted { lease, ttl } = granted;
-        debug!(%lease, ?ttl, "lease granted");
+        debug!(%lease, ttl_seconds = ttl.as_secs_f64(), "etcd granted a lease");
         self.leases.add(HeldLease::new(lease, ttl, requested_at));
         self.metrics.held(requested_at, requested_at + ttl);
         self.audit_at = requested_at + self.interval().min(MAX_AUDIT_INTERVAL);
@@ -175,7 +175,7 @@ impl LeaseCore {
         self.failures += 1;
         let longest_pause = self.longest_pause();
         let pause = backoff(&mut self.rng, self.failures, longest_pause);
-        debug!(%failure, failures = self.failures, ?pause, "etcd is tried again");
+        debug!(%failure, failures = self.failures, pause_seconds = pause.as_secs_f64(), "etcd is tried again");
         self.not_before = now + pause;
     }
 
