@@ -181,6 +181,9 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
     let key = format!("/greeter/v1/{}", host.addr("greeter"));
     assert_eq!((&row["readiness"], &row["registrations"][0]["keys"]), (&json!("ready"), &json!([key])), "{row}");
     assert_eq!(row["component_sha256"], sha256(&paths::component("greeter")));
+    let lease = format!("{:x}", world.stands(&key).await.lease);
+    let registration = &row["registrations"][0];
+    assert_eq!((&registration["lease"], &registration["leases"]), (&json!(lease), &json!([lease])), "{row}");
     assert_eq!((&row["requests"]["all"], &row["requests"]["failed"]), (&json!(1), &json!(0)), "{row}");
     assert!(row["since"].as_str().is_some_and(|since| since.ends_with('Z') && since.len() == 20), "{row}");
     let why = status["services"][1]["why"].as_str().expect("it is not ready");
@@ -188,10 +191,14 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
 
     let text = leasehold(&["status", "--admin", &admin]).await;
     assert_eq!(text.code, Some(0), "{text:?}");
-    let has = ["configuration: /", "SERVICE ", "greeter ", "missing: it does not start: cannot read"];
+    let has =
+        ["configuration: /", "SERVICE ", " LEASE ", &lease, "greeter ", "missing: it does not start: cannot read"];
     assert!(has.into_iter().all(|part| text.stdout.contains(part)), "{}", text.stdout);
     let one = leasehold(&["status", "greeter", "--admin", &admin]).await;
     let digest = sha256(&paths::component("greeter"));
+    assert!(one.stdout.contains(&format!("\n  lease       {lease}\n")), "{one:?}");
+    let down = leasehold(&["status", "missing", "--admin", &admin]).await;
+    assert!(down.stdout.contains("\n  listen      127.0.0.1:0\n") && !down.stdout.contains("  lease"), "{down:?}");
     assert!(one.stdout.contains(&digest) && one.stdout.contains(&key) && !one.stdout.contains("missing"), "{one:?}");
     let unknown = leasehold(&["status", "plane", "--admin", &admin]).await;
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(64), ""), "{unknown:?}");
