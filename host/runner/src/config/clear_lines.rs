@@ -184,7 +184,8 @@ fn is_clear(text: &str, known: &KnownKeys, may_begin_with_value: bool, mut is_pa
             word => {
                 let (key, value) = word.split_once(':').map_or((word, None), |(key, value)| (key, Some(value)));
                 let key = unquoted(key);
-                if known.is_secret(key) {
+                // As a value, such a word is the name of something.
+                if known.is_secret(key) && !(takes_value && value.is_none()) {
                     return false;
                 }
                 let is_key = known.plain.contains(key) || (is_pairs && value.is_some());
