@@ -49,7 +49,7 @@ async fn check_reports_mistakes_and_starts_nothing() {
         json!({ "instances": 2 * 253, "memory": memory, "pooled": true, "files": 2 * (4096 + 256) })
     );
 
-    // What the defaults add up to is counted, and told apart where some services say how much they take.
+    // The sum has the defaults, and a second line has their part where some services have limits of their own.
     let small = with(plain("small"), json!({ "limits": { "concurrency": 4, "memory": "16MiB" } }));
     let mixed = File::of(&config(&world, [greeter(), plain("plain"), small]).to_string());
     let ended = leasehold(["check", &mixed.path()]).await;
