@@ -188,7 +188,7 @@ fn with_token(mut config: Value) -> Value {
 }
 
 /// The message of a log line.
-pub(crate) fn message(line: &Value) -> &str {
+fn message(line: &Value) -> &str {
     line["message"].as_str().unwrap_or_default()
 }
 

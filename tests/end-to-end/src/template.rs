@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use crate::{
     Ended, Host, Program,
     config::{config, free_address, with},
-    host::message,
     http::get,
     paths,
 };
