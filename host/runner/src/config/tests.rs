@@ -472,10 +472,9 @@ services:
     config: { a: hunter2 }
     env:
       B: \"hunter2\"
-    args: [--token, hunter2]
 ";
     let places: Vec<_> = TEXT.char_indices().map(|(at, _)| at).collect();
-    let inserted = ["{", "}", "[", "]", "\"", "'", ":", ": ", ",", "\n", " ", "\t", "# ", " #", "- ", "&", "|"];
+    let inserted = ["{", "}", "[", "]", "\"", "'", ":", ": ", ",", "\n", " ", "\t", "# ", " #", "- ", "|"];
     let mangled = places.iter().flat_map(|at| {
         let (before, rest) = TEXT.split_at(*at);
         let without = format!("{before}{}", &rest[1..]);
