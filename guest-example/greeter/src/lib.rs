@@ -6,7 +6,7 @@ use bindings::{
     exports::leasehold::registry::lifecycle,
     leasehold::registry::{
         registrar,
-        types::{ServerNode, State},
+        types::{self, ServerNode, State},
     },
     wasi::config::store,
 };
@@ -30,7 +30,7 @@ impl lifecycle::Guest for Greeter {
             weight: None,
             metadata: vec![],
         };
-        registrar::register(&node, TTL_SECONDS).map_err(|error| format!("register {}: {error:?}", node.name))?;
+        registrar::register(&node, TTL_SECONDS).map_err(|error| format!("register {}: {}", node.name, text(&error)))?;
         Ok(())
     }
 
@@ -81,7 +81,23 @@ fn respond(status: StatusCode, content_type: &str, body: String) -> Result<Respo
 }
 
 fn config(key: &str) -> Result<Option<String>, String> {
-    store::get(key).map_err(|error| format!("configuration {key}: {error:?}"))
+    store::get(key).map_err(|error| match error {
+        store::Error::Upstream(text) | store::Error::Io(text) => format!("configuration {key}: {text}"),
+    })
+}
+
+/// Text of the host about a refused call.
+fn text(error: &types::Error) -> &str {
+    match error {
+        types::Error::InvalidArgument(text)
+        | types::Error::AccessDenied(text)
+        | types::Error::QuotaExceeded(text)
+        | types::Error::Conflict(text)
+        | types::Error::Unavailable(text)
+        | types::Error::Other(text) => text,
+        types::Error::Timeout => "the deadline expired",
+        types::Error::NotRegistered => "the registration has ended already",
+    }
 }
 
 fn name_of(state: State) -> &'static str {

@@ -92,7 +92,7 @@ async fn serve(path: &str, registry: RegistryCtx) -> Result<()> {
     let instance = pre.instantiate_async(&mut store).await?;
     start(&lifecycle, &mut store, &instance).await?;
     for registration in registry.registrations() {
-        tracing::info!(key = %registration.key(), "registered");
+        tracing::info!(key = %registration.key(), "the node is registered");
     }
 
     // A platform with a network serves the component here, in instances of their own, with clones of `registry`.

@@ -22,6 +22,7 @@ use crate::{
     faults::Fault,
     layout::Layout,
     lease::core::messages::{Command, Reply},
+    lease_id::LeaseId,
     node::{ServerNode, Weight},
     status::{SharedKey, State, Status},
     timers::Timers,
@@ -165,6 +166,12 @@ impl Registration {
     /// All keys in etcd: one per layout, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.parts().map(KeyHandle::key)
+    }
+
+    /// The lease of each of the [`keys`](Self::keys) in etcd, in their order: keys of several layouts are under leases of their own.
+    /// `None` for a key that is under no lease of this host: not written yet, held by another host, or gone.
+    pub fn leases(&self) -> impl Iterator<Item = Option<LeaseId>> {
+        self.parts().map(|part| part.shared.lease().filter(|_| !part.is_given_up()))
     }
 
     pub(crate) fn parts(&self) -> impl Iterator<Item = &KeyHandle> {

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -256,6 +256,14 @@ impl SharedKey {
         }
     }
 
+    /// The lease that the key is under, or about to be written under; `None` while it is under no lease of this host.
+    pub(crate) fn lease(&self) -> Option<LeaseId> {
+        match self.read().state {
+            State::Pending | State::Conflict | State::Stopped => None,
+            State::Registered | State::Suspect | State::Recovering | State::Draining => self.metrics.lease(),
+        }
+    }
+
     /// The status with that of the lease.
     pub(crate) fn status(&self) -> Status {
         let KeyStatus { state, weight, recoveries } = self.read();
@@ -292,6 +300,8 @@ fn packed(KeyStatus { state, weight, recoveries }: KeyStatus) -> u64 {
 #[derive(Debug)]
 pub(crate) struct LeaseMetrics {
     origin: Instant,
+    /// Identifier of the lease in etcd; 0 when there is none.
+    lease: AtomicI64,
     /// Milliseconds from `origin` to the end of the lease; 0 when there is none.
     ends: AtomicU64,
     /// Milliseconds from `origin` to its grant.
@@ -313,6 +323,7 @@ impl LeaseMetrics {
             id,
             faults,
             origin: now,
+            lease: AtomicI64::new(0),
             ends: AtomicU64::new(0),
             granted: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
@@ -341,18 +352,25 @@ impl LeaseMetrics {
         std::iter::once(Source::Key(key.clone())).chain(sources).find_map(|source| self.faults.of(&source))
     }
 
-    pub(crate) fn held(&self, granted: Instant, end: Instant) {
+    pub(crate) fn held(&self, lease: LeaseId, granted: Instant, end: Instant) {
         // A lease that ended before the origin, as on a machine that was suspended, has ended as well.
         let millis = |at: Instant| {
             let millis = at.saturating_duration_since(self.origin).as_millis();
             u64::try_from(millis).unwrap_or(u64::MAX)
         };
+        self.lease.store(lease.get(), Ordering::Relaxed);
         self.granted.store(millis(granted), Ordering::Relaxed);
         self.ends.store(millis(end), Ordering::Relaxed);
     }
 
     pub(crate) fn lost(&self) {
+        self.lease.store(0, Ordering::Relaxed);
         self.ends.store(0, Ordering::Relaxed);
+    }
+
+    /// The lease in etcd, while there is one.
+    pub(crate) fn lease(&self) -> Option<LeaseId> {
+        LeaseId::new(self.lease.load(Ordering::Relaxed))
     }
 
     pub(crate) fn renewed(&self) {
@@ -382,8 +400,8 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{KeyStatus, LeaseMetrics, STATES, SharedKey};
-    use crate::node::ServerNode;
+    use super::{KeyStatus, LeaseMetrics, STATES, SharedKey, State};
+    use crate::{lease_id::LeaseId, node::ServerNode};
 
     #[test]
     fn a_status_is_read_as_it_was_written() {
@@ -396,6 +414,26 @@ mod tests {
             key.write(status);
             assert_eq!(key.read(), status);
         }
+    }
+
+    #[test]
+    fn a_key_has_the_lease_that_it_is_under() {
+        let now = Instant::now();
+        let node = Arc::new(ServerNode::new("user", "10.0.0.1:80").unwrap());
+        let metrics = Arc::new(LeaseMetrics::new(now, 0, Arc::default()));
+        let status = |state| KeyStatus { state, weight: 1.try_into().unwrap(), recoveries: 0 };
+        let key = SharedKey::new("/user/10.0.0.1:80".into(), node, status(State::Registered), metrics.clone());
+        assert_eq!(key.lease(), None, "none is granted");
+        let lease = LeaseId::new(0x694d).unwrap();
+        metrics.held(lease, now, now + Duration::from_secs(10));
+        for state in STATES {
+            key.write(status(state));
+            let is_elsewhere = matches!(state, State::Pending | State::Conflict | State::Stopped);
+            assert_eq!(key.lease(), (!is_elsewhere).then_some(lease), "{state}");
+        }
+        metrics.lost();
+        key.write(status(State::Recovering));
+        assert_eq!(key.lease(), None);
     }
 
     #[tokio::test]

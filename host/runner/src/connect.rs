@@ -124,10 +124,13 @@ pub(crate) fn not_permitted(keys: &[String]) -> Option<String> {
         0 => String::new(),
         others => format!(", nor {others} more"),
     };
-    // The prefix that ends with the folder of the key: keys of one version of a service are its siblings.
-    let folder = key.rfind('/').map_or(key.as_str(), |end| &key[..=end]);
-    let cure = Refusal::Permission.cure("readwrite", Some(folder));
+    let cure = Refusal::Permission.cure("readwrite", Some(folder(key)));
     Some(format!("its user may not read and write {key}{others}; {cure}"))
+}
+
+/// The prefix that ends with the folder of a key: keys of one version of a service are its siblings.
+pub(crate) fn folder(key: &str) -> &str {
+    key.rfind('/').map_or(key, |end| &key[..=end])
 }
 
 fn is_final(error: &Error) -> bool {

@@ -32,7 +32,7 @@ impl Host {
     /// Runs a configuration, and waits until all of its services are ready.
     pub async fn ready(config: &Value) -> Self {
         let mut host = Self::spawn(config, &[]);
-        host.says("ready").await;
+        host.event("ready").await;
         host
     }
 
@@ -106,6 +106,12 @@ impl Host {
         parse(&self.program.line(&format!("{start:?}"), fits).await)
     }
 
+    /// Waits for a log line about an event, by its name for machines, and returns the line.
+    pub async fn event(&mut self, name: &str) -> Value {
+        let fits = |line: &str| parse(line)["event"] == name;
+        parse(&self.program.line(&format!("the event {name}"), fits).await)
+    }
+
     /// Log lines so far.
     pub fn log(&self) -> Vec<Value> {
         self.program.stderr().iter().map(|line| parse(line)).collect()
@@ -117,7 +123,7 @@ impl Host {
     /// When it is not served.
     pub fn url(&self, service: &str) -> String {
         let log = self.log();
-        let serving = log.iter().find(|line| message(line) == "serving" && line["service"] == service);
+        let serving = log.iter().find(|line| line["event"] == "serving" && line["service"] == service);
         serving.expect("it is served")["url"].as_str().expect("a URL is text").to_owned()
     }
 
@@ -127,7 +133,10 @@ impl Host {
     /// If the host has none.
     pub fn admin(&self) -> String {
         let log = self.log();
-        let admin = log.iter().find(|line| message(line) == "admin").expect("it has an admin endpoint");
+        let admin = log
+            .iter()
+            .find(|line| line["url"].is_string() && message(line).contains("admin"))
+            .expect("it has an admin endpoint");
         admin["url"].as_str().expect("a URL is text").to_owned()
     }
 
@@ -179,7 +188,7 @@ fn with_token(mut config: Value) -> Value {
 }
 
 /// The message of a log line.
-pub(crate) fn message(line: &Value) -> &str {
+fn message(line: &Value) -> &str {
     line["message"].as_str().unwrap_or_default()
 }
 

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use crate::{
     Ended, Host, Program,
     config::{config, free_address, with},
-    host::message,
     http::get,
     paths,
 };
@@ -52,8 +51,7 @@ pub async fn start(world: &World, guests: &[Guest], cache: &str) -> Host {
     let services = guests.iter().map(|guest| guest.service(guests));
     let config = with(config(world, services), json!({ "admin": { "listen": "127.0.0.1:0" } }));
     let host = Host::spawn_with(&config, &[], &[("XDG_CACHE_HOME", cache)]);
-    wait_for("the host is ready", START, async || host.log().iter().any(|line| message(line).starts_with("ready")))
-        .await;
+    wait_for("the host is ready", START, async || host.log().iter().any(|line| line["event"] == "ready")).await;
     host
 }
 

@@ -55,7 +55,7 @@ async fn by_default_errors_are_logged_alone_each_with_what_its_warning_has() {
     let line = &has(&host, "hostile", 1).await[0];
     for (field, expected) in [
         ("level", json!("INFO")),
-        ("message", json!("request")),
+        ("message", json!("a request has ended")),
         ("method", json!("GET")),
         ("path", json!("/act/trap")),
         ("status", json!(500)),

@@ -339,7 +339,7 @@ async fn admin_says_why_a_host_is_not_let_in() {
         Host::spawn(&with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } })), &[]);
     let waiting = host.says("waiting for etcd").await;
     assert_eq!(waiting["level"], "WARN");
-    host.says("admin").await;
+    host.says("the admin endpoint listens").await;
     let readyz = get(&format!("{}readyz", host.admin())).await;
     assert_eq!(readyz.status, 503);
     assert!(readyz.body.contains("plain: it is starting"), "{}", readyz.body);
@@ -398,7 +398,7 @@ async fn admin_reports_the_awaited_key_and_its_holder() {
     let mut host = Host::spawn(&with(config(&world, [plain]), changes), &[]);
     let waiting = host.says("waiting for a key").await;
     assert_eq!(waiting["level"], "WARN");
-    host.says("admin").await;
+    host.says("the admin endpoint listens").await;
     let readyz = get(&format!("{}readyz", host.admin())).await;
     assert_eq!(readyz.status, 503);
     for text in [waiting["message"].as_str().unwrap(), &readyz.body] {
@@ -406,6 +406,6 @@ async fn admin_reports_the_awaited_key_and_its_holder() {
         assert!(tells, "{text}");
     }
     world.revoke(holder).await;
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
 }

@@ -75,7 +75,7 @@ async fn safety_a_host_has_a_socket_of_its_own_by_default() {
 
     let beside = text(&runtime);
     let mut two = Host::spawn_with(&config(&world, [plain("other")]), &[], &[("XDG_RUNTIME_DIR", &beside)]);
-    two.says("ready").await;
+    two.event("ready").await;
     let several = leasehold_in(&runtime, &["status"]).await;
     assert_eq!(several.code, Some(64), "{several:?}");
     assert!(several.stderr.contains("2 hosts run here; --config FILE or --admin selects one: unix:"), "{several:?}");
@@ -95,7 +95,7 @@ async fn safety_a_host_runs_without_a_socket_that_cannot_be_made_and_replaces_on
         Host::spawn_with(&config(&world, [plain("plain")]), &[], &[("XDG_RUNTIME_DIR", "/does/not/exist")]);
     let said = without.says("no admin endpoint: cannot make the folder /does/not/exist/leasehold").await;
     assert_eq!(said["level"], "WARN");
-    without.says("ready").await;
+    without.event("ready").await;
     assert_eq!(without.stop().await.code, Some(0));
 
     let folder = folder();

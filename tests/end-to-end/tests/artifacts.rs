@@ -193,7 +193,7 @@ async fn a_host_starts_from_its_cache_while_the_registry_does_not_answer() {
         warning["message"].as_str().unwrap().contains(&format!("{manifest} of an earlier pull is used")),
         "{warning}"
     );
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -301,7 +301,7 @@ async fn a_password_that_changes_is_read_by_the_next_attempt() {
     wait_for("it is refused", SOON, async || host.log().iter().any(|line| line.to_string().contains("denies access")))
         .await;
     folder.write("password", "hunter2");
-    host.says("ready").await;
+    host.event("ready").await;
     assert!(!host.log().iter().any(|line| line.to_string().contains("hunter")));
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -361,7 +361,7 @@ async fn a_component_without_a_trusted_signature_is_neither_downloaded_nor_run()
     .await;
     wait_for("the other one is registered", SOON, async || world.count().await == 1).await;
     trusted.sign(&registry, "greeter", &manifest);
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 
@@ -373,7 +373,7 @@ async fn a_tag_that_moves_is_followed_without_a_failed_request() {
     let reference = registry.reference("service:1");
     let service = with(service("greeter", "greeter"), json!({ "component": reference, "register": "host" }));
     let mut host = Host::spawn(&of_registry(&world, &registry, service), &["--watch"]);
-    host.says("ready").await;
+    host.event("ready").await;
     let url = host.url("greeter");
     let mut follower = Follower::of(&world, "greeter", Duration::ZERO).await;
     follower.calls(Call::Http1);
@@ -383,7 +383,7 @@ async fn a_tag_that_moves_is_followed_without_a_failed_request() {
     };
     answered(&follower, 50).await;
     registry.put("service", "1", &second);
-    host.says("reloaded").await;
+    host.event("reloaded").await;
     answered(&follower, 50).await;
     assert_eq!(follower.ends().await.failures, Vec::<String>::new());
     // A reload that fails is tried again: the download breaks off at first.
@@ -494,7 +494,7 @@ async fn a_service_whose_registry_is_away_is_tried_again_while_others_run() {
     registry.put("greeter", "7", &fs::read(paths::component("greeter")).unwrap());
     registry.does(None);
     wait_for("both are registered", SOON, async || world.count().await == 2).await;
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
 }
 

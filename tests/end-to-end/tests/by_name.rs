@@ -130,7 +130,7 @@ async fn calls_go_on_while_etcd_is_down() {
     );
     assert!(metrics.contains("leasehold_view_age_seconds{"), "{metrics}");
     world.restart(false).await;
-    caller.says("watch re-established").await;
+    caller.says("the watch is established again").await;
     assert!(view(&caller).await["error"].is_null());
     assert_eq!(greetings(&caller, "greeter.leasehold", 20).await, HashMap::from([("one".to_owned(), 20)]));
 }

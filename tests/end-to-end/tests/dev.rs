@@ -23,7 +23,7 @@ fn is_in_use(folder: &Path) -> bool {
 
 async fn dev() -> Host {
     let mut host = Host::spawn(&json!({ "services": [greeter()] }), &["--dev"]);
-    host.says("ready").await;
+    host.event("ready").await;
     host
 }
 
@@ -58,7 +58,7 @@ async fn found_by_commands_that_do_not_say_where_etcd_is() {
     let mut configuration = json!({ "services": [greeter()] });
     configuration["registry"] = json!({ "layout": "kratos" });
     let mut host = Host::spawn(&configuration, &["--dev"]);
-    host.says("ready").await;
+    host.event("ready").await;
     let introduced = host.says("private etcd: ").await["message"].as_str().unwrap().to_owned();
     let endpoint = introduced.strip_prefix("private etcd: ").unwrap().split(',').next().unwrap().to_owned();
     host.says("look into it from another terminal: leasehold watch").await;

@@ -192,7 +192,7 @@ async fn an_abandoned_instance_ends() {
     let world = World::real().await;
     let patient = with(hostile("hostile"), json!({ "register": "host" }));
     let mut host = Host::spawn(&config(&world, [patient]), &["-v"]);
-    host.says("ready").await;
+    host.event("ready").await;
     for (act, said) in [("spin", "spinning"), ("sleep", "sleeping")] {
         let mut client = Connection::open(&host.addr("hostile")).await;
         let get = [&[0x82, 0x86][..], &field(":path", &format!("/act/{act}")), &field(":authority", "here")].concat();

@@ -61,7 +61,7 @@ async fn health_an_unhealthy_service_is_withdrawn_and_restored() {
         readyz(&host).await,
         "not ready\nhostile: it is withdrawn: its health check fails: the service failed\n"
     );
-    host.says("announced").await;
+    host.event("announced").await;
     world.stands(&key).await;
     assert!(now() >= until);
     assert_eq!(readyz(&host).await, "ready\n");
@@ -122,7 +122,7 @@ async fn health_a_host_waits_for_a_service_with_a_bound() {
     let world = World::real().await;
     let mut host = host(&world, tidal(0, now() + 8, &json!({ "start_timeout": "1s" }))).await;
     assert_eq!(world.count().await, 0);
-    host.says("announced").await;
+    host.event("announced").await;
     assert_eq!(world.count().await, 1);
     host.signal("TERM");
     assert_eq!(host.ends().await.code, Some(0));
@@ -145,7 +145,7 @@ async fn health_a_component_that_registers_itself_is_started_when_it_is_healthy(
     let why = "it is withdrawn: its health check has not passed yet";
     let said = readyz(&hasty).await;
     assert!(said.starts_with(&format!("not ready\nhostile: {why}: ")), "{said}");
-    hasty.says("announced").await;
+    hasty.event("announced").await;
     assert_eq!((world.count().await, readyz(&hasty).await.as_str()), (1, "ready\n"));
     assert_eq!(hasty.stop().await.code, Some(0));
     assert_eq!(world.count().await, 0);
@@ -188,7 +188,7 @@ async fn health_a_component_that_fails_most_requests_is_quarantined() {
     // A second withdrawal in a row would last longer, so its absence is observed.
     let text = act("current").await.json()["text"].clone();
     assert!(text == "1 Some(State::Recovering)" || text == "1 Some(State::Registered)", "{text}");
-    host.says("announced").await;
+    host.event("announced").await;
     let after = world.stands(&key).await;
     assert_eq!(before.value, after.value);
     assert_eq!(act("current").await.json()["text"], "1 Some(State::Registered)");

@@ -282,6 +282,56 @@ fn messages_use_the_terms_of_the_field() {
     assert!(found.is_empty(), "these messages are vague ({}):\n{}", VAGUE.join(", "), found.join("\n"));
 }
 
+/// Lines of the messages of the log in a source that are a single word.
+fn bare_messages(text: &str) -> Vec<usize> {
+    let lines = ["error", "warn", "info", "debug", "trace"].into_iter().flat_map(|level| {
+        let calls =
+            text.match_indices(&format!("{level}!(")).map(|(at, call)| (at, at + call.len())).collect::<Vec<_>>();
+        let bare = calls.into_iter().filter(|(_, arguments)| message(&text[*arguments..]).is_some_and(is_word));
+        bare.map(|(at, _)| text[..at].lines().count()).collect::<Vec<_>>()
+    });
+    lines.collect()
+}
+
+fn is_word(message: &str) -> bool {
+    message.chars().all(|c| !c.is_whitespace() && c != '{')
+}
+
+/// The message among the arguments of a line of the log: the first literal that is no value of a field.
+fn message(arguments: &str) -> Option<&str> {
+    let (mut depth, mut before, mut rest) = (0, ',', arguments);
+    while let Some(c) = rest.chars().next() {
+        match c {
+            '"' => {
+                let end = rest[1..].replace("\\\\", "__").replace("\\\"", "__").find('"')?;
+                if depth == 0 && before == ',' {
+                    return Some(&rest[1..=end]);
+                }
+                rest = &rest[1 + end..];
+            }
+            '(' | '{' | '[' => depth += 1,
+            ')' | '}' | ']' if depth == 0 => return None,
+            ')' | '}' | ']' => depth -= 1,
+            _ => {}
+        }
+        if !c.is_whitespace() {
+            before = c;
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    None
+}
+
+#[test]
+fn messages_of_the_log_are_sentences() {
+    assert_eq!(bare_messages("fn f() {\n    info!(event = \"ready\", n = g(\"x\"), \"ready\");\n}"), [2]);
+    assert_eq!(bare_messages("debug!(%service, \"it is \\\"ready\\\"\"); warn!(\"{note}\"); info!(text)"), [0; 0]);
+    let mut all = sources("host");
+    all.retain(|source| source.path.contains("/src/"));
+    let found = offenders(all, bare_messages);
+    assert!(found.is_empty(), "these lines of the log are a word each:\n{}", found.join("\n"));
+}
+
 #[test]
 fn names_use_the_terms_of_the_field() {
     let found = offenders(["host", "tests", "guest-example"].into_iter().flat_map(sources), vague_names);

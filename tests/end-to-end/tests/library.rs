@@ -75,7 +75,7 @@ async fn an_action_of_the_start_calls_by_name_and_its_error_fails_the_start() {
     let neighbour = Host::of(&world, [echo()]).await;
     let greets = |more: Value| with(with(library(&["echo"]), json!({ "env": { "GREET": "echo" } })), more);
     let mut host = Host::spawn(&config(&world, [greets(json!({}))]), &[]);
-    host.says("ready").await;
+    host.event("ready").await;
     assert!(host.log().iter().any(|line| line.to_string().contains("echo responds with hello")), "{:?}", host.log());
     assert_eq!(host.stop().await.code, Some(0));
 
@@ -177,7 +177,7 @@ async fn an_error_of_the_handler_is_500_for_the_client_and_a_text_for_the_log() 
     wait_for("the log has it", SOON, async || host.log().iter().any(|line| line.to_string().contains("no luck today")))
         .await;
     assert_eq!(ask(&host, "status").await[0]["state"], "registered");
-    host.says("ready").await;
+    host.event("ready").await;
 }
 
 #[tokio::test]

@@ -53,6 +53,28 @@ async fn the_first_line_says_what_runs_and_events_are_sentences_with_fields() {
 }
 
 #[tokio::test]
+async fn every_line_is_a_sentence_and_its_durations_are_numbers() {
+    let world = World::real().await;
+    let listeners = json!({ "admin": { "listen": "127.0.0.1:0" }, "metrics": { "listen": "127.0.0.1:0" } });
+    let mut host = Host::spawn(&with(config(&world, [plain("plain")]), listeners), &["-v"]);
+    host.event("ready").await;
+    for command in ["reload/plain", "drain/plain", "resume/plain", "reload"] {
+        assert_eq!(post(&format!("{}{command}", host.admin())).await.status, 200, "{command}");
+    }
+    let ended = host.stop().await;
+    let lines: Vec<Value> = ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &lines {
+        let message = line["message"].as_str().unwrap();
+        assert!(message.split_whitespace().count() > 1, "{line}");
+    }
+    for event in ["ready", "serving", "reloaded", "draining", "ended", "resumed"] {
+        assert!(lines.iter().any(|line| line["event"] == event), "{event}: {lines:#?}");
+    }
+    let granted = lines.iter().find(|line| line["message"] == "etcd granted a lease").unwrap();
+    assert!(granted["ttl_seconds"].as_f64().is_some() && granted.get("ttl").is_none(), "{granted}");
+}
+
+#[tokio::test]
 async fn a_signal_and_a_request_change_the_level_for_a_while() {
     let world = World::real().await;
     let mut host = Host::ready(&with_admin(&config(&world, [plain("plain")]))).await;

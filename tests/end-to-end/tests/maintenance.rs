@@ -170,7 +170,7 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
     let missing = with(plain("missing"), json!({ "component": "/does/not/exist.wasm" }));
     let changes = json!({ "admin": { "listen": "127.0.0.1:0" } });
     let mut host = Host::spawn(&with(config(&world, [greeter(), missing]), changes), &[]);
-    host.says("ready, without missing").await;
+    host.says("the host is ready, without missing").await;
     let admin = host.admin();
     assert_eq!(get(&host.url("greeter")).await.status, 200);
     let all = leasehold(&["status", "--admin", &admin, "--json"]).await;
@@ -181,6 +181,9 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
     let key = format!("/greeter/v1/{}", host.addr("greeter"));
     assert_eq!((&row["readiness"], &row["registrations"][0]["keys"]), (&json!("ready"), &json!([key])), "{row}");
     assert_eq!(row["component_sha256"], sha256(&paths::component("greeter")));
+    let lease = format!("{:x}", world.stands(&key).await.lease);
+    let registration = &row["registrations"][0];
+    assert_eq!((&registration["lease"], &registration["leases"]), (&json!(lease), &json!([lease])), "{row}");
     assert_eq!((&row["requests"]["all"], &row["requests"]["failed"]), (&json!(1), &json!(0)), "{row}");
     assert!(row["since"].as_str().is_some_and(|since| since.ends_with('Z') && since.len() == 20), "{row}");
     let why = status["services"][1]["why"].as_str().expect("it is not ready");
@@ -188,10 +191,14 @@ async fn maintenance_status_shows_what_runs_and_why_something_is_not_ready() {
 
     let text = leasehold(&["status", "--admin", &admin]).await;
     assert_eq!(text.code, Some(0), "{text:?}");
-    let has = ["configuration: /", "SERVICE ", "greeter ", "missing: it does not start: cannot read"];
+    let has =
+        ["configuration: /", "SERVICE ", " LEASE ", &lease, "greeter ", "missing: it does not start: cannot read"];
     assert!(has.into_iter().all(|part| text.stdout.contains(part)), "{}", text.stdout);
     let one = leasehold(&["status", "greeter", "--admin", &admin]).await;
     let digest = sha256(&paths::component("greeter"));
+    assert!(one.stdout.contains(&format!("\n  lease       {lease}\n")), "{one:?}");
+    let down = leasehold(&["status", "missing", "--admin", &admin]).await;
+    assert!(down.stdout.contains("\n  listen      127.0.0.1:0\n") && !down.stdout.contains("  lease"), "{down:?}");
     assert!(one.stdout.contains(&digest) && one.stdout.contains(&key) && !one.stdout.contains("missing"), "{one:?}");
     let unknown = leasehold(&["status", "plane", "--admin", &admin]).await;
     assert_eq!((unknown.code, unknown.stdout.as_str()), (Some(64), ""), "{unknown:?}");
@@ -249,7 +256,7 @@ async fn a_host_that_starts_without_etcd_is_live_and_not_ready_until_etcd_respon
     let site = with(config(&world, [plain("plain")]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
     let mut host = Host::spawn(&site, &[]);
     host.says("waiting for etcd").await;
-    host.says("admin").await;
+    host.says("the admin endpoint listens").await;
     let page = async |path: &str| get(&format!("{}{path}", host.admin())).await.status;
     // A probe that restarts a host must not restart this one, and a rollout waits for it.
     assert_eq!((page("healthz").await, page("readyz?etcd=optional").await), (200, 503));

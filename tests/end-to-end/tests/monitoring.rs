@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use leasehold_end_to_end::{
-    Host,
+    Host, Program,
     config::{config, hostile, plain, with},
     http::{begin, get},
     paths,
@@ -70,6 +70,10 @@ async fn the_process_is_measured_under_the_usual_names() {
     let world = World::real().await;
     let host = Host::ready(&with_admin(&world, [plain("plain")])).await;
     let page = page(&host).await;
+    assert!(page.contains("leasehold_build_info{version=\"0.1.0\",commit=\""), "{page}");
+    let version = Program::spawn(&paths::leasehold(), ["--version"], &host.temporary()).ends().await;
+    let commit = version.stdout.lines().find_map(|line| line.strip_prefix("commit")).unwrap().trim();
+    assert_eq!(sample(&page, &format!("leasehold_build_info{{version=\"0.1.0\",commit=\"{commit}\"}} ")), Some(1.0));
     let resident = sample(&page, "process_resident_memory_bytes ").unwrap();
     assert!(
         resident > host.resident_bytes() as f64 / 2.0 && resident < 2.0 * host.resident_bytes() as f64,

@@ -172,12 +172,13 @@ async fn own_listener_of_a_program_that_ends_is_withdrawn_and_restored() {
         ("exit", "the component exited with 1"),
         ("return", "the component returned"),
     ] {
-        let announced = turns(&host, "announced");
+        let announced = turns(&host, "the service is announced in etcd");
         ends_by(&host, act).await;
         let withdrawn = host.says(&format!("withdrawn: {why}")).await;
         assert!(act != "trap" || withdrawn.to_string().contains("told to trap"), "no text of its panic: {withdrawn}");
-        wait_for("it is announced again", SOON, async || turns(&host, "announced") > announced).await;
-        assert_eq!(turns(&host, "runs again"), announced + 1);
+        wait_for("it is announced again", SOON, async || turns(&host, "the service is announced in etcd") > announced)
+            .await;
+        assert_eq!(turns(&host, "the program runs again"), announced + 1);
         assert_eq!(get(&url).await.body, "hello\n");
         let after = world.stands(&key).await;
         assert_eq!(before.value, after.value);
@@ -212,7 +213,7 @@ async fn own_listener_of_a_program_that_is_down_is_out_of_etcd_even_if_its_port_
     let ready = get(&format!("{}readyz", host.admin())).await.body;
     assert!(ready.starts_with("not ready\nprogram: it is withdrawn: the component trapped"), "{ready}");
     drop(stranger);
-    host.says("announced").await;
+    host.event("announced").await;
     world.stands(&key).await;
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -227,7 +228,7 @@ async fn own_listener_of_a_program_that_registers_itself_ends_with_each_run() {
     assert_eq!(get(&format!("{url}registrations")).await.body, "1");
     ends_by(&host, "trap").await;
     host.says("withdrawn: the component trapped").await;
-    host.says("announced").await;
+    host.event("announced").await;
     let after = world.stands(&key).await;
     assert_eq!(
         (&before.value, before.lease == after.lease && before.modified == after.modified),
@@ -291,7 +292,7 @@ async fn own_listener_has_health_checks() {
     host.says("withdrawn: its health check fails: no answer within 500ms").await;
     assert_eq!(world.get(&key(&host)).await, None);
     drop(stuck);
-    host.says("announced").await;
+    host.event("announced").await;
     world.stands(&key(&host)).await;
     assert_eq!(host.stop().await.code, Some(0));
 }
@@ -313,7 +314,7 @@ async fn own_listener_is_reloaded_out_of_etcd() {
     let ended = leasehold(&["reload", "program", "--admin", &admin]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     host.says("withdrawn: it is replaced").await;
-    host.says("announced").await;
+    host.event("announced").await;
     world.stands(&key).await;
     assert_eq!(get(&format!("{url}registrations")).await.body, "hello\n", "the new one knows no acts");
     becomes("plain");
@@ -345,8 +346,8 @@ async fn own_listener_goes_back_to_the_former_version_if_the_new_one_never_liste
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let why = format!("it did not listen on {} within 3s", host.addr("program"));
     assert!(ended.stdout.contains(&why), "{ended:?}");
-    host.says("runs again").await;
-    host.says("announced").await;
+    host.says("the program runs again").await;
+    host.event("announced").await;
     assert_eq!(world.stands(&key).await.value, before.value);
     assert_eq!(get(&url).await.body, "hello\n");
     assert_eq!(host.stop().await.code, Some(0));

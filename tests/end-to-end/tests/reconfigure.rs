@@ -395,7 +395,7 @@ async fn reconfigure_a_service_that_waits_for_etcd_starts_as_configured_then() {
     let config = with(config(&world, [service]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
     world.kill();
     let mut host = Host::spawn(&config, &[]);
-    host.says("admin").await;
+    host.says("the admin endpoint listens").await;
     let config = serde_json::from_str(&fs::read_to_string(host.file()).expect("it was written")).expect("it is JSON");
     let mut site = Site { host, config };
     wait_for("it waits for etcd", SOON, async || site.status().await[0]["phase"] == "starting").await;
@@ -406,7 +406,7 @@ async fn reconfigure_a_service_that_waits_for_etcd_starts_as_configured_then() {
     })
     .await;
     world.restart(true).await;
-    site.host.says("ready").await;
+    site.host.event("ready").await;
     world.stands(&format!("/user/v2/{next}")).await;
     assert_eq!((world.count().await, body(&next).await), (1, "hello\n".to_owned()));
     // A lease that etcd granted while it ended is nobody's, and ends by itself.

@@ -278,13 +278,13 @@ async fn reload_a_host_that_watches_follows_the_file() {
     let world = World::real().await;
     let component = Component::of("plain");
     let mut host = Host::spawn(&config(&world, [component.in_place_of(plain("plain"))]), &["--watch"]);
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(get(&host.url("plain")).await.body, "hello\n");
     component.becomes(b"half of a compon");
     host.says("not reloaded, the former version serves on").await;
     assert_eq!(get(&host.url("plain")).await.body, "hello\n");
     component.becomes_component("hostile");
-    host.says("reloaded").await;
+    host.event("reloaded").await;
     assert_eq!(get(&host.url("plain")).await.body, "hostile\n");
     assert_eq!(host.stop().await.code, Some(0));
 }

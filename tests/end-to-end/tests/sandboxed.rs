@@ -205,7 +205,7 @@ async fn sandboxed_the_password_of_etcd_is_never_shown() {
         let user = json!({ "etcd": { "user": "root", "password": SECRET } });
         let config = with(config(&world, [service("hostile", component)]), user);
         let mut host = Host::spawn(&config, &["-vv"]);
-        host.says("ready").await;
+        host.event("ready").await;
         assert_eq!(act(&host, "register").await.0, "ok");
         assert_eq!(world.count().await, 1);
         tells_nothing(&world, &act(&host, "foreign-addr").await.1);
@@ -272,7 +272,7 @@ async fn sandboxed_a_failed_start_undoes_the_registrations_of_its_neighbours() {
         assert!(world.leases().await.is_empty());
         // Without `--strict` its neighbours stay, and only its own registrations are undone.
         let mut host = Host::spawn(&config(&world, [greeter(), failing]), &[]);
-        host.says("ready, without hostile").await;
+        host.says("the host is ready, without hostile").await;
         let key = format!("/greeter/v1/{}", host.addr("greeter"));
         wait_for("the neighbour stands alone", SOON, async || world.count().await == 1).await;
         world.stands(&key).await;

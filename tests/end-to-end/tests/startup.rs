@@ -34,7 +34,7 @@ const SERVICES: usize = 100;
 async fn ready(config: &Value, cache: &Path) -> Host {
     let cache = cache.to_str().expect("a temporary directory has a plain name");
     let mut host = Host::spawn_with(config, &["-v"], &[("XDG_CACHE_HOME", cache)]);
-    host.says("ready").await;
+    host.event("ready").await;
     host
 }
 
@@ -95,7 +95,7 @@ async fn independent_a_component_that_takes_long_to_compile_holds_up_no_other_an
     let slow = with(plain("slow"), json!({ "component": file }));
     let both = with(config(&world, [slow, greeter()]), json!({ "admin": { "listen": "127.0.0.1:0" } }));
     let mut host = Host::spawn_with(&both, &[], &variables);
-    host.says("serving").await;
+    host.event("serving").await;
     assert_eq!(get(&host.url("greeter")).await.body, "hello\n");
     world.stands(&format!("/greeter/v1/{}", host.addr("greeter"))).await;
     let readyz = get(&format!("{}readyz", host.admin())).await;
@@ -106,13 +106,13 @@ async fn independent_a_component_that_takes_long_to_compile_holds_up_no_other_an
     let compiling = host.says(&format!("compiling {}, ", file.display())).await;
     assert!(compiling["message"].as_str().is_some_and(|said| said.ends_with(" MB")), "{compiling}");
     host.says(&format!("compiled {} in ", file.display())).await;
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(get(&host.url("slow")).await.body, "hello\n");
     let compiled = host.resident_bytes();
     assert_eq!(host.stop().await.code, Some(0));
 
     let mut host = Host::spawn_with(&both, &[], &variables);
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!((get(&host.url("slow")).await.status, get(&host.url("greeter")).await.status), (200, 200));
     let cached = host.resident_bytes();
     println!("resident after a compilation: {} MiB; without one: {} MiB", compiled >> 20, cached >> 20);
@@ -159,8 +159,8 @@ async fn independent_of_a_thousand_services_one_whose_port_is_in_use_is_reported
     let mut services: Vec<_> = (1..1000).map(|index| plain(&format!("plain-{index}"))).collect();
     services.insert(500, with(plain("late"), json!({ "listen": addr })));
     let mut host = Host::spawn(&with_admin(&world, services), &[]);
-    let ready = host.says("ready").await;
-    assert_eq!((&ready["message"], &ready["services"]), (&json!("ready, without late"), &json!(999)));
+    let ready = host.event("ready").await;
+    assert_eq!((&ready["message"], &ready["services"]), (&json!("the host is ready, without late"), &json!(999)));
     let admin = host.admin();
     let why = format!("cannot listen on {addr}: Address already in use (os error 98); attempts so far: ");
     let readyz = get(&format!("{admin}readyz")).await;
@@ -197,7 +197,7 @@ async fn independent_a_service_that_does_not_start_is_reloaded_and_drained_like_
     let file = folder.path().join("late.wasm");
     let late = |name: &str| with(plain(name), json!({ "component": file }));
     let mut host = Host::spawn(&with_admin(&world, [plain("plain"), late("late"), late("never")]), &[]);
-    host.says("ready, without late, never").await;
+    host.says("the host is ready, without late, never").await;
     let admin = host.admin();
     let command = async |path: &str| post(&format!("{admin}{path}")).await;
     let reloaded = command("reload/late").await.json();

@@ -42,7 +42,7 @@ async fn systemd_is_notified_of_the_start_the_life_and_the_end() {
     let service = with(plain("plain"), json!({ "limits": { "settle_time": "3s" } }));
     let mut host = Host::spawn_with(&config(&world, [service]), &[], &variables);
     while hear().await != "READY=1" {}
-    host.says("ready").await;
+    host.event("ready").await;
     for _ in 0..5 {
         assert_eq!(timeout(INTERVAL * 5, hear()).await.expect("the watchdog is fed"), "WATCHDOG=1");
     }
@@ -72,7 +72,7 @@ async fn systemd_learns_the_successor_of_a_host() {
     let path = path.to_str().expect("a temporary directory has a plain name");
     let variables = [("NOTIFY_SOCKET", path), ("WATCHDOG_USEC", interval.as_str())];
     let mut host = Host::spawn_with(&config(&world, [plain("plain")]), &[], &variables);
-    host.says("ready").await;
+    host.event("ready").await;
     host.signal("USR2");
     let successor = loop {
         if let Some(pid) = hear().await.strip_prefix("MAINPID=") {

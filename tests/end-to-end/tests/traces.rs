@@ -197,7 +197,7 @@ async fn traced(world: &World, collector: SocketAddr, services: impl IntoIterato
 
 async fn ready(config: &Value) -> Host {
     let mut host = Host::spawn_with(config, &[], &[("OTEL_BSP_SCHEDULE_DELAY", "50")]);
-    host.says("ready").await;
+    host.event("ready").await;
     host
 }
 
@@ -504,7 +504,7 @@ async fn remaining_spans_are_sent_at_the_end_over_tls_with_the_token() {
     let config = with(config(&world, [plain("user"), with(plain("other"), json!({ "version": "v7" }))]), traces);
     let variables = [("OTEL_BSP_SCHEDULE_DELAY", "600000"), ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=t")];
     let mut host = Host::spawn_with(&config, &["-vv"], &variables);
-    host.says("ready").await;
+    host.event("ready").await;
     get(&host.url("user")).await;
     get(&host.url("other")).await;
     assert!(collector.spans().is_empty());

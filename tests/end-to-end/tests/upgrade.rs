@@ -45,6 +45,14 @@ async fn pid(admin: &str) -> u64 {
     get(&format!("{admin}status")).await.json()["pid"].as_u64().unwrap_or_default()
 }
 
+/// The address, the component and the begin of the phase of the service `drained`, as `status` has them.
+async fn shown_of_drained(admin: &str) -> Vec<Value> {
+    let status = get(&format!("{admin}status/drained")).await.json();
+    let row = &status["services"][0];
+    assert_eq!(row["component_sha256"].as_str().map(str::len), Some(64), "{row}");
+    ["url", "listen", "component_sha256", "component_since", "since"].map(|key| row[key].clone()).into()
+}
+
 /// Ends a successor, which is nobody's child any more, and waits until it is gone.
 async fn end(pid: u64) {
     let pid = pid.to_string();
@@ -77,6 +85,8 @@ async fn upgrade_fails_no_request_and_deletes_no_key() {
     let admin = host.admin();
     let keys = [format!("/plain/{}", host.addr("plain")), format!("/greeter/v1/{}", host.addr("greeter"))];
     assert_eq!(leasehold(&["drain", "drained", "--admin", &admin]).await.code, Some(0));
+    let drained = shown_of_drained(&admin).await;
+    assert!(drained[0].as_str().is_some_and(|url| url.starts_with("http://127.0.0.1:")), "{drained:?}");
     assert_eq!(leasehold(&["weight", "plain", "9", "--admin", &admin]).await.code, Some(0));
     let mut followers =
         [Follower::of(&world, "plain", Duration::ZERO).await, Follower::of(&world, "greeter", Duration::ZERO).await];
@@ -117,6 +127,9 @@ async fn upgrade_fails_no_request_and_deletes_no_key() {
     let phases: Vec<_> = status["services"].as_array().unwrap().iter().map(|row| row["phase"].clone()).collect();
     assert_eq!(phases, ["serving", "serving", "drained"]);
     assert_eq!(status["services"][0]["weight"], 9);
+    assert_eq!(shown_of_drained(&admin).await, drained, "a drained service is shown as before");
+    let table = leasehold(&["status", "--admin", &admin]).await.stdout;
+    assert!(table.contains(drained[0].as_str().expect("a URL")), "{table}");
     assert_eq!(leasehold(&["resume", "drained", "--admin", &admin]).await.code, Some(0));
     // A successor is a host like any other.
     let again = leasehold(&["upgrade", "--admin", &admin, "--json"]).await;
@@ -282,7 +295,7 @@ async fn sockets_of_systemd_are_served_by_one_host_after_the_other() {
     );
     let mut host = activated(&config, &held).await;
     host.says(&format!("systemd has opened a socket at {unused}, and no `listen` says {unused}")).await;
-    host.says("ready").await;
+    host.event("ready").await;
     let (url, admin) = (format!("http://{addr}/"), format!("http://{admin}/"));
     assert_eq!(get(&url).await.status, 200);
     assert_eq!(pid(&admin).await, u64::from(host.pid()));
@@ -294,7 +307,7 @@ async fn sockets_of_systemd_are_served_by_one_host_after_the_other() {
         async move { get(&url).await.status }
     });
     let mut host = activated(&config, &held).await;
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(waiting.await.unwrap(), 200);
 
     // A service that goes and comes again has the socket again, also in a successor.
@@ -345,7 +358,7 @@ async fn a_socket_of_systemd_that_is_no_listener_is_not_used() {
     for index in [0, 1] {
         host.says(&format!("socket {index} of systemd is no TCP listener, and is not used")).await;
     }
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(get(&host.url("plain")).await.status, 200);
     drop(client);
     assert_eq!(host.stop().await.code, Some(0));

@@ -142,7 +142,7 @@ async fn visible_once_etcd_is_there() {
     let waits = host.says("waiting for etcd").await;
     assert!(waits["message"].as_str().unwrap().contains(&endpoint), "{waits}");
     world.restart(true).await;
-    host.says("ready").await;
+    host.event("ready").await;
     world.stands(&format!("/greeter/v1/{}", host.addr("greeter"))).await;
 }
 

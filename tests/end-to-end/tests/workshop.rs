@@ -64,7 +64,7 @@ async fn dev_builds_and_reloads_with_each_change() {
     let folder = Folder::new("plain");
     let dev = folder.dev(&[]);
     says(&dev, "building: make build", 1).await;
-    says(&dev, "ready", 1).await;
+    says(&dev, "the host is ready", 1).await;
     let former = body(&folder.addr).await;
 
     // A source that changes.
@@ -107,7 +107,7 @@ async fn dev_waits_for_a_first_component_that_starts() {
     says(&dev, "built in ", 1).await;
     dev.line("that it starts again", |line| line.contains("the next change starts it again")).await;
     folder.write("which", paths::component("plain").to_str().unwrap());
-    says(&dev, "ready", 1).await;
+    says(&dev, "the host is ready", 1).await;
     assert!(!body(&folder.addr).await.is_empty());
     dev.signal("TERM");
     assert_eq!(dev.ends().await.code, Some(0));
@@ -123,7 +123,7 @@ async fn dev_builds_a_source_that_is_mended_while_its_build_fails() {
     let begun = folder.folder.path().join("begun.wasm");
     wait_for("the build has begun", SOON, async || begun.exists()).await;
     folder.write("which", paths::component("plain").to_str().unwrap());
-    says(&dev, "ready", 1).await;
+    says(&dev, "the host is ready", 1).await;
     assert!(!dev.stderr().iter().any(|line| line.contains("has changed")), "{:?}", dev.stderr());
     dev.signal("INT");
     assert_eq!(dev.ends().await.code, Some(0));
@@ -148,14 +148,14 @@ async fn dev_repeats_a_build_that_writes_sources_and_gives_up_where_it_always_do
     let folder = Folder::new("plain");
     folder.write("Makefile", &format!("{BUILD}\techo locked > lock\n\techo x >> builds.wasm\n"));
     let dev = folder.dev(&[]);
-    says(&dev, "ready", 1).await;
+    says(&dev, "the host is ready", 1).await;
     assert_eq!(fs::read_to_string(folder.folder.path().join("builds.wasm")).unwrap(), "x\nx\n");
     dev.signal("INT");
     assert_eq!(dev.ends().await.code, Some(0));
     folder.write("Makefile", &format!("{BUILD}\techo x >> lock\n"));
     let dev = folder.dev(&[]);
     says(&dev, "the build changes the sources each time; --ignore leaves out what it writes", 1).await;
-    says(&dev, "ready", 1).await;
+    says(&dev, "the host is ready", 1).await;
     dev.signal("INT");
     assert_eq!(dev.ends().await.code, Some(0));
 }

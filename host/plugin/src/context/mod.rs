@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::join_all};
-use leasehold::{Error, Registrar, Registration, ServerNode, Terms, Weight};
+use leasehold::{Error, Registrar, Registration, ServerNode, Terms, Unavailable, Weight};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -57,6 +57,8 @@ pub struct RegistryCtx {
     revision: u64,
     /// Cancelled when the watches of this revision end.
     watches_end: CancellationToken,
+    /// Refusal of etcd that the last registration of this revision met, with the first of its keys.
+    refused: Arc<Mutex<Option<(String, Unavailable)>>>,
     /// Open watches, and asynchronous calls in progress. Of this revision, so that an earlier one with as many as it may have can
     /// be replaced.
     #[cfg(all(feature = "discovery", feature = "p3"))]
@@ -186,6 +188,12 @@ impl RegistryCtx {
         }
     }
 
+    /// Refusal of etcd for which the last registration of this revision failed, with the first of its keys: the reason behind a
+    /// failed start that the component knows in general words only.
+    pub fn refused(&self) -> Option<(String, Unavailable)> {
+        self.refused.lock().clone()
+    }
+
     /// Publishes every registration of the component with this weight, in place of its own or of the computed one, further
     /// registrations and those of later revisions included. `None` ends that.
     ///
@@ -278,6 +286,7 @@ impl RegistryCtx {
             #[cfg(feature = "p3")]
             calls: RunningCalls::new(),
             watches_end: CancellationToken::new(),
+            refused: Arc::default(),
             shared,
             name,
             policy,
@@ -419,7 +428,10 @@ impl RegistryCtx {
         };
         let failed = |error: Error| GetError::Failed(error.into());
         self.check_revision()?;
-        let registration = match registrations.get_or_create(&keys, make).await? {
+        let made = registrations.get_or_create(&keys, make).await;
+        *self.refused.lock() =
+            made.as_ref().err().and_then(refusal).zip(keys.first().cloned()).map(|(why, key)| (key, why));
+        let registration = match made? {
             Outcome::Created(registration) if self.is_withdrawn() => {
                 // The withdrawal has not seen it, and the caller is refused.
                 registration.stop().await.map_err(failed)?;
@@ -471,6 +483,16 @@ impl RegistryCtx {
             true => Err(GetError::Closed),
             false => Ok(()),
         }
+    }
+}
+
+/// The refusal of etcd behind an error; `None` for any other reason.
+fn refusal(error: &GetError<RegisterError>) -> Option<Unavailable> {
+    match error {
+        GetError::Failed(RegisterError::Registrar(Error::Unavailable(why))) if why.refusal().is_some() => {
+            Some(why.clone())
+        }
+        _ => None,
     }
 }
 

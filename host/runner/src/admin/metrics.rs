@@ -185,8 +185,8 @@ impl Scrape {
     fn process(&self, page: &mut Page<'_>) -> fmt::Result {
         page.gauge(
             "build_info",
-            "Version of the host, with the value 1",
-            [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+            "Version and commit of the host, with the value 1",
+            [(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", env!("LEASEHOLD_COMMIT"))], 1.0)],
         )?;
         let up = f64::from(u8::from(self.etcd_is_up));
         page.gauge("etcd_up", "1 if etcd responded to this scrape", [(vec![], up)])?;

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Line of the log about the admin endpoint, with its URL.
+const ADMIN_LISTENS: &str = "the admin endpoint listens";
+
 /// The endpoint, until it is closed. Its connections have a tracker of their own: `close` waits for them alone.
 pub(crate) struct Admin {
     closing: CancellationToken,
@@ -74,8 +77,9 @@ impl Admin {
             let Some(listener) = listener else { continue };
             match (admin, name) {
                 // Commands find it without its name.
-                (config::Admin::Suggested { .. }, "admin") => tracing::debug!(url = listener.url(), "{name}"),
-                _ => tracing::info!(url = listener.url(), "{name}"),
+                (config::Admin::Suggested { .. }, "admin") => tracing::debug!(url = listener.url(), "{ADMIN_LISTENS}"),
+                (_, "admin") => tracing::info!(url = listener.url(), "{ADMIN_LISTENS}"),
+                _ => tracing::info!(url = listener.url(), "the endpoint for health and metrics listens"),
             }
             if let Some(tls) = listener.tls() {
                 let closing = started.closing.clone();

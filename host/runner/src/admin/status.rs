@@ -122,6 +122,10 @@ struct RegistrationRow {
     key: String,
     /// The keys of all layouts.
     keys: Vec<String>,
+    /// The lease of that key, in hexadecimal as etcdctl has it; null while the key is under no lease of this host.
+    lease: Option<String>,
+    /// The leases of the keys of all layouts.
+    leases: Vec<Option<String>>,
     state: String,
     weight: u32,
     ttl_remaining_seconds: f64,
@@ -176,9 +180,12 @@ impl Requests {
 fn registrations(service: &Snapshot) -> Vec<RegistrationRow> {
     let rows = service.registrations().into_iter().map(|registration| {
         let status = registration.status();
+        let leases: Vec<_> = registration.leases().map(|lease| lease.map(|lease| lease.to_string())).collect();
         RegistrationRow {
             key: registration.key().to_string(),
             keys: registration.keys().map(ToString::to_string).collect(),
+            lease: leases.first().cloned().flatten(),
+            leases,
             state: status.state.to_string(),
             weight: status.weight.value(),
             ttl_remaining_seconds: status.ttl_remaining.as_secs_f64(),

@@ -33,6 +33,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Services up to which each has a row. Of more, those with a problem or a remark have one.
 const MAX_ROWS: usize = 20;
 
+/// Keys that say how much a service takes.
+const DEMANDING: [&str; 2] = ["limits.concurrency", "limits.memory"];
+
 #[derive(Serialize)]
 struct Report {
     ok: bool,
@@ -43,11 +46,20 @@ struct Report {
     /// Remarks that do not keep the host from running.
     notes: Vec<String>,
     demand: Demand,
+    by_default: ByDefault,
     /// Reason why there is no pool, although the instances would fit into one.
     unpooled: Option<String>,
     /// File descriptors that the process may have.
     files: Option<u64>,
     services: Vec<Checked>,
+}
+
+/// Part of the demand that is not written in the configuration: that of services without `limits.concurrency` and without `limits.memory`.
+#[derive(Serialize)]
+struct ByDefault {
+    services: usize,
+    instances: u64,
+    memory: u64,
 }
 
 #[derive(Serialize)]
@@ -100,6 +112,7 @@ pub(crate) async fn check(args: CheckArgs) -> Result<(), Failure> {
         admin: admin_problem,
         notes,
         demand,
+        by_default: ByDefault::of(&config.services),
         unpooled: engine.unpooled.clone(),
         files: rlimit::most(),
         services,
@@ -173,6 +186,31 @@ fn listens(addr: SocketAddr) -> Result<Option<String>, String> {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(Some(format!("{addr} is in use at the moment"))),
         Err(error) => Err(format!("cannot listen on {addr}: {error}")),
     }
+}
+
+impl ByDefault {
+    fn of(services: &[Spec]) -> Self {
+        let is_default = |spec: &&Spec| !DEMANDING.iter().any(|key| spec.written.has(key));
+        let services: Vec<_> = services.iter().filter(is_default).cloned().collect();
+        let Demand { instances, memory, .. } = Demand::of(&services);
+        Self { services: services.len(), instances, memory }
+    }
+
+    /// A line for people; none where it would repeat the whole demand of one service.
+    fn line(&self, all: usize) -> Option<String> {
+        let Self { services, instances, memory } = self;
+        (*services > 0 && all > 1).then(|| {
+            format!(
+                "of these {instances}, with {:.1} GiB, by default: services without {}: {services}",
+                gib(*memory),
+                DEMANDING.join(" and ")
+            )
+        })
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 fn verdict(services: &[Checked], etcd: Option<&Etcd>) -> Option<Failure> {
@@ -269,7 +307,7 @@ fn text(report: &Report, all: bool) -> String {
 
 fn demanded(report: &Report) -> String {
     let Demand { instances, memory, pooled, .. } = report.demand;
-    let gib = memory as f64 / f64::from(1 << 30);
+    let gib = gib(memory);
     let message = format!("instances: {instances} at most, with {gib:.1} GiB of memory if all of them are full");
     let message = match &report.unpooled {
         Some(why) => format!("{message}; there is no pool for them ({why}), so each one reserves its memory by itself"),
@@ -279,8 +317,6 @@ fn demanded(report: &Report) -> String {
              longer: a smaller limits.concurrency makes them fit"
         ),
     };
-    match rlimit::lacking(report.demand.files) {
-        Some(lack) => format!("{message}\n{lack}"),
-        None => message,
-    }
+    let lines = [Some(message), report.by_default.line(report.services.len()), rlimit::lacking(report.demand.files)];
+    lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }

@@ -1,5 +1,7 @@
 //! `leasehold status`: what a running host runs, since when, and why something is not ready.
 
+use std::collections::BTreeSet;
+
 use anstyle::Style;
 use http::StatusCode;
 use serde::Deserialize;
@@ -63,6 +65,9 @@ struct Requests {
 #[derive(Deserialize)]
 struct Registration {
     keys: Vec<String>,
+    /// The lease of each key; none of a host that does not report them.
+    #[serde(default)]
+    leases: Vec<Option<String>>,
     state: String,
     weight: u32,
     ttl_remaining_seconds: f64,
@@ -70,18 +75,19 @@ struct Registration {
     recoveries: u64,
 }
 
-const COLUMNS: [Column; 11] = [
-    Column::cut("SERVICE", 3),
-    Column::cut("VERSION", 2),
-    Column::cut_in_the_middle("URL", 4),
+const COLUMNS: [Column; 12] = [
+    Column::cut("SERVICE", 3).legible(12),
+    Column::cut("VERSION", 2).legible(7),
+    Column::cut_in_the_middle("URL", 4).legible(22),
     Column::text("PHASE"),
-    Column::cut("SINCE", 2),
+    Column::text("SINCE").left_out(3),
     Column::text("READY"),
-    Column::number("WEIGHT"),
+    Column::number("WEIGHT").left_out(1),
     Column::number("REQUESTS"),
     Column::number("FAILED"),
-    Column::number("KEYS"),
-    Column::cut("SHA-256", 1),
+    Column::number("KEYS").left_out(2),
+    Column::text("LEASE").left_out(5),
+    Column::text("SHA-256").left_out(4),
 ];
 
 /// Reads the status and shows it on stdout.
@@ -136,6 +142,8 @@ fn overview(host: &Host) -> String {
 
 fn row(service: &Service) -> Vec<String> {
     let weights: Vec<_> = service.registrations.iter().map(|registration| registration.weight.to_string()).collect();
+    let leases = service.registrations.iter().flat_map(|registration| registration.leases.iter().flatten());
+    let leases: BTreeSet<&str> = leases.map(String::as_str).collect();
     let digest = service.component_sha256.as_deref().unwrap_or_default();
     vec![
         shown(&service.service),
@@ -148,6 +156,7 @@ fn row(service: &Service) -> Vec<String> {
         service.requests.all.to_string(),
         service.requests.failed.to_string(),
         service.registrations.iter().map(|registration| registration.keys.len()).sum::<usize>().to_string(),
+        shown(&leases.into_iter().collect::<Vec<_>>().join(",")),
         shown(digest.get(..DIGITS).unwrap_or(digest)),
     ]
 }
@@ -161,8 +170,14 @@ fn details(service: &Service) -> String {
             service.readiness,
             service.why.as_ref().map_or_else(String::new, |why| format!(": {why}"))
         ),
-        format!("  url         {}", if service.url.is_empty() { &service.listen } else { &service.url }),
-        format!("  version     {}", service.version),
+        match service.url.is_empty() {
+            true => format!("  listen      {}", service.listen),
+            false => format!("  url         {}", service.url),
+        },
+        match service.version.as_str() {
+            "" => "  version     none".to_owned(),
+            version => format!("  version     {version}"),
+        },
         format!("  component   {}", service.component),
     ];
     if let (Some(digest), Some(since)) = (&service.component_sha256, &service.component_since) {
@@ -176,10 +191,13 @@ fn details(service: &Service) -> String {
     if let Some(weight) = service.weight {
         lines.push(format!("  weight      {weight}, set by an operator"));
     }
-    for Registration { keys, state, weight, ttl_remaining_seconds, lease_age_seconds, recoveries } in
+    for Registration { keys, leases, state, weight, ttl_remaining_seconds, lease_age_seconds, recoveries } in
         &service.registrations
     {
-        lines.extend(keys.iter().map(|key| format!("  key         {key}")));
+        for (index, key) in keys.iter().enumerate() {
+            lines.push(format!("  key         {key}"));
+            lines.extend(leases.get(index).into_iter().flatten().map(|lease| format!("  lease       {lease}")));
+        }
         lines.push(format!(
             "              {state}, weight {weight}; lease: {lease_age_seconds:.0} s old, {ttl_remaining_seconds:.0} s left; \
              recoveries {recoveries}"

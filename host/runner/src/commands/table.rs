@@ -21,6 +21,10 @@ pub(super) struct Column {
     share: usize,
     /// The part of a cell that stays where it is cut.
     kept: Kept,
+    /// Width below which a cell says too little, so that other columns are left out instead.
+    legible: usize,
+    /// Order in which columns are left out, the largest first; 0 for a column that stays.
+    left_out: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +37,7 @@ enum Kept {
 impl Column {
     /// Text that is never cut.
     pub(super) const fn text(heading: &'static str) -> Self {
-        Self { heading, is_number: false, share: 0, kept: Kept::Start }
+        Self { heading, is_number: false, share: 0, kept: Kept::Start, legible: 0, left_out: 0 }
     }
 
     /// A number, aligned at its last digit and never cut.
@@ -54,6 +58,16 @@ impl Column {
     /// Text that loses its beginning where the table is too wide, and is left out where hardly anything of it would remain.
     pub(super) const fn cut_at_the_start(heading: &'static str, share: usize) -> Self {
         Self { kept: Kept::End, ..Self::cut(heading, share) }
+    }
+
+    /// The same column, for whose cells this width is kept at the expense of columns that may be left out.
+    pub(super) const fn legible(self, width: usize) -> Self {
+        Self { legible: width, ..self }
+    }
+
+    /// The same column, left out as a whole where there is too little room: those with larger numbers first.
+    pub(super) const fn left_out(self, order: u8) -> Self {
+        Self { left_out: order, ..self }
     }
 
     /// The column of the heading, which is known by its beginning.
@@ -107,9 +121,14 @@ pub(super) fn fitted(columns: &[Column], widths: &[usize], limit: usize) -> Vec<
     };
     let widest = widths.iter().copied().max().unwrap_or(0).max(1);
     let fits = |unit: &usize| at(*unit).iter().sum::<usize>() <= room;
-    let mut found = at((1..=widest).rev().find(fits).unwrap_or(1));
+    let unit = (1..=widest).rev().find(fits);
+    let mut found = at(unit.unwrap_or(1));
     let says_nothing = |index: &usize| columns[*index].kept == Kept::End && found[*index] < MIN_END.min(widths[*index]);
-    if let Some(index) = (0..columns.len()).find(says_nothing) {
+    let is_crowded = unit.is_none()
+        || columns.iter().zip(widths).zip(&found).any(|((column, width), found)| *found < column.legible.min(*width));
+    let is_left_out = |index: &usize| is_crowded && columns[*index].left_out > 0 && widths[*index] > 0;
+    let least = (0..columns.len()).filter(is_left_out).max_by_key(|index| columns[*index].left_out);
+    if let Some(index) = least.or_else(|| (0..columns.len()).find(says_nothing)) {
         let mut others = widths.to_vec();
         others[index] = 0;
         return fitted(columns, &others, limit + GAP.len());
@@ -254,6 +273,22 @@ b             h:1                2  no-lease
         assert_eq!(fitted(&columns, &[20, 16, 5], 17), [10, 0, 5]);
         let rows = [vec!["a-name".to_owned(), "694d93a3f8a1b20c".to_owned(), "ok".to_owned()]];
         assert_eq!(text(&columns, &rows, Some(12), |_, _| Style::new()), "NAME    C\na-name  ok\n");
+    }
+
+    #[test]
+    fn columns_are_left_out_until_the_others_say_something() {
+        let columns = [
+            Column::cut("NAME", 1).legible(8),
+            Column::text("SINCE").left_out(1),
+            Column::text("STATE"),
+            Column::text("LEASE").left_out(2),
+        ];
+        let widths = [30, 20, 5, 16];
+        assert_eq!(fitted(&columns, &widths, 100), [30, 20, 5, 16]);
+        assert_eq!(fitted(&columns, &widths, 60), [13, 20, 5, 16]);
+        assert_eq!(fitted(&columns, &widths, 54), [25, 20, 5, 0]);
+        assert_eq!(fitted(&columns, &widths, 36), [29, 0, 5, 0]);
+        assert_eq!(fitted(&columns, &widths, 10), [3, 0, 5, 0], "nothing more can be left out");
     }
 
     #[test]

@@ -212,7 +212,8 @@ impl Kept {
     /// Parses and checks the text of a file whose relative paths begin in `folder`.
     pub(crate) fn parse_in(file: &str, text: &str, folder: &Path, environment: Environment) -> Result<Self, Mistakes> {
         parse_with(file, |reading| {
-            let root = source(file.to_owned(), text.to_owned(), folder.to_owned(), environment, reading)?;
+            let root =
+                source(file.to_owned(), text.to_owned(), folder.to_owned(), KeptFile::shape, environment, reading)?;
             let written = KeptFile::read(&root, reading)?;
             resolve(written, &root, environment, reading)
         })

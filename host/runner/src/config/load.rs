@@ -9,11 +9,12 @@ use std::{
 
 use crate::{
     config::{
+        clear_lines::clear_lines,
         file::{self, File},
         mistake::Mistakes,
         place::{Place, Source},
         resolve::{resolve, resolve_admin},
-        rule::{Reading, Rule, Text},
+        rule::{Reading, Rule, Shape, Text},
         spec::{Admin, Config},
         tree::{self, Content, Node},
         variables::{self, Environment},
@@ -120,7 +121,7 @@ fn target(mut path: PathBuf) -> PathBuf {
 }
 
 fn whole(file: &str, text: &str, folder: &Path, environment: Environment, reading: &mut Reading) -> Option<Config> {
-    let mut root = source(file.to_owned(), text.to_owned(), folder.to_owned(), environment, reading)?;
+    let mut root = source(file.to_owned(), text.to_owned(), folder.to_owned(), File::shape, environment, reading)?;
     include(&mut root, environment, reading);
     merge_defaults(&mut root);
     let file = File::read(&root, reading)?;
@@ -129,9 +130,7 @@ fn whole(file: &str, text: &str, folder: &Path, environment: Environment, readin
 
 /// The admin endpoint of a source, whose other keys are ignored.
 fn admin(name: String, text: String, folder: PathBuf, reading: &mut Reading) -> Option<Admin> {
-    let mut source = Source { name, text, folder, ..Source::default() };
-    let mut root = tree::parse(&mut source, 0, &mut reading.mistakes)?;
-    reading.sources.push(source);
+    let mut root = parsed(Source { name, text, folder, ..Source::default() }, File::shape, reading)?;
     let Content::Map(entries) = &mut root.content else { return Some(Admin::default()) };
     entries.retain(|(key, _)| key.text == "admin");
     let environment: Environment = |name| std::env::var(name).ok();
@@ -141,19 +140,26 @@ fn admin(name: String, text: String, folder: PathBuf, reading: &mut Reading) -> 
     resolve_admin(written, &root, environment, reading)
 }
 
-/// One source as a tree, without ignored keys, and with its variables replaced.
+/// A source as a tree; `None` for text that is no YAML, which is reported.
+fn parsed(mut source: Source, shape: fn() -> Shape, reading: &mut Reading) -> Option<Node> {
+    let root = tree::parse(&mut source, reading.sources.len(), &mut reading.mistakes);
+    if root.is_none() {
+        source.clear = clear_lines(&source.text, &shape());
+    }
+    reading.sources.push(source);
+    root
+}
+
+/// One source of that shape as a tree, without ignored keys, and with its variables replaced.
 pub(crate) fn source(
     name: String,
     text: String,
     folder: PathBuf,
+    shape: fn() -> Shape,
     environment: Environment,
     reading: &mut Reading,
 ) -> Option<Node> {
-    let index = reading.sources.len();
-    let mut source = Source { name, text, folder, ..Source::default() };
-    let root = tree::parse(&mut source, index, &mut reading.mistakes);
-    reading.sources.push(source);
-    let mut root = root?;
+    let mut root = parsed(Source { name, text, folder, ..Source::default() }, shape, reading)?;
     if let Content::Map(entries) = &mut root.content {
         entries.retain(|(key, _)| !key.text.starts_with(IGNORED));
     }
@@ -228,7 +234,7 @@ fn included(path: &Path, place: Place, environment: Environment, reading: &mut R
         }
     };
     let folder = target(path.to_owned()).parent().unwrap_or(Path::new("")).to_owned();
-    let Some(root) = source(name, text, folder, environment, reading) else { return Vec::new() };
+    let Some(root) = source(name, text, folder, File::shape, environment, reading) else { return Vec::new() };
     let Content::Map(entries) = root.content else {
         reading.wrong(root.place, "must be a map with the key services");
         return Vec::new();

@@ -187,7 +187,7 @@ impl Excerpt {
 }
 
 /// Tells of each character of the line whether an excerpt may show it: everything but values and comments, and the value
-/// at the mistake. Of a file that could not be parsed to its end, only keys.
+/// at the mistake. Of a file that could not be parsed to its end, keys, and lines that hold no secret.
 fn visible(source: &Source, line: &str, place: Place, is_secret: bool) -> Vec<bool> {
     let length = line.chars().count();
     let mut visible = vec![source.is_whole; length];
@@ -203,9 +203,29 @@ fn visible(source: &Source, line: &str, place: Place, is_secret: bool) -> Vec<bo
     } else {
         set(&source.keys, true);
         let is_value = source.values.iter().any(|value| value.start.0 < place.start.0 && value.end.0 >= place.start.0);
-        visible[..if is_value { 0 } else { leading_key(line) }].fill(true);
+        let clear = source.clear.get(place.start.0 - 1).copied().unwrap_or(0).min(length);
+        visible[..if is_value { 0 } else { leading_key(line).max(clear) }].fill(true);
+        if !is_value {
+            show_punctuation(line, place, &mut visible);
+        }
     }
     visible
+}
+
+/// Shows the mark where it is punctuation of YAML, the colon behind a key, and the space beside what is shown.
+fn show_punctuation(line: &str, place: Place, visible: &mut [bool]) {
+    let chars: Vec<char> = line.chars().collect();
+    let mark = place.start.1 - 1;
+    if chars.get(mark).is_some_and(|c| "{}[],\"'".contains(*c)) {
+        visible[mark] = true;
+    }
+    for at in 1..chars.len() {
+        let is_colon = chars[at] == ':' && is_word(&chars[at - 1].to_string());
+        visible[at] |= visible[at - 1] && (is_colon || chars[at].is_whitespace());
+    }
+    for at in (1..chars.len()).rev() {
+        visible[at - 1] |= visible[at] && chars[at - 1].is_whitespace();
+    }
 }
 
 /// Length of the indentation of a line and of the key after it, in characters.

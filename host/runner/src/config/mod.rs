@@ -1,6 +1,7 @@
 //! The configuration, read from a file or from arguments, checked once and trusted afterwards.
 
 mod artifact;
+mod clear_lines;
 pub(crate) mod connection;
 pub(crate) mod destination;
 pub(crate) mod file;

@@ -427,7 +427,8 @@ pub(crate) fn pairs(node: &Node, reading: &mut Reading, is_secret: bool) -> Opti
     let read: Vec<_> = entries
         .iter()
         .map(|(key, value)| {
-            let name = if is_word(&key.text) { key.text.clone() } else { "a value".to_owned() };
+            // A word without a colon may be a value that has lost its key.
+            let name = if key.has_colon && is_word(&key.text) { key.text.clone() } else { "a value".to_owned() };
             if is_secret {
                 reading.hide(value.place);
             }

@@ -445,6 +445,57 @@ fn no_excerpt_shows_a_secret_beside_a_mistake() {
 }
 
 #[test]
+fn an_excerpt_of_a_file_that_is_no_yaml_shows_the_line_unless_it_may_hold_a_secret() {
+    for (bad, excerpt) in [
+        ("    limits: { memory: 64MiB concurrency: 10 }\n", "    limits: { memory: 64MiB concurrency: 10 }"),
+        ("    limits: { memory: 64MiB ]    # was 32MiB\n", "    limits: { memory: 64MiB ]    …"),
+        ("    allow: { outbound: [api.example:443 }\n", "    allow: { outbound: [api.example:443 }"),
+        ("   register: host\n", "   register: host"),
+        ("    config: { greeting: hello ]\n", "    config: { greeting: …"),
+        ("etcd: { dial_timeout: 1s, password: hunter2 ]\n", "etcd: { dial_timeout: … password: …"),
+    ] {
+        let said = parse(&with(bad)).expect_err(bad).text();
+        let shown = said.lines().nth(1).and_then(|line| line.split_once(" | ")).expect("an excerpt").1;
+        assert_eq!(shown, excerpt, "{said}");
+    }
+}
+
+#[test]
+fn no_mangled_file_shows_a_secret() {
+    const TEXT: &str = "\
+etcd: { dial_timeout: 1s, password: hunter2 }
+services:
+  - name: a
+    component: a.wasm
+    listen: 127.0.0.1:80
+    limits: { memory: 64MiB, concurrency: 10 }
+    config: { a: hunter2 }
+    env:
+      B: \"hunter2\"
+";
+    let places: Vec<_> = TEXT.char_indices().map(|(at, _)| at).collect();
+    let inserted = ["{", "}", "[", "]", "\"", "'", ":", ": ", ",", "\n", " ", "\t", "# ", " #", "- ", "|"];
+    let mangled = places.iter().flat_map(|at| {
+        let (before, rest) = TEXT.split_at(*at);
+        let without = format!("{before}{}", &rest[1..]);
+        [without].into_iter().chain(inserted.iter().map(move |text| format!("{before}{text}{rest}")))
+    });
+    for text in mangled {
+        let Err(mistakes) = parse(&text) else { continue };
+        let said = format!("{mistakes} {}", mistakes.text());
+        assert!(!said.contains("hunter2"), "{text}\n{said}");
+    }
+}
+
+#[test]
+fn a_client_of_the_admin_endpoint_names_the_file_that_is_no_yaml() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "admin: { listen: 127.0.0.1:80 ]\n").unwrap();
+    let said = Config::load_admin(file.path()).unwrap_err().sentence();
+    assert!(said.starts_with(&format!("{}:1:", file.path().display())), "{said}");
+}
+
+#[test]
 fn all_mistakes_come_at_once_each_with_a_mark() {
     let bad = "    limits: { memory: lots, request_timeout: 10 }\n    regster: host\nadmin: { listen: here }\netcd:\n  user: root\n";
     let said = parse(&with(bad)).unwrap_err();

@@ -61,6 +61,11 @@ impl Written {
         written
     }
 
+    /// Returns true if the key of a path is written.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.0.contains_key(path)
+    }
+
     /// Moves the keys below these paths out.
     pub(crate) fn split_off(&mut self, paths: &[&str]) -> Self {
         let is_moved = |key: &str| paths.iter().any(|path| is_below(key, path));

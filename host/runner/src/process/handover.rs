@@ -16,7 +16,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use parking_lot::Mutex;
@@ -68,6 +68,22 @@ pub(crate) struct ServiceState {
     pub(crate) listen: SocketAddr,
     pub(crate) is_drained: bool,
     pub(crate) weight: Option<u32>,
+    /// The service as the former host shows it; `None` of a former host that does not hand it over.
+    #[serde(default)]
+    pub(crate) shown: Option<ShownState>,
+}
+
+/// A service as its host shows it: what a successor cannot know of a drained service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShownState {
+    /// Address at which it listened last.
+    pub(crate) listen: String,
+    /// The URL at that address; empty if it never listened.
+    pub(crate) url: String,
+    /// Begin of its phase.
+    pub(crate) since: SystemTime,
+    /// SHA-256 of the component that it ran last, and the begin of the service of that component.
+    pub(crate) component: Option<(String, SystemTime)>,
 }
 
 /// A service of a successor, which has tried to start it.
@@ -237,10 +253,10 @@ mod tests {
         net::{TcpListener, TcpStream},
         os::fd::OwnedFd,
         thread,
-        time::Duration,
+        time::{Duration, SystemTime},
     };
 
-    use super::{Inheritance, Manifest, Place, ServiceState, Successor, Tried};
+    use super::{Inheritance, Manifest, Place, ServiceState, ShownState, Successor, Tried};
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -252,7 +268,15 @@ mod tests {
         let (addr, admin_addr) = (service.local_addr().unwrap(), admin.local_addr().unwrap());
         let listen = "127.0.0.1:0".parse().unwrap();
         let places = [Place::Service("user".to_owned(), listen), Place::Admin(admin_addr)];
-        let state = ServiceState { name: "user".to_owned(), listen, is_drained: true, weight: Some(9) };
+        let shown = ShownState {
+            listen: addr.to_string(),
+            url: format!("http://{addr}/"),
+            since: SystemTime::now(),
+            component: Some(("00ff".to_owned(), SystemTime::now())),
+        };
+        let expected_shown = Some(shown.clone());
+        let shown = Some(shown);
+        let state = ServiceState { name: "user".to_owned(), listen, is_drained: true, weight: Some(9), shown };
         let tried = Tried { name: "user".to_owned(), listen, failure: Some("it is drained".to_owned()) };
         let expected = vec![tried.clone()];
         let successor = thread::spawn(move || {
@@ -262,6 +286,7 @@ mod tests {
             assert!(inherited.take(&places[0]).is_none() && inherited.take(&Place::Metrics(admin_addr)).is_none());
             let state = inherited.service("user", listen).unwrap();
             assert_eq!((state.is_drained, state.weight), (true, Some(9)));
+            assert_eq!(state.shown, expected_shown);
             assert!(inherited.service("order", listen).is_none());
             assert_eq!(inherited.leases, [7]);
             inherited.report(&[tried]);

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Register, Spec, plan::Change, written::KeyChange},
     error::Failure,
+    process::handover::ShownState,
     telemetry::service_metrics::Stats,
     wasm::{component::Loaded, context::ServiceContext, engine::Engine},
 };
@@ -267,6 +268,13 @@ impl ServiceStatus {
             self.since = SystemTime::now();
         }
         (self.phase, self.why) = (phase, why.map(Arc::from));
+    }
+
+    /// Shows a drained service as the former host did.
+    pub(crate) fn resemble(&mut self, former: ShownState) {
+        let ShownState { listen, url, since, component } = former;
+        (self.listen, self.url, self.since) = (listen.into(), url.into(), since);
+        self.revision = component.map(|(digest, since)| RevisionInfo { digest: digest.into(), since });
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
     config::{DELETE_TIMEOUT, Register, Spec},
+    connect,
     error::Failure,
 };
 
@@ -16,8 +17,22 @@ pub(super) async fn register(spec: &Spec, node: Option<ServerNode>, registry: &R
     let deadline = spec.limits.start_timeout;
     match timeout(deadline, registry.register_node(node)).await {
         Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) if registry.refused().is_some() => {
+            Err(explained(failed("cannot be registered".to_owned()), registry))
+        }
         Ok(Err(error)) => Err(failed(format!("cannot be registered: {error}"))),
         Err(_) => Err(failed(format!("could not be registered within {deadline:?}"))),
+    }
+}
+
+/// Failure of a start, with the cure where etcd has refused a key: a component knows that in general words only.
+pub(super) fn explained(failure: Failure, registry: &RegistryCtx) -> Failure {
+    match registry.refused().and_then(|(key, why)| Some((why.refusal()?, key, why))) {
+        Some((refusal, key, why)) => {
+            let cure = refusal.cure("readwrite", Some(connect::folder(&key)));
+            Failure::refused(format!("{}: etcd: {why}; {cure}", failure.sentence()))
+        }
+        None => failure,
     }
 }
 

@@ -9,6 +9,7 @@ use wasmtime::{Store, component::Instance};
 use crate::{
     config::Spec,
     error::{Failure, one_line},
+    service::keys,
     wasm::{
         component::Loaded,
         context::{ServiceContext, StoreState},
@@ -43,7 +44,9 @@ impl LifecycleInstance {
         // A component in an endless loop is interrupted, and dropped here.
         let started = interrupt.until(sleep(deadline), Self::attempt(store, loaded, lifecycle)).await;
         let outcome = started.unwrap_or_else(|_| Err(format!("lifecycle.start took longer than {deadline:?}")));
-        outcome.map(Some).map_err(|message| Failure::other(format!("{}: {message}", spec.name)))
+        outcome
+            .map(Some)
+            .map_err(|message| keys::explained(Failure::other(format!("{}: {message}", spec.name)), &context.registry))
     }
 
     async fn attempt(mut store: Store<StoreState>, loaded: &Loaded, lifecycle: Lifecycle) -> Result<Self, String> {

@@ -220,7 +220,7 @@ impl Service {
             keys::register(&self.spec, self.identity.node.clone(), &self.context.registry).await?;
         }
         self.enter(State::Serving, None);
-        tracing::info!(event = "serving", service = %self.spec.name, url = self.url(), "serving");
+        tracing::info!(event = "serving", service = %self.spec.name, url = self.url(), "the service is served");
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Service {
         let drained = self.end().await;
         self.context.output.report_rest();
         if was_served {
-            tracing::info!(event = "ended", service = %self.spec.name, "ended");
+            tracing::info!(event = "ended", service = %self.spec.name, "the service has ended");
         }
         self.enter(State::Drained, None);
         drained

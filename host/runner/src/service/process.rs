@@ -16,7 +16,7 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     config::Spec,
     error::Failure,
-    service::{health::probe, lifecycle::LifecycleInstance},
+    service::{health::probe, keys, lifecycle::LifecycleInstance},
     telemetry::service_metrics::Incident,
     wasm::{
         component::{Loaded, ProgramPre},
@@ -68,7 +68,10 @@ impl Run {
         };
         let failed = |message: String| Failure::other(format!("{}: {message}", spec.name));
         tokio::select! {
-            why = started.ended() => return Err(failed(format!("it did not listen on {}: {why}", spec.listen))),
+            why = started.ended() => {
+                let failure = failed(format!("it did not listen on {}: {why}", spec.listen));
+                return Err(keys::explained(failure, &started.context.registry));
+            }
             listening = timeout(deadline, listening) => listening
                 .map_err(|_| failed(format!("it did not listen on {} within {deadline:?}", spec.listen)))?,
         }

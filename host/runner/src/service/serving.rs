@@ -148,7 +148,7 @@ impl Service {
         match keys::restore(&self.spec, self.identity.node.clone(), &self.context.registry).await {
             Ok(()) => {
                 self.enter(State::Serving, None);
-                tracing::info!(event = "announced", service = %self.spec.name, url = self.url(), "announced");
+                tracing::info!(event = "announced", service = %self.spec.name, url = self.url(), "the service is announced in etcd");
             }
             Err(message) => {
                 tracing::warn!(service = %self.spec.name, "cannot be announced yet: {message}");
@@ -174,7 +174,7 @@ impl Service {
     async fn on_restart_due(&mut self) {
         let loaded = self.loaded.clone();
         match self.run(&loaded, false).await {
-            Ok(()) => tracing::info!(service = %self.spec.name, "runs again"),
+            Ok(()) => tracing::info!(service = %self.spec.name, "the program runs again"),
             Err(failure) => tracing::warn!("{}; it is tried again", failure.sentence()),
         }
     }
@@ -264,7 +264,7 @@ impl Service {
             Err(failure) => Err(failure),
         };
         match &outcome {
-            Ok(()) => tracing::info!(event = "reloaded", service = %self.spec.name, "reloaded"),
+            Ok(()) => tracing::info!(event = "reloaded", service = %self.spec.name, "the service is reloaded"),
             Err(failure) if matches!(&self.workload, Workload::Program(program) if !program.is_up()) => {
                 tracing::error!(event = "not_reloaded", service = %self.spec.name, "not reloaded, the former version is run again: {}", failure.sentence());
             }

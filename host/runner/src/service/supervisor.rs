@@ -15,7 +15,7 @@ use crate::{
     config::{Register, Spec},
     error::Failure,
     outbound::reserved::Reserved,
-    process::handover::Inheritance,
+    process::handover::{Inheritance, ServiceState},
     rt::backoff::Backoff,
     service::{
         Commands, Service, StatusCell,
@@ -139,21 +139,25 @@ impl Supervisor {
     async fn live(&mut self) -> Infallible {
         // Reply to the command that caused the current attempt.
         let mut cause = None;
-        if self.attempts.was_drained() {
+        if let Some(former) = self.attempts.drained_before() {
             // It is resumed with the content of its file then.
             self.attempts.pending_component = None;
             self.attempts.enter(Phase::Drained, None);
+            if let Some(shown) = former.shown {
+                self.attempts.cell.status.send_modify(|status| status.resemble(shown));
+            }
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
-            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "the service is resumed on request");
+            self.attempts.forget();
         }
         loop {
             let reply = self.until_drain(cause).await;
-            tracing::info!(event = "draining", service = %self.attempts.spec.name, "draining on request");
+            tracing::info!(event = "draining", service = %self.attempts.spec.name, "the service is drained on request");
             let _ = reply.send(self.attempts.drain().await); // Its client may have gone away.
             self.reports.send(Report::Drained).await;
             cause = Some(self.attempts.stay_drained(&mut self.commands).await);
-            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "resumed");
+            tracing::info!(event = "resumed", service = %self.attempts.spec.name, "the service is resumed on request");
             self.attempts.forget();
         }
     }
@@ -242,11 +246,11 @@ impl Attempts {
         Ok(())
     }
 
-    /// True for a service that was drained when a former host handed it over.
-    fn was_drained(&self) -> bool {
+    /// State of a service that was drained when a former host handed it over.
+    fn drained_before(&self) -> Option<ServiceState> {
         let Spec { name, listen, .. } = &self.spec;
         let former = self.context.inheritance.as_ref().and_then(|former| former.service(name.as_str(), *listen));
-        former.is_some_and(|former| former.is_drained)
+        former.filter(|former| former.is_drained).cloned()
     }
 
     /// Publishes and logs a failure. Returns the pause before the next attempt.

@@ -213,7 +213,7 @@ impl AccessLog {
             peer = peer.map(display),
             request_id = request.and_then(RequestIdentity::id_field),
             trace_id = request.and_then(RequestIdentity::trace_field),
-            "request"
+            "a request has ended"
         );
     }
 }

@@ -200,7 +200,7 @@ impl SpanExporter for Exporter {
             };
             let sent = timeout(EXPORT_TIMEOUT, exporting).await;
             let sent = sent.map_err(|_| format!("no answer within {EXPORT_TIMEOUT:?}"))?;
-            let answer = sent.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?.into_inner();
+            let answer = sent.map_err(|status| format!("{}: {}", status.code(), status.message()))?.into_inner();
             match answer.partial_success.filter(|partial| partial.rejected_spans > 0) {
                 Some(partial) => Err(format!("{} spans rejected: {}", partial.rejected_spans, partial.error_message)),
                 None => Ok(()),

@@ -117,7 +117,7 @@ impl Sockets {
     fn refuse(&self, addr: SocketAddr, purpose: SocketAddrUse) {
         let (service, listen) = (&self.service, self.listen);
         if self.refused.swap(true, Ordering::Relaxed) {
-            tracing::debug!(%service, %addr, ?purpose, "refused");
+            tracing::debug!(%service, %addr, purpose = named(purpose), "another socket of the component is refused");
             return;
         }
         match purpose {
@@ -128,6 +128,18 @@ impl Sockets {
                 tracing::warn!(%service, "refused a socket: it may listen on {listen}, and connect where allow.outbound says");
             }
         }
+    }
+}
+
+/// Name of a purpose in the log.
+fn named(purpose: SocketAddrUse) -> &'static str {
+    match purpose {
+        SocketAddrUse::TcpListen => "listen",
+        SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => "bind",
+        SocketAddrUse::TcpAccept => "accept",
+        SocketAddrUse::TcpConnect => "connect",
+        SocketAddrUse::UdpSend => "send",
+        SocketAddrUse::UdpReceive => "receive",
     }
 }
 

@@ -31,7 +31,7 @@ async fn main() -> ExitCode {
     let config = with(config(&world, services), json!({ "registry": { "ttl": format!("{TTL}s") } }));
     // With the debug log, which has a line per renewal.
     let mut host = Host::spawn(&config, &["-v"]);
-    host.says("ready").await;
+    host.event("ready").await;
     let keys = ["hostile", "plain"].map(|name| format!("/{name}/{}", host.addr(name)));
     let before = [world.get(&keys[0]).await, world.get(&keys[1]).await];
 

@@ -124,20 +124,16 @@ async fn main() -> ExitCode {
         json!({ "artifacts": { "registries": [entry], "poll": "200ms" }, "admin": { "listen": "127.0.0.1:0" } });
     let config = with(config(&world, [service]), changes);
     let mut host = Host::spawn(&config, &["--watch"]);
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(get(&host.url("greeter")).await.status, 200);
     println!("ok  a host runs it, and it is registered");
 
     let [before, plain] = [file.to_owned(), paths::component("lookup").to_str().expect("a plain name").to_owned()];
     report(path, &["push", &plain, &registry.reference("team/greeter:1.0.0")]).await;
-    host.says("reloaded").await;
+    host.event("reloaded").await;
     report(path, &["push", &before, &registry.reference("team/greeter:1.0.0")]).await;
     wait_for("it is reloaded again", SOON, async || {
-        host.log()
-            .iter()
-            .filter(|line| line["message"].as_str().is_some_and(|text| text.starts_with("reloaded")))
-            .count()
-            == 2
+        host.log().iter().filter(|line| line["event"] == "reloaded").count() == 2
     })
     .await;
     assert_eq!(host.stop().await.code, Some(0));
@@ -145,7 +141,7 @@ async fn main() -> ExitCode {
 
     registry.stop();
     let mut host = Host::spawn(&config, &[]);
-    host.says("ready").await;
+    host.event("ready").await;
     assert_eq!(host.stop().await.code, Some(0));
     println!("ok  a host starts while the registry is away");
 

@@ -49,6 +49,21 @@ async fn check_reports_mistakes_and_starts_nothing() {
         json!({ "instances": 2 * 253, "memory": memory, "pooled": true, "files": 2 * (4096 + 256) })
     );
 
+    // The sum has the defaults, and a second line has their part where some services have limits of their own.
+    let small = with(plain("small"), json!({ "limits": { "concurrency": 4, "memory": "16MiB" } }));
+    let mixed = File::of(&config(&world, [greeter(), plain("plain"), small]).to_string());
+    let ended = leasehold(["check", &mixed.path()]).await;
+    let said = "\ninstances: 514 at most, with 31.8 GiB of memory if all of them are full\n\
+        of these 506, with 31.6 GiB, by default: services without limits.concurrency and limits.memory: 2\n";
+    assert!(ended.code == Some(0) && ended.stdout.contains(said), "{ended:?}");
+    let report = leasehold(["check", "--offline", "--json", &mixed.path()]).await;
+    let report: Value = serde_json::from_str(&report.stdout).unwrap();
+    assert_eq!(report["by_default"], json!({ "services": 2, "instances": 506, "memory": memory }), "{report}");
+    let defaults = json!({ "defaults": { "limits": { "memory": "16MiB" } } });
+    let all = File::of(&with(config(&world, [greeter(), plain("plain")]), defaults).to_string());
+    let ended = leasehold(["check", &all.path()]).await;
+    assert!(ended.stdout.contains(", with 7.9 GiB of ") && !ended.stdout.contains("by default"), "{ended:?}");
+
     let many = with(plain("plain"), json!({ "limits": { "concurrency": 4000 } }));
     let many = File::of(&config(&world, [many]).to_string());
     let ended = leasehold(["check", &many.path()]).await;

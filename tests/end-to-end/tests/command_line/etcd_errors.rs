@@ -5,7 +5,7 @@ use std::{fs, net::TcpListener};
 use etcd_client::Permission;
 use leasehold_end_to_end::{
     Host,
-    config::{config, endpoint, greeter, plain, with},
+    config::{config, endpoint, greeter, plain, program, with},
 };
 use leasehold_scenarios::{
     real::{Authority, Etcd},
@@ -91,6 +91,37 @@ async fn an_etcd_that_says_no_is_77_with_the_cure_required_or_not() {
     one_sentence(&ended, 77, "etcd: ");
     assert!(ended.stderr.contains("etcdctl role grant-permission ROLE --prefix=true read /\n"), "{ended:?}");
     assert_eq!(leasehold(["ls", "greeter", "--config", &file.path()]).await.code, Some(0));
+    assert_eq!(world.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_single_service_whose_key_is_refused_is_77_with_the_cure() {
+    let etcd = Etcd::options().user("root", "right-password").start().await;
+    let world = World::Real(Box::new(etcd));
+    let mut root = world.client().await;
+    root.role_add("others").await.unwrap();
+    root.role_grant_permission("others", Permission::read_write("/other/").with_prefix()).await.unwrap();
+    root.user_add("guest", "guest-password", None).await.unwrap();
+    root.user_grant_role("guest", "others").await.unwrap();
+    let guest = json!({ "etcd": { "user": "guest", "password": "guest-password" } });
+    for (service, start) in [
+        (
+            greeter(),
+            "greeter: lifecycle.start failed: register greeter: the registry cannot be reached, or refused: etcd: ",
+        ),
+        (plain("plain"), "plain: cannot be registered: etcd: "),
+        (program("serve"), "program: cannot be registered: etcd: "),
+    ] {
+        let name = service["name"].as_str().unwrap().to_owned();
+        let file = File::of(&with(config(&world, [service]), guest.clone()).to_string());
+        let ended = leasehold(["-q", "run", &file.path()]).await;
+        one_sentence(&ended, 77, start);
+        let cure = format!("etcdctl role grant-permission ROLE --prefix=true readwrite /{name}/");
+        assert!(ended.stderr.contains(&cure) && !ended.wrote("guest-password"), "{ended:?}");
+        for debug in ["Error::", "Unavailable(", "{ "] {
+            assert!(!ended.wrote(debug), "{debug}: {ended:?}");
+        }
+    }
     assert_eq!(world.count().await, 0);
 }
 

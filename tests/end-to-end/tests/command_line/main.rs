@@ -323,7 +323,7 @@ async fn help_has_examples() {
 async fn logs_are_json_on_request() {
     let world = World::real().await;
     let mut host = Host::spawn(&config(&world, [greeter()]), &["-vv"]);
-    host.says("ready").await;
+    host.event("ready").await;
     // Each line has been parsed already; each has a time, a level and a message.
     for line in host.log() {
         for field in ["timestamp", "level", "message"] {

@@ -33,7 +33,7 @@ pub(crate) async fn watch(state: Arc<ViewState>, index: usize, etcd: Etcd, rng: 
                     match state.has_same_data(index, &etcd, revision).await {
                         Ok(has_same_data) => {
                             if std::mem::take(&mut failures) > 1 {
-                                info!(%service, prefix, "watch re-established");
+                                info!(%service, prefix, "the watch is established again");
                             }
                             let entries = NodeSet::from_sorted(entries);
                             state.update(index, |layout| {

@@ -26,7 +26,7 @@ impl LeaseCore {
         let granted = match outcome {
             Ok(granted) => granted,
             Err(failure) => {
-                debug!(%failure, "no lease");
+                debug!(%failure, "etcd granted no lease");
                 self.on_failed(Verb::Grant, &failure, now);
                 if !failure.is_transient() {
                     self.fail_pending(&failure, now);
@@ -36,9 +36,9 @@ impl LeaseCore {
         };
         self.on_succeeded(Verb::Grant, now);
         let Granted { lease, ttl } = granted;
-        debug!(%lease, ?ttl, "lease granted");
+        debug!(%lease, ttl_seconds = ttl.as_secs_f64(), "etcd granted a lease");
         self.leases.add(HeldLease::new(lease, ttl, requested_at));
-        self.metrics.held(requested_at, requested_at + ttl);
+        self.metrics.held(lease, requested_at, requested_at + ttl);
         self.audit_at = requested_at + self.interval().min(MAX_AUDIT_INTERVAL);
         for (_, key) in self.keys.iter_mut() {
             key.unpublish();
@@ -68,7 +68,7 @@ impl LeaseCore {
                 if !is_current {
                     return;
                 }
-                self.metrics.held(held.granted_at, held.expires_at());
+                self.metrics.held(held.id, held.granted_at, held.expires_at());
                 self.metrics.renewed();
                 self.report(EventKind::Renewed, None, format!("it ends in {ttl:?} unless it is renewed again"), now);
                 self.resolve(Verb::Renew, now);
@@ -143,7 +143,7 @@ impl LeaseCore {
             key.show(self.health);
         }
         match self.leases.current() {
-            Some(held) => self.metrics.held(held.granted_at, held.expires_at()),
+            Some(held) => self.metrics.held(held.id, held.granted_at, held.expires_at()),
             None => self.metrics.lost(),
         }
         self.keys.enqueue_all(now);
@@ -157,7 +157,7 @@ impl LeaseCore {
             self.actions.push_back(Action::Disconnect(held.id));
         }
         if let Some(held) = self.leases.current() {
-            self.metrics.held(held.granted_at, held.expires_at());
+            self.metrics.held(held.id, held.granted_at, held.expires_at());
         }
     }
 
@@ -175,7 +175,7 @@ impl LeaseCore {
         self.failures += 1;
         let longest_pause = self.longest_pause();
         let pause = backoff(&mut self.rng, self.failures, longest_pause);
-        debug!(%failure, failures = self.failures, ?pause, "etcd is tried again");
+        debug!(%failure, failures = self.failures, pause_seconds = pause.as_secs_f64(), "etcd is tried again");
         self.not_before = now + pause;
     }
 

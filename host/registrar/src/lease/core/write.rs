@@ -158,7 +158,7 @@ impl LeaseCore {
 
     /// Notes that nothing of a group commit is confirmed. Where a write may yet take effect, the lease is given up.
     fn on_not_committed(&mut self, lease: LeaseId, ops: &[Op], failure: Failure, now: Instant) {
-        debug!(%lease, ops = ops.len(), %failure, "not written");
+        debug!(%lease, ops = ops.len(), %failure, "etcd has not written the keys");
         let is_refusal = failure.is_refusal();
         let in_doubt = failure.may_have_been_applied();
         if let [op] = ops

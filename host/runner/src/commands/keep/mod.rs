@@ -52,7 +52,7 @@ pub(crate) async fn keep(args: KeepArgs) -> Result<(), Failure> {
                 }
                 Some(group) => group.signal(signal),
                 None if signal == Signal::HUP && args.is_reloadable() => nodes.reload(read(&args, &tasks).await).await,
-                None => tracing::info!("{signal:?} is for a command, and there is none"),
+                None => tracing::info!("{} is for a command, and there is none", signals::name(signal)),
             },
             failure = nodes.fail() => break Err(failure),
         }

@@ -15,6 +15,19 @@ use crate::process::signals::ECHO;
 /// Signals to this process.
 pub(super) struct Signals([(Signal, unix::Signal); 6]);
 
+/// Name of a signal to this process.
+pub(super) fn name(signal: Signal) -> &'static str {
+    match signal {
+        Signal::TERM => "SIGTERM",
+        Signal::INT => "SIGINT",
+        Signal::QUIT => "SIGQUIT",
+        Signal::HUP => "SIGHUP",
+        Signal::USR1 => "SIGUSR1",
+        Signal::USR2 => "SIGUSR2",
+        _ => "the signal",
+    }
+}
+
 impl Signals {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");

@@ -405,11 +405,11 @@ fn ready(services: &Services) {
     let is_down = |handle: &&Arc<ServiceHandle>| handle.phase() != Phase::Serving;
     let down: Vec<_> = services.iter().filter(is_down).map(|handle| handle.name.as_str()).collect();
     match down.len() {
-        0 => tracing::info!(event = "ready", services = services.len(), "ready"),
+        0 => tracing::info!(event = "ready", services = services.len(), "the host is ready"),
         many => tracing::warn!(
             event = "ready",
             services = services.len() - many,
-            "ready, without {}{}",
+            "the host is ready, without {}{}",
             down[..many.min(MAX_NAMED)].join(", "),
             if many > MAX_NAMED { ", and more" } else { "" }
         ),

@@ -34,7 +34,7 @@ use crate::{
     error::Failure,
     process::{
         activation,
-        handover::{Inheritance, Manifest, Place, SUCCEEDS, ServiceState, Successor, Tried},
+        handover::{Inheritance, Manifest, Place, SUCCEEDS, ServiceState, ShownState, Successor, Tried},
         systemd,
     },
     service::handle::{Phase, ServiceHandle, Services},
@@ -263,10 +263,16 @@ impl Handed {
     fn new(handle: &Arc<ServiceHandle>) -> Self {
         let (snapshot, spec) = (handle.snapshot(), handle.spec());
         let weight = handle.weight.borrow().map(leasehold::Weight::value);
-        let (name, listen) = (spec.name.to_string(), spec.listen);
+        let (name, listen, status) = (spec.name.to_string(), spec.listen, &snapshot.status);
+        let shown = Some(ShownState {
+            listen: status.listen.to_string(),
+            url: status.url.to_string(),
+            since: status.since,
+            component: status.revision.as_ref().map(|revision| (revision.digest.to_string(), revision.since)),
+        });
         Self {
             handle: Arc::clone(handle),
-            state: ServiceState { name, listen, is_drained: snapshot.is_out(), weight },
+            state: ServiceState { name, listen, is_drained: snapshot.is_out(), weight, shown },
             is_served: snapshot.status.phase == Phase::Serving,
         }
     }

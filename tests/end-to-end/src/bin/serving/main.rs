@@ -277,7 +277,7 @@ impl<'a> Ours<'a> {
 
     async fn ready(binary: &Path, config: &Value) -> Host {
         let mut host = Host::spawn_by(binary, config);
-        host.says("ready").await;
+        host.event("ready").await;
         host
     }
 
