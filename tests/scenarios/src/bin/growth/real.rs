@@ -55,7 +55,7 @@ pub(crate) async fn measure(size: Size, ttl: usize) -> Result<()> {
     run.hold("while another client writes ten keys a second", true).await?;
     run.follow().await?;
     run.deploy().await?;
-    run.compact().await?;
+    Box::pin(run.compact()).await?;
     Box::pin(run.lose_a_member()).await?;
     run.stop().await?;
     drop(run);
