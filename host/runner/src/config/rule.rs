@@ -311,7 +311,7 @@ impl<R: Rule> Rule for Vec<R> {
 
     fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
         // All of them are read, so that each mistake is found.
-        let read: Vec<_> = items(node, reading)?.iter().map(|item| R::read(item, reading)).collect();
+        let read: Vec<_> = items::<R>(node, reading)?.iter().map(|item| R::read(item, reading)).collect();
         read.into_iter().collect()
     }
 
@@ -331,7 +331,7 @@ impl<R: Rule> Rule for Each<R> {
     }
 
     fn read(node: &Node, reading: &mut Reading) -> Option<Self::Value> {
-        Some(items(node, reading)?.iter().map(|item| R::read(item, reading)).collect())
+        Some(items::<R>(node, reading)?.iter().map(|item| R::read(item, reading)).collect())
     }
 
     fn absent() -> Option<Self::Value> {
@@ -380,15 +380,19 @@ impl<R: Rule> Rule for Part<R> {
     }
 }
 
-fn items<'a>(node: &'a Node, reading: &mut Reading) -> Option<&'a [Node]> {
+/// The items of a list that `R` reads. Free text in its place may be a secret.
+fn items<'a, R: Rule>(node: &'a Node, reading: &mut Reading) -> Option<&'a [Node]> {
     match &node.content {
         Content::List(items) => Some(items),
         _ => {
-            reading.wrong(node.place, "must be a list such as [a, b]");
+            let is_secret = matches!(R::shape(), Shape::Scalar(form) if form.kind == TEXT_KIND);
+            reading.report(node.place, "must be a list such as [a, b]".to_owned(), is_secret);
             None
         }
     }
 }
+
+const TEXT_KIND: &str = "text";
 
 /// Text of any kind; numbers and truth values are text as they are written.
 pub(crate) enum Text {}
@@ -409,7 +413,7 @@ impl Rule for Text {
 
     fn shape() -> Shape {
         let schema = json!({ "type": text_types() });
-        Shape::Scalar(Form { kind: "text", range: "any".into(), example: "text", schema })
+        Shape::Scalar(Form { kind: TEXT_KIND, range: "any".into(), example: "text", schema })
     }
 
     fn read(node: &Node, reading: &mut Reading) -> Option<String> {

@@ -488,6 +488,12 @@ services:
 }
 
 #[test]
+fn text_in_the_place_of_a_list_of_arguments_is_not_shown() {
+    let said = parse(&with("    args: --token=hunter2\n    layouts: kratos\n")).unwrap_err().text();
+    assert!(said.contains("args: …") && said.contains("layouts: kratos"), "{said}");
+}
+
+#[test]
 fn a_client_of_the_admin_endpoint_names_the_file_that_is_no_yaml() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "admin: { listen: 127.0.0.1:80 ]\n").unwrap();
