@@ -489,8 +489,8 @@ services:
 
 #[test]
 fn text_in_the_place_of_a_list_of_arguments_is_not_shown() {
-    let said = parse(&with("    args: --token=hunter2\n    layouts: kratos\n")).unwrap_err().text();
-    assert!(said.contains("args: …") && said.contains("layouts: kratos"), "{said}");
+    let said = parse(&with("    args: --token=hunter2\n")).unwrap_err().text();
+    assert!(said.contains("args: …") && !said.contains("hunter2"), "{said}");
 }
 
 #[test]
