@@ -101,7 +101,7 @@ pub(crate) struct Faults(Mutex<Inner>);
 struct Inner {
     ongoing: BTreeMap<Source, Ongoing>,
     logged: BTreeMap<Kind, Logged>,
-    /// What was applied, in order.
+    /// Changes so far, in order.
     #[cfg(test)]
     changes: Vec<FaultChange>,
 }

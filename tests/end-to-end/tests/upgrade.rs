@@ -45,7 +45,7 @@ async fn pid(admin: &str) -> u64 {
     get(&format!("{admin}status")).await.json()["pid"].as_u64().unwrap_or_default()
 }
 
-/// The address, the component and the begin of the phase of the service `drained`, as `status` has them.
+/// The address, the component and the beginning of the phase of the service `drained`, as `status` has them.
 async fn shown_of_drained(admin: &str) -> Vec<Value> {
     let status = get(&format!("{admin}status/drained")).await.json();
     let row = &status["services"][0];

@@ -75,7 +75,7 @@ impl KnownKeys {
     }
 }
 
-/// The number of characters of each line that an excerpt shows, from its begin; 0 for a line that may hold a secret. A comment is
+/// The number of characters of each line that an excerpt shows, from its beginning; 0 for a line that may hold a secret. A comment is
 /// not shown.
 pub(crate) fn clear_lines(text: &str, shape: &Shape) -> Vec<usize> {
     let mut scan = Scan { known: KnownKeys::of(shape), open: Vec::new(), is_inside: false };

@@ -37,7 +37,7 @@ pub(crate) struct Source {
     pub(crate) secrets: Vec<Place>,
     /// Keys; of a file that cannot be parsed, an excerpt shows these on any line.
     pub(crate) keys: Vec<Place>,
-    /// Characters at the begin of each line that an excerpt shows nevertheless.
+    /// Characters at the beginning of each line that an excerpt shows nevertheless.
     pub(crate) clear: Vec<usize>,
     /// True once it was parsed to its end, so that every value is among `values`.
     pub(crate) is_whole: bool,

@@ -80,9 +80,9 @@ pub(crate) struct ShownState {
     pub(crate) listen: String,
     /// The URL at that address; empty if it never listened.
     pub(crate) url: String,
-    /// Begin of its phase.
+    /// Beginning of its phase.
     pub(crate) since: SystemTime,
-    /// SHA-256 of the component that it ran last, and the begin of the service of that component.
+    /// SHA-256 of the component that it ran last, and the time since which it ran.
     pub(crate) component: Option<(String, SystemTime)>,
 }
 

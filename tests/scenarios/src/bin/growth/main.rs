@@ -13,13 +13,14 @@ mod viewer;
 use std::{env, process::ExitCode};
 
 use leasehold_scenarios::growth::{Size, simulate};
+use tokio::runtime::Builder;
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to its user")]
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some("hosts") => return run(threads(), hosts::main(&arguments[1..])),
-        Some("viewer") => return run(threads(), viewer::main(&arguments[1..])),
+        Some("hosts") => return run(&mut threads(), hosts::main(&arguments[1..])),
+        Some("viewer") => return run(&mut threads(), viewer::main(&arguments[1..])),
         _ => {}
     }
     let (mut part, mut hosts, mut keys, mut ttl) = (None, None, None, None);
@@ -50,27 +51,38 @@ fn main() -> ExitCode {
     let size = |most: usize| Size { hosts: hosts.unwrap_or(most), keys: keys.unwrap_or(10_000) };
     if part.as_deref() != Some("real") {
         let begun = std::time::Instant::now();
-        let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-        let runtime = paused.expect("a runtime without threads cannot fail");
-        let report = runtime.block_on(simulate(size(100), |line| println!("{line}")));
-        runtime.shutdown_background();
-        println!("\nsimulated, {:.0} s on the clock\n{report}", begun.elapsed().as_secs_f64());
+        let mut paused = Builder::new_current_thread();
+        let show = |line: &str| println!("{line}");
+        let simulated = async {
+            let report = simulate(size(100), show).await;
+            println!("\nsimulated, {:.0} s on the clock\n{report}", begun.elapsed().as_secs_f64());
+            Ok(())
+        };
+        let code = run(paused.start_paused(true), simulated);
+        if code != ExitCode::SUCCESS {
+            return code;
+        }
     }
     if part.as_deref() != Some("simulated") {
-        return run(threads(), real::measure(size(20), ttl.unwrap_or(10)));
+        return run(&mut threads(), real::measure(size(20), ttl.unwrap_or(10)));
     }
     ExitCode::SUCCESS
 }
 
-fn threads() -> tokio::runtime::Builder {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
+fn threads() -> Builder {
+    let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2);
     builder
 }
 
 #[expect(clippy::print_stderr, reason = "a command speaks to its user")]
-fn run(mut builder: tokio::runtime::Builder, part: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    match builder.enable_all().build().expect("the system has threads").block_on(part) {
+fn run(builder: &mut Builder, part: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let outcome = builder.enable_all().build().map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(part);
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("growth: {error:#}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use etcd_client::{Client, GetOptions};
+use etcd_client::{Client, ConnectOptions, GetOptions};
 use leasehold_scenarios::{
     growth::Size,
     real::{Cluster, Etcd, changes, revision},
@@ -27,7 +27,7 @@ const FOLLOWERS: usize = 10;
 /// Time after a fault, beside a TTL, in which a lost lease would take its keys along.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Longest time for the recovery of every key.
+/// Longest time for the recovery of every key, and for a compaction.
 const RECOVERY: Duration = Duration::from_secs(240);
 
 /// The cluster and the processes at it.
@@ -206,13 +206,14 @@ impl Run {
         let now = revision(&mut self.client).await;
         let begun = Instant::now();
         let physical = etcd_client::CompactionOptions::new().with_physical();
-        // Without a deadline: on a busy machine it takes longer than the harness waits for other calls.
-        Client::connect(self.cluster.endpoints(), None).await?.compact(now, Some(physical)).await?;
+        // On a busy machine it takes longer than the harness waits for other calls.
+        let patient = ConnectOptions::new().with_timeout(RECOVERY);
+        Client::connect(self.cluster.endpoints(), Some(patient.clone())).await?.compact(now, Some(physical)).await?;
         line(&format!("compacted in {:.1} s", begun.elapsed().as_secs_f64()));
         self.show_members()?;
         let begun = Instant::now();
         for endpoint in self.cluster.endpoints() {
-            Client::connect([endpoint], None).await?.defragment().await?;
+            Client::connect([endpoint], Some(patient.clone())).await?.defragment().await?;
         }
         line(&format!("{MEMBERS} members defragmented in {:.1} s", begun.elapsed().as_secs_f64()));
         self.show_members()
