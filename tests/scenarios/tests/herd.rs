@@ -1,4 +1,4 @@
-//! Fifty hosts with a hundred registrations each, which lose a real etcd and all its data at the same moment.
+//! Many hosts, which lose etcd and all its data at the same moment.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -6,7 +6,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::GetOptions;
 use leasehold::{EventKind, Options, Registrar, Registration, ServerNode, State};
-use leasehold_scenarios::{fleet::options, real::Etcd, wait_for};
+use leasehold_scenarios::{
+    fleet::options,
+    real::Etcd,
+    sim::{self, SimEtcd},
+    wait_for,
+    world::World,
+};
 use tokio::{
     sync::Mutex,
     task::JoinSet,
@@ -138,4 +144,34 @@ async fn self_healing_of_a_herd_is_spread_and_leaves_etcd_responsive() {
     assert!(most <= Duration::from_secs(1), "etcd kept a stranger waiting for {most:?}");
     let leases = client.leases().await.unwrap().leases().len();
     assert_eq!(leases, HOSTS, "each host asked for one lease");
+}
+
+/// At an etcd that takes longer for one write of each host than a host waits for a response.
+#[tokio::test(start_paused = true)]
+async fn self_healing_of_a_herd_at_a_slow_etcd_takes_as_long_as_its_work() {
+    /// Time of a write, such that those of all hosts take longer than a renewal interval.
+    const WRITE: Duration = Duration::from_millis(75);
+    let etcd = SimEtcd::new(1);
+    let world = World::Simulated(etcd.clone());
+    let mut hosts = Vec::new();
+    for index in 0..HOSTS {
+        let options = Options { ttl: TTL_SECONDS.try_into().unwrap(), ..world.options() };
+        let registrar = world.registrar_with(&format!("host-{index}"), options).await;
+        let node = ServerNode::new("user", &format!("10.0.0.{index}:1")).unwrap();
+        let registration = registrar.register(node).await.unwrap();
+        hosts.push((registrar, registration));
+    }
+    etcd.restart(false);
+    etcd.set_pace(WRITE);
+    drop(etcd.take_calls());
+    // A grant and a put of each, and the time until the losses are noticed.
+    let work = 2 * WRITE * HOSTS as u32;
+    wait_for("every host knows that its key is back", work + PROMPT, async || {
+        let registered = |registration: &Registration| registration.status().state == State::Registered;
+        etcd.keys("").len() == HOSTS && hosts.iter().all(|(_, registration)| registered(registration))
+    })
+    .await;
+    let calls = etcd.take_calls();
+    let number = |kind: sim::Call| calls.iter().filter(|call| call.call == kind).count();
+    assert_eq!((number(sim::Call::Grant), etcd.leases().len()), (HOSTS, HOSTS), "nothing was given up and done again");
 }

@@ -96,8 +96,8 @@ impl Connections {
         self.0.state.lock().current.life.clone()
     }
 
-    /// Waits for an answer that is to come over a connection within `deadline`, which the caller holds. Where nothing is heard
-    /// of the connection meanwhile, it is checked.
+    /// Waits for an answer that is to come over a connection within `deadline`, or later if the caller waits on. Where nothing is
+    /// heard of the connection meanwhile, it is checked.
     pub(super) async fn attend<T>(&self, life: &Arc<Life>, deadline: Duration, answer: impl Future<Output = T>) -> T {
         let silence = (deadline / 4).clamp(MIN_SILENCE, MAX_SILENCE);
         let end = Instant::now() + deadline;
@@ -108,7 +108,7 @@ impl Connections {
                 return answer;
             }
             if !life.was_heard_since(since) {
-                self.check(life, end.saturating_duration_since(Instant::now()));
+                self.check(life, end.saturating_duration_since(Instant::now()).max(deadline / 2));
             }
         }
     }
@@ -238,7 +238,8 @@ impl Life {
         self.given_up.cancel();
     }
 
-    fn was_heard_since(&self, since: Instant) -> bool {
+    /// Returns true if anything has arrived on the connection since then.
+    pub(super) fn was_heard_since(&self, since: Instant) -> bool {
         self.heard.load(Ordering::Relaxed) >= self.micros(since)
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,13 +12,14 @@ use std::{
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError};
 use futures::{
-    FutureExt,
-    future::{BoxFuture, Shared},
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared, pending},
+    stream::FuturesUnordered,
 };
 use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, error::Elapsed, sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -41,6 +43,14 @@ const TRUST: Duration = Duration::from_secs(5);
 const ASK_AGAIN: u32 = 4;
 /// Pause after which a refused password is sent again. Another password is sent at once.
 const SHOW_AGAIN: Duration = Duration::from_millis(500);
+
+/// Longest time for which a request in etcd's log is waited for: after 7 s (5 s and two election timeouts, unless etcd was given
+/// others) etcd itself fails the request.
+const MAX_PATIENCE: Duration = Duration::from_secs(8);
+/// Time for which the answer to a request may be under way still after a later request was answered.
+const OVERTAKEN: Duration = Duration::from_millis(100);
+/// Id that no lease has: for a grant it means that etcd chooses one.
+const NO_LEASE: i64 = 0;
 
 /// The endpoints of one cluster, of which one serves at a time. Cloning clones the handle.
 #[derive(Clone)]
@@ -252,6 +262,10 @@ impl Endpoint {
         }
     }
 
+    fn nothing_within(&self, time: Duration) -> Failure {
+        Failure::Unanswered { endpoint: self.url.clone(), reason: format!("nothing within {:?}", rounded(time)) }
+    }
+
     /// An error of the client, and why this host's certificate was refused, where that is known here.
     fn failure(&self, error: &ClientError) -> Failure {
         let failure = classify(&self.url, error);
@@ -339,45 +353,106 @@ impl Endpoints {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let (first, end) = (self.current.load(Ordering::Relaxed), Instant::now() + deadline);
-        let target = Mutex::new((first, self.all[first].connections.current()));
-        let attempts = async {
-            let mut outcome = None;
-            for index in (first..first + self.all.len()).map(|index| index % self.all.len()) {
-                let endpoint = &self.all[index];
-                let answer = loop {
-                    let life = endpoint.connections.current();
-                    *target.lock() = (index, life.clone());
-                    let left = end.saturating_duration_since(Instant::now());
-                    // Boxed: each future that waits for it holds it more than once.
-                    let attempt = Box::pin(self.attempt(endpoint, &make));
-                    let answer = endpoint.connections.attend(&life, left, attempt).await;
-                    let is_unknown = matches!(&answer, Err(Failure::Unanswered { .. }));
-                    if !(is_unknown && life.is_given_up() && repeat == Repeat::Harmless) {
-                        break answer;
-                    }
-                };
-                match answer {
-                    Err(failure @ (Failure::Unreachable { .. } | Failure::Handshake { .. })) => {
-                        self.pass_over(index);
-                        outcome = Some(failure);
-                    }
-                    answer => return answer,
-                }
+        let (begun, target) = (Instant::now(), self.target());
+        let answer = within(deadline, self.attempts(repeat, begun + deadline, &target, &make)).await;
+        self.conclude(answer, target.into_inner(), begun.elapsed())
+    }
+
+    /// Makes one call as [`ask`](Self::ask) does, for a request that goes through etcd's log, behind all before it. A slow etcd
+    /// has its answer ready later than the deadline, and would be slower still if it had to do everything again. So the request
+    /// is waited for beyond it while its connection is heard of, and no later request has come through the log before it.
+    pub(super) async fn propose<T, F>(
+        &self,
+        repeat: Repeat,
+        deadline: Duration,
+        make: impl Fn(Client) -> F,
+    ) -> Result<(Route, T), Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let (begun, target) = (Instant::now(), self.target());
+        let mut attempts = pin!(self.attempts(repeat, begun + deadline, &target, &make));
+        let mut answer = within(deadline, attempts.as_mut()).await;
+        let mut heard_since = begun + deadline / 2;
+        while answer.is_err() {
+            let Route { index, life } = target.lock().clone();
+            let left = MAX_PATIENCE.saturating_sub(begun.elapsed());
+            if left.is_zero() || !life.was_heard_since(heard_since) {
+                break;
             }
-            Err(outcome.expect("there is at least one endpoint"))
-        };
-        let begun = Instant::now();
-        let answer = within(deadline, attempts).await;
-        let (index, life) = target.into_inner();
-        let answer = answer.unwrap_or_else(|_| {
-            Err(Failure::Unanswered {
-                endpoint: self.url(index),
-                reason: format!("nothing within {:?}", rounded(deadline)),
-            })
-        });
-        self.learn(index, &life, &answer, begun.elapsed());
-        answer.map(|answer| (Route { index, life }, answer))
+            heard_since = Instant::now();
+            answer = tokio::select! {
+                biased;
+                answer = &mut attempts => Ok(answer),
+                () = self.overtake(index) => {
+                    let late = within(OVERTAKEN, attempts.as_mut()).await;
+                    if late.is_err() {
+                        break;
+                    }
+                    late
+                }
+                elapsed = timeout(deadline.min(left), pending()) => elapsed,
+            };
+        }
+        self.conclude(answer, target.lock().clone(), begun.elapsed())
+    }
+
+    /// Returns once a request that was made now has come through etcd's log, by way of another endpoint where there is one: a
+    /// member that has lost the others has nothing to say about their log. Revokes a lease that cannot exist, so nothing
+    /// changes, and no user needs a right for it.
+    async fn overtake(&self, index: usize) {
+        let others = self.all.iter().enumerate().filter(|(other, _)| *other != index || self.all.len() == 1);
+        let revoke = |mut client: Client| async move { client.lease_revoke(NO_LEASE).await };
+        let mut answers: FuturesUnordered<_> = others.map(|(_, other)| self.attempt(other, &revoke)).collect();
+        while let Some(answer) = answers.next().await {
+            if matches!(answer, Ok(_) | Err(Failure::LeaseGone)) {
+                return;
+            }
+        }
+        pending::<()>().await;
+    }
+
+    /// The endpoint that serves.
+    fn target(&self) -> Mutex<Route> {
+        let index = self.current.load(Ordering::Relaxed);
+        Mutex::new(Route { index, life: self.all[index].connections.current() })
+    }
+
+    /// Tries the endpoints, from the target on, until one is reached.
+    async fn attempts<T, F>(
+        &self,
+        repeat: Repeat,
+        end: Instant,
+        target: &Mutex<Route>,
+        make: &impl Fn(Client) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let (first, mut outcome) = (target.lock().index, None);
+        for index in (first..first + self.all.len()).map(|index| index % self.all.len()) {
+            let endpoint = &self.all[index];
+            let answer = loop {
+                let life = endpoint.connections.current();
+                *target.lock() = Route { index, life: life.clone() };
+                let left = end.saturating_duration_since(Instant::now());
+                // Boxed: each future that waits for it holds it more than once.
+                let attempt = Box::pin(self.attempt(endpoint, make));
+                let answer = endpoint.connections.attend(&life, left, attempt).await;
+                let is_unknown = matches!(&answer, Err(Failure::Unanswered { .. }));
+                if !(is_unknown && life.is_given_up() && repeat == Repeat::Harmless) {
+                    break answer;
+                }
+            };
+            match answer {
+                Err(failure @ (Failure::Unreachable { .. } | Failure::Handshake { .. })) => {
+                    self.pass_over(index);
+                    outcome = Some(failure);
+                }
+                answer => return answer,
+            }
+        }
+        Err(outcome.expect("there is at least one endpoint"))
     }
 
     async fn attempt<T, F>(&self, endpoint: &Endpoint, make: &impl Fn(Client) -> F) -> Result<T, Failure>
@@ -399,6 +474,18 @@ impl Endpoints {
             }
             outcome => outcome,
         }
+    }
+
+    /// Learns from the answer to a call, or from none.
+    fn conclude<T>(
+        &self,
+        answer: Result<Result<T, Failure>, Elapsed>,
+        route: Route,
+        after: Duration,
+    ) -> Result<(Route, T), Failure> {
+        let answer = answer.unwrap_or_else(|_| Err(self.all[route.index].nothing_within(after)));
+        self.learn(route.index, &route.life, &answer, after);
+        answer.map(|answer| (route, answer))
     }
 
     /// Draws the consequences of an answer, or of none, for the requests to come.
@@ -457,10 +544,7 @@ impl Endpoints {
                 }
             }
         };
-        let reason = || format!("nothing within {:?}", rounded(deadline));
-        timeout(deadline, attempts)
-            .await
-            .unwrap_or_else(|_| Err(Failure::Unanswered { endpoint: endpoint.url.clone(), reason: reason() }))
+        timeout(deadline, attempts).await.unwrap_or_else(|_| Err(endpoint.nothing_within(deadline)))
     }
 
     /// A renewal was answered on an open stream.

@@ -175,7 +175,7 @@ impl Etcd {
         // Within i64: a Ttl is bounded by etcd's maximum.
         let seconds = ttl.seconds() as i64;
         let (route, answer) = self
-            .ask(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
+            .propose(Verb::Grant, deadline, |mut client| async move { client.lease_grant(seconds, None).await })
             .await?;
         let granted = u64::try_from(answer.ttl()).unwrap_or_default().max(1);
         let lease = LeaseId::new(answer.id()).ok_or_else(|| self.unanswered(&route, "it granted no lease"))?;
@@ -184,10 +184,8 @@ impl Etcd {
 
     /// Ends a lease and deletes its keys. A lease that is gone already is a success.
     pub(crate) async fn revoke(&self, lease: LeaseId, deadline: Duration) -> Result<(), Failure> {
-        match self
-            .call(Verb::Revoke, deadline, |mut client| async move { client.lease_revoke(lease.get()).await })
-            .await
-        {
+        let revoke = |mut client: Client| async move { client.lease_revoke(lease.get()).await };
+        match self.propose(Verb::Revoke, deadline, revoke).await {
             Ok(_) | Err(Failure::LeaseGone) => Ok(()),
             Err(failure) => Err(failure),
         }
@@ -229,7 +227,7 @@ impl Etcd {
     /// Takes at most [`MAX_OPS`] operations, no key twice; the outcomes stand in the order of the operations.
     pub(crate) async fn commit(&self, ops: &[Op], lease: LeaseId, deadline: Duration) -> Result<Vec<Outcome>, Failure> {
         let (route, answer) = self
-            .ask(Verb::Write, deadline, |mut client| {
+            .propose(Verb::Write, deadline, |mut client| {
                 // Without a condition, so the other branch never runs.
                 let txn = Txn::new()
                     .and_then(ops.iter().map(|op| op.conditional(lease)).collect::<Vec<_>>())
@@ -342,13 +340,20 @@ impl Etcd {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let repeat = match verb {
-            // A lease too many; a value that was overwritten since; changes from a revision of another etcd, if this one has
-            // lost its data meanwhile.
-            Verb::Grant | Verb::Write | Verb::Watch => Repeat::Never,
-            Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Status => Repeat::Harmless,
-        };
-        self.counted(verb, self.endpoints.ask(repeat, deadline, make)).await
+        self.counted(verb, self.endpoints.ask(repeat(verb), deadline, make)).await
+    }
+
+    /// Makes a request of a lease that goes through etcd's log. A slow etcd may take longer than `deadline`.
+    async fn propose<T, F>(
+        &self,
+        verb: Verb,
+        deadline: Duration,
+        make: impl Fn(Client) -> F,
+    ) -> Result<(Route, T), Failure>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        self.counted(verb, self.endpoints.propose(repeat(verb), deadline, make)).await
     }
 
     async fn counted<T>(&self, verb: Verb, request: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -359,6 +364,15 @@ impl Etcd {
             Err(_) => self.latencies.failed(verb),
         }
         answer
+    }
+}
+
+fn repeat(verb: Verb) -> Repeat {
+    match verb {
+        // A lease too many; a value that was overwritten since; changes from a revision of another etcd, if this one has lost its
+        // data meanwhile.
+        Verb::Grant | Verb::Write | Verb::Watch => Repeat::Never,
+        Verb::Renew | Verb::Look | Verb::Revoke | Verb::Read | Verb::Status => Repeat::Harmless,
     }
 }
 

@@ -140,6 +140,15 @@ fn touched(operations: &[PbTxnRequestOp]) -> Result<Touched, Failure> {
     Ok(all)
 }
 
+/// Returns true if a transaction may write, as etcd sees it: it has a put or a delete on some path.
+pub(crate) fn writes(request: &PbTxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|operation| match &operation.request {
+        Some(PbTxnOpRequest::RequestPut(_) | PbTxnOpRequest::RequestDeleteRange(_)) => true,
+        Some(PbTxnOpRequest::RequestTxn(nested)) => writes(nested),
+        _ => false,
+    })
+}
+
 /// Cost of a transaction in the quota: only puts count, so that a full etcd can still be emptied.
 pub(crate) fn cost(request: &PbTxnRequest) -> usize {
     let sum = |operations: &[PbTxnRequestOp]| -> usize {

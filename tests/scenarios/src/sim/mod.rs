@@ -202,6 +202,11 @@ impl SimEtcd {
         }
     }
 
+    /// Lets each grant, revocation and writing transaction take so long, one after the other; zero, as at first, for no time.
+    pub fn set_pace(&self, pace: Duration) {
+        self.lock().pace = pace;
+    }
+
     /// Raises or clears the alarm NOSPACE.
     pub fn set_no_space(&self, raised: bool) {
         self.lock().no_space = raised;

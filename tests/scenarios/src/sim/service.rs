@@ -202,20 +202,24 @@ impl PbKvService for Member {
         let session = Session::of(&request);
         let request = request.into_inner();
         check::txn(&request)?;
-        let mut state = self.shared.lock();
-        session.check(&mut state)?;
-        check::size(&request)?;
-        state.history.largest_transaction = state.history.largest_transaction.max(check::measure(&request));
-        if state.no_space && check::cost(&request) > 0 {
-            return Err(Failure::NoSpace.into());
-        }
-        let branches = apply::decide(&state.store, &state.lessor, &request)?;
-        let mut response = state.write(&session.cause(), |writer| apply::txn(writer, &request, &branches))?;
-        response.header = Some(state.header());
-        if session.caller.connection.link.plan().is_damaged(&mut state.rng) {
-            damage(&mut response, &mut state.rng);
-        }
-        Ok(Response::new(response))
+        let is_write = check::writes(&request);
+        let apply = move |state: &mut State| {
+            session.check(state)?;
+            check::size(&request)?;
+            state.history.largest_transaction = state.history.largest_transaction.max(check::measure(&request));
+            if state.no_space && check::cost(&request) > 0 {
+                return Err(Failure::NoSpace.into());
+            }
+            let branches = apply::decide(&state.store, &state.lessor, &request)?;
+            let mut response = state.write(&session.cause(), |writer| apply::txn(writer, &request, &branches))?;
+            response.header = Some(state.header());
+            if session.caller.connection.link.plan().is_damaged(&mut state.rng) {
+                damage(&mut response, &mut state.rng);
+            }
+            Ok(Response::new(response))
+        };
+        // One that only reads does not go through the log.
+        if is_write { self.shared.write(apply).await } else { apply(&mut self.shared.lock()) }
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
@@ -263,6 +267,7 @@ impl PbMaintenanceService for Member {
             version: VERSION.to_owned(),
             leader,
             raft_term: state.term,
+            raft_index: state.log,
             errors,
             ..PbStatusResponse::default()
         }))

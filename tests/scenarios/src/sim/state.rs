@@ -8,8 +8,10 @@ use bytes::Bytes;
 use etcd_client::proto::PbResponseHeader;
 use fastrand::Rng;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 
 use super::auth::Auth;
 use super::failure::Failure;
@@ -22,6 +24,8 @@ use super::wire::Link;
 
 /// Cluster id in every header.
 const CLUSTER: u64 = 0x0cad_e000_0000_0001;
+/// Time that a request waits for a leader, or in the log: 5 s and two election timeouts, as in etcd.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 /// Member id in every header.
 pub(crate) const MEMBER: u64 = 0x8e9e_0000_0000_0001;
 
@@ -52,6 +56,34 @@ impl Shared {
         state
     }
 
+    /// Applies a write once those before it are done. A caller that has waited too long gets etcd's error; the write goes on.
+    pub(crate) async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        apply: impl FnOnce(&mut State) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (wait, boot) = {
+            let mut state = self.lock();
+            if state.pace.is_zero() {
+                return state.apply(apply);
+            }
+            (state.join_queue(), state.boot)
+        };
+        let (reply, applied) = oneshot::channel();
+        let shared = self.clone();
+        self.spawn(async move {
+            sleep(wait).await;
+            let mut state = shared.lock();
+            if state.boot == boot && state.running {
+                drop(reply.send(state.apply(apply)));
+            }
+        });
+        match timeout(REQUEST_TIMEOUT, applied).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Status::unavailable("etcdserver: server stopped")),
+            Err(_) => Err(Failure::TimedOut.status()),
+        }
+    }
+
     /// Spawns a task on the simulation's runtime, from any runtime.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(task, &self.runtime);
@@ -75,6 +107,12 @@ pub(crate) struct State {
     pub(crate) no_space: bool,
     /// Hosts whose user may not touch any key.
     pub(crate) forbidden: BTreeSet<String>,
+    /// Number of writes that have come through the log.
+    pub(crate) log: u64,
+    /// Time that a write takes; writes wait for those before them.
+    pub(crate) pace: Duration,
+    /// Time at which the last write of the queue is done.
+    busy_until: Duration,
     pub(crate) running: bool,
     /// Number of starts; a request does not outlive the process that it was sent to.
     pub(crate) boot: u64,
@@ -97,12 +135,26 @@ impl State {
             plan: FaultPlan::none(),
             no_space: false,
             forbidden: BTreeSet::new(),
+            log: 0,
+            pace: Duration::ZERO,
+            busy_until: Duration::ZERO,
             running: true,
             boot: 1,
             term: 2,
             era: 0,
             election_ends: None,
         }
+    }
+
+    fn apply<T>(&mut self, apply: impl FnOnce(&mut State) -> T) -> T {
+        self.log += 1;
+        apply(self)
+    }
+
+    /// Joins the queue of the writes. Returns the time until this one is applied.
+    fn join_queue(&mut self) -> Duration {
+        self.busy_until = self.busy_until.max(self.now) + self.pace;
+        self.busy_until - self.now
     }
 
     fn settle(&mut self) {
@@ -144,6 +196,7 @@ impl State {
 
     pub(crate) fn start(&mut self) {
         if !self.running {
+            self.busy_until = self.now;
             self.running = true;
             self.boot += 1;
             self.term += 1;

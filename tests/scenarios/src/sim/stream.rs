@@ -16,6 +16,7 @@ use super::failure::Failure;
 use super::history::{Call, Cause, EventKind};
 use super::lessor::{Renewal, TICK};
 use super::service::{Member, Session};
+use super::state::State;
 use super::wire::{self, Cut};
 
 /// Sender of messages to the host.
@@ -30,18 +31,16 @@ impl PbLeaseService for Member {
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let session = Session::of(&request);
         let request = request.into_inner();
-        let mut state = self.shared.lock();
-        session.check_given(&mut state)?;
-        if state.no_space {
-            return Err(Failure::NoSpace.into());
-        }
-        let (id, ttl) = state.grant(session.cause(), request.id, request.ttl)?;
-        Ok(Response::new(PbLeaseGrantResponse {
-            header: Some(state.header()),
-            id,
-            ttl: seconds(ttl.as_secs()),
-            error: String::new(),
-        }))
+        let grant = move |state: &mut State| {
+            session.check_given(state)?;
+            if state.no_space {
+                return Err(Failure::NoSpace.into());
+            }
+            let (id, ttl) = state.grant(session.cause(), request.id, request.ttl)?;
+            let header = Some(state.header());
+            Ok(PbLeaseGrantResponse { header, id, ttl: seconds(ttl.as_secs()), error: String::new() })
+        };
+        self.shared.write(grant).await.map(Response::new)
     }
 
     async fn lease_revoke(
@@ -50,13 +49,15 @@ impl PbLeaseService for Member {
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         let session = Session::of(&request);
         let id = request.get_ref().id;
-        let mut state = self.shared.lock();
-        session.check_given(&mut state)?;
-        if state.lessor.get(id).is_some_and(|lease| !lease.keys.is_empty()) {
-            session.check(&mut state)?;
-        }
-        state.revoke(&session.cause(), id)?;
-        Ok(Response::new(PbLeaseRevokeResponse { header: Some(state.header()) }))
+        let revoke = move |state: &mut State| {
+            session.check_given(state)?;
+            if state.lessor.get(id).is_some_and(|lease| !lease.keys.is_empty()) {
+                session.check(state)?;
+            }
+            state.revoke(&session.cause(), id)?;
+            Ok(PbLeaseRevokeResponse { header: Some(state.header()) })
+        };
+        self.shared.write(revoke).await.map(Response::new)
     }
 
     type LeaseKeepAliveStream = Body<PbLeaseKeepAliveResponse>;

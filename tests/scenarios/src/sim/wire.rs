@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::fault::{Fate, FaultPlan};
 use super::history::{Call, Cause};
 use super::service::Services;
-use super::state::Shared;
+use super::state::{REQUEST_TIMEOUT, Shared};
 
 type Request = http::Request<Body>;
 type Response = http::Response<Body>;
@@ -26,9 +26,6 @@ type Answer = Result<Response, BoxError>;
 
 /// Time after which a caller without a deadline counts as gone.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Time that a request waits for a leader: 5 s and two election timeouts, as in etcd.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// One host's network link to etcd.
 #[derive(Debug)]

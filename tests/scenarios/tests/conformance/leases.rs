@@ -11,6 +11,7 @@ use crate::{Target, keys, on_both, refused, revision, value};
 on_both!(simulated, real:
     a_grant_chooses_the_id_and_raises_the_ttl,
     an_unknown_lease_is_reported_as_such,
+    a_revocation_of_no_lease_goes_through_the_log_and_changes_nothing,
     a_lease_lists_its_keys,
     a_revoke_deletes_the_keys_in_one_revision,
     a_put_under_another_lease_moves_the_key,
@@ -55,6 +56,15 @@ async fn an_unknown_lease_is_reported_as_such(target: Target) {
     refused(client.lease_revoke(4242).await, Code::NotFound, "etcdserver: requested lease not found");
     let renewed = client.lease_keep_alive(4242).await;
     assert!(matches!(renewed, Err(Error::LeaseKeepAliveError(_))), "{renewed:?}");
+}
+
+async fn a_revocation_of_no_lease_goes_through_the_log_and_changes_nothing(target: Target) {
+    let mut client = target.client().await;
+    let (before, granted) = (client.status().await.unwrap().raft_index(), revision(&mut client).await);
+    refused(client.lease_revoke(0).await, Code::NotFound, "etcdserver: requested lease not found");
+    let after = client.status().await.unwrap().raft_index();
+    assert!(after > before, "{before} {after}");
+    assert_eq!(revision(&mut client).await, granted);
 }
 
 async fn a_lease_lists_its_keys(target: Target) {

@@ -254,15 +254,19 @@ impl Run {
         Ok(())
     }
 
-    /// Fails unless every key is in etcd, and every registration knows.
+    /// Fails unless every key is in etcd and every registration knows, at most one renewal interval later: the renewal of a lease
+    /// may have been late while all wrote.
     async fn all_are_in_etcd(&mut self) -> Result<()> {
-        let [registered] = self.hosts.run("registered").await?;
-        let (total, found) = (self.size.total(), count(&mut self.client).await?);
-        ensure!(
-            found == total && registered == total as f64,
-            "of {total}, {found} are in etcd, {registered} registered"
-        );
-        Ok(())
+        let (begun, total) = (Instant::now(), self.size.total());
+        loop {
+            let [registered] = self.hosts.run("registered").await?;
+            let found = count(&mut self.client).await?;
+            if found == total && registered == total as f64 {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < self.ttl / 3, "of {total}, {found} are in etcd, {registered} registered");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn metrics(&self) -> Result<Vec<Metrics>> {
