@@ -1,7 +1,5 @@
 //! Components in OCI registries: pushed, pulled, verified, cached, followed, and what registries do wrong.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

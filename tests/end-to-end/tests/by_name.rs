@@ -1,7 +1,5 @@
 //! Calls by name: a component sends a request to `http://NAME.leasehold/`, and the host finds a node.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{collections::HashMap, time::Duration};
 
 use etcd_client::{Txn, TxnOp};

@@ -1,8 +1,6 @@
 //! The versions of the contract: components of 0.1 and 0.2 in one host, look-ups by plain and by asynchronous functions, and
 //! watches.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     collections::HashMap,
     fs, iter,

@@ -1,8 +1,6 @@
 //! The files of `deploy` for containers: their configurations are accepted, and what is rendered is up to date. `make deploy-test`
 //! has the tests on a real API server and a real engine.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use leasehold_end_to_end::{Ended, Program, paths};

@@ -1,7 +1,5 @@
 //! `run --dev`: a private etcd that shows every change, and ends with the host however the host ends.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, io, path::Path, process::Command};
 
 use leasehold_end_to_end::{Ended, Host, Program, config::greeter, http::get, paths};

@@ -1,7 +1,5 @@
 //! Users of etcd with the rights of a host: created, and enough for that host and for no other.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::fs;
 
 use leasehold_end_to_end::{

@@ -1,7 +1,5 @@
 //! gRPC: its own clients call components, and the host's errors reach them as gRPC statuses.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

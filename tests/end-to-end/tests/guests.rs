@@ -1,7 +1,5 @@
 //! The commands for authors of components: `new`, `wit` and `componentize`.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     fs,
     path::Path,

@@ -1,7 +1,5 @@
 //! Installing: the version, completions, man pages, and the files that `make install` puts in place.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, path::Path, process::Command};
 
 use leasehold_end_to_end::{Ended, Program, paths};

@@ -1,8 +1,6 @@
 //! The language of CONTRIBUTING.md: doc comments, comments, messages, names and pages in the words of the field, and links that
 //! lead to files.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

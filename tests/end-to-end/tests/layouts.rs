@@ -1,7 +1,5 @@
 //! Layouts: `explain` prints exactly the keys and values that etcd then holds, byte for byte.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, net::TcpListener, path::Path, process::Output};
 
 use leasehold_end_to_end::{

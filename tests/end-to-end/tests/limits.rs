@@ -1,7 +1,5 @@
 //! Limits: requests, open connections and unread responses cost no more than the configuration allows, and clients get an error.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

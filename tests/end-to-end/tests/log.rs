@@ -1,7 +1,5 @@
 //! The log: its first line, its times, its events, its level, and its form for the journal.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, path::Path, time::Duration};
 
 use leasehold_end_to_end::{

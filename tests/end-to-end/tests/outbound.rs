@@ -1,7 +1,5 @@
 //! Requests of a component to external hosts: only as its policy allows.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{

@@ -1,7 +1,5 @@
 //! The published crates: what a registry shows of them, and the licences in each. `make package` has the content of the packages.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, process::Command};
 
 use leasehold_end_to_end::paths;

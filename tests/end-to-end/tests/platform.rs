@@ -1,7 +1,5 @@
 //! The plugin in a platform that is not the runner: `host/plugin/examples/platform.rs`, on a real etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     sync::{Arc, Mutex},
     time::Duration,

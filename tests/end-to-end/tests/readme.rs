@@ -1,7 +1,5 @@
 //! README.md: its commands run as printed, its configuration is one, and its code is that of the examples.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{env, fs, path::Path};
 
 use leasehold_end_to_end::{

@@ -1,7 +1,5 @@
 //! Sandboxed: a component that breaks its policy gets an error, learns nothing, and leaves nothing in etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold_end_to_end::{

@@ -1,8 +1,6 @@
 //! Sandboxed by asynchronous functions: a component of 0.2 that floods them, leaves calls and watches behind, or reads nothing gets
 //! errors, harms no neighbour, and leaves nothing in etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     mem,
     time::{Duration, Instant},

@@ -1,7 +1,5 @@
 //! `leasehold ls` and `leasehold watch` in a terminal, on a real etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use leasehold_end_to_end::{
     Host,
     config::{config, endpoint, hostile, with},

@@ -1,7 +1,5 @@
 //! TLS on a listener: real clients over either protocol, rotated certificates, and mistakes in them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     fs,
     path::PathBuf,

@@ -1,7 +1,5 @@
 //! Traces: a real OTLP receiver gets requests and the component's outgoing requests as one trace.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     collections::HashMap,
     fs,

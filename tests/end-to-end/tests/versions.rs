@@ -1,7 +1,5 @@
 //! A component that registers again under its key: the value is changed in place, or stays as it was.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, path::PathBuf};
 
 use leasehold_end_to_end::{

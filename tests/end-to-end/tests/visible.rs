@@ -1,7 +1,5 @@
 //! Visible: running services are in etcd, byte for byte, under a live lease, and are served at their address.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{net::TcpListener, time::Duration};
 
 use leasehold_end_to_end::{

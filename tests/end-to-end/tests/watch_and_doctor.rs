@@ -1,7 +1,5 @@
 //! `leasehold watch` and `leasehold doctor`, on an etcd with good nodes, stale nodes and invalid keys.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, process::Stdio, time::Duration};
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType};

@@ -1,7 +1,5 @@
 //! `leasehold dev`: a folder that is built and run again with each change.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{fs, net::TcpStream, path::Path};
 
 use leasehold_end_to_end::{Ended, Program, config::free_address, http::get, paths};

@@ -1,7 +1,5 @@
 //! Callers without a runtime, and in one without timers, on a real etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{thread, time::Duration};
 
 use futures::executor::block_on;

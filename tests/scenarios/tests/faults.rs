@@ -1,7 +1,5 @@
 //! Faults of a real etcd and of the network to it, on registrations of several leases.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use etcd_client::Client;

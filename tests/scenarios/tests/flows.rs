@@ -1,7 +1,5 @@
 //! TCP flows that die silently: packets of the open connections vanish, new connections work. And bits flipped on the wire.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use etcd_client::Client;

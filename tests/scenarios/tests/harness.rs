@@ -1,7 +1,5 @@
 //! The harness of real processes: etcd with options, killed, suspended, restarted, clustered, behind a failing network.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};

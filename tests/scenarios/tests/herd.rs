@@ -1,7 +1,5 @@
 //! Many hosts, which lose etcd and all its data at the same moment.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::GetOptions;

@@ -1,7 +1,5 @@
 //! Bad input, and limits of a real etcd: sizes, times, space, history.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions};

@@ -1,7 +1,5 @@
 //! Bounded: the time for which a request in etcd's log is waited for.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{sync::Arc, time::Duration};
 
 use leasehold::{Options, Registrar, ServerNode};

@@ -1,7 +1,5 @@
 //! Status of registrations while the simulated etcd refuses requests; a refused key does not block other keys.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold::{Error, Event, EventKind, Options, Refusal, ServerNode, State, Weight};

@@ -1,7 +1,5 @@
 //! Registrations that an embedder makes for a component, on a simulated etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use leasehold::{Error, Metadata, ServerNode, State, Terms, Weight};

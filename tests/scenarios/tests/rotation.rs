@@ -1,7 +1,5 @@
 //! Credentials that are rotated while they are in use: passwords, certificates, authorities.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     fs, io,
     path::{Path, PathBuf},

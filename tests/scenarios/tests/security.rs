@@ -1,7 +1,5 @@
 //! Users, passwords, tokens and certificates of a real etcd, and endpoints that are not etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, Permission};

@@ -1,7 +1,5 @@
 //! The simulated etcd under its own faults, in virtual time.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error, PutOptions, Txn, TxnOp};

@@ -1,7 +1,5 @@
 //! Isolated: a registrar whose thread has no processor for seconds, around a take-over, keeps its lease and its write.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::time::Duration;
 
 use futures::future::join_all;

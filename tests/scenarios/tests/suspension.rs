@@ -1,7 +1,5 @@
 //! A host in a process of its own: suspended, killed, and ended in order.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},

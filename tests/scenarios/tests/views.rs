@@ -1,7 +1,5 @@
 //! Watched views of services, on the simulated etcd and on a real etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,

@@ -10,7 +10,7 @@ use leasehold_end_to_end::{
 use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
 
-use crate::{File, UNREACHABLE, leasehold, one_sentence};
+use crate::command_line::{File, UNREACHABLE, leasehold, one_sentence};
 
 #[tokio::test]
 async fn check_of_many_services_lists_those_with_a_remark() {

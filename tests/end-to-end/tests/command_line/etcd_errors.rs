@@ -14,7 +14,7 @@ use leasehold_scenarios::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{File, UNREACHABLE, in_shell, leasehold, one_sentence};
+use crate::command_line::{File, UNREACHABLE, in_shell, leasehold, one_sentence};
 
 #[tokio::test]
 async fn a_file_without_a_certificate_is_no_authority() {

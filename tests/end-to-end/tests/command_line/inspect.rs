@@ -5,7 +5,7 @@ use std::fs;
 use leasehold_end_to_end::Ended;
 use serde_json::{Value, json};
 
-use crate::{File, component, leasehold, one_sentence};
+use crate::command_line::{File, component, leasehold, one_sentence};
 
 /// A component that imports only `f` of an interface.
 fn importing(interface: &str) -> Vec<u8> {

@@ -9,7 +9,7 @@ use leasehold_scenarios::world::World;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{leasehold, one_sentence};
+use crate::command_line::{leasehold, one_sentence};
 
 #[tokio::test]
 async fn an_unknown_name_is_reported_with_similar_ones() {

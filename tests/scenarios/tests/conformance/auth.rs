@@ -6,7 +6,7 @@ use etcd_client::{ConnectOptions, LeaseTimeToLiveOptions};
 use tokio::time::sleep;
 use tonic::Code;
 
-use crate::{TOKEN_TTL, Target, on_both, refused};
+use crate::conformance::{TOKEN_TTL, Target, on_both, refused};
 
 mod without_a_user {
     use super::{Code, ConnectOptions, Target, on_both, refused};

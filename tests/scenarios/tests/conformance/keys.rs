@@ -5,7 +5,7 @@ use etcd_client::{
 };
 use tonic::Code;
 
-use crate::{Target, on_both, refused, revision, value};
+use crate::conformance::{Target, on_both, refused, revision, value};
 
 on_both!(simulated, real:
     a_write_is_a_revision,

@@ -6,7 +6,7 @@ use etcd_client::{Client, Error, LeaseGrantOptions, LeaseTimeToLiveOptions, PutO
 use leasehold_scenarios::wait_for;
 use tonic::Code;
 
-use crate::{Target, keys, on_both, refused, revision, value};
+use crate::conformance::{Target, keys, on_both, refused, revision, value};
 
 on_both!(simulated, real:
     a_grant_chooses_the_id_and_raises_the_ttl,

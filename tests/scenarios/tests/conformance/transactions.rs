@@ -3,7 +3,7 @@
 use etcd_client::{Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use tonic::Code;
 
-use crate::{Target, keys, on_both, refused, revision, value};
+use crate::conformance::{Target, keys, on_both, refused, revision, value};
 
 on_both!(simulated, real:
     a_transaction_is_one_revision,

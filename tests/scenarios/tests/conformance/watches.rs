@@ -4,7 +4,7 @@ use etcd_client::{
     DeleteOptions, EventType, PutOptions, Txn, TxnOp, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
 };
 
-use crate::{Target, on_both};
+use crate::conformance::{Target, on_both};
 
 on_both!(simulated, real:
     a_watch_reports_puts_and_deletes,

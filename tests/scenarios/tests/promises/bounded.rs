@@ -9,7 +9,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::{KEY, user};
+use crate::promises::{KEY, user};
 
 on_both!(
     bounded_an_etcd_that_is_down_is_an_error_in_time,

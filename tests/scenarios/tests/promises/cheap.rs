@@ -10,7 +10,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{KEY, services, user};
+use crate::promises::{KEY, services, user};
 
 on_both!(
     cheap_many_services_share_one_lease,

@@ -9,7 +9,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::timeout;
 
-use crate::{KEY, user, weight};
+use crate::promises::{KEY, user, weight};
 
 on_both!(
     gone_key_and_lease_after_stop,

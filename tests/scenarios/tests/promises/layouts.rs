@@ -6,7 +6,7 @@ use leasehold_scenarios::{
     world::{SOON, World},
 };
 
-use crate::{KEY, layouts, user, weight};
+use crate::promises::{KEY, layouts, user, weight};
 
 on_both!(layouts_of_one_node_are_one_registration, layouts_of_a_refused_node_leave_nothing, layouts_are_read_together,);
 

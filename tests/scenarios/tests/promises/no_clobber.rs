@@ -9,7 +9,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::sleep;
 
-use crate::{KEY, VALUE, user};
+use crate::promises::{KEY, VALUE, user};
 
 on_both!(
     no_clobber_stop_leaves_a_successor_alone,

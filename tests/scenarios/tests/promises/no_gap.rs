@@ -8,7 +8,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::{KEY, layouts, user, weight};
+use crate::promises::{KEY, layouts, user, weight};
 
 on_both!(no_gap_when_another_node_takes_the_key,);
 

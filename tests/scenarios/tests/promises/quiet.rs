@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{KEY, user, weight};
+use crate::promises::{KEY, user, weight};
 
 on_both!(
     quiet_a_renewal_creates_no_revision,

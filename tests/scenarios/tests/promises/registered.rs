@@ -3,7 +3,7 @@
 use leasehold::{Error, Layout, ServerNode, State, Terms};
 use leasehold_scenarios::{on_both, world::World};
 
-use crate::{KEY, VALUE, user};
+use crate::promises::{KEY, VALUE, user};
 
 on_both!(
     a_key_can_be_registered_again_right_after_its_stop,

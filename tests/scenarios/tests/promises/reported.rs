@@ -9,7 +9,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::sleep;
 
-use crate::user;
+use crate::promises::user;
 
 on_both!(events_report_each_change_once, latencies_measure_each_kind_of_request,);
 

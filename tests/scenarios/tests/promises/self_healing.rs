@@ -11,7 +11,7 @@ use leasehold_scenarios::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::{KEY, VALUE, services, user, wait_for_event};
+use crate::promises::{KEY, VALUE, services, user, wait_for_event};
 
 on_both!(
     self_healing_after_the_lease_is_revoked,

@@ -6,7 +6,7 @@ use leasehold::{ServerNode, State, Terms};
 use leasehold_scenarios::{on_both, world::World};
 use tokio::time::sleep;
 
-use crate::{KEY, VALUE, user};
+use crate::promises::{KEY, VALUE, user};
 
 on_both!(visible_key_and_value_byte_for_byte, visible_under_a_lease_with_the_granted_ttl, visible_after_three_ttls,);
 

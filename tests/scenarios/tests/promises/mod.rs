@@ -1,7 +1,5 @@
 //! The promises, as scenarios that run on the simulated etcd and on a real etcd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 mod bounded;
 mod cheap;
 mod gone;

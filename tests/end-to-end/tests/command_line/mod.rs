@@ -1,7 +1,5 @@
 //! The command line: each mistake is one sentence and an exit code, and leaves nothing behind.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 mod check;
 mod etcd_errors;
 mod inspect;

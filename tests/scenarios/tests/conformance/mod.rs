@@ -1,7 +1,5 @@
 //! Conformance of the simulated etcd with a real etcd: every check runs on both.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
-
 mod auth;
 mod keys;
 mod leases;
@@ -66,7 +64,7 @@ macro_rules! on_both {
             $(
                 #[tokio::test(start_paused = true)]
                 async fn $check() {
-                    Box::pin(super::$check(crate::Target::$simulated().await)).await;
+                    Box::pin(super::$check(crate::conformance::Target::$simulated().await)).await;
                 }
             )*
         }
@@ -75,7 +73,7 @@ macro_rules! on_both {
             $(
                 #[tokio::test]
                 async fn $check() {
-                    Box::pin(super::$check(crate::Target::$real().await)).await;
+                    Box::pin(super::$check(crate::conformance::Target::$real().await)).await;
                 }
             )*
         }

@@ -1,0 +1,55 @@
+//! The binary, its components and the plugin, from outside, on a real etcd.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod access_log;
+mod admin;
+mod admin_safety;
+mod artifacts;
+mod by_name;
+mod command_line;
+mod contract;
+mod deploying;
+mod dev;
+mod drained;
+mod etcd_user;
+mod gone;
+mod grpc;
+mod guests;
+mod health;
+mod installing;
+mod invariants;
+mod isolated;
+mod keep;
+mod language;
+mod layers;
+mod layouts;
+mod library;
+mod limits;
+mod log;
+mod log_without_reader;
+mod maintenance;
+mod monitoring;
+mod outbound;
+mod own_listener;
+mod packages;
+mod platform;
+mod readme;
+mod reconfigure;
+mod reload;
+mod requests;
+mod responses;
+mod rolling;
+mod sandboxed;
+mod sandboxed_async;
+mod startup;
+mod systemd;
+mod terminal;
+mod tls;
+mod traces;
+mod upgrade;
+mod versions;
+mod visible;
+mod watch_and_doctor;
+mod weight;
+mod workshop;
