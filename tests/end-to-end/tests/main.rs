@@ -51,5 +51,4 @@ mod upgrade;
 mod versions;
 mod visible;
 mod watch_and_doctor;
-mod weight;
 mod workshop;

@@ -1,6 +1,8 @@
 //! Quiet: the weight follows the load, and nothing else is written. The tests run alone and one after the other: they burn every
 //! core, and count etcd's revisions.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::{
     hint::spin_loop,
     sync::{
