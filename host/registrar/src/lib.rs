@@ -54,7 +54,7 @@ mod timers;
 mod weight;
 
 #[cfg(feature = "discovery")]
-pub use discovery::balancer::{Balancer, Choice, Pick};
+pub use discovery::balancer::{Balancer, Choice, InFlight, OutlierRules, Pick, PickRules, Traffic};
 #[cfg(feature = "discovery")]
 pub use discovery::key_watch::{KeyEvent, KeyWatch, WatchEvent};
 #[cfg(feature = "discovery")]

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Header with the pause before the next retry, as `retry-after` in HTTP.
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 /// Content type of every gRPC message; a suffix names its encoding.
@@ -88,6 +88,21 @@ pub(crate) fn trailers_only(status: Status, message: &'static str) -> HeaderMap 
     let mut headers = trailers(status, message);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     headers
+}
+
+/// Status of a server that cannot process requests at the moment.
+pub(crate) const UNAVAILABLE: u16 = Status::Unavailable as u16;
+
+/// Pause that a server wants before a further try; `None` if it says nothing, or wants none.
+pub(crate) fn pushback(headers: &HeaderMap) -> Option<Duration> {
+    let millis: u32 = headers.get(PUSHBACK)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis.into()))
+}
+
+/// Deadline as it is written in a header.
+pub(crate) fn written_timeout(left: Duration) -> HeaderValue {
+    // Eight digits of milliseconds are a day.
+    HeaderValue::try_from(format!("{}m", left.as_millis().min(99_999_999))).expect("digits and a letter")
 }
 
 /// Lets a client try again after a second.

@@ -60,7 +60,8 @@ async fn sees(host: &Host, authority: &str, greetings: &[&str]) {
 #[tokio::test]
 async fn calls_are_spread_over_the_nodes_and_follow_etcd() {
     let world = World::real().await;
-    let caller = Host::of(&world, [caller(&["greeter"])]).await;
+    let registry = json!({ "registry": { "calls": [{ "slow_start": "off" }] } });
+    let caller = Host::ready(&with(config(&world, [caller(&["greeter"])]), registry)).await;
     let one = Host::of(&world, [greeting("one", "v1")]).await;
     sees(&caller, "greeter.leasehold", &["one"]).await;
     let two = Host::of(&world, [greeting("two", "v2")]).await;

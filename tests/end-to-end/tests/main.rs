@@ -7,6 +7,7 @@ mod admin;
 mod admin_safety;
 mod artifacts;
 mod by_name;
+mod call_rules;
 mod command_line;
 mod contract;
 mod deploying;

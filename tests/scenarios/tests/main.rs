@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod balancing;
 mod callers;
 mod cluster;
 mod conformance;

@@ -261,6 +261,13 @@ impl ServiceSamples {
         page.gauge("requests_in_flight", "Requests that are queued or whose response is not complete", within)?;
         let outgoing: Vec<_> =
             self.services().map(|service| (service, service.handle.stats.outgoing().clone())).collect();
+        let calls = outgoing.iter().flat_map(|(service, targets)| {
+            targets.iter().flat_map(move |(target, count)| {
+                let labels = move || with(labels(service), "target", target);
+                count.calls().map(move |(event, count)| (with(labels(), "event", event), count))
+            })
+        });
+        page.counter("calls", "Events of calls by name", calls)?;
         let outgoing = outgoing.iter().flat_map(|(service, targets)| {
             targets.iter().flat_map(move |(target, count)| {
                 [("answered", count.answered), ("failed", count.failed)]

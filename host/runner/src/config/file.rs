@@ -14,10 +14,10 @@ use crate::config::{
         Each, OneOrMany, Pairs, Part, Reading, Rule, Shape, Switch, Text, keys,
     },
     tree::{Content, Node},
-    units::{Count, HeaderSize, Memory, Number, Percentage, Secret, Share, Size, Span, WholeSeconds},
+    units::{Count, HeaderSize, Memory, Number, Percentage, Ramp, Secret, Share, Size, Span, WholeSeconds},
     values::{
-        AccessFormat, AdminListen, Advertise, Collector, FilePath, FixedWeight, HealthPath, Layouts, Listen, Logged,
-        Mode, Pattern, Readable, Register, Suffix, Variables,
+        AccessFormat, AdminListen, Advertise, Balance, Collector, FilePath, FixedWeight, HealthPath, Layouts, Listen,
+        Logged, Mode, Pattern, Readable, Register, Suffix, Variables,
     },
 };
 
@@ -94,8 +94,36 @@ keys! {
         suffix: Suffix = Default("leasehold");
         /// Metadata of nodes that calls by name prefer; `version` prefers a version.
         prefer: Option<Pairs> = Unset("none"), example "{ zone: a }";
+        /// How calls by name are made: retries, ejection of nodes and the like; see [calls](calls.md#failure-policy).
+        calls: Vec<Calls> = Unset("one entry with every default"), example "[{ timeout: 2s }, { service: payment, retries: 0 }]";
         /// The published weight.
         weight: Weight = Unset("");
+    }
+}
+
+keys! {
+    /// How calls by name are made to some services; see [calls](calls.md#failure-policy).
+    pub(crate) struct Calls {
+        /// The services that the entry is for. An entry without is for those that no other entry names.
+        service: OneOrMany<ServiceName> = Unset("all others"), example "[user, order]";
+        /// Time until a response begins, with all its tries. Shorter ends slow calls; the deadlines of the component and `limits.request_timeout` hold as well.
+        timeout: Option<Span> = Unset("`limits.request_timeout`"), example "2s";
+        /// Time of one try for that. A later response counts against the node.
+        try_timeout: Option<Span> = Unset("`timeout`"), example "500ms";
+        /// Further tries, on other nodes, of a call that failed and does no harm twice.
+        retries: Number<0, 10> = Default("1"), example "2";
+        /// Further tries among all calls to a service, at most.
+        retry_budget: Percentage = Default("20%"), example "10%";
+        /// Time without a response after which a GET or HEAD is sent to a second node as well; the first response is taken.
+        hedge_after: Option<Span> = Unset("never"), example "200ms";
+        /// Calls in flight to a service, from each service of this host. Beyond, a call fails at once.
+        in_flight: Count = Default("1000"), example "50";
+        /// Failures in a row that eject a node, for a while; `0` never does.
+        eject_after: Number<0, 1000> = Default("5"), example "3";
+        /// The choice of nodes: by their weights, or by their latency and calls in flight as well.
+        balance: Balance = Default("weight"), example "latency";
+        /// Time over which the share of a fresh node rises to the whole, from a tenth.
+        slow_start: Ramp = Default("30s"), example "off";
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,8 @@ use crate::config::{
     file::{self, File},
     rule::Reading,
     spec::{
-        Admin, AdminAddress, Allow, Config, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec, TlsFiles, Traces,
+        Admin, AdminAddress, Allow, CallRules, Config, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec,
+        TlsFiles, Traces,
     },
     tree::{Content, Node},
     values::{AdminListen, Register, has_certificate, names},
@@ -26,7 +28,7 @@ use crate::config::{
 };
 
 /// Keys outside of the services that are a part of each of them.
-const OF_SERVICES: [&str; 3] = ["registry.layout", "registry.suffix", "registry.prefer"];
+const OF_SERVICES: [&str; 4] = ["registry.layout", "registry.suffix", "registry.prefer", "registry.calls"];
 /// A longer time to live is accepted with a remark.
 const LONG_TTL_SECONDS: u64 = 2 * 3600 - 1;
 
@@ -47,6 +49,7 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
     }
     let registry = file.registry.as_ref();
     let (suffix, prefer) = (registry?.suffix.clone(), registry?.prefer.clone());
+    let calls = Arc::new(resolver.calls(&registry?.calls)?);
     file.defaults?;
     let mut registrar = resolver.registrar(file.etcd?, file.registry?)?;
     registrar.also_read = services.iter().flat_map(|spec| spec.layouts.iter().flatten().cloned()).collect();
@@ -65,6 +68,7 @@ pub(crate) fn resolve(file: File, root: &Node, environment: Environment, reading
         }
         spec.suffix = suffix.clone();
         spec.prefer = prefer.clone();
+        spec.calls = calls.clone();
         let layouts = spec.layouts.as_ref().unwrap_or(&registrar.layouts);
         let published = |layout: &Layout| if spec.tls.is_some() { layout.with_tls() } else { layout.clone() };
         spec.layouts = Some(layouts.iter().map(published).collect());
@@ -162,6 +166,37 @@ impl Resolver<'_> {
         options.damping.dead_band = registry.weight.dead_band;
         options.damping.min_interval = registry.weight.min_interval;
         Some(options)
+    }
+
+    fn calls(&mut self, all: &[file::Calls]) -> Option<CallRules> {
+        let (mut rules, mut is_right, mut have_others) = (CallRules::default(), true, false);
+        for (index, calls) in all.iter().enumerate() {
+            let index = index.to_string();
+            let mut wrong = |key: &str, message: String| {
+                self.wrong(&["registry", "calls", &index, key], message);
+                is_right = false;
+            };
+            if let (Some(timeout), Some(try_timeout)) = (calls.timeout, calls.try_timeout)
+                && try_timeout > timeout
+            {
+                wrong("try_timeout", format!("must be at most timeout, which is {timeout:?}"));
+            }
+            if let (Some(hedge_after), Some(longest)) = (calls.hedge_after, calls.try_timeout.or(calls.timeout))
+                && hedge_after >= longest
+            {
+                wrong("hedge_after", format!("must be shorter than a try, which takes {longest:?} at most"));
+            }
+            if calls.retries > 0 && calls.retry_budget == 0 {
+                wrong("retry_budget", "permits no retry; say retries: 0 if none is meant".to_owned());
+            }
+            if calls.service.is_empty() && std::mem::replace(&mut have_others, true) {
+                wrong("service", "is missing, and another entry is for all other services already".to_owned());
+            }
+            if let Some(double) = rules.add(&calls.service, calls.clone().into()) {
+                wrong("service", format!("another entry is for {double} already"));
+            }
+        }
+        is_right.then_some(rules)
     }
 
     fn prefer(&mut self, pairs: BTreeMap<String, String>, layouts: &[Layout]) -> Option<Metadata> {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Addr, Layout, Metadata, Options, ServiceName, Source, Version};
+use leasehold::{Addr, Layout, Metadata, Options, OutlierRules, PickRules, ServiceName, Source, Version};
 use leasehold_wasmtime::Names;
 
 use crate::config::{
@@ -172,6 +172,8 @@ pub(crate) struct Spec {
     pub(crate) suffix: Arc<str>,
     /// Metadata of the nodes that calls by name prefer.
     pub(crate) prefer: Metadata,
+    /// How its calls by name are made.
+    pub(crate) calls: Arc<CallRules>,
     /// Its limits.
     pub(crate) limits: Limits,
     /// Its access log.
@@ -184,6 +186,70 @@ pub(crate) struct Spec {
     pub(crate) follow: bool,
     /// Keys of its configuration, to compare them with the next reading.
     pub(crate) written: Written,
+}
+
+/// How calls by name are made, by the service that is called.
+#[derive(Debug, Default)]
+pub(crate) struct CallRules {
+    named: Vec<(ServiceName, CallRule)>,
+    others: CallRule,
+}
+
+/// How calls by name to a service are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallRule {
+    /// Time until a response begins, with all tries.
+    pub(crate) timeout: Option<Duration>,
+    /// Time of one try.
+    pub(crate) try_timeout: Option<Duration>,
+    pub(crate) retries: u32,
+    /// Share of retries among all calls.
+    pub(crate) retry_budget: f64,
+    pub(crate) hedge_after: Option<Duration>,
+    /// Calls in flight, at most.
+    pub(crate) in_flight: u32,
+    pub(crate) outliers: OutlierRules,
+    pub(crate) pick: PickRules,
+}
+
+impl CallRules {
+    /// Adds a rule for these services, or for all that no rule names. Returns what has a rule already.
+    pub(crate) fn add(&mut self, services: &[ServiceName], rule: CallRule) -> Option<ServiceName> {
+        if services.is_empty() {
+            self.others = rule;
+        }
+        let has_rule = |service: &&ServiceName| self.named.iter().any(|(named, _)| named == *service);
+        let double = services.iter().find(has_rule).cloned();
+        self.named.extend(services.iter().map(|service| (service.clone(), rule)));
+        double
+    }
+
+    /// The rule for a service.
+    pub(crate) fn of(&self, service: &ServiceName) -> &CallRule {
+        self.named.iter().find(|(named, _)| named == service).map_or(&self.others, |(_, rule)| rule)
+    }
+}
+
+impl Default for CallRule {
+    fn default() -> Self {
+        file::Calls::absent().expect("no key of a call is required").into()
+    }
+}
+
+impl From<file::Calls> for CallRule {
+    fn from(calls: file::Calls) -> Self {
+        let by_success_rate = calls.eject_after > 0;
+        Self {
+            timeout: calls.timeout,
+            try_timeout: calls.try_timeout,
+            retries: calls.retries,
+            retry_budget: f64::from(calls.retry_budget) / 100.0,
+            hedge_after: calls.hedge_after,
+            in_flight: calls.in_flight,
+            outliers: OutlierRules { consecutive: calls.eject_after, by_success_rate },
+            pick: PickRules { choice: calls.balance, slow_start: calls.slow_start },
+        }
+    }
 }
 
 /// The files of a listener's certificate, as PEM.
@@ -297,6 +363,7 @@ impl Spec {
             env: Variables::default(),
             suffix: SUFFIX.into(),
             prefer: Metadata::default(),
+            calls: Arc::default(),
             limits: Limits::default(),
             access_log: AccessLog::default(),
             health: None,

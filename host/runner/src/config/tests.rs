@@ -218,6 +218,27 @@ fn a_bad_value_is_named_with_its_key_and_line() {
         ("    layout: []\n", "c.yaml:5: layout: layouts must be 1 to 8, not 0"),
         ("    metadata: { zone: b }\n", "c.yaml:5: metadata: is for register: host"),
         ("    register: host\n    metadata: { \"\": b }\n", "c.yaml:6: metadata must not have an empty key"),
+        (
+            "registry: { calls: [{ timeout: 1s, try_timeout: 2s }] }\n",
+            "c.yaml:5: try_timeout: must be at most timeout, which is 1s",
+        ),
+        (
+            "registry: { calls: [{ hedge_after: 2s, try_timeout: 1s }] }\n",
+            "c.yaml:5: hedge_after: must be shorter than a try, which takes 1s at most",
+        ),
+        (
+            "registry: { calls: [{ retry_budget: 0% }] }\n",
+            "c.yaml:5: retry_budget: permits no retry; say retries: 0 if none is meant",
+        ),
+        ("registry: { calls: [{}, { retries: 2 }] }\n", "c.yaml:5: service: is missing, and another entry is for all"),
+        (
+            "registry: { calls: [{ service: user }, { service: [order, user] }] }\n",
+            "c.yaml:5: service: another entry is for user already",
+        ),
+        (
+            "registry: { calls: [{ slow_start: never }] }\n",
+            "c.yaml:5: slow_start: must be a duration such as 30s, or off, not \"never\"",
+        ),
         ("registry: { prefer: { zone: a } }\n", "c.yaml:5: prefer: no node has a zone: none of the layouts carries"),
         (
             "registry: { layout: kratos, prefer: { \"\": a } }\n",
@@ -290,6 +311,23 @@ fn layouts_are_named_described_or_listed() {
     let own = parse(&with("    layout: kitex\n    register: host\n    metadata: { zone: b }\n")).unwrap();
     assert_eq!(own.services[0].layouts.as_ref().unwrap()[0].to_string(), "kitex");
     assert_eq!(own.services[0].metadata.pairs(), [("zone".to_owned(), "b".to_owned())]);
+}
+
+#[test]
+fn rules_of_calls_are_those_of_the_called_service() {
+    let rules = |lines: &str| parse(&with(lines)).unwrap().services[0].calls.clone();
+    let default = rules("registry: {}\n");
+    let named = |name: &str| name.parse().unwrap();
+    let rule = default.of(&named("user"));
+    assert_eq!((rule.retries, rule.in_flight, rule.outliers.consecutive), (1, 1000, 5));
+    assert_eq!((rule.retry_budget, rule.pick.slow_start), (0.2, Duration::from_secs(30)));
+    let some =
+        rules("registry: { calls: [{ timeout: 2s }, { service: [user, order], retries: 0, slow_start: off }] }\n");
+    assert_eq!(some.of(&named("shop")).timeout, Some(Duration::from_secs(2)));
+    for name in ["user", "order"] {
+        let rule = some.of(&named(name));
+        assert_eq!((rule.timeout, rule.retries, rule.pick.slow_start), (None, 0, Duration::ZERO));
+    }
 }
 
 #[test]

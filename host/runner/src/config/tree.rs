@@ -86,9 +86,13 @@ impl Node {
         entries.iter().find(|(found, _)| found.text == key).map(|(_, node)| node).filter(|node| !node.is_null())
     }
 
-    /// The place of the value that these keys lead to, or as far as they lead.
+    /// The place of the value that these keys, or numbers of items, lead to, or as far as they lead.
     pub(crate) fn place_of(&self, path: &[&str]) -> Place {
-        let deeper = path.split_first().and_then(|(key, rest)| Some(self.get(key)?.place_of(rest)));
+        let inner = |key: &str| match &self.content {
+            Content::List(items) => items.get(key.parse::<usize>().ok()?),
+            _ => self.get(key),
+        };
+        let deeper = path.split_first().and_then(|(key, rest)| Some(inner(key)?.place_of(rest)));
         deeper.unwrap_or(self.place)
     }
 

@@ -44,6 +44,21 @@ impl FromStr for Span {
     }
 }
 
+/// A duration, or `off` for none.
+pub(crate) struct Ramp(pub(crate) Duration);
+
+impl FromStr for Ramp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(Duration::ZERO));
+        }
+        let Span(span) = text.parse().map_err(|_| format!("must be a duration such as 30s, or off, not {text:?}"))?;
+        Ok(Self(span))
+    }
+}
+
 /// `512KiB`, `64MiB`, `1GiB`, or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) usize);
@@ -183,6 +198,9 @@ scalars! {
     Span => Duration, |span| span.0, secret if |_| false,
         "duration", "`1ms` to 100 years, in `ms`, `s`, `m` or `h`", "30s",
         json!({ "type": "string", "pattern": pattern(DURATION) });
+    Ramp => Duration, |ramp| ramp.0, secret if |_| false,
+        "duration", "`1ms` to 100 years, or `off`", "30s",
+        json!({ "anyOf": [{ "enum": ["off"] }, { "type": "string", "pattern": pattern(DURATION) }] });
     WholeSeconds => Ttl, |ttl| ttl.0, secret if |_| false,
         "duration", "whole seconds from `1s`", "10s",
         json!({ "type": "string", "pattern": pattern("0*[1-9][0-9]*(s|m|h|000ms)") });

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold::{Addr, Invalid, Layout, Ownership, ServiceName, Version, Weight};
+use leasehold::{Addr, Choice, Invalid, Layout, Ownership, ServiceName, Version, Weight};
 use leasehold_artifacts::Reference;
 use leasehold_wasmtime::Names;
 use serde_json::{Value, json};
@@ -44,6 +44,21 @@ impl FromStr for Register {
             "host" => Ok(Self::Host),
             "off" => Ok(Self::Off),
             _ => Err(format!("must be one of: component, host, off; not {text:?}")),
+        }
+    }
+}
+
+/// The choice of nodes for calls by name.
+pub(crate) struct Balance(pub(crate) Choice);
+
+impl FromStr for Balance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "weight" => Ok(Self(Choice::Weighted)),
+            "latency" => Ok(Self(Choice::LeastLatency)),
+            _ => Err(format!("must be one of: weight, latency; not {text:?}")),
         }
     }
 }
@@ -311,6 +326,7 @@ fn words(words: &[&str]) -> String {
 const REGISTER: [&str; 3] = ["component", "host", "off"];
 const LOGGED: [&str; 3] = ["off", "errors", "all"];
 const ACCESS_FORMATS: [&str; 3] = ["log", "json", "combined"];
+const BALANCE: [&str; 2] = ["weight", "latency"];
 const OWNERSHIP: [&str; 3] = ["take-over", "refuse", "wait"];
 const VISIBLE: &str = "[!-.0-~]";
 
@@ -360,6 +376,8 @@ scalars! {
         "choice", words(&LOGGED), "all", choice(&LOGGED);
     AccessFormat => AccessFormat, |format| format, secret if |_| false,
         "choice", words(&ACCESS_FORMATS), "combined", choice(&ACCESS_FORMATS);
+    Balance => Choice, |balance| balance.0, secret if |_| false,
+        "choice", words(&BALANCE), "latency", choice(&BALANCE);
     Ownership => Ownership, |ownership| ownership, secret if |_| false,
         "choice", words(&OWNERSHIP), "wait", choice(&OWNERSHIP);
 }

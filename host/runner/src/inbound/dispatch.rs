@@ -26,6 +26,7 @@ use crate::{
         response::{RequestGuard, ResponseBody},
         target::Origin,
     },
+    outbound::{callers::CallerDeadline, service::DEADLINE},
     rejection::{RejectReason, Rejection},
     rt::timers::Timers,
     telemetry::{
@@ -245,12 +246,13 @@ impl Dispatcher {
         headers: &HeaderMap,
         arrived: Instant,
     ) -> Arc<InFlightRequest> {
-        // A caller may wait shorter than the host does, or longer as far as streams may last.
-        let timeout = if grpc { grpc::timeout(headers) } else { None };
+        // A caller in gRPC may wait shorter than the host does, or longer as far as streams may last.
+        let whole = if grpc { grpc::timeout(headers) } else { None };
         let within =
-            timeout.map_or(self.request_timeout, |timeout| timeout.min(self.stream_timeout)).max(self.request_timeout);
-        let deadline = timeout.and_then(|timeout| arrived.checked_add(timeout));
-        Arc::new(InFlightRequest::new(identity, within, deadline))
+            whole.map_or(self.request_timeout, |whole| whole.min(self.stream_timeout)).max(self.request_timeout);
+        let begin = if grpc { None } else { begin_timeout(headers) };
+        let at = |timeout: Option<Duration>| timeout.and_then(|timeout| arrived.checked_add(timeout));
+        Arc::new(InFlightRequest::new(identity, within, CallerDeadline { begin: at(begin), end: at(whole) }))
     }
 
     /// Waits for admission and for the component. The span is moved into the response.
@@ -264,7 +266,8 @@ impl Dispatcher {
         span: &mut Option<Span>,
     ) -> Result<Response<ResponseBody>, NoResponse> {
         let InFlightRequest { deadline, within, .. } = **in_flight;
-        let by = |ours: Instant| deadline.map_or(ours, |callers| callers.min(ours));
+        let by = |ours: Instant| deadline.until().map_or(ours, |callers| callers.min(ours));
+        let end_by = |ours: Instant| deadline.end.map_or(ours, |callers| callers.min(ours));
 
         let entered = admission.queue.get().try_acquire_owned().map_err(|_| RejectReason::QueueFull)?;
         let counted = (self.stats.enter(), self.unanswered.token());
@@ -276,7 +279,7 @@ impl Dispatcher {
                 let now = Instant::now();
                 in_flight.waited(now - arrived);
                 let Ok(Ok(slot)) = waited else {
-                    let is_callers = deadline.is_some_and(|deadline| deadline <= now);
+                    let is_callers = deadline.until().is_some_and(|until| until <= now);
                     let reason = if is_callers { self.late(arrived, in_flight) } else { RejectReason::QueueTimeout };
                     return Err(reason.into());
                 };
@@ -289,7 +292,7 @@ impl Dispatcher {
         let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(in_flight), request)).await;
         match outcome {
             Ok(Ok(response)) => {
-                let late = timers.sleep_until(by(Instant::now() + self.stream_timeout));
+                let late = timers.sleep_until(end_by(Instant::now() + self.stream_timeout));
                 let permits = (entered, slot, counted);
                 match ResponseBody::component(response, guard, permits, late, span).await {
                     Ok(response) => {
@@ -367,6 +370,11 @@ impl Dispatcher {
         }
         RejectReason::Timeout
     }
+}
+
+/// Time within which the response has to begin, as a calling host says.
+fn begin_timeout(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(DEADLINE)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
 }
 
 /// Reason why a request has no response of the component's.

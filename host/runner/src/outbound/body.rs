@@ -12,7 +12,7 @@ use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use leasehold::Pick;
+use leasehold::{InFlight, Pick};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::OwnedSemaphorePermit,
@@ -25,24 +25,65 @@ use crate::telemetry::span::Span;
 /// Longest time for which the body of a request that is not sent is read.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Body of a request, shared by one attempt after the other. An attempt without a connection has read nothing of it.
-#[derive(Clone)]
-pub(crate) struct RequestBody(Arc<Mutex<Shared>>);
+/// Bytes of a request's body that are kept for a further try.
+const REPLAYED: usize = 64 << 10;
+
+/// Body of a request, shared by one try after the other. What a try has read is kept for the next one, up to a limit.
+pub(crate) struct RequestBody {
+    shared: Arc<Mutex<Shared>>,
+    /// Number of kept frames that this try has had.
+    position: usize,
+}
 
 struct Shared {
     body: WasiBody,
+    /// Frames that were read, for a further try.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// False once something was read that is not kept.
+    is_whole: bool,
+    keeps: bool,
+    is_at_end: bool,
     /// The component has yet to write more of it, or its end.
     is_waited_for: bool,
     is_broken: bool,
 }
 
+impl Clone for RequestBody {
+    /// Clones the handle, for another try.
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), position: 0 }
+    }
+}
+
 impl RequestBody {
+    /// A body for one try.
     pub(crate) fn new(body: WasiBody) -> Self {
-        Self(Arc::new(Mutex::new(Shared { body, is_waited_for: false, is_broken: false })))
+        Self::of(body, false)
+    }
+
+    /// A body that may be sent more than once.
+    pub(crate) fn kept(body: WasiBody) -> Self {
+        Self::of(body, true)
+    }
+
+    fn of(body: WasiBody, keeps: bool) -> Self {
+        let is_at_end = body.is_end_stream();
+        let shared = Shared {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            is_whole: true,
+            keeps,
+            is_at_end,
+            is_waited_for: false,
+            is_broken: false,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)), position: 0 }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock()
+        self.shared.lock()
     }
 
     /// Returns true if the component has yet to write more of the body.
@@ -54,41 +95,101 @@ impl RequestBody {
     pub(crate) fn is_broken(&self) -> bool {
         self.shared().is_broken
     }
+
+    /// Returns true if another try can send the whole body.
+    pub(crate) fn is_replayable(&self) -> bool {
+        let shared = self.shared();
+        shared.is_whole && !shared.is_broken
+    }
+
+    /// Detects a request without a body.
+    pub(crate) fn is_empty(&self) -> bool {
+        let shared = self.shared();
+        shared.is_at_end && shared.kept.is_empty()
+    }
+}
+
+impl Shared {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        match frame.data_ref() {
+            Some(data) if self.keeps && self.is_whole && self.kept_bytes + data.len() <= REPLAYED => {
+                self.kept_bytes += data.len();
+                self.kept.push(data.clone());
+            }
+            // Too much, or trailers, or nothing is kept.
+            _ => {
+                self.is_whole = false;
+                self.kept = Vec::new();
+            }
+        }
+    }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut shared = self.shared();
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Self { shared, position } = &mut *self;
+        let mut shared = shared.lock();
+        if shared.is_whole
+            && let Some(kept) = shared.kept.get(*position)
+        {
+            *position += 1;
+            return Poll::Ready(Some(Ok(Frame::data(kept.clone()))));
+        }
+        if shared.is_at_end {
+            return Poll::Ready(None);
+        }
         let frame = Pin::new(&mut shared.body).poll_frame(cx);
         shared.is_waited_for = frame.is_pending();
-        shared.is_broken |= matches!(frame, Poll::Ready(Some(Err(_))));
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                shared.keep(frame);
+                *position += 1;
+            }
+            Poll::Ready(Some(Err(_))) => shared.is_broken = true,
+            Poll::Ready(None) => shared.is_at_end = true,
+            Poll::Pending => {}
+        }
         frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.shared().body.is_end_stream()
+        let shared = self.shared();
+        let is_replayed = !shared.is_whole || self.position >= shared.kept.len();
+        is_replayed && (shared.is_at_end || shared.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.shared().body.size_hint()
+        let shared = self.shared();
+        let rest = shared.body.size_hint();
+        let replayed = if shared.is_whole {
+            shared.kept.iter().skip(self.position).map(|kept| kept.len() as u64).sum()
+        } else {
+            0
+        };
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + replayed);
+        }
+        hint.set_lower(rest.lower() + replayed);
+        hint
     }
 }
 
-/// Body of a response of a node or an external host. A node that was picked counts as busy until its end.
+/// Body of a response of a node or an external host. A call by name is in flight until its end.
 pub(crate) struct UpstreamBody {
     body: Incoming,
     between_bytes: Option<Duration>,
     silence: Option<Pin<Box<Sleep>>>,
-    _pick: Option<Pick>,
+    _call: Option<(Pick, InFlight)>,
 }
 
 impl UpstreamBody {
     /// A body that breaks off after `between_bytes` without data.
-    pub(crate) fn new(body: Incoming, between_bytes: Option<Duration>, pick: Option<Pick>) -> Self {
-        Self { body, between_bytes, silence: None, _pick: pick }
+    pub(crate) fn new(body: Incoming, between_bytes: Option<Duration>, call: Option<(Pick, InFlight)>) -> Self {
+        Self { body, between_bytes, silence: None, _call: call }
     }
 }
 

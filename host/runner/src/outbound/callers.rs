@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use opentelemetry::trace::SpanContext;
+use tokio::time::Instant;
 use wasmtime::component::GuestTaskId;
 
 use crate::telemetry::{request::RequestIdentity, request_id::RequestId};
@@ -13,13 +14,30 @@ use crate::telemetry::{request::RequestIdentity, request_id::RequestId};
 pub(crate) struct Caller {
     pub(crate) id: Option<RequestId>,
     pub(crate) span: Option<SpanContext>,
+    pub(crate) deadline: CallerDeadline,
+}
+
+/// The time that the caller of a request has left, if it said so.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CallerDeadline {
+    /// Deadline of the response's beginning.
+    pub(crate) begin: Option<Instant>,
+    /// Deadline of the whole response.
+    pub(crate) end: Option<Instant>,
+}
+
+impl CallerDeadline {
+    /// The time until which a response is of use at all.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.begin.into_iter().chain(self.end).min()
+    }
 }
 
 impl Caller {
     /// `None` for a request of which nothing is passed on.
-    pub(crate) fn of(identity: &RequestIdentity) -> Option<Self> {
-        let caller = Self { id: identity.id.clone(), span: identity.span.clone() };
-        (caller.id.is_some() || caller.span.is_some()).then_some(caller)
+    pub(crate) fn of(identity: &RequestIdentity, deadline: CallerDeadline) -> Option<Self> {
+        let caller = Self { id: identity.id.clone(), span: identity.span.clone(), deadline };
+        (caller.id.is_some() || caller.span.is_some() || deadline.until().is_some()).then_some(caller)
     }
 }
 

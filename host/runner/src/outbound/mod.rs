@@ -154,7 +154,7 @@ impl WasiHttpHooks for Outbound {
         options: Option<RequestOptions>,
         _: Io,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let Caller { id, span: parent } = self.callers.take().unwrap_or_default();
+        let Caller { id, span: parent, deadline } = self.callers.take().unwrap_or_default();
         if let Some(id) = id {
             // One that the component sets itself stays.
             request.headers_mut().entry(REQUEST_ID).or_insert_with(|| id.header());
@@ -189,7 +189,7 @@ impl WasiHttpHooks for Outbound {
                 return Err(failed(span, Error::ConnectionLimitReached));
             };
             let sent = match target {
-                Some(target) => services.send(target, request, options, span.as_mut()).await,
+                Some(target) => services.send(target, request, options, deadline, span.as_mut()).await,
                 None => external.send(request, options).await,
             };
             stats.sent(&to, sent.is_ok());

@@ -59,6 +59,36 @@ pub(crate) struct Stats {
 pub(crate) struct Outgoing {
     pub(crate) answered: u64,
     pub(crate) failed: u64,
+    /// Events of calls by name; none for a host.
+    calls: Option<[u64; CallEvent::COUNT]>,
+}
+
+impl Outgoing {
+    /// Events of calls by name, by kind.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.calls;
+        counts.into_iter().flat_map(|counts| CallEvent::iter().map(move |event| (event.into(), counts[event as usize])))
+    }
+}
+
+/// Event of a call by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum CallEvent {
+    /// The call ended with a response that does not count against its node.
+    Succeeded,
+    /// The call ended with a response that counts against its node.
+    Failed,
+    /// The call ended without a response.
+    NoResponse,
+    /// The call was not made, since too many were in flight.
+    Refused,
+    /// The call was sent to one more node.
+    Retried,
+    /// The call was not sent to one more node, since the budget of retries was spent.
+    BudgetSpent,
+    /// The node of the call was ejected, or another one for its success rate.
+    Ejected,
 }
 
 /// Numbers of requests.
@@ -196,10 +226,24 @@ impl Stats {
 
     /// Counts a request that the component sent to a host or a service.
     pub(crate) fn sent(&self, to: &str, answered: bool) {
+        self.count_outgoing(to, |target| *(if answered { &mut target.answered } else { &mut target.failed }) += 1);
+    }
+
+    /// Counts events of calls by name to a service.
+    pub(crate) fn called(&self, to: &str, event: CallEvent, times: usize) {
+        let add = |target: &mut Outgoing| target.calls.get_or_insert_default()[event as usize] += times as u64;
+        if times > 0 {
+            self.count_outgoing(to, add);
+        }
+    }
+
+    fn count_outgoing(&self, to: &str, count: impl FnOnce(&mut Outgoing)) {
         let mut outgoing = self.outgoing();
-        let has_counter = outgoing.len() < MAX_TARGETS || outgoing.contains_key(to);
-        let target = outgoing.entry(if has_counter { to } else { OTHERS }.to_owned()).or_default();
-        *(if answered { &mut target.answered } else { &mut target.failed }) += 1;
+        let key = if outgoing.len() < MAX_TARGETS || outgoing.contains_key(to) { to } else { OTHERS };
+        match outgoing.get_mut(key) {
+            Some(target) => count(target),
+            None => count(outgoing.entry(key.to_owned()).or_default()),
+        }
     }
 
     /// Outcomes of outgoing requests, by target.

@@ -242,7 +242,14 @@ impl ServiceContext {
 
     fn assemble(spec: &Spec, registry: RegistryCtx, tracer: Option<Tracer>, shared: Shared) -> Self {
         let (reserved, stats) = (shared.reserved, &shared.stats);
-        let services = ServiceClient::new(registry.clone(), spec.allow.discover.clone(), &spec.suffix, reserved);
+        let discover = spec.allow.discover.clone();
+        let services = ServiceClient::new(
+            registry.clone(),
+            discover,
+            &spec.suffix,
+            (spec.calls.clone(), Arc::clone(stats)),
+            reserved,
+        );
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.limits.header_size);
         Self {

@@ -13,7 +13,7 @@ use std::{
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::{telemetry::request::RequestIdentity, wasm::idle::IdleDetector};
+use crate::{outbound::callers::CallerDeadline, telemetry::request::RequestIdentity, wasm::idle::IdleDetector};
 
 /// One request, from the queue until its response is sent or its client has left.
 #[derive(Default)]
@@ -26,8 +26,7 @@ pub(crate) struct InFlightRequest {
     queued: AtomicU64,
     /// Longest time until its response begins.
     pub(crate) within: Duration,
-    /// Time at which its client gives up, where it says so.
-    pub(crate) deadline: Option<tokio::time::Instant>,
+    pub(crate) deadline: CallerDeadline,
 }
 
 #[derive(Default)]
@@ -87,7 +86,7 @@ pub(crate) enum InstanceEnd {
 }
 
 impl InFlightRequest {
-    pub(crate) fn new(identity: RequestIdentity, within: Duration, deadline: Option<tokio::time::Instant>) -> Self {
+    pub(crate) fn new(identity: RequestIdentity, within: Duration, deadline: CallerDeadline) -> Self {
         Self { identity, within, deadline, ..Self::default() }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use crate::{
@@ -32,12 +33,15 @@ pub(super) struct CandidateLeaf {
     heaviest: [u32; 2],
 }
 
+/// Endpoints that were candidates before, with their statistics once they were picked.
+pub(super) type Known<'a> = HashMap<&'a Addr, Option<&'a Arc<EndpointStats>>>;
+
 /// A node that can be picked.
 #[derive(Debug)]
 pub(super) struct Candidate {
     entry: Arc<Entry>,
     pub(super) weight: u32,
-    /// Created by the first pick: of many nodes, most are never picked.
+    /// Created by the first pick, or with a fresh node: of many nodes, most are never picked.
     stats: OnceLock<Arc<EndpointStats>>,
 }
 
@@ -56,15 +60,16 @@ impl Preference {
 }
 
 impl CandidateLeaf {
-    /// Builds the candidates of a leaf, with the statistics of endpoints that are known already.
-    pub(super) fn build(
-        source: Arc<Leaf>,
-        preference: &Preference,
-        stats: &HashMap<&Addr, &Arc<EndpointStats>>,
-    ) -> Self {
+    /// Builds the candidates of a leaf, with the statistics of endpoints that are known already. Others are fresh; without
+    /// `known`, none is.
+    pub(super) fn build(source: Arc<Leaf>, preference: &Preference, known: Option<&Known>) -> Self {
         let candidate = |entry: &Arc<Entry>| {
             let node = node_of(entry);
-            let stats = stats.get(&node.addr).map_or_else(OnceLock::new, |stats| OnceLock::from(Arc::clone(stats)));
+            let stats = match known.map(|known| known.get(&node.addr)) {
+                None | Some(Some(None)) => OnceLock::new(),
+                Some(Some(Some(stats))) => OnceLock::from(Arc::clone(stats)),
+                Some(None) => OnceLock::from(Arc::new(EndpointStats::new(true))),
+            };
             Candidate { entry: entry.clone(), weight: node.weight.unwrap_or(Weight::MAX).value(), stats }
         };
         let candidates: Vec<_> = source.iter().filter(|entry| preference.includes(entry)).map(candidate).collect();
@@ -107,6 +112,12 @@ impl Candidate {
         self.stats().is_some_and(|stats| stats.is_ejected())
     }
 
+    /// Draws if a fresh node takes a call already, as `slow_start` has it.
+    pub(super) fn is_warm(&self, slow_start: Duration) -> bool {
+        let warmth = self.stats().map_or(1.0, |stats| stats.warmth(slow_start));
+        warmth >= 1.0 || fastrand::f64() < warmth
+    }
+
     /// Cost of the next call: latency times calls in progress, per weight. A node that has never answered costs little, so
     /// that it is tried.
     pub(super) fn cost(&self) -> f64 {
@@ -115,7 +126,7 @@ impl Candidate {
     }
 
     pub(super) fn pick(&self) -> Pick {
-        let stats = self.stats.get_or_init(|| Arc::new(EndpointStats::new()));
+        let stats = self.stats.get_or_init(|| Arc::new(EndpointStats::new(false)));
         Pick::new(self.entry.clone(), stats.clone())
     }
 }

@@ -1,19 +1,27 @@
 //! Picks a node of a view for each call: by weight, or by latency, and none that failed recently.
 
 mod candidates;
+mod outliers;
 mod pick;
 mod snapshot;
 mod stride;
+mod traffic;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-pub use self::pick::Pick;
+pub use self::{
+    outliers::OutlierRules,
+    pick::Pick,
+    traffic::{InFlight, Traffic},
+};
 use crate::{
     discovery::{
         balancer::{
             candidates::{Candidate, Preference},
+            outliers::Outliers,
             snapshot::CandidateSnapshot,
         },
         view::View,
@@ -32,12 +40,28 @@ pub enum Choice {
     LeastLatency,
 }
 
+/// Rules for choosing among nodes.
+///
+/// Written by struct update, `PickRules { choice, ..PickRules::default() }`, since a minor release may add a field.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PickRules {
+    /// The strategy.
+    pub choice: Choice,
+    /// Time over which the share of calls of a fresh node rises from a tenth to the whole. A node is fresh if it was registered while
+    /// the balancer knew others.
+    ///
+    /// By default zero: a fresh node has its whole share at once.
+    pub slow_start: Duration,
+}
+
 /// Picks nodes of a [`View`], and learns from the outcome of calls.
 #[derive(Debug)]
 pub struct Balancer {
     view: View,
     preference: Preference,
-    choice: Choice,
+    rules: PickRules,
+    traffic: Traffic,
+    outliers: Outliers,
     snapshot: Mutex<Arc<CandidateSnapshot>>,
     /// Held while the next snapshot is built. Other callers use the current one meanwhile.
     building: Mutex<()>,
@@ -46,14 +70,21 @@ pub struct Balancer {
 impl Balancer {
     /// Creates a balancer by weight.
     pub fn new(view: View) -> Self {
-        let (preference, choice) = (Preference::default(), Choice::default());
-        Self { view, preference, choice, snapshot: Mutex::default(), building: Mutex::default() }
+        Self {
+            view,
+            preference: Preference::default(),
+            rules: PickRules::default(),
+            traffic: Traffic::default(),
+            outliers: Outliers::default(),
+            snapshot: Mutex::default(),
+            building: Mutex::default(),
+        }
     }
 
     /// Replaces the strategy.
     #[must_use]
     pub fn with_choice(self, choice: Choice) -> Self {
-        Self { choice, ..self }
+        Self { rules: PickRules { choice, ..self.rules }, ..self }
     }
 
     /// Prefers nodes whose metadata has all of these pairs, such as a `zone`; the version of a node counts as its `version`.
@@ -79,16 +110,45 @@ impl Balancer {
     /// A node that failed is ejected for 1 s, and up to 30 s if it keeps failing, unless all others are ejected as well: then
     /// the fault is more likely on the way to them.
     pub fn pick(&self, except: &[Addr]) -> Option<Pick> {
+        self.pick_by(&self.rules, except)
+    }
+
+    /// Picks a node as [`pick`](Self::pick) does, by other rules.
+    pub fn pick_by(&self, rules: &PickRules, except: &[Addr]) -> Option<Pick> {
         let snapshot = self.snapshot();
         // Without exceptions the node is not read: of many nodes, few are in the processor's cache.
         let is_allowed = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
-        let is_available = |candidate: &Candidate| is_allowed(candidate) && !candidate.is_ejected();
-        let available = snapshot.schedules.iter().find_map(|schedule| match self.choice {
+        let is_available = |candidate: &Candidate| {
+            is_allowed(candidate) && !candidate.is_ejected() && candidate.is_warm(rules.slow_start)
+        };
+        let available = snapshot.schedules.iter().find_map(|schedule| match rules.choice {
             Choice::Weighted => schedule.next(&snapshot.leaves, is_available),
             Choice::LeastLatency => schedule.better_of_two(&snapshot.leaves, is_available),
         });
         let allowed = || snapshot.schedules.last()?.next(&snapshot.leaves, is_allowed);
         available.or_else(allowed).map(Candidate::pick)
+    }
+
+    /// Reports that a node responded after `latency`, with an error of its own, or not in time. By these rules the node may be
+    /// ejected, as one that [`failed`](Pick::failed), unless half of the nodes have been ejected so already: then the fault is more
+    /// likely in what they have in common. Returns the number of nodes that are ejected now: this one, and those whose success rate
+    /// turns out to be far below that of the others.
+    pub fn responded_badly(&self, pick: &Pick, latency: Duration, rules: &OutlierRules) -> usize {
+        let (stats, nodes) = (pick.stats(), self.current().len());
+        let in_a_row = stats.responded_badly(latency);
+        let is_outlier = rules.consecutive > 0 && in_a_row >= rules.consecutive;
+        let mut ejected = usize::from(is_outlier && self.outliers.eject(stats, nodes));
+        if rules.by_success_rate && self.outliers.is_interval_over(Instant::now()) {
+            let snapshot = self.current();
+            let all = snapshot.leaves.iter().flat_map(|leaf| &leaf.candidates).filter_map(Candidate::stats);
+            ejected += self.outliers.judge(&all.collect::<Vec<_>>(), nodes);
+        }
+        ejected
+    }
+
+    /// The calls that are made through this balancer, where its caller says so, and the budget of their retries.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// The snapshot of the view's current generation, or the one before while another caller builds it.

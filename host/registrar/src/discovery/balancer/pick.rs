@@ -16,6 +16,8 @@ use crate::{discovery::node_set::Entry, node::ServerNode};
 const FIRST_EJECTION: Duration = Duration::from_secs(1);
 /// Longest ejection time.
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
+/// Share of its weight that a node begins with.
+const COLDEST: f64 = 0.1;
 /// Share of a new latency in the moving average, which covers about the last ten.
 const LATENCY_SHARE: f64 = 0.2;
 
@@ -44,7 +46,11 @@ impl Pick {
 
     /// Reports that the node could not be reached, or broke off: it is ejected for a while.
     pub fn failed(&self) {
-        self.stats.failed();
+        self.stats.eject();
+    }
+
+    pub(super) fn stats(&self) -> &Arc<EndpointStats> {
+        &self.stats
     }
 }
 
@@ -58,8 +64,15 @@ impl Drop for Pick {
 #[derive(Debug)]
 pub(super) struct EndpointStats {
     created: Instant,
-    /// Failures since the last success.
-    failures: AtomicU32,
+    /// Set for a node that came while others were known already.
+    is_fresh: bool,
+    /// Ejections since the last success.
+    ejections: AtomicU32,
+    /// Bad responses since the last good one, or the last ejection.
+    bad_in_a_row: AtomicU32,
+    /// Good and bad responses of the interval.
+    good: AtomicU32,
+    bad: AtomicU32,
     /// End of the ejection, in milliseconds since `created`; 0 for none.
     ejected_until: AtomicU64,
     /// Calls in progress.
@@ -69,10 +82,14 @@ pub(super) struct EndpointStats {
 }
 
 impl EndpointStats {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(is_fresh: bool) -> Self {
         Self {
             created: Instant::now(),
-            failures: AtomicU32::new(0),
+            is_fresh,
+            ejections: AtomicU32::new(0),
+            bad_in_a_row: AtomicU32::new(0),
+            good: AtomicU32::new(0),
+            bad: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             latency: AtomicU64::new(0),
@@ -89,9 +106,37 @@ impl EndpointStats {
         until != 0 && self.created.elapsed().as_millis() < u128::from(until)
     }
 
+    /// Share of its weight that a fresh node gets, 0.0 to 1.0: it rises over `slow_start`.
+    pub(super) fn warmth(&self, slow_start: Duration) -> f64 {
+        if !self.is_fresh || slow_start.is_zero() {
+            return 1.0;
+        }
+        (self.created.elapsed().as_secs_f64() / slow_start.as_secs_f64()).clamp(COLDEST, 1.0)
+    }
+
     fn succeeded(&self, latency: Duration) {
-        self.failures.store(0, Ordering::Relaxed);
+        self.ejections.store(0, Ordering::Relaxed);
         self.ejected_until.store(0, Ordering::Relaxed);
+        self.bad_in_a_row.store(0, Ordering::Relaxed);
+        self.good.fetch_add(1, Ordering::Relaxed);
+        self.took(latency);
+    }
+
+    /// Notes a bad response. Returns the number of those in a row.
+    pub(super) fn responded_badly(&self, latency: Duration) -> u32 {
+        self.bad.fetch_add(1, Ordering::Relaxed);
+        self.took(latency);
+        self.bad_in_a_row.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Success rate of the interval, which ends here; `None` with fewer than `volume` responses.
+    pub(super) fn take_success_rate(&self, volume: u32) -> Option<f64> {
+        let [good, bad] = [&self.good, &self.bad].map(|count| count.swap(0, Ordering::Relaxed));
+        let all = good.saturating_add(bad);
+        (all >= volume).then(|| f64::from(good) / f64::from(all))
+    }
+
+    fn took(&self, latency: Duration) {
         let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
         // Two reports at a time may lose one, which an average can bear.
         let before = self.latency.load(Ordering::Relaxed);
@@ -100,10 +145,12 @@ impl EndpointStats {
         self.latency.store(average as u64, Ordering::Relaxed);
     }
 
-    fn failed(&self) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed);
-        let ejection = FIRST_EJECTION.saturating_mul(1 << failures.min(16)).min(LONGEST_EJECTION);
+    /// Ejects the endpoint for a while, which doubles with each time until a good response.
+    pub(super) fn eject(&self) {
+        let ejections = self.ejections.fetch_add(1, Ordering::Relaxed);
+        let ejection = FIRST_EJECTION.saturating_mul(1 << ejections.min(16)).min(LONGEST_EJECTION);
         let until = self.created.elapsed() + ejection;
         self.ejected_until.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.bad_in_a_row.store(0, Ordering::Relaxed);
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::discovery::{
     balancer::{
-        candidates::{CandidateLeaf, Preference},
+        candidates::{CandidateLeaf, Known, Preference},
         stride::StrideSchedule,
     },
     node_set::Leaf,
@@ -39,10 +39,10 @@ impl CandidateSnapshot {
         let leaves = nodes.0.leaves().iter().map(|leaf| (leaf, former.remove(&Arc::as_ptr(leaf))));
         let leaves: Vec<_> = leaves.collect();
         let changed = former.values().flat_map(|leaf| &leaf.candidates);
-        let stats: HashMap<_, _> =
-            changed.filter_map(|candidate| Some((&candidate.node().addr, candidate.stats()?))).collect();
+        let known: Known = changed.map(|candidate| (&candidate.node().addr, candidate.stats())).collect();
+        let known = before.has_nodes().then_some(&known);
         let candidates = |(leaf, unchanged): (&Arc<Leaf>, Option<&Arc<CandidateLeaf>>)| {
-            let build = || Arc::new(CandidateLeaf::build(leaf.clone(), preference, &stats));
+            let build = || Arc::new(CandidateLeaf::build(leaf.clone(), preference, known));
             unchanged.cloned().unwrap_or_else(build)
         };
         let leaves: Vec<_> = leaves.into_iter().map(candidates).collect();
@@ -59,6 +59,15 @@ impl CandidateSnapshot {
         Self { generation, built, leaves, schedules }
     }
 
+    /// Number of candidates.
+    pub(super) fn len(&self) -> usize {
+        self.schedules.last().map_or(0, StrideSchedule::len)
+    }
+
+    fn has_nodes(&self) -> bool {
+        self.len() > 0
+    }
+
     pub(super) fn is_built(&self) -> bool {
         self.built.is_some()
     }
@@ -66,7 +75,7 @@ impl CandidateSnapshot {
     /// Returns true if a generation of the view needs no new snapshot, or not yet.
     pub(super) fn is_good_for(&self, generation: u64) -> bool {
         let Some((begun, took)) = self.built else { return false };
-        let is_large = || self.schedules.last().is_some_and(|all| all.len() >= LARGE);
+        let is_large = || self.len() >= LARGE;
         self.generation == generation || is_large() && begun.elapsed() < MAX_AGE.min(REST * took)
     }
 }

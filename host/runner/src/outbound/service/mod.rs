@@ -1,43 +1,42 @@
 //! Calls by name: a request to `http://NAME.leasehold/` goes to a node of the service NAME, as the registry has it.
 //!
-//! `VERSION.NAME.leasehold` names a node of that version. If a node takes no connection the call is retried on the next one,
-//! which is safe with any request: nothing of it was sent. A node that takes the connection and does not respond is ejected
-//! from later calls.
+//! `VERSION.NAME.leasehold` names a node of that version. `call` has the life of a call, `verdict` what a response or a failure
+//! means for its node, and for a further try.
+
+mod call;
+mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Request, Response, Uri, Version as HttpVersion,
+    HeaderName, HeaderValue, Request, Response, Uri, Version as HttpVersion,
     header::{HOST, TE},
     request::Parts,
     uri::{Authority, Scheme},
 };
 use http_body_util::BodyExt;
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{HttpConnector, capture_connection},
-    },
+    client::legacy::{Client, connect::HttpConnector},
     rt::TokioTimer,
 };
-use leasehold::{Addr, Balancer, Pick, ServiceName, Version, View};
+use leasehold::{Addr, Balancer, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
+use self::call::Call;
 use crate::{
-    error::{chain, one_line},
+    config::CallRules,
     grpc,
     outbound::{
         body::{RequestBody, UpstreamBody, drain},
+        callers::CallerDeadline,
         reserved::{Guarded, Reserved},
     },
     rt::executor::Pooled,
-    telemetry::span::Span,
+    telemetry::{service_metrics::Stats, span::Span},
 };
 
-/// Nodes that one request is tried on, at most.
-const MAX_ATTEMPTS: usize = 3;
 /// Connect timeout of one node, after which the call is retried on the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Deadline of a response where the component sets none.
@@ -49,6 +48,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Idle connections to one node, at most.
 const MAX_IDLE: usize = 16;
 
+/// Milliseconds until the caller no longer waits for the response to begin.
+pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("x-leasehold-deadline");
+
 type Connector = Guarded<HttpConnector>;
 
 /// The services that one component may call by name.
@@ -57,6 +59,8 @@ pub(crate) struct ServiceClient {
     names: Names,
     /// The suffix of service names, with a dot before it.
     suffix: String,
+    rules: Arc<CallRules>,
+    stats: Arc<Stats>,
     http1: Client<Connector, RequestBody>,
     /// For gRPC, which exists over HTTP/2 only.
     http2: Client<Connector, RequestBody>,
@@ -69,59 +73,6 @@ pub(crate) struct Target {
     version: Version,
 }
 
-/// Deadlines of one request.
-struct Deadlines {
-    /// Timeout of the connection to one node.
-    connect: Duration,
-    /// Deadline of the response of any node.
-    until: Instant,
-}
-
-/// Failure of a request to one node.
-enum AttemptError {
-    /// The node refused the connection; nothing was sent.
-    NotConnected(String),
-    /// The node did not take the connection in time; nothing was sent.
-    ConnectTimeout,
-    /// The connection broke off.
-    Broken(String),
-    /// The node took the connection and has not responded in time.
-    ResponseTimeout,
-}
-
-impl AttemptError {
-    /// Returns true if the component is to blame, and not the node.
-    fn is_explained_by(&self, body: &RequestBody) -> bool {
-        match self {
-            Self::NotConnected(_) | Self::ConnectTimeout => false,
-            Self::Broken(_) => body.is_broken(),
-            Self::ResponseTimeout => body.is_waited_for(),
-        }
-    }
-}
-
-/// Guard of a call that its component may abandon, as it does when its own deadline passes. The node counts as failed if half
-/// of the time had passed by then.
-struct AbandonGuard<'a> {
-    pick: &'a Pick,
-    body: &'a RequestBody,
-    blamed_from: Instant,
-}
-
-impl AbandonGuard<'_> {
-    fn disarm(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for AbandonGuard<'_> {
-    fn drop(&mut self) {
-        if Instant::now() >= self.blamed_from && !self.body.is_waited_for() {
-            self.pick.failed();
-        }
-    }
-}
-
 impl Target {
     pub(crate) fn name(&self) -> &ServiceName {
         &self.name
@@ -129,7 +80,13 @@ impl Target {
 }
 
 impl ServiceClient {
-    pub(crate) fn new(registry: RegistryCtx, names: Names, suffix: &str, reserved: Reserved) -> Self {
+    pub(crate) fn new(
+        registry: RegistryCtx,
+        names: Names,
+        suffix: &str,
+        (rules, stats): (Arc<CallRules>, Arc<Stats>),
+        reserved: Reserved,
+    ) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -140,7 +97,7 @@ impl ServiceClient {
         let http1 = builder.build(connector.clone());
         builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_INTERVAL);
         let http2 = builder.http2_only(true).build(connector);
-        Self { registry, names, suffix: format!(".{suffix}"), http1, http2 }
+        Self { registry, names, suffix: format!(".{suffix}"), rules, stats, http1, http2 }
     }
 
     /// The host without the suffix, if it has the suffix.
@@ -163,28 +120,40 @@ impl ServiceClient {
         target("", named).or_else(versions)
     }
 
-    /// Sends a request to a node of the service. Errors are those of `wasi:http`; the log says more.
+    /// Sends a request to a node of the service, for a caller with a deadline of its own. Errors are those of `wasi:http`; the log
+    /// says more.
     pub(crate) async fn send(
         &self,
         target: Target,
         request: Request<WasiBody>,
         options: RequestOptions,
+        deadline: CallerDeadline,
         mut span: Option<&mut Span>,
     ) -> Result<Response<WasiBody>, Error> {
         if let Some(span) = &mut span {
             span.record_service(&target.name);
         }
-        let (parts, body) = request.into_parts();
-        let body = RequestBody::new(body);
-        let until = Instant::now() + options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(DEFAULT_TIMEOUT);
+        let (mut parts, body) = request.into_parts();
+        if let Some(end) = deadline.end.filter(|_| grpc::is_spoken(&parts.headers)) {
+            let left = end.saturating_duration_since(Instant::now());
+            if grpc::timeout(&parts.headers).is_none_or(|own| own > left) {
+                parts.headers.insert(grpc::TIMEOUT, grpc::written_timeout(left));
+            }
+        }
+        let rule = self.rules.of(&target.name);
+        let body = if rule.retries > 0 { RequestBody::kept(body) } else { RequestBody::new(body) };
+        let patience =
+            options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(rule.timeout.unwrap_or(DEFAULT_TIMEOUT));
+        let by = Instant::now() + patience;
+        let until = deadline.until().map_or(by, |callers| callers.min(by));
         let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |requested| requested.min(CONNECT_TIMEOUT));
         let response = async {
             let balancer = timeout_at(until, self.balancer(&target)).await;
             let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;
-            self.try_nodes(&target, &balancer, &parts, &body, &Deadlines { connect, until }, span).await
+            Call::new(self, &target, rule, &balancer, (&parts, &body), (connect, until)).run(span).await
         };
         let response = response.await;
-        let (response, pick) = match response {
+        let (response, call) = match response {
             Ok(response) => response,
             Err(error) => {
                 drain(body).await;
@@ -192,70 +161,7 @@ impl ServiceClient {
             }
         };
         let between_bytes = options.between_bytes_timeout;
-        Ok(response.map(|body| UpstreamBody::new(body, between_bytes, Some(pick)).boxed_unsync()))
-    }
-
-    async fn try_nodes(
-        &self,
-        target: &Target,
-        balancer: &Balancer,
-        parts: &Parts,
-        body: &RequestBody,
-        deadlines: &Deadlines,
-        mut span: Option<&mut Span>,
-    ) -> Result<(Response<hyper::body::Incoming>, Pick), Error> {
-        let mut tried: Vec<Addr> = Vec::new();
-        let mut last = Error::ConnectionRefused;
-        while tried.len() < MAX_ATTEMPTS
-            && let Some(pick) = balancer.pick(&tried)
-        {
-            let addr = pick.node().addr.clone();
-            let (client, request) = self.request(parts, body, &addr)?;
-            if let Some(span) = &mut span {
-                span.record_attempt(&addr, tried.len());
-            }
-            let begun = Instant::now();
-            let guard =
-                AbandonGuard { pick: &pick, body, blamed_from: deadlines.until - (deadlines.until - begun) / 2 };
-            let outcome = send(client, request, deadlines).await;
-            guard.disarm();
-            let failed = match outcome {
-                Ok(response) => {
-                    pick.succeeded(begun.elapsed());
-                    return Ok((response, pick));
-                }
-                Err(failed) => failed,
-            };
-            if !failed.is_explained_by(body) {
-                pick.failed();
-            }
-            let why = match &failed {
-                AttemptError::NotConnected(why) | AttemptError::Broken(why) => why.as_str(),
-                AttemptError::ConnectTimeout => "it takes no connection in time",
-                AttemptError::ResponseTimeout => "it does not answer in time",
-            };
-            tracing::debug!(service = %target.name, node = %addr, "a call failed: {}", one_line(why));
-            last = match failed {
-                // The node may have begun to act on it.
-                AttemptError::Broken(_) => return Err(Error::ConnectionTerminated),
-                AttemptError::ResponseTimeout => return Err(Error::HttpResponseTimeout),
-                AttemptError::ConnectTimeout if Instant::now() >= deadlines.until => {
-                    return Err(Error::HttpResponseTimeout);
-                }
-                AttemptError::ConnectTimeout => Error::ConnectionTimeout,
-                AttemptError::NotConnected(_) => Error::ConnectionRefused,
-            };
-            if let Some(span) = &mut span {
-                span.record_skip(&addr);
-            }
-            tried.push(addr);
-        }
-        if !tried.is_empty() {
-            return Err(last);
-        }
-        let message = no_node(target, balancer.view());
-        tracing::debug!(service = %target.name, "a call failed: {message}");
-        Err(not_found(message))
+        Ok(response.map(|body| UpstreamBody::new(body, between_bytes, Some(call)).boxed_unsync()))
     }
 
     fn request(
@@ -263,6 +169,7 @@ impl ServiceClient {
         parts: &Parts,
         body: &RequestBody,
         addr: &Addr,
+        by: Instant,
     ) -> Result<(&Client<Connector, RequestBody>, Request<RequestBody>), Error> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
@@ -276,6 +183,8 @@ impl ServiceClient {
             request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
             return Ok((&self.http2, request));
         }
+        let left = by.saturating_duration_since(Instant::now());
+        request.headers_mut().insert(DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
         if let Some(authority) = parts.uri.authority()
             && let Ok(host) = HeaderValue::from_str(authority.as_str())
         {
@@ -296,29 +205,6 @@ impl ServiceClient {
             }
             not_found(format!("{} cannot be looked up now", target.name))
         })
-    }
-}
-
-/// Sends a request to one node.
-async fn send(
-    client: &Client<Connector, RequestBody>,
-    mut request: Request<RequestBody>,
-    deadlines: &Deadlines,
-) -> Result<Response<hyper::body::Incoming>, AttemptError> {
-    let mut connection = capture_connection(&mut request);
-    let mut answer = client.request(request);
-    let connected = async { drop(connection.wait_for_connection_metadata().await) };
-    let limit = deadlines.until.min(Instant::now() + deadlines.connect);
-    let answer = tokio::select! {
-        answer = &mut answer => Ok(answer),
-        () = connected => timeout_at(deadlines.until, answer).await,
-        () = sleep_until(limit) => return Err(AttemptError::ConnectTimeout),
-    };
-    match answer {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) if error.is_connect() => Err(AttemptError::NotConnected(chain(&error))),
-        Ok(Err(error)) => Err(AttemptError::Broken(chain(&error))),
-        Err(_) => Err(AttemptError::ResponseTimeout),
     }
 }
 
@@ -353,16 +239,24 @@ fn not_found(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::uri::Scheme;
     use leasehold::{Options, Registrar};
     use leasehold_wasmtime::{Names, Policy, RegistryCtx};
 
-    use super::{Reserved, ServiceClient};
+    use super::{Reserved, ServiceClient, Stats};
 
     fn client(names: Names) -> ServiceClient {
         // The endpoint refuses connections, and is not used.
         let registrar = Registrar::start(Options::new(["http://127.0.0.1:1"])).unwrap();
-        ServiceClient::new(RegistryCtx::new(registrar, Policy::default()), names, "leasehold", Reserved::default())
+        ServiceClient::new(
+            RegistryCtx::new(registrar, Policy::default()),
+            names,
+            "leasehold",
+            (Arc::default(), Arc::new(Stats::new("shop".parse().unwrap()))),
+            Reserved::default(),
+        )
     }
 
     #[tokio::test]
