@@ -1,6 +1,7 @@
 //! The binary `leasehold`: command line, runtime, dispatch to a command. A library, so that fuzzing reaches its parsers.
 
 mod admin;
+mod certificate;
 mod cli;
 mod commands;
 mod config;

@@ -16,6 +16,8 @@ pub(crate) enum RejectReason {
     QueueFull,
     /// No concurrency slot, or no instance, became free in time.
     QueueTimeout,
+    /// The policy does not list the client's certificate.
+    CallerDenied,
     /// The request names no host, or a malformed one.
     NoHost,
     /// The target is malformed, or not allowed for the method.
@@ -55,6 +57,9 @@ impl From<RejectReason> for Rejection {
         let (status, grpc_status, text) = match reason {
             RejectReason::QueueFull | RejectReason::QueueTimeout => {
                 (StatusCode::SERVICE_UNAVAILABLE, Status::Unavailable, "the service is busy")
+            }
+            RejectReason::CallerDenied => {
+                (StatusCode::FORBIDDEN, Status::PermissionDenied, "the caller may not call this service")
             }
             RejectReason::NoHost => (StatusCode::BAD_REQUEST, Status::InvalidArgument, "the request names no host"),
             RejectReason::BadTarget => {

@@ -166,7 +166,7 @@ async fn an_unknown_service_is_an_error_that_names_the_nodes_found_instead() {
     let caller = Host::ready(&with(config(&world, [caller(&["shop"])]), registry)).await;
     let (case, text) = call(&caller, "shop.leasehold").await;
     let said = "no node is registered as shop, under /shop/ (seed), /microservices/shop/ (kratos); 1 key there is not a node; \
-                1 node there speaks TLS, which calls by name do not";
+                1 node there speaks TLS, which this host does not: registry.calls.tls";
     assert!(case == "failed" && text.contains(said), "{text}");
 }
 

@@ -8,6 +8,7 @@ mod admin_safety;
 mod artifacts;
 mod by_name;
 mod call_rules;
+mod call_tls;
 mod command_line;
 mod contract;
 mod deploying;

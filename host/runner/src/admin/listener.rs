@@ -21,9 +21,8 @@ use tokio::{
     net::{TcpListener, UnixListener},
 };
 use tokio_util::sync::CancellationToken;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::{admin::routes::Rights, config::SocketFile, inbound::tls::Tls};
+use crate::{admin::routes::Rights, certificate::shown_name, config::SocketFile, inbound::tls::Tls};
 
 /// Longest path of a socket, in bytes: what the kernel's address holds.
 const MAX_PATH_BYTES: usize = 107;
@@ -174,27 +173,11 @@ impl Accepted {
         let stream = tls.accept(self.stream).await?;
         let certificates = stream.get_ref().1.peer_certificates();
         let caller = match (certificates.and_then(<[_]>::first), self.caller) {
-            (Some(certificate), Caller::Address(addr)) => Caller::Certificate(name(certificate), addr),
+            (Some(certificate), Caller::Address(addr)) => Caller::Certificate(shown_name(certificate), addr),
             (_, caller) => caller,
         };
         Ok((Box::pin(stream), caller))
     }
-}
-
-/// Name in a certificate that a trusted authority has issued: the common name, else the first alternative name.
-fn name(certificate: &[u8]) -> String {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return "without a name".to_owned() };
-    let common = certificate.subject().iter_common_name().find_map(|name| name.as_str().ok()).map(ToOwned::to_owned);
-    let alternative = || {
-        let names = certificate.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
-                Some((*name).to_owned())
-            }
-            _ => None,
-        })
-    };
-    crate::error::shown(&common.or_else(alternative).unwrap_or_else(|| "without a name".to_owned()))
 }
 
 /// The file of a socket, removed at the end.

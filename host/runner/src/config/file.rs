@@ -124,6 +124,22 @@ keys! {
         balance: Balance = Default("weight"), example "latency";
         /// Time over which the share of a fresh node rises to the whole, from a tenth.
         slow_start: Ramp = Default("30s"), example "off";
+        /// TLS to every node of the service; absent, nodes that say they use TLS are not called.
+        tls: Option<CallTls> = Unset("plain text");
+    }
+}
+
+keys! {
+    /// TLS to the nodes of a service. The files are read again for each connection.
+    pub(crate) struct CallTls {
+        /// Certificates of the authorities of the nodes' certificates, as PEM.
+        ca: Readable = Required, example "mesh/ca.pem";
+        /// The host's own certificate, as PEM. It needs `key`.
+        cert: Option<Readable> = Unset("none"), example "mesh/host.pem";
+        /// The private key of `cert`, as PEM.
+        key: Option<Readable> = Unset("none"), example "mesh/host.key";
+        /// The name that a node's certificate must have, `{name}` for that of the service; or an identity of SPIFFE, `spiffe://…`.
+        server_name: Option<Text> = Unset("the host of the node's address"), example "'{name}.mesh'";
     }
 }
 
@@ -278,6 +294,8 @@ keys! {
         outbound: Vec<Destination> = Unset("none"), example "[api.example:443]";
         /// Permits local addresses without an entry of their own.
         local: Switch = Default("false");
+        /// Clients that may send requests, by a name in their certificate; others get 403. It needs `tls.client_ca`.
+        callers: Option<Vec<Text>> = Unset("every client"), example "[shop, 'spiffe://mesh/shop']";
     }
 }
 

@@ -28,8 +28,8 @@ pub(crate) use kept::{Check, Kept, KeptNode};
 pub(crate) use load::is_standard_input;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
-    Admin, AdminAddress, Allow, CallRule, CallRules, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe, Quarantine,
-    SocketFile, Spec, TlsFiles, Traces,
+    Admin, AdminAddress, Allow, CallRule, CallRules, CallTls, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe,
+    Quarantine, SocketFile, Spec, TlsFiles, Traces,
 };
 pub(crate) use values::{AccessFormat, Logged, Register, Variables};
 

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use leasehold::{Credentials, Invalid, Layout, LoadSource, Metadata, Options, ServiceName, Source, Tls};
 use leasehold_artifacts::Registry;
 use leasehold_wasmtime::Names;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::config::{
     artifact::{self, Artifact, Origin},
@@ -18,8 +19,8 @@ use crate::config::{
     file::{self, File},
     rule::Reading,
     spec::{
-        Admin, AdminAddress, Allow, CallRules, Config, EtcdFiles, Health, Probe, Quarantine, SocketFile, Spec,
-        TlsFiles, Traces,
+        Admin, AdminAddress, Allow, CallRule, CallRules, CallTls, Config, EtcdFiles, Health, Probe, Quarantine,
+        SocketFile, Spec, TlsFiles, Traces,
     },
     tree::{Content, Node},
     values::{AdminListen, Register, has_certificate, names},
@@ -172,28 +173,48 @@ impl Resolver<'_> {
         let (mut rules, mut is_right, mut have_others) = (CallRules::default(), true, false);
         for (index, calls) in all.iter().enumerate() {
             let index = index.to_string();
-            let mut wrong = |key: &str, message: String| {
-                self.wrong(&["registry", "calls", &index, key], message);
+            let mut wrong = |keys: &[&str], message: String| {
+                let path: Vec<_> = ["registry", "calls", &index].into_iter().chain(keys.iter().copied()).collect();
+                self.wrong(&path, message);
                 is_right = false;
             };
             if let (Some(timeout), Some(try_timeout)) = (calls.timeout, calls.try_timeout)
                 && try_timeout > timeout
             {
-                wrong("try_timeout", format!("must be at most timeout, which is {timeout:?}"));
+                wrong(&["try_timeout"], format!("must be at most timeout, which is {timeout:?}"));
             }
             if let (Some(hedge_after), Some(longest)) = (calls.hedge_after, calls.try_timeout.or(calls.timeout))
                 && hedge_after >= longest
             {
-                wrong("hedge_after", format!("must be shorter than a try, which takes {longest:?} at most"));
+                wrong(&["hedge_after"], format!("must be shorter than a try, which takes {longest:?} at most"));
             }
             if calls.retries > 0 && calls.retry_budget == 0 {
-                wrong("retry_budget", "permits no retry; say retries: 0 if none is meant".to_owned());
+                wrong(&["retry_budget"], "permits no retry; say retries: 0 if none is meant".to_owned());
             }
             if calls.service.is_empty() && std::mem::replace(&mut have_others, true) {
-                wrong("service", "is missing, and another entry is for all other services already".to_owned());
+                wrong(&["service"], "is missing, and another entry is for all other services already".to_owned());
             }
-            if let Some(double) = rules.add(&calls.service, calls.clone().into()) {
-                wrong("service", format!("another entry is for {double} already"));
+            if let Some(tls) = &calls.tls {
+                for (key, has_key, other) in [("cert", tls.cert.is_some(), "key"), ("key", tls.key.is_some(), "cert")] {
+                    if has_key && !(tls.cert.is_some() && tls.key.is_some()) {
+                        wrong(&["tls", key], format!("needs tls.{other}"));
+                    }
+                }
+            }
+            let rule = CallRule::from(calls.clone());
+            if let Some(Err(message)) = rule.tls.as_ref().map(CallTls::check) {
+                wrong(&["tls"], message);
+            }
+            if let Some(name) = rule.tls.as_ref().and_then(|tls| tls.server_name.as_ref())
+                && !is_server_name(name)
+            {
+                wrong(
+                    &["tls", "server_name"],
+                    format!("must be a DNS name, an IP address or spiffe://…, not {name:?}"),
+                );
+            }
+            if let Some(double) = rules.add(&calls.service, rule) {
+                wrong(&["service"], format!("another entry is for {double} already"));
             }
         }
         is_right.then_some(rules)
@@ -418,7 +439,14 @@ impl Resolver<'_> {
             discover: names(written.allow.discover),
             outbound: written.allow.outbound,
             local: written.allow.local,
+            callers: written.allow.callers.map(Arc::from),
         };
+        if spec.allow.callers.is_some() && spec.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none()) {
+            let place = node.place_of(&["allow", "callers"]);
+            let message = "needs tls.client_ca: without certificates no caller is known";
+            self.reading.under("callers", |reading| reading.wrong(place, message));
+            return None;
+        }
         if let (Register::Component, Names::Only(permitted)) = (spec.register, &spec.allow.names) {
             let (name, _) = spec.registered_as();
             if !permitted.contains(&name) {
@@ -577,4 +605,10 @@ pub(crate) fn parse_headers(text: &[u8]) -> Result<HeaderMap, usize> {
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+/// Detects a name that a certificate can have.
+fn is_server_name(name: &str) -> bool {
+    let name = name.replace("{name}", "a");
+    name.strip_prefix("spiffe://").map_or_else(|| ServerName::try_from(name.as_str()).is_ok(), |path| !path.is_empty())
 }

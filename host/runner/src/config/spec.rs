@@ -196,7 +196,7 @@ pub(crate) struct CallRules {
 }
 
 /// How calls by name to a service are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct CallRule {
     /// Time until a response begins, with all tries.
     pub(crate) timeout: Option<Duration>,
@@ -210,6 +210,19 @@ pub(crate) struct CallRule {
     pub(crate) in_flight: u32,
     pub(crate) outliers: OutlierRules,
     pub(crate) pick: PickRules,
+    /// TLS to every node; without it, in plain text to those that do not use TLS.
+    pub(crate) tls: Option<CallTls>,
+}
+
+/// TLS to the nodes of a service.
+#[derive(Debug, Clone)]
+pub(crate) struct CallTls {
+    /// The authorities of the nodes' certificates.
+    pub(crate) ca: PathBuf,
+    /// The host's own certificate, and its private key.
+    pub(crate) own: Option<(PathBuf, PathBuf)>,
+    /// Name that a node's certificate must have, with `{name}` for that of the service; `None` for the host of its address.
+    pub(crate) server_name: Option<String>,
 }
 
 impl CallRules {
@@ -217,11 +230,20 @@ impl CallRules {
     pub(crate) fn add(&mut self, services: &[ServiceName], rule: CallRule) -> Option<ServiceName> {
         if services.is_empty() {
             self.others = rule;
+            return None;
         }
         let has_rule = |service: &&ServiceName| self.named.iter().any(|(named, _)| named == *service);
         let double = services.iter().find(has_rule).cloned();
-        self.named.extend(services.iter().map(|service| (service.clone(), rule)));
+        self.named.extend(services.iter().map(|service| (service.clone(), rule.clone())));
         double
+    }
+
+    /// Services that are called over TLS: those that are named, and all others if their rule says so.
+    pub(crate) fn over_tls(&self) -> Names {
+        if self.others.tls.is_some() {
+            return Names::Any;
+        }
+        self.named.iter().filter(|(_, rule)| rule.tls.is_some()).map(|(service, _)| service.clone()).collect()
     }
 
     /// The rule for a service.
@@ -248,6 +270,7 @@ impl From<file::Calls> for CallRule {
             in_flight: calls.in_flight,
             outliers: OutlierRules { consecutive: calls.eject_after, by_success_rate },
             pick: PickRules { choice: calls.balance, slow_start: calls.slow_start },
+            tls: calls.tls.map(|tls| CallTls { ca: tls.ca, own: tls.cert.zip(tls.key), server_name: tls.server_name }),
         }
     }
 }
@@ -314,6 +337,8 @@ pub(crate) struct Allow {
     pub(crate) outbound: Vec<Destination>,
     /// Permits `outbound` entries to lead to this machine or its link without naming it.
     pub(crate) local: bool,
+    /// The names in certificates of clients that may send requests. By default every client may.
+    pub(crate) callers: Option<Arc<[String]>>,
 }
 
 impl Config {
@@ -344,6 +369,7 @@ impl Spec {
                 discover: Names::Only(Vec::new()),
                 outbound: Vec::new(),
                 local: false,
+                callers: None,
             },
             name,
             place: String::new(),

@@ -63,6 +63,8 @@ pub(crate) struct Dispatcher {
     request_timeout: Duration,
     stream_timeout: Duration,
     body_size: usize,
+    /// Names in certificates of the clients that may send requests; `None` for every client.
+    callers: Option<Arc<[String]>>,
     stats: Arc<Stats>,
     codes: Throttle,
     reusable: Arc<Reusable>,
@@ -80,6 +82,7 @@ impl Dispatcher {
             admission: instances.context.admission().clone(),
             unanswered: TaskTracker::new(),
             access_log: Arc::clone(&instances.context.access_log),
+            callers: instances.context.callers.clone(),
             stats: Arc::clone(instances.context.stats()),
             codes: Throttle::new(CODE_LOG_INTERVAL),
             reusable: Arc::clone(&instances.reusable),
@@ -124,6 +127,7 @@ impl Dispatcher {
         let grpc = grpc::is_spoken(request.headers());
         let version = request.version();
         let located = origin.locate(&mut request);
+        let permitted = origin.pass_caller(&mut request, self.callers.as_deref());
         let id = self.access_log.identify(request.headers_mut());
         let mut span = self.tracer.as_ref().map(|tracer| tracer.server_span(&mut request));
         let identity = RequestIdentity {
@@ -136,6 +140,7 @@ impl Dispatcher {
         let mut record = AccessRecord::begin(&self.access_log, &in_flight, &request, arrived);
         let attempted = async {
             located?;
+            permitted?;
             if request.body().size_hint().lower() > self.body_size as u64 {
                 return Err(RejectReason::BodyTooLarge.into());
             }

@@ -34,6 +34,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{either::Either, io::InspectReader, sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    certificate,
     config::Limits,
     inbound::{
         authority::Frames,
@@ -248,7 +249,7 @@ impl Connections {
         let protocols = self.protocols(&timers, &settings.limits);
         let scheme = if settings.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let origin = Origin::new(scheme, stream.local_addr().ok(), Some(peer));
-        let has_replaced = Arc::clone(&origin.has_replaced);
+        let (has_replaced, caller) = (Arc::clone(&origin.has_replaced), Arc::clone(&origin.caller));
         let requests = service_fn({
             let (last, progress) = (last.clone(), Arc::clone(&progress));
             move |request: hyper::Request<Incoming>| {
@@ -280,7 +281,12 @@ impl Connections {
             let stream = match tls {
                 None => Either::Left(stream),
                 Some(tls) => match last.run_until_cancelled(tls.accept(stream)).await {
-                    Some(Ok(stream)) => Either::Right(stream),
+                    Some(Ok(stream)) => {
+                        if let Some(certificate) = stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
+                            let _ = caller.set(certificate::names(certificate)); // It is not set yet.
+                        }
+                        Either::Right(stream)
+                    }
                     Some(Err(error)) => return tracing::debug!(service = %name, %peer, %error, "a handshake failed"),
                     None => return,
                 },

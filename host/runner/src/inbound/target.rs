@@ -5,7 +5,7 @@ use std::{
     mem,
     net::SocketAddr,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -22,6 +22,8 @@ use crate::{
 
 /// Header in which proxies pass on the original host.
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Header with the name in the client's certificate: the identity of SPIFFE, else the first DNS name, else the common name.
+const CALLER: HeaderName = HeaderName::from_static("x-leasehold-caller");
 /// Header in which `Frames` passes on a replaced authority. Its name is random, so that no client can send it.
 static REPLACED: LazyLock<HeaderName> = LazyLock::new(|| {
     let name = format!("x-authority-{:032x}", fastrand::u128(..));
@@ -38,16 +40,37 @@ pub(crate) struct Origin {
     pub(crate) peer: Option<SocketAddr>,
     /// Set once an authority of this connection was replaced.
     pub(crate) has_replaced: Arc<AtomicBool>,
+    /// Names in the client's certificate, from the handshake on.
+    pub(crate) caller: Arc<OnceLock<Vec<String>>>,
 }
 
 impl Origin {
     pub(crate) fn new(scheme: Scheme, local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
-        Self { scheme, local, peer, has_replaced: Arc::default() }
+        Self { scheme, local, peer, has_replaced: Arc::default(), caller: Arc::default() }
     }
 
     /// Name of the header in which replaced authorities are passed on.
     pub(crate) fn replaced() -> HeaderName {
         REPLACED.clone()
+    }
+
+    /// Passes on the name in the client's certificate, and nothing that the client sends in its place. Refuses a client that is not
+    /// among the permitted ones.
+    pub(crate) fn pass_caller<B>(
+        &self,
+        request: &mut Request<B>,
+        permitted: Option<&[String]>,
+    ) -> Result<(), RejectReason> {
+        let headers = request.headers_mut();
+        headers.remove(CALLER);
+        let names = self.caller.get().map_or(&[][..], Vec::as_slice);
+        if let Some(name) = names.iter().find_map(|name| HeaderValue::from_str(name).ok()) {
+            headers.insert(CALLER, name);
+        }
+        match permitted.is_none_or(|permitted| names.iter().any(|name| permitted.contains(name))) {
+            true => Ok(()),
+            false => Err(RejectReason::CallerDenied),
+        }
     }
 
     /// Puts the host of a request into its URI, which is where components of 0.3 look for it. Refuses a request without a host

@@ -4,30 +4,26 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use leasehold::Source;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{sleep, timeout},
 };
 use tokio_rustls::{
     TlsAcceptor,
-    rustls::{
-        self, RootCertStore, ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-        server::WebPkiClientVerifier,
-    },
+    rustls::{ServerConfig, crypto::ring, server::WebPkiClientVerifier},
     server::TlsStream,
 };
 use tokio_util::task::TaskTracker;
 
-use crate::config::TlsFiles;
+use crate::{
+    certificate::{self, read},
+    config::TlsFiles,
+};
 
 /// Application protocols of a listener, the preferred first.
 static PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -57,46 +53,23 @@ impl TlsFiles {
 
     fn config(&self, contents: &Contents, protocols: &[&[u8]]) -> Result<ServerConfig, String> {
         let provider = Arc::new(ring::default_provider());
-        let chain = certificates(&self.cert, &contents.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&contents.key)
-            .map_err(|_| format!("{} holds no private key as PEM", self.key.display()))?;
+        let chain = certificate::chain(&self.cert, &contents.cert)?;
+        let key = certificate::private_key(&self.key, &contents.key)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         let builder = match (&self.client_ca, &contents.client_ca) {
             (Some(path), Some(pem)) => {
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(path, pem)? {
-                    let added = roots.add(authority);
-                    added.map_err(|error| format!("{} holds no usable authority: {error}", path.display()))?;
-                }
+                let roots = certificate::authorities(path, pem)?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
                 builder.with_client_cert_verifier(verifier.map_err(|error| format!("{}: {error}", path.display()))?)
             }
             _ => builder.with_no_client_auth(),
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| self.unusable(&error))?;
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|error| certificate::unusable(&self.cert, &self.key, &error))?;
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(config)
-    }
-
-    fn unusable(&self, error: &rustls::Error) -> String {
-        let (cert, key) = (self.cert.display(), self.key.display());
-        match error {
-            rustls::Error::InconsistentKeys(_) => format!("{key} is not the key of the certificate in {cert}"),
-            error => format!("{cert} and {key} cannot be used: {error}"),
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    Source::from(path.to_owned()).read().map_err(|error| error.to_string())
-}
-
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match all {
-        Ok(all) if !all.is_empty() => Ok(all),
-        _ => Err(format!("{} holds no certificate as PEM", path.display())),
     }
 }
 

@@ -80,6 +80,8 @@ pub(crate) struct ServiceContext {
     pub(crate) output: Arc<OutputBudget>,
     pub(crate) tracer: Option<Tracer>,
     pub(crate) access_log: Arc<AccessLog>,
+    /// Names in certificates of the clients that may send requests.
+    pub(crate) callers: Option<Arc<[String]>>,
     /// Cancelled when a later revision serves the requests: idle instances end.
     pub(crate) replaced: CancellationToken,
     resources: usize,
@@ -176,6 +178,7 @@ fn policy(spec: &Spec, published: &[Addr]) -> Policy {
         max_registrations: MAX_REGISTRATIONS,
         max_nodes: spec.limits.nodes as usize,
         prefer: spec.prefer.clone(),
+        tls: spec.calls.over_tls(),
         terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
         max_ttl: MAX_TTL,
         ..Policy::default()
@@ -221,6 +224,7 @@ impl ServiceContext {
             output: Arc::clone(&self.output),
             tracer: self.tracer.clone(),
             access_log: Arc::clone(&self.access_log),
+            callers: self.callers.clone(),
             replaced: CancellationToken::new(),
             resources: self.resources,
             shared: self.shared.clone(),
@@ -272,6 +276,7 @@ impl ServiceContext {
             output: OutputBudget::new(Arc::clone(stats), spec.limits.output_lines),
             tracer,
             access_log: Arc::new(AccessLog::new(spec.name.clone(), spec.access_log)),
+            callers: spec.allow.callers.clone(),
             replaced: CancellationToken::new(),
             resources: resources(&spec.limits),
             shared,

@@ -2,7 +2,7 @@
 //!
 //! `/authority` returns the authority of the request and the forwarded host, `/id` its identifiers, `/unfinished` drops its body without `finish`,
 //! `/length/ANNOUNCED/WRITTEN` writes fewer or more bytes than its `content-length`, `/status/N` responds with that status, and
-//! `/slow` after 300 ms. Any other path gets a greeting.
+//! `/slow` after 300 ms. Any other path gets a greeting, with the caller that the host names.
 
 use wasip2::{
     clocks::monotonic_clock::subscribe_duration,
@@ -41,7 +41,11 @@ impl Guest for Raw {
                 subscribe_duration(A_WHILE).block();
                 answer(out, 200, &[], b"slow\n");
             }
-            _ => answer(out, 200, &[], b"raw\n"),
+            _ => {
+                let caller = request.headers().get("x-leasehold-caller").concat();
+                let separator = if caller.is_empty() { "" } else { " " };
+                answer(out, 200, &[], format!("raw{separator}{}\n", String::from_utf8_lossy(&caller)).as_bytes());
+            }
         }
     }
 }

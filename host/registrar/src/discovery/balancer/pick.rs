@@ -39,6 +39,11 @@ impl Pick {
         self.entry.node().expect("only nodes are picked")
     }
 
+    /// Returns true for a node that says it uses TLS.
+    pub fn uses_tls(&self) -> bool {
+        self.entry.uses_tls()
+    }
+
     /// Reports that the node answered, after `latency`.
     pub fn succeeded(&self, latency: Duration) {
         self.stats.succeeded(latency);

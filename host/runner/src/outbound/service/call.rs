@@ -4,12 +4,12 @@
 //! that, a further try needs three things: it does no harm, by the request's method or by the word of the node; the rule of the
 //! service permits one more, and the budget of all calls to it, so that retries do not multiply the load of a service that fails.
 
-use std::{pin::pin, time::Duration};
+use std::{borrow::Cow, pin::pin, time::Duration};
 
 use futures::future::{Either, select};
 use http::{Method, Request, Response, request::Parts};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, connect::capture_connection};
+use hyper_util::client::legacy::connect::capture_connection;
 use leasehold::{Addr, Balancer, InFlight, Pick};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use wasmtime_wasi_http::Error;
@@ -20,7 +20,7 @@ use crate::{
     outbound::{
         body::RequestBody,
         service::{
-            Connector, ServiceClient, Target, no_node, not_found,
+            ServiceClient, SomeClient, Target, no_node, not_found,
             verdict::{self, Again},
         },
     },
@@ -198,13 +198,20 @@ impl<'a> Call<'a> {
     }
 
     fn next_node(&self) -> Option<Pick> {
-        self.balancer.pick_by(&self.rule.pick, &self.tried)
+        let mut except = Cow::Borrowed(&self.tried);
+        loop {
+            let pick = self.balancer.pick_by(&self.rule.pick, &except)?;
+            if self.rule.tls.is_some() || !pick.uses_tls() {
+                return Some(pick);
+            }
+            except.to_mut().push(pick.node().addr.clone());
+        }
     }
 
     /// The node of a further try, and the pause before it; `None` if there is none, or it is not permitted.
     fn next_try(&mut self, again: Again) -> Option<(Pick, Duration)> {
         let pause = match again {
-            Again::Never | Again::NotNow => return None,
+            Again::Never => return None,
             Again::NotSent if self.tried.len() >= MAX_ATTEMPTS || Instant::now() >= self.until => return None,
             Again::NotSent => return Some((self.next_node()?, Duration::ZERO)),
             Again::NotProcessed(pause) => pause,
@@ -236,7 +243,7 @@ impl<'a> Call<'a> {
     /// Makes a try, and a second one beside it if the first has no response after a while, where the rule has it so. The first
     /// good response is taken.
     async fn attempt_or_hedge(&self, pick: Pick) -> Hedged {
-        let is_read = matches!(self.parts.method, Method::GET | Method::HEAD) && self.body.is_empty();
+        let is_read = matches!(self.parts.method, Method::GET | Method::HEAD);
         let hedge_after = self.rule.hedge_after.filter(|_| is_read);
         let mut first = pin!(self.attempt(pick));
         let Some(hedge_after) = hedge_after else { return Hedged { tried: first.await, other: None } };
@@ -245,7 +252,9 @@ impl<'a> Call<'a> {
             tried = &mut first => return Hedged { tried, other: None },
             () = sleep(hedge_after) => {}
         }
-        let Some(pick) = self.next_node().filter(|_| self.spend_retry()) else {
+        // That it has no body is known once its end was read.
+        let node = self.next_node().filter(|_| self.body.is_empty());
+        let Some(pick) = node.filter(|_| self.spend_retry()) else {
             return Hedged { tried: first.await, other: None };
         };
         let other = Some(pick.node().addr.clone());
@@ -261,10 +270,13 @@ impl<'a> Call<'a> {
     async fn attempt(&self, pick: Pick) -> Tried {
         let begun = Instant::now();
         let by = self.rule.try_timeout.map_or(self.until, |limit| self.until.min(begun + limit));
-        let (client, request) = match self.client.request(self.parts, self.body, &pick.node().addr, by) {
-            Ok(request) => request,
-            Err(error) => return Tried { pick, outcome: Err(AttemptError::Unsendable(error)), again: Again::Never },
-        };
+        let (client, request) =
+            match self.client.request(self.target, self.rule, (self.parts, self.body), &pick.node().addr, by) {
+                Ok(request) => request,
+                Err(error) => {
+                    return Tried { pick, outcome: Err(AttemptError::Unsendable(error)), again: Again::Never };
+                }
+            };
         let guard = AbandonGuard { pick: &pick, body: self.body, blamed_from: by - (by - begun) / 2 };
         let sent = send(client, request, by, self.connect).await;
         guard.disarm();
@@ -276,8 +288,7 @@ impl<'a> Call<'a> {
                 } else {
                     self.responded_badly(&pick, begun.elapsed());
                 }
-                let wants_a_pause = again == Again::IfHarmless && verdict::wants_a_pause(response.headers());
-                (Ok(response), if wants_a_pause { Again::NotNow } else { again })
+                (Ok(response), again)
             }
             Err((failed, again)) => {
                 if failed.is_explained_by(self.body) {
@@ -299,13 +310,16 @@ impl<'a> Call<'a> {
 
 /// Sends a request to one node.
 async fn send(
-    client: &Client<Connector, RequestBody>,
+    client: SomeClient,
     mut request: Request<RequestBody>,
     by: Instant,
     connect: Duration,
 ) -> Result<Response<Incoming>, (AttemptError, Again)> {
     let mut connection = capture_connection(&mut request);
-    let mut answer = client.request(request);
+    let mut answer = match client {
+        SomeClient::Plain(client) => client.request(request),
+        SomeClient::Secured(client) => client.request(request),
+    };
     let connected = async { drop(connection.wait_for_connection_metadata().await) };
     let limit = by.min(Instant::now() + connect);
     let answer = tokio::select! {

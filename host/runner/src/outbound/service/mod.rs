@@ -4,9 +4,10 @@
 //! means for its node, and for a further try.
 
 mod call;
+mod secure;
 mod verdict;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{
     HeaderName, HeaderValue, Request, Response, Uri, Version as HttpVersion,
@@ -16,17 +17,24 @@ use http::{
 };
 use http_body_util::BodyExt;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Builder, Client,
+        connect::{Connect, HttpConnector},
+    },
     rt::TokioTimer,
 };
 use leasehold::{Addr, Balancer, ServiceName, Version, View};
 use leasehold_wasmtime::{Names, RegistryCtx};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody};
 
-use self::call::Call;
+use self::{
+    call::Call,
+    secure::{ClientTls, Secured},
+};
 use crate::{
-    config::CallRules,
+    config::{CallRule, CallRules, CallTls},
     grpc,
     outbound::{
         body::{RequestBody, UpstreamBody, drain},
@@ -61,9 +69,23 @@ pub(crate) struct ServiceClient {
     suffix: String,
     rules: Arc<CallRules>,
     stats: Arc<Stats>,
-    http1: Client<Connector, RequestBody>,
+    plain: Clients<Connector>,
+    /// Clients of services that are called over TLS, once they were called.
+    secured: Mutex<HashMap<ServiceName, Arc<Clients<Secured<Connector>>>>>,
+    connector: Connector,
+}
+
+/// Pooled connections.
+struct Clients<C> {
+    http1: Client<C, RequestBody>,
     /// For gRPC, which exists over HTTP/2 only.
-    http2: Client<Connector, RequestBody>,
+    http2: Client<C, RequestBody>,
+}
+
+/// The client of one request.
+enum SomeClient {
+    Plain(Client<Connector, RequestBody>),
+    Secured(Client<Secured<Connector>, RequestBody>),
 }
 
 /// Service and version that a request names.
@@ -90,14 +112,11 @@ impl ServiceClient {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.enforce_http(false);
         let connector = Guarded::new(connector, reserved);
-        let mut builder = Client::builder(Pooled);
-        builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
-        builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
-        let http1 = builder.build(connector.clone());
-        builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_INTERVAL);
-        let http2 = builder.http2_only(true).build(connector);
-        Self { registry, names, suffix: format!(".{suffix}"), rules, stats, http1, http2 }
+        let plain = Clients { http1: http1(connector.clone()), http2: http2(connector.clone()) };
+        let suffix = format!(".{suffix}");
+        Self { registry, names, suffix, rules, stats, plain, secured: Mutex::default(), connector }
     }
 
     /// The host without the suffix, if it has the suffix.
@@ -166,31 +185,51 @@ impl ServiceClient {
 
     fn request(
         &self,
-        parts: &Parts,
-        body: &RequestBody,
+        target: &Target,
+        rule: &CallRule,
+        (parts, body): (&Parts, &RequestBody),
         addr: &Addr,
         by: Instant,
-    ) -> Result<(&Client<Connector, RequestBody>, Request<RequestBody>), Error> {
+    ) -> Result<(SomeClient, Request<RequestBody>), Error> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(addr.as_str()).path_and_query(path).build();
+        let scheme = if rule.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+        let uri = Uri::builder().scheme(scheme).authority(addr.as_str()).path_and_query(path).build();
         let mut request = Request::new(body.clone());
         *request.uri_mut() = uri.map_err(|_| Error::HttpRequestUriInvalid)?;
         *request.method_mut() = parts.method.clone();
         *request.headers_mut() = parts.headers.clone();
-        if grpc::is_spoken(&parts.headers) {
+        let is_grpc = grpc::is_spoken(&parts.headers);
+        if is_grpc {
             *request.version_mut() = HttpVersion::HTTP_2;
             // gRPC over HTTP/2 asks for it, and `wasi:http` keeps it from components.
             request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
-            return Ok((&self.http2, request));
+        } else {
+            let left = by.saturating_duration_since(Instant::now());
+            let left = HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+            request.headers_mut().insert(DEADLINE, left);
+            if let Some(authority) = parts.uri.authority()
+                && let Ok(host) = HeaderValue::from_str(authority.as_str())
+            {
+                request.headers_mut().entry(HOST).or_insert(host);
+            }
         }
-        let left = by.saturating_duration_since(Instant::now());
-        request.headers_mut().insert(DEADLINE, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
-        if let Some(authority) = parts.uri.authority()
-            && let Ok(host) = HeaderValue::from_str(authority.as_str())
-        {
-            request.headers_mut().entry(HOST).or_insert(host);
+        let client = match &rule.tls {
+            None => SomeClient::Plain(self.plain.of(is_grpc).clone()),
+            Some(tls) => SomeClient::Secured(self.secured(&target.name, tls).of(is_grpc).clone()),
+        };
+        Ok((client, request))
+    }
+
+    /// The clients of a service that is called over TLS.
+    fn secured(&self, service: &ServiceName, tls: &CallTls) -> Arc<Clients<Secured<Connector>>> {
+        let mut secured = self.secured.lock();
+        if let Some(clients) = secured.get(service) {
+            return Arc::clone(clients);
         }
-        Ok((&self.http1, request))
+        let connector = |protocol| Secured::new(self.connector.clone(), ClientTls::new(tls.clone(), service, protocol));
+        let clients = Arc::new(Clients { http1: http1(connector(b"http/1.1")), http2: http2(connector(b"h2")) });
+        secured.insert(service.clone(), Arc::clone(&clients));
+        clients
     }
 
     async fn balancer(&self, target: &Target) -> Result<Arc<Balancer>, Error> {
@@ -208,6 +247,29 @@ impl ServiceClient {
     }
 }
 
+impl<C> Clients<C> {
+    fn of(&self, is_grpc: bool) -> &Client<C, RequestBody> {
+        if is_grpc { &self.http2 } else { &self.http1 }
+    }
+}
+
+fn http1<C: Connect + Clone>(connector: C) -> Client<C, RequestBody> {
+    builder().build(connector)
+}
+
+fn http2<C: Connect + Clone>(connector: C) -> Client<C, RequestBody> {
+    let mut builder = builder();
+    builder.http2_keep_alive_interval(PING_INTERVAL).http2_keep_alive_timeout(PING_INTERVAL);
+    builder.http2_only(true).build(connector)
+}
+
+fn builder() -> Builder {
+    let mut builder = Client::builder(Pooled);
+    builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
+    builder.pool_idle_timeout(IDLE).pool_max_idle_per_host(MAX_IDLE);
+    builder
+}
+
 /// Sentence about a service without nodes, with the prefixes that were read. A component may know the keys of services that
 /// it may call.
 fn no_node(target: &Target, view: &View) -> String {
@@ -221,8 +283,8 @@ fn no_node(target: &Target, view: &View) -> String {
         (view.invalid_keys(), "key there is not a node", "keys there are not nodes"),
         (
             view.nodes().tls_count(),
-            "node there speaks TLS, which calls by name do not",
-            "nodes there speak TLS, which calls by name do not",
+            "node there speaks TLS, which this host does not: registry.calls.tls",
+            "nodes there speak TLS, which this host does not: registry.calls.tls",
         ),
     ] {
         if count > 0 {

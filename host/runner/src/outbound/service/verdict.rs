@@ -3,7 +3,7 @@
 use std::{error::Error, time::Duration};
 
 use h2::Reason;
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
 
 use crate::grpc;
 
@@ -12,8 +12,6 @@ use crate::grpc;
 pub(super) enum Again {
     /// None makes sense: the node has responded, be it with an error of the request's own.
     Never,
-    /// The node wants none for a while, and the others have the same load.
-    NotNow,
     /// Nothing was sent.
     NotSent,
     /// The node has not begun to process the request; a further try follows after this pause.
@@ -35,11 +33,6 @@ pub(super) fn of_response(status: StatusCode, headers: &HeaderMap) -> Again {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Again::IfHarmless,
         _ => Again::Never,
     }
-}
-
-/// Returns true for a response after which the node wants no further try for a while.
-pub(super) fn wants_a_pause(headers: &HeaderMap) -> bool {
-    headers.contains_key(RETRY_AFTER)
 }
 
 /// Judges a connection that broke off before the response. Over HTTP/2 a node says which requests it has not processed
