@@ -53,6 +53,10 @@ impl Drop for Node {
 
 impl Node {
     async fn start(world: &World, behaviour: Behaviour) -> Self {
+        Self::of_version(world, "", behaviour).await
+    }
+
+    async fn of_version(world: &World, version: &str, behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -63,8 +67,9 @@ impl Node {
                 connections.spawn(serve(stream, behaviour, counted.clone()));
             }
         });
-        let value = json!({ "name": "user", "addr": addr, "version": "", "weight": "100" });
-        world.put(&format!("/user/{addr}"), &value.to_string(), 0).await;
+        let value = json!({ "name": "user", "addr": addr, "version": version, "weight": "100" });
+        let version = if version.is_empty() { String::new() } else { format!("{version}/") };
+        world.put(&format!("/user/{version}{addr}"), &value.to_string(), 0).await;
         Self { addr, requests, task: serving.abort_handle() }
     }
 
@@ -241,4 +246,27 @@ async fn a_host_does_not_work_longer_than_its_caller_waits() {
     let response = ask("GET", &url, &[("x-leasehold-deadline", "300")]).await;
     assert_eq!(response.status, 504, "{response:?}");
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_version_gets_its_share_of_the_calls() {
+    let world = World::real().await;
+    let [v1, v2] = [Node::of_version(&world, "v1", GOOD).await, Node::of_version(&world, "v2", GOOD).await];
+    let split = json!([{ "version": "v2", "share": "20%" }]);
+    let host = caller(&world, json!({ "split": split })).await;
+    const CALLS: usize = 500;
+    assert_eq!(statuses(&host, CALLS).await, HashMap::from([("200".to_owned(), CALLS)]));
+    assert_eq!(v1.requests() + v2.requests(), CALLS);
+    // Five standard deviations.
+    assert!((55..=145).contains(&v2.requests()), "{}", v2.requests());
+}
+
+#[tokio::test]
+async fn calls_to_a_version_that_no_node_has_say_so() {
+    let world = World::real().await;
+    let v1 = Node::of_version(&world, "v1", GOOD).await;
+    let host = caller(&world, json!({ "split": [{ "version": "v3", "share": "100%" }] })).await;
+    let (case, text) = call(&host).await;
+    assert!(case == "failed" && text.contains("no node is registered as user in version v3"), "{text}");
+    assert_eq!(v1.requests(), 0);
 }

@@ -124,8 +124,22 @@ keys! {
         balance: Balance = Default("weight"), example "latency";
         /// Time over which the share of a fresh node rises to the whole, from a tenth.
         slow_start: Ramp = Default("30s"), example "off";
+        /// Versions that get a part of the calls which name no version. Other calls go to the other versions.
+        split: Vec<Split> = Unset("no split"), example "[{ version: v2, share: 5% }]";
         /// TLS to every node of the service; absent, nodes that say they use TLS are not called.
         tls: Option<CallTls> = Unset("plain text");
+    }
+}
+
+keys! {
+    /// A version that gets a part of the calls to a service: a share, or those with a header.
+    pub(crate) struct Split {
+        /// The version.
+        version: Version = Required, example "v2";
+        /// Its share of the calls.
+        share: Option<Percentage> = Unset("none"), example "5%";
+        /// Calls with this header, whatever the share.
+        header: Option<Text> = Unset("none"), example "'x-canary: 1'";
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) use load::is_standard_input;
 pub(crate) use resolve::parse_headers;
 pub(crate) use spec::{
     Admin, AdminAddress, Allow, CallRule, CallRules, CallTls, Config, DELETE_TIMEOUT, EtcdFiles, Health, Probe,
-    Quarantine, SocketFile, Spec, TlsFiles, Traces,
+    Quarantine, SocketFile, Spec, Split, TlsFiles, Traces,
 };
 pub(crate) use values::{AccessFormat, Logged, Register, Variables};
 

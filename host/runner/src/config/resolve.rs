@@ -20,7 +20,7 @@ use crate::config::{
     rule::Reading,
     spec::{
         Admin, AdminAddress, Allow, CallRule, CallRules, CallTls, Config, EtcdFiles, Health, Probe, Quarantine,
-        SocketFile, Spec, TlsFiles, Traces,
+        SocketFile, Spec, TlsFiles, Traces, parse_header,
     },
     tree::{Content, Node},
     values::{AdminListen, Register, has_certificate, names},
@@ -200,6 +200,23 @@ impl Resolver<'_> {
                         wrong(&["tls", key], format!("needs tls.{other}"));
                     }
                 }
+            }
+            for (index, split) in calls.split.iter().enumerate() {
+                let index = index.to_string();
+                let at = |key| ["split", &index, key];
+                if split.version.as_str().is_empty() {
+                    wrong(&at("version"), "must name a version".to_owned());
+                }
+                if split.share.is_none() && split.header.is_none() {
+                    wrong(&at("version"), "gets no calls: say its share, or a header".to_owned());
+                }
+                if split.header.as_deref().is_some_and(|header| parse_header(header).is_none()) {
+                    wrong(&at("header"), "must be a header such as \"x-canary: 1\"".to_owned());
+                }
+            }
+            let shares: u32 = calls.split.iter().filter_map(|split| split.share).sum();
+            if shares > 100 {
+                wrong(&["split"], format!("the shares add up to {shares}%, which is more than all calls"));
             }
             let rule = CallRule::from(calls.clone());
             if let Some(Err(message)) = rule.tls.as_ref().map(CallTls::check) {

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use leasehold::{Addr, Layout, Metadata, Options, OutlierRules, PickRules, ServiceName, Source, Version};
+use http::{HeaderName, HeaderValue};
+use leasehold::{Addr, Layout, Metadata, Options, OutlierRules, PickRules, ServerNode, ServiceName, Source, Version};
 use leasehold_wasmtime::Names;
 
 use crate::config::{
@@ -210,8 +211,20 @@ pub(crate) struct CallRule {
     pub(crate) in_flight: u32,
     pub(crate) outliers: OutlierRules,
     pub(crate) pick: PickRules,
+    /// Versions that get a part of the calls.
+    pub(crate) split: Arc<[Split]>,
     /// TLS to every node; without it, in plain text to those that do not use TLS.
     pub(crate) tls: Option<CallTls>,
+}
+
+/// A version that gets a part of the calls to a service.
+#[derive(Debug, Clone)]
+pub(crate) struct Split {
+    pub(crate) version: Version,
+    /// Its share of the calls, in percent.
+    pub(crate) share: u32,
+    /// Calls with this header, whatever the share.
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
 }
 
 /// TLS to the nodes of a service.
@@ -252,10 +265,30 @@ impl CallRules {
     }
 }
 
+impl CallRule {
+    /// Returns true for a node of a version that gets calls of its own.
+    pub(crate) fn is_split_off(&self, node: &ServerNode) -> bool {
+        self.split.iter().any(|split| split.version == node.version)
+    }
+}
+
 impl Default for CallRule {
     fn default() -> Self {
         file::Calls::absent().expect("no key of a call is required").into()
     }
+}
+
+impl From<file::Split> for Split {
+    fn from(split: file::Split) -> Self {
+        let header = split.header.and_then(|header| parse_header(&header));
+        Self { version: split.version, share: split.share.unwrap_or_default(), header }
+    }
+}
+
+/// A header written as `NAME: VALUE`.
+pub(super) fn parse_header(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.trim().parse().ok()?, value.trim().parse().ok()?))
 }
 
 impl From<file::Calls> for CallRule {
@@ -270,6 +303,7 @@ impl From<file::Calls> for CallRule {
             in_flight: calls.in_flight,
             outliers: OutlierRules { consecutive: calls.eject_after, by_success_rate },
             pick: PickRules { choice: calls.balance, slow_start: calls.slow_start },
+            split: calls.split.into_iter().map(Split::from).collect(),
             tls: calls.tls.map(|tls| CallTls { ca: tls.ca, own: tls.cert.zip(tls.key), server_name: tls.server_name }),
         }
     }

@@ -236,6 +236,23 @@ fn a_bad_value_is_named_with_its_key_and_line() {
             "c.yaml:5: service: another entry is for user already",
         ),
         (
+            "registry: { calls: [{ split: [{ version: v2, share: 60% }, { version: v3, share: 50% }] }] }\n",
+            "c.yaml:5: split: the shares add up to 110%, which is more than all calls",
+        ),
+        (
+            "registry: { calls: [{ split: [{ version: v2 }] }] }\n",
+            "c.yaml:5: version: gets no calls: say its share, or a header",
+        ),
+        (
+            "registry: { calls: [{ split: [{ version: v2, header: canary }] }] }\n",
+            "c.yaml:5: header: must be a header such as \"x-canary: 1\"",
+        ),
+        ("registry: { calls: [{ tls: { ca: c.yaml, cert: c.yaml } }] }\n", "c.yaml:5: cert: needs tls.key"),
+        (
+            "    allow: { callers: [shop] }\n",
+            "c.yaml:5: callers: needs tls.client_ca: without certificates no caller is known",
+        ),
+        (
             "registry: { calls: [{ slow_start: never }] }\n",
             "c.yaml:5: slow_start: must be a duration such as 30s, or off, not \"never\"",
         ),

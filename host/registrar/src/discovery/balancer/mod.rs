@@ -26,7 +26,7 @@ use crate::{
         },
         view::View,
     },
-    node::Addr,
+    node::{Addr, ServerNode},
 };
 
 /// Strategy for choosing among nodes.
@@ -115,9 +115,21 @@ impl Balancer {
 
     /// Picks a node as [`pick`](Self::pick) does, by other rules.
     pub fn pick_by(&self, rules: &PickRules, except: &[Addr]) -> Option<Pick> {
+        self.pick_among(|_| true, rules, except)
+    }
+
+    /// Picks a node as [`pick_by`](Self::pick_by) does, among those for which `is_meant` returns true.
+    pub fn pick_among(
+        &self,
+        is_meant: impl Fn(&ServerNode) -> bool,
+        rules: &PickRules,
+        except: &[Addr],
+    ) -> Option<Pick> {
         let snapshot = self.snapshot();
         // Without exceptions the node is not read: of many nodes, few are in the processor's cache.
-        let is_allowed = |candidate: &Candidate| except.iter().all(|addr| *addr != candidate.node().addr);
+        let is_allowed = |candidate: &Candidate| {
+            except.iter().all(|addr| *addr != candidate.node().addr) && is_meant(candidate.node())
+        };
         let is_available = |candidate: &Candidate| {
             is_allowed(candidate) && !candidate.is_ejected() && candidate.is_warm(rules.slow_start)
         };

@@ -200,7 +200,11 @@ impl<'a> Call<'a> {
     fn next_node(&self) -> Option<Pick> {
         let mut except = Cow::Borrowed(&self.tried);
         loop {
-            let pick = self.balancer.pick_by(&self.rule.pick, &except)?;
+            let pick = match self.target.is_split(self.rule) {
+                // Of many nodes, most are not read then.
+                false => self.balancer.pick_by(&self.rule.pick, &except)?,
+                true => self.balancer.pick_among(|node| !self.rule.is_split_off(node), &self.rule.pick, &except)?,
+            };
             if self.rule.tls.is_some() || !pick.uses_tls() {
                 return Some(pick);
             }
