@@ -111,8 +111,8 @@ async fn a_node_has_to_have_the_expected_name_and_authority() {
     let (world, authority, stranger) = (World::real().await, Authority::new("mesh"), Authority::new("stranger"));
     let files = Files::new(&authority, &authority.node("raw", &["raw.mesh", "spiffe://mesh/raw"]));
     let _called = called(&world, &files, "kratos", json!({})).await;
-    let own = Files::new(&authority, &authority.node("shop", &[]));
-    let (wrong, good) = ("ConnectionRefused", "raw shop");
+    let own = Files::new(&authority, &authority.node("shop", &["spiffe://mesh/shop"]));
+    let (wrong, good) = ("ConnectionRefused", "raw spiffe://mesh/shop");
     for (server_name, expected) in [
         (None, good),
         (Some("{name}.mesh"), good),
@@ -136,14 +136,15 @@ async fn certificates_are_rotated_on_both_sides_without_a_failed_call() {
     const LIFE: Duration = Duration::from_secs(6);
     let (world, authority) = (World::real().await, Authority::new("mesh"));
     let files = Files::new(&authority, &authority.node("raw", &[]));
-    let shop = Files::new(&authority, &authority.node("shop-0", &[]));
+    let pair = |number: usize| authority.node("shop", &[&format!("spiffe://mesh/shop-{number}")]);
+    let shop = Files::new(&authority, &pair(0));
     let _called = called(&world, &files, "kratos", json!({})).await;
     let caller = caller(&world, "kratos", json!({ "tls": shop.calls(), "retries": 0 })).await;
-    becomes(&caller, "raw shop-0").await;
+    becomes(&caller, "raw spiffe://mesh/shop-0").await;
     let mut callers = Vec::new();
     for rotation in 1..=ROTATIONS {
         files.write(&authority.node("raw", &[]));
-        shop.write(&authority.node(&format!("shop-{rotation}"), &[]));
+        shop.write(&pair(rotation));
         let until = Instant::now() + LIFE;
         while Instant::now() < until {
             let (case, text) = call(&caller).await;
@@ -156,5 +157,5 @@ async fn certificates_are_rotated_on_both_sides_without_a_failed_call() {
     assert!(callers.len() > 100, "{}", callers.len());
     // No call for longer than a connection is kept.
     sleep(Duration::from_secs(11)).await;
-    assert_eq!(call(&caller).await.1, format!("raw shop-{ROTATIONS}"));
+    assert_eq!(call(&caller).await.1, format!("raw spiffe://mesh/shop-{ROTATIONS}"));
 }

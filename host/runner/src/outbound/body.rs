@@ -105,7 +105,7 @@ impl RequestBody {
     /// Detects a request without a body.
     pub(crate) fn is_empty(&self) -> bool {
         let shared = self.shared();
-        shared.is_at_end && shared.kept.is_empty()
+        shared.is_at_end && shared.is_whole && shared.kept_bytes == 0
     }
 }
 

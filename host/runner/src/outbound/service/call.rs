@@ -20,7 +20,8 @@ use crate::{
     outbound::{
         body::RequestBody,
         service::{
-            ServiceClient, SomeClient, Target, no_node, not_found,
+            client::{ServiceClient, SomeClient, no_node, not_found},
+            target::Target,
             verdict::{self, Again},
         },
     },
