@@ -101,12 +101,6 @@ impl RequestBody {
         let shared = self.shared();
         shared.is_whole && !shared.is_broken
     }
-
-    /// Detects a request without a body.
-    pub(crate) fn is_empty(&self) -> bool {
-        let shared = self.shared();
-        shared.is_at_end && shared.is_whole && shared.kept_bytes == 0
-    }
 }
 
 impl Shared {

@@ -7,7 +7,11 @@
 use std::{borrow::Cow, pin::pin, time::Duration};
 
 use futures::future::{Either, select};
-use http::{Method, Request, Response, request::Parts};
+use http::{
+    Method, Request, Response,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+    request::Parts,
+};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::capture_connection;
 use leasehold::{Addr, Balancer, InFlight, Pick};
@@ -248,7 +252,10 @@ impl<'a> Call<'a> {
     /// Makes a try, and a second one beside it if the first has no response after a while, where the rule has it so. The first
     /// good response is taken.
     async fn attempt_or_hedge(&self, pick: Pick) -> Hedged {
-        let is_read = matches!(self.parts.method, Method::GET | Method::HEAD);
+        let headers = &self.parts.headers;
+        // Without either header, nothing of a body is sent with these methods.
+        let has_body = headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING);
+        let is_read = matches!(self.parts.method, Method::GET | Method::HEAD) && !has_body;
         let hedge_after = self.rule.hedge_after.filter(|_| is_read);
         let mut first = pin!(self.attempt(pick));
         let Some(hedge_after) = hedge_after else { return Hedged { tried: first.await, other: None } };
@@ -257,9 +264,7 @@ impl<'a> Call<'a> {
             tried = &mut first => return Hedged { tried, other: None },
             () = sleep(hedge_after) => {}
         }
-        // That it has no body is known once its end was read.
-        let node = self.next_node().filter(|_| self.body.is_empty());
-        let Some(pick) = node.filter(|_| self.spend_retry()) else {
+        let Some(pick) = self.next_node().filter(|_| self.spend_retry()) else {
             return Hedged { tried: first.await, other: None };
         };
         let other = Some(pick.node().addr.clone());
