@@ -75,10 +75,6 @@ pub struct Policy {
     ///
     /// By default none.
     pub prefer: Metadata,
-    /// The names of services that are called over TLS: only their nodes that use TLS can be picked, too.
-    ///
-    /// By default none.
-    pub tls: Names,
     /// Longest time to live that the component may request; a longer one is `invalid-argument`.
     /// It bounds how long the keys of a dead host stay.
     ///
@@ -107,7 +103,6 @@ impl Default for Policy {
             max_nodes: 1000,
             max_watches: 256,
             prefer: Metadata::default(),
-            tls: Names::Only(Vec::new()),
             max_ttl: Duration::from_secs(60 * 60),
             deadline: Duration::from_secs(30),
             terms: Terms::default(),

@@ -9,6 +9,9 @@ use tokio_rustls::rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
+/// Beginning of an identity of SPIFFE.
+pub(crate) const SPIFFE: &str = "spiffe://";
+
 /// Reads a file now; the sentence names it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     Source::from(path.to_owned()).read().map_err(|error| error.to_string())
@@ -47,20 +50,29 @@ pub(crate) fn unusable(cert: &Path, key: &Path, error: &rustls::Error) -> String
     }
 }
 
-/// Names of the holder of a certificate: the URIs and DNS names among its alternative names, as SPIFFE has them, then the common
-/// name. Empty for one that cannot be parsed.
+/// Names of the holder of a certificate: the identity of SPIFFE, then the DNS names among its alternative names; the common name of
+/// one without either. Empty for one that cannot be parsed.
 pub(crate) fn names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let mut names = alternative_names(&certificate, |name| matches!(name, GeneralName::URI(_)));
+    let mut names: Vec<_> = identity(&certificate).into_iter().collect();
     names.extend(alternative_names(&certificate, |name| matches!(name, GeneralName::DNSName(_))));
-    names.extend(common_name(&certificate));
+    if names.is_empty() {
+        names.extend(common_name(&certificate));
+    }
     names
 }
 
-/// Returns true if a URI is among the alternative names of a certificate.
-pub(crate) fn has_uri(certificate: &[u8], uri: &str) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
-    alternative_names(&certificate, |name| *name == GeneralName::URI(uri)).len() == 1
+/// Returns true if the identity of SPIFFE in a certificate is this one.
+pub(crate) fn is_identity(certificate: &[u8], identity: &str) -> bool {
+    let parsed = X509Certificate::from_der(certificate);
+    parsed.is_ok_and(|(_, certificate)| self::identity(&certificate).is_some_and(|found| found == identity))
+}
+
+/// The identity of SPIFFE: the only URI among the alternative names (X.509-SVID, section 2).
+fn identity(certificate: &X509Certificate<'_>) -> Option<String> {
+    let uris = alternative_names(certificate, |name| matches!(name, GeneralName::URI(_)));
+    let [uri] = <[String; 1]>::try_from(uris).ok()?;
+    uri.starts_with(SPIFFE).then_some(uri)
 }
 
 /// Name for people: the common name, else the first alternative name.

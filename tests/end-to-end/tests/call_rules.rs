@@ -270,3 +270,20 @@ async fn calls_to_a_version_that_no_node_has_say_so() {
     assert!(case == "failed" && text.contains("no node is registered as user in version v3"), "{text}");
     assert_eq!(v1.requests(), 0);
 }
+
+#[tokio::test]
+async fn a_client_in_a_hurry_ejects_no_node() {
+    let world = World::real().await;
+    let slow = Behaviour::Responds(200, Duration::from_millis(300));
+    let nodes = [Node::start(&world, slow).await, Node::start(&world, slow).await];
+    let host = caller(&world, json!({})).await;
+    let url = format!("{}call/user.leasehold", host.url("caller"));
+    for _ in 0..6 {
+        let response = ask("GET", &url, &[("x-leasehold-deadline", "100")]).await;
+        assert!(response.status == 504 || response.json()["case"] == "failed", "{response:?}");
+    }
+    let before = nodes.each_ref().map(Node::requests);
+    assert_eq!(statuses(&host, 4).await, HashMap::from([("200".to_owned(), 4)]));
+    let after = nodes.each_ref().map(Node::requests);
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [2, 2], "both take calls");
+}

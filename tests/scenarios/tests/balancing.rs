@@ -89,6 +89,33 @@ async fn a_node_that_fails_in_a_row_is_ejected_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_ends_well_meanwhile_does_not_end_an_ejection() {
+    let service = Service::new(2).await;
+    let under_way = loop {
+        let pick = service.pick();
+        if pick.node().addr.as_str() == addr(0) {
+            break pick;
+        }
+    };
+    let ejected: usize = (0..5).map(|_| service.responded_badly(&under_way)).sum();
+    assert_eq!(ejected, 1);
+    under_way.succeeded(LATENCY);
+    assert!(!service.shares(&PickRules::default(), 100).contains_key(&addr(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_node_is_better_than_an_ejected_node() {
+    let service = Service::new(1).await;
+    let rules = PickRules { slow_start: Duration::from_secs(30), ..PickRules::default() };
+    let old = service.pick();
+    add(&service.etcd, 1);
+    service.sees(2).await;
+    service.shares(&rules, 1);
+    old.failed();
+    assert_eq!(service.shares(&rules, 1000).into_keys().collect::<Vec<_>>(), [addr(1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_between_successes_ejects_nothing() {
     let service = Service::new(2).await;
     for index in 0..1000 {

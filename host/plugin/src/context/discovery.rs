@@ -101,7 +101,7 @@ impl RegistryCtx {
     }
 
     /// The component's balancer over its view of a service: by weight, preferring the nodes that the policy prefers, and
-    /// without nodes that use TLS unless the policy says that the service is called over TLS. The component's `pick` is a pick of this balancer.
+    /// without nodes that use TLS; [`Balancer::pick_by`] picks by other rules. The component's `pick` is a pick of this balancer.
     ///
     /// Errors: those of [`view`](Self::view). The caller checks the policy.
     pub async fn balancer(&self, name: ServiceName, version: Version) -> Result<Arc<Balancer>, Error> {
@@ -115,8 +115,7 @@ impl RegistryCtx {
         }
         view.ready().await.map_err(WatchError::Registrar)?;
         let preferred = self.policy.prefer.pairs().to_vec();
-        let made = Balancer::new(view).with_preferred(preferred);
-        let made = Arc::new(if self.policy.tls.allow(&service.0) { made } else { made.without_tls() });
+        let made = Arc::new(Balancer::new(view).without_tls().with_preferred(preferred));
         let set = |watched: &mut WatchedService| {
             watched.balancer.get_or_insert_with(|| Arc::clone(&made));
         };

@@ -384,7 +384,8 @@ impl Endpoints {
             answer = tokio::select! {
                 biased;
                 answer = &mut attempts => Ok(answer),
-                () = self.overtake(index) => {
+                // Boxed: it is rarely needed, and large.
+                () = Box::pin(self.overtake(index)) => {
                     let late = within(OVERTAKEN, attempts.as_mut()).await;
                     if late.is_err() {
                         break;
@@ -397,19 +398,23 @@ impl Endpoints {
         self.conclude(answer, target.lock().clone(), begun.elapsed())
     }
 
-    /// Returns once a request that was made now has come through etcd's log, by way of another endpoint where there is one: a
-    /// member that has lost the others has nothing to say about their log. Revokes a lease that cannot exist, so nothing
+    /// Returns once a request that was made now has come through etcd's log, by way of another endpoint if one is there: a member
+    /// that has lost the others has nothing to say about their log. Revokes a lease that cannot exist, so nothing
     /// changes, and no user needs a right for it.
     async fn overtake(&self, index: usize) {
-        let others = self.all.iter().enumerate().filter(|(other, _)| *other != index || self.all.len() == 1);
         let revoke = |mut client: Client| async move { client.lease_revoke(NO_LEASE).await };
+        let is_through = |answer: &Result<_, Failure>| matches!(answer, Ok(_) | Err(Failure::LeaseGone));
+        let others = self.all.iter().enumerate().filter(|(other, _)| *other != index);
         let mut answers: FuturesUnordered<_> = others.map(|(_, other)| self.attempt(other, &revoke)).collect();
         while let Some(answer) = answers.next().await {
-            if matches!(answer, Ok(_) | Err(Failure::LeaseGone)) {
+            if is_through(&answer) {
                 return;
             }
         }
-        pending::<()>().await;
+        // The others are not there, or fail. A member that has lost them does not answer this.
+        if !is_through(&self.attempt(&self.all[index], &revoke).await) {
+            pending::<()>().await;
+        }
     }
 
     /// The endpoint that serves.

@@ -251,14 +251,6 @@ impl CallRules {
         double
     }
 
-    /// Services that are called over TLS: those that are named, and all others if their rule says so.
-    pub(crate) fn over_tls(&self) -> Names {
-        if self.others.tls.is_some() {
-            return Names::Any;
-        }
-        self.named.iter().filter(|(_, rule)| rule.tls.is_some()).map(|(service, _)| service.clone()).collect()
-    }
-
     /// The rule for a service.
     pub(crate) fn of(&self, service: &ServiceName) -> &CallRule {
         self.named.iter().find(|(named, _)| named == service).map_or(&self.others, |(_, rule)| rule)
@@ -302,7 +294,7 @@ impl From<file::Calls> for CallRule {
             hedge_after: calls.hedge_after,
             in_flight: calls.in_flight,
             outliers: OutlierRules { consecutive: calls.eject_after, by_success_rate },
-            pick: PickRules { choice: calls.balance, slow_start: calls.slow_start },
+            pick: PickRules { choice: calls.balance, slow_start: calls.slow_start, excludes_tls: calls.tls.is_none() },
             split: calls.split.into_iter().map(Split::from).collect(),
             tls: calls.tls.map(|tls| CallTls { ca: tls.ca, own: tls.cert.zip(tls.key), server_name: tls.server_name }),
         }

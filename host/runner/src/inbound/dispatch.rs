@@ -257,7 +257,7 @@ impl Dispatcher {
             whole.map_or(self.request_timeout, |whole| whole.min(self.stream_timeout)).max(self.request_timeout);
         let begin = if grpc { None } else { begin_timeout(headers) };
         let at = |timeout: Option<Duration>| timeout.and_then(|timeout| arrived.checked_add(timeout));
-        Arc::new(InFlightRequest::new(identity, within, CallerDeadline { begin: at(begin), end: at(whole) }))
+        Arc::new(InFlightRequest::new(identity, within, CallerDeadline::new(at(begin), at(whole))))
     }
 
     /// Waits for admission and for the component. The span is moved into the response.
@@ -270,7 +270,7 @@ impl Dispatcher {
         admission: &Admission,
         span: &mut Option<Span>,
     ) -> Result<Response<ResponseBody>, NoResponse> {
-        let InFlightRequest { deadline, within, .. } = **in_flight;
+        let InFlightRequest { deadline, within, .. } = &**in_flight;
         let by = |ours: Instant| deadline.until().map_or(ours, |callers| callers.min(ours));
         let end_by = |ours: Instant| deadline.end.map_or(ours, |callers| callers.min(ours));
 
@@ -293,10 +293,11 @@ impl Dispatcher {
         };
         let broken = request.extensions().get::<ClientAborted>().cloned();
         let guard = RequestGuard::begin(self.name.clone(), Arc::clone(in_flight));
-        let end = by(begun + within);
+        let end = by(begun + *within);
         let outcome = timers.timeout_at(end, self.handler.handle(Arc::clone(in_flight), request)).await;
         match outcome {
             Ok(Ok(response)) => {
+                deadline.begun();
                 let late = timers.sleep_until(end_by(Instant::now() + self.stream_timeout));
                 let permits = (entered, slot, counted);
                 match ResponseBody::component(response, guard, permits, late, span).await {

@@ -25,18 +25,24 @@ use crate::telemetry::span::Span;
 /// Longest time for which the body of a request that is not sent is read.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Bytes of a request's body that are kept for a further try.
+/// Bytes of a request's body that are kept for a further try, with those for each frame.
 const REPLAYED: usize = 64 << 10;
+/// Bytes that a kept frame counts beside its content.
+const FRAME: usize = 64;
 
 /// Body of a request, shared by one try after the other. What a try has read is kept for the next one, up to a limit.
 pub(crate) struct RequestBody {
     shared: Arc<Mutex<Shared>>,
+    /// Number of the try. The connection of an earlier one may go on to send the body, and gets an error instead of it.
+    number: u64,
     /// Number of kept frames that this try has had.
     position: usize,
 }
 
 struct Shared {
     body: WasiBody,
+    /// Number of the latest try.
+    latest: u64,
     /// Frames that were read, for a further try.
     kept: Vec<Bytes>,
     kept_bytes: usize,
@@ -50,9 +56,11 @@ struct Shared {
 }
 
 impl Clone for RequestBody {
-    /// Clones the handle, for another try.
+    /// The body for another try; those before get no more of it.
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), position: 0 }
+        let mut shared = self.shared.lock();
+        shared.latest += 1;
+        Self { shared: self.shared.clone(), number: shared.latest, position: 0 }
     }
 }
 
@@ -71,6 +79,7 @@ impl RequestBody {
         let is_at_end = body.is_end_stream();
         let shared = Shared {
             body,
+            latest: 0,
             kept: Vec::new(),
             kept_bytes: 0,
             is_whole: true,
@@ -79,7 +88,7 @@ impl RequestBody {
             is_waited_for: false,
             is_broken: false,
         };
-        Self { shared: Arc::new(Mutex::new(shared)), position: 0 }
+        Self { shared: Arc::new(Mutex::new(shared)), number: 0, position: 0 }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -104,11 +113,16 @@ impl RequestBody {
 }
 
 impl Shared {
-    fn keep(&mut self, frame: &Frame<Bytes>) {
+    /// Keeps a frame that was read, if there is room. Returns true if it is kept.
+    fn keep(&mut self, frame: &Frame<Bytes>) -> bool {
+        let cost = |data: &Bytes| data.len() + FRAME;
         match frame.data_ref() {
-            Some(data) if self.keeps && self.is_whole && self.kept_bytes + data.len() <= REPLAYED => {
-                self.kept_bytes += data.len();
+            // A component can write as many as it likes, and none is sent.
+            Some(data) if data.is_empty() => return false,
+            Some(data) if self.keeps && self.is_whole && self.kept_bytes + cost(data) <= REPLAYED => {
+                self.kept_bytes += cost(data);
                 self.kept.push(data.clone());
+                return true;
             }
             // Too much, or trailers, or nothing is kept.
             _ => {
@@ -116,6 +130,7 @@ impl Shared {
                 self.kept = Vec::new();
             }
         }
+        false
     }
 }
 
@@ -124,8 +139,14 @@ impl Body for RequestBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Self { shared, position } = &mut *self;
+        let Self { shared, number, position } = &mut *self;
         let mut shared = shared.lock();
+        if shared.is_at_end && shared.kept.is_empty() {
+            return Poll::Ready(None);
+        }
+        if *number != shared.latest {
+            return Poll::Ready(Some(Err(Error::ConnectionTerminated)));
+        }
         if shared.is_whole
             && let Some(kept) = shared.kept.get(*position)
         {
@@ -138,10 +159,7 @@ impl Body for RequestBody {
         let frame = Pin::new(&mut shared.body).poll_frame(cx);
         shared.is_waited_for = frame.is_pending();
         match &frame {
-            Poll::Ready(Some(Ok(frame))) => {
-                shared.keep(frame);
-                *position += 1;
-            }
+            Poll::Ready(Some(Ok(frame))) => *position += usize::from(shared.keep(frame)),
             Poll::Ready(Some(Err(_))) => shared.is_broken = true,
             Poll::Ready(None) => shared.is_at_end = true,
             Poll::Pending => {}
@@ -274,4 +292,54 @@ impl Drop for TracedBody {
 pub(crate) async fn drain(mut body: impl Body + Unpin) {
     let all = async { while let Some(Ok(_)) = body.frame().await {} };
     let _ = timeout(DRAIN, all).await; // The rest is not read.
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::{StreamExt, stream};
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::{REPLAYED, RequestBody};
+
+    fn body(frames: impl IntoIterator<Item = Vec<u8>, IntoIter: Send + 'static>) -> RequestBody {
+        let frames = frames.into_iter().map(|frame| Ok(Frame::data(Bytes::from(frame))));
+        RequestBody::kept(StreamBody::new(stream::iter(frames).boxed()).boxed_unsync())
+    }
+
+    async fn next(body: &mut RequestBody) -> Option<Result<Vec<u8>, ()>> {
+        let frame = body.frame().await?;
+        Some(frame.map(|frame| frame.into_data().unwrap().to_vec()).map_err(drop))
+    }
+
+    #[tokio::test]
+    async fn a_further_try_begins_anew_and_the_one_before_gets_no_more() {
+        let body = body([b"one".to_vec(), b"two".to_vec()]);
+        let mut first = body.clone();
+        assert_eq!(next(&mut first).await, Some(Ok(b"one".to_vec())));
+        assert!(body.is_replayable());
+        let mut second = body.clone();
+        assert_eq!(next(&mut second).await, Some(Ok(b"one".to_vec())));
+        assert_eq!(next(&mut first).await, Some(Err(())), "it is sent on a connection that nothing waits for");
+        assert_eq!(next(&mut second).await, Some(Ok(b"two".to_vec())));
+        assert_eq!(next(&mut second).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_limited_by_bytes_and_by_frames() {
+        let large = body([vec![b'x'; REPLAYED]]);
+        assert!(next(&mut large.clone()).await.is_some());
+        assert!(!large.is_replayable());
+        let small = body((0..REPLAYED).map(|_| vec![b'x']));
+        let mut first = small.clone();
+        for _ in 0..2000 {
+            assert!(next(&mut first).await.is_some());
+        }
+        assert!(!small.is_replayable());
+        let empty = body((0..100_000).map(|_| Vec::new()));
+        let mut first = empty.clone();
+        while next(&mut first).await.is_some() {}
+        assert!(empty.is_replayable() && empty.shared().kept.is_empty());
+    }
 }

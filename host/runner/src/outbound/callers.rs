@@ -1,7 +1,13 @@
 //! Callers of outgoing requests: the request that the component answers when it sends one, so that both have one identifier
 //! and are in one trace.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use opentelemetry::trace::SpanContext;
 use tokio::time::Instant;
@@ -18,18 +24,37 @@ pub(crate) struct Caller {
 }
 
 /// The time that the caller of a request has left, if it said so.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct CallerDeadline {
     /// Deadline of the response's beginning.
-    pub(crate) begin: Option<Instant>,
+    begin: Option<Arc<Begin>>,
     /// Deadline of the whole response.
     pub(crate) end: Option<Instant>,
 }
 
+#[derive(Debug)]
+struct Begin {
+    at: Instant,
+    has_begun: AtomicBool,
+}
+
 impl CallerDeadline {
-    /// The time until which a response is of use at all.
+    pub(crate) fn new(begin: Option<Instant>, end: Option<Instant>) -> Self {
+        let begin = begin.map(|at| Arc::new(Begin { at, has_begun: AtomicBool::new(false) }));
+        Self { begin, end }
+    }
+
+    /// Notes that the response has begun.
+    pub(crate) fn begun(&self) {
+        if let Some(begin) = &self.begin {
+            begin.has_begun.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The time until which the response is of use, as it is now.
     pub(crate) fn until(&self) -> Option<Instant> {
-        self.begin.into_iter().chain(self.end).min()
+        let begin = self.begin.as_ref().filter(|begin| !begin.has_begun.load(Ordering::Relaxed));
+        begin.map(|begin| begin.at).into_iter().chain(self.end).min()
     }
 }
 
@@ -37,7 +62,8 @@ impl Caller {
     /// `None` for a request of which nothing is passed on.
     pub(crate) fn of(identity: &RequestIdentity, deadline: CallerDeadline) -> Option<Self> {
         let caller = Self { id: identity.id.clone(), span: identity.span.clone(), deadline };
-        (caller.id.is_some() || caller.span.is_some() || deadline.until().is_some()).then_some(caller)
+        let has_deadline = caller.deadline.until().is_some();
+        (caller.id.is_some() || caller.span.is_some() || has_deadline).then_some(caller)
     }
 }
 

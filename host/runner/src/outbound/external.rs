@@ -82,7 +82,7 @@ impl ExternalClient {
         let body = RequestBody::new(body);
         let answered = self.response(Request::from_parts(head, body.clone()), options).await;
         if answered.is_err() {
-            drain(body).await;
+            drain(body.clone()).await;
         }
         answered
     }

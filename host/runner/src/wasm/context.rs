@@ -178,7 +178,6 @@ fn policy(spec: &Spec, published: &[Addr]) -> Policy {
         max_registrations: MAX_REGISTRATIONS,
         max_nodes: spec.limits.nodes as usize,
         prefer: spec.prefer.clone(),
-        tls: spec.calls.over_tls(),
         terms: Terms { layouts: spec.layouts.clone(), ..Terms::default() },
         max_ttl: MAX_TTL,
         ..Policy::default()

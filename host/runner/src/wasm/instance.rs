@@ -192,7 +192,11 @@ impl WorkerState for Worker {
         store.set_epoch_deadline(u64::from(!at_once));
         let is_exclusive = self.reusable.is_exclusive();
         request.assign(&self.requests, is_exclusive);
-        store.data_mut().outbound.callers.begin(task, Caller::of(&request.identity, request.deadline), is_exclusive);
+        store.data_mut().outbound.callers.begin(
+            task,
+            Caller::of(&request.identity, request.deadline.clone()),
+            is_exclusive,
+        );
         Box::pin(self.timers.sleep(request.within))
     }
 

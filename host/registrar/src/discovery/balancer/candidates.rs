@@ -19,7 +19,6 @@ use crate::{
 pub(super) struct Preference {
     /// Pairs that a preferred node has; without any, no node is preferred.
     pub(super) metadata: Vec<(String, String)>,
-    pub(super) excludes_tls: bool,
 }
 
 /// Candidates of one leaf of the view. Snapshots share those of leaves that stay the same.
@@ -41,15 +40,12 @@ pub(super) type Known<'a> = HashMap<&'a Addr, Option<&'a Arc<EndpointStats>>>;
 pub(super) struct Candidate {
     entry: Arc<Entry>,
     pub(super) weight: u32,
+    pub(super) uses_tls: bool,
     /// Created by the first pick, or with a fresh node: of many nodes, most are never picked.
     stats: OnceLock<Arc<EndpointStats>>,
 }
 
 impl Preference {
-    fn includes(&self, entry: &Entry) -> bool {
-        entry.node().is_some() && !(self.excludes_tls && entry.uses_tls())
-    }
-
     fn prefers(&self, node: &ServerNode) -> bool {
         let has = |(key, value): &(String, String)| {
             let is_equal = |(other_key, other_value): &(String, String)| other_key == key && other_value == value;
@@ -70,9 +66,10 @@ impl CandidateLeaf {
                 Some(Some(Some(stats))) => OnceLock::from(Arc::clone(stats)),
                 Some(None) => OnceLock::from(Arc::new(EndpointStats::new(true))),
             };
-            Candidate { entry: entry.clone(), weight: node.weight.unwrap_or(Weight::MAX).value(), stats }
+            let weight = node.weight.unwrap_or(Weight::MAX).value();
+            Candidate { entry: entry.clone(), weight, uses_tls: entry.uses_tls(), stats }
         };
-        let candidates: Vec<_> = source.iter().filter(|entry| preference.includes(entry)).map(candidate).collect();
+        let candidates: Vec<_> = source.iter().filter(|entry| entry.node().is_some()).map(candidate).collect();
         // A leaf is small enough for `u16`.
         let preferred = |(candidate, index): (&Candidate, u16)| preference.prefers(candidate.node()).then_some(index);
         let preferred: Vec<_> = candidates.iter().zip(0..).filter_map(preferred).collect();

@@ -21,7 +21,7 @@ use crate::{
     discovery::{
         balancer::{
             candidates::{Candidate, Preference},
-            outliers::Outliers,
+            outliers::{Interval, Outliers},
             snapshot::CandidateSnapshot,
         },
         view::View,
@@ -52,6 +52,10 @@ pub struct PickRules {
     ///
     /// By default zero: a fresh node has its whole share at once.
     pub slow_start: Duration,
+    /// Excludes nodes that say they use TLS, for calls in plain text.
+    ///
+    /// By default false.
+    pub excludes_tls: bool,
 }
 
 /// Picks nodes of a [`View`], and learns from the outcome of calls.
@@ -91,13 +95,13 @@ impl Balancer {
     /// Other nodes are picked only while no preferred one is available.
     #[must_use]
     pub fn with_preferred(self, metadata: Vec<(String, String)>) -> Self {
-        Self { preference: Preference { metadata, ..self.preference }, ..self }
+        Self { preference: Preference { metadata }, ..self }
     }
 
     /// Excludes nodes that say they use TLS, for callers that do not.
     #[must_use]
     pub fn without_tls(self) -> Self {
-        Self { preference: Preference { excludes_tls: true, ..self.preference }, ..self }
+        Self { rules: PickRules { excludes_tls: true, ..self.rules }, ..self }
     }
 
     /// The view whose nodes are picked.
@@ -115,7 +119,7 @@ impl Balancer {
 
     /// Picks a node as [`pick`](Self::pick) does, by other rules.
     pub fn pick_by(&self, rules: &PickRules, except: &[Addr]) -> Option<Pick> {
-        self.pick_among(|_| true, rules, except)
+        self.pick_candidate(|_| true, rules, except)
     }
 
     /// Picks a node as [`pick_by`](Self::pick_by) does, among those for which `is_meant` returns true.
@@ -125,17 +129,31 @@ impl Balancer {
         rules: &PickRules,
         except: &[Addr],
     ) -> Option<Pick> {
+        self.pick_candidate(|candidate| is_meant(candidate.node()), rules, except)
+    }
+
+    fn pick_candidate(
+        &self,
+        is_meant: impl Fn(&Candidate) -> bool,
+        rules: &PickRules,
+        except: &[Addr],
+    ) -> Option<Pick> {
         let snapshot = self.snapshot();
         // Without exceptions the node is not read: of many nodes, few are in the processor's cache.
         let is_allowed = |candidate: &Candidate| {
-            except.iter().all(|addr| *addr != candidate.node().addr) && is_meant(candidate.node())
+            !(rules.excludes_tls && candidate.uses_tls)
+                && except.iter().all(|addr| *addr != candidate.node().addr)
+                && is_meant(candidate)
         };
-        let is_available = |candidate: &Candidate| {
-            is_allowed(candidate) && !candidate.is_ejected() && candidate.is_warm(rules.slow_start)
-        };
-        let available = snapshot.schedules.iter().find_map(|schedule| match rules.choice {
-            Choice::Weighted => schedule.next(&snapshot.leaves, is_available),
-            Choice::LeastLatency => schedule.better_of_two(&snapshot.leaves, is_available),
+        let is_available = |candidate: &Candidate| is_allowed(candidate) && !candidate.is_ejected();
+        let is_warm = |candidate: &Candidate| is_available(candidate) && candidate.is_warm(rules.slow_start);
+        let available = snapshot.schedules.iter().find_map(|schedule| {
+            let warm = match rules.choice {
+                Choice::Weighted => schedule.next(&snapshot.leaves, is_warm),
+                Choice::LeastLatency => schedule.better_of_two(&snapshot.leaves, is_warm),
+            };
+            // A fresh node is better than an ejected one, and than one that is not preferred.
+            warm.or_else(|| schedule.next(&snapshot.leaves, is_available))
         });
         let allowed = || snapshot.schedules.last()?.next(&snapshot.leaves, is_allowed);
         available.or_else(allowed).map(Candidate::pick)
@@ -149,13 +167,14 @@ impl Balancer {
         let (stats, nodes) = (pick.stats(), self.current().len());
         let in_a_row = stats.responded_badly(latency);
         let is_outlier = rules.consecutive > 0 && in_a_row >= rules.consecutive;
-        let mut ejected = usize::from(is_outlier && self.outliers.eject(stats, nodes));
-        if rules.by_success_rate && self.outliers.is_interval_over(Instant::now()) {
-            let snapshot = self.current();
-            let all = snapshot.leaves.iter().flat_map(|leaf| &leaf.candidates).filter_map(Candidate::stats);
-            ejected += self.outliers.judge(&all.collect::<Vec<_>>(), nodes);
+        let ejected = usize::from(is_outlier && self.outliers.eject(stats, nodes));
+        let interval = self.outliers.next_interval(Instant::now());
+        if !rules.by_success_rate || interval == Interval::Running {
+            return ejected;
         }
-        ejected
+        let snapshot = self.current();
+        let all = snapshot.leaves.iter().flat_map(|leaf| &leaf.candidates).filter_map(Candidate::stats);
+        ejected + self.outliers.judge(&all.collect::<Vec<_>>(), nodes, interval)
     }
 
     /// The calls that are made through this balancer, where its caller says so, and the budget of their retries.

@@ -48,6 +48,15 @@ impl Default for OutlierRules {
 #[derive(Debug, Default)]
 pub(super) struct Outliers(Mutex<State>);
 
+/// State of an interval over which success rates are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interval {
+    Running,
+    Over,
+    /// It has begun long before, since no response was bad.
+    Unwatched,
+}
+
 #[derive(Debug, Default)]
 struct State {
     ejected: Vec<Weak<EndpointStats>>,
@@ -61,21 +70,24 @@ impl Outliers {
         self.0.lock().eject(stats, nodes)
     }
 
-    /// Returns true if an interval is over, which begins the next one.
-    pub(super) fn is_interval_over(&self, now: Instant) -> bool {
+    /// Looks if an interval is over, which begins the next one.
+    pub(super) fn next_interval(&self, now: Instant) -> Interval {
         let mut state = self.0.lock();
-        let is_over = state.interval_ends.is_some_and(|end| now >= end);
-        if is_over || state.interval_ends.is_none() {
-            state.interval_ends = Some(now + INTERVAL);
-        }
-        is_over
+        let interval = match state.interval_ends {
+            Some(end) if now < end => return Interval::Running,
+            Some(end) if now < end + INTERVAL => Interval::Over,
+            _ => Interval::Unwatched,
+        };
+        state.interval_ends = Some(now + INTERVAL);
+        interval
     }
 
-    /// Ejects those of the nodes whose success rate in the interval is far below the mean. Returns their number.
-    pub(super) fn judge(&self, all: &[&Arc<EndpointStats>], nodes: usize) -> usize {
+    /// Takes the success rates of the nodes, and ejects those that are far below the mean, unless the time that they are of is too
+    /// long. Returns the number of ejected nodes.
+    pub(super) fn judge(&self, all: &[&Arc<EndpointStats>], nodes: usize, interval: Interval) -> usize {
         let rated = all.iter().filter_map(|stats| Some((*stats, stats.take_success_rate(VOLUME)?)));
         let rated: Vec<_> = rated.collect();
-        if rated.len() < HOSTS {
+        if rated.len() < HOSTS || interval != Interval::Over {
             return 0;
         }
         let count = rated.len() as f64;
@@ -93,7 +105,7 @@ impl State {
         if stats.is_ejected() || 2 * (self.ejected.len() + 1) > nodes {
             return false;
         }
-        stats.eject();
+        stats.eject_outlier();
         self.ejected.push(Arc::downgrade(stats));
         true
     }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -39,11 +39,6 @@ impl Pick {
         self.entry.node().expect("only nodes are picked")
     }
 
-    /// Returns true for a node that says it uses TLS.
-    pub fn uses_tls(&self) -> bool {
-        self.entry.uses_tls()
-    }
-
     /// Reports that the node answered, after `latency`.
     pub fn succeeded(&self, latency: Duration) {
         self.stats.succeeded(latency);
@@ -71,8 +66,10 @@ pub(super) struct EndpointStats {
     created: Instant,
     /// Set for a node that came while others were known already.
     is_fresh: bool,
-    /// Ejections since the last success.
+    /// Ejections since the last success, or of an outlier, in the last [`LONGEST_EJECTION`].
     ejections: AtomicU32,
+    /// Ejected for its responses: a good one among them does not end that.
+    is_outlier: AtomicBool,
     /// Bad responses since the last good one, or the last ejection.
     bad_in_a_row: AtomicU32,
     /// Good and bad responses of the interval.
@@ -92,6 +89,7 @@ impl EndpointStats {
             created: Instant::now(),
             is_fresh,
             ejections: AtomicU32::new(0),
+            is_outlier: AtomicBool::new(false),
             bad_in_a_row: AtomicU32::new(0),
             good: AtomicU32::new(0),
             bad: AtomicU32::new(0),
@@ -120,11 +118,19 @@ impl EndpointStats {
     }
 
     fn succeeded(&self, latency: Duration) {
-        self.ejections.store(0, Ordering::Relaxed);
-        self.ejected_until.store(0, Ordering::Relaxed);
+        if !self.is_outlier.load(Ordering::Relaxed) || self.is_long_past_ejection() {
+            self.is_outlier.store(false, Ordering::Relaxed);
+            self.ejections.store(0, Ordering::Relaxed);
+            self.ejected_until.store(0, Ordering::Relaxed);
+        }
         self.bad_in_a_row.store(0, Ordering::Relaxed);
         self.good.fetch_add(1, Ordering::Relaxed);
         self.took(latency);
+    }
+
+    fn is_long_past_ejection(&self) -> bool {
+        let until = Duration::from_millis(self.ejected_until.load(Ordering::Relaxed));
+        self.created.elapsed() > until + LONGEST_EJECTION
     }
 
     /// Notes a bad response. Returns the number of those in a row.
@@ -150,7 +156,13 @@ impl EndpointStats {
         self.latency.store(average as u64, Ordering::Relaxed);
     }
 
-    /// Ejects the endpoint for a while, which doubles with each time until a good response.
+    /// Ejects an endpoint whose responses are bad.
+    pub(super) fn eject_outlier(&self) {
+        self.is_outlier.store(true, Ordering::Relaxed);
+        self.eject();
+    }
+
+    /// Ejects the endpoint for a while, which doubles with each time until it is well.
     pub(super) fn eject(&self) {
         let ejections = self.ejections.fetch_add(1, Ordering::Relaxed);
         let ejection = FIRST_EJECTION.saturating_mul(1 << ejections.min(16)).min(LONGEST_EJECTION);

@@ -106,22 +106,21 @@ mod tests {
         };
         let nodes = Nodes(NodeSet::from_sorted(weights.iter().enumerate().map(node)));
         let metadata = preferred.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let preference = Preference { metadata, excludes_tls: false };
+        let preference = Preference { metadata };
         CandidateSnapshot::build(0, &nodes, &preference, &CandidateSnapshot::default())
     }
 
     #[test]
-    fn tls_nodes_are_excluded_for_callers_without_tls() {
+    fn nodes_that_use_tls_can_be_excluded() {
         let node = |port: u8| ServerNode::new("user", &format!("h:{port}")).unwrap();
         let contents = [Content::Node(node(1)), Content::TlsNode(node(2))].into_iter().enumerate();
         let entry = |(index, content)| Arc::new(Entry { key: vec![index as u8].into(), created: 1, content });
         let nodes = Nodes(NodeSet::from_sorted(contents.map(entry)));
-        let ports = |excludes_tls| {
-            let preference = Preference { excludes_tls, ..Preference::default() };
-            let snapshot = CandidateSnapshot::build(0, &nodes, &preference, &CandidateSnapshot::default());
-            ports(&snapshot, &snapshot.schedules[0])
-        };
-        assert_eq!((ports(false), ports(true)), (vec![1, 2], vec![1]));
+        let snapshot = CandidateSnapshot::build(0, &nodes, &Preference::default(), &CandidateSnapshot::default());
+        let schedule = &snapshot.schedules[0];
+        let plain = |_| port(schedule.next(&snapshot.leaves, |candidate| !candidate.uses_tls).unwrap());
+        assert!((0..10).map(plain).all(|port| port == 1));
+        assert_eq!(ports(&snapshot, schedule), [1, 2]);
     }
 
     fn port(candidate: &Candidate) -> usize {

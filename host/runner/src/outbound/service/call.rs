@@ -4,11 +4,15 @@
 //! that, a further try needs three things: it does no harm, by the request's method or by the word of the node; the rule of the
 //! service permits one more, and the budget of all calls to it, so that retries do not multiply the load of a service that fails.
 
-use std::{borrow::Cow, pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures::future::{Either, select};
 use http::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
     request::Parts,
 };
@@ -46,9 +50,19 @@ pub(super) struct Call<'a> {
     /// Timeout of the connection to one node.
     connect: Duration,
     /// Deadline of the response of any node.
-    until: Instant,
+    until: Deadline,
+    /// A second try is under way beside the first.
+    is_hedged: AtomicBool,
     tried: Vec<Addr>,
     retries: u32,
+}
+
+/// Deadline of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    /// Chosen by the client of the component, and no reason to think ill of a node.
+    pub(super) is_clients: bool,
 }
 
 /// Outcome of one try.
@@ -121,7 +135,9 @@ impl AttemptError {
 struct AbandonGuard<'a> {
     pick: &'a Pick,
     body: &'a RequestBody,
-    blamed_from: Instant,
+    /// `None` where the node is not to blame whenever that is.
+    blamed_from: Option<Instant>,
+    is_hedged: &'a AtomicBool,
 }
 
 impl AbandonGuard<'_> {
@@ -132,7 +148,9 @@ impl AbandonGuard<'_> {
 
 impl Drop for AbandonGuard<'_> {
     fn drop(&mut self) {
-        if Instant::now() >= self.blamed_from && !self.body.is_waited_for() {
+        let is_late = self.blamed_from.is_some_and(|from| Instant::now() >= from);
+        // Of two tries, the slower one is dropped for the faster.
+        if is_late && !self.is_hedged.load(Ordering::Relaxed) && !self.body.is_waited_for() {
             self.pick.failed();
         }
     }
@@ -145,10 +163,21 @@ impl<'a> Call<'a> {
         rule: &'a CallRule,
         balancer: &'a Balancer,
         (parts, body): (&'a Parts, &'a RequestBody),
-        (connect, until): (Duration, Instant),
+        (connect, until): (Duration, Deadline),
     ) -> Self {
-        let (tried, retries) = (Vec::new(), rule.retries);
-        Self { client, target, rule, balancer, parts, body, connect, until, tried, retries }
+        Self {
+            client,
+            target,
+            rule,
+            balancer,
+            parts,
+            body,
+            connect,
+            until,
+            is_hedged: AtomicBool::new(false),
+            tried: Vec::new(),
+            retries: rule.retries,
+        }
     }
 
     /// Makes the call. The response counts as in flight until what is returned with it is dropped.
@@ -164,6 +193,7 @@ impl<'a> Call<'a> {
             return Err(Error::ConnectionLimitReached);
         };
         let Some(mut pick) = self.next_node() else {
+            self.count(CallEvent::NoResponse, 1);
             let message = no_node(self.target, self.balancer.view());
             tracing::debug!(service = %self.target.name, "a call failed: {message}");
             return Err(not_found(message));
@@ -197,23 +227,16 @@ impl<'a> Call<'a> {
             self.count(event, 1);
             return match outcome {
                 Ok(response) => Ok((response, (picked, in_flight))),
-                Err(failed) => Err(failed.into_error(self.until)),
+                Err(failed) => Err(failed.into_error(self.until.at)),
             };
         }
     }
 
     fn next_node(&self) -> Option<Pick> {
-        let mut except = Cow::Borrowed(&self.tried);
-        loop {
-            let pick = match self.target.is_split(self.rule) {
-                // Of many nodes, most are not read then.
-                false => self.balancer.pick_by(&self.rule.pick, &except)?,
-                true => self.balancer.pick_among(|node| !self.rule.is_split_off(node), &self.rule.pick, &except)?,
-            };
-            if self.rule.tls.is_some() || !pick.uses_tls() {
-                return Some(pick);
-            }
-            except.to_mut().push(pick.node().addr.clone());
+        match self.target.is_split(self.rule) {
+            // Of many nodes, most are not read then.
+            false => self.balancer.pick_by(&self.rule.pick, &self.tried),
+            true => self.balancer.pick_among(|node| !self.rule.is_split_off(node), &self.rule.pick, &self.tried),
         }
     }
 
@@ -221,13 +244,13 @@ impl<'a> Call<'a> {
     fn next_try(&mut self, again: Again) -> Option<(Pick, Duration)> {
         let pause = match again {
             Again::Never => return None,
-            Again::NotSent if self.tried.len() >= MAX_ATTEMPTS || Instant::now() >= self.until => return None,
+            Again::NotSent if self.tried.len() >= MAX_ATTEMPTS || Instant::now() >= self.until.at => return None,
             Again::NotSent => return Some((self.next_node()?, Duration::ZERO)),
             Again::NotProcessed(pause) => pause,
             Again::IfHarmless if self.parts.method.is_idempotent() => Duration::ZERO,
             Again::IfHarmless => return None,
         };
-        if self.retries == 0 || !self.body.is_replayable() || Instant::now() + pause >= self.until {
+        if self.retries == 0 || !self.body.is_replayable() || Instant::now() + pause >= self.until.at {
             return None;
         }
         let next = self.next_node()?;
@@ -268,53 +291,61 @@ impl<'a> Call<'a> {
             return Hedged { tried: first.await, other: None };
         };
         let other = Some(pick.node().addr.clone());
+        self.is_hedged.store(true, Ordering::Relaxed);
         let tried = match select(first, pin!(self.attempt(pick))).await {
             Either::Left((tried, second)) if tried.is_bad() => second.await,
             Either::Right((tried, first)) if tried.is_bad() => first.await,
             Either::Left((tried, _)) | Either::Right((tried, _)) => tried,
         };
+        self.is_hedged.store(false, Ordering::Relaxed);
         Hedged { tried, other }
     }
 
     /// Makes one try, and reports its outcome to the balancer.
     async fn attempt(&self, pick: Pick) -> Tried {
         let begun = Instant::now();
-        let by = self.rule.try_timeout.map_or(self.until, |limit| self.until.min(begun + limit));
-        let (client, request) =
-            match self.client.request(self.target, self.rule, (self.parts, self.body), &pick.node().addr, by) {
-                Ok(request) => request,
-                Err(error) => {
-                    return Tried { pick, outcome: Err(AttemptError::Unsendable(error)), again: Again::Never };
-                }
-            };
-        let guard = AbandonGuard { pick: &pick, body: self.body, blamed_from: by - (by - begun) / 2 };
+        let (mut by, mut is_clients) = (self.until.at, self.until.is_clients);
+        if let Some(limit) = self.rule.try_timeout.filter(|limit| begun + *limit < by) {
+            (by, is_clients) = (begun + limit, false);
+        }
+        let addr = &pick.node().addr;
+        let (client, request) = match self.client.request(self.target, self.rule, (self.parts, self.body), addr, by) {
+            Ok(request) => request,
+            Err(error) => return Tried { pick, outcome: Err(AttemptError::Unsendable(error)), again: Again::Never },
+        };
+        let blamed_from = (!is_clients).then(|| by - (by - begun) / 2);
+        let guard = AbandonGuard { pick: &pick, body: self.body, blamed_from, is_hedged: &self.is_hedged };
         let sent = send(client, request, by, self.connect).await;
         guard.disarm();
-        let (outcome, again) = match sent {
+        let after = begun.elapsed();
+        match sent {
             Ok(response) => {
-                let again = verdict::of_response(response.status(), response.headers());
-                if again == Again::Never {
-                    pick.succeeded(begun.elapsed());
-                } else {
-                    self.responded_badly(&pick, begun.elapsed());
+                let again = match verdict::of_response(response.status(), response.headers()) {
+                    // The node had as little time as the client gives.
+                    Again::IfHarmless if is_clients && response.status() == StatusCode::GATEWAY_TIMEOUT => Again::Never,
+                    again => again,
+                };
+                match again {
+                    Again::Never => pick.succeeded(after),
+                    _ => self.responded_badly(&pick, after),
                 }
-                (Ok(response), again)
+                Tried { pick, outcome: Ok(response), again }
+            }
+            Err((failed, _)) if failed.is_explained_by(self.body) => {
+                Tried { pick, outcome: Err(failed), again: Again::Never }
             }
             Err((failed, again)) => {
-                if failed.is_explained_by(self.body) {
-                    return Tried { pick, outcome: Err(failed), again: Again::Never };
-                }
                 match failed {
+                    AttemptError::ResponseTimeout if is_clients => {}
                     // The node may be well, and this one response slow.
-                    AttemptError::ResponseTimeout if by < self.until => {
-                        self.responded_badly(&pick, begun.elapsed());
-                    }
+                    AttemptError::ResponseTimeout if by < self.until.at => self.responded_badly(&pick, after),
+                    // It had less time than a connection may take.
+                    AttemptError::ConnectTimeout if after < self.connect => {}
                     _ => pick.failed(),
                 }
-                (Err(failed), again)
+                Tried { pick, outcome: Err(failed), again }
             }
-        };
-        Tried { pick, outcome, again }
+        }
     }
 }
 
@@ -333,6 +364,8 @@ async fn send(
     let connected = async { drop(connection.wait_for_connection_metadata().await) };
     let limit = by.min(Instant::now() + connect);
     let answer = tokio::select! {
+        // What has been sent may have been processed, however late it is.
+        biased;
         answer = &mut answer => Ok(answer),
         () = connected => timeout_at(by, answer).await,
         () = sleep_until(limit) => return Err((AttemptError::ConnectTimeout, Again::NotSent)),

@@ -23,7 +23,10 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
-use self::{call::Call, client::CONNECT_TIMEOUT};
+use self::{
+    call::{Call, Deadline},
+    client::CONNECT_TIMEOUT,
+};
 pub(crate) use self::{
     client::{DEADLINE, ServiceClient},
     target::Target,
@@ -66,11 +69,12 @@ impl ServiceClient {
         let body = if rule.retries > 0 { RequestBody::kept(body) } else { RequestBody::new(body) };
         let patience =
             options.first_byte_timeout.unwrap_or(DEFAULT_TIMEOUT).min(rule.timeout.unwrap_or(DEFAULT_TIMEOUT));
-        let by = Instant::now() + patience;
-        let until = deadline.until().map_or(by, |callers| callers.min(by));
+        let own = Instant::now() + patience;
+        let clients = deadline.until().filter(|clients| *clients < own);
+        let until = Deadline { at: clients.unwrap_or(own), is_clients: clients.is_some() };
         let connect = options.connect_timeout.map_or(CONNECT_TIMEOUT, |requested| requested.min(CONNECT_TIMEOUT));
         let response = async {
-            let balancer = timeout_at(until, self.balancer(&target)).await;
+            let balancer = timeout_at(until.at, self.balancer(&target)).await;
             let balancer = balancer.map_err(|_| Error::HttpResponseTimeout)??;
             Call::new(self, &target, rule, &balancer, (&parts, &body), (connect, until)).run(span).await
         };
@@ -78,7 +82,7 @@ impl ServiceClient {
         let (response, call) = match response {
             Ok(response) => response,
             Err(error) => {
-                drain(body).await;
+                drain(body.clone()).await;
                 return Err(error);
             }
         };

@@ -10,12 +10,16 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, try_join},
+};
 use http::Uri;
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 use leasehold::ServiceName;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
     rustls::{
@@ -33,8 +37,9 @@ use tokio_rustls::{
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use super::CONNECT_TIMEOUT;
 use crate::{
-    certificate::{self, read},
+    certificate::{self, SPIFFE, read},
     config::CallTls,
 };
 
@@ -54,9 +59,12 @@ pub(super) struct ClientTls {
     expected: Option<String>,
     protocol: &'static [u8],
     latest: Mutex<Option<(u64, Arc<ClientConfig>)>>,
-    /// Reads of the files. A file system may hang.
+    /// The latest read, which may be under way.
+    reading: Mutex<Option<Reading>>,
     reads: TaskTracker,
 }
+
+type Reading = Shared<BoxFuture<'static, Result<Arc<Contents>, String>>>;
 
 /// Content of the files.
 #[derive(Hash)]
@@ -105,32 +113,63 @@ impl CallTls {
     }
 }
 
-/// Detects the identity of SPIFFE, which is a URI and no DNS name.
-pub(crate) fn is_spiffe(name: &str) -> bool {
-    name.starts_with("spiffe://")
+/// Detects an identity of SPIFFE, which is a URI and no DNS name.
+fn is_spiffe(name: &str) -> bool {
+    name.starts_with(SPIFFE)
 }
 
 impl ClientTls {
     pub(super) fn new(files: CallTls, service: &ServiceName, protocol: &'static [u8]) -> Self {
         let expected = files.server_name.as_ref().map(|name| name.replace("{name}", service.as_str()));
-        Self { files, expected, protocol, latest: Mutex::default(), reads: TaskTracker::new() }
+        Self {
+            files,
+            expected,
+            protocol,
+            latest: Mutex::default(),
+            reads: TaskTracker::new(),
+            reading: Mutex::default(),
+        }
     }
 
-    /// The configuration by the files as they are now.
+    /// The configuration by the files as they are now; by those before, while the present ones do not fit together, as in the middle
+    /// of a rotation, or cannot be read.
     async fn config(&self) -> Result<Arc<ClientConfig>, String> {
+        let latest = self.latest.lock().as_ref().map(|(_, config)| Arc::clone(config));
+        let reading = {
+            let mut reading = self.reading.lock();
+            match (&*reading, latest.clone()) {
+                (Some(under_way), None) if under_way.peek().is_none() => under_way.clone(),
+                // A file system that hangs costs one thread, and no connection.
+                (Some(under_way), Some(latest)) if under_way.peek().is_none() => return Ok(latest),
+                _ => reading.insert(self.read()).clone(),
+            }
+        };
+        let contents = reading.await;
+        match (contents.and_then(|contents| self.known_or_made(&contents)), latest) {
+            (Err(message), Some(latest)) => {
+                tracing::debug!("the former files of calls over TLS are used: {message}");
+                Ok(latest)
+            }
+            (config, _) => config,
+        }
+    }
+
+    fn read(&self) -> Reading {
         let files = self.files.clone();
-        let contents = self.reads.spawn_blocking(move || files.read()).await.map_err(|error| error.to_string())??;
+        let read = self.reads.spawn_blocking(move || files.read().map(Arc::new));
+        async { read.await.map_err(|error| error.to_string()).flatten() }.boxed().shared()
+    }
+
+    fn known_or_made(&self, contents: &Contents) -> Result<Arc<ClientConfig>, String> {
         let mut hasher = DefaultHasher::new();
         contents.hash(&mut hasher);
         let fingerprint = hasher.finish();
-        let known = |latest: &Option<(u64, Arc<ClientConfig>)>| {
-            latest.as_ref().filter(|(known, _)| *known == fingerprint).map(|(_, config)| Arc::clone(config))
-        };
-        if let Some(config) = known(&self.latest.lock()) {
-            return Ok(config);
+        let mut latest = self.latest.lock();
+        if let Some((_, config)) = latest.as_ref().filter(|(known, _)| *known == fingerprint) {
+            return Ok(Arc::clone(config));
         }
-        let config = Arc::new(self.files.config(&contents, self.expected.as_deref(), self.protocol)?);
-        *self.latest.lock() = Some((fingerprint, Arc::clone(&config)));
+        let config = Arc::new(self.files.config(contents, self.expected.as_deref(), self.protocol)?);
+        *latest = Some((fingerprint, Arc::clone(&config)));
         Ok(config)
     }
 
@@ -164,11 +203,13 @@ where
     fn call(&mut self, uri: Uri) -> Self::Future {
         let (name, tls) = (self.tls.server_name(&uri), Arc::clone(&self.tls));
         let connecting = self.connector.call(uri);
-        Box::pin(async move {
-            let (stream, config) = futures::future::try_join(connecting, async { Ok(tls.config().await?) }).await?;
+        let connected = async move {
+            let (stream, config) = try_join(connecting, async { Ok(tls.config().await?) }).await?;
             let stream = TlsConnector::from(config).connect(name?, TokioIo::new(stream)).await?;
             Ok(MaybeHttpsStream::Https(TokioIo::new(stream)))
-        })
+        };
+        // A caller may have turned to another connection meanwhile, and this one is made for later.
+        Box::pin(async move { timeout(CONNECT_TIMEOUT, connected).await? })
     }
 }
 
@@ -197,7 +238,7 @@ impl ServerCertVerifier for SpiffeVerifier {
         let algorithms = self.provider.signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        match certificate::has_uri(end_entity, &self.uri) {
+        match certificate::is_identity(end_entity, &self.uri) {
             true => Ok(ServerCertVerified::assertion()),
             false => Err(CertificateError::NotValidForName.into()),
         }
