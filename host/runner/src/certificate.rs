@@ -1,4 +1,4 @@
-//! Certificates: their files, and the names in one that a trusted authority has issued.
+//! Certificates: their files, and the names in those that a trusted authority has issued.
 
 use std::path::Path;
 
@@ -50,8 +50,8 @@ pub(crate) fn unusable(cert: &Path, key: &Path, error: &rustls::Error) -> String
     }
 }
 
-/// Names of the holder of a certificate: the identity of SPIFFE, then the DNS names among its alternative names; the common name of
-/// one without either. Empty for one that cannot be parsed.
+/// Names of the holder of a certificate: the identity of SPIFFE, then the DNS names among its alternative names, or the common name if
+/// there is neither. Empty if it cannot be parsed.
 pub(crate) fn names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let mut names: Vec<_> = identity(&certificate).into_iter().collect();

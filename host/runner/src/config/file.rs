@@ -52,7 +52,7 @@ keys! {
         endpoints: Option<Vec<Member>> = Unset("`LEASEHOLD_ETCD`, then `ETCDCTL_ENDPOINTS`, then `http://127.0.0.1:2379`"), example "[http://10.0.0.1:2379, http://10.0.0.2:2379]";
         /// Time for a connection, its TLS handshake included. Shorter makes a distant etcd unreachable; longer delays the next endpoint.
         dial_timeout: Span = Default("3s"), example "1s";
-        /// Time for a request, a quarter of the TTL at most. A write without a response in time costs a new lease.
+        /// Time for a request, a quarter of the TTL at most. A write that etcd has lost costs a new lease.
         request_timeout: Span = Default("5s"), example "2500ms";
         /// The user, where etcd has authentication.
         user: Option<Text> = Unset("none"), example "leasehold";

@@ -28,7 +28,7 @@ use crate::{
         body::RequestBody,
         reserved::{Guarded, Reserved},
         service::{
-            secure::{ClientTls, Secured},
+            secure::{CONNECT_TIMEOUT, ClientTls, Secured},
             target::Target,
         },
     },
@@ -36,8 +36,6 @@ use crate::{
     telemetry::service_metrics::Stats,
 };
 
-/// Connect timeout of one node, after which the call is retried on the next one.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for which an idle connection is kept: shorter than servers usually keep it, so that they do not close it first.
 const IDLE: Duration = Duration::from_secs(10);
 /// Interval of pings to a node that owes a response over HTTP/2, and longest wait for the pong.

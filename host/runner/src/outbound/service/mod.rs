@@ -25,7 +25,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use self::{
     call::{Call, Deadline},
-    client::CONNECT_TIMEOUT,
+    secure::CONNECT_TIMEOUT,
 };
 pub(crate) use self::{
     client::{DEADLINE, ServiceClient},

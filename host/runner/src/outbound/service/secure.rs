@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{
@@ -37,11 +38,13 @@ use tokio_rustls::{
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::CONNECT_TIMEOUT;
 use crate::{
     certificate::{self, SPIFFE, read},
     config::CallTls,
 };
+
+/// Connect timeout of one node, after which the call is retried on the next one.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
