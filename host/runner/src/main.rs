@@ -88,7 +88,7 @@ async fn dispatch(command: Command, scheduler: Arc<Scheduler>, levels: Levels) -
         Command::Doctor(args) => Box::pin(commands::doctor(args)).await,
         Command::EtcdUser(args) => commands::etcd_user(args).await,
         Command::Check(args) => commands::check(args).await,
-        Command::Explain(args) => commands::explain(&args),
+        Command::Explain(args) => commands::explain(&args).await,
         Command::Init(args) => commands::init(&args),
         Command::Schema(args) => commands::schema(&args),
         Command::Inspect(args) => commands::inspect(&args).await,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,15 +11,17 @@ use std::{
 };
 
 use leasehold_end_to_end::{
-    Host,
+    Host, Program,
     config::{config, hostile, with},
     http::{ask, get},
+    paths,
 };
 use leasehold_scenarios::{
     wait_for,
     world::{SOON, World},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -286,4 +289,48 @@ async fn a_client_in_a_hurry_ejects_no_node() {
     assert_eq!(statuses(&host, 4).await, HashMap::from([("200".to_owned(), 4)]));
     let after = nodes.each_ref().map(Node::requests);
     assert_eq!([after[0] - before[0], after[1] - before[1]], [2, 2], "both take calls");
+}
+
+#[tokio::test]
+async fn explain_shows_the_nodes_of_a_call_and_why_others_are_left_out() {
+    let world = World::real().await;
+    let put = async |version: &str, port: u16, scheme: &str| {
+        let endpoints = [format!("{scheme}://127.0.0.1:{port}")];
+        let node = json!({ "id": port.to_string(), "name": "user", "version": version, "metadata": { "zone": "a" }, "endpoints": endpoints });
+        world.put(&format!("/microservices/user/{port}"), &node.to_string(), 0).await;
+    };
+    put("v1", 1, "http").await;
+    put("v1", 2, "http").await;
+    put("v2", 3, "http").await;
+    put("v1", 4, "https").await;
+    let caller = with(hostile("caller"), json!({ "allow": { "discover": ["user"] } }));
+    let split = json!([{ "version": "v2", "share": "10%" }, { "version": "v3", "share": "2%" }]);
+    let registry = json!({ "registry": { "layout": "kratos", "calls": [{ "service": "user", "split": split }] } });
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("services.yaml");
+    fs::write(&path, with(config(&world, [caller]), registry).to_string()).unwrap();
+    let explain = async |url: &str, more: &[&str]| {
+        let arguments = [&["explain", path.to_str().unwrap(), "--call", url], more].concat();
+        Program::spawn(&paths::leasehold(), arguments, folder.path()).ends().await
+    };
+    let text = explain("http://user.leasehold/x", &[]).await;
+    assert_eq!(text.code, Some(0), "{text:?}");
+    for expected in [
+        "caller calls user in plain text (retries: 1, retry_budget: 20%)",
+        "10 % go to v2",
+        "2 % go to v3; no node has it, so these calls fail",
+        "127.0.0.1:1  v1          100  44.0 %",
+        "127.0.0.1:3  v2          100  10.0 %",
+        "it uses TLS, which registry.calls.tls permits",
+    ] {
+        assert!(text.stdout.contains(expected), "{expected}: {}", text.stdout);
+    }
+    let rows: Value = serde_json::from_str(&explain("http://v2.user.leasehold/", &["--json"]).await.stdout).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 1);
+    assert_eq!((&rows[0]["addr"], &rows[0]["share"]), (&json!("127.0.0.1:3"), &json!(100.0)));
+    let denied = explain("http://order.leasehold/", &[]).await;
+    assert_eq!(denied.code, Some(64), "{denied:?}");
+    assert!(denied.stderr.contains("caller may not call order.leasehold"), "{}", denied.stderr);
+    let unknown = explain("http://user.leasehold/", &["--from", "shop"]).await;
+    assert!(unknown.stderr.contains("--from: the configuration has no service \"shop\""), "{}", unknown.stderr);
 }

@@ -42,6 +42,11 @@ impl Nodes {
         self.entries().filter(|entry| entry.uses_tls()).count()
     }
 
+    /// Every node, with true for those that say they use TLS.
+    pub fn iter_with_tls(&self) -> impl Iterator<Item = (&ServerNode, bool)> + Clone {
+        self.entries().filter_map(|entry| Some((entry.node()?, entry.uses_tls())))
+    }
+
     /// Iterates over the nodes in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = &ServerNode> + Clone {
         self.entries().filter_map(|entry| entry.node())

@@ -117,6 +117,7 @@ Examples:
   leasehold explain greeter.yaml
   leasehold explain greeter.yaml --json
   leasehold explain greeter.wasm > services.yaml     the configuration that it needs, with the reason for each key
+  leasehold explain services.yaml --call http://user.leasehold/     the nodes of a call by name, with their shares
 
 How a node becomes a key and a value is its layout; in the configuration, for all services or for one:
   registry: { layout: kratos }
@@ -559,6 +560,14 @@ pub(crate) struct SchemaArgs {
 pub(crate) struct ExplainArgs {
     /// A configuration file (YAML; - for standard input), or a component (.wasm)
     pub(crate) file: PathBuf,
+
+    /// A call by name instead: the nodes that it may go to, as etcd has them now, and why others are left out
+    #[arg(long, value_name = "URL")]
+    pub(crate) call: Option<String>,
+
+    /// The service that calls [default: the one that may, if there is one]
+    #[arg(long, value_name = "SERVICE", requires = "call")]
+    pub(crate) from: Option<String>,
 
     /// One JSON array; for a component, one JSON object
     #[arg(long)]

@@ -1,10 +1,11 @@
-//! `leasehold explain`: the exact keys and values that a configuration would write, or the configuration that a component needs.
-//! Connects to nothing, starts nothing.
+//! `leasehold explain`: the exact keys and values that a configuration would write, or the configuration that a component needs;
+//! connects to nothing, starts nothing. With `--call`, the nodes of a call by name.
 
 use leasehold::{Layout, LoadSource, ServerNode, Weight};
 use serde::Serialize;
 
 use super::{
+    explain_call::explain_call,
     needs::needs,
     output::{print, print_json},
 };
@@ -34,7 +35,10 @@ struct Row {
 }
 
 /// Prints what would be written, service by service. Fails when one of the keys may not be.
-pub(crate) fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+pub(crate) async fn explain(args: &ExplainArgs) -> Result<(), Failure> {
+    if let Some(url) = &args.call {
+        return explain_call(args, url).await;
+    }
     if args.file.extension().is_some_and(|extension| extension == "wasm") {
         return needs(&args.file, args.json);
     }

@@ -10,6 +10,7 @@ mod doctor;
 mod drain;
 mod etcd_user;
 mod explain;
+mod explain_call;
 mod filter;
 pub(crate) mod init;
 mod inspect;

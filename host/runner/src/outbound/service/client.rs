@@ -104,13 +104,7 @@ impl ServiceClient {
         if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP) {
             return None;
         }
-        let target = |version: &str, name: &str| {
-            let target = Target { name: name.parse().ok()?, version: version.parse().ok()? };
-            self.names.allow(&target.name).then_some(target)
-        };
-        // Names may have dots too, and so may versions.
-        let versions = || named.match_indices('.').find_map(|(dot, _)| target(&named[..dot], &named[dot + 1..]));
-        target("", named).or_else(versions)
+        Target::parse(named, &self.names)
     }
 
     pub(super) fn request(

@@ -2,6 +2,7 @@
 
 use http::HeaderMap;
 use leasehold::{ServiceName, Version};
+use leasehold_wasmtime::Names;
 
 use crate::config::{CallRule, Split};
 
@@ -15,6 +16,22 @@ pub(crate) struct Target {
 impl Target {
     pub(crate) fn name(&self) -> &ServiceName {
         &self.name
+    }
+
+    /// The version; empty for all versions.
+    pub(crate) fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// Parses a host without its suffix: a name, or a version and a name; `None` unless the name is permitted.
+    pub(crate) fn parse(named: &str, permitted: &Names) -> Option<Self> {
+        let target = |version: &str, name: &str| {
+            let target = Self { name: name.parse().ok()?, version: version.parse().ok()? };
+            permitted.allow(&target.name).then_some(target)
+        };
+        // Names may have dots too, and so may versions.
+        let versions = || named.match_indices('.').find_map(|(dot, _)| target(&named[..dot], &named[dot + 1..]));
+        target("", named).or_else(versions)
     }
 
     /// The version that a call to a service goes to: the one with its header, or the one at `percent` of the shares.
