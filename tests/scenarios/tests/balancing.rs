@@ -176,6 +176,25 @@ async fn a_fresh_node_warms_up() {
     }
 }
 
+/// As in a deploy that replaces one node after the other.
+#[tokio::test(start_paused = true)]
+async fn the_last_warm_node_does_not_take_the_calls_of_all() {
+    let service = Service::new(3).await;
+    let rules = PickRules { slow_start: Duration::from_secs(30), ..PickRules::default() };
+    service.pick().succeeded(LATENCY);
+    for index in 0..2 {
+        assert!(service.etcd.delete(&format!("/user/{}", addr(index))));
+        service.sees(2).await;
+        service.shares(&rules, 1);
+        add(&service.etcd, 10 + index);
+        service.sees(3).await;
+        let shares = service.shares(&rules, 10_000);
+        let most = if index == 0 { 0.52 } else { 0.36 };
+        assert!(shares[&addr(2)] < most, "{shares:?}");
+        advance(Duration::from_secs(2)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn fresh_nodes_alone_take_every_call() {
     let service = Service::new(1).await;

@@ -48,7 +48,7 @@ pub struct PickRules {
     /// The strategy.
     pub choice: Choice,
     /// Time over which the share of calls of a fresh node rises from a tenth to the whole. A node is fresh if it was registered while
-    /// the balancer knew others.
+    /// the balancer knew others. While more than half of the nodes are fresh, each has its whole share.
     ///
     /// By default zero: a fresh node has its whole share at once.
     pub slow_start: Duration,
@@ -146,7 +146,8 @@ impl Balancer {
                 && is_meant(candidate)
         };
         let is_available = |candidate: &Candidate| is_allowed(candidate) && !candidate.is_ejected();
-        let is_warm = |candidate: &Candidate| is_available(candidate) && candidate.is_warm(rules.slow_start);
+        let slow_start = if snapshot.is_mostly_fresh(rules.slow_start) { Duration::ZERO } else { rules.slow_start };
+        let is_warm = |candidate: &Candidate| is_available(candidate) && candidate.is_warm(slow_start);
         let available = snapshot.schedules.iter().find_map(|schedule| {
             let warm = match rules.choice {
                 Choice::Weighted => schedule.next(&snapshot.leaves, is_warm),

@@ -109,6 +109,11 @@ impl EndpointStats {
         until != 0 && self.created.elapsed().as_millis() < u128::from(until)
     }
 
+    /// Time at which the endpoint came; `None` if it was there at first.
+    pub(super) fn fresh_since(&self) -> Option<Instant> {
+        self.is_fresh.then_some(self.created)
+    }
+
     /// Share of its weight that a fresh node gets, 0.0 to 1.0: it rises over `slow_start`.
     pub(super) fn warmth(&self, slow_start: Duration) -> f64 {
         if !self.is_fresh || slow_start.is_zero() {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::discovery::{
     balancer::{
-        candidates::{CandidateLeaf, Known, Preference},
+        candidates::{Candidate, CandidateLeaf, Known, Preference},
         stride::StrideSchedule,
     },
     node_set::Leaf,
@@ -29,6 +29,8 @@ pub(super) struct CandidateSnapshot {
     pub(super) leaves: Vec<Arc<CandidateLeaf>>,
     /// Preferred candidates, if some but not all are preferred; then all candidates.
     pub(super) schedules: Vec<StrideSchedule>,
+    /// Time since which more than half of the candidates have come; `None` if fewer are fresh, or if there are very many.
+    pub(super) mostly_fresh_since: Option<Instant>,
 }
 
 impl CandidateSnapshot {
@@ -55,8 +57,14 @@ impl CandidateSnapshot {
         if all > 0 {
             schedules.push(StrideSchedule::new(false, &leaves));
         }
+        let mostly_fresh_since = if all < LARGE { mostly_fresh_since(&leaves, all) } else { None };
         let built = Some((begun, begun.elapsed()));
-        Self { generation, built, leaves, schedules }
+        Self { generation, built, leaves, schedules, mostly_fresh_since }
+    }
+
+    /// Detects nodes of which most are fresh, as after a deploy of all of them: the others could not take their share as well.
+    pub(super) fn is_mostly_fresh(&self, slow_start: Duration) -> bool {
+        self.mostly_fresh_since.is_some_and(|since| since.elapsed() < slow_start)
     }
 
     /// Number of candidates.
@@ -78,6 +86,13 @@ impl CandidateSnapshot {
         let is_large = || self.len() >= LARGE;
         self.generation == generation || is_large() && begun.elapsed() < MAX_AGE.min(REST * took)
     }
+}
+
+fn mostly_fresh_since(leaves: &[Arc<CandidateLeaf>], all: usize) -> Option<Instant> {
+    let stats = leaves.iter().flat_map(|leaf| &leaf.candidates).filter_map(Candidate::stats);
+    let mut fresh: Vec<_> = stats.filter_map(|stats| stats.fresh_since()).collect();
+    fresh.sort_unstable_by(|one, other| other.cmp(one));
+    fresh.get(all / 2).copied()
 }
 
 #[cfg(test)]
