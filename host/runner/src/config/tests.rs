@@ -247,7 +247,7 @@ fn a_bad_value_is_named_with_its_key_and_line() {
             "registry: { calls: [{ split: [{ version: v2, header: canary }] }] }\n",
             "c.yaml:5: header: must be a header such as \"x-canary: 1\"",
         ),
-        ("registry: { calls: [{ tls: { ca: c.yaml, cert: c.yaml } }] }\n", "c.yaml:5: cert: needs tls.key"),
+        ("registry: { calls: [{ tls: { ca: c.yaml, cert: c.yaml } }] }\n", "c.yaml:5: ca: cannot read /conf/c.yaml"),
         (
             "    allow: { callers: [shop] }\n",
             "c.yaml:5: callers: needs tls.client_ca: without certificates no caller is known",
