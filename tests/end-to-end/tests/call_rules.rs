@@ -265,6 +265,29 @@ async fn a_version_gets_its_share_of_the_calls() {
 }
 
 #[tokio::test]
+async fn a_reload_changes_the_rules_without_a_failed_call() {
+    let world = World::real().await;
+    let [v1, v2] = [Node::of_version(&world, "v1", GOOD).await, Node::of_version(&world, "v2", GOOD).await];
+    let host = caller(&world, json!({ "split": [{ "version": "v2", "share": "100%" }] })).await;
+    assert_eq!(statuses(&host, 20).await, HashMap::from([("200".to_owned(), 20)]));
+    assert_eq!((v1.requests(), v2.requests()), (0, 20));
+    let written: Value = serde_json::from_str(&fs::read_to_string(host.file()).unwrap()).unwrap();
+    let changed =
+        with(written, json!({ "registry": { "calls": [{ "split": [{ "version": "v1", "share": "100%" }] }] } }));
+    fs::write(host.file(), changed.to_string()).unwrap();
+    host.signal("HUP");
+    wait_for("the calls go to the other version", SOON, async || {
+        let (case, text) = call(&host).await;
+        assert_eq!(case, "ok", "{text}");
+        v1.requests() > 0
+    })
+    .await;
+    let before = v2.requests();
+    assert_eq!(statuses(&host, 20).await, HashMap::from([("200".to_owned(), 20)]));
+    assert_eq!(v2.requests(), before);
+}
+
+#[tokio::test]
 async fn calls_to_a_version_that_no_node_has_say_so() {
     let world = World::real().await;
     let v1 = Node::of_version(&world, "v1", GOOD).await;
