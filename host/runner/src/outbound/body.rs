@@ -141,7 +141,7 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Self { shared, number, position } = &mut *self;
         let mut shared = shared.lock();
-        if shared.is_at_end && shared.kept.is_empty() {
+        if shared.is_at_end && shared.is_whole && shared.kept.is_empty() {
             return Poll::Ready(None);
         }
         if *number != shared.latest {
@@ -331,6 +331,9 @@ mod tests {
         let large = body([vec![b'x'; REPLAYED]]);
         assert!(next(&mut large.clone()).await.is_some());
         assert!(!large.is_replayable());
+        let (mut stale, mut latest) = (large.clone(), large.clone());
+        assert_eq!(next(&mut latest).await, None);
+        assert_eq!(next(&mut stale).await, Some(Err(())), "it has not sent what the other one has");
         let small = body((0..REPLAYED).map(|_| vec![b'x']));
         let mut first = small.clone();
         for _ in 0..2000 {

@@ -341,7 +341,10 @@ impl<'a> Call<'a> {
                     AttemptError::ResponseTimeout if by < self.until.at => self.responded_badly(&pick, after),
                     // It had less time than a connection may take.
                     AttemptError::ConnectTimeout if after < self.connect => {}
-                    _ => pick.failed(),
+                    _ => {
+                        pick.failed();
+                        self.count(CallEvent::Ejected, 1);
+                    }
                 }
                 Tried { pick, outcome: Err(failed), again }
             }
