@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// What a node does with each request.
+/// Reaction of a node to each request.
 #[derive(Clone, Copy)]
 enum Behaviour {
     /// Responds with this status after that time.

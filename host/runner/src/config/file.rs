@@ -94,7 +94,7 @@ keys! {
         suffix: Suffix = Default("leasehold");
         /// Metadata of nodes that calls by name prefer; `version` prefers a version.
         prefer: Option<Pairs> = Unset("none"), example "{ zone: a }";
-        /// How calls by name are made: retries, ejection of nodes and the like; see [calls](calls.md#failure-policy).
+        /// Rules of calls by name: retries, ejection of nodes and the like; see [calls](calls.md#failure-policy).
         calls: Vec<Calls> = Unset("one entry with every default"), example "[{ timeout: 2s }, { service: payment, retries: 0 }]";
         /// The published weight.
         weight: Weight = Unset("");
@@ -102,7 +102,7 @@ keys! {
 }
 
 keys! {
-    /// How calls by name are made to some services; see [calls](calls.md#failure-policy).
+    /// Rules of calls by name to some services; see [calls](calls.md#failure-policy).
     pub(crate) struct Calls {
         /// The services that the entry is for. An entry without is for those that no other entry names.
         service: OneOrMany<ServiceName> = Unset("all others"), example "[user, order]";

@@ -173,7 +173,7 @@ pub(crate) struct Spec {
     pub(crate) suffix: Arc<str>,
     /// Metadata of the nodes that calls by name prefer.
     pub(crate) prefer: Metadata,
-    /// How its calls by name are made.
+    /// Rules of its calls by name.
     pub(crate) calls: Arc<CallRules>,
     /// Its limits.
     pub(crate) limits: Limits,
@@ -189,14 +189,14 @@ pub(crate) struct Spec {
     pub(crate) written: Written,
 }
 
-/// How calls by name are made, by the service that is called.
+/// Rules of calls by name, by the service that is called.
 #[derive(Debug, Default)]
 pub(crate) struct CallRules {
     named: Vec<(ServiceName, CallRule)>,
     others: CallRule,
 }
 
-/// How calls by name to a service are made.
+/// Rule of calls by name to a service.
 #[derive(Debug, Clone)]
 pub(crate) struct CallRule {
     /// Time until a response begins, with all tries.

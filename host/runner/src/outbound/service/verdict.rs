@@ -1,4 +1,4 @@
-//! What a response, or a failure without one, means: for the node, and for a further try.
+//! Verdict on a response, or on a failure without one: for the node, and for a further try.
 
 use std::{error::Error, time::Duration};
 
