@@ -375,7 +375,7 @@ impl Endpoints {
         let mut answer = within(deadline, attempts.as_mut()).await;
         let mut heard_since = begun + deadline / 2;
         while answer.is_err() {
-            let Route { index, life } = target.lock().clone();
+            let life = target.lock().life.clone();
             let left = MAX_PATIENCE.saturating_sub(begun.elapsed());
             if left.is_zero() || !life.was_heard_since(heard_since) {
                 break;
@@ -385,7 +385,7 @@ impl Endpoints {
                 biased;
                 answer = &mut attempts => Ok(answer),
                 // Boxed: it is rarely needed, and large.
-                () = Box::pin(self.overtake(index)) => {
+                () = Box::pin(self.overtake()) => {
                     let late = within(OVERTAKEN, attempts.as_mut()).await;
                     if late.is_err() {
                         break;
@@ -398,23 +398,17 @@ impl Endpoints {
         self.conclude(answer, target.lock().clone(), begun.elapsed())
     }
 
-    /// Returns once a request that was made now has come through etcd's log, by way of another endpoint if one is there: a member
-    /// that has lost the others has nothing to say about their log. Revokes a lease that cannot exist, so nothing
-    /// changes, and no user needs a right for it.
-    async fn overtake(&self, index: usize) {
+    /// Returns once a request that was made now has come through etcd's log, by way of any endpoint: a member that has lost the
+    /// others does not answer it. Revokes a lease that cannot exist, so nothing changes, and no user needs a right for it.
+    async fn overtake(&self) {
         let revoke = |mut client: Client| async move { client.lease_revoke(NO_LEASE).await };
-        let is_through = |answer: &Result<_, Failure>| matches!(answer, Ok(_) | Err(Failure::LeaseGone));
-        let others = self.all.iter().enumerate().filter(|(other, _)| *other != index);
-        let mut answers: FuturesUnordered<_> = others.map(|(_, other)| self.attempt(other, &revoke)).collect();
+        let mut answers: FuturesUnordered<_> = self.all.iter().map(|one| self.attempt(one, &revoke)).collect();
         while let Some(answer) = answers.next().await {
-            if is_through(&answer) {
+            if matches!(answer, Ok(_) | Err(Failure::LeaseGone)) {
                 return;
             }
         }
-        // The others are not there, or fail. A member that has lost them does not answer this.
-        if !is_through(&self.attempt(&self.all[index], &revoke).await) {
-            pending::<()>().await;
-        }
+        pending::<()>().await;
     }
 
     /// The endpoint that serves.
