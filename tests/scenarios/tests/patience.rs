@@ -37,6 +37,22 @@ async fn bounded_a_request_that_later_ones_overtake_is_given_up() {
     assert!((DEADLINE..DEADLINE + AGAIN).contains(&took), "{took:?}");
 }
 
+/// The other member is silent, and so says nothing about a request that the first one has lost.
+#[tokio::test(start_paused = true)]
+async fn bounded_a_lost_request_is_given_up_beside_a_silent_member() {
+    let [lossy, silent] = [SimEtcd::new(1), SimEtcd::new(2)];
+    silent.blackhole("host");
+    let registrar = registrar(&[&lossy, &silent]).await;
+    lossy.set_pace(NEVER);
+    let registering = tokio::spawn(async move { registrar.register(user()).await });
+    sleep(DEADLINE / 2).await;
+    lossy.set_pace(Duration::ZERO);
+    sleep(DEADLINE / 2 + AGAIN).await;
+    let is_grant = |call: &CallRecord| call.call == Call::Grant;
+    assert!(silent.take_calls().iter().any(is_grant), "the next request goes to the other member");
+    registering.abort();
+}
+
 /// The member answers everything but what goes through the log, as one without the others does.
 #[tokio::test(start_paused = true)]
 async fn bounded_a_member_that_writes_nothing_is_passed_over() {
